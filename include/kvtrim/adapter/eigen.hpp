@@ -1,0 +1,60 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Eigen matrices as kvtrim views, and Eigen's 16-bit floats as elements. No copy.
+//
+//   heads_in_columns(m, heads)   m [tokens, heads * head_dim]: all heads of a token together (token-major);
+//                                q, k and v as a projection leaves them
+//   heads_in_rows(m, heads)      m [heads * tokens, head_dim]: the tokens of a head together (head-major)
+//   output_projection(m, heads)  m [hidden, q_heads * head_dim]: W_O as checkpoints store it (y = x m^T)
+//
+// Any storage order, Map or Ref with strides; m must outlive the view.
+
+#include <kvtrim/base/tensor_view.hpp>
+
+#include <Eigen/Core>
+
+namespace kvtrim {
+
+template <>
+struct element_traits<Eigen::half> {
+    static float to_float(Eigen::half x) { return static_cast<float>(x); }
+    static Eigen::half from_float(float x) { return Eigen::half(x); }
+};
+
+template <>
+struct element_traits<Eigen::bfloat16> {
+    static float to_float(Eigen::bfloat16 x) { return static_cast<float>(x); }
+    static Eigen::bfloat16 from_float(float x) { return Eigen::bfloat16(x); }
+};
+
+// [heads, tokens, head_dim] of m [tokens, heads * head_dim]. Requires cols to be a multiple of heads.
+template <class M>
+[[nodiscard]] auto heads_in_columns(M& m, index_t heads) {
+    KVTRIM_EXPECTS(heads > 0 && m.cols() % heads == 0, "heads_in_columns: cols must be heads * head_dim");
+    const index_t head_dim = m.cols() / heads;
+    return strided(m.data(), {heads, m.rows(), head_dim},
+                   {head_dim * m.colStride(), m.rowStride(), m.colStride()});
+}
+
+// [heads, tokens, head_dim] of m [heads * tokens, head_dim]. Requires rows to be a multiple of heads.
+template <class M>
+[[nodiscard]] auto heads_in_rows(M& m, index_t heads) {
+    KVTRIM_EXPECTS(heads > 0 && m.rows() % heads == 0, "heads_in_rows: rows must be heads * tokens");
+    const index_t tokens = m.rows() / heads;
+    return strided(m.data(), {heads, tokens, m.cols()},
+                   {tokens * m.rowStride(), m.rowStride(), m.colStride()});
+}
+
+// [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim].
+template <class M>
+[[nodiscard]] auto output_projection(M& m, index_t q_heads) {
+    KVTRIM_EXPECTS(q_heads > 0 && m.cols() % q_heads == 0,
+                   "output_projection: cols must be q_heads * head_dim");
+    const index_t head_dim = m.cols() / q_heads;
+    return strided(m.data(), {q_heads, head_dim, m.rows()},
+                   {head_dim * m.colStride(), m.colStride(), m.rowStride()});
+}
+
+} // namespace kvtrim

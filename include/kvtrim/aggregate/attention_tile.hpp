@@ -1,0 +1,73 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What an aggregator sees of the observation window's attention: one tile at a time, never the whole.
+//
+// An aggregator turns the attention rows of one KV head (all query heads of its group, all window queries)
+// into one score per candidate token. It is a fold, in any number of tiles:
+//
+//   halo()                        columns it wants to see on either side of a tile (pooling: kernel / 2)
+//   lanes(group_size)             floats it accumulates per candidate
+//   add(tile, accumulators)       accumulators [lanes, candidates], zero at first
+//   finish(head, accumulators, importance, attention)
+//   two_stage                     whether finish also writes `attention` (what stage one ranks by)
+//
+// 32 heads x 32 queries x 131072 tokens of float would be 512 MiB; the fold holds lanes x tokens.
+
+#include <kvtrim/base/status.hpp>
+
+#include <algorithm>
+#include <span>
+
+namespace kvtrim {
+
+// Shape of the fold over one KV head.
+struct attention_head {
+    index_t group_size;      // query heads that read this KV head
+    index_t queries;         // observation queries of each of them
+    index_t candidates;      // columns of the score row
+    index_t candidate_begin; // cache row of column 0
+    index_t query_begin;     // cache row of the first query's own token
+    index_t sliding_window;  // rows a query sees, 0: all
+
+    // How many of the queries see the token of a column.
+    [[nodiscard]] constexpr index_t observers(index_t column) const {
+        const index_t token = candidate_begin + column;
+        const index_t first = std::max<index_t>(0, token - query_begin);
+        const index_t last = sliding_window == 0
+                                 ? queries
+                                 : std::min(queries, token + sliding_window - query_begin);
+        return std::max<index_t>(0, last - first);
+    }
+};
+
+// Attention of `query_rows` rows to the candidates [first, first + tokens), with up to halo() further
+// candidates on either side (fewer at the ends of the row).
+struct attention_tile {
+    const float* attention;      // [before + tokens + after, query_rows]
+    const float* pooling_factor; // [query_rows] mass of the row over the sum of its 2 * halo + 1 wide sums
+    index_t query_rows;
+    index_t first_row; // rows are numbered query_head_in_group * queries + query
+    index_t first;
+    index_t tokens;
+    index_t before;
+    index_t after;
+    attention_head head;
+
+    // Attention [query_rows] to candidate first + t, for t in [-before, tokens + after).
+    [[nodiscard]] const float* column(index_t t) const { return attention + (before + t) * query_rows; }
+
+    // Calls fn(query_head_in_group, row_begin, row_end) for each query head present in this tile.
+    template <class Fn>
+    void for_each_query_head(Fn&& fn) const {
+        for (index_t begin = 0; begin < query_rows;) {
+            const index_t query_head = (first_row + begin) / head.queries;
+            const index_t end = std::min(query_rows, (query_head + 1) * head.queries - first_row);
+            fn(query_head, begin, end);
+            begin = end;
+        }
+    }
+};
+
+} // namespace kvtrim

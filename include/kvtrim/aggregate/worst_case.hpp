@@ -1,0 +1,68 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// DefensiveKV's two-step aggregation: a token is worth what its most interested query pays, but never less
+// than the average token (a prior against the risk that no observed query asked for it).
+//
+//   a[i, c]        attention of query row i (all window queries of all heads of the group) to candidate c
+//   r[i, c]        average pooling of a[i], rescaled to the row's own mass: pooling must not change it
+//   worst[c]       = max over i of r[i, c]
+//   importance[c]  = max(worst[c], floor_weight * mean over c of worst)
+//   attention[c]   = mean over i of a[i, c]          (for stage one of the selection)
+//
+// Source: DefensiveKV, arXiv:2510.13334, Sec. 4, Alg. 1; FFY0/DefensiveKV@9251b95
+// efficient_defensivekv_press.py. Linear in the number of attention weights.
+// Departures: a row without mass (fully masked, or underflowed) counts as zero instead of 0/0.
+// Cost: kernel_tokens multiply-adds per attention weight; lanes: 2. Numerics: float; the row's mass in double.
+
+#include <kvtrim/aggregate/attention_tile.hpp>
+#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/math/pooling.hpp>
+
+namespace kvtrim {
+
+struct worst_case_attention {
+    index_t kernel_tokens = 5; // odd; reference 5
+    float floor_weight = 1.0f; // share of the row mean that floors every token; 0: no floor; reference 1
+
+    static constexpr bool two_stage = true;
+
+    [[nodiscard]] status validate() const {
+        if (!(floor_weight >= 0.0f)) {
+            return {errc::invalid_parameter, "worst_case_attention: floor_weight must not be negative"};
+        }
+        return valid_kernel(kernel_tokens);
+    }
+    [[nodiscard]] index_t halo() const { return kernel_tokens / 2; }
+    [[nodiscard]] index_t lanes(index_t /*group_size*/) const { return 2; }
+
+    void add(const attention_tile& tile, std::span<float> accumulators) const {
+        float* worst = accumulators.data() + tile.first;
+        float* total = accumulators.data() + tile.head.candidates + tile.first;
+        for (index_t t = 0; t < tile.tokens; ++t) {
+            total[t] += kernels::sum_of(tile.column(t), tile.query_rows);
+            const index_t begin = std::max(t - halo(), -tile.before);
+            const index_t end = std::min(t + halo() + 1, tile.tokens + tile.after);
+            worst[t] = std::max(worst[t], kernels::max_of_sums(tile.column(begin), end - begin,
+                                                               tile.query_rows, tile.pooling_factor));
+        }
+    }
+
+    void finish(const attention_head& head, std::span<float> accumulators, std::span<float> importance,
+                std::span<float> attention) const {
+        const auto columns = static_cast<std::size_t>(head.candidates);
+        const auto worst = accumulators.first(columns);
+        const auto total = accumulators.subspan(columns, columns);
+        double sum = 0;
+        for (const float w : worst) { sum += static_cast<double>(w); }
+        const float floor = floor_weight * static_cast<float>(sum / static_cast<double>(columns));
+        const float rows = static_cast<float>(head.group_size * head.queries);
+        for (std::size_t c = 0; c < columns; ++c) {
+            importance[c] = std::max(worst[c], floor);
+            attention[c] = total[c] / rows;
+        }
+    }
+};
+
+} // namespace kvtrim

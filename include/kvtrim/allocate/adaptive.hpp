@@ -1,0 +1,74 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Ada-KV: the rows compete for one budget, but each row's best `safeguard` tokens are out of the competition.
+//
+//   forced = the best s tokens of each row,   s = floor(safeguard_ratio * total / rows)
+//   budgets[r] = s + tokens of row r among the (total - rows * s) best of all others
+//
+// A row may be a KV head, or a (layer, KV head): the algorithm is the same. Maximising the kept attention mass of
+// a layer under one budget minimises Ada-KV's upper bound on the output loss (measure/eviction_loss.hpp).
+//
+// Source: Ada-KV, arXiv:2407.11550, Alg. 1; kvpress@8bb29b9 adakv_press.py (alpha_safeguard 0.20).
+// Departures: the safeguard counts tokens that compete, not protected ones: in kvpress a safeguard below the
+// window protects nothing. safeguard_tokens gives kvpress' count exactly. Budgets sum exactly.
+// Method: rows whose count under the common cut stays below their safeguard are fixed at it, and the cut is
+// taken again over the others, until none is below: the same result as marking the forced tokens, without
+// a copy of the scores. Cost: five linear reads of the scores, plus as many per round (rounds <= rows + 1,
+// one or two in practice).
+
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/math/top_k.hpp>
+
+namespace kvtrim {
+
+struct adaptive {
+    double safeguard_ratio = 0.2;  // alpha, in [0, 1]; kvpress 0.20
+    index_t safeguard_tokens = -1; // >= 0: this many tokens per row instead
+
+    static constexpr bool is_uniform = false;
+
+    [[nodiscard]] status validate() const {
+        if (safeguard_ratio >= 0.0 && safeguard_ratio <= 1.0) { return {}; }
+        return {errc::ratio_out_of_range, "adaptive: safeguard_ratio must lie in [0, 1]"};
+    }
+
+    // Requires 0 <= total <= the number of candidates. Fills budgets [rows]; their sum is total.
+    [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
+                                  workspace&) const {
+        constexpr index_t open = -1;
+        std::fill(budgets.begin(), budgets.end(), open);
+        const auto is_open = [&](index_t r) { return budgets[static_cast<std::size_t>(r)] == open; };
+        const auto safeguard = [&, share = safeguard_of(total, scores.rows())](index_t r) {
+            return std::min(share, scores.length(r));
+        };
+        index_t remaining = total;
+        top_k_cut cut{};
+        for (bool settled = false; !settled;) {
+            settled = true;
+            cut = find_top_k(scores, remaining, is_open);
+            top_k_cut walked = cut;
+            for (index_t r = 0; r < scores.rows(); ++r) {
+                if (!is_open(r) || count_above(scores.row(r), walked) >= safeguard(r)) { continue; }
+                budgets[static_cast<std::size_t>(r)] = safeguard(r);
+                remaining -= safeguard(r);
+                settled = false;
+            }
+        }
+        for (index_t r = 0; r < scores.rows(); ++r) {
+            if (is_open(r)) { budgets[static_cast<std::size_t>(r)] = count_above(scores.row(r), cut); }
+        }
+        return {};
+    }
+
+  private:
+    [[nodiscard]] index_t safeguard_of(index_t total, index_t rows) const {
+        const index_t even_share = rows == 0 ? 0 : total / rows;
+        const index_t wanted = safeguard_tokens >= 0 ? safeguard_tokens : kept_tokens(even_share, safeguard_ratio);
+        return std::min(wanted, even_share);
+    }
+};
+
+} // namespace kvtrim

@@ -1,0 +1,48 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The same budget for every row; what a short row cannot use goes to the others.
+//
+//   budgets[r] = total / rows, the remainder to the first rows, capped at the row's length
+//
+// Cost: O(rows^2) at worst, no scores read.
+
+#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/base/workspace.hpp>
+
+#include <algorithm>
+
+namespace kvtrim {
+
+struct uniform {
+    static constexpr bool is_uniform = true;
+
+    // Requires 0 <= total <= the number of candidates. Fills budgets [rows]; their sum is total.
+    [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
+                                  workspace&) const {
+        constexpr index_t open = -1;
+        std::fill(budgets.begin(), budgets.end(), open);
+        index_t open_rows = scores.rows();
+        for (bool changed = true; changed;) { // rows shorter than the level leave, which raises the level
+            changed = false;
+            for (index_t r = 0; r < scores.rows(); ++r) {
+                index_t& budget = budgets[static_cast<std::size_t>(r)];
+                if (budget != open || scores.length(r) * open_rows > total) { continue; }
+                budget = scores.length(r);
+                total -= budget;
+                --open_rows;
+                changed = true;
+            }
+        }
+        index_t remainder = open_rows == 0 ? 0 : total % open_rows;
+        for (index_t& budget : budgets) {
+            if (budget != open) { continue; }
+            budget = total / open_rows + (remainder > 0 ? 1 : 0);
+            remainder -= remainder > 0 ? 1 : 0;
+        }
+        return {};
+    }
+};
+
+} // namespace kvtrim

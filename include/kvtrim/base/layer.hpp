@@ -1,0 +1,81 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// One attention layer as an engine describes it: views on its keys, values, queries and W_O.
+//
+//     const auto inputs = kvtrim::layer(keys, values).with_queries(window_queries)
+//                                                    .with_output_projection(w_o);
+//
+//   keys, values        [kv_heads, tokens, head_dim]       as cached (RoPE applied)
+//   queries             [q_heads, queries, head_dim]       the newest queries (RoPE applied); the last one
+//                                                          belongs to the last token before a rollback tail
+//   output_projection   [q_heads, head_dim, hidden]        W_O; row d of head h is channel h * head_dim + d
+//
+// Query head h reads KV head h / (q_heads / kv_heads); keys are never repeated. What was not given has the
+// type not_given, so that a stage that needs it refuses to compile and says what to pass.
+
+#include <kvtrim/base/row_source.hpp>
+
+#include <type_traits>
+
+namespace kvtrim {
+
+struct not_given {};
+
+template <class T>
+inline constexpr bool is_given = !std::is_same_v<T, not_given>;
+
+template <class Keys, class Values = not_given, class Queries = not_given,
+          class OutputProjection = not_given>
+struct layer_inputs {
+    static_assert(cache_view<Keys>,
+                  "kvtrim: keys must be a view [kv_heads, tokens, head_dim]: a rank-3 tensor_view "
+                  "(extent, operator()) or a row_source (extent, load_rows); see base/row_source.hpp");
+    static_assert(!is_given<Values> || cache_view<Values>,
+                  "kvtrim: values must be a view [kv_heads, tokens, head_dim]; see base/row_source.hpp");
+    static_assert(!is_given<Queries> || cache_view<Queries>,
+                  "kvtrim: queries must be a view [q_heads, queries, head_dim]; see base/row_source.hpp");
+
+    static constexpr bool has_values = is_given<Values>;
+    static constexpr bool has_queries = is_given<Queries>;
+    static constexpr bool has_output_projection = is_given<OutputProjection>;
+
+    Keys keys;
+    Values values;
+    Queries queries;
+    OutputProjection output_projection;
+
+    // The same layer with the newest queries [q_heads, queries, head_dim].
+    template <class Q>
+    [[nodiscard]] constexpr layer_inputs<Keys, Values, Q, OutputProjection> with_queries(Q q) const {
+        return {keys, values, q, output_projection};
+    }
+    // The same layer with W_O [q_heads, head_dim, hidden], or a prepared form of it
+    // (score/projected_value_norm.hpp).
+    template <class W>
+    [[nodiscard]] constexpr layer_inputs<Keys, Values, Queries, W> with_output_projection(W w) const {
+        return {keys, values, queries, w};
+    }
+
+    [[nodiscard]] constexpr index_t kv_heads() const { return extent(keys, 0); }
+    [[nodiscard]] constexpr index_t head_dim() const { return extent(keys, 2); }
+    // Cached tokens of one KV head; all heads agree unless the cache is ragged.
+    [[nodiscard]] constexpr index_t tokens(index_t kv_head) const { return row_count(keys, kv_head); }
+    [[nodiscard]] constexpr index_t longest_row() const { return extent(keys, 1); }
+};
+
+template <class Keys>
+[[nodiscard]] constexpr layer_inputs<Keys> layer(Keys keys) {
+    return {keys, {}, {}, {}};
+}
+
+// Requires values of the same [kv_heads, tokens] as keys; their head_dim may differ.
+template <class Keys, class Values>
+[[nodiscard]] constexpr layer_inputs<Keys, Values> layer(Keys keys, Values values) {
+    KVTRIM_EXPECTS(extent(keys, 0) == extent(values, 0), "layer: keys and values must agree in kv_heads");
+    KVTRIM_EXPECTS(extent(keys, 1) == extent(values, 1), "layer: keys and values must agree in tokens");
+    return {keys, values, {}, {}};
+}
+
+} // namespace kvtrim

@@ -1,0 +1,63 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A cache whose heads have different lengths: what head-wise eviction leaves behind.
+//
+//   data    [offsets[kv_heads], head_dim]   the rows of head 0, then of head 1, ...
+//   offsets [kv_heads + 1]                  int32, as varlen attention kernels take them (cu_seqlens)
+//
+// It is a row_source, so that a cache that was cut once can be scored and cut again.
+
+#include <kvtrim/base/row_source.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+namespace kvtrim {
+
+template <element T>
+class ragged {
+  public:
+    using element_type = T;
+
+    // Requires offsets that start at 0 and do not decrease, one more than there are heads.
+    ragged(T* data, std::span<const std::int32_t> offsets, index_t head_dim)
+        : data_(data), offsets_(offsets), head_dim_(head_dim) {
+        KVTRIM_EXPECTS(!offsets.empty() && offsets.front() == 0, "ragged: offsets must start with 0");
+        KVTRIM_EXPECTS(head_dim >= 0, "ragged: head_dim must not be negative");
+        KVTRIM_EXPECTS(data != nullptr || offsets.back() == 0 || head_dim == 0,
+                       "ragged: data must not be null");
+        for (std::size_t h = 0; h + 1 < offsets.size(); ++h) {
+            KVTRIM_EXPECTS(offsets[h] <= offsets[h + 1], "ragged: offsets must not decrease");
+            longest_ = std::max<index_t>(longest_, offsets[h + 1] - offsets[h]);
+        }
+    }
+
+    [[nodiscard]] index_t extent(std::size_t r) const {
+        return r == 0 ? static_cast<index_t>(offsets_.size()) - 1 : r == 1 ? longest_ : head_dim_;
+    }
+    [[nodiscard]] index_t rows(index_t head) const {
+        const auto h = static_cast<std::size_t>(head);
+        return offsets_[h + 1] - offsets_[h];
+    }
+    [[nodiscard]] T* row(index_t head, index_t token) const {
+        return data_ + (offsets_[static_cast<std::size_t>(head)] + token) * head_dim_;
+    }
+    [[nodiscard]] std::span<const std::int32_t> offsets() const { return offsets_; }
+    [[nodiscard]] T* data_handle() const { return data_; }
+
+    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+        const T* rows = row(head, first);
+        for (index_t i = 0; i < count * head_dim_; ++i) { tile[i] = to_float(rows[i]); }
+    }
+
+  private:
+    T* data_;
+    std::span<const std::int32_t> offsets_;
+    index_t head_dim_;
+    index_t longest_ = 0;
+};
+
+} // namespace kvtrim

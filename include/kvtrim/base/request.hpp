@@ -1,0 +1,99 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What one eviction is asked for: how many tokens stay, which ones always stay, how attention is computed.
+//
+//   cache row:   0 ........ | candidates compete for the rest of the budget | ............. tokens
+//                sinks,     |                                               | observation window,
+//                pinned     |                                               | rollback tail
+//
+// Protection is a pair of ranges, never a score: a protected token can not lose a tie, overflow or be
+// multiplied away. Budgets are integers; a ratio becomes one in kept_tokens(), and nowhere else.
+
+#include <kvtrim/base/status.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+namespace kvtrim {
+
+// Tokens that always stay. Ranges may overlap and may cover the whole cache.
+struct protection {
+    index_t sink_tokens = 0;     // first tokens of the sequence (StreamingLLM: 4)
+    index_t pinned_tokens = 0;   // a shared prefix other sequences still read
+    index_t window_tokens = 0;   // the observation window (SnapKV w: 32 or 64)
+    index_t rollback_tokens = 0; // speculative draft tokens after the window, which may be undone
+
+    [[nodiscard]] constexpr index_t prefix() const { return std::max(sink_tokens, pinned_tokens); }
+    [[nodiscard]] constexpr index_t suffix() const { return window_tokens + rollback_tokens; }
+};
+
+// A half-open range of cache rows.
+struct token_range {
+    index_t begin = 0;
+    index_t end = 0;
+
+    [[nodiscard]] constexpr index_t size() const { return end - begin; }
+    friend constexpr bool operator==(const token_range&, const token_range&) = default;
+};
+
+// The rows of a head with `tokens` rows that compete.
+[[nodiscard]] constexpr token_range candidates(const protection& p, index_t tokens) {
+    const index_t begin = std::min(p.prefix(), tokens);
+    return {begin, std::max(begin, tokens - p.suffix())};
+}
+
+// How the layer computes attention; a wrong denominator would bias every score.
+struct attention_options {
+    float scale = 0;                         // logit = scale * <q, k>; 0: 1 / sqrt(head_dim)
+    float soft_cap = 0;                      // logit = cap * tanh(logit / cap); 0: none
+    index_t sliding_window = 0;              // a query sees this many newest rows, itself included; 0: all
+    std::span<const float> sink_logits = {}; // [q_heads] extra softmax logit without a value; empty: none
+};
+
+// How many tokens stay in this layer, protected ones included.
+struct token_budget {
+    index_t tokens = 0;
+    bool over_all_heads = false;
+
+    [[nodiscard]] constexpr index_t total(index_t kv_heads) const {
+        return over_all_heads ? tokens : tokens * kv_heads;
+    }
+};
+
+// `tokens` per KV head on average; an adaptive allocator moves them between heads.
+[[nodiscard]] constexpr token_budget per_head(index_t tokens) { return {tokens, false}; }
+// `tokens` summed over the KV heads of the layer.
+[[nodiscard]] constexpr token_budget over_all_heads(index_t tokens) { return {tokens, true}; }
+
+// The one place where a ratio becomes a count: floor(tokens * kept_ratio), where a product within 1e-9 of
+// a whole number is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.
+// Requires tokens >= 0 and 0 <= kept_ratio <= 1 (check ratios from outside with valid_ratio).
+[[nodiscard]] inline index_t kept_tokens(index_t tokens, double kept_ratio) {
+    const double exact = static_cast<double>(tokens) * kept_ratio;
+    const double nearest = std::round(exact);
+    const double slack = 1e-9 * std::max(1.0, nearest);
+    return static_cast<index_t>(std::abs(exact - nearest) <= slack ? nearest : std::floor(exact));
+}
+
+// kvpress' rule, to reproduce published runs: int(tokens * (1 - compression_ratio)) in double arithmetic.
+// It is one short of the exact count wherever the product falls below a whole number (1000 x (1 - 0.9): 99).
+[[nodiscard]] constexpr index_t kept_tokens_kvpress(index_t tokens, double compression_ratio) {
+    return static_cast<index_t>(static_cast<double>(tokens) * (1.0 - compression_ratio));
+}
+
+// Bad input: a ratio outside (0, 1], or NaN.
+[[nodiscard]] constexpr status valid_ratio(double ratio) {
+    if (ratio > 0.0 && ratio <= 1.0) { return {}; }
+    return {errc::ratio_out_of_range, "a kept ratio must be above 0 and at most 1"};
+}
+
+struct eviction_request {
+    token_budget budget;
+    protection protect = {};
+    attention_options attention = {};
+};
+
+} // namespace kvtrim

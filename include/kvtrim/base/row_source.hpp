@@ -1,0 +1,106 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Rows of a cache as floats, whatever the memory behind them.
+//
+// Keys and values are [kv_heads, tokens, head_dim] logically; queries [q_heads, queries, head_dim] and the
+// output projection [q_heads, head_dim, hidden] are read the same way. A source is one of
+//
+//   strided_view<V, 3>   any memory order: head-major, token-major, transposed V; the fast path
+//   tensor_view<V, 3>    indexable only; the generic path, and the oracle of the fast one
+//   row_source<V>        extent(0) heads, extent(1) rows, extent(2) row length and
+//                        load_rows(head, first, count, float* tile): paged, indirect, quantised caches.
+//                        Heads of different length say so with rows(head); extent(1) is then the longest.
+//
+// All three give the same floats, so a policy's result does not depend on the layout.
+
+#include <kvtrim/base/tensor_view.hpp>
+
+#include <cstring>
+#include <type_traits>
+
+namespace kvtrim {
+
+template <class V>
+concept row_source = requires(const V& v, index_t i, float* tile) {
+    { v.extent(0) } -> std::convertible_to<index_t>;
+    v.load_rows(i, i, i, tile);
+};
+
+template <class V>
+concept cache_view = row_source<V> || tensor_view<V, 3>;
+
+// Rows of one head: tokens in the cache, queries in the window, or channels of W_O.
+template <cache_view V>
+[[nodiscard]] constexpr index_t row_count(const V& view, index_t head) {
+    if constexpr (requires { view.rows(head); }) {
+        return static_cast<index_t>(view.rows(head));
+    } else {
+        return static_cast<index_t>(view.extent(1));
+    }
+}
+
+// Extent r of any view, signed.
+template <class V>
+[[nodiscard]] constexpr index_t extent(const V& view, int r) {
+    return static_cast<index_t>(view.extent(static_cast<std::size_t>(r)));
+}
+
+// Copies rows [first, first + count) of a head into tile [count, extent(2)], as floats.
+template <cache_view V>
+void load_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {
+    const index_t length = extent(view, 2);
+    if constexpr (row_source<V>) {
+        view.load_rows(head, first, count, tile);
+    } else if constexpr (strided_view<V, 3>) {
+        const auto row_stride = static_cast<index_t>(view.stride(1));
+        const auto step = static_cast<index_t>(view.stride(2));
+        const auto* base = view.data_handle() + head * static_cast<index_t>(view.stride(0)) +
+                           first * row_stride;
+        if (step == 1) {
+            for (index_t t = 0; t < count; ++t) {
+                const auto* row = base + t * row_stride;
+                for (index_t d = 0; d < length; ++d) { tile[t * length + d] = to_float(row[d]); }
+            }
+        } else { // transposed V: channels outside, so that reads stay sequential
+            for (index_t d = 0; d < length; ++d) {
+                const auto* channel = base + d * step;
+                for (index_t t = 0; t < count; ++t) {
+                    tile[t * length + d] = to_float(channel[t * row_stride]);
+                }
+            }
+        }
+    } else {
+        for (index_t t = 0; t < count; ++t) {
+            for (index_t d = 0; d < length; ++d) {
+                tile[t * length + d] = to_float(at(view, head, first + t, d));
+            }
+        }
+    }
+}
+
+// A block of float rows somewhere in memory: row t starts at data + t * stride.
+struct float_rows {
+    const float* data;
+    index_t stride;
+};
+
+// The same rows without a copy where the source already holds them as contiguous floats, else through tile.
+template <cache_view V>
+[[nodiscard]] float_rows read_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {
+    if constexpr (!row_source<V> && strided_view<V, 3>) {
+        using value = std::remove_cvref_t<decltype(*view.data_handle())>;
+        if constexpr (std::is_same_v<value, float>) {
+            if (view.stride(2) == 1 && view.stride(1) > 0) {
+                return {view.data_handle() + head * static_cast<index_t>(view.stride(0)) +
+                            first * static_cast<index_t>(view.stride(1)),
+                        static_cast<index_t>(view.stride(1))};
+            }
+        }
+    }
+    load_rows(view, head, first, count, tile);
+    return {tile, extent(view, 2)};
+}
+
+} // namespace kvtrim

@@ -1,0 +1,48 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What a function answers to input that it cannot serve: a code, a static text, and the number that would
+// have been enough. No allocation, no exception. A function that returns an error has written nothing.
+
+#include <cstdint>
+
+namespace kvtrim {
+
+// Counts and positions of tokens, heads and bytes are signed 64-bit everywhere but in the CSR tables.
+using index_t = std::int64_t;
+
+enum class errc : std::uint8_t {
+    ok,
+    budget_zero,             // a budget of no tokens would empty the cache
+    budget_below_protection, // the protected tokens alone exceed the budget; needed: tokens in total
+    window_exceeds_tokens,   // more observation queries than cached tokens; needed: tokens
+    heads_not_divisible,     // q_heads is no multiple of kv_heads
+    ratio_out_of_range,      // a ratio outside its documented interval
+    invalid_parameter,       // a configuration field outside its documented range
+    rows_differ,             // one shared token set asked for heads of different lengths
+    plan_mismatch,           // a plan made for another cache
+    index_overflow,          // more tokens than a 32-bit table can address
+    workspace_too_small,     // needed: bytes
+};
+
+class [[nodiscard]] status {
+  public:
+    constexpr status() = default;
+    constexpr status(errc code, const char* what, index_t needed = 0)
+        : what_(what), needed_(needed), code_(code) {}
+
+    [[nodiscard]] constexpr bool ok() const { return code_ == errc::ok; }
+    [[nodiscard]] constexpr errc code() const { return code_; }
+    // A sentence for the log; never null, never freed.
+    [[nodiscard]] constexpr const char* what() const { return what_; }
+    // How much would have been enough (tokens or bytes, see errc); 0 where no number applies.
+    [[nodiscard]] constexpr index_t needed() const { return needed_; }
+
+  private:
+    const char* what_ = "ok";
+    index_t needed_ = 0;
+    errc code_ = errc::ok;
+};
+
+} // namespace kvtrim

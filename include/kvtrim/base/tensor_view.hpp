@@ -1,0 +1,122 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Views on an engine's own memory, in the words of std::mdspan.
+//
+//   tensor_view<V, Rank>   rank(), extent(r), v(i, j, k) or v[i, j, k]   enough for correct results
+//   strided_view<V, Rank>  adds data_handle() and stride(r)             takes the pointer path
+//   strided<T, Rank>       our own small view; strides count elements, in any order, also negative
+//
+// std::mdspan and Kokkos mdspan satisfy the concepts as they are. Views are held by value and never own.
+
+#include <kvtrim/base/contract.hpp>
+#include <kvtrim/base/element.hpp>
+#include <kvtrim/base/status.hpp>
+
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <type_traits>
+
+namespace kvtrim {
+
+// Element (i...) of any view, spelled v(i...) or v[i...].
+template <class V, class... I>
+[[nodiscard]] constexpr decltype(auto) at(const V& v, I... i)
+    requires requires { v(i...); }
+{
+    return v(i...);
+}
+
+#if defined(__cpp_multidimensional_subscript)
+template <class V, class... I>
+[[nodiscard]] constexpr decltype(auto) at(const V& v, I... i)
+    requires(!requires { v(i...); } && requires { v[i...]; })
+{
+    return v[i...];
+}
+#endif
+
+namespace detail {
+
+template <class V, std::size_t Rank>
+inline constexpr bool indexable = false;
+template <class V>
+    requires requires(const V& v, index_t i) { to_float(at(v, i, i)); }
+inline constexpr bool indexable<V, 2> = true;
+template <class V>
+    requires requires(const V& v, index_t i) { to_float(at(v, i, i, i)); }
+inline constexpr bool indexable<V, 3> = true;
+
+} // namespace detail
+
+template <class V, std::size_t Rank>
+concept tensor_view = requires(const V& v) {
+    { v.extent(0) } -> std::convertible_to<index_t>;
+    requires static_cast<std::size_t>(V::rank()) == Rank;
+} && detail::indexable<V, Rank>;
+
+template <class V, std::size_t Rank>
+concept strided_view = tensor_view<V, Rank> && requires(const V& v) {
+    { *v.data_handle() };
+    { v.stride(0) } -> std::convertible_to<index_t>;
+};
+
+// A non-owning view of a strided array: element (i, j, k) is data[i * stride(0) + j * stride(1) + ...].
+template <element T, std::size_t Rank>
+class strided {
+  public:
+    using element_type = T;
+    using indices = std::array<index_t, Rank>;
+
+    // Row-major: the last index is contiguous.
+    constexpr strided(T* data, const indices& extents) : strided(data, extents, row_major(extents)) {}
+
+    // Requires extents >= 0, and data unless the view is empty.
+    constexpr strided(T* data, const indices& extents, const indices& strides)
+        : data_(data), extents_(extents), strides_(strides) {
+        bool empty = false;
+        for (const index_t e : extents) {
+            KVTRIM_EXPECTS(e >= 0, "strided: extents must not be negative");
+            empty = empty || e == 0;
+        }
+        KVTRIM_EXPECTS(data != nullptr || empty, "strided: data must not be null");
+    }
+
+    [[nodiscard]] static constexpr std::size_t rank() { return Rank; }
+    [[nodiscard]] constexpr index_t extent(std::size_t r) const { return extents_[r]; }
+    [[nodiscard]] constexpr index_t stride(std::size_t r) const { return strides_[r]; }
+    [[nodiscard]] constexpr T* data_handle() const { return data_; }
+
+    template <std::convertible_to<index_t>... I>
+        requires(sizeof...(I) == Rank)
+    [[nodiscard]] constexpr T& operator()(I... i) const {
+        std::size_t r = 0;
+        index_t offset = 0;
+        ((offset += static_cast<index_t>(i) * strides_[r++]), ...);
+        return data_[offset];
+    }
+
+  private:
+    static constexpr indices row_major(const indices& extents) {
+        indices strides{};
+        index_t next = 1;
+        for (std::size_t r = Rank; r-- > 0;) {
+            strides[r] = next;
+            next *= extents[r];
+        }
+        return strides;
+    }
+
+    T* data_;
+    indices extents_;
+    indices strides_;
+};
+
+template <class T, std::size_t Rank>
+strided(T*, const index_t (&)[Rank]) -> strided<T, Rank>;
+template <class T, std::size_t Rank>
+strided(T*, const index_t (&)[Rank], const index_t (&)[Rank]) -> strided<T, Rank>;
+
+} // namespace kvtrim

@@ -1,0 +1,54 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Scores of the candidate tokens of one layer: the plain data between scorer, allocator and selector.
+//
+//   offsets         [rows + 1]        row r is [offsets[r], offsets[r + 1]); a row is a KV head
+//   importance      [offsets[rows]]   what ranks the tokens; higher stays
+//   attention       [offsets[rows]]   what ranks stage one of a two-stage selection; empty if there is none
+//   protected_mass  [rows]            mean attention on the protected tokens; 0 where no attention is seen
+//
+// Column c of row r is cache row candidates(protect, tokens(r)).begin + c. Order: higher first, then the
+// lower flat index; NaN ranks below everything; +infinity marks a token that no finite score outranks.
+
+#include <kvtrim/base/contract.hpp>
+#include <kvtrim/base/status.hpp>
+
+#include <span>
+
+namespace kvtrim {
+
+// Ragged rows of floats.
+struct score_rows {
+    std::span<const index_t> offsets; // [rows + 1]
+    std::span<float> values;          // [offsets[rows]]
+
+    [[nodiscard]] index_t rows() const { return static_cast<index_t>(offsets.size()) - 1; }
+    [[nodiscard]] index_t length(index_t row) const {
+        const auto r = static_cast<std::size_t>(row);
+        return offsets[r + 1] - offsets[r];
+    }
+    [[nodiscard]] std::span<float> row(index_t row) const {
+        const auto r = static_cast<std::size_t>(row);
+        return values.subspan(static_cast<std::size_t>(offsets[r]),
+                              static_cast<std::size_t>(offsets[r + 1] - offsets[r]));
+    }
+};
+
+struct token_scores {
+    std::span<const index_t> offsets;
+    std::span<float> importance;
+    std::span<float> attention = {};
+    std::span<float> protected_mass = {};
+
+    [[nodiscard]] index_t rows() const { return static_cast<index_t>(offsets.size()) - 1; }
+    [[nodiscard]] index_t length(index_t row) const { return importance_rows().length(row); }
+    [[nodiscard]] score_rows importance_rows() const { return {offsets, importance}; }
+    // What stage one ranks by: attention where the scorer keeps it apart, else importance.
+    [[nodiscard]] score_rows attention_rows() const {
+        return {offsets, attention.empty() ? importance : attention};
+    }
+};
+
+} // namespace kvtrim

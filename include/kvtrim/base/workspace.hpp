@@ -1,0 +1,98 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Scratch memory that the caller owns: a bump arena, with a counting mode that measures instead of giving.
+//
+// A stage takes its scratch at entry and then asks fits(). The same lines run over a counting workspace give
+// the bytes it needs, so that the number reported by workspace_bytes() can not drift from the number used.
+// Every block is aligned to a cache line. Blocks taken inside a frame are given back when it ends.
+
+#include <kvtrim/base/contract.hpp>
+#include <kvtrim/base/status.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+namespace kvtrim {
+
+class workspace {
+  public:
+    static constexpr index_t alignment_bytes = 64;
+
+    // Uses the caller's bytes; their own alignment does not matter.
+    explicit workspace(std::span<std::byte> bytes) {
+        const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
+        const auto skipped = static_cast<index_t>(-address % alignment_bytes);
+        const auto size = static_cast<index_t>(bytes.size());
+        base_ = size > skipped ? bytes.data() + skipped : nullptr;
+        capacity_ = std::max<index_t>(0, size - skipped);
+    }
+
+    // Gives no memory and counts what was asked for.
+    [[nodiscard]] static workspace counting() { return workspace(std::span<std::byte>{}); }
+
+    // `count` uninitialised elements, or an empty span if they do not fit.
+    template <class T>
+    [[nodiscard]] std::span<T> take(index_t count) {
+        static_assert(std::is_trivial_v<T>, "kvtrim: workspace holds plain data only");
+        const index_t bytes = round_up(count * static_cast<index_t>(sizeof(T)));
+        const index_t begin = used_;
+        used_ += bytes;
+        peak_ = std::max(peak_, used_);
+        if (used_ > capacity_ || base_ == nullptr) { return {}; }
+        return {reinterpret_cast<T*>(base_ + begin), static_cast<std::size_t>(count)};
+    }
+
+    // Whether everything taken so far fitted.
+    [[nodiscard]] bool fits() const { return peak_ <= capacity_; }
+    // Bytes the caller must pass for what was taken so far, alignment included.
+    [[nodiscard]] index_t needed_bytes() const { return peak_ == 0 ? 0 : peak_ + alignment_bytes; }
+    // The answer of a stage whose scratch did not fit.
+    [[nodiscard]] status too_small() const {
+        return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()", needed_bytes()};
+    }
+
+    // Gives back at its end what was taken during its life.
+    class frame {
+      public:
+        explicit frame(workspace& w) : workspace_(w), used_(w.used_) {}
+        frame(const frame&) = delete;
+        frame& operator=(const frame&) = delete;
+        ~frame() { workspace_.used_ = used_; }
+
+      private:
+        workspace& workspace_;
+        index_t used_;
+    };
+
+  private:
+    static constexpr index_t round_up(index_t bytes) {
+        return (bytes + alignment_bytes - 1) / alignment_bytes * alignment_bytes;
+    }
+
+    std::byte* base_ = nullptr;
+    index_t capacity_ = 0;
+    index_t used_ = 0;
+    index_t peak_ = 0;
+};
+
+// A workspace that grows to the largest size asked for and then stays, for callers without an arena of
+// their own. The only allocation of the library outside a plan's tables.
+class growing_workspace {
+  public:
+    [[nodiscard]] workspace of_bytes(index_t bytes) {
+        if (static_cast<index_t>(bytes_.size()) < bytes) { bytes_.resize(static_cast<std::size_t>(bytes)); }
+        return workspace(bytes_);
+    }
+    [[nodiscard]] index_t capacity_bytes() const { return static_cast<index_t>(bytes_.size()); }
+
+  private:
+    std::vector<std::byte> bytes_;
+};
+
+} // namespace kvtrim

@@ -1,0 +1,199 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The products and reductions that scoring is made of, on tiles that fit the L2 cache. The portable version:
+// Eigen, whatever instruction set the including program is compiled for.
+//
+//   logit tile  [tokens, query_rows]   the query rows of one token are contiguous: statistics per query are
+//                                      vertical vector operations, sums per token horizontal ones
+//
+// Numerics: products and exponentials in float, sums over tokens in float within a tile and in double across
+// tiles. A NaN logit counts as masked and +infinity as the largest float, so that one broken key cannot spoil
+// the other tokens' scores.
+// Memory: tile sizes keep Eigen's packing buffers within its stack limit (128 KiB), so nothing here allocates.
+
+#include <kvtrim/base/status.hpp>
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <limits>
+
+namespace kvtrim::kernels {
+
+inline constexpr index_t tile_query_rows = 128;
+inline constexpr float masked_logit = -std::numeric_limits<float>::infinity();
+
+// Tokens of a tile: as many as keep both operands of a product within Eigen's stack buffers.
+[[nodiscard]] constexpr index_t tile_tokens(index_t head_dim) {
+    constexpr index_t buffer_floats = 24 * 1024;
+    return std::clamp<index_t>(buffer_floats / std::max<index_t>(1, head_dim) / 16 * 16, 16, 256);
+}
+
+namespace detail {
+
+using row_major_matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using stride = Eigen::OuterStride<Eigen::Dynamic>;
+using const_rows = Eigen::Map<const row_major_matrix, 0, stride>;
+using mutable_rows = Eigen::Map<row_major_matrix, 0, stride>;
+using floats = Eigen::Map<Eigen::ArrayXf>;
+using const_floats = Eigen::Map<const Eigen::ArrayXf>;
+using doubles = Eigen::Map<Eigen::ArrayXd>;
+
+} // namespace detail
+
+// out [tokens, query_rows] = keys [tokens, head_dim] * queries [query_rows, head_dim]^T
+inline void logits(const float* keys, index_t key_stride, index_t tokens, const float* queries,
+                   index_t query_rows, index_t head_dim, float* out) {
+    const detail::const_rows k(keys, tokens, head_dim, detail::stride(key_stride));
+    const detail::const_rows q(queries, query_rows, head_dim, detail::stride(head_dim));
+    detail::mutable_rows(out, tokens, query_rows, detail::stride(query_rows)).noalias() = k * q.transpose();
+}
+
+// Soft cap (0: none), then NaN to masked and +infinity to the largest float, in place.
+inline void condition_logits(float* logits, index_t count, float soft_cap) {
+    detail::floats l(logits, count);
+    if (soft_cap > 0) { l = soft_cap * (l * (1.0f / soft_cap)).tanh(); }
+    for (index_t i = 0; i < count; ++i) {
+        const float x = logits[i];
+        logits[i] = x == x ? std::min(x, std::numeric_limits<float>::max()) : masked_logit;
+    }
+}
+
+// Softmax statistics of the query rows over the tiles seen so far, relative to the running maximum.
+struct row_statistics {
+    float* maximum; // [query_rows]
+    double* sum;    // [query_rows] of exp(logit - maximum)
+};
+
+// Folds a logit tile into the statistics and leaves exp(logit - maximum) in it; `rescale` [query_rows] gets
+// the factor by which sums taken before this tile must be multiplied.
+inline void accumulate_statistics(float* tile, index_t tokens, index_t query_rows, row_statistics rows,
+                                  float* rescale) {
+    detail::floats maximum(rows.maximum, query_rows);
+    detail::floats factor(rescale, query_rows);
+    factor = maximum;
+    for (index_t t = 0; t < tokens; ++t) {
+        maximum = maximum.max(detail::const_floats(tile + t * query_rows, query_rows));
+    }
+    // A row that has seen only masked logits keeps -infinity; its exponentials must be 0, not NaN.
+    for (index_t r = 0; r < query_rows; ++r) {
+        factor[r] = rows.maximum[r] == masked_logit ? 1.0f : std::exp(factor[r] - rows.maximum[r]);
+        rows.sum[r] *= static_cast<double>(factor[r]);
+    }
+    for (index_t t = 0; t < tokens; ++t) {
+        detail::floats logits(tile + t * query_rows, query_rows);
+        logits = (maximum == masked_logit).select(0.0f, (logits - maximum).exp());
+    }
+}
+
+// sums [query_rows] += the tile's columns: over tokens, for each query row. Float within the tile.
+inline void add_over_tokens(const float* tile, index_t tokens, index_t query_rows, double* sums) {
+    constexpr index_t lanes = 16;
+    for (index_t r = 0; r < query_rows; r += lanes) {
+        const index_t width = std::min(lanes, query_rows - r);
+        float partial[lanes] = {};
+        for (index_t t = 0; t < tokens; ++t) {
+            const float* row = tile + t * query_rows + r;
+            for (index_t i = 0; i < width; ++i) { partial[i] += row[i]; }
+        }
+        for (index_t i = 0; i < width; ++i) { sums[r + i] += static_cast<double>(partial[i]); }
+    }
+}
+
+// Logits to attention, in place: exp(logit - maximum) * weight, with weight = 1 / sum for each query row.
+inline void attention_from_logits(float* tile, index_t tokens, index_t query_rows, const float* maximum,
+                                  const float* weight) {
+    const detail::const_floats m(maximum, query_rows);
+    const detail::const_floats w(weight, query_rows);
+    for (index_t t = 0; t < tokens; ++t) {
+        detail::floats row(tile + t * query_rows, query_rows);
+        row = (row - m).exp() * w;
+    }
+}
+
+// The sum of a few contiguous floats.
+[[nodiscard]] inline float sum_of(const float* values, index_t count) {
+    return detail::const_floats(values, count).sum();
+}
+
+[[nodiscard]] inline float dot(const float* a, const float* b, index_t count) {
+    return detail::const_floats(a, count).matrix().dot(detail::const_floats(b, count).matrix());
+}
+
+// The maximum over query rows of factor[r] * (sum over `tokens` consecutive columns of column[t][r]), at
+// least 0.
+[[nodiscard]] inline float max_of_sums(const float* columns, index_t tokens, index_t query_rows,
+                                       const float* factor) {
+    constexpr index_t lanes = 16;
+    float best[lanes] = {};
+    for (index_t r = 0; r < query_rows; r += lanes) {
+        const index_t width = std::min(lanes, query_rows - r);
+        float sum[lanes] = {};
+        for (index_t t = 0; t < tokens; ++t) {
+            const float* column = columns + t * query_rows + r;
+            for (index_t i = 0; i < width; ++i) { sum[i] += column[i]; }
+        }
+        for (index_t i = 0; i < width; ++i) { best[i] = std::max(best[i], sum[i] * factor[r + i]); }
+    }
+    return *std::max_element(best, best + lanes);
+}
+
+// out [query_rows, value_dim] += tile [tokens, query_rows]^T * values [tokens, value_dim]
+inline void add_weighted_values(const float* tile, index_t tokens, index_t query_rows, const float* values,
+                                index_t value_stride, index_t value_dim, float* out) {
+    const detail::const_rows p(tile, tokens, query_rows, detail::stride(query_rows));
+    const detail::const_rows v(values, tokens, value_dim, detail::stride(value_stride));
+    detail::mutable_rows(out, query_rows, value_dim, detail::stride(value_dim)).noalias() +=
+        p.transpose() * v;
+}
+
+// out [rows, columns] += a [rows, inner] * b [inner, columns]; out rows are contiguous.
+inline void add_products(const float* a, index_t a_stride, index_t rows, const float* b, index_t b_stride,
+                         index_t inner, index_t columns, float* out) {
+    const detail::const_rows left(a, rows, inner, detail::stride(a_stride));
+    const detail::const_rows right(b, inner, columns, detail::stride(b_stride));
+    detail::mutable_rows(out, rows, columns, detail::stride(columns)).noalias() += left * right;
+}
+
+// Columns of W_O that one product covers.
+[[nodiscard]] constexpr index_t tile_hidden(index_t head_dim) { return tile_tokens(head_dim); }
+
+// norms [tokens] += sum over the columns of | values [tokens, head_dim] * projection [head_dim, columns] |.
+// product [tokens, columns] is scratch.
+inline void add_projected_l1(const float* values, index_t value_stride, index_t tokens,
+                             const float* projection, index_t projection_stride, index_t head_dim,
+                             index_t columns, float* product, float* norms) {
+    const detail::const_rows v(values, tokens, head_dim, detail::stride(value_stride));
+    const detail::const_rows w(projection, head_dim, columns, detail::stride(projection_stride));
+    detail::mutable_rows p(product, tokens, columns, detail::stride(columns));
+    p.noalias() = v * w;
+    for (index_t t = 0; t < tokens; ++t) {
+        norms[t] += detail::const_floats(product + t * columns, columns).abs().sum();
+    }
+}
+
+// gram [head_dim, head_dim] += projection [head_dim, columns] * projection^T
+inline void add_gram(const float* projection, index_t projection_stride, index_t head_dim, index_t columns,
+                     float* gram) {
+    const detail::const_rows w(projection, head_dim, columns, detail::stride(projection_stride));
+    detail::mutable_rows(gram, head_dim, head_dim, detail::stride(head_dim)).noalias() += w * w.transpose();
+}
+
+// norms [tokens] += sqrt(v G v^T) for each row v of values [tokens, head_dim]; product is scratch of the
+// shape of values.
+inline void add_gram_l2(const float* values, index_t value_stride, index_t tokens, const float* gram,
+                        index_t head_dim, float* product, float* norms) {
+    const detail::const_rows v(values, tokens, head_dim, detail::stride(value_stride));
+    const detail::const_rows g(gram, head_dim, head_dim, detail::stride(head_dim));
+    detail::mutable_rows p(product, tokens, head_dim, detail::stride(head_dim));
+    p.noalias() = v * g;
+    for (index_t t = 0; t < tokens; ++t) {
+        const float square = detail::const_floats(product + t * head_dim, head_dim)
+                                 .matrix()
+                                 .dot(detail::const_floats(values + t * value_stride, head_dim).matrix());
+        norms[t] += std::sqrt(std::max(square, 0.0f));
+    }
+}
+
+} // namespace kvtrim::kernels

@@ -1,0 +1,19 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Everything but the adapters: include the header of one policy instead where compile time counts.
+
+#include <kvtrim/allocate/blended.hpp>
+#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/shared_set.hpp>
+#include <kvtrim/measure/eviction_loss.hpp>
+#include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/criticalkv.hpp>
+#include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/snapkv.hpp>
+#include <kvtrim/score/padded.hpp>
+#include <kvtrim/select/chunked.hpp>
+#include <kvtrim/version.hpp>

@@ -1,0 +1,245 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Softmax attention of a block of query rows of one KV head, produced tile by tile and never stored whole.
+//
+//   A[r, t] = exp(l[r, t] - m[r]) / z[r],   l[r, t] = cap(scale * <q[r], k[t]>) for visible t
+//   row r is query (r % queries) of query head kv_head * group_size + r / queries
+//   visible: t <= p and p - t < sliding_window, where p is the cache row of the query's own token:
+//   the queries belong to the newest rows before the rollback tail
+//   z[r] includes exp(sink_logit - m) where the model has one
+//
+// begin_block() sweeps the keys once for m and z; attention() computes any range of columns again.
+// Shapes: queries [q_heads, queries, head_dim]; keys [kv_heads, tokens, head_dim]; any cache_view.
+// Numerics: see kernels/tile_ops.hpp; a fully masked row has attention 0 everywhere.
+// Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
+
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/kernels/tile_ops.hpp>
+
+#include <cmath>
+#include <span>
+
+namespace kvtrim {
+
+// Bad input of any stage that computes attention of the observation queries.
+// Returns heads_not_divisible, window_exceeds_tokens or invalid_parameter. Requires matching head_dim and
+// a sink logit per query head, if any.
+template <class Inputs>
+[[nodiscard]] status validate_attention(const Inputs& in, const eviction_request& request) {
+    const index_t q_heads = extent(in.queries, 0);
+    const index_t queries = extent(in.queries, 1);
+    KVTRIM_EXPECTS(extent(in.queries, 2) == in.head_dim(), "queries and keys must agree in head_dim");
+    const auto& options = request.attention;
+    KVTRIM_EXPECTS(options.sink_logits.empty() ||
+                       static_cast<index_t>(options.sink_logits.size()) == q_heads,
+                   "attention.sink_logits must have one entry per query head");
+    if (!(options.scale >= 0) || !(options.soft_cap >= 0) || options.sliding_window < 0) {
+        return {errc::invalid_parameter, "attention: scale, soft_cap and sliding_window must not be negative"};
+    }
+    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
+        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
+    }
+    if (queries == 0) { return {errc::invalid_parameter, "the observation window has no queries"}; }
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        if (in.tokens(g) < queries + request.protect.rollback_tokens) {
+            return {errc::window_exceeds_tokens, "more observation queries than cached tokens",
+                    queries + request.protect.rollback_tokens};
+        }
+    }
+    return {};
+}
+
+template <class Inputs>
+class attention_rows {
+  public:
+    // Takes its scratch; it is usable if the workspace fits. `newest` > 0 uses only so many newest queries;
+    // `halo` widens the tiles that attention() can produce.
+    attention_rows(const Inputs& in, const eviction_request& request, index_t kv_head, index_t newest,
+                   index_t halo, workspace& scratch)
+        : in_(in), options_(request.attention), kv_head_(kv_head), tokens_(in.tokens(kv_head)),
+          group_size_(extent(in.queries, 0) / in.kv_heads()),
+          queries_(newest > 0 ? std::min(newest, extent(in.queries, 1)) : extent(in.queries, 1)),
+          skipped_(extent(in.queries, 1) - queries_),
+          query_begin_(tokens_ - request.protect.rollback_tokens - queries_),
+          range_(candidates(request.protect, tokens_)),
+          tile_tokens_(kernels::tile_tokens(in.head_dim())) {
+        const index_t widest = tile_tokens_ + 2 * halo;
+        q_ = scratch.take<float>(kernels::tile_query_rows * in.head_dim());
+        k_ = scratch.take<float>(widest * in.head_dim());
+        tile_ = scratch.take<float>(widest * kernels::tile_query_rows);
+        for (auto* floats : {&maximum_, &weight_, &factor_}) {
+            *floats = scratch.take<float>(kernels::tile_query_rows);
+        }
+        for (auto* doubles : {&sum_, &mass_, &edge_loss_}) {
+            *doubles = scratch.take<double>(kernels::tile_query_rows);
+        }
+    }
+
+    [[nodiscard]] index_t group_size() const { return group_size_; }
+    [[nodiscard]] index_t queries() const { return queries_; }
+    [[nodiscard]] index_t rows() const { return group_size_ * queries_; }
+    [[nodiscard]] index_t query_begin() const { return query_begin_; }
+    [[nodiscard]] token_range candidate_range() const { return range_; }
+    [[nodiscard]] index_t tile_tokens() const { return tile_tokens_; }
+
+    // Selects rows [first_row, first_row + count), count <= tile_query_rows, and takes their statistics.
+    // kernel_tokens: width of the average pooling that pooling_factor() compensates (1: none).
+    void begin_block(index_t first_row, index_t count, index_t kernel_tokens) {
+        first_row_ = first_row;
+        count_ = count;
+        load_queries();
+        for (index_t r = 0; r < count; ++r) {
+            const bool sink = !options_.sink_logits.empty();
+            at(maximum_, r) = sink ? sink_logit(r) : kernels::masked_logit;
+            at(sum_, r) = sink ? 1.0 : 0.0;
+            at(mass_, r) = 0.0;
+            at(edge_loss_, r) = 0.0;
+        }
+        for (index_t t = 0; t < visible_end(); t += tile_tokens_) {
+            accumulate(t, std::min(tile_tokens_, visible_end() - t), kernel_tokens / 2);
+        }
+        finish_statistics(kernel_tokens);
+    }
+
+    [[nodiscard]] index_t block_rows() const { return count_; }
+    [[nodiscard]] index_t first_row() const { return first_row_; }
+    // One past the last cache row that any query of the block sees.
+    [[nodiscard]] index_t visible_end() const {
+        const bool one_head = first_row_ / queries_ == (first_row_ + count_ - 1) / queries_;
+        const index_t last = one_head ? (first_row_ + count_ - 1) % queries_ : queries_ - 1;
+        return query_begin_ + last + 1;
+    }
+    // [block_rows] what rescales an average-pooled row to its own mass (aggregate/attention_tile.hpp).
+    [[nodiscard]] const float* pooling_factor() const { return factor_.data(); }
+    // Sum over the block's rows of the attention to tokens outside the candidate range.
+    [[nodiscard]] double protected_mass() const { return protected_mass_; }
+
+    // Attention [count, block_rows] to the cache rows [begin, begin + count); valid until the next call.
+    // Requires count <= tile_tokens() + 2 * halo.
+    [[nodiscard]] float* attention(index_t begin, index_t count) {
+        compute_logits(begin, count);
+        kernels::attention_from_logits(tile_.data(), count, count_, maximum_.data(), weight_.data());
+        return tile_.data();
+    }
+
+  private:
+    template <class T>
+    static T& at(std::span<T> values, index_t i) {
+        return values[static_cast<std::size_t>(i)];
+    }
+
+    [[nodiscard]] index_t query_head(index_t block_row) const {
+        return kv_head_ * group_size_ + (first_row_ + block_row) / queries_;
+    }
+    [[nodiscard]] float sink_logit(index_t block_row) const {
+        return options_.sink_logits[static_cast<std::size_t>(query_head(block_row))];
+    }
+
+    // Queries scaled once, so that products are logits.
+    void load_queries() {
+        const index_t dim = in_.head_dim();
+        for (index_t r = 0; r < count_;) {
+            const index_t query = (first_row_ + r) % queries_;
+            const index_t run = std::min(queries_ - query, count_ - r);
+            load_rows(in_.queries, query_head(r), skipped_ + query, run, q_.data() + r * dim);
+            r += run;
+        }
+        const float scale = options_.scale > 0 ? options_.scale : 1.0f / std::sqrt(static_cast<float>(dim));
+        for (float& x : q_.first(static_cast<std::size_t>(count_ * dim))) { x *= scale; }
+    }
+
+    void compute_logits(index_t begin, index_t count) {
+        const float_rows keys = read_rows(in_.keys, kv_head_, begin, count, k_.data());
+        kernels::logits(keys.data, keys.stride, count, q_.data(), count_, in_.head_dim(), tile_.data());
+        kernels::condition_logits(tile_.data(), count * count_, options_.soft_cap);
+        mask_invisible(begin, count);
+    }
+
+    void mask_invisible(index_t begin, index_t count) {
+        const index_t window = options_.sliding_window;
+        const index_t last_query = query_begin_ + queries_ - 1;
+        const bool all_see_end = begin + count <= query_begin_ + 1;
+        const bool all_see_begin = window == 0 || last_query - begin < window;
+        if (all_see_end && all_see_begin) { return; }
+        for (index_t t = 0; t < count; ++t) {
+            for (index_t r = 0; r < count_; ++r) {
+                const index_t distance = query_begin_ + (first_row_ + r) % queries_ - (begin + t);
+                if (distance < 0 || (window > 0 && distance >= window)) {
+                    tile_[static_cast<std::size_t>(t * count_ + r)] = kernels::masked_logit;
+                }
+            }
+        }
+    }
+
+    // Sums of one tile: all columns, the candidates, and what pooling loses at the ends of the candidates.
+    void accumulate(index_t begin, index_t count, index_t half) {
+        compute_logits(begin, count);
+        kernels::accumulate_statistics(tile_.data(), count, count_, {maximum_.data(), sum_.data()},
+                                       factor_.data());
+        for (index_t r = 0; r < count_; ++r) {
+            at(mass_, r) *= static_cast<double>(at(factor_, r));
+            at(edge_loss_, r) *= static_cast<double>(at(factor_, r));
+        }
+        kernels::add_over_tokens(tile_.data(), count, count_, sum_.data());
+        const token_range inside{std::max(begin, range_.begin), std::min(begin + count, range_.end)};
+        if (inside.size() <= 0) { return; }
+        kernels::add_over_tokens(tile_.data() + (inside.begin - begin) * count_, inside.size(), count_,
+                                 mass_.data());
+        for (index_t t = inside.begin; t < inside.end; ++t) {
+            const index_t lost = std::max<index_t>(0, half - (t - range_.begin)) +
+                                 std::max<index_t>(0, half - (range_.end - 1 - t));
+            if (lost == 0) { // jump over the interior, where every neighbour window is whole
+                t = std::max(t, std::min(inside.end, range_.end - half) - 1);
+                continue;
+            }
+            const float* column = tile_.data() + (t - begin) * count_;
+            for (index_t r = 0; r < count_; ++r) {
+                at(edge_loss_, r) += static_cast<double>(lost) * static_cast<double>(column[r]);
+            }
+        }
+    }
+
+    void finish_statistics(index_t kernel_tokens) {
+        protected_mass_ = 0;
+        for (index_t r = 0; r < count_; ++r) {
+            const double sum = at(sum_, r);
+            const double mass = at(mass_, r);
+            const double windows = static_cast<double>(kernel_tokens) * mass - at(edge_loss_, r);
+            if (at(maximum_, r) == kernels::masked_logit) { at(maximum_, r) = 0.0f; }
+            const bool sink = !options_.sink_logits.empty();
+            const double sink_term = sink ? std::exp(static_cast<double>(sink_logit(r) - at(maximum_, r))) : 0.0;
+            at(weight_, r) = sum > 0 ? static_cast<float>(1.0 / sum) : 0.0f;
+            at(factor_, r) = windows > 0 ? static_cast<float>(mass / windows) : 0.0f;
+            protected_mass_ += sum > 0 ? std::max(0.0, (sum - sink_term - mass) / sum) : 0.0;
+        }
+    }
+
+    const Inputs& in_;
+    attention_options options_;
+    index_t kv_head_;
+    index_t tokens_;
+    index_t group_size_;
+    index_t queries_;
+    index_t skipped_;
+    index_t query_begin_;
+    token_range range_;
+    index_t tile_tokens_;
+    index_t first_row_ = 0;
+    index_t count_ = 0;
+    double protected_mass_ = 0;
+    std::span<float> q_;       // [tile_query_rows, head_dim]
+    std::span<float> k_;       // [tile tokens + 2 halo, head_dim]
+    std::span<float> tile_;    // [tile tokens + 2 halo, tile_query_rows]
+    std::span<float> maximum_; // [tile_query_rows]
+    std::span<float> weight_;  // 1 / sum
+    std::span<float> factor_;
+    std::span<double> sum_;
+    std::span<double> mass_; // candidates' part of sum
+    std::span<double> edge_loss_;
+};
+
+} // namespace kvtrim

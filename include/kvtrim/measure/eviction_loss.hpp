@@ -1,0 +1,198 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What a plan costs the layer's output, for the given queries: kept attention mass, output error before and after
+// W_O, and Ada-KV's upper bound on it.
+//
+//   F[h, i]   = sum over kept t of A[h, i, t]                                    kept mass
+//   D[h, i]   = y - y' = sum_t A v - sum_kept (A / F) v                          error of the head's output
+//             = sum_evicted A v - (1 - F) / F * sum_kept A v                     as computed: no cancellation
+//   error[h]             mean over i of || D[h, i] ||_1
+//   error_projected[h]   mean over i of || D[h, i] W_O[h] ||_1
+//   layer_error          mean over i of || sum over h of D[h, i] W_O[h] ||_1
+//   layer_bound          2 C sum over h of (1 - mean F[h]),   C = max over h, t of || v[t] W_O[h] ||_1
+//
+// layer_error <= layer_bound always: the coefficients of D sum to 2 (1 - F) in absolute value.
+// Source: Ada-KV, arXiv:2407.11550, Theorem 3.1 (bound) and Sec. 3 (its minimiser); kept mass as in SnapKV.
+// Departures: C is the largest L1 norm of a projected value row, which is what the proof uses.
+// This is a measuring tool: it allocates, and W_O costs 2 * q_heads * (tokens + queries) * head_dim * hidden.
+// Numerics: products float, sums over queries double. A query whose kept mass is 0 contributes || y ||.
+
+#include <kvtrim/math/attention_rows.hpp>
+#include <kvtrim/plan/keep_plan.hpp>
+
+#include <vector>
+
+namespace kvtrim {
+
+struct eviction_loss {
+    std::vector<double> kept_mass;       // [q_heads] mean over the queries
+    std::vector<double> error;           // [q_heads]
+    std::vector<double> error_projected; // [q_heads]; empty without W_O
+    double layer_error = 0;              // 0 without W_O
+    double layer_bound = 0;              // 0 without W_O
+};
+
+// Ada-KV's bound on the mean L1 error of a layer's output. largest_projected_norm: C above.
+[[nodiscard]] inline double ada_kv_loss_bound(std::span<const double> kept_mass, double largest_projected_norm) {
+    double evicted = 0;
+    for (const double mass : kept_mass) { evicted += 1.0 - mass; }
+    return 2.0 * largest_projected_norm * evicted;
+}
+
+namespace detail {
+
+// Outputs of one block of query rows, split into what the kept and the evicted tokens contribute.
+template <class Inputs>
+class split_outputs {
+  public:
+    explicit split_outputs(const Inputs& in)
+        : in_(in), value_dim_(extent(in.values, 2)),
+          values_(static_cast<std::size_t>(256 * value_dim_)), kept_tile_(256 * kernels::tile_query_rows),
+          kept_(static_cast<std::size_t>(kernels::tile_query_rows * value_dim_)), evicted_(kept_.size()),
+          kept_mass_(kernels::tile_query_rows), evicted_mass_(kernels::tile_query_rows) {}
+
+    // is_kept [tokens of the head]
+    void run(attention_rows<Inputs>& rows, index_t kv_head, const std::vector<char>& is_kept) {
+        for (auto* sums : {&kept_, &evicted_}) { std::fill(sums->begin(), sums->end(), 0.0f); }
+        for (auto* sums : {&kept_mass_, &evicted_mass_}) { std::fill(sums->begin(), sums->end(), 0.0); }
+        const index_t count_rows = rows.block_rows();
+        for (index_t t = 0; t < rows.visible_end(); t += rows.tile_tokens()) {
+            const index_t count = std::min(rows.tile_tokens(), rows.visible_end() - t);
+            float* evicted = rows.attention(t, count);
+            for (index_t i = 0; i < count; ++i) {
+                const bool keep = is_kept[static_cast<std::size_t>(t + i)] != 0;
+                for (index_t r = 0; r < count_rows; ++r) {
+                    float& a = evicted[i * count_rows + r];
+                    kept_tile_[static_cast<std::size_t>(i * count_rows + r)] = keep ? a : 0.0f;
+                    if (keep) { a = 0.0f; }
+                }
+            }
+            kernels::add_over_tokens(kept_tile_.data(), count, count_rows, kept_mass_.data());
+            kernels::add_over_tokens(evicted, count, count_rows, evicted_mass_.data());
+            const float_rows v = read_rows(in_.values, kv_head, t, count, values_.data());
+            kernels::add_weighted_values(kept_tile_.data(), count, count_rows, v.data, v.stride, value_dim_,
+                                         kept_.data());
+            kernels::add_weighted_values(evicted, count, count_rows, v.data, v.stride, value_dim_,
+                                         evicted_.data());
+        }
+    }
+
+    [[nodiscard]] double kept_mass(index_t row) const { return kept_mass_[static_cast<std::size_t>(row)]; }
+    // D of one row into out [value_dim]; its L1 norm is returned.
+    double difference(index_t row, float* out) const {
+        const auto r = static_cast<std::size_t>(row);
+        const double kept = kept_mass_[r];
+        const double ratio = kept > 0 ? evicted_mass_[r] / kept : 0.0;
+        double norm = 0;
+        for (index_t d = 0; d < value_dim_; ++d) {
+            const auto i = r * static_cast<std::size_t>(value_dim_) + static_cast<std::size_t>(d);
+            out[d] = static_cast<float>(static_cast<double>(evicted_[i]) - ratio * static_cast<double>(kept_[i]));
+            norm += std::abs(static_cast<double>(out[d]));
+        }
+        return norm;
+    }
+
+  private:
+    const Inputs& in_;
+    index_t value_dim_;
+    std::vector<float> values_;
+    std::vector<float> kept_tile_;
+    std::vector<float> kept_;
+    std::vector<float> evicted_;
+    std::vector<double> kept_mass_;
+    std::vector<double> evicted_mass_;
+};
+
+// error_projected, layer_error and layer_bound from the differences [q_heads, queries, value_dim].
+template <class Inputs>
+void measure_projected(const Inputs& in, index_t queries, const std::vector<float>& differences,
+                       eviction_loss& loss) {
+    const index_t q_heads = extent(in.queries, 0);
+    const index_t value_dim = extent(in.values, 2);
+    const index_t hidden = extent(in.output_projection, 2);
+    const index_t step = kernels::tile_hidden(value_dim);
+    std::vector<float> w_o(static_cast<std::size_t>(value_dim * hidden));
+    std::vector<float> values(static_cast<std::size_t>(256 * value_dim));
+    std::vector<float> product(static_cast<std::size_t>(std::max<index_t>(256, queries) * step));
+    std::vector<float> norms(static_cast<std::size_t>(std::max<index_t>(256, queries)));
+    std::vector<float> layer(static_cast<std::size_t>(queries * hidden), 0.0f);
+    float largest = 0;
+    for (index_t h = 0; h < q_heads; ++h) {
+        const index_t kv_head = h / (q_heads / in.kv_heads());
+        const float_rows w = read_rows(in.output_projection, h, 0, value_dim, w_o.data());
+        const float* d = differences.data() + h * queries * value_dim;
+        const auto add_norms = [&](const float_rows& rows, index_t count) {
+            std::fill(norms.begin(), norms.end(), 0.0f);
+            for (index_t c = 0; c < hidden; c += step) {
+                kernels::add_projected_l1(rows.data, rows.stride, count, w.data + c, w.stride, value_dim,
+                                          std::min(step, hidden - c), product.data(), norms.data());
+            }
+        };
+        add_norms({d, value_dim}, queries);
+        double sum = 0;
+        for (index_t i = 0; i < queries; ++i) { sum += static_cast<double>(norms[static_cast<std::size_t>(i)]); }
+        loss.error_projected.push_back(sum / static_cast<double>(queries));
+        kernels::add_products(d, value_dim, queries, w.data, w.stride, value_dim, hidden, layer.data());
+        for (index_t t = 0; t < in.tokens(kv_head); t += 256) {
+            const index_t count = std::min<index_t>(256, in.tokens(kv_head) - t);
+            add_norms(read_rows(in.values, kv_head, t, count, values.data()), count);
+            for (index_t i = 0; i < count; ++i) { largest = std::max(largest, norms[static_cast<std::size_t>(i)]); }
+        }
+    }
+    for (const float x : layer) { loss.layer_error += std::abs(static_cast<double>(x)); }
+    loss.layer_error /= static_cast<double>(queries);
+    loss.layer_bound = ada_kv_loss_bound(loss.kept_mass, static_cast<double>(largest));
+}
+
+} // namespace detail
+
+// Measures the loss of `plan` for the queries in `in`; a request supplies the attention options and the
+// rollback tail. Needs values and queries; W_O where its figures are wanted.
+// Returns the errors of validate_attention or errc::plan_mismatch, with `loss` unchanged.
+template <class Inputs>
+[[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request, const keep_plan& plan,
+                                      eviction_loss& loss) {
+    static_assert(Inputs::has_values && Inputs::has_queries,
+                  "kvtrim: measure_eviction needs layer(keys, values).with_queries(queries)");
+    if (const status s = validate_attention(in, request); !s.ok()) { return s; }
+    if (plan.rows() != in.kv_heads() || !plan.check_invariants([&](index_t g) { return in.tokens(g); })) {
+        return {errc::plan_mismatch, "the plan was made for another cache"};
+    }
+    workspace counting = workspace::counting();
+    static_cast<void>(attention_rows(in, request, 0, 0, 0, counting));
+    growing_workspace memory;
+    const index_t queries = extent(in.queries, 1);
+    const index_t q_heads = extent(in.queries, 0);
+    const index_t value_dim = extent(in.values, 2);
+    eviction_loss result;
+    result.kept_mass.assign(static_cast<std::size_t>(q_heads), 0.0);
+    result.error = result.kept_mass;
+    std::vector<float> differences(static_cast<std::size_t>(q_heads * queries * value_dim));
+    detail::split_outputs outputs(in);
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        std::vector<char> is_kept(static_cast<std::size_t>(in.tokens(g)), 0);
+        for (const auto token : plan.row(g)) { is_kept[static_cast<std::size_t>(token)] = 1; }
+        workspace scratch = memory.of_bytes(counting.needed_bytes());
+        attention_rows rows(in, request, g, 0, 0, scratch);
+        for (index_t first = 0; first < rows.rows(); first += kernels::tile_query_rows) {
+            rows.begin_block(first, std::min(kernels::tile_query_rows, rows.rows() - first), 1);
+            outputs.run(rows, g, is_kept);
+            for (index_t r = 0; r < rows.block_rows(); ++r) {
+                const index_t flat = g * rows.rows() + first + r; // q_head * queries + query
+                const auto h = static_cast<std::size_t>(flat / queries);
+                result.kept_mass[h] += outputs.kept_mass(r) / static_cast<double>(queries);
+                result.error[h] += outputs.difference(r, differences.data() + flat * value_dim) /
+                                   static_cast<double>(queries);
+            }
+        }
+    }
+    if constexpr (Inputs::has_output_projection) {
+        detail::measure_projected(in, queries, differences, result);
+    }
+    loss = std::move(result);
+    return {};
+}
+
+} // namespace kvtrim

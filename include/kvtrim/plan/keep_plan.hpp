@@ -1,0 +1,109 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What stays: for every KV head the cache rows that survive, ascending, as one CSR table.
+//
+//   offsets [rows + 1]        int32; rows of head r are kept[offsets[r], offsets[r + 1])
+//   kept    [offsets[rows]]   int32 cache rows, strictly ascending within a head
+//
+// offsets are at once the cu_seqlens of the compacted cache and the indptr of an index table. The tables keep
+// their capacity, so that a plan that is made again for the same shape allocates nothing.
+
+#include <kvtrim/base/contract.hpp>
+#include <kvtrim/base/request.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+namespace kvtrim {
+
+class keep_plan {
+  public:
+    using table_index = std::int32_t;
+
+    [[nodiscard]] index_t rows() const {
+        return offsets_.empty() ? 0 : static_cast<index_t>(offsets_.size()) - 1;
+    }
+    [[nodiscard]] index_t total_tokens() const { return static_cast<index_t>(kept_.size()); }
+    [[nodiscard]] index_t kept_tokens(index_t row) const {
+        return static_cast<index_t>(this->row(row).size());
+    }
+    // Cache rows of one head that stay, ascending.
+    [[nodiscard]] std::span<const table_index> row(index_t row) const {
+        const auto r = static_cast<std::size_t>(row);
+        return std::span(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
+                                        static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
+    }
+    // [rows + 1], indptr of kept().
+    [[nodiscard]] std::span<const table_index> offsets() const { return offsets_; }
+    // [rows + 1], the cumulative lengths of the compacted cache, as varlen attention kernels take them.
+    [[nodiscard]] std::span<const table_index> cu_seqlens() const { return offsets_; }
+    [[nodiscard]] std::span<const table_index> kept() const { return kept_; }
+    [[nodiscard]] index_t longest_row() const {
+        index_t longest = 0;
+        for (index_t r = 0; r < rows(); ++r) { longest = std::max(longest, kept_tokens(r)); }
+        return longest;
+    }
+
+    // Sizes the tables for `counts` [rows] survivors per row; the kept rows are then written through
+    // writable_row(). Returns errc::index_overflow, with the plan unchanged, beyond 2^31 - 1 in total.
+    [[nodiscard]] status reset(std::span<const index_t> counts) {
+        index_t total = 0;
+        for (const index_t count : counts) {
+            KVTRIM_EXPECTS(count >= 0, "keep_plan: counts must not be negative");
+            total += count;
+            if (total > std::numeric_limits<table_index>::max()) {
+                return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total};
+            }
+        }
+        offsets_.resize(counts.size() + 1);
+        kept_.resize(static_cast<std::size_t>(total));
+        offsets_[0] = 0;
+        for (std::size_t r = 0; r < counts.size(); ++r) {
+            offsets_[r + 1] = offsets_[r] + static_cast<table_index>(counts[r]);
+        }
+        return {};
+    }
+    [[nodiscard]] std::span<table_index> writable_row(index_t row) {
+        const auto r = static_cast<std::size_t>(row);
+        return std::span(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
+                                        static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
+    }
+
+    // Whether every row ascends strictly and lies in [0, tokens of that row); tokens_of_row(r) gives the
+    // length of the cache the plan is for. O(kept tokens).
+    template <class TokensOfRow>
+    [[nodiscard]] bool check_invariants(TokensOfRow&& tokens_of_row) const {
+        for (index_t r = 0; r < rows(); ++r) {
+            index_t next = 0;
+            for (const table_index token : row(r)) {
+                if (token < next || token >= static_cast<index_t>(tokens_of_row(r))) { return false; }
+                next = index_t{token} + 1;
+            }
+        }
+        return true;
+    }
+
+    // The original positions of the survivors of row r, where cached row t had position positions[t]; for
+    // a cache that was never cut the plan's own rows are the positions.
+    // Requires out.size() >= kept_tokens(r).
+    template <class Position>
+    void gather_positions(index_t row, std::span<const Position> positions, std::span<Position> out) const {
+        const auto survivors = this->row(row);
+        KVTRIM_EXPECTS(out.size() >= survivors.size(), "gather_positions: the output is too short");
+        for (std::size_t i = 0; i < survivors.size(); ++i) {
+            out[i] = positions[static_cast<std::size_t>(survivors[i])];
+        }
+    }
+
+    friend bool operator==(const keep_plan&, const keep_plan&) = default;
+
+  private:
+    std::vector<table_index> offsets_;
+    std::vector<table_index> kept_;
+};
+
+} // namespace kvtrim

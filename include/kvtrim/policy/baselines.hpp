@@ -1,0 +1,48 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The methods that the others are measured against, each a one-line composition.
+//
+//   streaming_llm       newest tokens; protect the sinks: request.protect.sink_tokens = 4      2309.17453
+//   h2o                 attention summed over the whole prompt (pass all queries)              2306.14048
+//   observed_attention  the same divided by the queries that saw a token                       kvpress
+//   tova                attention of the last query, one token set for all heads               2401.06104
+//   key_norm_policy     smallest keys                                                          2406.11430
+//   key_diff_policy     keys unlike the average key                                            2504.15364
+//   random_policy       seeded
+//
+// h2o and observed_attention need queries [q_heads, tokens, head_dim]: O(tokens^2) work, O(tokens) memory.
+// Departures: H2O's decode-time running sums are a later stage; TOVA's newest token is protected by the
+// request (window_tokens = 1), not by a score.
+
+#include <kvtrim/policy/snapkv.hpp>
+#include <kvtrim/score/key_norm.hpp>
+#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/select/shared.hpp>
+
+namespace kvtrim {
+
+[[nodiscard]] constexpr auto streaming_llm() { return eviction_policy{recency{}, uniform{}, one_stage{}}; }
+
+[[nodiscard]] constexpr auto h2o(group_reduction group = group_reduction::mean) {
+    const mean_attention sum{.pool = pooling::none, .group = group, .queries = query_normalisation::sum};
+    return eviction_policy{window_attention{sum}, uniform{}, one_stage{}};
+}
+
+[[nodiscard]] constexpr auto observed_attention() {
+    const mean_attention mean{.pool = pooling::none, .queries = query_normalisation::lifetime};
+    return eviction_policy{window_attention{mean}, uniform{}, one_stage{}};
+}
+
+[[nodiscard]] constexpr auto tova() {
+    return eviction_policy{window_attention{mean_attention{.pool = pooling::none}, 1}, uniform{}, shared{}};
+}
+
+[[nodiscard]] constexpr auto key_norm_policy() { return eviction_policy{key_norm{}, uniform{}, one_stage{}}; }
+[[nodiscard]] constexpr auto key_diff_policy() { return eviction_policy{key_diff{}, uniform{}, one_stage{}}; }
+[[nodiscard]] constexpr auto random_policy(std::uint64_t seed = 0) {
+    return eviction_policy{random_score{seed}, uniform{}, one_stage{}};
+}
+
+} // namespace kvtrim

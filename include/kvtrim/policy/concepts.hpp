@@ -1,0 +1,64 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The contract of each stage, on one page. A third party's stage is a struct with these members; there is no
+// base class, registration or macro. Optional members are marked; what is missing counts as "nothing to do".
+//
+//   scorer      static constexpr bool two_stage          whether it also writes scores.attention
+//               status score(inputs, request, scores, workspace, executor) const
+//               optional: status validate(inputs, request) const
+//               optional: index_t workspace_bytes(inputs, request) const
+//   aggregator  see aggregate/attention_tile.hpp
+//   allocator   static constexpr bool is_uniform
+//               status allocate(score_rows, total, budgets, workspace) const
+//               optional: status validate() const; index_t workspace_bytes(rows, candidates) const
+//   selector    static constexpr bool allocate_by_attention, needs_uniform_budgets
+//               optional: status before_allocation(scores, total, workspace) const
+//               optional: status before_selection(scores, budgets, workspace) const
+//               optional: status validate() const; index_t workspace_bytes(rows, candidates) const
+//
+// A stage fills its outputs or returns an error with nothing written; it takes scratch only from the workspace;
+// workspace_bytes must cover it.
+
+#include <kvtrim/aggregate/attention_tile.hpp>
+#include <kvtrim/base/executor.hpp>
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/base/workspace.hpp>
+
+namespace kvtrim {
+
+template <class S, class Inputs>
+concept token_scorer = requires(const S& s, const Inputs& in, const eviction_request& request,
+                                const token_scores& out, workspace& scratch, serial_executor& ex) {
+    { S::two_stage } -> std::convertible_to<bool>;
+    { s.score(in, request, out, scratch, ex) } -> std::same_as<status>;
+};
+
+template <class A>
+concept attention_aggregator = requires(const A& a, const attention_tile& tile, const attention_head& head,
+                                        std::span<float> floats, index_t group_size) {
+    { A::two_stage } -> std::convertible_to<bool>;
+    { a.validate() } -> std::same_as<status>;
+    { a.halo() } -> std::same_as<index_t>;
+    { a.lanes(group_size) } -> std::same_as<index_t>;
+    a.add(tile, floats);
+    a.finish(head, floats, floats, floats);
+};
+
+template <class A>
+concept budget_allocator = requires(const A& a, const score_rows& scores, index_t total,
+                                    std::span<index_t> budgets, workspace& scratch) {
+    { A::is_uniform } -> std::convertible_to<bool>;
+    { a.allocate(scores, total, budgets, scratch) } -> std::same_as<status>;
+};
+
+template <class S>
+concept token_selector = requires {
+    { S::allocate_by_attention } -> std::convertible_to<bool>;
+    { S::needs_uniform_budgets } -> std::convertible_to<bool>;
+};
+
+} // namespace kvtrim

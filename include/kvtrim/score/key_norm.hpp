@@ -1,0 +1,118 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Two scorers that read only the keys: small norms stay, or keys unlike the average stay.
+//
+//   key_norm:  importance[g, t] = - || k[g, t] ||_2
+//   key_diff:  importance[g, t] = - cos( k[g, t], mean over all rows s of k[g, s] / || k[g, s] || )
+//
+// Source: L2 norm, arXiv:2406.11430; KeyDiff, arXiv:2504.15364; kvpress@8bb29b9 knorm_press.py,
+// keydiff_press.py (post-RoPE keys, as here).
+// Departures: none in the formulas; the references protect neither sinks nor window, here the request does.
+// A zero key has cosine 0. NaN keys rank last (their score is NaN).
+// Cost: keys read once (key_norm) or twice (key_diff). Workspace: a tile of keys per KV head.
+
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/per_head.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/kernels/tile_ops.hpp>
+
+#include <cmath>
+
+namespace kvtrim {
+
+namespace detail {
+
+// Scratch of one head: a tile of rows and one more row.
+struct row_scratch {
+    std::span<float> tile; // [tile_tokens, length]
+    std::span<float> row;  // [length]
+
+    row_scratch(index_t length, workspace& own)
+        : tile(own.take<float>(kernels::tile_tokens(length) * length)), row(own.take<float>(length)) {}
+
+    [[nodiscard]] static index_t bytes(index_t length) {
+        workspace counting = workspace::counting();
+        static_cast<void>(row_scratch(length, counting));
+        return counting.needed_bytes();
+    }
+};
+
+// Calls fn(row, token) for rows [range) of a head as floats, through a tile [tile_tokens, row length].
+template <cache_view V, class Fn>
+void for_each_row(const V& view, index_t head, token_range range, std::span<float> tile, Fn&& fn) {
+    const index_t length = extent(view, 2);
+    const index_t step = kernels::tile_tokens(length);
+    for (index_t t = range.begin; t < range.end; t += step) {
+        const index_t count = std::min(step, range.end - t);
+        const float_rows rows = read_rows(view, head, t, count, tile.data());
+        for (index_t i = 0; i < count; ++i) { fn(rows.data + i * rows.stride, t + i); }
+    }
+}
+
+} // namespace detail
+
+struct key_norm {
+    static constexpr bool two_stage = false;
+
+    template <class Inputs>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&) const {
+        return for_each_head_bytes(in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
+    }
+
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace& scratch, Executor& ex) const {
+        return for_each_head(
+            in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
+            [&](index_t g, workspace& own) {
+                const detail::row_scratch memory(in.head_dim(), own);
+                const token_range range = candidates(request.protect, in.tokens(g));
+                const auto scores = out.importance_rows().row(g);
+                detail::for_each_row(in.keys, g, range, memory.tile, [&](const float* key, index_t token) {
+                    scores[static_cast<std::size_t>(token - range.begin)] =
+                        -std::sqrt(kernels::dot(key, key, in.head_dim()));
+                });
+            });
+    }
+};
+
+struct key_diff {
+    static constexpr bool two_stage = false;
+
+    template <class Inputs>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&) const {
+        return for_each_head_bytes(in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
+    }
+
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace& scratch, Executor& ex) const {
+        return for_each_head(
+            in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
+            [&](index_t g, workspace& own) {
+                const detail::row_scratch memory(in.head_dim(), own);
+                const auto anchor = memory.row;
+                std::fill(anchor.begin(), anchor.end(), 0.0f);
+                // The sum serves as well as the mean: a cosine does not see its length.
+                detail::for_each_row(in.keys, g, {0, in.tokens(g)}, memory.tile, [&](const float* key, index_t) {
+                    const float norm = std::sqrt(kernels::dot(key, key, in.head_dim()));
+                    if (!(norm > 0)) { return; } // zero or NaN: no direction
+                    for (std::size_t d = 0; d < anchor.size(); ++d) { anchor[d] += key[d] / norm; }
+                });
+                const float anchor_norm =
+                    std::sqrt(kernels::dot(anchor.data(), anchor.data(), in.head_dim()));
+                const token_range range = candidates(request.protect, in.tokens(g));
+                const auto scores = out.importance_rows().row(g);
+                detail::for_each_row(in.keys, g, range, memory.tile, [&](const float* key, index_t token) {
+                    const float norms = std::sqrt(kernels::dot(key, key, in.head_dim())) * anchor_norm;
+                    scores[static_cast<std::size_t>(token - range.begin)] =
+                        norms == 0 ? 0.0f : -kernels::dot(key, anchor.data(), in.head_dim()) / norms;
+                });
+            });
+    }
+};
+
+} // namespace kvtrim

@@ -1,0 +1,87 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Reproduces kvpress' window padding: the window competes with the score "maximum over all heads + 1" instead of
+// being protected.
+//
+//   importance[g, t] = inner[g, t] for t before the window, else max over all heads and tokens of inner + 1
+//
+// For published kvpress runs only. Protection by a score counts window tokens towards a safeguard and stage
+// one, ties inside the window, and can lose window tokens once a norm is multiplied in; a request's
+// protection has none of this. Use it with an unprotected request (all tokens are then candidates).
+//
+// Source: kvpress@8bb29b9 snapkv_press.py, tova_press.py.
+
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/per_head.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/base/token_scores.hpp>
+
+#include <algorithm>
+
+namespace kvtrim {
+
+template <class Scorer>
+struct padded {
+    [[no_unique_address]] Scorer scorer = {};
+    index_t window_tokens = 0; // newest tokens that get the padding
+
+    static constexpr bool two_stage = false;
+    static_assert(!Scorer::two_stage, "kvtrim: padded wraps a scorer with one score per token");
+
+    template <class Inputs>
+    [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
+        if (window_tokens < 0 || request.protect.prefix() != 0 || request.protect.suffix() != 0) {
+            return {errc::invalid_parameter, "padded: needs a request without protected tokens"};
+        }
+        if constexpr (requires { scorer.validate(in, request); }) {
+            return scorer.validate(in, inner_request(request));
+        }
+        return {};
+    }
+
+    template <class Inputs>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+        workspace counting = workspace::counting();
+        static_cast<void>(counting.take<index_t>(in.kv_heads() + 1));
+        static_cast<void>(counting.take<float>(in.kv_heads() * in.longest_row()));
+        if constexpr (requires { scorer.workspace_bytes(in, request); }) {
+            static_cast<void>(counting.take<std::byte>(scorer.workspace_bytes(in, inner_request(request))));
+        }
+        return counting.needed_bytes();
+    }
+
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace& scratch, Executor& ex) const {
+        const workspace::frame frame(scratch);
+        const auto offsets = scratch.take<index_t>(in.kv_heads() + 1);
+        const auto memory = scratch.take<float>(in.kv_heads() * in.longest_row());
+        if (!scratch.fits()) { return scratch.too_small(); }
+        offsets[0] = 0;
+        for (index_t g = 0; g < in.kv_heads(); ++g) {
+            const auto i = static_cast<std::size_t>(g);
+            offsets[i + 1] = offsets[i] + candidates(inner_request(request).protect, in.tokens(g)).size();
+        }
+        const auto used = memory.first(static_cast<std::size_t>(offsets.back()));
+        const token_scores inner{offsets, used};
+        if (const status s = scorer.score(in, inner_request(request), inner, scratch, ex); !s.ok()) { return s; }
+        const float padding = used.empty() ? 1.0f : *std::max_element(used.begin(), used.end()) + 1.0f;
+        for (index_t g = 0; g < in.kv_heads(); ++g) {
+            const auto row = out.importance_rows().row(g);
+            const auto from = inner.importance_rows().row(g);
+            std::copy(from.begin(), from.end(), row.begin());
+            std::fill(row.begin() + static_cast<std::ptrdiff_t>(from.size()), row.end(), padding);
+        }
+        return {};
+    }
+
+  private:
+    [[nodiscard]] eviction_request inner_request(eviction_request request) const {
+        request.protect.window_tokens = window_tokens;
+        return request;
+    }
+};
+
+} // namespace kvtrim

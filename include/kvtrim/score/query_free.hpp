@@ -1,0 +1,98 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Scorers that look at no tensor: the newest tokens, random tokens, and scores that the engine already has.
+//
+//   recency:       importance[g, t] = t                       with protected sinks: StreamingLLM, 2309.17453
+//   random_score:  importance[g, t] = hash(seed, g, t)        the baseline every method must beat
+//   given_scores:  importance[g, t] = scores(g, t)            any tensor_view [kv_heads, tokens], or a paged
+//                                                             attention kernel's own scores (rows equal)
+//
+// Departures: StreamingLLM's position shift is not done here: survivors keep their positions (see
+// keep_plan::gather_positions). random_score does not depend on threads, order or other heads.
+
+#include <kvtrim/base/executor.hpp>
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/base/workspace.hpp>
+
+namespace kvtrim {
+
+namespace detail {
+
+// Fills importance with fn(kv_head, cache row) for every candidate.
+template <class Inputs, class Fn>
+void fill_scores(const Inputs& in, const eviction_request& request, const token_scores& out, Fn&& fn) {
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        const token_range range = candidates(request.protect, in.tokens(g));
+        const auto row = out.importance_rows().row(g);
+        for (index_t t = range.begin; t < range.end; ++t) {
+            row[static_cast<std::size_t>(t - range.begin)] = fn(g, t);
+        }
+    }
+}
+
+} // namespace detail
+
+struct recency {
+    static constexpr bool two_stage = false;
+
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace&, Executor&) const {
+        // Counted from the newest token: exact in float for the 2^24 newest, the only ones that can win.
+        detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
+            return -static_cast<float>(in.tokens(g) - t);
+        });
+        return {};
+    }
+};
+
+struct random_score {
+    std::uint64_t seed = 0;
+
+    static constexpr bool two_stage = false;
+
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace&, Executor&) const {
+        detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
+            const auto mixed = mix(seed ^ mix((static_cast<std::uint64_t>(g) << 40) + static_cast<std::uint64_t>(t)));
+            return static_cast<float>(mixed >> 40) * 0x1p-24f; // [0, 1)
+        });
+        return {};
+    }
+
+  private:
+    // SplitMix64's output function (Steele, Lea, Flood 2014).
+    static constexpr std::uint64_t mix(std::uint64_t z) {
+        z += 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        return z ^ (z >> 31);
+    }
+};
+
+template <tensor_view<2> View>
+struct given_scores {
+    View scores; // [kv_heads, tokens]; protected columns are not read
+
+    static constexpr bool two_stage = false;
+
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace&, Executor&) const {
+        KVTRIM_EXPECTS(extent(scores, 0) == in.kv_heads() && extent(scores, 1) >= in.longest_row(),
+                       "given_scores: scores must be [kv_heads, tokens] of the cache");
+        detail::fill_scores(in, request, out,
+                            [&](index_t g, index_t t) { return to_float(at(scores, g, t)); });
+        return {};
+    }
+};
+
+template <class View>
+given_scores(View) -> given_scores<View>;
+
+} // namespace kvtrim

@@ -1,0 +1,117 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Scores each candidate token by the attention that the observed queries pay it, in two sweeps over the keys.
+//
+//   importance[g] = aggregator( A[h, i, candidates] for all query heads h of group g, all queries i )
+//
+// Sweep one takes each query row's softmax statistics, sweep two computes the attention again, tile by tile, and
+// folds it (math/attention_rows.hpp); no [heads, queries, tokens] array exists. With all prompt queries
+// this is the full-prefill sum of H2O, with the last query alone it is TOVA.
+//
+// Source: SnapKV, arXiv:2404.14469, Sec. 4.
+// Departures: the softmax is not cast back to the cache's type (fp16 drops weights below 3e-8); keys are not
+// repeated for the query heads of a group.
+// Cost: 4 * q_heads * queries * tokens * head_dim flops, two exponentials per weight, keys read twice for
+// every 128 query rows. Workspace: O(lanes * tokens) per KV head.
+
+#include <kvtrim/aggregate/attention_tile.hpp>
+#include <kvtrim/base/per_head.hpp>
+#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/math/attention_rows.hpp>
+
+namespace kvtrim {
+
+template <class Aggregator>
+struct window_attention {
+    [[no_unique_address]] Aggregator aggregator = {};
+    index_t newest_queries = 0; // use only this many newest of the given queries; 0: all (TOVA: 1)
+
+    static constexpr bool two_stage = Aggregator::two_stage;
+
+    // Returns errc::window_exceeds_tokens, heads_not_divisible or invalid_parameter.
+    template <class Inputs>
+    [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
+        static_assert(Inputs::has_queries,
+                      "kvtrim: window_attention needs the observation queries: pass "
+                      "layer(keys, values).with_queries(queries); see base/layer.hpp");
+        if (newest_queries < 0) {
+            return {errc::invalid_parameter, "window_attention: newest_queries must not be negative"};
+        }
+        if (const status s = aggregator.validate(); !s.ok()) { return s; }
+        return validate_attention(in, request);
+    }
+
+    template <class Inputs>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+        return for_each_head_bytes(in.kv_heads(), head_bytes(in, request));
+    }
+
+    // Writes importance (and attention if two_stage, and protected_mass where asked for).
+    // Returns errc::workspace_too_small, with nothing written.
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace& scratch, Executor& ex) const {
+        return for_each_head(
+            in.kv_heads(), head_bytes(in, request), scratch, ex,
+            [&](index_t g, workspace& own) { score_head(in, request, g, out, own); });
+    }
+
+  private:
+    template <class Inputs>
+    [[nodiscard]] index_t head_bytes(const Inputs& in, const eviction_request& request) const {
+        workspace counting = workspace::counting();
+        const attention_rows rows(in, request, 0, newest_queries, aggregator.halo(), counting);
+        static_cast<void>(
+            counting.template take<float>(aggregator.lanes(rows.group_size()) * in.longest_row()));
+        return counting.needed_bytes();
+    }
+
+    template <class Inputs>
+    void score_head(const Inputs& in, const eviction_request& request, index_t kv_head,
+                    const token_scores& out, workspace& scratch) const {
+        attention_rows rows(in, request, kv_head, newest_queries, aggregator.halo(), scratch);
+        const token_range range = rows.candidate_range();
+        const auto accumulators = scratch.take<float>(aggregator.lanes(rows.group_size()) * range.size());
+        std::fill(accumulators.begin(), accumulators.end(), 0.0f);
+        const attention_head head{rows.group_size(), rows.queries(),     range.size(),
+                                  range.begin,       rows.query_begin(), request.attention.sliding_window};
+        double protected_mass = 0;
+        for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
+            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r),
+                             2 * aggregator.halo() + 1);
+            protected_mass += rows.protected_mass();
+            fold_block(rows, head, range, accumulators);
+        }
+        const auto g = static_cast<std::size_t>(kv_head);
+        std::span<float> attention = {};
+        if constexpr (two_stage) { attention = out.attention_rows().row(kv_head); }
+        if (!out.protected_mass.empty()) {
+            out.protected_mass[g] = static_cast<float>(protected_mass / static_cast<double>(rows.rows()));
+        }
+        aggregator.finish(head, accumulators, out.importance_rows().row(kv_head), attention);
+    }
+
+    template <class Inputs>
+    void fold_block(attention_rows<Inputs>& rows, const attention_head& head, token_range range,
+                    std::span<float> accumulators) const {
+        const index_t end = std::min(range.end, rows.visible_end() + aggregator.halo());
+        for (index_t t = range.begin; t < end; t += rows.tile_tokens()) {
+            const index_t tokens = std::min(rows.tile_tokens(), end - t);
+            const index_t before = std::min(aggregator.halo(), t - range.begin);
+            const index_t after = std::min(aggregator.halo(), range.end - (t + tokens));
+            const float* attention = rows.attention(t - before, before + tokens + after);
+            aggregator.add({attention, rows.pooling_factor(), rows.block_rows(), rows.first_row(),
+                            t - range.begin, tokens, before, after, head},
+                           accumulators);
+        }
+    }
+};
+
+template <class Aggregator>
+window_attention(Aggregator) -> window_attention<Aggregator>;
+template <class Aggregator>
+window_attention(Aggregator, index_t) -> window_attention<Aggregator>;
+
+} // namespace kvtrim
