@@ -87,8 +87,7 @@ struct mean_attention {
             float divisor = group_divisor;
             if (queries == query_normalisation::mean) { divisor *= static_cast<float>(head.queries); }
             if (queries == query_normalisation::lifetime) {
-                divisor *= static_cast<float>(
-                    std::max<index_t>(1, head.observers(static_cast<index_t>(c))));
+                divisor *= static_cast<float>(std::max<index_t>(1, head.observers(static_cast<index_t>(c))));
             }
             lane[c] /= divisor;
         }

@@ -66,7 +66,8 @@ struct adaptive {
   private:
     [[nodiscard]] index_t safeguard_of(index_t total, index_t rows) const {
         const index_t even_share = rows == 0 ? 0 : total / rows;
-        const index_t wanted = safeguard_tokens >= 0 ? safeguard_tokens : kept_tokens(even_share, safeguard_ratio);
+        const index_t wanted =
+            safeguard_tokens >= 0 ? safeguard_tokens : kept_tokens(even_share, safeguard_ratio);
         return std::min(wanted, even_share);
     }
 };

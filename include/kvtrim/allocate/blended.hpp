@@ -59,7 +59,8 @@ struct blended {
         const buffers memory = take(scores.rows(), static_cast<index_t>(scores.values.size()), scratch);
         if (!scratch.fits()) { return scratch.too_small(); }
         const index_t even_share = scores.rows() == 0 ? 0 : total / scores.rows();
-        const score_rows ranked = weight_by_kept_mass ? weighted(scores, even_share, memory.weighted) : scores;
+        const score_rows ranked =
+            weight_by_kept_mass ? weighted(scores, even_share, memory.weighted) : scores;
         top_k_cut cut = find_top_k(ranked, total);
         for (index_t r = 0; r < scores.rows(); ++r) {
             const auto row = static_cast<std::size_t>(r);
@@ -98,7 +99,8 @@ struct blended {
             top_k_cut cut = find_top_k(row, std::min(even_share, scores.length(r)));
             double kept = 0;
             double all = 0;
-            for_each_above(row, cut, [&](index_t c) { kept += static_cast<double>(row[static_cast<std::size_t>(c)]); });
+            for_each_above(row, cut,
+                           [&](index_t c) { kept += static_cast<double>(row[static_cast<std::size_t>(c)]); });
             for (const float s : row) { all += static_cast<double>(s); }
             const float weight = all > 0 ? static_cast<float>(kept / all) : 1.0f;
             std::transform(row.begin(), row.end(), out.row(r).begin(), [&](float s) { return s * weight; });

@@ -54,6 +54,6 @@ inline violation_handler set_violation_handler(violation_handler handler) {
 
 } // namespace kvtrim
 
-#define KVTRIM_EXPECTS(condition, message)                                                         \
-    ((condition) ? static_cast<void>(0)                                                            \
+#define KVTRIM_EXPECTS(condition, message)                                                                   \
+    ((condition) ? static_cast<void>(0)                                                                      \
                  : ::kvtrim::detail::contract_violated({#condition, message, __FILE__, __LINE__}))

@@ -66,8 +66,8 @@ struct element_traits<f16> {
         // The exponent is moved by a multiplication, which also normalises subnormals.
         const std::uint32_t magnitude = x.bits & 0x7fffu;
         const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
-        const auto scaled = std::bit_cast<std::uint32_t>(
-            std::bit_cast<float>(magnitude << 13) * std::bit_cast<float>(0x77800000u)); // 2^112
+        const auto scaled = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) *
+                                                         std::bit_cast<float>(0x77800000u)); // 2^112
         const std::uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
         return std::bit_cast<float>(sign | scaled | special);
     }

@@ -30,6 +30,8 @@ struct executor_probe {
 } // namespace detail
 
 template <class E>
-concept executor = requires(E& ex, const detail::executor_probe& fn) { ex(index_t{1}, fn); };
+concept executor = requires(E& ex, const detail::executor_probe& fn) {
+    ex(index_t{1}, fn);
+};
 
 } // namespace kvtrim

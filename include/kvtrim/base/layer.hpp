@@ -26,8 +26,7 @@ struct not_given {};
 template <class T>
 inline constexpr bool is_given = !std::is_same_v<T, not_given>;
 
-template <class Keys, class Values = not_given, class Queries = not_given,
-          class OutputProjection = not_given>
+template <class Keys, class Values = not_given, class Queries = not_given, class OutputProjection = not_given>
 struct layer_inputs {
     static_assert(cache_view<Keys>,
                   "kvtrim: keys must be a view [kv_heads, tokens, head_dim]: a rank-3 tensor_view "

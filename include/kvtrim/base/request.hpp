@@ -64,9 +64,13 @@ struct token_budget {
 };
 
 // `tokens` per KV head on average; an adaptive allocator moves them between heads.
-[[nodiscard]] constexpr token_budget per_head(index_t tokens) { return {tokens, false}; }
+[[nodiscard]] constexpr token_budget per_head(index_t tokens) {
+    return {tokens, false};
+}
 // `tokens` summed over the KV heads of the layer.
-[[nodiscard]] constexpr token_budget over_all_heads(index_t tokens) { return {tokens, true}; }
+[[nodiscard]] constexpr token_budget over_all_heads(index_t tokens) {
+    return {tokens, true};
+}
 
 // The one place where a ratio becomes a count: floor(tokens * kept_ratio), where a product within 1e-9 of
 // a whole number is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.

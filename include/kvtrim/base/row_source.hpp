@@ -56,8 +56,8 @@ void load_rows(const V& view, index_t head, index_t first, index_t count, float*
     } else if constexpr (strided_view<V, 3>) {
         const auto row_stride = static_cast<index_t>(view.stride(1));
         const auto step = static_cast<index_t>(view.stride(2));
-        const auto* base = view.data_handle() + head * static_cast<index_t>(view.stride(0)) +
-                           first * row_stride;
+        const auto* base =
+            view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * row_stride;
         if (step == 1) {
             for (index_t t = 0; t < count; ++t) {
                 const auto* row = base + t * row_stride;

@@ -23,17 +23,15 @@ namespace kvtrim {
 
 // Element (i...) of any view, spelled v(i...) or v[i...].
 template <class V, class... I>
-[[nodiscard]] constexpr decltype(auto) at(const V& v, I... i)
-    requires requires { v(i...); }
-{
-    return v(i...);
+[[nodiscard]] constexpr decltype(auto) at(const V& v, I... i) requires requires {
+    v(i...);
 }
+{ return v(i...); }
 
 #if defined(__cpp_multidimensional_subscript)
 template <class V, class... I>
-[[nodiscard]] constexpr decltype(auto) at(const V& v, I... i)
-    requires(!requires { v(i...); } && requires { v[i...]; })
-{
+[[nodiscard]] constexpr decltype(auto) at(const V& v, I... i) requires(
+    !requires { v(i...); } && requires { v[i...]; }) {
     return v[i...];
 }
 #endif
@@ -43,10 +41,14 @@ namespace detail {
 template <class V, std::size_t Rank>
 inline constexpr bool indexable = false;
 template <class V>
-    requires requires(const V& v, index_t i) { to_float(at(v, i, i)); }
+    requires requires(const V& v, index_t i) {
+        to_float(at(v, i, i));
+    }
 inline constexpr bool indexable<V, 2> = true;
 template <class V>
-    requires requires(const V& v, index_t i) { to_float(at(v, i, i, i)); }
+    requires requires(const V& v, index_t i) {
+        to_float(at(v, i, i, i));
+    }
 inline constexpr bool indexable<V, 3> = true;
 
 } // namespace detail
@@ -55,11 +57,12 @@ template <class V, std::size_t Rank>
 concept tensor_view = requires(const V& v) {
     { v.extent(0) } -> std::convertible_to<index_t>;
     requires static_cast<std::size_t>(V::rank()) == Rank;
-} && detail::indexable<V, Rank>;
+}
+&&detail::indexable<V, Rank>;
 
 template <class V, std::size_t Rank>
 concept strided_view = tensor_view<V, Rank> && requires(const V& v) {
-    { *v.data_handle() };
+    {*v.data_handle()};
     { v.stride(0) } -> std::convertible_to<index_t>;
 };
 

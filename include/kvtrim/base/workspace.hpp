@@ -54,7 +54,8 @@ class workspace {
     [[nodiscard]] index_t needed_bytes() const { return peak_ == 0 ? 0 : peak_ + alignment_bytes; }
     // The answer of a stage whose scratch did not fit.
     [[nodiscard]] status too_small() const {
-        return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()", needed_bytes()};
+        return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()",
+                needed_bytes()};
     }
 
     // Gives back at its end what was taken during its life.

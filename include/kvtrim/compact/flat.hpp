@@ -34,7 +34,9 @@ template <class V, class T>
     T* to = out.data();
     for (index_t g = 0; g < extent(cache, 0); ++g) {
         for (const auto token : plan.row(g)) {
-            if constexpr (requires { { *cache.row(g, token) } -> std::convertible_to<T>; }) {
+            if constexpr (requires {
+                              { *cache.row(g, token) } -> std::convertible_to<T>;
+                          }) {
                 std::memcpy(to, cache.row(g, token), static_cast<std::size_t>(length) * sizeof(T));
             } else if constexpr (strided_view<V, 3>) {
                 using element = std::remove_cvref_t<decltype(*cache.data_handle())>;
@@ -45,7 +47,8 @@ template <class V, class T>
                                    token * static_cast<index_t>(cache.stride(1));
                 for (index_t d = 0; d < length; ++d) { to[d] = from[d * step]; }
             } else {
-                static_assert(std::is_same_v<T, float>, "kvtrim: this cache is read as floats: gather into float");
+                static_assert(std::is_same_v<T, float>,
+                              "kvtrim: this cache is read as floats: gather into float");
                 load_rows(cache, g, token, 1, to);
             }
             to += length;
@@ -92,9 +95,8 @@ template <class T>
 [[nodiscard]] status compact_to_flat(const ragged<T>& cache, const keep_plan& plan,
                                      compaction_report* report = nullptr) {
     if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
-    detail::flatten(cache.data_handle(), cache.extent(2), plan, [&](index_t head) {
-        return index_t{cache.offsets()[static_cast<std::size_t>(head)]};
-    });
+    detail::flatten(cache.data_handle(), cache.extent(2), plan,
+                    [&](index_t head) { return index_t{cache.offsets()[static_cast<std::size_t>(head)]}; });
     if (report != nullptr) { *report = report_rows<T>(cache, plan); }
     return {};
 }

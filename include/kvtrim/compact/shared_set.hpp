@@ -78,8 +78,8 @@ namespace detail {
 }
 
 // The union: every token that some head keeps.
-[[nodiscard]] inline status project_to_shared(const keep_plan& plan, index_t tokens, any_head_t, keep_plan& out,
-                                              workspace& scratch) {
+[[nodiscard]] inline status project_to_shared(const keep_plan& plan, index_t tokens, any_head_t,
+                                              keep_plan& out, workspace& scratch) {
     KVTRIM_EXPECTS(&plan != &out, "project_to_shared: the output must be another plan");
     const workspace::frame frame(scratch);
     const auto votes = scratch.take<float>(tokens);

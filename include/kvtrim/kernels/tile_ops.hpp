@@ -157,7 +157,9 @@ inline void add_products(const float* a, index_t a_stride, index_t rows, const f
 }
 
 // Columns of W_O that one product covers.
-[[nodiscard]] constexpr index_t tile_hidden(index_t head_dim) { return tile_tokens(head_dim); }
+[[nodiscard]] constexpr index_t tile_hidden(index_t head_dim) {
+    return tile_tokens(head_dim);
+}
 
 // norms [tokens] += sum over the columns of | values [tokens, head_dim] * projection [head_dim, columns] |.
 // product [tokens, columns] is scratch.

@@ -34,11 +34,11 @@ template <class Inputs>
     const index_t queries = extent(in.queries, 1);
     KVTRIM_EXPECTS(extent(in.queries, 2) == in.head_dim(), "queries and keys must agree in head_dim");
     const auto& options = request.attention;
-    KVTRIM_EXPECTS(options.sink_logits.empty() ||
-                       static_cast<index_t>(options.sink_logits.size()) == q_heads,
+    KVTRIM_EXPECTS(options.sink_logits.empty() || static_cast<index_t>(options.sink_logits.size()) == q_heads,
                    "attention.sink_logits must have one entry per query head");
     if (!(options.scale >= 0) || !(options.soft_cap >= 0) || options.sliding_window < 0) {
-        return {errc::invalid_parameter, "attention: scale, soft_cap and sliding_window must not be negative"};
+        return {errc::invalid_parameter,
+                "attention: scale, soft_cap and sliding_window must not be negative"};
     }
     if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
         return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
@@ -65,8 +65,7 @@ class attention_rows {
           queries_(newest > 0 ? std::min(newest, extent(in.queries, 1)) : extent(in.queries, 1)),
           skipped_(extent(in.queries, 1) - queries_),
           query_begin_(tokens_ - request.protect.rollback_tokens - queries_),
-          range_(candidates(request.protect, tokens_)),
-          tile_tokens_(kernels::tile_tokens(in.head_dim())) {
+          range_(candidates(request.protect, tokens_)), tile_tokens_(kernels::tile_tokens(in.head_dim())) {
         const index_t widest = tile_tokens_ + 2 * halo;
         q_ = scratch.take<float>(kernels::tile_query_rows * in.head_dim());
         k_ = scratch.take<float>(widest * in.head_dim());
@@ -211,7 +210,8 @@ class attention_rows {
             const double windows = static_cast<double>(kernel_tokens) * mass - at(edge_loss_, r);
             if (at(maximum_, r) == kernels::masked_logit) { at(maximum_, r) = 0.0f; }
             const bool sink = !options_.sink_logits.empty();
-            const double sink_term = sink ? std::exp(static_cast<double>(sink_logit(r) - at(maximum_, r))) : 0.0;
+            const double sink_term =
+                sink ? std::exp(static_cast<double>(sink_logit(r) - at(maximum_, r))) : 0.0;
             at(weight_, r) = sum > 0 ? static_cast<float>(1.0 / sum) : 0.0f;
             at(factor_, r) = windows > 0 ? static_cast<float>(mass / windows) : 0.0f;
             protected_mass_ += sum > 0 ? std::max(0.0, (sum - sink_term - mass) / sum) : 0.0;

@@ -36,9 +36,9 @@ inline void pool(pooling kind, index_t kernel_tokens, std::span<const float> in,
     const auto columns = static_cast<index_t>(in.size());
     const index_t half = kind == pooling::none ? 0 : kernel_tokens / 2;
     for (index_t c = 0; c < columns; ++c) {
-        const auto window = in.subspan(static_cast<std::size_t>(std::max<index_t>(0, c - half)),
-                                       static_cast<std::size_t>(std::min(columns, c + half + 1) -
-                                                                std::max<index_t>(0, c - half)));
+        const auto window = in.subspan(
+            static_cast<std::size_t>(std::max<index_t>(0, c - half)),
+            static_cast<std::size_t>(std::min(columns, c + half + 1) - std::max<index_t>(0, c - half)));
         float pooled = window[0];
         if (kind == pooling::maximum) {
             for (const float x : window) { pooled = std::fmax(pooled, x); }

@@ -35,7 +35,8 @@ struct eviction_loss {
 };
 
 // Ada-KV's bound on the mean L1 error of a layer's output. largest_projected_norm: C above.
-[[nodiscard]] inline double ada_kv_loss_bound(std::span<const double> kept_mass, double largest_projected_norm) {
+[[nodiscard]] inline double ada_kv_loss_bound(std::span<const double> kept_mass,
+                                              double largest_projected_norm) {
     double evicted = 0;
     for (const double mass : kept_mass) { evicted += 1.0 - mass; }
     return 2.0 * largest_projected_norm * evicted;
@@ -48,8 +49,8 @@ template <class Inputs>
 class split_outputs {
   public:
     explicit split_outputs(const Inputs& in)
-        : in_(in), value_dim_(extent(in.values, 2)),
-          values_(static_cast<std::size_t>(256 * value_dim_)), kept_tile_(256 * kernels::tile_query_rows),
+        : in_(in), value_dim_(extent(in.values, 2)), values_(static_cast<std::size_t>(256 * value_dim_)),
+          kept_tile_(256 * kernels::tile_query_rows),
           kept_(static_cast<std::size_t>(kernels::tile_query_rows * value_dim_)), evicted_(kept_.size()),
           kept_mass_(kernels::tile_query_rows), evicted_mass_(kernels::tile_query_rows) {}
 
@@ -88,7 +89,8 @@ class split_outputs {
         double norm = 0;
         for (index_t d = 0; d < value_dim_; ++d) {
             const auto i = r * static_cast<std::size_t>(value_dim_) + static_cast<std::size_t>(d);
-            out[d] = static_cast<float>(static_cast<double>(evicted_[i]) - ratio * static_cast<double>(kept_[i]));
+            out[d] =
+                static_cast<float>(static_cast<double>(evicted_[i]) - ratio * static_cast<double>(kept_[i]));
             norm += std::abs(static_cast<double>(out[d]));
         }
         return norm;
@@ -132,13 +134,17 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
         };
         add_norms({d, value_dim}, queries);
         double sum = 0;
-        for (index_t i = 0; i < queries; ++i) { sum += static_cast<double>(norms[static_cast<std::size_t>(i)]); }
+        for (index_t i = 0; i < queries; ++i) {
+            sum += static_cast<double>(norms[static_cast<std::size_t>(i)]);
+        }
         loss.error_projected.push_back(sum / static_cast<double>(queries));
         kernels::add_products(d, value_dim, queries, w.data, w.stride, value_dim, hidden, layer.data());
         for (index_t t = 0; t < in.tokens(kv_head); t += 256) {
             const index_t count = std::min<index_t>(256, in.tokens(kv_head) - t);
             add_norms(read_rows(in.values, kv_head, t, count, values.data()), count);
-            for (index_t i = 0; i < count; ++i) { largest = std::max(largest, norms[static_cast<std::size_t>(i)]); }
+            for (index_t i = 0; i < count; ++i) {
+                largest = std::max(largest, norms[static_cast<std::size_t>(i)]);
+            }
         }
     }
     for (const float x : layer) { loss.layer_error += std::abs(static_cast<double>(x)); }
@@ -152,8 +158,8 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
 // rollback tail. Needs values and queries; W_O where its figures are wanted.
 // Returns the errors of validate_attention or errc::plan_mismatch, with `loss` unchanged.
 template <class Inputs>
-[[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request, const keep_plan& plan,
-                                      eviction_loss& loss) {
+[[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request,
+                                      const keep_plan& plan, eviction_loss& loss) {
     static_assert(Inputs::has_values && Inputs::has_queries,
                   "kvtrim: measure_eviction needs layer(keys, values).with_queries(queries)");
     if (const status s = validate_attention(in, request); !s.ok()) { return s; }

@@ -23,7 +23,9 @@
 
 namespace kvtrim {
 
-[[nodiscard]] constexpr auto streaming_llm() { return eviction_policy{recency{}, uniform{}, one_stage{}}; }
+[[nodiscard]] constexpr auto streaming_llm() {
+    return eviction_policy{recency{}, uniform{}, one_stage{}};
+}
 
 [[nodiscard]] constexpr auto h2o(group_reduction group = group_reduction::mean) {
     const mean_attention sum{.pool = pooling::none, .group = group, .queries = query_normalisation::sum};
@@ -39,8 +41,12 @@ namespace kvtrim {
     return eviction_policy{window_attention{mean_attention{.pool = pooling::none}, 1}, uniform{}, shared{}};
 }
 
-[[nodiscard]] constexpr auto key_norm_policy() { return eviction_policy{key_norm{}, uniform{}, one_stage{}}; }
-[[nodiscard]] constexpr auto key_diff_policy() { return eviction_policy{key_diff{}, uniform{}, one_stage{}}; }
+[[nodiscard]] constexpr auto key_norm_policy() {
+    return eviction_policy{key_norm{}, uniform{}, one_stage{}};
+}
+[[nodiscard]] constexpr auto key_diff_policy() {
+    return eviction_policy{key_diff{}, uniform{}, one_stage{}};
+}
 [[nodiscard]] constexpr auto random_policy(std::uint64_t seed = 0) {
     return eviction_policy{random_score{seed}, uniform{}, one_stage{}};
 }

@@ -20,10 +20,10 @@
 namespace kvtrim {
 
 struct criticalkv_config {
-    mean_attention attention = {};  // as SnapKV
-    double first_ratio = 0.5;       // share of the budget taken by attention alone; reference 0.5
-    float epsilon = 1e-4f;          // added to a score before it is weighted; reference 1e-4
-    bool epsilon_relative = false;  // epsilon in units of the head's mean score: long contexts keep a choice
+    mean_attention attention = {}; // as SnapKV
+    double first_ratio = 0.5;      // share of the budget taken by attention alone; reference 0.5
+    float epsilon = 1e-4f;         // added to a score before it is weighted; reference 1e-4
+    bool epsilon_relative = false; // epsilon in units of the head's mean score: long contexts keep a choice
 };
 
 [[nodiscard]] constexpr auto criticalkv(const criticalkv_config& c = {}) {
@@ -33,7 +33,8 @@ struct criticalkv_config {
 }
 
 template <class Allocator = adaptive>
-[[nodiscard]] constexpr auto ada_criticalkv(const criticalkv_config& c = {}, const Allocator& allocator = {}) {
+[[nodiscard]] constexpr auto ada_criticalkv(const criticalkv_config& c = {},
+                                            const Allocator& allocator = {}) {
     return eviction_policy{
         value_weighted<window_attention<mean_attention>>{{c.attention}, c.epsilon, c.epsilon_relative},
         allocator, two_stage{.first_ratio = c.first_ratio}};

@@ -160,12 +160,12 @@ class eviction_policy {
     };
 
     struct tables {
-        std::span<index_t> offsets;       // [rows + 1]
-        std::span<float> importance;      // [candidates]
-        std::span<float> attention;       // [candidates] if the scorer has two stages
-        std::span<float> protected_mass;  // [rows]
-        std::span<index_t> budgets;       // [rows]
-        std::span<index_t> kept_counts;   // [rows]
+        std::span<index_t> offsets;      // [rows + 1]
+        std::span<float> importance;     // [candidates]
+        std::span<float> attention;      // [candidates] if the scorer has two stages
+        std::span<float> protected_mass; // [rows]
+        std::span<index_t> budgets;      // [rows]
+        std::span<index_t> kept_counts;  // [rows]
     };
 
     template <class Stage>

@@ -27,7 +27,8 @@ namespace kvtrim {
 
 // Any allocator: adaptive (safeguard) or blended (the authors' floor).
 template <class Allocator = adaptive>
-[[nodiscard]] constexpr auto ada_snapkv(const mean_attention& aggregator = {}, const Allocator& allocator = {}) {
+[[nodiscard]] constexpr auto ada_snapkv(const mean_attention& aggregator = {},
+                                        const Allocator& allocator = {}) {
     return eviction_policy{window_attention{aggregator}, allocator, one_stage{}};
 }
 

@@ -65,17 +65,17 @@ struct key_norm {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        return for_each_head(
-            in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
-            [&](index_t g, workspace& own) {
-                const detail::row_scratch memory(in.head_dim(), own);
-                const token_range range = candidates(request.protect, in.tokens(g));
-                const auto scores = out.importance_rows().row(g);
-                detail::for_each_row(in.keys, g, range, memory.tile, [&](const float* key, index_t token) {
-                    scores[static_cast<std::size_t>(token - range.begin)] =
-                        -std::sqrt(kernels::dot(key, key, in.head_dim()));
-                });
-            });
+        return for_each_head(in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
+                             [&](index_t g, workspace& own) {
+                                 const detail::row_scratch memory(in.head_dim(), own);
+                                 const token_range range = candidates(request.protect, in.tokens(g));
+                                 const auto scores = out.importance_rows().row(g);
+                                 detail::for_each_row(
+                                     in.keys, g, range, memory.tile, [&](const float* key, index_t token) {
+                                         scores[static_cast<std::size_t>(token - range.begin)] =
+                                             -std::sqrt(kernels::dot(key, key, in.head_dim()));
+                                     });
+                             });
     }
 };
 
@@ -97,11 +97,14 @@ struct key_diff {
                 const auto anchor = memory.row;
                 std::fill(anchor.begin(), anchor.end(), 0.0f);
                 // The sum serves as well as the mean: a cosine does not see its length.
-                detail::for_each_row(in.keys, g, {0, in.tokens(g)}, memory.tile, [&](const float* key, index_t) {
-                    const float norm = std::sqrt(kernels::dot(key, key, in.head_dim()));
-                    if (!(norm > 0)) { return; } // zero or NaN: no direction
-                    for (std::size_t d = 0; d < anchor.size(); ++d) { anchor[d] += key[d] / norm; }
-                });
+                detail::for_each_row(in.keys, g, {0, in.tokens(g)}, memory.tile,
+                                     [&](const float* key, index_t) {
+                                         const float norm = std::sqrt(kernels::dot(key, key, in.head_dim()));
+                                         if (!(norm > 0)) { return; } // zero or NaN: no direction
+                                         for (std::size_t d = 0; d < anchor.size(); ++d) {
+                                             anchor[d] += key[d] / norm;
+                                         }
+                                     });
                 const float anchor_norm =
                     std::sqrt(kernels::dot(anchor.data(), anchor.data(), in.head_dim()));
                 const token_range range = candidates(request.protect, in.tokens(g));

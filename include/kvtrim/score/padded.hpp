@@ -66,7 +66,9 @@ struct padded {
         }
         const auto used = memory.first(static_cast<std::size_t>(offsets.back()));
         const token_scores inner{offsets, used};
-        if (const status s = scorer.score(in, inner_request(request), inner, scratch, ex); !s.ok()) { return s; }
+        if (const status s = scorer.score(in, inner_request(request), inner, scratch, ex); !s.ok()) {
+            return s;
+        }
         const float padding = used.empty() ? 1.0f : *std::max_element(used.begin(), used.end()) + 1.0f;
         for (index_t g = 0; g < in.kv_heads(); ++g) {
             const auto row = out.importance_rows().row(g);

@@ -109,8 +109,8 @@ struct projected_norm_scratch {
 
 // norms [range] of one KV head.
 template <class Inputs>
-void projected_norms_of_head(const Inputs& in, index_t kv_head, token_range range, const projected_norm_scratch& scratch,
-                             std::span<float> norms) {
+void projected_norms_of_head(const Inputs& in, index_t kv_head, token_range range,
+                             const projected_norm_scratch& scratch, std::span<float> norms) {
     const auto& w_o = in.output_projection;
     const index_t value_dim = extent(in.values, 2);
     const index_t step = kernels::tile_tokens(value_dim);
@@ -119,16 +119,14 @@ void projected_norms_of_head(const Inputs& in, index_t kv_head, token_range rang
     // Query heads outside: W_O of a head is read once, the values once per query head of the group.
     for (index_t h = kv_head * group_size; h < (kv_head + 1) * group_size; ++h) {
         float_rows w{};
-        if constexpr (!uses_gram<Inputs>) {
-            w = read_rows(w_o, h, 0, value_dim, scratch.projection.data());
-        }
+        if constexpr (!uses_gram<Inputs>) { w = read_rows(w_o, h, 0, value_dim, scratch.projection.data()); }
         for (index_t t = range.begin; t < range.end; t += step) {
             const index_t count = std::min(step, range.end - t);
             const float_rows v = read_rows(in.values, kv_head, t, count, scratch.values.data());
             float* out = norms.data() + (t - range.begin);
             if constexpr (uses_gram<Inputs>) {
-                kernels::add_gram_l2(v.data, v.stride, count, w_o.head(h), value_dim,
-                                     scratch.product.data(), out);
+                kernels::add_gram_l2(v.data, v.stride, count, w_o.head(h), value_dim, scratch.product.data(),
+                                     out);
             } else {
                 const index_t hidden = extent(w_o, 2);
                 for (index_t c = 0; c < hidden; c += kernels::tile_hidden(value_dim)) {
@@ -174,8 +172,8 @@ template <class Inputs>
 // norms [offsets[kv_heads]] of the candidates of every KV head, in the layout of `norms.offsets`.
 // Returns errc::heads_not_divisible or workspace_too_small, with nothing written.
 template <class Inputs, executor Executor>
-[[nodiscard]] status projected_value_norms(const Inputs& in, const protection& protect, const score_rows& norms,
-                                           workspace& scratch, Executor& ex) {
+[[nodiscard]] status projected_value_norms(const Inputs& in, const protection& protect,
+                                           const score_rows& norms, workspace& scratch, Executor& ex) {
     if (const status s = validate_projection(in); !s.ok()) { return s; }
     return for_each_head(in.kv_heads(), detail::projected_norm_scratch::bytes(in), scratch, ex,
                          [&](index_t g, workspace& own) {

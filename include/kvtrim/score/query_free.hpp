@@ -43,9 +43,8 @@ struct recency {
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
         // Counted from the newest token: exact in float for the 2^24 newest, the only ones that can win.
-        detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
-            return -static_cast<float>(in.tokens(g) - t);
-        });
+        detail::fill_scores(in, request, out,
+                            [&](index_t g, index_t t) { return -static_cast<float>(in.tokens(g) - t); });
         return {};
     }
 };
@@ -59,7 +58,8 @@ struct random_score {
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
         detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
-            const auto mixed = mix(seed ^ mix((static_cast<std::uint64_t>(g) << 40) + static_cast<std::uint64_t>(t)));
+            const auto mixed =
+                mix(seed ^ mix((static_cast<std::uint64_t>(g) << 40) + static_cast<std::uint64_t>(t)));
             return static_cast<float>(mixed >> 40) * 0x1p-24f; // [0, 1)
         });
         return {};

@@ -31,8 +31,8 @@ enum class norm_scope : std::uint8_t { raw, per_head, per_token };
 template <class Scorer>
 struct value_weighted {
     [[no_unique_address]] Scorer scorer = {};
-    float epsilon = 1e-4f;             // CriticalKV epsilon; DefensiveKV: 0
-    bool epsilon_relative = false;     // in units of the row's mean score instead of absolute
+    float epsilon = 1e-4f;         // CriticalKV epsilon; DefensiveKV: 0
+    bool epsilon_relative = false; // in units of the row's mean score instead of absolute
     norm_scope scope = norm_scope::raw;
 
     static constexpr bool two_stage = true;

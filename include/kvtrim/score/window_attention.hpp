@@ -33,9 +33,8 @@ struct window_attention {
     // Returns errc::window_exceeds_tokens, heads_not_divisible or invalid_parameter.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
-        static_assert(Inputs::has_queries,
-                      "kvtrim: window_attention needs the observation queries: pass "
-                      "layer(keys, values).with_queries(queries); see base/layer.hpp");
+        static_assert(Inputs::has_queries, "kvtrim: window_attention needs the observation queries: pass "
+                                           "layer(keys, values).with_queries(queries); see base/layer.hpp");
         if (newest_queries < 0) {
             return {errc::invalid_parameter, "window_attention: newest_queries must not be negative"};
         }
@@ -53,9 +52,8 @@ struct window_attention {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        return for_each_head(
-            in.kv_heads(), head_bytes(in, request), scratch, ex,
-            [&](index_t g, workspace& own) { score_head(in, request, g, out, own); });
+        return for_each_head(in.kv_heads(), head_bytes(in, request), scratch, ex,
+                             [&](index_t g, workspace& own) { score_head(in, request, g, out, own); });
     }
 
   private:

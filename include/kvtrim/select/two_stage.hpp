@@ -40,8 +40,8 @@ inline void mark_most_attended(const token_scores& scores, index_t row, index_t 
 } // namespace detail
 
 struct two_stage {
-    double first_ratio = 0.5;  // share of a row's budget that stage one takes, in [0, 1]; reference 0.5
-    index_t first_tokens = -1; // >= 0: this many tokens per row instead
+    double first_ratio = 0.5;   // share of a row's budget that stage one takes, in [0, 1]; reference 0.5
+    index_t first_tokens = -1;  // >= 0: this many tokens per row instead
     index_t first_at_least = 0; // never fewer (kvpress' Ada form: the safeguard)
 
     static constexpr bool allocate_by_attention = true;
@@ -64,8 +64,8 @@ struct two_stage {
 };
 
 struct two_stage_by_mass {
-    double attention_mass = 0.9;   // threshold, in [0, 1]; reference 0.9
-    double first_at_most = 1.0;    // cap on stage one, as a share of the even budget, in [0, 1]; reference 1
+    double attention_mass = 0.9; // threshold, in [0, 1]; reference 0.9
+    double first_at_most = 1.0;  // cap on stage one, as a share of the even budget, in [0, 1]; reference 1
     index_t first_limit_tokens = -1; // >= 0: this cap per row instead
 
     static constexpr bool allocate_by_attention = false;

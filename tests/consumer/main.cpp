@@ -1,0 +1,16 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#if __has_include(<kvtrim/kvtrim.hpp>)
+#include <kvtrim/kvtrim.hpp>
+#endif
+#include <kvtrim/version.hpp>
+
+#include <Eigen/Core>
+
+#include <cstdio>
+
+int main() {
+    std::printf("kvtrim %d.%d.%d, Eigen %d\n", KVTRIM_VERSION_MAJOR, KVTRIM_VERSION_MINOR,
+                KVTRIM_VERSION_PATCH, EIGEN_WORLD_VERSION);
+}

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# A header includes only headers of lower levels, so there are no cycles and every layer can be read alone.
+# Also checked: who may include Eigen, the length of a header, and how it begins.
+set -euo pipefail
+
+# The first matching pattern (of a path below include/kvtrim/, whole path) gives the level. Files of one level
+# do not include each other; a decimal puts a file above its neighbours.
+levels='
+version\.hpp                                    0
+config\.hpp                                     0
+
+base/(contract|status|element)\.hpp             1
+base/row_source\.hpp                            2.2
+base/(layer|ragged|per_head)\.hpp               2.4
+base/[^/]+\.hpp                                 2
+
+kernels/[^/]+\.hpp                              3
+math/(attention_rows|top_mass)\.hpp             3.5
+math/[^/]+\.hpp                                 3
+plan/[^/]+\.hpp                                 3
+
+aggregate/attention_tile\.hpp                   3.8
+policy/concepts\.hpp                            4
+aggregate/[^/]+\.hpp                            4.5
+score/value_weighted\.hpp                       5.5
+score/[^/]+\.hpp                                5
+allocate/[^/]+\.hpp                             5
+select/chunked\.hpp                             5.5
+select/[^/]+\.hpp                               5
+compact/check_plan\.hpp                         4.9
+compact/[^/]+\.hpp                              5
+prefill/block_sparse_attention\.hpp             5.5
+prefill/[^/]+\.hpp                              5
+
+decode/[^/]+\.hpp                               6
+model/[^/]+\.hpp                                6
+measure/[^/]+\.hpp                              6
+policy/eviction_policy\.hpp                     6
+policy/snapkv\.hpp                              6.5
+policy/[^/]+\.hpp                               7
+adapter/[^/]+\.hpp                              7
+kvtrim\.hpp                                     8
+'
+eigen_allowed='^(kernels/.*|adapter/eigen[.]hpp)$'
+max_lines=350
+
+cd "${1:-$(dirname "$0")/../..}/include/kvtrim"
+find . -name '*.hpp' | sed 's|^\./||' | LC_ALL=C sort |
+    LEVELS=$levels EIGEN_ALLOWED=$eigen_allowed awk -v max_lines="$max_lines" '
+function fail(text) { print "include_levels: " text > "/dev/stderr"; failed = 1 }
+
+function level(path,    i) {
+    for (i = 1; i <= patterns; ++i) if (path ~ pattern[i]) return level_of[i]
+    return -1
+}
+
+function check_include(path, line, own_level, number,    target) {
+    sub(/^[ \t]*#[ \t]*include[ \t]*/, "", line)
+    if (line ~ /^[<"](unsupported\/)?Eigen\// && path !~ ENVIRON["EIGEN_ALLOWED"])
+        fail(path ":" number ": Eigen is for kernels/ and adapter/eigen.hpp only")
+    if (line !~ /^<kvtrim\//) {
+        if (line ~ /^"/) fail(path ":" number ": write #include <kvtrim/...>, not " line)
+        return
+    }
+    target = line
+    sub(/^<kvtrim\//, "", target)
+    sub(/>.*$/, "", target)
+    if (!(target in known)) fail(path ":" number ": no such header: " target)
+    else if (level(target) >= own_level)
+        fail(path ":" number ": level " own_level " must not include " target " of level " level(target))
+}
+
+BEGIN {
+    rows = split(ENVIRON["LEVELS"], row, "\n")
+    for (i = 1; i <= rows; ++i) {
+        if (split(row[i], field, " ") != 2) continue
+        pattern[++patterns] = "^" field[1] "$"
+        level_of[patterns] = field[2] + 0
+    }
+}
+
+{ path_of[++headers] = $0; known[$0] = 1 }
+
+END {
+    for (h = 1; h <= headers; ++h) {
+        path = path_of[h]
+        own_level = level(path)
+        if (own_level < 0) { fail(path ": not in the table of levels (tests/lint/include_levels.sh)"); continue }
+        number = 0; guard = ""
+        while ((getline line < path) > 0) {
+            ++number
+            if (number == 1 && line != "// Copyright (c) kvtrim authors") fail(path ":1: copyright line expected")
+            if (number == 2 && line != "// SPDX-License-Identifier: MIT") fail(path ":2: SPDX line expected")
+            if (number > 2 && guard == "" && line != "") guard = line
+            if (line ~ /^[ \t]*#[ \t]*include/) check_include(path, line, own_level, number)
+        }
+        close(path)
+        if (guard != "#pragma once") fail(path ": #pragma once must follow the two licence lines")
+        if (number > max_lines) fail(path ": " number " lines, at most " max_lines " are allowed")
+    }
+    if (headers == 0) fail("no headers found")
+    if (!failed) print "include_levels: " headers " headers in order"
+    exit failed
+}'
