@@ -38,7 +38,12 @@ using const_rows = Eigen::Map<const row_major_matrix, 0, stride>;
 using mutable_rows = Eigen::Map<row_major_matrix, 0, stride>;
 using floats = Eigen::Map<Eigen::ArrayXf>;
 using const_floats = Eigen::Map<const Eigen::ArrayXf>;
-using doubles = Eigen::Map<Eigen::ArrayXd>;
+
+// Eigen's vectorised exp never returns less than 4e-39: masked logits must be exactly 0.
+template <class Array>
+[[nodiscard]] auto exp_or_zero(const Array& x) {
+    return (x < -87.0f).select(0.0f, x.exp());
+}
 
 } // namespace detail
 
@@ -77,13 +82,17 @@ inline void accumulate_statistics(float* tile, index_t tokens, index_t query_row
         maximum = maximum.max(detail::const_floats(tile + t * query_rows, query_rows));
     }
     // A row that has seen only masked logits keeps -infinity; its exponentials must be 0, not NaN.
+    float shift[tile_query_rows];
     for (index_t r = 0; r < query_rows; ++r) {
-        factor[r] = rows.maximum[r] == masked_logit ? 1.0f : std::exp(factor[r] - rows.maximum[r]);
+        const bool seen = rows.maximum[r] != masked_logit;
+        shift[r] = seen ? rows.maximum[r] : 0.0f;
+        factor[r] = seen ? std::exp(factor[r] - rows.maximum[r]) : 1.0f;
         rows.sum[r] *= static_cast<double>(factor[r]);
     }
+    const detail::const_floats shifts(shift, query_rows);
     for (index_t t = 0; t < tokens; ++t) {
         detail::floats logits(tile + t * query_rows, query_rows);
-        logits = (maximum == masked_logit).select(0.0f, (logits - maximum).exp());
+        logits = detail::exp_or_zero(logits - shifts);
     }
 }
 
@@ -108,7 +117,7 @@ inline void attention_from_logits(float* tile, index_t tokens, index_t query_row
     const detail::const_floats w(weight, query_rows);
     for (index_t t = 0; t < tokens; ++t) {
         detail::floats row(tile + t * query_rows, query_rows);
-        row = (row - m).exp() * w;
+        row = detail::exp_or_zero(row - m) * w;
     }
 }
 

@@ -1,0 +1,513 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include "policies.hpp"
+
+#include <kvtrim/kvtrim.hpp>
+
+#include <functional>
+#include <set>
+#include <stdexcept>
+
+namespace conformance {
+namespace {
+
+using kvtrim::index_t;
+using view = kvtrim::strided<const float, 3>;
+
+// ---- Inputs -----------------------------------------------------------------------------------------------
+
+view keys_of(const layer_data& l) {
+    return {l["keys"], {l.kv_heads, l.tokens, l.head_dim}};
+}
+view values_of(const layer_data& l) {
+    return {l["values"], {l.kv_heads, l.tokens, l.head_dim}};
+}
+view projection_of(const layer_data& l) {
+    return {l["wo"], {l.q_heads, l.head_dim, l.hidden}};
+}
+view window_of(const layer_data& l) {
+    return {l["q_window"], {l.q_heads, l.window, l.head_dim}};
+}
+view prompt_of(const layer_data& l) {
+    return {l["q_all"], {l.q_heads, l.tokens, l.head_dim}};
+}
+
+auto with_window(const layer_data& l) {
+    return kvtrim::layer(keys_of(l)).with_queries(window_of(l));
+}
+auto with_everything(const layer_data& l) {
+    return kvtrim::layer(keys_of(l), values_of(l))
+        .with_queries(window_of(l))
+        .with_output_projection(projection_of(l));
+}
+
+const layer_data& only_layer(const golden_case& c) {
+    if (c.layers.size() != 1) { throw std::runtime_error("the case needs one input set"); }
+    return c.layers.front();
+}
+
+// ---- Parameters -------------------------------------------------------------------------------------------
+
+[[noreturn]] void unknown(const char* what, const std::string& value) {
+    throw std::runtime_error(std::string("unknown ") + what + ": " + value);
+}
+
+kvtrim::group_reduction group_of(const golden_case& c) {
+    const std::string group = c.text("group", "mean");
+    if (group == "mean") { return kvtrim::group_reduction::mean; }
+    if (group == "max") { return kvtrim::group_reduction::maximum; }
+    if (group == "sum") { return kvtrim::group_reduction::sum; }
+    unknown("group", group);
+}
+
+kvtrim::mean_attention mean_of(const golden_case& c) {
+    kvtrim::mean_attention mean;
+    const std::string pooling = c.text("pooling", "avg");
+    if (pooling == "none") {
+        mean.pool = kvtrim::pooling::none;
+    } else if (pooling == "max") {
+        mean.pool = kvtrim::pooling::maximum;
+    } else if (pooling != "avg") {
+        unknown("pooling", pooling);
+    }
+    mean.kernel_tokens = c.get<index_t>("kernel_size", 5);
+    mean.group = group_of(c);
+    const std::string order = c.text("order", "pool_then_group");
+    if (order == "group_then_pool") {
+        mean.order = kvtrim::pooling_order::group_then_pool;
+    } else if (order != "pool_then_group") {
+        unknown("order", order);
+    }
+    const std::string reduce = c.text("window_reduce", "mean");
+    if (reduce == "sum") {
+        mean.queries = kvtrim::query_normalisation::sum;
+    } else if (reduce != "mean") {
+        unknown("window_reduce", reduce);
+    }
+    return mean;
+}
+
+index_t kept_of(const golden_case& c, const layer_data& l) {
+    return kvtrim::kept_tokens_kvpress(l.tokens, c.need<double>("ratio"));
+}
+
+// int(tokens * ratio), as the reference code truncates.
+index_t truncated(index_t tokens, double ratio) {
+    return static_cast<index_t>(static_cast<double>(tokens) * ratio);
+}
+
+using padded_window = kvtrim::padded<kvtrim::window_attention<kvtrim::mean_attention>>;
+
+padded_window padded_of(const golden_case& c, const layer_data& l) {
+    return {.scorer = {mean_of(c)}, .window_tokens = l.window};
+}
+
+// Two stages whose share of each budget is truncated as the reference code does; the library rounds
+// products within 1e-9 of a whole number to it.
+struct truncating_two_stage {
+    double first_ratio;
+    index_t first_at_least;
+
+    static constexpr bool allocate_by_attention = true;
+    static constexpr bool needs_uniform_budgets = false;
+
+    kvtrim::status before_selection(const kvtrim::token_scores& scores, std::span<index_t> budgets,
+                                    kvtrim::workspace& scratch) const {
+        for (std::size_t r = 0; r < budgets.size(); ++r) {
+            const kvtrim::two_stage row{.first_tokens =
+                                            std::max(first_at_least, truncated(budgets[r], first_ratio))};
+            const auto begin = static_cast<std::size_t>(scores.offsets[r]);
+            const auto count = static_cast<std::size_t>(scores.offsets[r + 1]) - begin;
+            const std::array<index_t, 2> offsets{0, static_cast<index_t>(count)};
+            const kvtrim::token_scores one{offsets, scores.importance.subspan(begin, count),
+                                           scores.attention.subspan(begin, count)};
+            if (const auto s = row.before_selection(one, budgets.subspan(r, 1), scratch); !s.ok()) {
+                return s;
+            }
+        }
+        return {};
+    }
+};
+
+// ---- Results ----------------------------------------------------------------------------------------------
+
+void check(const kvtrim::status& s) {
+    if (!s.ok()) { throw std::runtime_error(std::string("kvtrim answers: ") + s.what()); }
+}
+
+template <class Range>
+std::vector<double> numbers(const Range& range) {
+    return {range.begin(), range.end()};
+}
+
+// What a plan leaves behind: the plan, and the scores and budgets at each stage.
+struct trace {
+    kvtrim::keep_plan plan;
+    std::vector<double> scored;    // importance as the scorer left it
+    std::vector<double> attention; // likewise
+    std::vector<double> mass;      // attention on the protected tokens
+    std::vector<double> selected;  // importance as the selection saw it
+    std::vector<double> budgets;   // candidates per row, as allocated
+};
+
+template <class Policy, class Inputs>
+trace plan_with(const Policy& policy, const Inputs& in, kvtrim::eviction_request request) {
+    trace t;
+    kvtrim::growing_workspace memory;
+    check(policy.plan(in, request, t.plan, memory, kvtrim::serial_executor{},
+                      [&](const kvtrim::plan_progress& at) {
+                          if (at.stage == kvtrim::plan_stage::scored) {
+                              t.scored = numbers(at.scores.importance);
+                              t.attention = numbers(at.scores.attention);
+                              t.mass = numbers(at.scores.protected_mass);
+                          } else if (at.stage == kvtrim::plan_stage::allocated) {
+                              t.budgets = numbers(at.budgets);
+                          } else {
+                              t.selected = numbers(at.scores.importance);
+                          }
+                      }));
+    if (t.scored.empty() && in.kv_heads() > 0 && in.longest_row() > 1) {
+        // The budget holds the whole prompt, which is then not scored: one token less shows the scores.
+        const kvtrim::keep_plan whole = t.plan;
+        request.budget = kvtrim::over_all_heads(whole.total_tokens() - 1);
+        t = plan_with(policy, in, request);
+        t.plan = whole;
+    }
+    return t;
+}
+
+results tables_of(const kvtrim::keep_plan& plan) {
+    return {{"indices", numbers(plan.kept())}, {"offsets", numbers(plan.offsets())}};
+}
+
+results with(results base, results more) {
+    base.merge(more);
+    return base;
+}
+
+// Kept tokens per head, the window included.
+std::vector<double> row_sizes(const kvtrim::keep_plan& plan) {
+    std::vector<double> sizes;
+    for (index_t r = 0; r < plan.rows(); ++r) { sizes.push_back(static_cast<double>(plan.kept_tokens(r))); }
+    return sizes;
+}
+
+// ---- Policies ---------------------------------------------------------------------------------------------
+
+results run_window_attention(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const auto in = with_window(l);
+    const kvtrim::eviction_request request{};
+    kvtrim::workspace counting = kvtrim::workspace::counting();
+    static_cast<void>(kvtrim::attention_rows(in, request, 0, 0, 0, counting));
+    kvtrim::growing_workspace memory;
+    std::vector<double> attention(static_cast<std::size_t>(l.q_heads * l.window * l.tokens), 0.0);
+    for (index_t g = 0; g < l.kv_heads; ++g) {
+        kvtrim::workspace scratch = memory.of_bytes(counting.needed_bytes());
+        kvtrim::attention_rows rows(in, request, g, 0, 0, scratch);
+        for (index_t first = 0; first < rows.rows(); first += kvtrim::kernels::tile_query_rows) {
+            rows.begin_block(first, std::min(kvtrim::kernels::tile_query_rows, rows.rows() - first), 1);
+            for (index_t t = 0; t < l.tokens; t += rows.tile_tokens()) {
+                const index_t count = std::min(rows.tile_tokens(), l.tokens - t);
+                const float* tile = rows.attention(t, count);
+                for (index_t i = 0; i < count * rows.block_rows(); ++i) {
+                    const index_t row = g * rows.rows() + first + i % rows.block_rows();
+                    const index_t token = t + i / rows.block_rows();
+                    attention[static_cast<std::size_t>(row * l.tokens + token)] =
+                        static_cast<double>(tile[i]);
+                }
+            }
+        }
+    }
+    return {{"attention", attention}};
+}
+
+results run_snapkv(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const trace t =
+        plan_with(kvtrim::snapkv(mean_of(c)), with_window(l),
+                  {.budget = kvtrim::per_head(kept_of(c, l)), .protect = {.window_tokens = l.window}});
+    return with(tables_of(t.plan), {{"scores", t.scored}});
+}
+
+results run_adakv_kvpress(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const index_t kept = kept_of(c, l);
+    const kvtrim::adaptive adaptive{.safeguard_tokens = truncated(kept, c.need<double>("alpha"))};
+    const trace t = plan_with(kvtrim::eviction_policy{padded_of(c, l), adaptive, kvtrim::one_stage{}},
+                              with_window(l), {.budget = kvtrim::per_head(kept)});
+    return with(tables_of(t.plan), {{"scores", t.scored}, {"budgets", t.budgets}});
+}
+
+results run_adakv_repo(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const std::string variant = c.text("variant", "exact");
+    if (variant != "exact" && variant != "repo") { unknown("variant", variant); }
+    kvtrim::blended blended{.floor_ratio = c.need<double>("floor"),
+                            .weight_by_kept_mass = c.get("normalize", 0) != 0,
+                            .rounding = variant == "repo" ? kvtrim::budget_rounding::authors
+                                                          : kvtrim::budget_rounding::exact};
+    const kvtrim::eviction_request request{.budget = kvtrim::per_head(c.need<index_t>("capacity")),
+                                           .protect = {.window_tokens = l.window}};
+    const trace t = plan_with(kvtrim::ada_snapkv(mean_of(c), blended), with_window(l), request);
+    blended.floor_ratio = 0; // nothing spread evenly: the budgets are the counts of the common cut
+    blended.rounding = kvtrim::budget_rounding::exact;
+    const trace counts = plan_with(kvtrim::ada_snapkv(mean_of(c), blended), with_window(l), request);
+    return with(tables_of(t.plan),
+                {{"scores", t.scored}, {"budgets", t.budgets}, {"counts", counts.budgets}});
+}
+
+results run_adakv_blend(const golden_case& c) {
+    std::vector<double> budgets;
+    for (const index_t base : c.need<std::vector<index_t>>("base_list")) {
+        for (const double floor_ratio : c.need<std::vector<double>>("floor_list")) {
+            for (index_t count = 0; count < c.need<index_t>("count_stop"); ++count) {
+                budgets.push_back(static_cast<double>(kvtrim::blend_as_authors(count, base, floor_ratio)));
+            }
+        }
+    }
+    return {{"budgets", budgets}};
+}
+
+results run_kept_count(const golden_case& c) {
+    std::vector<double> kept;
+    for (const index_t tokens : c.need<std::vector<index_t>>("n_list")) {
+        for (const double ratio : c.need<std::vector<double>>("ratio_list")) {
+            kept.push_back(static_cast<double>(kvtrim::kept_tokens_kvpress(tokens, ratio)));
+        }
+    }
+    return {{"kept", kept}};
+}
+
+results run_projected_value_norm(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const auto in = kvtrim::layer(keys_of(l), values_of(l)).with_output_projection(projection_of(l));
+    std::vector<index_t> offsets;
+    for (index_t g = 0; g <= l.kv_heads; ++g) { offsets.push_back(g * l.tokens); }
+    std::vector<float> norms(static_cast<std::size_t>(l.kv_heads * l.tokens));
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(kvtrim::projected_value_norms_bytes(in));
+    kvtrim::serial_executor ex;
+    check(kvtrim::projected_value_norms(in, {}, kvtrim::score_rows{offsets, norms}, scratch, ex));
+    return {{"pnorm", numbers(norms)}};
+}
+
+results run_criticalkv(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const index_t kept = kept_of(c, l);
+    const double ratio = c.need<double>("ratio");
+    const double first_ratio = c.get("first_ratio", 0.5);
+    const auto epsilon = c.get<float>("epsilon", 1e-4f);
+    const std::string variant = c.text("variant", "paper");
+    trace t;
+    if (variant == "kvpress") {
+        const auto first = static_cast<index_t>((1.0 - ratio) * static_cast<double>(l.tokens) * first_ratio);
+        const kvtrim::value_weighted<padded_window> scorer{padded_of(c, l), epsilon};
+        t = plan_with(
+            kvtrim::eviction_policy{scorer, kvtrim::uniform{}, kvtrim::two_stage{.first_tokens = first}},
+            with_everything(l), {.budget = kvtrim::per_head(kept)});
+    } else if (variant == "paper") {
+        auto policy = kvtrim::criticalkv({.attention = mean_of(c), .epsilon = epsilon});
+        policy.selector.first_tokens = truncated(kept - l.window, first_ratio);
+        t = plan_with(policy, with_everything(l),
+                      {.budget = kvtrim::per_head(kept), .protect = {.window_tokens = l.window}});
+    } else {
+        unknown("variant", variant);
+    }
+    return with(tables_of(t.plan), {{"scores", t.selected}});
+}
+
+results run_critical_adakv(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const index_t kept = kept_of(c, l);
+    const double alpha = c.need<double>("alpha");
+    const auto epsilon = c.get<float>("epsilon", 1e-4f);
+    const std::string variant = c.text("variant", "paper");
+    truncating_two_stage selector{c.get("first_ratio", 0.5), 0};
+    trace t;
+    if (variant == "kvpress") {
+        selector.first_at_least = truncated(kept, alpha);
+        const kvtrim::value_weighted<padded_window> scorer{padded_of(c, l), epsilon};
+        const kvtrim::adaptive adaptive{.safeguard_tokens = truncated(kept, alpha)};
+        t = plan_with(kvtrim::eviction_policy{scorer, adaptive, selector}, with_everything(l),
+                      {.budget = kvtrim::per_head(kept)});
+    } else if (variant == "paper") {
+        const auto ada = kvtrim::ada_criticalkv({.attention = mean_of(c), .epsilon = epsilon},
+                                                kvtrim::blended{.floor_ratio = alpha});
+        t = plan_with(kvtrim::eviction_policy{ada.scorer, ada.allocator, selector}, with_everything(l),
+                      {.budget = kvtrim::per_head(kept), .protect = {.window_tokens = l.window}});
+    } else {
+        unknown("variant", variant);
+    }
+    return with(tables_of(t.plan), {{"scores", t.selected}, {"budgets", t.budgets}});
+}
+
+results run_defensivekv(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const double ratio = c.need<double>("ratio");
+    const auto in = with_everything(l);
+    auto policy = kvtrim::defensivekv({.attention = {.kernel_tokens = c.get<index_t>("kernel_size", 5)},
+                                       .attention_mass = c.get("threshold", 0.9)});
+    policy.selector.first_limit_tokens = std::max<index_t>(0, kept_of(c, l) - l.window);
+    const auto total =
+        static_cast<index_t>(static_cast<double>(l.tokens) * (1.0 - ratio) * static_cast<double>(l.kv_heads));
+    const kvtrim::eviction_request request{.budget = kvtrim::over_all_heads(total),
+                                           .protect = {.window_tokens = l.window}};
+    const trace t = plan_with(policy, in, request);
+    const trace unweighted = plan_with(
+        kvtrim::eviction_policy{policy.scorer.scorer, policy.allocator, kvtrim::one_stage{}}, in, request);
+    // The case lists forced tokens and the window as +infinity, and counts the former.
+    const index_t candidates = l.tokens - l.window;
+    std::vector<double> scores;
+    std::vector<double> stage1;
+    for (index_t g = 0; g < l.kv_heads; ++g) {
+        const auto row = t.selected.begin() + g * candidates;
+        stage1.push_back(static_cast<double>(
+            std::count_if(row, row + candidates, [](double s) { return std::isinf(s); })));
+        scores.insert(scores.end(), row, row + candidates);
+        scores.insert(scores.end(), static_cast<std::size_t>(l.window),
+                      std::numeric_limits<double>::infinity());
+    }
+    return with(tables_of(t.plan), {{"aggregated", unweighted.scored},
+                                    {"weighted", t.scored},
+                                    {"scores", scores},
+                                    {"stage1", stage1},
+                                    {"window_bias", t.mass},
+                                    {"budgets", row_sizes(t.plan)}});
+}
+
+results run_streaming_llm(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const trace t = plan_with(
+        kvtrim::streaming_llm(), kvtrim::layer(keys_of(l)),
+        {.budget = kvtrim::per_head(kept_of(c, l)), .protect = {.sink_tokens = c.need<index_t>("n_sink")}});
+    std::vector<double> scores(static_cast<std::size_t>(l.kv_heads * l.tokens), 0.0);
+    for (index_t g = 0; g < l.kv_heads; ++g) {
+        for (const auto token : t.plan.row(g)) {
+            scores[static_cast<std::size_t>(g * l.tokens + token)] = 1.0;
+        }
+    }
+    return with(tables_of(t.plan), {{"scores", scores}});
+}
+
+results run_h2o(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const trace t =
+        plan_with(kvtrim::h2o(group_of(c)), kvtrim::layer(keys_of(l)).with_queries(prompt_of(l)),
+                  {.budget = kvtrim::per_head(kept_of(c, l)), .protect = {.window_tokens = l.window}});
+    return with(tables_of(t.plan), {{"scores", t.scored}});
+}
+
+results run_observed_attention(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const trace t =
+        plan_with(kvtrim::observed_attention(), kvtrim::layer(keys_of(l)).with_queries(prompt_of(l)),
+                  {.budget = kvtrim::per_head(kept_of(c, l))});
+    return with(tables_of(t.plan), {{"scores", t.scored}});
+}
+
+results run_tova(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const trace t = plan_with(kvtrim::tova(), with_window(l),
+                              {.budget = kvtrim::per_head(kept_of(c, l)), .protect = {.window_tokens = 1}});
+    // The case lists the mean over all heads, and the protected last token as the maximum + 1.
+    std::vector<double> row(static_cast<std::size_t>(l.tokens - 1));
+    for (std::size_t i = 0; i < row.size(); ++i) { row[i] = t.selected[i] / static_cast<double>(l.kv_heads); }
+    row.push_back(*std::max_element(row.begin(), row.end()) + 1.0);
+    std::vector<double> scores;
+    for (index_t g = 0; g < l.kv_heads; ++g) { scores.insert(scores.end(), row.begin(), row.end()); }
+    return with(tables_of(t.plan), {{"scores", scores}});
+}
+
+template <class Policy>
+results run_key_policy(const golden_case& c, const Policy& policy) {
+    const layer_data& l = only_layer(c);
+    const trace t = plan_with(policy, kvtrim::layer(keys_of(l)), {.budget = kvtrim::per_head(kept_of(c, l))});
+    return with(tables_of(t.plan), {{"scores", t.scored}});
+}
+
+results run_chunkkv(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const auto chunk = c.need<index_t>("chunk_length");
+    const index_t chunks = (l.tokens + chunk - 1) / chunk;
+    const kvtrim::chunked selector{
+        .chunk_tokens = chunk,
+        .kept_chunks = std::max<index_t>(1, truncated(chunks, 1.0 - c.need<double>("ratio")))};
+    // Any budget below the whole cache: the count of chunks decides.
+    const kvtrim::eviction_request request{.budget = kvtrim::per_head(std::max<index_t>(1, l.tokens - 1))};
+    const std::string scorer = c.need<std::string>("scorer");
+    trace t;
+    if (scorer == "snapkv") {
+        t = plan_with(kvtrim::eviction_policy{padded_of(c, l), kvtrim::uniform{}, selector}, with_window(l),
+                      request);
+    } else if (scorer == "keydiff") {
+        t = plan_with(kvtrim::eviction_policy{kvtrim::key_diff{}, kvtrim::uniform{}, selector},
+                      with_window(l), request);
+    } else {
+        unknown("scorer", scorer);
+    }
+    return with(tables_of(t.plan), {{"scores", t.scored}});
+}
+
+results run_eviction_loss(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const auto in = with_everything(l);
+    const kvtrim::eviction_request request{.budget = kvtrim::per_head(kept_of(c, l)),
+                                           .protect = {.window_tokens = l.window}};
+    const trace t = plan_with(kvtrim::snapkv(mean_of(c)), in, request);
+    kvtrim::eviction_loss loss;
+    check(kvtrim::measure_eviction(in, request, t.plan, loss));
+    std::vector<double> per_kv_head(static_cast<std::size_t>(l.kv_heads), 0.0);
+    const auto group = static_cast<std::size_t>(l.q_heads / l.kv_heads);
+    for (std::size_t h = 0; h < loss.kept_mass.size(); ++h) {
+        per_kv_head[h / group] += loss.kept_mass[h] / static_cast<double>(group);
+    }
+    return with(tables_of(t.plan), {{"kept_mass", loss.kept_mass},
+                                    {"kept_mass_kv", per_kv_head},
+                                    {"l1", loss.error},
+                                    {"l1_projected", {loss.layer_error}}});
+}
+
+const std::map<std::string, std::function<results(const golden_case&)>>& policies() {
+    static const std::map<std::string, std::function<results(const golden_case&)>> table{
+        {"adakv_blend", run_adakv_blend},
+        {"adakv_kvpress", run_adakv_kvpress},
+        {"adakv_repo", run_adakv_repo},
+        {"chunkkv", run_chunkkv},
+        {"critical_adakv", run_critical_adakv},
+        {"criticalkv", run_criticalkv},
+        {"defensivekv", run_defensivekv},
+        {"eviction_loss", run_eviction_loss},
+        {"h2o", run_h2o},
+        {"kept_count", run_kept_count},
+        {"keydiff", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_diff_policy()); }},
+        {"knorm", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_norm_policy()); }},
+        {"observed_attention", run_observed_attention},
+        {"projected_value_norm", run_projected_value_norm},
+        {"snapkv", run_snapkv},
+        {"streaming_llm", run_streaming_llm},
+        {"tova", run_tova},
+        {"window_attention", run_window_attention},
+    };
+    return table;
+}
+
+} // namespace
+
+std::optional<std::string> reason_to_skip(const golden_case& c) {
+    if (c.text("compat", "") == "repo") { return "pins a defect of the authors' code"; }
+    static const std::set<std::string> later{"pyramid_budgets", "pyramidkv",          "cake",
+                                             "cake_budgets",    "layer_defensivekv",  "critiprefill",
+                                             "key_rerotation",  "expected_attention", "lagkv"};
+    if (later.count(c.text("policy", "")) != 0) { return "policy not in the library yet"; }
+    return std::nullopt;
+}
+
+results run(const golden_case& c) {
+    const auto found = policies().find(c.text("policy", ""));
+    if (found == policies().end()) { unknown("policy", c.text("policy", "")); }
+    return found->second(c);
+}
+
+} // namespace conformance
