@@ -1,0 +1,76 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// Compaction of keys to a fifth: into a new flat array, and in place; a plain copy of as many bytes beside them.
+// bytes counts the survivors read and written. In place, each iteration moves the same rows again.
+
+#include "layer.hpp"
+
+#include <cstring>
+
+namespace {
+
+using namespace bench;
+
+// Survivors spread over the whole prompt.
+kvtrim::keep_plan scattered_plan(index_t tokens) {
+    const auto scores = attention_like_scores(tokens);
+    const kvtrim::strided cache(scores.data(), {kv_heads, tokens, 1});
+    const kvtrim::given_scores given{kvtrim::strided(scores.data(), {kv_heads, tokens})};
+    kvtrim::keep_plan plan;
+    kvtrim::growing_workspace memory;
+    const kvtrim::eviction_policy policy{given, kvtrim::adaptive{}, kvtrim::one_stage{}};
+    if (!policy.plan(kvtrim::layer(cache), {.budget = kvtrim::per_head(tokens / 5)}, plan, memory).ok()) {
+        std::abort();
+    }
+    return plan;
+}
+
+template <class T>
+double moved_bytes(const kvtrim::keep_plan& plan) {
+    return 2.0 * static_cast<double>(plan.total_tokens() * head_dim) * static_cast<double>(sizeof(T));
+}
+
+template <class T>
+void gather(benchmark::State& state) {
+    const layer<T> data(state.range(0));
+    const kvtrim::keep_plan plan = scattered_plan(data.tokens);
+    std::vector<T> out(static_cast<std::size_t>(plan.total_tokens() * head_dim));
+    for (auto _ : state) {
+        check(state, kvtrim::gather(data.keys(), plan, std::span(out)));
+        benchmark::ClobberMemory();
+    }
+    rates(state, 0, moved_bytes<T>(plan));
+}
+
+template <class T>
+void in_place(benchmark::State& state) {
+    layer<T> data(state.range(0));
+    const kvtrim::keep_plan plan = scattered_plan(data.tokens);
+    const kvtrim::strided keys(data.k.data(), {kv_heads, data.tokens, head_dim});
+    for (auto _ : state) {
+        check(state, kvtrim::compact_in_place(keys, plan));
+        benchmark::ClobberMemory();
+    }
+    rates(state, 0, moved_bytes<T>(plan));
+}
+
+template <class T>
+void plain_copy(benchmark::State& state) {
+    const layer<T> data(state.range(0));
+    std::vector<T> out(data.k.size() / 5);
+    for (auto _ : state) {
+        std::memcpy(out.data(), data.k.data(), out.size() * sizeof(T));
+        benchmark::ClobberMemory();
+    }
+    rates(state, 0, 2.0 * static_cast<double>(out.size() * sizeof(T)));
+}
+
+BENCHMARK(gather<float>)->Name("compact/gather_f32")->Apply(token_counts);
+BENCHMARK(gather<kvtrim::bf16>)->Name("compact/gather_bf16")->Apply(token_counts);
+BENCHMARK(in_place<float>)->Name("compact/in_place_f32")->Apply(token_counts);
+BENCHMARK(in_place<kvtrim::bf16>)->Name("compact/in_place_bf16")->Apply(token_counts);
+BENCHMARK(plain_copy<float>)->Name("compact/memcpy_f32")->Apply(token_counts);
+BENCHMARK(plain_copy<kvtrim::bf16>)->Name("compact/memcpy_bf16")->Apply(token_counts);
+
+} // namespace
