@@ -1,0 +1,79 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A KV cache in which every KV head has its own number of entries, and decoding over it.
+//
+// What survives the eviction after prefill lies in flat storage of exactly that size: head h owns
+// rows [offsets[h], offsets[h + 1]) of [survivors, head_dim], as a varlen attention kernel expects.
+// Tokens decoded later go to a small tail per head. Keys keep the rotation of their original
+// position, so evicting some entries does not move the others.
+
+#include "model.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace needle {
+
+// The positions that stay in the cache, CSR by KV head.
+struct keep_list {
+    std::vector<std::int32_t> offsets; // [kv_heads + 1], from 0 to the number of kept positions
+    std::vector<std::int32_t> kept;    // positions, ascending within a head
+};
+
+// Every head keeps these positions.
+[[nodiscard]] keep_list keep_same(index_t kv_heads, std::span<const std::int32_t> positions);
+[[nodiscard]] keep_list keep_all(index_t kv_heads, index_t tokens);
+
+// The cache of one layer.
+class ragged_cache {
+  public:
+    // Gathers the kept rows of keys and values [kv_heads, tokens, head_dim].
+    // Throws std::invalid_argument unless `keep` is a valid list for that shape.
+    ragged_cache(const head_tensor& keys, const head_tensor& values, const keep_list& keep);
+
+    [[nodiscard]] index_t kv_heads() const { return static_cast<index_t>(offsets_.size()) - 1; }
+    [[nodiscard]] std::span<const std::int32_t> offsets() const { return offsets_; }
+
+    // Survivors of one head: [entries of the head, head_dim].
+    [[nodiscard]] const_matrix_map keys(index_t kv_head) const { return rows(keys_, kv_head); }
+    [[nodiscard]] const_matrix_map values(index_t kv_head) const { return rows(values_, kv_head); }
+
+    // Decoded tokens of one head: [tail_tokens, head_dim].
+    [[nodiscard]] index_t tail_tokens() const { return tail_tokens_; }
+    [[nodiscard]] const_matrix_map tail_keys(index_t kv_head) const;
+    [[nodiscard]] const_matrix_map tail_values(index_t kv_head) const;
+
+    // Adds decoded tokens; keys and values [kv_heads, new_tokens, head_dim].
+    void append(const head_tensor& keys, const head_tensor& values);
+
+    // Storage in use: keys, values, offsets and tails.
+    [[nodiscard]] std::size_t bytes() const;
+
+  private:
+    [[nodiscard]] const_matrix_map rows(const std::vector<float>& flat, index_t kv_head) const;
+
+    index_t head_dim_;
+    index_t tail_tokens_ = 0;
+    std::vector<std::int32_t> offsets_;           // [kv_heads + 1]
+    std::vector<float> keys_;                     // [survivors, head_dim]
+    std::vector<float> values_;                   // [survivors, head_dim]
+    std::vector<std::vector<float>> tail_keys_;   // kv_heads times [tail_tokens, head_dim]
+    std::vector<std::vector<float>> tail_values_; // kv_heads times [tail_tokens, head_dim]
+};
+
+// Attention of new tokens over the survivors, the tail and, causally, themselves.
+//
+// queries [q_heads, new_tokens, head_dim]; the new tokens' keys and values are already the end of
+// the tail. Returns [new_tokens, q_heads * head_dim].
+[[nodiscard]] matrix ragged_attention(const ragged_cache& cache, const head_tensor& queries);
+
+// Runs new tokens at positions start_position .. and appends them to the caches, one per layer.
+// Returns logits [tokens, vocabulary].
+matrix decode(const recall_model& model, std::span<ragged_cache> caches, std::span<const token_id> tokens,
+              index_t start_position);
+
+} // namespace needle
