@@ -2,69 +2,25 @@
 // SPDX-License-Identifier: MIT
 #include "cache.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <stdexcept>
 
 namespace needle {
 namespace {
 
-void check(const keep_list& keep, index_t kv_heads, index_t tokens) {
-    const auto& [offsets, kept] = keep;
-    bool valid = std::ssize(offsets) == kv_heads + 1 && offsets.front() == 0 &&
-                 offsets.back() == std::ssize(kept) && std::is_sorted(offsets.begin(), offsets.end());
-    for (std::size_t row = 0; valid && row + 1 < offsets.size(); ++row) {
-        std::int32_t previous = -1;
-        for (std::int32_t i = offsets[row]; i < offsets[row + 1]; ++i) {
-            const std::int32_t position = kept[static_cast<std::size_t>(i)];
-            valid = valid && position > previous && position < tokens;
-            previous = position;
-        }
-    }
-    if (!valid) { throw std::invalid_argument("ragged_cache: not a keep_list for this cache"); }
-}
-
-// The kept rows of [kv_heads, tokens, head_dim], one head after the other.
-std::vector<float> gather(const head_tensor& from, const keep_list& keep) {
-    std::vector<float> flat(keep.kept.size() * static_cast<std::size_t>(from.head_dim()));
-    float* to = flat.data();
-    for (index_t h = 0; h < from.heads(); ++h) {
-        const auto row = static_cast<std::size_t>(h);
-        for (std::int32_t i = keep.offsets[row]; i < keep.offsets[row + 1]; ++i) {
-            const float* entry = from.head(h).row(keep.kept[static_cast<std::size_t>(i)]).data();
-            to = std::copy_n(entry, from.head_dim(), to);
-        }
-    }
+std::vector<float> gather(const cache_view& from, const kvtrim::keep_plan& plan) {
+    std::vector<float> flat(static_cast<std::size_t>(plan.total_tokens() * from.extent(2)));
+    const kvtrim::status done = kvtrim::gather(from, plan, std::span(flat));
+    if (!done.ok()) { throw std::invalid_argument(done.what()); }
     return flat;
 }
 
 } // namespace
 
-keep_list keep_same(index_t kv_heads, std::span<const std::int32_t> positions) {
-    keep_list keep{.offsets = {0}, .kept = {}};
-    for (index_t h = 0; h < kv_heads; ++h) {
-        keep.kept.insert(keep.kept.end(), positions.begin(), positions.end());
-        keep.offsets.push_back(static_cast<std::int32_t>(keep.kept.size()));
-    }
-    return keep;
-}
-
-keep_list keep_all(index_t kv_heads, index_t tokens) {
-    std::vector<std::int32_t> positions(static_cast<std::size_t>(tokens));
-    std::iota(positions.begin(), positions.end(), 0);
-    return keep_same(kv_heads, positions);
-}
-
-ragged_cache::ragged_cache(const head_tensor& keys, const head_tensor& values, const keep_list& keep)
-    : head_dim_(keys.head_dim()) {
-    check(keep, keys.heads(), keys.tokens());
-    offsets_ = keep.offsets;
-    keys_ = gather(keys, keep);
-    values_ = gather(values, keep);
-    tail_keys_.resize(static_cast<std::size_t>(keys.heads()));
-    tail_values_.resize(static_cast<std::size_t>(keys.heads()));
-}
+ragged_cache::ragged_cache(const cache_view& keys, const cache_view& values, const kvtrim::keep_plan& plan)
+    : head_dim_(keys.extent(2)), offsets_(plan.cu_seqlens().begin(), plan.cu_seqlens().end()),
+      keys_(gather(keys, plan)), values_(gather(values, plan)),
+      tail_keys_(static_cast<std::size_t>(keys.extent(0))), tail_values_(tail_keys_.size()) {}
 
 const_matrix_map ragged_cache::rows(const std::vector<float>& flat, index_t kv_head) const {
     const index_t begin = offsets_[static_cast<std::size_t>(kv_head)];

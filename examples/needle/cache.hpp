@@ -11,6 +11,8 @@
 
 #include "model.hpp"
 
+#include <kvtrim/compact/flat.hpp>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -18,22 +20,14 @@
 
 namespace needle {
 
-// The positions that stay in the cache, CSR by KV head.
-struct keep_list {
-    std::vector<std::int32_t> offsets; // [kv_heads + 1], from 0 to the number of kept positions
-    std::vector<std::int32_t> kept;    // positions, ascending within a head
-};
-
-// Every head keeps these positions.
-[[nodiscard]] keep_list keep_same(index_t kv_heads, std::span<const std::int32_t> positions);
-[[nodiscard]] keep_list keep_all(index_t kv_heads, index_t tokens);
+using cache_view = kvtrim::strided<const float, 3>;
 
 // The cache of one layer.
 class ragged_cache {
   public:
-    // Gathers the kept rows of keys and values [kv_heads, tokens, head_dim].
-    // Throws std::invalid_argument unless `keep` is a valid list for that shape.
-    ragged_cache(const head_tensor& keys, const head_tensor& values, const keep_list& keep);
+    // Gathers the rows that the plan keeps of keys and values [kv_heads, tokens, head_dim].
+    // Throws std::invalid_argument unless the plan was made for that shape.
+    ragged_cache(const cache_view& keys, const cache_view& values, const kvtrim::keep_plan& plan);
 
     [[nodiscard]] index_t kv_heads() const { return static_cast<index_t>(offsets_.size()) - 1; }
     [[nodiscard]] std::span<const std::int32_t> offsets() const { return offsets_; }

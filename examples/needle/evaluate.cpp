@@ -2,14 +2,19 @@
 // SPDX-License-Identifier: MIT
 #include "evaluate.hpp"
 
+#include <kvtrim/adapter/eigen.hpp>
+#include <kvtrim/measure/eviction_loss.hpp>
+#include <kvtrim/score/projected_value_norm.hpp>
+
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <stdexcept>
 #include <utility>
 
 namespace needle {
 namespace {
+
+constexpr index_t sink_tokens = 4;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -21,103 +26,139 @@ index_t argmax(const matrix& logits, index_t row) {
     return best;
 }
 
+// [heads, count, head_dim]: `count` tokens from `first` on.
+cache_view rows_of(const head_tensor& tensor, index_t first, index_t count) {
+    const index_t row = tensor.head_dim();
+    return {tensor.data() + first * row, {tensor.heads(), count, row}, {tensor.tokens() * row, row, 1}};
+}
+
+void require(const kvtrim::status& done) {
+    if (!done.ok()) { throw std::runtime_error(done.what()); }
+}
+
+// The plan after `more` further tokens have been decoded: they stay in every head.
+kvtrim::keep_plan extended(const kvtrim::keep_plan& plan, index_t tokens, index_t more) {
+    std::vector<kvtrim::index_t> counts;
+    for (kvtrim::index_t r = 0; r < plan.rows(); ++r) { counts.push_back(plan.kept_tokens(r) + more); }
+    kvtrim::keep_plan longer;
+    require(longer.reset(counts));
+    for (kvtrim::index_t r = 0; r < plan.rows(); ++r) {
+        auto next = std::copy(plan.row(r).begin(), plan.row(r).end(), longer.writable_row(r).begin());
+        for (index_t t = 0; t < more; ++t) { *next++ = static_cast<std::int32_t>(tokens + t); }
+    }
+    return longer;
+}
+
 } // namespace
 
-compression layer_by_layer(layer_compression compress) {
-    return [compress = std::move(compress)](const cut_request& request) {
-        std::vector<keep_list> keep;
-        for (const attention_inputs& layer : request.layers) {
-            keep.push_back(compress({.layer = std::ssize(keep),
-                                     .queries = layer.queries,
-                                     .keys = layer.keys,
-                                     .values = layer.values,
-                                     .window_tokens = request.window_tokens,
-                                     .kept_tokens = request.kept_tokens}));
-        }
-        return keep;
-    };
+std::string name_of(setting when) {
+    return when == setting::question_aware ? "question_aware" : "question_agnostic";
 }
 
 prefilled_sample prefill_sample(const recall_model& model, const sample& from, setting when,
                                 index_t agnostic_window_tokens) {
     prefilled_sample prepared;
     const auto question_tokens = std::ssize(from.turns.at(0).question);
-    prepared.prefilled_tokens = std::ssize(from.haystack);
-    prepared.window_tokens = std::min(agnostic_window_tokens, prepared.prefilled_tokens);
+    prepared.cached_tokens = std::ssize(from.haystack);
+    prepared.window_tokens = std::min(agnostic_window_tokens, prepared.cached_tokens);
     if (when == setting::question_aware) {
-        prepared.prefilled_tokens += question_tokens;
+        prepared.cached_tokens += question_tokens;
         prepared.window_tokens = question_tokens;
     }
-
     const flat_sample flat = flatten(from);
     for (const index_t position : flat.answer_positions) {
         prepared.answers.push_back(flat.tokens[static_cast<std::size_t>(position)]);
-        prepared.answer_rows.push_back(position - prepared.prefilled_tokens);
+        prepared.answer_rows.push_back(position - prepared.cached_tokens);
     }
-    const auto cut = flat.tokens.begin() + prepared.prefilled_tokens;
-    prepared.rest.assign(cut, flat.tokens.end() - 1); // nothing is asked after the last token
-
-    prefill_result result = prefill(model, {flat.tokens.begin(), cut});
+    // One causal pass over everything gives the prompt's tensors and, behind them, the later queries as the
+    // full cache sees them. Nothing is asked after the last token.
+    const auto end = flat.tokens.end() - 1;
+    prepared.rest.assign(flat.tokens.begin() + prepared.cached_tokens, end);
+    prefill_result result = prefill(model, {flat.tokens.begin(), end}, logit_rows::all);
     prepared.layers = std::move(result.layers);
-    prepared.last_logits = std::move(result.logits);
+    prepared.last_logits = result.logits.row(prepared.cached_tokens - 1);
     return prepared;
 }
 
-cut_result cut_and_answer(const recall_model& model, const prefilled_sample& prepared,
-                          const compression& compress, double kept_ratio) {
-    const double budget = kept_ratio * static_cast<double>(prepared.prefilled_tokens);
-    const std::vector<keep_list> keep = compress({.layers = prepared.layers,
-                                                  .window_tokens = prepared.window_tokens,
-                                                  .kept_tokens = std::lround(budget)});
-    if (keep.size() != prepared.layers.size()) {
-        throw std::invalid_argument("a compression returns one list per layer");
+cutter::cutter(const recall_model& model) : model_(model) {
+    const model_config& config = model.config;
+    for (const layer_weights& weights : model.layers) {
+        const kvtrim::gram_projection gram(kvtrim::output_projection(weights.wo, config.q_heads));
+        const auto floats = static_cast<std::size_t>(config.q_heads * config.head_dim * config.head_dim);
+        grams_.emplace_back(gram.view().data, gram.view().data + floats);
     }
-    cut_result result;
-    std::vector<ragged_cache> caches;
-    for (std::size_t layer = 0; layer < keep.size(); ++layer) {
-        caches.emplace_back(prepared.layers[layer].keys, prepared.layers[layer].values, keep[layer]);
-        result.cache_bytes += caches.back().bytes();
-    }
+}
 
+cut_result cutter::cut(const prefilled_sample& prepared, const named_policy& policy, double kept_ratio) {
+    cut_result result;
+    plan_layers(prepared, policy, kept_ratio, result);
+    compact_and_answer(prepared, result);
+    measure(prepared, result);
+    return result;
+}
+
+void cutter::plan_layers(const prefilled_sample& prepared, const named_policy& policy, double kept_ratio,
+                         cut_result& result) {
+    const index_t budget = std::max<index_t>(1, kvtrim::kept_tokens(prepared.cached_tokens, kept_ratio));
+    kvtrim::eviction_request request{.budget = kvtrim::per_head(budget)};
+    // A budget below the window protects the window's newest tokens.
+    request.protect.window_tokens = std::min(prepared.window_tokens, budget);
+    request.protect.sink_tokens = std::min(sink_tokens, budget - request.protect.window_tokens);
+    for (std::size_t layer = 0; layer < prepared.layers.size(); ++layer) {
+        const layer_prompt prompt{prepared.layers[layer], model_.layers[layer], grams_[layer],
+                                  prepared.cached_tokens, prepared.window_tokens};
+        policy.plan(prompt, request, memory_, result.plans.emplace_back(), result.plan_seconds);
+    }
+}
+
+void cutter::compact_and_answer(const prefilled_sample& prepared, cut_result& result) const {
+    const auto compact_start = std::chrono::steady_clock::now();
+    std::vector<ragged_cache> caches;
+    for (std::size_t layer = 0; layer < result.plans.size(); ++layer) {
+        const attention_inputs& full = prepared.layers[layer];
+        caches.emplace_back(rows_of(full.keys, 0, prepared.cached_tokens),
+                            rows_of(full.values, 0, prepared.cached_tokens), result.plans[layer]);
+        result.cache_bytes += static_cast<double>(caches.back().bytes());
+    }
+    result.compact_seconds = seconds_since(compact_start);
+
+    const auto decode_start = std::chrono::steady_clock::now();
     const index_t decoded = std::ssize(prepared.rest);
-    matrix logits(1 + decoded, model.config.vocabulary);
+    matrix logits(1 + decoded, model_.config.vocabulary);
     logits.row(0) = prepared.last_logits.row(0);
     if (decoded > 0) {
-        logits.bottomRows(decoded) = decode(model, caches, prepared.rest, prepared.prefilled_tokens);
+        logits.bottomRows(decoded) = decode(model_, caches, prepared.rest, prepared.cached_tokens);
     }
+    result.decode_seconds = seconds_since(decode_start);
     result.correct = true;
     for (std::size_t i = 0; i < prepared.answers.size(); ++i) {
         if (argmax(logits, prepared.answer_rows[i]) != prepared.answers[i]) { result.correct = false; }
     }
-    return result;
 }
 
-evaluation evaluate(const recall_model& model, const sample_range& range, setting when,
-                    std::span<const experiment> experiments, index_t agnostic_window_tokens) {
-    evaluation sums{.accuracy = std::vector<double>(experiments.size()),
-                    .mean_cache_bytes = std::vector<double>(experiments.size())};
-    for (index_t i = 0; i < range.samples; ++i) {
-        const sample asked = make_sample(range.task, range.haystack_tokens, range.first_index + i);
-        const auto prefill_start = std::chrono::steady_clock::now();
-        const prefilled_sample prepared = prefill_sample(model, asked, when, agnostic_window_tokens);
-        sums.prefill_seconds += seconds_since(prefill_start);
-
-        const auto cut_start = std::chrono::steady_clock::now();
-        for (std::size_t e = 0; e < experiments.size(); ++e) {
-            const cut_result result =
-                cut_and_answer(model, prepared, experiments[e].compress, experiments[e].kept_ratio);
-            sums.accuracy[e] += result.correct ? 1 : 0;
-            sums.mean_cache_bytes[e] += static_cast<double>(result.cache_bytes);
+void cutter::measure(const prefilled_sample& prepared, cut_result& result) const {
+    const auto decoded = std::ssize(prepared.rest);
+    const index_t tokens = prepared.cached_tokens + decoded;
+    const index_t queries = decoded > 0 ? decoded : prepared.window_tokens;
+    const auto layers = static_cast<double>(prepared.layers.size());
+    for (std::size_t layer = 0; layer < prepared.layers.size(); ++layer) {
+        const attention_inputs& full = prepared.layers[layer];
+        const auto in = kvtrim::layer(rows_of(full.keys, 0, tokens), rows_of(full.values, 0, tokens))
+                            .with_queries(rows_of(full.queries, tokens - queries, queries))
+                            .with_output_projection(
+                                kvtrim::output_projection(model_.layers[layer].wo, full.queries.heads()));
+        kvtrim::eviction_loss loss;
+        require(kvtrim::measure_eviction(in, {},
+                                         extended(result.plans[layer], prepared.cached_tokens, decoded), loss,
+                                         kvtrim::loss_bound::skipped));
+        const double share = 1.0 / (layers * static_cast<double>(loss.error.size()));
+        for (std::size_t h = 0; h < loss.error.size(); ++h) {
+            result.kept_mass += share * loss.kept_mass[h];
+            result.output_error += share * loss.error[h];
+            result.head_error_projected.push_back(loss.error_projected[h]);
         }
-        sums.cut_seconds += seconds_since(cut_start);
+        result.output_error_projected += loss.layer_error / layers;
     }
-
-    const double samples = static_cast<double>(std::max<index_t>(range.samples, 1));
-    sums.prefill_seconds /= samples;
-    sums.cut_seconds /= samples * static_cast<double>(std::max<std::size_t>(experiments.size(), 1));
-    for (double& sum : sums.accuracy) { sum /= samples; }
-    for (double& sum : sums.mean_cache_bytes) { sum /= samples; }
-    return sums;
 }
 
 } // namespace needle

@@ -2,19 +2,19 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Exact-match accuracy after the cache has been cut, for any policy.
+// What a policy keeps of the model's abilities: exact-match accuracy after its cut, and what the cut did to attention.
 //
-// A sample is prefilled once and cut many times. After the cut, the rest of the sequence runs over
-// what is left with the right answers as input (teacher forcing); a sample counts as correct when
-// every answer token is the arg max, which is also when greedy decoding would be correct.
+// A sample is prefilled once and cut many times. After the cut, the rest of the sequence runs over what is left with
+// the right answers as input (teacher forcing); a sample counts as correct when every answer token is the arg
+// max, which is also when greedy decoding would be correct. Kept mass and output error are measured with the
+// queries of that rest as the full cache sees them: the queries that the cut was made for, not those it was made
+// from. Where nothing is decoded (freqword, question-aware) the observation window's queries stand in.
 
 #include "cache.hpp"
-#include "model.hpp"
+#include "policies.hpp"
 #include "samples.hpp"
 
 #include <cstddef>
-#include <functional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -25,78 +25,52 @@ enum class setting {
     question_agnostic, // cut after the haystack; the window is its last tokens
 };
 
-// ---- What a policy sees, and what it answers ----
-
-struct cut_request {
-    std::span<const attention_inputs> layers; // of the prefilled tokens
-    index_t window_tokens = 0;                // the last tokens: the observation window
-    index_t kept_tokens = 0;                  // budget per layer and KV head, window included
-};
-
-// Returns one list per layer. Free to move budget between heads and layers.
-using compression = std::function<std::vector<keep_list>(const cut_request&)>;
-
-struct layer_cut_request {
-    index_t layer = 0;
-    const head_tensor& queries; // [q_heads, tokens, head_dim]
-    const head_tensor& keys;    // [kv_heads, tokens, head_dim]
-    const head_tensor& values;  // [kv_heads, tokens, head_dim]
-    index_t window_tokens = 0;
-    index_t kept_tokens = 0;
-};
-
-using layer_compression = std::function<keep_list(const layer_cut_request&)>;
-
-// A policy that looks at one layer at a time.
-[[nodiscard]] compression layer_by_layer(layer_compression compress);
-
-// ---- One sample ----
+[[nodiscard]] std::string name_of(setting when);
 
 struct prefilled_sample {
-    std::vector<attention_inputs> layers;
-    index_t prefilled_tokens = 0;
+    std::vector<attention_inputs> layers; // of all tokens, those after the cut included
+    index_t cached_tokens = 0;            // prefilled before the cut
     index_t window_tokens = 0;
-    matrix last_logits;               // [1, vocabulary], of the last prefilled token
-    std::vector<token_id> rest;       // decoded after the cut, at prefilled_tokens ..
+    matrix last_logits;               // [1, vocabulary], of the last token before the cut
+    std::vector<token_id> rest;       // decoded after the cut, at cached_tokens ..
     std::vector<token_id> answers;    // every answer token of the sample
     std::vector<index_t> answer_rows; // the row of [last_logits; decoded logits] that predicts it
 };
 
 [[nodiscard]] prefilled_sample prefill_sample(const recall_model& model, const sample& from, setting when,
-                                              index_t agnostic_window_tokens = 32);
+                                              index_t agnostic_window_tokens);
 
 struct cut_result {
     bool correct = false;
-    std::size_t cache_bytes = 0; // of all layers, after the cut
+    double cache_bytes = 0;                   // keys and values of all layers after the cut
+    double kept_mass = 0;                     // mean over layers and query heads
+    double output_error = 0;                  // L1 before W_O: mean over layers and query heads
+    double output_error_projected = 0;        // L1 after W_O: mean over layers
+    std::vector<double> head_error_projected; // [layers * q_heads]
+    std::vector<kvtrim::keep_plan> plans;     // [layers]
+    stage_seconds plan_seconds;               // summed over layers
+    double compact_seconds = 0;
+    double decode_seconds = 0;
 };
 
-[[nodiscard]] cut_result cut_and_answer(const recall_model& model, const prefilled_sample& prepared,
-                                        const compression& compress, double kept_ratio);
+// Cuts samples of one model; holds what is prepared once: Gram matrices and a workspace.
+class cutter {
+  public:
+    explicit cutter(const recall_model& model);
 
-// ---- Many samples ----
+    // Keeps `kept_ratio` of each layer's tokens: the first 4, the observation window, and what the policy chooses.
+    [[nodiscard]] cut_result cut(const prefilled_sample& prepared, const named_policy& policy,
+                                 double kept_ratio);
 
-struct experiment {
-    std::string policy;
-    double kept_ratio = 1; // of the prefilled tokens
-    compression compress;
+  private:
+    void plan_layers(const prefilled_sample& prepared, const named_policy& policy, double kept_ratio,
+                     cut_result& result);
+    void measure(const prefilled_sample& prepared, cut_result& result) const;
+    void compact_and_answer(const prefilled_sample& prepared, cut_result& result) const;
+
+    const recall_model& model_;
+    std::vector<std::vector<float>> grams_; // [layers] of [q_heads, head_dim, head_dim]
+    kvtrim::growing_workspace memory_;
 };
-
-struct sample_range {
-    task_kind task = task_kind::single;
-    index_t haystack_tokens = 1024;
-    index_t first_index = 0;
-    index_t samples = 64;
-};
-
-struct evaluation {
-    double prefill_seconds = 0;           // mean of a sample
-    double cut_seconds = 0;               // mean of a sample and experiment: cut and decode
-    std::vector<double> accuracy;         // [experiments], share of correct samples
-    std::vector<double> mean_cache_bytes; // [experiments]
-};
-
-[[nodiscard]] evaluation evaluate(const recall_model& model, const sample_range& range, setting when,
-                                  std::span<const experiment> experiments,
-                                  index_t agnostic_window_tokens = 32);
 
 } // namespace needle

@@ -1,16 +1,18 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Answers retrieval questions with the recall model, with the full cache and with cut ones.
+// The demo: a small real model answers retrieval questions from a cache that each policy has cut.
 
 #include "checks.hpp"
 #include "evaluate.hpp"
+#include "report.hpp"
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
 
-#include <algorithm>
+#include <chrono>
 #include <exception>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -25,38 +27,36 @@ using namespace needle;
 struct options {
     std::string model_file = NEEDLE_DATA_DIR "/recall.safetensors";
     std::string reference_file = NEEDLE_DATA_DIR "/reference.json";
-    std::vector<std::string> tasks{task_names.begin(), task_names.end()};
-    std::vector<double> kept_ratios{0.1, 0.2, 0.5};
-    sample_range range{.samples = 16};
-    std::string setting_name = "aware";
+    std::vector<std::string> policies;
+    std::vector<std::string> tasks;
+    std::vector<std::string> settings{"aware", "agnostic"};
+    std::vector<index_t> tokens;
+    std::vector<double> kept_ratios{1.0, 0.5, 0.2, 0.1};
+    index_t samples = 0;
+    index_t first_index = 0;
     index_t window_tokens = 32;
+    std::string json_file;
+    std::string plot_file;
+    bool full = false;
     bool check_only = false;
 };
 
-// The first 4 tokens and the most recent ones.
-keep_list keep_streaming(const layer_cut_request& request) {
-    const index_t tokens = request.keys.tokens();
-    const index_t first_tokens = std::min<index_t>(4, tokens);
-    const index_t recent_tokens = std::max(request.kept_tokens - first_tokens, request.window_tokens);
-    std::vector<std::int32_t> positions;
-    for (index_t t = 0; t < tokens; ++t) {
-        if (t < first_tokens || t >= tokens - recent_tokens) {
-            positions.push_back(static_cast<std::int32_t>(t));
-        }
-    }
-    return keep_same(request.keys.heads(), positions);
+std::vector<std::string> policy_names() {
+    std::vector<std::string> names;
+    for (const named_policy& p : all_policies()) { names.push_back(p.name); }
+    return names;
 }
 
-keep_list keep_everything(const layer_cut_request& request) {
-    return keep_all(request.keys.heads(), request.keys.tokens());
-}
-
-std::vector<experiment> make_experiments(const std::vector<double>& kept_ratios) {
-    std::vector<experiment> experiments{{"full", 1.0, layer_by_layer(keep_everything)}};
-    for (const double ratio : kept_ratios) {
-        experiments.push_back({"streaming", ratio, layer_by_layer(keep_streaming)});
+// What was not chosen: a selection of under two minutes, or everything.
+void fill_in(options& chosen) {
+    const std::vector<std::string> every_task{task_names.begin(), task_names.end()};
+    if (chosen.policies.empty()) { chosen.policies = policy_names(); }
+    if (chosen.tasks.empty()) {
+        chosen.tasks =
+            chosen.full ? every_task : std::vector<std::string>{"multikey", "multiquery", "multivalue"};
     }
-    return experiments;
+    if (chosen.tokens.empty()) { chosen.tokens = {chosen.full ? 1024 : 512}; }
+    if (chosen.samples == 0) { chosen.samples = chosen.full ? 64 : 16; }
 }
 
 bool check(const options& chosen, const recall_model& model) {
@@ -68,24 +68,123 @@ bool check(const options& chosen, const recall_model& model) {
     return result.ok();
 }
 
-void print_accuracy(const options& chosen, const recall_model& model) {
-    const setting when =
-        chosen.setting_name == "aware" ? setting::question_aware : setting::question_agnostic;
-    const std::vector<experiment> experiments = make_experiments(chosen.kept_ratios);
-    fmt::print("\n{} tokens, question-{}, {} samples from {}\n\n{:12}", chosen.range.haystack_tokens,
-               chosen.setting_name, chosen.range.samples, chosen.range.first_index, "task");
-    for (const experiment& e : experiments) {
-        fmt::print("{:>18}", fmt::format("{} {:g} %", e.policy, 100 * e.kept_ratio));
+// Sums of comparisons between policies on the same sample and ratio.
+struct comparison_sums {
+    double lower = 0, equal = 0, heads = 0;
+    double common = 0, kept = 0;
+
+    void add_errors(const cut_result& critical, const cut_result& snap) {
+        for (std::size_t h = 0; h < critical.head_error_projected.size(); ++h) {
+            lower += critical.head_error_projected[h] < snap.head_error_projected[h] ? 1 : 0;
+            equal += critical.head_error_projected[h] == snap.head_error_projected[h] ? 1 : 0;
+            ++heads;
+        }
     }
-    fmt::print("{:>13}{:>18}\n", "prefill", "cut and decode");
-    for (const std::string& task : chosen.tasks) {
-        sample_range range = chosen.range;
-        range.task = parse_task(task);
-        const evaluation found = evaluate(model, range, when, experiments, chosen.window_tokens);
-        fmt::print("{:12}", task);
-        for (const double accuracy : found.accuracy) { fmt::print("{:>18.3f}", accuracy); }
-        fmt::print("{:>10.1f} ms{:>15.2f} ms\n", 1e3 * found.prefill_seconds, 1e3 * found.cut_seconds);
+    void add_overlap(const cut_result& exact, const cut_result& gram) {
+        for (std::size_t layer = 0; layer < exact.plans.size(); ++layer) {
+            for (kvtrim::index_t r = 0; r < exact.plans[layer].rows(); ++r) {
+                const auto a = exact.plans[layer].row(r);
+                const auto b = gram.plans[layer].row(r);
+                std::vector<std::int32_t> both;
+                std::set_intersection(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(both));
+                common += static_cast<double>(both.size());
+                kept += static_cast<double>(a.size());
+            }
+        }
     }
+};
+
+void add_sample(result_row& row, const cut_result& result, double share) {
+    row.accuracy += share * (result.correct ? 1 : 0);
+    row.kept_mass += share * result.kept_mass;
+    row.output_error += share * result.output_error;
+    row.output_error_projected += share * result.output_error_projected;
+    row.cache_bytes += share * result.cache_bytes;
+    row.plan_seconds.score += share * result.plan_seconds.score;
+    row.plan_seconds.allocate += share * result.plan_seconds.allocate;
+    row.plan_seconds.select += share * result.plan_seconds.select;
+    row.compact_seconds += share * result.compact_seconds;
+    row.decode_seconds += share * result.decode_seconds;
+}
+
+// All policies and ratios on the samples of one task, setting and length.
+class task_run {
+  public:
+    task_run(const options& chosen, cutter& cuts, std::map<std::pair<setting, double>, comparison_sums>& sums)
+        : chosen_(chosen), cuts_(cuts), sums_(sums) {}
+
+    std::vector<result_row> run(const recall_model& model, const std::string& task, index_t tokens,
+                                setting when) {
+        std::vector<result_row> rows;
+        for (const double ratio : chosen_.kept_ratios) {
+            for (const std::string& policy : chosen_.policies) {
+                rows.push_back({.policy = policy,
+                                .task = task,
+                                .when = when,
+                                .tokens = tokens,
+                                .kept_ratio = ratio,
+                                .samples = chosen_.samples});
+            }
+        }
+        for (index_t i = 0; i < chosen_.samples; ++i) {
+            const sample asked = make_sample(parse_task(task), tokens, chosen_.first_index + i);
+            cut_all(prefill_sample(model, asked, when, chosen_.window_tokens), rows);
+        }
+        return rows;
+    }
+
+  private:
+    void cut_all(const prefilled_sample& prepared, std::vector<result_row>& rows) {
+        std::map<std::pair<std::string, double>, cut_result> results;
+        for (result_row& row : rows) {
+            cut_result result = cuts_.cut(prepared, policy_named(row.policy), row.kept_ratio);
+            add_sample(row, result, 1.0 / static_cast<double>(row.samples));
+            results[{row.policy, row.kept_ratio}] = std::move(result);
+        }
+        for (const double ratio : chosen_.kept_ratios) {
+            const auto critical = results.find({"criticalkv", ratio});
+            const auto snap = results.find({"snapkv", ratio});
+            const auto gram = results.find({"criticalkv_gram", ratio});
+            if (ratio == 1.0 || critical == results.end()) { continue; }
+            comparison_sums& sums = sums_[{rows.front().when, ratio}];
+            if (snap != results.end()) { sums.add_errors(critical->second, snap->second); }
+            if (gram != results.end()) { sums.add_overlap(critical->second, gram->second); }
+        }
+    }
+
+    const options& chosen_;
+    cutter& cuts_;
+    std::map<std::pair<setting, double>, comparison_sums>& sums_;
+};
+
+report evaluate_all(const options& chosen, const recall_model& model) {
+    const auto start = std::chrono::steady_clock::now();
+    cutter cuts(model);
+    std::map<std::pair<setting, double>, comparison_sums> sums;
+    report results{.first_index = chosen.first_index};
+    progress_bar progress(std::ssize(chosen.settings) * std::ssize(chosen.tokens) * std::ssize(chosen.tasks));
+    for (const std::string& setting_name : chosen.settings) {
+        const setting when = setting_name == "aware" ? setting::question_aware : setting::question_agnostic;
+        for (const index_t tokens : chosen.tokens) {
+            for (const std::string& task : chosen.tasks) {
+                const auto rows = task_run(chosen, cuts, sums).run(model, task, tokens, when);
+                results.rows.insert(results.rows.end(), rows.begin(), rows.end());
+                progress.step(fmt::format("{} {} {}", setting_name, task, tokens));
+            }
+        }
+    }
+    progress.done();
+    for (const auto& [key, s] : sums) {
+        results.comparisons.push_back({.when = key.first,
+                                       .kept_ratio = key.second,
+                                       .lower_error = s.heads > 0 ? s.lower / s.heads : 0,
+                                       .equal_error = s.heads > 0 ? s.equal / s.heads : 0,
+                                       .gram_overlap = s.kept > 0 ? s.common / s.kept : 0,
+                                       .has_errors = s.heads > 0,
+                                       .has_overlap = s.kept > 0});
+    }
+    results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return results;
 }
 
 int run(const options& chosen) {
@@ -94,35 +193,57 @@ int run(const options& chosen) {
         fmt::print(stderr, "needle: results differ from the recorded ones\n");
         return 1;
     }
-    if (!chosen.check_only) { print_accuracy(chosen, model); }
+    if (chosen.check_only) { return 0; }
+    const report results = evaluate_all(chosen, model);
+    print_tables(results);
+    if (!chosen.json_file.empty()) { write_json(results, chosen.json_file); }
+    if (!chosen.plot_file.empty()) { write_plot(results, chosen.plot_file); }
     return 0;
+}
+
+void add_options(CLI::App& app, options& chosen) {
+    const std::vector<std::string> tasks{task_names.begin(), task_names.end()};
+    app.add_flag("--full", chosen.full, "all tasks, 1024 tokens and 64 samples where not chosen otherwise");
+    app.add_option("--policies", chosen.policies, "policies to compare; default all")
+        ->delimiter(',')
+        ->check(CLI::IsMember(policy_names()));
+    app.add_option("--tasks", chosen.tasks, "tasks; default multikey, multiquery, multivalue")
+        ->delimiter(',')
+        ->check(CLI::IsMember(tasks));
+    app.add_option("--settings", chosen.settings, "is the question known at the cut? default both")
+        ->delimiter(',')
+        ->check(CLI::IsMember({"aware", "agnostic"}));
+    app.add_option("--tokens", chosen.tokens, "haystack lengths; default 512; the model is good up to 4096")
+        ->delimiter(',')
+        ->check(CLI::Range(min_haystack_tokens, max_haystack_tokens));
+    app.add_option("--ratios", chosen.kept_ratios, "shares of the cache to keep; default 1, 0.5, 0.2, 0.1")
+        ->delimiter(',')
+        ->check([](const std::string& text) {
+            double ratio = 0;
+            const bool valid = CLI::detail::lexical_cast(text, ratio) && kvtrim::valid_ratio(ratio).ok();
+            return valid ? std::string{} : "a ratio must be above 0 and at most 1: " + text;
+        });
+    app.add_option("--samples", chosen.samples, "samples per task; default 16")->check(CLI::PositiveNumber);
+    app.add_option("--first-index", chosen.first_index, "first sample; default 0")
+        ->check(CLI::NonNegativeNumber);
+    app.add_option("--window", chosen.window_tokens, "observation window, question-agnostic; default 32")
+        ->check(CLI::PositiveNumber);
+    app.add_option("--json", chosen.json_file, "write all results to this file");
+    app.add_option("--plot", chosen.plot_file,
+                   "draw accuracy against cache size into this .svg or .png file");
+    app.add_option("--model", chosen.model_file, "weights, instead of the project's");
+    app.add_option("--reference", chosen.reference_file, "recorded results, instead of the project's");
+    app.add_flag("--check-only", chosen.check_only, "stop after the comparison with the recorded results");
 }
 
 } // namespace
 
 int main(int argc, char** argv) {
     options chosen;
-    CLI::App app{"Retrieval accuracy of a small model with a full and a cut KV cache"};
-    app.option_defaults()->always_capture_default();
-    app.add_option("--model", chosen.model_file, "weights");
-    app.add_option("--reference", chosen.reference_file, "recorded results");
-    app.add_option("--tasks", chosen.tasks, "tasks to run")
-        ->delimiter(',')
-        ->check(CLI::IsMember(chosen.tasks));
-    app.add_option("--tokens", chosen.range.haystack_tokens,
-                   "tokens of a haystack; the model is good up to 4096")
-        ->check(CLI::Range(min_haystack_tokens, max_haystack_tokens));
-    app.add_option("--samples", chosen.range.samples, "samples per task")->check(CLI::PositiveNumber);
-    app.add_option("--first-index", chosen.range.first_index, "first sample")->check(CLI::NonNegativeNumber);
-    app.add_option("--setting", chosen.setting_name, "is the question known at the cut?")
-        ->check(CLI::IsMember({"aware", "agnostic"}));
-    app.add_option("--window", chosen.window_tokens, "observation window, question-agnostic")
-        ->check(CLI::PositiveNumber);
-    app.add_option("--keep", chosen.kept_ratios, "shares of the cache to keep")
-        ->delimiter(',')
-        ->check(CLI::Range(0.0, 1.0));
-    app.add_flag("--check-only", chosen.check_only, "stop after the comparison with the records");
+    CLI::App app{"Retrieval accuracy of a small real model whose KV cache kvtrim has cut"};
+    add_options(app, chosen);
     CLI11_PARSE(app, argc, argv);
+    fill_in(chosen);
     try {
         return run(chosen);
     } catch (const std::exception& error) {

@@ -31,8 +31,11 @@ struct eviction_loss {
     std::vector<double> error;           // [q_heads]
     std::vector<double> error_projected; // [q_heads]; empty without W_O
     double layer_error = 0;              // 0 without W_O
-    double layer_bound = 0;              // 0 without W_O
+    double layer_bound = 0;              // 0 without W_O, or where it was skipped
 };
+
+// The bound projects every cached value, which costs far more than the rest where queries are few.
+enum class loss_bound : std::uint8_t { measured, skipped };
 
 // Ada-KV's bound on the mean L1 error of a layer's output. largest_projected_norm: C above.
 [[nodiscard]] inline double ada_kv_loss_bound(std::span<const double> kept_mass,
@@ -110,7 +113,7 @@ class split_outputs {
 // error_projected, layer_error and layer_bound from the differences [q_heads, queries, value_dim].
 template <class Inputs>
 void measure_projected(const Inputs& in, index_t queries, const std::vector<float>& differences,
-                       eviction_loss& loss) {
+                       loss_bound bound, eviction_loss& loss) {
     const index_t q_heads = extent(in.queries, 0);
     const index_t value_dim = extent(in.values, 2);
     const index_t hidden = extent(in.output_projection, 2);
@@ -139,6 +142,7 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
         }
         loss.error_projected.push_back(sum / static_cast<double>(queries));
         kernels::add_products(d, value_dim, queries, w.data, w.stride, value_dim, hidden, layer.data());
+        if (bound == loss_bound::skipped) { continue; }
         for (index_t t = 0; t < in.tokens(kv_head); t += 256) {
             const index_t count = std::min<index_t>(256, in.tokens(kv_head) - t);
             add_norms(read_rows(in.values, kv_head, t, count, values.data()), count);
@@ -149,6 +153,7 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
     }
     for (const float x : layer) { loss.layer_error += std::abs(static_cast<double>(x)); }
     loss.layer_error /= static_cast<double>(queries);
+    if (bound == loss_bound::skipped) { return; }
     loss.layer_bound = ada_kv_loss_bound(loss.kept_mass, static_cast<double>(largest));
 }
 
@@ -159,7 +164,8 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
 // Returns the errors of validate_attention or errc::plan_mismatch, with `loss` unchanged.
 template <class Inputs>
 [[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request,
-                                      const keep_plan& plan, eviction_loss& loss) {
+                                      const keep_plan& plan, eviction_loss& loss,
+                                      loss_bound bound = loss_bound::measured) {
     static_assert(Inputs::has_values && Inputs::has_queries,
                   "kvtrim: measure_eviction needs layer(keys, values).with_queries(queries)");
     if (const status s = validate_attention(in, request); !s.ok()) { return s; }
@@ -195,7 +201,7 @@ template <class Inputs>
         }
     }
     if constexpr (Inputs::has_output_projection) {
-        detail::measure_projected(in, queries, differences, result);
+        detail::measure_projected(in, queries, differences, bound, result);
     }
     loss = std::move(result);
     return {};

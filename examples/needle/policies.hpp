@@ -1,0 +1,49 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// kvtrim's policies by name, each a function from one layer to a plan.
+
+#include "model.hpp"
+
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/plan/keep_plan.hpp>
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace needle {
+
+// One layer of a prefilled prompt. The tensors may hold later tokens too: only the first `tokens` count.
+struct layer_prompt {
+    const attention_inputs& attention;
+    const layer_weights& weights;
+    std::span<const float> gram; // Gram matrices of W_O [q_heads, head_dim, head_dim]
+    index_t tokens;
+    index_t window_tokens; // newest queries that the policy may observe
+};
+
+struct stage_seconds {
+    double score = 0;
+    double allocate = 0;
+    double select = 0;
+};
+
+// Makes the plan of one layer and adds the time of its stages. Throws std::runtime_error if kvtrim refuses.
+using plan_function = std::function<void(const layer_prompt&, const kvtrim::eviction_request&,
+                                         kvtrim::growing_workspace&, kvtrim::keep_plan&, stage_seconds&)>;
+
+struct named_policy {
+    std::string name;
+    plan_function plan;
+};
+
+[[nodiscard]] const std::vector<named_policy>& all_policies();
+
+// Throws std::invalid_argument for an unknown name.
+[[nodiscard]] const named_policy& policy_named(const std::string& name);
+
+} // namespace needle
