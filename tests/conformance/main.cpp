@@ -92,6 +92,10 @@ int main(int argc, char** argv) {
                 continue;
             }
             ++(passes(c) ? passed : failed);
+            if (const auto share = conformance::gram_agreement(c)) {
+                std::printf("note    %s: Gram and exact norms keep %.1f %% in common\n", name.c_str(),
+                            100 * *share);
+            }
         } catch (const std::exception& e) {
             std::printf("FAILED  %s: %s\n", name.c_str(), e.what());
             ++failed;

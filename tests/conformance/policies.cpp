@@ -510,4 +510,23 @@ results run(const golden_case& c) {
     return found->second(c);
 }
 
+std::optional<double> gram_agreement(const golden_case& c) {
+    if (c.text("policy", "") != "criticalkv") { return std::nullopt; }
+    const layer_data& l = only_layer(c);
+    const kvtrim::eviction_request request{.budget = kvtrim::per_head(kept_of(c, l)),
+                                           .protect = {.window_tokens = l.window}};
+    const auto in = with_everything(l);
+    const kvtrim::gram_projection gram(projection_of(l));
+    const auto exact = plan_with(kvtrim::criticalkv(), in, request).plan;
+    const auto other = plan_with(kvtrim::criticalkv(), in.with_output_projection(gram.view()), request).plan;
+    index_t common = 0;
+    for (index_t g = 0; g < l.kv_heads; ++g) {
+        const auto kept = other.row(g);
+        common += std::count_if(exact.row(g).begin(), exact.row(g).end(), [&](auto token) {
+            return std::binary_search(kept.begin(), kept.end(), token);
+        });
+    }
+    return static_cast<double>(common) / static_cast<double>(exact.total_tokens());
+}
+
 } // namespace conformance

@@ -19,4 +19,7 @@ std::optional<std::string> reason_to_skip(const golden_case& c);
 // where kvtrim answers with an error.
 results run(const golden_case& c);
 
+// For a case of CriticalKV: the share of kept tokens that the Gram form of the value norms keeps too.
+std::optional<double> gram_agreement(const golden_case& c);
+
 } // namespace conformance
