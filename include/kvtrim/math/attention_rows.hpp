@@ -90,6 +90,9 @@ class attention_rows {
     void begin_block(index_t first_row, index_t count, index_t kernel_tokens) {
         first_row_ = first_row;
         count_ = count;
+        const bool one_head = first_row / queries_ == (first_row + count - 1) / queries_;
+        block_queries_ = {0, queries_};
+        if (one_head) { block_queries_ = {first_row % queries_, (first_row + count - 1) % queries_ + 1}; }
         load_queries();
         for (index_t r = 0; r < count; ++r) {
             const bool sink = !options_.sink_logits.empty();
@@ -107,11 +110,7 @@ class attention_rows {
     [[nodiscard]] index_t block_rows() const { return count_; }
     [[nodiscard]] index_t first_row() const { return first_row_; }
     // One past the last cache row that any query of the block sees.
-    [[nodiscard]] index_t visible_end() const {
-        const bool one_head = first_row_ / queries_ == (first_row_ + count_ - 1) / queries_;
-        const index_t last = one_head ? (first_row_ + count_ - 1) % queries_ : queries_ - 1;
-        return query_begin_ + last + 1;
-    }
+    [[nodiscard]] index_t visible_end() const { return query_begin_ + block_queries_.end; }
     // [block_rows] what rescales an average-pooled row to its own mass (aggregate/attention_tile.hpp).
     [[nodiscard]] const float* pooling_factor() const { return factor_.data(); }
     // Sum over the block's rows of the attention to tokens outside the candidate range.
@@ -160,9 +159,8 @@ class attention_rows {
 
     void mask_invisible(index_t begin, index_t count) {
         const index_t window = options_.sliding_window;
-        const index_t last_query = query_begin_ + queries_ - 1;
-        const bool all_see_end = begin + count <= query_begin_ + 1;
-        const bool all_see_begin = window == 0 || last_query - begin < window;
+        const bool all_see_end = begin + count <= query_begin_ + block_queries_.begin + 1;
+        const bool all_see_begin = window == 0 || query_begin_ + block_queries_.end - 1 - begin < window;
         if (all_see_end && all_see_begin) { return; }
         for (index_t t = 0; t < count; ++t) {
             for (index_t r = 0; r < count_; ++r) {
@@ -230,6 +228,7 @@ class attention_rows {
     index_t tile_tokens_;
     index_t first_row_ = 0;
     index_t count_ = 0;
+    token_range block_queries_; // of any query head in the block
     double protected_mass_ = 0;
     std::span<float> q_;       // [tile_query_rows, head_dim]
     std::span<float> k_;       // [tile tokens + 2 halo, head_dim]
