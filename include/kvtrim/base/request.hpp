@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <span>
 
 namespace kvtrim {
@@ -73,12 +74,12 @@ struct token_budget {
 }
 
 // The one place where a ratio becomes a count: floor(tokens * kept_ratio), where a product within 1e-9 of
-// a whole number is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.
+// a whole number (for large ones: within rounding) is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.
 // Requires tokens >= 0 and 0 <= kept_ratio <= 1 (check ratios from outside with valid_ratio).
 [[nodiscard]] inline index_t kept_tokens(index_t tokens, double kept_ratio) {
     const double exact = static_cast<double>(tokens) * kept_ratio;
     const double nearest = std::round(exact);
-    const double slack = 1e-9 * std::max(1.0, nearest);
+    const double slack = std::max(1e-9, 4 * std::numeric_limits<double>::epsilon() * nearest);
     return static_cast<index_t>(std::abs(exact - nearest) <= slack ? nearest : std::floor(exact));
 }
 

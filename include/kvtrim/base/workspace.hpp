@@ -48,8 +48,8 @@ class workspace {
         return {reinterpret_cast<T*>(base_ + begin), static_cast<std::size_t>(count)};
     }
 
-    // Whether everything taken so far fitted.
-    [[nodiscard]] bool fits() const { return peak_ <= capacity_; }
+    // Whether everything now taken fitted.
+    [[nodiscard]] bool fits() const { return used_ <= capacity_; }
     // Bytes the caller must pass for what was taken so far, alignment included.
     [[nodiscard]] index_t needed_bytes() const { return peak_ == 0 ? 0 : peak_ + alignment_bytes; }
     // The answer of a stage whose scratch did not fit.

@@ -34,9 +34,10 @@ template <class V, class T>
     T* to = out.data();
     for (index_t g = 0; g < extent(cache, 0); ++g) {
         for (const auto token : plan.row(g)) {
-            if constexpr (requires {
-                              { *cache.row(g, token) } -> std::convertible_to<T>;
-                          }) {
+            if constexpr (requires { cache.row(g, token); }) {
+                using element = std::remove_cvref_t<decltype(*cache.row(g, token))>;
+                static_assert(std::is_same_v<element, T>,
+                              "kvtrim: gather needs an output of the cache's own element type");
                 std::memcpy(to, cache.row(g, token), static_cast<std::size_t>(length) * sizeof(T));
             } else if constexpr (strided_view<V, 3>) {
                 using element = std::remove_cvref_t<decltype(*cache.data_handle())>;
@@ -60,7 +61,7 @@ template <class V, class T>
 
 namespace detail {
 
-// Source row of (head, token) in a buffer whose heads start at head_rows[g].
+// Moves every survivor to the front; head_begin(g) is the row at which head g starts.
 template <class T, class HeadBegin>
 void flatten(T* data, index_t length, const keep_plan& plan, HeadBegin&& head_begin) {
     T* to = data;
@@ -76,7 +77,7 @@ void flatten(T* data, index_t length, const keep_plan& plan, HeadBegin&& head_be
 } // namespace detail
 
 // Compacts a contiguous head-major cache [kv_heads, tokens, head_dim] to the front of its buffer. The view's
-// offsets are those of the plan: keep the plan alive. `out` is unchanged on error.
+// new offsets are plan.cu_seqlens(); flat_view() makes the view of what is left.
 template <class T>
 [[nodiscard]] status compact_to_flat(const strided<T, 3>& cache, const keep_plan& plan,
                                      compaction_report* report = nullptr) {

@@ -46,7 +46,8 @@ namespace kvtrim {
         }
         if (pass == 2) { // all scores of this bucket are equal
             const double score = buckets[digit].sum / static_cast<double>(buckets[digit].count);
-            return above + std::min(buckets[digit].count, static_cast<index_t>(std::ceil(mass / score)));
+            const auto needed = static_cast<index_t>(std::ceil(mass / score)); // 0 for an infinite score
+            return above + std::clamp<index_t>(needed, 1, buckets[digit].count);
         }
         prefix |= digit << shifts[pass];
         prefix_mask |= digit_masks[pass] << shifts[pass];
