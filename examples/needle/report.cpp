@@ -181,10 +181,10 @@ void write_plot(const report& results, const std::string& file) {
     const auto settings = distinct(results.rows, setting_of);
     const auto policies = distinct(results.rows, policy_of);
     std::string script =
-        fmt::format("set terminal {} size {},520 enhanced\nset output '{}'\nset multiplot layout 1,{}\n"
+        fmt::format("set terminal {} size {},560 enhanced\nset output '{}'\nset multiplot layout 1,{}\n"
                     "set xlabel 'kept share of the cache, %'\nset ylabel 'accuracy, mean over tasks'\n"
-                    "set yrange [0:1.02]\nset logscale x\nset xtics (5,10,20,50,100)\nset grid\n"
-                    "set key outside bottom center horizontal maxcols 4\n",
+                    "set yrange [0:1.02]\nset logscale x\nset xtics (5,10,20,50,100)\nset xrange [*:110]\nset bmargin 9\nset grid\n"
+                    "set key at screen 0.5,0.01 bottom center horizontal maxcols 6\n",
                     ending == ".svg" ? "svg background 'white'" : "pngcairo", 620 * settings.size(), file,
                     settings.size());
     for (const setting when : settings) {

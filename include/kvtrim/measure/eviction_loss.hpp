@@ -194,7 +194,7 @@ template <class Inputs>
             for (index_t r = 0; r < rows.block_rows(); ++r) {
                 const index_t flat = g * rows.rows() + first + r; // q_head * queries + query
                 const auto h = static_cast<std::size_t>(flat / queries);
-                result.kept_mass[h] += outputs.kept_mass(r) / static_cast<double>(queries);
+                result.kept_mass[h] += std::min(1.0, outputs.kept_mass(r)) / static_cast<double>(queries);
                 result.error[h] += outputs.difference(r, differences.data() + flat * value_dim) /
                                    static_cast<double>(queries);
             }
