@@ -135,9 +135,7 @@ void print_tables(const report& results) {
         "after W_O. Times in milliseconds per sample, all layers.\n");
     for (const setting when : distinct(results.rows, setting_of)) {
         for (const index_t tokens : distinct(results.rows, tokens_of)) {
-            for (const double ratio : distinct(results.rows, ratio_of)) {
-                print_table(results, when, tokens, ratio);
-            }
+            for (const double ratio : distinct(results.rows, ratio_of)) { print_table(results, when, tokens, ratio); }
         }
     }
     for (const comparison_row& c : results.comparisons) {
@@ -180,13 +178,15 @@ void write_plot(const report& results, const std::string& file) {
     }
     const auto settings = distinct(results.rows, setting_of);
     const auto policies = distinct(results.rows, policy_of);
-    std::string script =
-        fmt::format("set terminal {} size {},560 enhanced\nset output '{}'\nset multiplot layout 1,{}\n"
-                    "set xlabel 'kept share of the cache, %'\nset ylabel 'accuracy, mean over tasks'\n"
-                    "set yrange [0:1.02]\nset logscale x\nset xtics (5,10,20,50,100)\nset xrange [*:110]\nset bmargin 9\nset grid\n"
-                    "set key at screen 0.5,0.01 bottom center horizontal maxcols 6\n",
-                    ending == ".svg" ? "svg background 'white'" : "pngcairo", 620 * settings.size(), file,
-                    settings.size());
+    const auto ratios = distinct(results.rows, ratio_of);
+    std::string script = fmt::format(
+        "set terminal {} size {},560 enhanced\nset output '{}'\nset multiplot layout 1,{}\n"
+        "set xlabel 'kept share of the cache, %'\nset ylabel 'accuracy, mean over tasks'\nset yrange "
+        "[0:1.02]\n"
+        "set logscale x\nset xtics (1,2,5,10,20,50,100)\nset xrange [{}:110]\nset grid\nset bmargin 9\n"
+        "set key at screen 0.5,0.01 bottom center maxrows 3\n",
+        ending == ".svg" ? "svg background 'white'" : "pngcairo", 620 * settings.size(), file,
+        settings.size(), 90 * *std::min_element(ratios.begin(), ratios.end()));
     for (const setting when : settings) {
         std::string name = name_of(when);
         std::replace(name.begin(), name.end(), '_', '-');
@@ -195,7 +195,7 @@ void write_plot(const report& results, const std::string& file) {
         for (std::size_t p = 0; p < policies.size(); ++p) {
             script += fmt::format("{}'-' with linespoints lw 2 lt {} title '{}' noenhanced",
                                   p == 0 ? "" : ", ", p + 1, policies[p]);
-            for (const double ratio : distinct(results.rows, ratio_of)) {
+            for (const double ratio : ratios) {
                 totals at;
                 for (const result_row& r : results.rows) {
                     if (r.policy == policies[p] && r.when == when && r.kept_ratio == ratio) { at.add(r); }
