@@ -39,7 +39,7 @@ void score(benchmark::State& state, const Scorer& scorer) {
         check(state, scorer.score(in, request, {offsets, importance, attention, mass}, scratch, ex));
         benchmark::DoNotOptimize(importance.data());
     }
-    const bool reads_queries = !std::is_same_v<Scorer, kvtrim::key_norm>;
+    const bool reads_queries = !std::is_same_v<Scorer, kvtrim::key_norm_score>;
     rates(state, reads_queries ? key_flops(data.tokens) : 0, key_bytes<T>(data.tokens));
     state.counters["workspace"] = static_cast<double>(bytes);
 }
@@ -97,8 +97,8 @@ BENCHMARK_CAPTURE(score_f32, snapkv, snapkv)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, snapkv, snapkv)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, defensive, defensive)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, defensive, defensive)->Apply(token_counts);
-BENCHMARK_CAPTURE(score_f32, key_norm, kvtrim::key_norm{})->Apply(token_counts);
-BENCHMARK_CAPTURE(score_bf16, key_norm, kvtrim::key_norm{})->Apply(token_counts);
+BENCHMARK_CAPTURE(score_f32, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
+BENCHMARK_CAPTURE(score_bf16, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(shortest);
 
 } // namespace

@@ -80,9 +80,9 @@ const std::vector<named_policy>& all_policies() {
         named("tova", kvtrim::tova()),
         named("h2o", kvtrim::h2o(), observed::whole_prompt),
         named("streaming_llm", kvtrim::streaming_llm()),
-        named("key_norm", kvtrim::key_norm_policy()),
-        named("key_diff", kvtrim::key_diff_policy()),
-        named("random", kvtrim::random_policy()),
+        named("key_norm", kvtrim::key_norm()),
+        named("key_diff", kvtrim::key_diff()),
+        named("random", kvtrim::random()),
     };
     return policies;
 }

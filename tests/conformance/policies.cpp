@@ -442,7 +442,7 @@ results run_chunkkv(const golden_case& c) {
         t = plan_with(kvtrim::eviction_policy{padded_of(c, l), kvtrim::uniform{}, selector}, with_window(l),
                       request);
     } else if (scorer == "keydiff") {
-        t = plan_with(kvtrim::eviction_policy{kvtrim::key_diff{}, kvtrim::uniform{}, selector},
+        t = plan_with(kvtrim::eviction_policy{kvtrim::key_diff_score{}, kvtrim::uniform{}, selector},
                       with_window(l), request);
     } else {
         unknown("scorer", scorer);
@@ -481,8 +481,8 @@ const std::map<std::string, std::function<results(const golden_case&)>>& policie
         {"eviction_loss", run_eviction_loss},
         {"h2o", run_h2o},
         {"kept_count", run_kept_count},
-        {"keydiff", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_diff_policy()); }},
-        {"knorm", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_norm_policy()); }},
+        {"keydiff", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_diff()); }},
+        {"knorm", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_norm()); }},
         {"observed_attention", run_observed_attention},
         {"projected_value_norm", run_projected_value_norm},
         {"snapkv", run_snapkv},

@@ -69,11 +69,14 @@ template <class Keys>
     return {keys, {}, {}, {}};
 }
 
-// Requires values of the same [kv_heads, tokens] as keys; their head_dim may differ.
+// Requires values of the same kv_heads and tokens as keys, head by head; their head_dim may differ.
 template <class Keys, class Values>
 [[nodiscard]] constexpr layer_inputs<Keys, Values> layer(Keys keys, Values values) {
     KVTRIM_EXPECTS(extent(keys, 0) == extent(values, 0), "layer: keys and values must agree in kv_heads");
-    KVTRIM_EXPECTS(extent(keys, 1) == extent(values, 1), "layer: keys and values must agree in tokens");
+    for (index_t g = 0; g < extent(keys, 0); ++g) {
+        KVTRIM_EXPECTS(row_count(keys, g) == row_count(values, g),
+                       "layer: keys and values must agree in tokens");
+    }
     return {keys, values, {}, {}};
 }
 

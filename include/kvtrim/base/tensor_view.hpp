@@ -18,6 +18,7 @@
 #include <concepts>
 #include <cstddef>
 #include <type_traits>
+#include <utility>
 
 namespace kvtrim {
 
@@ -60,11 +61,33 @@ concept tensor_view = requires(const V& v) {
 }
 &&detail::indexable<V, Rank>;
 
+namespace detail {
+
+// Whether indexing yields the memory itself, not something an accessor makes of it.
+template <class V, std::size_t Rank>
+inline constexpr bool indexes_memory = false;
+template <class V>
+    requires requires(const V& v, index_t i) {
+        at(v, i, i);
+    }
+inline constexpr bool indexes_memory<V, 2> =
+    std::is_same_v<decltype(at(std::declval<const V&>(), index_t{}, index_t{})),
+                   decltype(*std::declval<const V&>().data_handle())>;
+template <class V>
+    requires requires(const V& v, index_t i) {
+        at(v, i, i, i);
+    }
+inline constexpr bool indexes_memory<V, 3> =
+    std::is_same_v<decltype(at(std::declval<const V&>(), index_t{}, index_t{}, index_t{})),
+                   decltype(*std::declval<const V&>().data_handle())>;
+
+} // namespace detail
+
 template <class V, std::size_t Rank>
 concept strided_view = tensor_view<V, Rank> && requires(const V& v) {
     {*v.data_handle()};
     { v.stride(0) } -> std::convertible_to<index_t>;
-};
+} && detail::indexes_memory<V, Rank>;
 
 // A non-owning view of a strided array: element (i, j, k) is data[i * stride(0) + j * stride(1) + ...].
 template <element T, std::size_t Rank>

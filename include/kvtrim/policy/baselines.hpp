@@ -8,9 +8,9 @@
 //   h2o                 attention summed over the whole prompt (pass all queries)              2306.14048
 //   observed_attention  the same divided by the queries that saw a token                       kvpress
 //   tova                attention of the last query, one token set for all heads               2401.06104
-//   key_norm_policy     smallest keys                                                          2406.11430
-//   key_diff_policy     keys unlike the average key                                            2504.15364
-//   random_policy       seeded
+//   key_norm            smallest keys                                                          2406.11430
+//   key_diff            keys unlike the average key                                            2504.15364
+//   random              seeded
 //
 // h2o and observed_attention need queries [q_heads, tokens, head_dim]: O(tokens^2) work, O(tokens) memory.
 // Departures: H2O's decode-time running sums are a later stage; TOVA's newest token is protected by the
@@ -41,13 +41,13 @@ namespace kvtrim {
     return eviction_policy{window_attention{mean_attention{.pool = pooling::none}, 1}, uniform{}, shared{}};
 }
 
-[[nodiscard]] constexpr auto key_norm_policy() {
-    return eviction_policy{key_norm{}, uniform{}, one_stage{}};
+[[nodiscard]] constexpr auto key_norm() {
+    return eviction_policy{key_norm_score{}, uniform{}, one_stage{}};
 }
-[[nodiscard]] constexpr auto key_diff_policy() {
-    return eviction_policy{key_diff{}, uniform{}, one_stage{}};
+[[nodiscard]] constexpr auto key_diff() {
+    return eviction_policy{key_diff_score{}, uniform{}, one_stage{}};
 }
-[[nodiscard]] constexpr auto random_policy(std::uint64_t seed = 0) {
+[[nodiscard]] constexpr auto random(std::uint64_t seed = 0) {
     return eviction_policy{random_score{seed}, uniform{}, one_stage{}};
 }
 

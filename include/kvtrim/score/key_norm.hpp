@@ -4,14 +4,14 @@
 
 // Two scorers that read only the keys: small norms stay, or keys unlike the average stay.
 //
-//   key_norm:  importance[g, t] = - || k[g, t] ||_2
-//   key_diff:  importance[g, t] = - cos( k[g, t], mean over all rows s of k[g, s] / || k[g, s] || )
+//   key_norm_score:  importance[g, t] = - || k[g, t] ||_2
+//   key_diff_score:  importance[g, t] = - cos( k[g, t], mean over all rows s of k[g, s] / || k[g, s] || )
 //
 // Source: L2 norm, arXiv:2406.11430; KeyDiff, arXiv:2504.15364; kvpress@8bb29b9 knorm_press.py,
 // keydiff_press.py (post-RoPE keys, as here).
 // Departures: none in the formulas; the references protect neither sinks nor window, here the request does.
 // A zero key has cosine 0. NaN keys rank last (their score is NaN).
-// Cost: keys read once (key_norm) or twice (key_diff). Workspace: a tile of keys per KV head.
+// Cost: keys read once (key_norm_score) or twice (key_diff_score). Workspace: a tile of keys per KV head.
 
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/per_head.hpp>
@@ -54,7 +54,7 @@ void for_each_row(const V& view, index_t head, token_range range, std::span<floa
 
 } // namespace detail
 
-struct key_norm {
+struct key_norm_score {
     static constexpr bool two_stage = false;
 
     template <class Inputs>
@@ -79,7 +79,7 @@ struct key_norm {
     }
 };
 
-struct key_diff {
+struct key_diff_score {
     static constexpr bool two_stage = false;
 
     template <class Inputs>

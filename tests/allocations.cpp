@@ -1,0 +1,171 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// After the first call of a shape nothing allocates: plans in the caller's workspace and compactions, for every
+// common head_dim. Counts operator new and, through Eigen's own hook, what Eigen would take from the heap.
+// A program of its own: the hook changes Eigen's inline functions, and the counters see the whole program.
+
+#include <cstdio>
+
+namespace {
+
+long heap_requests = 0;
+
+void count_if(bool is_violation) {
+    heap_requests += is_violation ? 1 : 0;
+}
+
+} // namespace
+
+#define EIGEN_RUNTIME_NO_MALLOC
+#define eigen_assert(condition) count_if(!(condition)) // the hook reports through it, also with NDEBUG
+
+#include <kvtrim/kvtrim.hpp>
+
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+void* operator new(std::size_t bytes) {
+    ++heap_requests;
+    if (void* p = std::malloc(bytes)) { return p; }
+    std::abort();
+}
+void operator delete(void* p) noexcept {
+    std::free(p);
+}
+void operator delete(void* p, std::size_t) noexcept {
+    std::free(p);
+}
+
+namespace {
+
+using namespace kvtrim;
+
+int failures = 0;
+
+// Heap requests of fn(); Eigen's are forbidden meanwhile.
+template <class Fn>
+long requests_of(Fn&& fn) {
+    const long before = heap_requests;
+    Eigen::internal::set_is_malloc_allowed(false);
+    fn();
+    Eigen::internal::set_is_malloc_allowed(true);
+    return heap_requests - before;
+}
+
+constexpr long refused = -1;
+
+void expect(long got, long expected, const char* what, index_t head_dim) {
+    if (got == expected) { return; }
+    ++failures;
+    std::printf("%s, head_dim %d: %ld heap requests, expected %ld\n", what, static_cast<int>(head_dim), got,
+                expected);
+}
+
+struct shape {
+    index_t kv_heads, group, tokens, head_dim, queries;
+};
+
+template <class T>
+std::vector<T> numbers(index_t count) {
+    std::vector<T> values(static_cast<std::size_t>(count));
+    std::uint32_t state = 1;
+    for (T& x : values) {
+        state = state * 1664525u + 1013904223u;
+        x = element_traits<T>::from_float(static_cast<float>(state >> 8) * 0x1p-23f - 1.0f);
+    }
+    return values;
+}
+
+template <class Policy, class Inputs>
+void expect_no_allocation(const char* name, const Policy& policy, const Inputs& in,
+                          const eviction_request& request) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(policy.workspace_bytes(in, request)));
+    keep_plan plan;
+    workspace scratch(bytes);
+    bool planned = policy.plan(in, request, plan, scratch).ok();
+    const long requests = requests_of([&] {
+        planned = planned && policy.workspace_bytes(in, request) == static_cast<index_t>(bytes.size());
+        planned = planned && policy.plan(in, request, plan, scratch).ok();
+    });
+    expect(planned ? requests : refused, 0, name, in.head_dim());
+}
+
+// Elements of T with all heads of a token together if token_major.
+template <class T>
+void check(const shape& s, bool token_major) {
+    const index_t q_heads = s.kv_heads * s.group;
+    const index_t hidden = 2 * s.head_dim;
+    auto k = numbers<T>(s.kv_heads * s.tokens * s.head_dim);
+    auto v = k;
+    const auto q = numbers<T>(q_heads * s.queries * s.head_dim);
+    const auto w = numbers<T>(q_heads * s.head_dim * hidden);
+    const auto cache = [&](T* data) {
+        return token_major
+                   ? strided(data, {s.kv_heads, s.tokens, s.head_dim}, {s.head_dim, s.kv_heads * s.head_dim, 1})
+                   : strided(data, {s.kv_heads, s.tokens, s.head_dim});
+    };
+    const auto in = layer(cache(k.data()), cache(v.data()))
+                        .with_queries(strided(q.data(), {q_heads, s.queries, s.head_dim}))
+                        .with_output_projection(strided(w.data(), {q_heads, s.head_dim, hidden}));
+    const eviction_request request{
+        .budget = per_head(std::max<index_t>(1, s.tokens / 4)),
+        .protect = {.sink_tokens = 1, .window_tokens = std::min<index_t>(4, s.queries)}};
+    expect_no_allocation("snapkv", snapkv(), in, request);
+    expect_no_allocation("ada_snapkv", ada_snapkv(), in, request);
+    expect_no_allocation("ada_snapkv, blended", ada_snapkv({}, blended{}), in, request);
+    expect_no_allocation("criticalkv", criticalkv(), in, request);
+    expect_no_allocation("ada_criticalkv", ada_criticalkv(), in, request);
+    expect_no_allocation("defensivekv", defensivekv(), in, request);
+    expect_no_allocation("h2o", h2o(), in, request);
+    expect_no_allocation("tova", tova(), in, request);
+    expect_no_allocation("key_norm", key_norm(), in, request);
+    expect_no_allocation("key_diff", key_diff(), in, request);
+    expect_no_allocation("streaming_llm", streaming_llm(), in, request);
+
+    if (s.head_dim <= 128) { // a Gram matrix of head_dim 192 is more than Eigen packs on the stack
+        const gram_projection gram(in.output_projection);
+        expect_no_allocation("criticalkv, Gram form", criticalkv(), in.with_output_projection(gram.view()),
+                             request);
+    }
+
+    keep_plan plan;
+    growing_workspace memory;
+    bool done = streaming_llm().plan(in, request, plan, memory).ok();
+    std::vector<T> out(static_cast<std::size_t>(plan.total_tokens() * s.head_dim));
+    expect(requests_of([&] {
+               compaction_report report;
+               done = done && gather(in.keys, plan, std::span(out)).ok();
+               done = done && compact_in_place(in.keys, in.values, plan, &report).ok();
+               if (!token_major) { done = done && compact_to_flat(in.keys, plan, &report).ok(); }
+           }),
+           0, "compaction", s.head_dim);
+    expect(requests_of([&] { done = done && streaming_llm().plan(in, request, plan, memory).ok(); }), 0,
+           "growing_workspace", s.head_dim);
+    expect(done ? 0 : refused, 0, "compaction", s.head_dim);
+}
+
+// What would make this program blind: counters that do not count.
+void check_counters() {
+    static keep_plan plan;
+    const index_t count = 3;
+    expect(requests_of([&] { static_cast<void>(plan.reset({&count, 1})); }), 2, "operator new", 0);
+    expect(requests_of([] { Eigen::internal::aligned_free(Eigen::internal::aligned_malloc(64)); }), 1,
+           "Eigen's heap", 0);
+    Eigen::MatrixXf a = Eigen::MatrixXf::Ones(700, 700); // beyond any stack buffer
+    Eigen::MatrixXf b = a;
+    expect(requests_of([&] { b.noalias() = a * a; }) > 0 ? 1 : 0, 1, "a product that packs on the heap", 700);
+}
+
+} // namespace
+
+int main() {
+    check_counters();
+    for (const index_t head_dim : {32, 64, 80, 96, 128, 192, 256}) {
+        check<float>({.kv_heads = 2, .group = 4, .tokens = 300, .head_dim = head_dim, .queries = 32}, false);
+        check<f16>({.kv_heads = 2, .group = 1, .tokens = 270, .head_dim = head_dim, .queries = 1}, true);
+        check<bf16>({.kv_heads = 1, .group = 7, .tokens = 100, .head_dim = head_dim, .queries = 100}, false);
+    }
+    return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,264 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/compact/flat.hpp>
+
+#include "base/own_views.hpp"
+#include "compact/random_cache.hpp"
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace kvtrim;
+
+// Counts the bytes that are allocated and not yet given back.
+inline index_t live_bytes = 0;
+
+template <class T>
+struct counting_allocator {
+    using value_type = T;
+
+    counting_allocator() = default;
+    template <class U>
+    counting_allocator(const counting_allocator<U>&) {}
+
+    T* allocate(std::size_t count) {
+        live_bytes += static_cast<index_t>(count * sizeof(T));
+        return static_cast<T*>(::operator new(count * sizeof(T)));
+    }
+    void deallocate(T* p, std::size_t count) {
+        live_bytes -= static_cast<index_t>(count * sizeof(T));
+        ::operator delete(p);
+    }
+    friend bool operator==(const counting_allocator&, const counting_allocator&) { return true; }
+};
+
+template <class T>
+using counted = std::vector<T, counting_allocator<T>>;
+
+// A plan whose heads keep very different numbers of tokens, as adaptive budgets do: 1 of 2, 1 of 4, 1 of 8, ...
+keep_plan uneven_plan(index_t heads, index_t tokens) {
+    std::vector<oracle::token_set> sets;
+    for (index_t g = 0; g < heads; ++g) {
+        sets.emplace_back();
+        for (index_t t = 0; t < tokens; t += index_t{2} << g) { sets.back().push_back(static_cast<std::size_t>(t)); }
+    }
+    return support::plan_of(sets);
+}
+
+template <class T>
+std::vector<T> random_flat(support::random& r, const std::vector<std::int32_t>& offsets, index_t dim) {
+    return support::random_elements<T>(r, offsets.back() * dim);
+}
+
+std::vector<std::int32_t> random_offsets(support::random& r) {
+    std::vector<std::int32_t> offsets{0};
+    for (index_t i = r.between(1, 6); i > 0; --i) {
+        offsets.push_back(offsets.back() + static_cast<std::int32_t>(r.chance(0.2) ? 0 : r.between(0, 40)));
+    }
+    return offsets;
+}
+
+} // namespace
+
+TEMPLATE_TEST_CASE("gather, compact_to_flat: survivors of all heads follow one another, bit for bit", "[compact]",
+                   float, double, f16, bf16) {
+    support::random r(sizeof(TestType) + 10);
+    for (int round = 0; round < 150; ++round) {
+        support::random_cache<TestType> cache(r, support::any_cache_shape(r), {0, 1, 2}, false, false);
+        const keep_plan plan = support::any_plan(r, support::lengths_of(cache.view()));
+        const index_t dim = cache.extents[2];
+        const std::vector<TestType> expected = support::survivors(cache.view(), plan);
+        std::vector<TestType> out(expected.size());
+        compaction_report gathered;
+        compaction_report compacted;
+        REQUIRE(gather(cache.view(), plan, std::span(out), &gathered).ok());
+        REQUIRE(compact_to_flat(cache.view(), plan, &compacted).ok());
+        cache.elements.resize(expected.size());
+        CAPTURE(round, cache.extents);
+        CHECK(support::bytes_of(out) == support::bytes_of(expected));
+        CHECK(support::bytes_of(cache.elements) == support::bytes_of(expected));
+        const auto row_size = dim * static_cast<index_t>(sizeof(TestType));
+        for (const compaction_report& report : {gathered, compacted}) {
+            CHECK(report.bytes_before == cache.extents[0] * cache.extents[1] * row_size);
+            CHECK(report.bytes_after == plan.total_tokens() * row_size);
+        }
+        const ragged<TestType> flat = flat_view(out.data(), plan, dim);
+        CHECK(flat.offsets().data() == plan.cu_seqlens().data());
+        for (index_t g = 0; g < plan.rows(); ++g) { CHECK(flat.rows(g) == plan.kept_tokens(g)); }
+    }
+}
+
+TEMPLATE_TEST_CASE("gather, compact_to_flat: a ragged cache is cut again, bit for bit", "[compact]", float, double,
+                   f16, bf16) {
+    support::random r(sizeof(TestType) + 20);
+    for (int round = 0; round < 150; ++round) {
+        const std::vector<std::int32_t> offsets = random_offsets(r);
+        const index_t dim = r.one_of({1, 3, 16});
+        std::vector<TestType> elements = random_flat<TestType>(r, offsets, dim);
+        const ragged<TestType> cache(elements.data(), offsets, dim);
+        const keep_plan plan = support::any_plan(r, support::lengths_of(cache));
+        const std::vector<TestType> expected = support::survivors(cache, plan);
+        std::vector<TestType> out(expected.size());
+        compaction_report report;
+        REQUIRE(gather(cache, plan, std::span(out)).ok());
+        REQUIRE(compact_to_flat(cache, plan, &report).ok());
+        CAPTURE(round, offsets);
+        CHECK(support::bytes_of(out) == support::bytes_of(expected));
+        CHECK(report.bytes_before == static_cast<index_t>(elements.size() * sizeof(TestType)));
+        CHECK(report.bytes_after == static_cast<index_t>(expected.size() * sizeof(TestType)));
+        elements.resize(expected.size());
+        CHECK(support::bytes_of(elements) == support::bytes_of(expected));
+    }
+}
+
+TEST_CASE("gather: a cache in any memory order gives the same flat rows", "[compact]") {
+    support::random r(30);
+    for (int round = 0; round < 100; ++round) {
+        auto cache = support::any_cache<bf16>(r, support::any_cache_shape(r));
+        const keep_plan plan = support::any_plan(r, support::lengths_of(cache.view()));
+        const std::vector<bf16> expected = support::survivors(cache.view(), plan);
+        std::vector<bf16> out(expected.size() + 3, bf16{0x1234});
+        REQUIRE(gather(cache.view(), plan, std::span(out)).ok());
+        for (int i = 0; i < 3; ++i) { CHECK(out[out.size() - 1 - static_cast<std::size_t>(i)].bits == 0x1234); }
+        out.resize(expected.size());
+        CHECK(support::bytes_of(out) == support::bytes_of(expected));
+    }
+}
+
+TEST_CASE("gather: sources that are not memory are read as floats", "[compact]") {
+    const own::indexable lazy{{2, 5, 3}};
+    const keep_plan plan = support::plan_of({{4}, {0, 2}});
+    std::vector<float> out(9);
+    compaction_report report;
+    REQUIRE(gather(lazy, plan, std::span(out), &report).ok());
+    CHECK(out == std::vector<float>{40, 41, 42, 100, 101, 102, 120, 121, 122});
+    CHECK(report.bytes_before == 2 * 5 * 3 * 4);
+    const own::quantised codes(lazy);
+    REQUIRE(gather(codes, plan, std::span(out)).ok());
+    CHECK(out[8] == codes.decoded(1, 2, 2));
+    const support::layer_data layer = support::random_layer({.tokens = 6, .head_dim = 4}, 1);
+    std::vector<float> decoded(12);
+    REQUIRE(gather(support::decoding_source(layer.keys()), plan, std::span(decoded)).ok());
+    CHECK(decoded[11] == layer.keys()(1, 2, 3));
+}
+
+TEST_CASE("gather, compact_to_flat: a plan for another cache is refused with nothing written", "[compact]") {
+    support::random r(31);
+    support::random_cache<float> cache(r, {3, 10, 4}, {0, 1, 2}, false, false);
+    const std::vector<std::int32_t> offsets{0, 4, 4, 9};
+    std::vector<float> elements = random_flat<float>(r, offsets, 4);
+    const ragged<float> uneven(elements.data(), offsets, 4);
+    std::vector<float> out(200, 7.0f);
+    const auto refuses = [&](const auto& view, const auto& memory) {
+        const auto before = support::bytes_of(memory);
+        bool refused = true;
+        for (const keep_plan& plan : support::wrong_plans(support::lengths_of(view))) {
+            compaction_report report{1, 2};
+            refused = refused && gather(view, plan, std::span(out), &report).code() == errc::plan_mismatch;
+            refused = refused && compact_to_flat(view, plan, &report).code() == errc::plan_mismatch;
+            refused = refused && report.bytes_before == 1 && report.bytes_after == 2;
+        }
+        return refused && support::bytes_of(memory) == before;
+    };
+    CHECK(refuses(cache.view(), cache.elements));
+    CHECK(refuses(uneven, elements));
+    CHECK(out == std::vector<float>(200, 7.0f));
+    // A row that the longest head has, but not this one.
+    CHECK(compact_to_flat(uneven, support::plan_of({{4}, {}, {}})).code() == errc::plan_mismatch);
+    CHECK(compact_to_flat(uneven, support::plan_of({{3}, {0}, {}})).code() == errc::plan_mismatch);
+}
+
+TEST_CASE("gather, compact_to_flat: a short output and a cache with gaps break their contracts",
+          "[compact][contract]") {
+    support::random r(32);
+    support::random_cache<float> cache(r, {2, 5, 4}, {0, 1, 2}, false, false);
+    const keep_plan plan = support::plan_of({{0, 3}, {1}});
+    std::vector<float> out(11);
+    CHECK(support::violation_of([&] { (void)gather(cache.view(), plan, std::span(out)); }) ==
+          "gather: out must hold total_tokens * head_dim elements");
+    const auto violation = [&](const std::array<index_t, 3>& strides) {
+        std::vector<float> memory(200);
+        const strided<float, 3> view(memory.data() + 50, {2, 5, 4}, strides);
+        return support::violation_of([&] { (void)compact_to_flat(view, plan); });
+    };
+    const std::string message = "compact_to_flat: the cache must be contiguous and head-major";
+    CHECK(violation({4, 8, 1}) == message);   // token-major
+    CHECK(violation({20, 1, 5}) == message);  // transposed
+    CHECK(violation({25, 5, 1}) == message);  // gaps between rows
+    CHECK(violation({24, 4, 1}) == message);  // gaps between heads
+    CHECK(violation({20, -4, 1}) == message); // backwards
+    CHECK(violation({20, 4, 1}).empty());
+}
+
+TEST_CASE("compact_to_flat: cutting twice equals cutting once by both plans", "[compact]") {
+    support::random r(33);
+    for (int round = 0; round < 50; ++round) {
+        support::random_cache<f16> cache(r, {4, 30, 6}, {0, 1, 2}, false, false);
+        auto once = cache;
+        const keep_plan first = support::any_plan(r, {30, 30, 30, 30});
+        std::vector<index_t> lengths;
+        for (index_t g = 0; g < 4; ++g) { lengths.push_back(first.kept_tokens(g)); }
+        const keep_plan second = support::any_plan(r, lengths);
+        std::vector<oracle::token_set> both(4);
+        for (index_t g = 0; g < 4; ++g) {
+            for (const auto i : second.row(g)) {
+                both[static_cast<std::size_t>(g)].push_back(
+                    static_cast<std::size_t>(first.row(g)[static_cast<std::size_t>(i)]));
+            }
+        }
+        REQUIRE(compact_to_flat(cache.view(), first).ok());
+        REQUIRE(compact_to_flat(flat_view(cache.elements.data(), first, 6), second).ok());
+        REQUIRE(compact_to_flat(once.view(), support::plan_of(both)).ok());
+        const auto size = static_cast<std::size_t>(second.total_tokens() * 6);
+        cache.elements.resize(size);
+        once.elements.resize(size);
+        CHECK(support::bytes_of(cache.elements) == support::bytes_of(once.elements));
+    }
+}
+
+TEST_CASE("gather: head-wise eviction frees the evicted rows once the old cache is gone", "[compact][memory]") {
+    const index_t before_all = live_bytes;
+    const keep_plan plan = uneven_plan(4, 1024);
+    REQUIRE(plan.total_tokens() == 512 + 256 + 128 + 64);
+    {
+        counted<f16> cache(4 * 1024 * 64, f16{0x3c00});
+        CHECK(live_bytes - before_all == 4 * 1024 * 64 * 2);
+        counted<f16> kept(static_cast<std::size_t>(plan.total_tokens() * 64));
+        compaction_report report;
+        REQUIRE(gather(strided<f16, 3>(cache.data(), {4, 1024, 64}), plan, std::span<f16>(kept), &report).ok());
+        counted<f16>().swap(cache);
+        CHECK(live_bytes - before_all == 960 * 64 * 2);
+        CHECK(live_bytes - before_all == report.bytes_after);
+        CHECK(report.bytes_before == 4 * 1024 * 64 * 2);
+    }
+    CHECK(live_bytes == before_all);
+}
+
+TEST_CASE("compact_to_flat: head-wise eviction frees everything behind the survivors in one piece",
+          "[compact][memory]") {
+    support::random r(34);
+    const index_t before_all = live_bytes;
+    const keep_plan plan = uneven_plan(4, 1024);
+    counted<bf16> cache;
+    {
+        const std::vector<bf16> elements = support::random_elements<bf16>(r, 4 * 1024 * 32);
+        cache.assign(elements.begin(), elements.end());
+    }
+    cache.shrink_to_fit();
+    const std::vector<bf16> expected =
+        support::survivors(strided<bf16, 3>(cache.data(), {4, 1024, 32}), plan);
+    const index_t with_cache = live_bytes - before_all;
+    CHECK(with_cache == 4 * 1024 * 32 * 2);
+    compaction_report report;
+    REQUIRE(compact_to_flat(strided<bf16, 3>(cache.data(), {4, 1024, 32}), plan, &report).ok());
+    CHECK(live_bytes - before_all == with_cache); // compaction itself takes no second buffer
+    cache.resize(static_cast<std::size_t>(plan.total_tokens() * 32));
+    cache.shrink_to_fit();
+    CHECK(live_bytes - before_all == 960 * 32 * 2);
+    CHECK(report.bytes_before - report.bytes_after == with_cache - (live_bytes - before_all));
+    CHECK(std::memcmp(cache.data(), expected.data(), expected.size() * sizeof(bf16)) == 0);
+}

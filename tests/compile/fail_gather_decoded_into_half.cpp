@@ -1,0 +1,14 @@
+// expect: kvtrim: this cache is read as floats: gather into float
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/compact/flat.hpp>
+
+struct paged {
+    kvtrim::index_t extent(std::size_t) const;
+    void load_rows(kvtrim::index_t, kvtrim::index_t, kvtrim::index_t, float*) const;
+};
+
+kvtrim::status narrow(const paged& cache, const kvtrim::keep_plan& plan, std::span<kvtrim::f16> out) {
+    return kvtrim::gather(cache, plan, out);
+}

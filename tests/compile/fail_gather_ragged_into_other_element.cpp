@@ -1,0 +1,10 @@
+// expect: kvtrim: gather needs an output of the cache's own element type
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/compact/flat.hpp>
+
+// Bits are copied: floats in the memory of doubles would be other numbers.
+kvtrim::status widen(const kvtrim::ragged<float>& cache, const kvtrim::keep_plan& plan, std::span<double> out) {
+    return kvtrim::gather(cache, plan, out);
+}

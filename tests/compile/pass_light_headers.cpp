@@ -1,0 +1,31 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// Views, plans, allocation, selection and compaction come without Eigen and its compile time.
+
+#include <kvtrim/allocate/adaptive.hpp>
+#include <kvtrim/allocate/blended.hpp>
+#include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/per_head.hpp>
+#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/shared_set.hpp>
+#include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/score/padded.hpp>
+#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/select/chunked.hpp>
+#include <kvtrim/select/one_stage.hpp>
+#include <kvtrim/select/shared.hpp>
+#include <kvtrim/select/two_stage.hpp>
+
+#if defined(EIGEN_WORLD_VERSION)
+#error "a light header includes Eigen"
+#endif
+
+kvtrim::status plan_newest(const kvtrim::strided<const float, 3>& keys, kvtrim::keep_plan& out,
+                           kvtrim::workspace& scratch) {
+    const kvtrim::eviction_policy policy{kvtrim::recency{}, kvtrim::uniform{}, kvtrim::one_stage{}};
+    return policy.plan(kvtrim::layer(keys), {.budget = kvtrim::per_head(10)}, out, scratch);
+}

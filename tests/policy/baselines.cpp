@@ -1,0 +1,107 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/policy/baselines.hpp>
+
+#include "support/policy_oracle.hpp"
+
+#include <set>
+
+using namespace kvtrim;
+using namespace support;
+
+namespace {
+
+// All queries of a prompt, as h2o and observed_attention need them.
+layer_shape whole_prompt(support::random& r) {
+    layer_shape s = policy_shape(r);
+    s.tokens = std::min<index_t>(s.tokens, 150);
+    s.queries = s.tokens;
+    return s;
+}
+
+} // namespace
+
+TEST_CASE("streaming_llm: the sinks and the newest tokens stay", "[policy][paper]") {
+    const layer_data layer = random_layer({.kv_heads = 2, .tokens = 20}, 1);
+    const eviction_request request{.budget = per_head(8), .protect = {.sink_tokens = 4}};
+    const trace t = run(streaming_llm(), kvtrim::layer(layer.keys()), request);
+    CHECK(kept_sets(t.plan) == std::vector<oracle::token_set>(2, {0, 1, 2, 3, 16, 17, 18, 19}));
+}
+
+TEST_CASE("h2o, observed_attention: the kept tokens are the oracle's, from all queries of the prompt",
+          "[policy][oracle]") {
+    comparison count;
+    support::random r(231);
+    for (int i = 0; i < 30; ++i) {
+        const layer_data layer = random_layer(whole_prompt(r), 6000 + static_cast<std::uint64_t>(i));
+        eviction_request request{};
+        request.protect.window_tokens = r.between(0, layer.shape.tokens / 3);
+        request.attention.sliding_window = r.chance(0.5) ? r.between(2, layer.shape.tokens) : 0;
+        const index_t budget = random_budget(r, layer.inputs(), request.protect);
+        if (budget == 0) { continue; }
+        request.budget = over_all_heads(budget);
+        CAPTURE(i, layer.shape.tokens, request.attention.sliding_window, budget);
+        const auto with = [&](const oracle::snapkv_setup& setup) {
+            return [&, setup](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
+                const auto scores = slow.snapkv(setup);
+                return best_of_rows(scores, oracle::uniform_budgets(oracle::lengths(scores), total), ties);
+            };
+        };
+        constexpr auto none = oracle::pool_kind::none;
+        compare_with_oracle(h2o(), layer, request, count,
+                            with({.pool = none, .queries = oracle::query_average::sum}));
+        compare_with_oracle(h2o(group_reduction::maximum), layer, request, count,
+                            with({.pool = none,
+                                  .group = oracle::reduction::maximum,
+                                  .queries = oracle::query_average::sum}));
+        compare_with_oracle(observed_attention(), layer, request, count,
+                            with({.pool = none, .queries = oracle::query_average::lifetime}));
+    }
+    CHECK(count.compared >= 70);
+}
+
+TEST_CASE("tova: one set for all heads, by the last query's attention", "[policy][oracle]") {
+    comparison count;
+    for_random_layers(232, 40, [&](const layer_data& layer, const eviction_request& request, support::random&) {
+        compare_with_oracle(tova(), layer, request, count,
+                            [&](layer_oracle slow, std::size_t total, oracle::near_ties& ties) {
+                                for (auto& head : slow.queries) { head.erase(head.begin(), head.end() - 1); }
+                                slow.attention = oracle::attention(slow.queries, slow.keys, slow.setup);
+                                const auto scores = slow.snapkv({.pool = oracle::pool_kind::none});
+                                // The remainder of an uneven budget is kept by no head.
+                                return column_sets(slow.heads(),
+                                                   oracle::shared(scores, total / slow.heads(),
+                                                                  oracle::head_reduction::sum, ties));
+                            });
+    });
+    CHECK(count.compared >= 35);
+}
+
+TEST_CASE("key_norm, key_diff: the kept tokens are the oracle's", "[policy][oracle]") {
+    comparison count;
+    for_random_layers(233, 40, [&](const layer_data& layer, const eviction_request& request, support::random&) {
+        const auto by = [](oracle::row (*score)(const oracle::matrix&)) {
+            return [score](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
+                oracle::matrix scores;
+                for (std::size_t g = 0; g < slow.heads(); ++g) {
+                    scores.push_back(oracle::at(score(slow.keys[g]), slow.candidates(g)));
+                }
+                return best_of_rows(scores, oracle::uniform_budgets(oracle::lengths(scores), total), ties);
+            };
+        };
+        compare_with_oracle(key_norm(), layer, request, count, by(oracle::key_norms));
+        compare_with_oracle(key_diff(), layer, request, count, by(oracle::key_differences));
+    });
+    CHECK(count.compared >= 65);
+}
+
+TEST_CASE("random: a seed is a plan, another seed is another", "[policy]") {
+    const layer_data layer = random_layer({.kv_heads = 3, .tokens = 200}, 1);
+    const auto in = kvtrim::layer(layer.keys());
+    const eviction_request request{.budget = per_head(50)};
+    CHECK(run(kvtrim::random(1), in, request).plan == run(kvtrim::random(1), in, request).plan);
+    CHECK_FALSE(run(kvtrim::random(1), in, request).plan == run(kvtrim::random(2), in, request).plan);
+    const auto sets = kept_sets(run(kvtrim::random(1), in, request).plan);
+    CHECK(std::set<oracle::token_set>(sets.begin(), sets.end()).size() == 3);
+}

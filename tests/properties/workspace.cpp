@@ -1,0 +1,132 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include "support/named_policies.hpp"
+#include "support/policy_oracle.hpp"
+
+#include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/criticalkv.hpp>
+#include <kvtrim/policy/defensivekv.hpp>
+
+using namespace kvtrim;
+using namespace support;
+
+namespace {
+
+constexpr auto guard = std::byte{0xa5};
+constexpr std::size_t guard_bytes = 256;
+
+// The policy's answer when it has `bytes` of memory that start `misalignment` bytes behind a cache line; writing
+// outside of them fails the test.
+status plan_in(const named_policy& policy, const inputs& in, const eviction_request& request, index_t bytes,
+               std::size_t misalignment, keep_plan& plan) {
+    const auto size = static_cast<std::size_t>(bytes);
+    std::vector<std::byte> memory(size + 2 * guard_bytes + 128, guard);
+    const auto address = reinterpret_cast<std::uintptr_t>(memory.data() + guard_bytes);
+    const std::size_t begin = guard_bytes + (64 - address % 64) % 64 + misalignment;
+    workspace scratch({memory.data() + begin, size});
+    const status s = policy.plan(in, request, plan, scratch);
+    const auto end = memory.begin() + static_cast<std::ptrdiff_t>(begin + size);
+    CHECK(std::count(end, memory.end(), guard) == memory.end() - end);
+    CHECK(std::count(memory.begin(), memory.begin() + static_cast<std::ptrdiff_t>(begin), guard) ==
+          static_cast<std::ptrdiff_t>(begin));
+    return s;
+}
+
+// Views of any size that nobody reads.
+struct unread {
+    std::array<index_t, 3> extents;
+
+    [[nodiscard]] index_t extent(std::size_t r) const { return extents[r]; }
+    void load_rows(index_t, index_t, index_t, float*) const { FAIL("rows were read"); }
+};
+
+} // namespace
+
+TEST_CASE("workspace_bytes is enough at any alignment, and the plan the same", "[properties][workspace]") {
+    for_random_layers(441, 5, [](const layer_data& layer, const eviction_request& request, support::random&) {
+        const auto in = layer.inputs();
+        for (const named_policy& policy : named_policies()) {
+            CAPTURE(policy.name);
+            const keep_plan expected = policy(in, request).plan;
+            for (const std::size_t misalignment : {0u, 1u, 8u, 63u}) {
+                keep_plan plan = made_before();
+                const index_t bytes = policy.workspace_bytes(in, request);
+                CHECK(plan_in(policy, in, request, bytes, misalignment, plan).ok());
+                CHECK(plan == expected);
+            }
+        }
+    });
+}
+
+TEST_CASE("a byte less than a policy uses is refused with the plan unchanged", "[properties][workspace]") {
+    for_random_layers(442, 3, [](const layer_data& layer, const eviction_request& request, support::random&) {
+        const auto in = layer.inputs();
+        for (const named_policy& policy : named_policies()) {
+            CAPTURE(policy.name);
+            // workspace_bytes reserves a cache line for the alignment of each nested workspace, and a float for
+            // each protected token: at an aligned address a little less does. Below that everything is refused.
+            const index_t reported = policy.workspace_bytes(in, request);
+            keep_plan plan;
+            index_t least = reported;
+            while (least > 0 && plan_in(policy, in, request, least - 64, 0, plan).ok()) { least -= 64; }
+            CHECK(reported - least <= 64 * 4 + 4 * protected_tokens(in, request.protect));
+            for (const index_t bytes : {least - 1, least / 2, index_t{63}, index_t{0}}) {
+                keep_plan untouched = made_before();
+                const status s = plan_in(policy, in, request, bytes, 0, untouched);
+                CHECK(s.code() == errc::workspace_too_small);
+                CHECK(s.needed() > bytes);
+                CHECK(s.needed() <= reported);
+                CHECK(untouched == made_before());
+            }
+        }
+    });
+}
+
+TEST_CASE("what is kept whole needs a workspace of one cache line and a few counts", "[properties][workspace]") {
+    const layer_data layer = random_layer({.kv_heads = 3, .tokens = 20, .queries = 4}, 1);
+    const eviction_request whole{.budget = per_head(20)};
+    for (const named_policy& policy : named_policies()) {
+        keep_plan plan;
+        CAPTURE(policy.name);
+        CHECK(policy.workspace_bytes(layer.inputs(), whole) <= 128);
+        CHECK(plan_in(policy, layer.inputs(), whole, 128, 0, plan).ok());
+        plan = made_before();
+        CHECK(plan_in(policy, layer.inputs(), whole, 10, 0, plan).code() == errc::workspace_too_small);
+        CHECK(plan == made_before());
+    }
+}
+
+TEST_CASE("at 131072 tokens, 32 query and 8 KV heads every policy needs less than 96 MiB",
+          "[properties][workspace]") {
+    constexpr index_t tokens = 131072;
+    constexpr index_t head_dim = 128;
+    constexpr index_t hidden = 4096;
+    const unread cache{{8, tokens, head_dim}};
+    const auto with_queries = [&](index_t queries) {
+        return kvtrim::layer(cache, cache)
+            .with_queries(unread{{32, queries, head_dim}})
+            .with_output_projection(unread{{32, head_dim, hidden}});
+    };
+    const auto check = [&](const auto& policy, index_t queries, const char* name) {
+        const eviction_request request{.budget = per_head(4096), .protect = {.window_tokens = 32}};
+        const index_t bytes = policy.workspace_bytes(with_queries(queries), request);
+        CAPTURE(name, bytes);
+        CHECK(bytes > 0);
+        CHECK(bytes < index_t{96} << 20);
+    };
+    const mean_attention most_lanes{.pool = pooling::maximum, .group = group_reduction::maximum};
+    check(snapkv(), 32, "snapkv");
+    check(snapkv(most_lanes), 32, "snapkv, group maximum");
+    check(ada_snapkv(), 32, "ada_snapkv");
+    check(criticalkv(), 32, "criticalkv");
+    check(ada_criticalkv({.attention = most_lanes}), 32, "ada_criticalkv, group maximum");
+    check(defensivekv(), 32, "defensivekv");
+    check(h2o(), tokens, "h2o");
+    check(observed_attention(), tokens, "observed_attention");
+    check(tova(), 1, "tova");
+    check(key_norm(), 0, "key_norm");
+    check(key_diff(), 0, "key_diff");
+    check(streaming_llm(), 0, "streaming_llm");
+    check(kvtrim::random(), 0, "random");
+}

@@ -1,0 +1,141 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/score/projected_value_norm.hpp>
+
+#include "support/checks.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+namespace {
+
+template <class Inputs>
+score_memory norms_of(const Inputs& in, const protection& protect) {
+    score_memory memory(in, protect);
+    growing_workspace bytes;
+    workspace scratch = bytes.of_bytes(projected_value_norms_bytes(in));
+    serial_executor ex;
+    const status s = projected_value_norms(in, protect, memory.importance_rows(), scratch, ex);
+    CHECK(s.ok());
+    return memory;
+}
+
+double largest(const oracle::matrix& norms) {
+    double result = 0;
+    for (const auto& head : norms) {
+        for (const double x : head) { result = std::max(result, x); }
+    }
+    return result;
+}
+
+layer_data small_layer() {
+    return random_layer({.kv_heads = 2, .group = 3, .tokens = 30, .head_dim = 8, .value_dim = 8}, 2);
+}
+
+} // namespace
+
+TEST_CASE("projected value norm: L1 and Gram L2 equal the norms of v W_O for random shapes", "[score][oracle]") {
+    support::random r(21);
+    std::vector<float> sinks;
+    for (std::uint64_t seed = 0; seed < 60; ++seed) {
+        layer_shape shape = random_shape(r);
+        shape.hidden = r.one_of({1, 7, 31, 64, 255, 257, 400});
+        shape.tokens = std::min<index_t>(shape.tokens, 280);
+        shape.queries = 1;
+        const layer_data layer = random_layer(shape, 2000 + seed);
+        const eviction_request request = random_request(r, shape, sinks);
+        const auto in = layer.inputs();
+        const layer_oracle slow(in, request);
+        CAPTURE(seed, shape.tokens, shape.value_dim, shape.hidden, shape.group);
+        // Where v is nearly orthogonal to a narrow W_O digits cancel; the Gram form squares them first.
+        const oracle::matrix expected = slow.norms();
+        CHECK(difference(norms_of(in, request.protect).importance_rows(), expected, 1e-4,
+                         1e-6 * largest(expected)) == "");
+
+        const gram_projection gram(layer.projection());
+        score_memory l2 = norms_of(in.with_output_projection(gram.view()), request.protect);
+        const oracle::matrix expected_l2 = slow.norms(oracle::norm_kind::l2);
+        const double cancelled = shape.hidden < 2 * shape.value_dim ? 1e-3 : 1e-6;
+        CHECK(difference(l2.importance_rows(), expected_l2, 1e-4, cancelled * largest(expected_l2)) == "");
+    }
+}
+
+TEST_CASE("projected value norm: W_O as a checkpoint stores it gives the same norms", "[score]") {
+    const layer_data layer = small_layer();
+    const layer_shape& s = layer.shape;
+    std::vector<float> stored(layer.w.size()); // [hidden, q_heads * head_dim]
+    for (index_t h = 0; h < s.q_heads(); ++h) {
+        for (index_t d = 0; d < s.value_dim; ++d) {
+            for (index_t c = 0; c < s.hidden; ++c) {
+                stored[static_cast<std::size_t>((c * s.q_heads() + h) * s.value_dim + d)] =
+                    layer.projection()(h, d, c);
+            }
+        }
+    }
+    const view w(stored.data(), {s.q_heads(), s.value_dim, s.hidden},
+                 {s.value_dim, 1, s.q_heads() * s.value_dim});
+    CHECK(norms_of(layer.inputs().with_output_projection(w), {}).importance ==
+          norms_of(layer.inputs(), {}).importance);
+    CHECK(norms_of(layer.inputs().with_output_projection(gram_projection(w).view()), {}).importance ==
+          norms_of(layer.inputs().with_output_projection(gram_projection(layer.projection()).view()), {})
+              .importance);
+}
+
+TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and others are not touched",
+          "[score][odd]") {
+    layer_data layer = small_layer();
+    const std::vector<float> before = norms_of(layer.inputs(), {}).importance;
+    std::fill_n(layer.value(0, 5), 8, 0.0f);
+    layer.value(0, 6)[2] = std::numeric_limits<float>::quiet_NaN();
+    layer.value(1, 7)[2] = std::numeric_limits<float>::infinity();
+    const gram_projection gram(layer.projection());
+    const std::vector<float> l1 = norms_of(layer.inputs(), {}).importance;
+    const std::vector<float> l2 =
+        norms_of(layer.inputs().with_output_projection(gram.view()), {}).importance;
+    CHECK(l1[5] == 0.0f);
+    CHECK(l2[5] == 0.0f);
+    CHECK(std::isnan(l1[6]));
+    CHECK(std::isnan(l2[6]));
+    CHECK(std::isinf(l1[37]));
+    CHECK(l1[4] == before[4]);
+    CHECK(l1[38] == before[38]);
+}
+
+TEST_CASE("projected value norm: bad input is named, disagreeing views break the contract", "[score][errors]") {
+    const layer_data layer = small_layer();
+    const view five(layer.w.data(), {5, 8, 24});
+    const view none(layer.w.data(), {0, 8, 24});
+    const view narrow(layer.w.data(), {6, 7, 24});
+    CHECK(validate_projection(layer.inputs()).ok());
+    CHECK(validate_projection(layer.inputs().with_output_projection(five)).code() == errc::heads_not_divisible);
+    CHECK(validate_projection(layer.inputs().with_output_projection(none)).code() == errc::heads_not_divisible);
+    CHECK(violation_of([&] {
+              static_cast<void>(validate_projection(layer.inputs().with_output_projection(narrow)));
+          }) == "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");
+    const gram_projection gram(narrow);
+    CHECK(violation_of([&] {
+              static_cast<void>(validate_projection(layer.inputs().with_output_projection(gram.view())));
+          }) == "the Gram matrices and the values must agree in head_dim");
+    const gram_projection of_five(five);
+    CHECK(validate_projection(layer.inputs().with_output_projection(of_five.view())).code() ==
+          errc::heads_not_divisible);
+}
+
+TEST_CASE("projected value norm: what it refuses it does not write", "[score][errors]") {
+    const layer_data layer = small_layer();
+    const auto in = layer.inputs();
+    score_memory memory(in, {});
+    serial_executor ex;
+    std::vector<std::byte> bytes(static_cast<std::size_t>(projected_value_norms_bytes(in)) / 2);
+    workspace small(bytes);
+    const status s = projected_value_norms(in, {}, memory.importance_rows(), small, ex);
+    CHECK(s.code() == errc::workspace_too_small);
+    CHECK(s.needed() == projected_value_norms_bytes(in));
+    growing_workspace enough;
+    workspace scratch = enough.of_bytes(projected_value_norms_bytes(in));
+    const view five(layer.w.data(), {5, 8, 24});
+    CHECK(projected_value_norms(in.with_output_projection(five), {}, memory.importance_rows(), scratch, ex)
+              .code() == errc::heads_not_divisible);
+    CHECK(memory.is_untouched());
+}

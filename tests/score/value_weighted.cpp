@@ -1,0 +1,151 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/score/value_weighted.hpp>
+
+#include <kvtrim/aggregate/mean.hpp>
+#include <kvtrim/aggregate/worst_case.hpp>
+#include <kvtrim/score/key_norm.hpp>
+#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/window_attention.hpp>
+
+#include "support/checks.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+namespace {
+
+using mean_weighted = value_weighted<window_attention<mean_attention>>;
+
+layer_data small_layer() {
+    return random_layer({.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4},
+                        1);
+}
+
+} // namespace
+
+TEST_CASE("value_weighted: scores equal (s + epsilon) * norm for every field and random shapes",
+          "[score][oracle]") {
+    support::random r(41);
+    std::vector<float> sinks;
+    for (std::uint64_t seed = 0; seed < 60; ++seed) {
+        layer_shape shape = random_shape(r);
+        shape.tokens = std::min<index_t>(shape.tokens, 280);
+        shape.queries = std::min(shape.queries, shape.tokens);
+        const layer_data layer = random_layer(shape, 4000 + seed);
+        const eviction_request request = random_request(r, shape, sinks);
+        mean_weighted scorer;
+        scorer.epsilon = r.one_of({0.0f, 1e-4f, 0.01f});
+        scorer.epsilon_relative = r.chance(0.5);
+        scorer.scope = r.one_of({norm_scope::raw, norm_scope::per_head, norm_scope::per_token});
+
+        const layer_oracle slow(layer.inputs(), request);
+        const oracle::matrix attention = slow.snapkv();
+        oracle::matrix norms = slow.norms();
+        if (scorer.scope == norm_scope::per_head) { norms = oracle::per_head(norms); }
+        if (scorer.scope == norm_scope::per_token) { norms = oracle::per_token(norms); }
+        const oracle::matrix expected = oracle::weighted(
+            attention, norms, static_cast<double>(scorer.epsilon), scorer.epsilon_relative);
+
+        CAPTURE(seed, shape.tokens, scorer.epsilon, scorer.epsilon_relative, static_cast<int>(scorer.scope));
+        score_memory fast = score_layer(scorer, layer.inputs(), request);
+        CHECK(difference(fast.importance_rows(), expected) == "");
+        CHECK(difference(fast.attention_rows(), attention) == "");
+    }
+}
+
+TEST_CASE("value_weighted: with a two-stage scorer inside, attention is that scorer's own", "[score][oracle]") {
+    const layer_data layer = small_layer();
+    const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
+    value_weighted<window_attention<worst_case_attention>> scorer;
+    scorer.epsilon = 0;
+    scorer.scope = norm_scope::per_head;
+    const layer_oracle slow(layer.inputs(), request);
+    oracle::matrix worst;
+    oracle::matrix mean;
+    for (std::size_t g = 0; g < 2; ++g) {
+        const auto scores = oracle::worst_case(slow.attention, 2, g, slow.candidates(g), 5, 1.0);
+        worst.push_back(scores.aggregated);
+        mean.push_back(scores.attention);
+    }
+    score_memory fast = score_layer(scorer, layer.inputs(), request);
+    CHECK(difference(fast.importance_rows(), oracle::weighted(worst, oracle::per_head(slow.norms()), 0)) == "");
+    CHECK(difference(fast.attention_rows(), mean) == "");
+    CHECK(difference(fast.protected_mass, {oracle::protected_mass(slow.attention, 2, 0, slow.protect),
+                                           oracle::protected_mass(slow.attention, 2, 1, slow.protect)}) == "");
+}
+
+TEST_CASE("value_weighted: it weights any scorer, also one without a workspace", "[score]") {
+    const layer_data layer = small_layer();
+    value_weighted<recency> scorer;
+    scorer.epsilon = 0;
+    score_memory fast = score_layer(scorer, layer.inputs(), {});
+    const layer_oracle slow(layer.inputs(), {});
+    CHECK(fast.attention == score_layer(recency{}, layer.inputs(), {}).importance);
+    CHECK(static_cast<double>(fast.importance[0]) == Approx(-40.0 * slow.norms()[0][0]).epsilon(1e-4));
+}
+
+TEST_CASE("value_weighted: with one KV head the per-token scope makes every norm 1", "[score]") {
+    const layer_data layer =
+        random_layer({.kv_heads = 1, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
+    mean_weighted scorer;
+    scorer.epsilon = 0;
+    scorer.scope = norm_scope::per_token;
+    const score_memory fast = score_layer(scorer, layer.inputs(), {});
+    CHECK(fast.importance == fast.attention);
+}
+
+TEST_CASE("value_weighted: a scope without any norm weighs 0, not 0/0", "[score][odd]") {
+    layer_data layer = small_layer();
+    std::fill(layer.w.begin(), layer.w.end(), 0.0f);
+    for (const norm_scope scope : {norm_scope::raw, norm_scope::per_head, norm_scope::per_token}) {
+        mean_weighted scorer;
+        scorer.scope = scope;
+        const score_memory fast = score_layer(scorer, layer.inputs(), {});
+        CHECK(fast.importance == std::vector<float>(80, 0.0f));
+        CHECK(fast.attention[0] > 0.0f);
+    }
+}
+
+TEST_CASE("value_weighted: bad input is named", "[score][errors]") {
+    const layer_data layer = small_layer();
+    const eviction_request request{.budget = per_head(10)};
+    CHECK(mean_weighted{}.validate(layer.inputs(), request).ok());
+    for (const float epsilon : {-1.0f, std::numeric_limits<float>::quiet_NaN()}) {
+        mean_weighted scorer;
+        scorer.epsilon = epsilon;
+        CHECK(scorer.validate(layer.inputs(), request).code() == errc::invalid_parameter);
+    }
+    mean_weighted even;
+    even.scorer.aggregator.kernel_tokens = 2;
+    CHECK(even.validate(layer.inputs(), request).code() == errc::invalid_parameter);
+    const view three(layer.w.data(), {3, 8, 24});
+    CHECK(mean_weighted{}.validate(layer.inputs().with_output_projection(three), request).code() ==
+          errc::heads_not_divisible);
+
+    mean_weighted per_token;
+    per_token.scope = norm_scope::per_token;
+    const ragged_cache keys(layer.keys(), {40, 30});
+    const ragged_cache values(layer.values(), {40, 30});
+    const auto in = kvtrim::layer(keys.get(), values.get())
+                        .with_queries(layer.queries())
+                        .with_output_projection(layer.projection());
+    CHECK(per_token.validate(in, request).code() == errc::rows_differ);
+    CHECK(mean_weighted{}.validate(in, request).ok());
+}
+
+TEST_CASE("value_weighted: a workspace that is too small is refused with nothing written", "[score][errors]") {
+    const layer_data layer = small_layer();
+    const eviction_request request{};
+    const mean_weighted scorer;
+    serial_executor ex;
+    for (const index_t bytes : {index_t{0}, index_t{200}, scorer.workspace_bytes(layer.inputs(), request) / 2}) {
+        score_memory memory(layer.inputs(), {});
+        std::vector<std::byte> few(static_cast<std::size_t>(bytes));
+        workspace scratch(few);
+        const status s = scorer.score(layer.inputs(), request, memory.get(), scratch, ex);
+        CHECK(s.code() == errc::workspace_too_small);
+        CHECK(memory.is_untouched());
+    }
+}

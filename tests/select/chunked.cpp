@@ -1,0 +1,92 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/select/chunked.hpp>
+
+#include "support/select.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+TEST_CASE("chunked: whole chunks by their mean, the next one filled up to the budget", "[select][oracle]") {
+    support::random r(141);
+    int compared = 0;
+    for (int i = 0; i < 400; ++i) {
+        const bool together = r.chance(0.5);
+        const auto kind = r.one_of({score_kind::distinct, score_kind::tied});
+        const oracle::matrix rows = together ? equal_rows(r, kind) : random_scores(r, kind);
+        const std::size_t shortest = [&] {
+            std::size_t length = rows[0].size();
+            for (const auto& row : rows) { length = std::min(length, row.size()); }
+            return length;
+        }();
+        const oracle::counts budgets(
+            rows.size(), static_cast<std::size_t>(r.between(0, static_cast<index_t>(shortest))));
+        const chunked selector{.chunk_tokens = r.one_of({1, 2, 5, 20, 100}),
+                               .same_for_all_heads = together,
+                               .kept_chunks = r.chance(0.3) ? r.between(1, 4) : 0};
+        oracle::near_ties ties;
+        std::vector<oracle::token_set> expected;
+        for (const auto& row : rows) {
+            expected.push_back(oracle::chunked(together ? oracle::reduced(rows, oracle::reduction::sum) : row,
+                                               static_cast<std::size_t>(selector.chunk_tokens), budgets[0],
+                                               static_cast<std::size_t>(selector.kept_chunks), ties));
+        }
+        if (ties.rounding_may_decide()) { continue; }
+        CAPTURE(i, together, budgets[0], selector.chunk_tokens, selector.kept_chunks);
+        const selection got = select(selector, rows, {}, budgets);
+        CHECK(got.answer.ok());
+        CHECK(got.kept == expected);
+        if (selector.kept_chunks == 0) { CHECK(got.budgets == budgets); }
+        ++compared;
+    }
+    CHECK(compared > 350);
+}
+
+TEST_CASE("chunked: the budget is met to the token, also by a last chunk that is shorter", "[select]") {
+    const oracle::matrix rows{{1, 1, 1, 9, 9, 9, 5, 8}};
+    const chunked threes{.chunk_tokens = 3};
+    // Means 1, 9, 6.5: the second chunk, then both of the last, then one of the first.
+    CHECK(select(threes, rows, {}, {3}).kept[0] == oracle::token_set{3, 4, 5});
+    CHECK(select(threes, rows, {}, {4}).kept[0] == oracle::token_set{3, 4, 5, 7});
+    CHECK(select(threes, rows, {}, {6}).kept[0] == oracle::token_set{0, 3, 4, 5, 6, 7});
+    CHECK(select(threes, rows, {}, {0}).kept[0].empty());
+    const chunked two_whole{.chunk_tokens = 3, .kept_chunks = 2};
+    CHECK(select(two_whole, rows, {}, {1}).kept[0] == oracle::token_set{3, 4, 5, 6, 7});
+    CHECK(select(two_whole, rows, {}, {1}).budgets == oracle::counts{5});
+}
+
+TEST_CASE("chunked: NaN and infinite scores still keep exactly the budget", "[select][odd]") {
+    support::random r(142);
+    for (int i = 0; i < 100; ++i) {
+        const oracle::matrix rows = random_scores(r, score_kind::odd);
+        const oracle::counts budgets = random_budgets(r, rows);
+        const selection got = select(chunked{.chunk_tokens = 4, .same_for_all_heads = false}, rows, {}, budgets);
+        CHECK(got.budgets == budgets);
+    }
+}
+
+TEST_CASE("chunked: bad fields and heads of different lengths are named", "[select][errors]") {
+    CHECK(chunked{}.validate().ok());
+    CHECK(chunked{.chunk_tokens = 0}.validate().code() == errc::invalid_parameter);
+    CHECK(chunked{.chunk_tokens = -5}.validate().code() == errc::invalid_parameter);
+    CHECK(chunked{.kept_chunks = -1}.validate().code() == errc::invalid_parameter);
+    const oracle::matrix ragged{{1, 2, 3}, {1, 2}};
+    CHECK(select(chunked{}, ragged, {}, {1, 1}).answer.code() == errc::rows_differ);
+    CHECK(select(chunked{.same_for_all_heads = false}, ragged, {}, {1, 1}).answer.ok());
+}
+
+TEST_CASE("chunked: a workspace that is too small is refused with nothing written", "[select][errors]") {
+    for (const bool together : {false, true}) {
+        score_memory memory(oracle::matrix(2, oracle::row(90, 3.0)));
+        std::vector<index_t> budgets{40, 40};
+        const chunked selector{.chunk_tokens = 2, .same_for_all_heads = together};
+        std::vector<std::byte> few(130);
+        workspace scratch(few);
+        const std::vector<float> before = memory.importance;
+        const status s = selector.before_selection(memory.get(), budgets, scratch);
+        CHECK(s.code() == errc::workspace_too_small);
+        CHECK(memory.importance == before);
+        CHECK(budgets == std::vector<index_t>{40, 40});
+    }
+}

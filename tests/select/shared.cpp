@@ -1,0 +1,68 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/select/shared.hpp>
+
+#include "support/select.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+TEST_CASE("shared: all heads keep the set that the reduced scores choose", "[select][oracle]") {
+    support::random r(151);
+    int compared = 0;
+    for (int i = 0; i < 400; ++i) {
+        const oracle::matrix rows = equal_rows(r, r.one_of({score_kind::distinct, score_kind::tied}));
+        oracle::counts budgets = random_budgets(r, rows);
+        const std::size_t least = *std::min_element(budgets.begin(), budgets.end());
+        const auto kind = r.bits() % 3;
+        constexpr head_reduction fast[] = {head_reduction::sum, head_reduction::maximum, head_reduction::votes};
+        constexpr oracle::head_reduction slow[] = {oracle::head_reduction::sum, oracle::head_reduction::maximum,
+                                                   oracle::head_reduction::votes};
+        oracle::near_ties ties;
+        const oracle::token_set expected = oracle::shared(rows, least, slow[kind], ties);
+        if (ties.rounding_may_decide()) { continue; }
+        CAPTURE(i, kind, least);
+        const selection got = select(shared{fast[kind]}, rows, {}, budgets);
+        CHECK(got.answer.ok());
+        CHECK(got.budgets == oracle::counts(rows.size(), least));
+        CHECK(got.kept == std::vector<oracle::token_set>(rows.size(), expected));
+        ++compared;
+    }
+    CHECK(compared > 380);
+}
+
+TEST_CASE("shared: votes count heads, not the size of their scores", "[select]") {
+    const oracle::matrix rows{{100, 0, 1}, {0, 2, 1}, {0, 2, 1}};
+    CHECK(select(shared{head_reduction::sum}, rows, {}, {1, 1, 1}).kept[0] == oracle::token_set{0});
+    CHECK(select(shared{head_reduction::maximum}, rows, {}, {1, 1, 1}).kept[0] == oracle::token_set{0});
+    CHECK(select(shared{head_reduction::votes}, rows, {}, {1, 1, 1}).kept[0] == oracle::token_set{1});
+    CHECK(select(shared{head_reduction::votes}, rows, {}, {2, 2, 2}).kept[0] == oracle::token_set{1, 2});
+}
+
+TEST_CASE("shared: a maximum ignores NaN where another head has a score", "[select][odd]") {
+    const double nan = std::numeric_limits<double>::quiet_NaN();
+    const oracle::matrix rows{{nan, 1, nan}, {5, 2, nan}};
+    CHECK(select(shared{head_reduction::maximum}, rows, {}, {1, 1}).kept[0] == oracle::token_set{0});
+    CHECK(select(shared{head_reduction::maximum}, rows, {}, {2, 2}).kept[0] == oracle::token_set{0, 1});
+}
+
+TEST_CASE("shared: heads of different lengths are named, no heads are no error", "[select][errors]") {
+    const selection ragged = select(shared{}, {{1, 2, 3}, {1, 2}}, {}, {2, 1});
+    CHECK(ragged.answer.code() == errc::rows_differ);
+    CHECK(ragged.budgets == oracle::counts{2, 1});
+    CHECK(select(shared{}, {}, {}, {}).answer.ok());
+}
+
+TEST_CASE("shared: a workspace that is too small is refused with nothing written", "[select][errors]") {
+    score_memory memory(oracle::matrix{{1, 2, 3}, {3, 2, 1}});
+    const std::vector<float> before = memory.importance;
+    std::vector<index_t> budgets{2, 1};
+    std::vector<std::byte> few(60);
+    workspace scratch(few);
+    const status s = shared{}.before_selection(memory.get(), budgets, scratch);
+    CHECK(s.code() == errc::workspace_too_small);
+    CHECK(s.needed() == shared::workspace_bytes(2, 6));
+    CHECK(memory.importance == before);
+    CHECK(budgets == std::vector<index_t>{2, 1});
+}

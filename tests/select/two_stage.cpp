@@ -1,0 +1,120 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/select/two_stage.hpp>
+
+#include <kvtrim/select/one_stage.hpp>
+
+#include "support/select.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+TEST_CASE("two_stage: the most attended tokens stay, then the most important others", "[select][oracle]") {
+    support::random r(131);
+    for (int i = 0; i < 300; ++i) {
+        const auto kind = r.one_of({score_kind::distinct, score_kind::tied, score_kind::odd});
+        const oracle::matrix importance = random_scores(r, score_kind::tied);
+        oracle::matrix attention;
+        for (const auto& row : importance) {
+            attention.push_back(random_row(r, static_cast<index_t>(row.size()), kind));
+        }
+        const oracle::counts budgets = random_budgets(r, importance);
+        const two_stage selector{.first_ratio = r.one_of({0.0, 0.5, 0.7, 1.0}),
+                                 .first_tokens = r.chance(0.3) ? r.between(0, 20) : -1,
+                                 .first_at_least = r.chance(0.3) ? r.between(0, 20) : 0};
+        const selection got = select(selector, importance, attention, budgets);
+        CHECK(got.budgets == budgets);
+        oracle::near_ties ties;
+        for (std::size_t g = 0; g < importance.size(); ++g) {
+            auto first = static_cast<std::size_t>(std::llround(10 * selector.first_ratio)) * budgets[g] / 10;
+            if (selector.first_tokens >= 0) { first = static_cast<std::size_t>(selector.first_tokens); }
+            first = std::max(first, static_cast<std::size_t>(selector.first_at_least));
+            CAPTURE(i, g, budgets[g], first);
+            CHECK(got.kept[g] ==
+                  oracle::two_stage(attention[g], importance[g], first, budgets[g], ties));
+        }
+    }
+}
+
+TEST_CASE("two_stage: without attention of its own, stage one ranks by importance", "[select]") {
+    support::random r(132);
+    const oracle::matrix rows = random_scores(r, score_kind::distinct);
+    const oracle::counts budgets = random_budgets(r, rows);
+    CHECK(select(two_stage{}, rows, {}, budgets).kept == select(one_stage{}, rows, {}, budgets).kept);
+}
+
+TEST_CASE("two_stage: no importance outranks a token of stage one", "[select][paper]") {
+    const oracle::matrix attention{{9, 1, 2, 3}};
+    const oracle::matrix importance{{0, 1e30, 2e30, 3e30}}; // a zero value, beside huge ones
+    CHECK(select(two_stage{.first_tokens = 1}, importance, attention, {2}).kept[0] == oracle::token_set{0, 3});
+    const oracle::matrix nan{{std::numeric_limits<double>::quiet_NaN(), 1, 2, 3}};
+    CHECK(select(two_stage{.first_tokens = 1}, nan, attention, {2}).kept[0] == oracle::token_set{0, 3});
+}
+
+TEST_CASE("two_stage: a share below 0 or above 1 is named", "[select][errors]") {
+    CHECK(two_stage{}.validate().ok());
+    for (const double ratio : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
+        CHECK(two_stage{.first_ratio = ratio}.validate().code() == errc::ratio_out_of_range);
+    }
+}
+
+TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the mass, up to its limit",
+          "[select][oracle]") {
+    support::random r(133);
+    int compared = 0;
+    for (int i = 0; i < 300; ++i) {
+        oracle::matrix attention = random_scores(r, r.one_of({score_kind::distinct, score_kind::tied}));
+        std::vector<float> mass;
+        for (auto& row : attention) { // heads whose attention sums to one, the protected tokens' included
+            mass.push_back(static_cast<float>(r.uniform()));
+            const double sum = oracle::sum(row);
+            for (double& x : row) {
+                x = sum > 0 ? static_cast<double>(static_cast<float>(x / sum * (1.0 - static_cast<double>(mass.back()))))
+                            : 0.0;
+            }
+        }
+        const index_t total = r.between(0, static_cast<index_t>(total_length(attention)));
+        const std::size_t even = static_cast<std::size_t>(total) / attention.size();
+        const double cap = r.one_of({0.0, 0.3, 0.5, 1.0});
+        const two_stage_by_mass selector{.attention_mass = r.one_of({0.0, 0.3, 0.9}),
+                                         .first_at_most = cap,
+                                         .first_limit_tokens = r.chance(0.3) ? r.between(0, 20) : -1};
+        const std::size_t limit =
+            selector.first_limit_tokens >= 0
+                ? std::min(even, static_cast<std::size_t>(selector.first_limit_tokens))
+                : static_cast<std::size_t>(std::llround(10 * cap)) * even / 10;
+        oracle::near_ties ties;
+        oracle::counts expected;
+        for (std::size_t g = 0; g < attention.size(); ++g) {
+            expected.push_back(std::min(
+                attention[g].size(), oracle::stage_one_count(attention[g], selector.attention_mass,
+                                                             static_cast<double>(mass[g]), limit, ties)));
+        }
+        if (ties.rounding_may_decide()) { continue; }
+        CAPTURE(i, total, selector.attention_mass, limit);
+        CHECK(marked(selector, attention, attention, total, mass) == expected);
+        ++compared;
+    }
+    CHECK(compared > 280);
+}
+
+TEST_CASE("two_stage_by_mass: the token that crosses the threshold counts", "[select][paper]") {
+    const oracle::matrix attention{{0.125, 0.5, 0.25}, {0.25, 0.125, 0.5}};
+    const two_stage_by_mass half{.attention_mass = 0.75};
+    // Head 0 starts with nothing: 0.5 + 0.25. Head 1 has 0.5 already: one token more.
+    CHECK(marked(half, attention, attention, 6, {0.0f, 0.5f}) == oracle::counts{2, 1});
+    CHECK(marked(half, attention, attention, 6, {0.75f, 0.8f}) == oracle::counts{0, 0});
+    CHECK(marked(half, attention, attention, 2, {0.0f, 0.0f}) == oracle::counts{1, 1});
+    CHECK(marked(half, attention, attention, 0, {0.0f, 0.0f}) == oracle::counts{0, 0});
+    CHECK(marked(two_stage_by_mass{.attention_mass = 1.0}, attention, attention, 6, {0.0f, 0.0f}) ==
+          oracle::counts{3, 3});
+}
+
+TEST_CASE("two_stage_by_mass: shares below 0 or above 1 are named", "[select][errors]") {
+    CHECK(two_stage_by_mass{}.validate().ok());
+    for (const double ratio : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
+        CHECK(two_stage_by_mass{.attention_mass = ratio}.validate().code() == errc::ratio_out_of_range);
+        CHECK(two_stage_by_mass{.first_at_most = ratio}.validate().code() == errc::ratio_out_of_range);
+    }
+}

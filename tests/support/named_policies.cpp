@@ -1,0 +1,92 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include "support/named_policies.hpp"
+
+#include <kvtrim/allocate/blended.hpp>
+#include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/criticalkv.hpp>
+#include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/select/chunked.hpp>
+
+namespace support {
+namespace {
+
+using namespace kvtrim;
+
+enum kind : unsigned { separate = 0, window = 1, one_set = 2, across_heads = 4 };
+
+template <class Policy, class Prepare>
+named_policy describe(const char* name, unsigned flags, const Policy& policy, Prepare prepare) {
+    return {name,
+            (flags & window) != 0,
+            (flags & one_set) != 0,
+            (flags & across_heads) != 0,
+            [=](const inputs& in, const eviction_request& request, const any_executor& ex) {
+                return prepare(in, [&](const auto& prepared) { return run(policy, prepared, request, ex); });
+            },
+            [=](const inputs& in, const eviction_request& request, keep_plan& out, workspace& scratch) {
+                return prepare(
+                    in, [&](const auto& prepared) { return policy.plan(prepared, request, out, scratch); });
+            },
+            [=](const inputs& in, const eviction_request& request) {
+                return prepare(in,
+                               [&](const auto& prepared) { return policy.workspace_bytes(prepared, request); });
+            }};
+}
+
+template <class Policy>
+named_policy describe(const char* name, unsigned flags, const Policy& policy) {
+    return describe(name, flags, policy, [](const inputs& in, auto&& fn) { return fn(in); });
+}
+
+// W_O as Gram matrices.
+constexpr auto with_gram = [](const inputs& in, auto&& fn) {
+    const gram_projection gram(in.output_projection);
+    return fn(in.with_output_projection(gram.view()));
+};
+
+std::vector<named_policy> describe_all() {
+    const mean_attention adakv_repository{pooling::maximum, 7, group_reduction::mean,
+                                          pooling_order::group_then_pool};
+    const mean_attention group_maximum{.pool = pooling::maximum, .group = group_reduction::maximum};
+    const blended weighted{.floor_ratio = 0.5, .weight_by_kept_mass = true};
+    defensivekv_config careful;
+    careful.first_at_most = 0.5;
+    careful.safeguard_ratio = 0.2;
+    return {
+        describe("snapkv", window, snapkv()),
+        describe("snapkv, group maximum", window, snapkv(group_maximum)),
+        describe("ada_snapkv", window | across_heads, ada_snapkv()),
+        describe("ada_snapkv, blended", window | across_heads, ada_snapkv(adakv_repository, weighted)),
+        describe("criticalkv", window, criticalkv()),
+        describe("criticalkv, Gram", window, criticalkv(), with_gram),
+        describe("ada_criticalkv", window | across_heads, ada_criticalkv()),
+        describe("defensivekv", window | across_heads, defensivekv()),
+        describe("defensivekv, Gram", window | across_heads, defensivekv(), with_gram),
+        describe("defensivekv, careful", window | across_heads, defensivekv(careful)),
+        describe("streaming_llm", separate, streaming_llm()),
+        describe("h2o", window, h2o()),
+        describe("observed_attention", window, observed_attention()),
+        describe("tova", window | one_set | across_heads, tova()),
+        describe("key_norm", separate, key_norm()),
+        describe("key_diff", separate, key_diff()),
+        describe("random", separate, kvtrim::random(3)),
+        describe("chunked, one set", window | one_set | across_heads,
+                 eviction_policy{window_attention{mean_attention{}}, uniform{}, chunked{.chunk_tokens = 5}}),
+        describe("chunked, per head", window,
+                 eviction_policy{window_attention{mean_attention{}}, uniform{},
+                                 chunked{.chunk_tokens = 5, .same_for_all_heads = false}}),
+        describe("shared by votes", window | one_set | across_heads,
+                 eviction_policy{window_attention{mean_attention{}}, uniform{}, shared{head_reduction::votes}}),
+    };
+}
+
+} // namespace
+
+const std::vector<named_policy>& named_policies() {
+    static const std::vector<named_policy> all = describe_all();
+    return all;
+}
+
+} // namespace support
