@@ -75,7 +75,7 @@ TEST_CASE("round_to_total: it equals integer arithmetic, sums to the total and r
         }
         const index_t total = std::min(room, floors + r.between(0, 2 * static_cast<index_t>(row_count)));
         const counts out = rounded(ideal, caps, total);
-        CAPTURE(round, ideal, caps, total);
+        CAPTURE(round, total);
         CHECK(out == exact(numerators, denominator, caps, total));
         CHECK(std::accumulate(out.begin(), out.end(), index_t{0}) == total);
     }
@@ -89,8 +89,8 @@ TEST_CASE("round_to_total: equal fractions go to the lower row", "[math]") {
 
 TEST_CASE("round_to_total: rounding noise in a share decides nothing", "[math]") {
     CHECK(rounded({0.1 + 0.2, 0.3, 0.4}, 1) == counts{0, 0, 1});
-    CHECK(rounded({0.3, 0.1 + 0.2, 0.4}, 2) == counts{1, 0, 1});  // 0.30000000000000004 ties with 0.3
-    CHECK(rounded({2.9999999999, 1.0}, 4) == counts{3, 1});       // counts as whole
+    CHECK(rounded({0.3, 0.1 + 0.2, 0.4}, 2) == counts{1, 0, 1}); // 0.30000000000000004 ties with 0.3
+    CHECK(rounded({2.9999999999, 1.0}, 4) == counts{3, 1});      // counts as whole
     CHECK(rounded({10 * 0.29999999999999999, 7}, 10) == counts{3, 7});
 }
 

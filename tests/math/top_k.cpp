@@ -65,10 +65,10 @@ flat_indices selected(const score_rows& scores, index_t k, UseRow&& use_row) {
     for (index_t r = 0; r < scores.rows(); ++r) {
         if (!use_row(r)) { continue; }
         const std::size_t before = chosen.size();
-        for_each_above(scores.row(r), walking, [&](index_t c) {
-            chosen.push_back(scores.offsets[static_cast<std::size_t>(r)] + c);
-        });
-        const bool same = count_above(scores.row(r), counting) == static_cast<index_t>(chosen.size() - before);
+        for_each_above(scores.row(r), walking,
+                       [&](index_t c) { chosen.push_back(scores.offsets[static_cast<std::size_t>(r)] + c); });
+        const bool same =
+            count_above(scores.row(r), counting) == static_cast<index_t>(chosen.size() - before);
         if (!same || walking.ties != counting.ties) { return {-1}; }
     }
     return chosen;
@@ -80,13 +80,20 @@ std::vector<float> random_scores(support::random& r, index_t length) {
     for (index_t c = 0; c < length; ++c) {
         const auto size = static_cast<float>(std::exp(20 * r.uniform() - 10));
         switch (kind) {
-        case 0: row.push_back(r.chance(0.5) ? size : -size); break;
-        case 1: row.push_back(static_cast<float>(r.between(-2, 2))); break; // ties everywhere
-        case 2: row.push_back(0.25f); break;                                // all equal
+        case 0:
+            row.push_back(r.chance(0.5) ? size : -size);
+            break;
+        case 1:
+            row.push_back(static_cast<float>(r.between(-2, 2)));
+            break; // ties everywhere
+        case 2:
+            row.push_back(0.25f);
+            break; // all equal
         case 3:
-            row.push_back(r.one_of({not_a_number, -not_a_number, infinity, -infinity, 0.0f, -0.0f, 1.0f, -1.0f,
-                                    std::numeric_limits<float>::denorm_min(),
-                                    std::numeric_limits<float>::max(), std::numeric_limits<float>::lowest()}));
+            row.push_back(
+                r.one_of({not_a_number, -not_a_number, infinity, -infinity, 0.0f, -0.0f, 1.0f, -1.0f,
+                          std::numeric_limits<float>::denorm_min(), std::numeric_limits<float>::max(),
+                          std::numeric_limits<float>::lowest()}));
             break;
         default: // neighbours in the last bits
             row.push_back(std::bit_cast<float>(0x3f800000u + static_cast<std::uint32_t>(r.between(0, 9))));
@@ -127,7 +134,8 @@ TEST_CASE("ordered_bits: integers have the order of the scores", "[math]") {
     CHECK(wrong == 0);
 }
 
-TEST_CASE("find_top_k: it selects what sorting selects, for any rows, ties and odd scores", "[math][oracle]") {
+TEST_CASE("find_top_k: it selects what sorting selects, for any rows, ties and odd scores",
+          "[math][oracle]") {
     support::random r(1);
     for (int round = 0; round < 400; ++round) {
         rows scores;
@@ -140,7 +148,7 @@ TEST_CASE("find_top_k: it selects what sorting selects, for any rows, ties and o
         }
         for (const index_t k : {index_t{0}, index_t{1}, r.between(0, length), length - 1, length}) {
             if (k < 0 || k > length) { continue; }
-            CAPTURE(round, k, scores.values, scores.offsets);
+            CAPTURE(round, k);
             CHECK(selected(scores.get(), k, use_row) == naive(scores.get(), k, use_row));
         }
     }

@@ -22,13 +22,14 @@ mean_pair random_mean(support::random& r) {
     constexpr pooling pools[] = {pooling::none, pooling::average, pooling::maximum};
     constexpr oracle::pool_kind slow_pools[] = {oracle::pool_kind::none, oracle::pool_kind::average,
                                                 oracle::pool_kind::maximum};
-    constexpr group_reduction groups[] = {group_reduction::mean, group_reduction::maximum, group_reduction::sum};
+    constexpr group_reduction groups[] = {group_reduction::mean, group_reduction::maximum,
+                                          group_reduction::sum};
     constexpr oracle::reduction slow_groups[] = {oracle::reduction::mean, oracle::reduction::maximum,
                                                  oracle::reduction::sum};
     constexpr query_normalisation averages[] = {query_normalisation::mean, query_normalisation::sum,
                                                 query_normalisation::lifetime};
-    constexpr oracle::query_average slow_averages[] = {oracle::query_average::mean, oracle::query_average::sum,
-                                                       oracle::query_average::lifetime};
+    constexpr oracle::query_average slow_averages[] = {
+        oracle::query_average::mean, oracle::query_average::sum, oracle::query_average::lifetime};
     const auto pool = r.bits() % 3;
     const auto group = r.bits() % 3;
     const auto average = r.bits() % 3;
@@ -94,7 +95,28 @@ TEST_CASE("window attention: worst-case scores equal the full softmax for random
     }
 }
 
-TEST_CASE("window attention: heads of different lengths are scored each from its own end", "[score][oracle]") {
+TEST_CASE("window attention: blocks of early queries pool up to their own horizon and a half kernel beyond",
+          "[score][oracle]") {
+    // More queries than the 128 rows of a block: no query of the first block sees the last tokens. Its last query
+    // pays nearly all its attention to its own token, and pooling lends that to tokens which it does not see.
+    for (const index_t group : {1, 3}) {
+        layer_data layer =
+            random_layer({.kv_heads = 1, .group = group, .tokens = 330, .head_dim = 16, .queries = 300}, 7);
+        for (std::size_t d = 0; d < 16; ++d) { layer.key(0, 157)[d] = 4 * layer.q[127 * 16 + d]; }
+        const eviction_request request{.budget = {}, .protect = {.window_tokens = 10}};
+        const layer_oracle slow(layer.inputs(), request);
+        const worst_case_attention worst{.kernel_tokens = 7, .floor_weight = 0.0f};
+        const auto expected = oracle::worst_case(slow.attention, slow.group, 0, slow.candidates(0), 7, 0.0);
+        score_memory fast = score_layer(window_attention{worst}, layer.inputs(), request);
+        CHECK(difference(fast.importance, expected.aggregated) == "");
+        CHECK(difference(fast.attention, expected.attention) == "");
+        score_memory mean = score_layer(window_attention{mean_attention{}}, layer.inputs(), request);
+        CHECK(difference(mean.importance_rows(), slow.snapkv()) == "");
+    }
+}
+
+TEST_CASE("window attention: heads of different lengths are scored each from its own end",
+          "[score][oracle]") {
     const layer_data layer =
         random_layer({.kv_heads = 3, .group = 2, .tokens = 300, .head_dim = 16, .queries = 6}, 5);
     const ragged_cache keys(layer.keys(), {300, 7, 130});
@@ -144,12 +166,14 @@ TEST_CASE("window attention: without memory for the protected mass it is not wri
     CHECK(memory.importance[0] != score_memory::untouched);
 }
 
-TEST_CASE("window attention: a workspace that is too small is refused with nothing written", "[score][errors]") {
+TEST_CASE("window attention: a workspace that is too small is refused with nothing written",
+          "[score][errors]") {
     const layer_data layer = small_layer();
     score_memory memory(layer.inputs(), {});
     const eviction_request request{};
     const window_attention scorer{worst_case_attention{}};
-    std::vector<std::byte> bytes(static_cast<std::size_t>(scorer.workspace_bytes(layer.inputs(), request)) / 2);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(scorer.workspace_bytes(layer.inputs(), request)) /
+                                 2);
     workspace scratch(bytes);
     serial_executor ex;
     const status s = scorer.score(layer.inputs(), request, memory.get(), scratch, ex);
@@ -235,15 +259,16 @@ TEST_CASE("window attention: views that disagree are a broken contract", "[score
           "attention.sink_logits must have one entry per query head");
 }
 
-TEST_CASE("window attention: a key of NaN is as if it were masked, other scores do not change", "[score][odd]") {
+TEST_CASE("window attention: a key of NaN is as if it were masked, other scores do not change",
+          "[score][odd]") {
     layer_data layer = small_layer();
     const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
     for (const float soft_cap : {0.0f, 5.0f}) {
         eviction_request capped = request;
         capped.attention.soft_cap = soft_cap;
         layer.key(0, 10)[3] = std::numeric_limits<float>::quiet_NaN();
-        score_memory fast = score_layer(window_attention{mean_attention{.pool = pooling::none}},
-                                        layer.inputs(), capped);
+        score_memory fast =
+            score_layer(window_attention{mean_attention{.pool = pooling::none}}, layer.inputs(), capped);
         CHECK(fast.importance[10] == 0.0f);
         CHECK(fast.importance[11] > 0.0f);
 

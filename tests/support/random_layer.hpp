@@ -20,6 +20,7 @@
 #include <cmath>
 #include <cstdint>
 #include <span>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -81,9 +82,7 @@ struct layer_data {
     layer_shape shape;
     std::vector<float> k, v, q, w;
 
-    [[nodiscard]] view keys() const {
-        return view(k.data(), {shape.kv_heads, shape.tokens, shape.head_dim});
-    }
+    [[nodiscard]] view keys() const { return view(k.data(), {shape.kv_heads, shape.tokens, shape.head_dim}); }
     [[nodiscard]] view values() const {
         return view(v.data(), {shape.kv_heads, shape.tokens, shape.value_dim});
     }
@@ -132,8 +131,7 @@ inline layer_data random_layer(const layer_shape& shape, std::uint64_t seed) {
             const double pull = t < 2 ? 4.0 : r.chance(0.03) ? 2.5 : 0.0;
             const bool one_query = shape.queries > 0 && r.chance(0.03);
             const index_t fan = one_query ? r.between(0, shape.group * shape.queries - 1) : 0;
-            const float* asked =
-                layer.q.data() + (g * shape.group * shape.queries + fan) * shape.head_dim;
+            const float* asked = layer.q.data() + (g * shape.group * shape.queries + fan) * shape.head_dim;
             float* key = layer.key(g, t);
             for (std::size_t d = 0; d < dim; ++d) {
                 drifting[d] = 0.8 * drifting[d] + 0.6 * r.normal();
@@ -184,7 +182,8 @@ oracle::tensor to_oracle(const View& v) {
 inline oracle::attention_setup to_oracle(const kvtrim::eviction_request& request) {
     const auto& a = request.attention;
     return {static_cast<double>(a.scale), static_cast<double>(a.soft_cap),
-            static_cast<std::size_t>(a.sliding_window), oracle::row(a.sink_logits.begin(), a.sink_logits.end()),
+            static_cast<std::size_t>(a.sliding_window),
+            oracle::row(a.sink_logits.begin(), a.sink_logits.end()),
             static_cast<std::size_t>(request.protect.rollback_tokens)};
 }
 
@@ -216,6 +215,7 @@ struct layer_oracle {
     [[nodiscard]] std::size_t total(index_t budget) const {
         std::size_t spent = 0;
         for (std::size_t g = 0; g < heads(); ++g) { spent += keys[g].size() - candidates(g).size(); }
+        if (static_cast<std::size_t>(budget) < spent) { throw std::logic_error("a budget below protection"); }
         return static_cast<std::size_t>(budget) - spent;
     }
 
@@ -307,14 +307,21 @@ stored<T> store(const view& v, layout order) {
     const index_t dim = v.extent(2);
     stored<T> s{{}, {heads, rows, dim}, {rows * dim, dim, 1}, 0};
     switch (order) {
-    case layout::head_major: break;
-    case layout::token_major: s.strides = {dim, heads * dim, 1}; break;
-    case layout::transposed: s.strides = {rows * dim, 1, rows}; break;
+    case layout::head_major:
+        break;
+    case layout::token_major:
+        s.strides = {dim, heads * dim, 1};
+        break;
+    case layout::transposed:
+        s.strides = {rows * dim, 1, rows};
+        break;
     case layout::reversed:
         s.strides = {rows * dim, -dim, 1};
         s.origin = std::max<index_t>(0, rows - 1) * dim;
         break;
-    case layout::gapped: s.strides = {rows * (dim + 3) + 1, dim + 3, 1}; break;
+    case layout::gapped:
+        s.strides = {rows * (dim + 3) + 1, dim + 3, 1};
+        break;
     }
     s.elements.resize(static_cast<std::size_t>(heads * (rows * (dim + 3) + 1)));
     for (index_t h = 0; h < heads; ++h) {
@@ -373,9 +380,7 @@ struct ragged_cache {
         for (std::size_t g = 0; g < lengths.size(); ++g) {
             offsets.push_back(offsets.back() + static_cast<std::int32_t>(lengths[g]));
             for (index_t t = 0; t < lengths[g]; ++t) {
-                for (index_t d = 0; d < dim; ++d) {
-                    elements.push_back(v(static_cast<index_t>(g), t, d));
-                }
+                for (index_t d = 0; d < dim; ++d) { elements.push_back(v(static_cast<index_t>(g), t, d)); }
             }
         }
     }
