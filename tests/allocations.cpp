@@ -102,9 +102,9 @@ void check(const shape& s, bool token_major) {
     const auto q = numbers<T>(q_heads * s.queries * s.head_dim);
     const auto w = numbers<T>(q_heads * s.head_dim * hidden);
     const auto cache = [&](T* data) {
-        return token_major
-                   ? strided(data, {s.kv_heads, s.tokens, s.head_dim}, {s.head_dim, s.kv_heads * s.head_dim, 1})
-                   : strided(data, {s.kv_heads, s.tokens, s.head_dim});
+        return token_major ? strided(data, {s.kv_heads, s.tokens, s.head_dim},
+                                     {s.head_dim, s.kv_heads * s.head_dim, 1})
+                           : strided(data, {s.kv_heads, s.tokens, s.head_dim});
     };
     const auto in = layer(cache(k.data()), cache(v.data()))
                         .with_queries(strided(q.data(), {q_heads, s.queries, s.head_dim}))

@@ -102,7 +102,8 @@ void check_refusals() {
     REQUIRE_TRUE(snapkv().plan(memory.inputs(), {.budget = per_head(0)}, plan, scratch).code() ==
                  errc::budget_zero);
     REQUIRE_TRUE(
-        snapkv().plan(memory.inputs(), {.budget = per_head(5), .protect = {.sink_tokens = 6}}, plan, scratch)
+        snapkv()
+            .plan(memory.inputs(), {.budget = per_head(5), .protect = {.sink_tokens = 6}}, plan, scratch)
             .code() == errc::budget_below_protection);
     REQUIRE_TRUE(compact_in_place(memory.keys(), plan).code() == errc::plan_mismatch);
     REQUIRE_TRUE(valid_ratio(0).code() == errc::ratio_out_of_range);

@@ -135,7 +135,9 @@ void print_tables(const report& results) {
         "after W_O. Times in milliseconds per sample, all layers.\n");
     for (const setting when : distinct(results.rows, setting_of)) {
         for (const index_t tokens : distinct(results.rows, tokens_of)) {
-            for (const double ratio : distinct(results.rows, ratio_of)) { print_table(results, when, tokens, ratio); }
+            for (const double ratio : distinct(results.rows, ratio_of)) {
+                print_table(results, when, tokens, ratio);
+            }
         }
     }
     for (const comparison_row& c : results.comparisons) {

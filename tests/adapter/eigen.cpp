@@ -53,9 +53,17 @@ bool all_views_show(M& m) {
     return columns.extent(0) == 3 && columns.extent(1) == 12 && columns.extent(2) == 4 &&
            rows.extent(0) == 3 && rows.extent(1) == 4 && rows.extent(2) == 12 && //
            w_o.extent(0) == 3 && w_o.extent(1) == 4 && w_o.extent(2) == 12 &&
-           shows(columns, m, [](index_t h, index_t t, index_t d) { return place{t, 4 * h + d}; }) &&
-           shows(rows, m, [](index_t h, index_t t, index_t d) { return place{4 * h + t, d}; }) &&
-           shows(w_o, m, [](index_t h, index_t d, index_t y) { return place{y, 4 * h + d}; });
+           shows(columns, m,
+                 [](index_t h, index_t t, index_t d) {
+                     return place{t, 4 * h + d};
+                 }) &&
+           shows(rows, m,
+                 [](index_t h, index_t t, index_t d) {
+                     return place{4 * h + t, d};
+                 }) &&
+           shows(w_o, m, [](index_t h, index_t d, index_t y) {
+               return place{y, 4 * h + d};
+           });
 }
 
 template <class M>
@@ -126,7 +134,8 @@ TEST_CASE("Eigen views: no bytes are copied, so that compaction acts on the matr
     CHECK(m(0, 8) == 8);
 }
 
-TEST_CASE("Eigen views: sizes that are no multiple of the heads break their contract", "[adapter][contract]") {
+TEST_CASE("Eigen views: sizes that are no multiple of the heads break their contract",
+          "[adapter][contract]") {
     auto m = numbered<row_major>();
     for (const index_t heads : {0, -3, 5}) {
         CHECK(support::violation_of([&] { (void)heads_in_columns(m, heads); }) ==

@@ -25,8 +25,9 @@ TEST_CASE("attention_head: observers counts the queries that see a column", "[ag
         for (index_t c = 0; c < head.candidates; ++c) {
             index_t seen = 0;
             for (index_t q = 0; q < queries; ++q) {
-                seen += oracle::sees(setup, static_cast<std::size_t>(tokens), static_cast<std::size_t>(queries),
-                                     static_cast<std::size_t>(q), static_cast<std::size_t>(begin + c));
+                seen +=
+                    oracle::sees(setup, static_cast<std::size_t>(tokens), static_cast<std::size_t>(queries),
+                                 static_cast<std::size_t>(q), static_cast<std::size_t>(begin + c));
             }
             CAPTURE(tokens, queries, rollback, window, begin, c);
             REQUIRE(head.observers(c) == seen);

@@ -21,8 +21,8 @@ oracle::snapkv_setup slow_form(const mean_attention& m) {
               : m.group == group_reduction::maximum ? oracle::reduction::maximum
                                                     : oracle::reduction::sum;
     s.pool_first = m.order == pooling_order::pool_then_group;
-    s.queries = m.queries == query_normalisation::sum ? oracle::query_average::sum
-                                                      : oracle::query_average::mean;
+    s.queries =
+        m.queries == query_normalisation::sum ? oracle::query_average::sum : oracle::query_average::mean;
     return s;
 }
 
@@ -38,9 +38,9 @@ TEST_CASE("mean_attention: every field combination equals the formula, however t
                     for (const index_t kernel : {1, 3, 7, 99}) {
                         const mean_attention mean{pool, kernel, group, order, queries};
                         const auto columns = static_cast<std::size_t>(r.between(1, 40));
-                        const oracle::tensor a = random_attention(
-                            r, static_cast<std::size_t>(r.between(1, 4)),
-                            static_cast<std::size_t>(r.between(1, 6)), columns);
+                        const oracle::tensor a =
+                            random_attention(r, static_cast<std::size_t>(r.between(1, 4)),
+                                             static_cast<std::size_t>(r.between(1, 6)), columns);
                         oracle::token_set all(columns);
                         std::iota(all.begin(), all.end(), std::size_t{0});
                         const auto expected = oracle::snapkv_scores(a, a.size(), 0, all, slow_form(mean));
@@ -54,7 +54,8 @@ TEST_CASE("mean_attention: every field combination equals the formula, however t
     }
 }
 
-TEST_CASE("mean_attention: lifetime divides by the queries that see a token, and never by zero", "[aggregate]") {
+TEST_CASE("mean_attention: lifetime divides by the queries that see a token, and never by zero",
+          "[aggregate]") {
     support::random r(72);
     // Four queries on rows 6..9; a window of 4 rows hides row 2 from all of them, row 3 from all but the first.
     const oracle::tensor a(1, oracle::matrix(4, oracle::row{0, 0, 0, 1, 1, 1}));
@@ -63,7 +64,8 @@ TEST_CASE("mean_attention: lifetime divides by the queries that see a token, and
     CHECK(scores == std::vector<float>{0, 0, 0, 4.0f / 1, 4.0f / 2, 4.0f / 3});
 }
 
-TEST_CASE("mean_attention: the group is kept apart only where reducing it early would be wrong", "[aggregate]") {
+TEST_CASE("mean_attention: the group is kept apart only where reducing it early would be wrong",
+          "[aggregate]") {
     const auto lanes = [](pooling pool, group_reduction group, pooling_order order) {
         return mean_attention{.pool = pool, .group = group, .order = order}.lanes(4);
     };

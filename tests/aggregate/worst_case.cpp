@@ -37,7 +37,8 @@ TEST_CASE("worst_case_attention: it equals the formula, however the fold is cut"
     }
 }
 
-TEST_CASE("worst_case_attention: pooling does not change a row's mass, at the borders neither", "[aggregate]") {
+TEST_CASE("worst_case_attention: pooling does not change a row's mass, at the borders neither",
+          "[aggregate]") {
     support::random r(82);
     // One query: its pooled row sums to what it paid, although the first token's neighbours are missing.
     const oracle::tensor a{{{8, 0, 0, 0, 0, 0}}};

@@ -8,7 +8,8 @@
 using namespace kvtrim;
 using namespace support;
 
-TEST_CASE("adaptive: budgets equal forcing each row's best and sorting all the others", "[allocate][oracle]") {
+TEST_CASE("adaptive: budgets equal forcing each row's best and sorting all the others",
+          "[allocate][oracle]") {
     support::random r(101);
     for (int i = 0; i < 600; ++i) {
         const auto kind = r.one_of({score_kind::distinct, score_kind::tied, score_kind::odd});

@@ -8,7 +8,8 @@
 using namespace kvtrim;
 using namespace support;
 
-TEST_CASE("blended: budgets equal counts of the sorted rows blended with an even share", "[allocate][oracle]") {
+TEST_CASE("blended: budgets equal counts of the sorted rows blended with an even share",
+          "[allocate][oracle]") {
     support::random r(111);
     int compared = 0;
     for (int i = 0; i < 600; ++i) {
@@ -60,7 +61,7 @@ TEST_CASE("blended: the authors' rounding drifts, the exact one does not", "[all
 TEST_CASE("blended: blend_as_authors rounds half to even and truncates the even share", "[allocate][paper]") {
     CHECK(blend_as_authors(1, 0, 0.5) == 0);
     CHECK(blend_as_authors(3, 0, 0.5) == 2);
-    CHECK(blend_as_authors(5, 3, 0.5) == 4); // 2.5 + 1 = 3.5
+    CHECK(blend_as_authors(5, 3, 0.5) == 4);  // 2.5 + 1 = 3.5
     CHECK(blend_as_authors(10, 9, 0.2) == 9); // 8 + 1
     CHECK(blend_as_authors(7, 7, 0.0) == 7);
     CHECK(blend_as_authors(0, 7, 1.0) == 7);
@@ -82,7 +83,8 @@ TEST_CASE("blended: a row without any score weighs 1, not 0/0", "[allocate][odd]
     CHECK(allocate(blend, rows, 12) == oracle::counts{10, 2, 0});
 }
 
-TEST_CASE("blended: a floor outside [0, 1] is named, a workspace that is too small refused", "[allocate][errors]") {
+TEST_CASE("blended: a floor outside [0, 1] is named, a workspace that is too small refused",
+          "[allocate][errors]") {
     CHECK(blended{}.validate().ok());
     for (const double ratio : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
         CHECK(blended{.floor_ratio = ratio}.validate().code() == errc::ratio_out_of_range);

@@ -8,7 +8,8 @@
 using namespace kvtrim;
 using namespace support;
 
-TEST_CASE("uniform: budgets are what dealing one by one gives, for any lengths and total", "[allocate][oracle]") {
+TEST_CASE("uniform: budgets are what dealing one by one gives, for any lengths and total",
+          "[allocate][oracle]") {
     support::random r(91);
     for (int i = 0; i < 400; ++i) {
         const oracle::matrix rows = random_scores(r, score_kind::odd);

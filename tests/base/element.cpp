@@ -79,9 +79,9 @@ TEMPLATE_TEST_CASE("16-bit elements: to float and back is the same pattern, and 
     for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
         const float wide = to_float(TestType{static_cast<std::uint16_t>(bits)});
         const TestType back = element_traits<TestType>::from_float(wide);
-        const bool right =
-            std::isnan(wide) ? std::isnan(to_float(back)) && (back.bits & 0x8000u) == (bits & 0x8000u)
-                             : back.bits == bits;
+        const bool right = std::isnan(wide)
+                               ? std::isnan(to_float(back)) && (back.bits & 0x8000u) == (bits & 0x8000u)
+                               : back.bits == bits;
         if (!right) { wrong.push_back(bits); }
     }
     CHECK(wrong == none);
@@ -122,9 +122,8 @@ TEMPLATE_TEST_CASE("16-bit elements: random floats narrow to the nearest number"
         const double size = std::min(std::abs(static_cast<double>(x)), f.magnitude(f.infinity()));
         const std::uint32_t bits = got & 0x7fffu;
         const double error = std::abs(f.magnitude(bits) - size);
-        const bool nearest =
-            (bits == 0 || std::abs(f.magnitude(bits - 1) - size) >= error) &&
-            (bits == f.infinity() || std::abs(f.magnitude(bits + 1) - size) >= error);
+        const bool nearest = (bits == 0 || std::abs(f.magnitude(bits - 1) - size) >= error) &&
+                             (bits == f.infinity() || std::abs(f.magnitude(bits + 1) - size) >= error);
         if (!nearest || std::signbit(x) != (got >= 0x8000u)) { wrong.push_back(got); }
     }
     CHECK(wrong == none);

@@ -63,8 +63,7 @@ TEST_CASE("layer: keys and values that disagree break its contract", "[base][con
     CHECK(violation(2, 10).empty());
 }
 
-TEST_CASE("layer: ragged keys and values that disagree in one head break its contract",
-          "[base][contract]") {
+TEST_CASE("layer: ragged keys and values that disagree in one head break its contract", "[base][contract]") {
     std::vector<float> memory(64);
     const std::vector<std::int32_t> key_ends{0, 5, 8};
     const std::vector<std::int32_t> value_ends{0, 3, 8}; // as long in total, and the longest head too

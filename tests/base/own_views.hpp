@@ -119,7 +119,8 @@ class quantised {
 
     [[nodiscard]] float decoded(index_t head, index_t token, index_t channel) const {
         const auto r = static_cast<std::size_t>(head * extents_[1] + token);
-        const auto code = codes_[r * static_cast<std::size_t>(extents_[2]) + static_cast<std::size_t>(channel)];
+        const auto code =
+            codes_[r * static_cast<std::size_t>(extents_[2]) + static_cast<std::size_t>(channel)];
         return scales_[r] * static_cast<float>(code);
     }
     // The codes themselves, as a cache that can also move rows would offer them.

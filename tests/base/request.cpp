@@ -70,7 +70,7 @@ TEST_CASE("kept_tokens: a product that is clearly below a whole number is rounde
 
 TEST_CASE("kept_tokens: only a product within 1e-9 of a whole number is rounded up, at any length",
           "[base]") {
-    CHECK(kept_tokens(1000000001, 0.5) == 500000000);     // half a token short
+    CHECK(kept_tokens(1000000001, 0.5) == 500000000);    // half a token short
     CHECK(kept_tokens(1000000, 0.5000009995) == 500000); // 500000.9995
 }
 
@@ -114,13 +114,15 @@ TEST_CASE("candidates: they are the tokens that no protected range covers, for e
                     for (const index_t rollback : sizes) {
                         std::set<index_t> free;
                         for (index_t t = 0; t < tokens; ++t) {
-                            if (t >= sinks && t >= pinned && t < tokens - window - rollback) { free.insert(t); }
+                            if (t >= sinks && t >= pinned && t < tokens - window - rollback) {
+                                free.insert(t);
+                            }
                         }
                         const token_range range = candidates({sinks, pinned, window, rollback}, tokens);
-                        const bool right =
-                            range.size() == static_cast<index_t>(free.size()) && range.begin >= 0 &&
-                            range.end <= tokens &&
-                            (free.empty() || (range.begin == *free.begin() && range.end == *free.rbegin() + 1));
+                        const bool right = range.size() == static_cast<index_t>(free.size()) &&
+                                           range.begin >= 0 && range.end <= tokens &&
+                                           (free.empty() || (range.begin == *free.begin() &&
+                                                             range.end == *free.rbegin() + 1));
                         if (!right) { wrong.push_back({tokens, sinks, pinned, window, rollback}); }
                     }
                 }

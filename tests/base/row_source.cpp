@@ -20,11 +20,9 @@ static_assert(!cache_view<strided<float, 2>> && !cache_view<std::vector<float>>)
 
 support::layer_data numbers(std::uint64_t seed) {
     support::random r(seed);
-    return support::random_layer({.kv_heads = r.between(1, 3),
-                                  .tokens = r.between(1, 40),
-                                  .head_dim = r.between(1, 20),
-                                  .queries = 1},
-                                 seed);
+    return support::random_layer(
+        {.kv_heads = r.between(1, 3), .tokens = r.between(1, 40), .head_dim = r.between(1, 20), .queries = 1},
+        seed);
 }
 
 std::vector<float> loaded(const auto& v, index_t head, index_t first, index_t count) {
@@ -70,8 +68,8 @@ bool all_layouts_agree(const support::view& v, std::uint64_t seed) {
         return to_float(element_traits<T>::from_float(v(h, t, d)));
     };
     bool agree = true;
-    for (const layout order : {layout::head_major, layout::token_major, layout::transposed, layout::reversed,
-                               layout::gapped}) {
+    for (const layout order :
+         {layout::head_major, layout::token_major, layout::transposed, layout::reversed, layout::gapped}) {
         const auto stored = support::store<T>(v, order);
         agree = agree && rows_are(stored.get(), rounded, seed);
     }
@@ -91,22 +89,23 @@ TEST_CASE("load_rows, read_rows: every memory order of every element gives the s
     }
 }
 
-TEST_CASE("load_rows, read_rows: indexable, decoding and mdspan-like sources give the same floats", "[base]") {
+TEST_CASE("load_rows, read_rows: indexable, decoding and mdspan-like sources give the same floats",
+          "[base]") {
     for (std::uint64_t seed = 100; seed < 130; ++seed) {
         const support::layer_data layer = numbers(seed);
         const support::view v = layer.keys();
-        const own::mdspan_like<const float> span(v.data_handle(),
-                                                 {static_cast<std::int32_t>(v.extent(0)),
-                                                  static_cast<std::int32_t>(v.extent(1)),
-                                                  static_cast<std::int32_t>(v.extent(2))},
-                                                 {static_cast<std::int32_t>(v.stride(0)),
-                                                  static_cast<std::int32_t>(v.stride(1)), 1});
+        const own::mdspan_like<const float> span(
+            v.data_handle(),
+            {static_cast<std::int32_t>(v.extent(0)), static_cast<std::int32_t>(v.extent(1)),
+             static_cast<std::int32_t>(v.extent(2))},
+            {static_cast<std::int32_t>(v.stride(0)), static_cast<std::int32_t>(v.stride(1)), 1});
         CAPTURE(seed);
         CHECK(rows_are(support::generic_view{v}, v, seed));
         CHECK(rows_are(support::decoding_source(v), v, seed));
         CHECK(rows_are(span, v, seed));
         const own::quantised codes(v);
-        CHECK(rows_are(codes, [&](index_t h, index_t t, index_t d) { return codes.decoded(h, t, d); }, seed));
+        CHECK(rows_are(
+            codes, [&](index_t h, index_t t, index_t d) { return codes.decoded(h, t, d); }, seed));
         const own::indexable lazy{{3, 9, 5}};
         CHECK(rows_are(lazy, lazy, seed));
     }
@@ -168,8 +167,7 @@ TEST_CASE("row_count: a source may have heads of different length", "[base]") {
     CHECK(row_count(own::indexable{{2, 7, 1}}, 1) == 7);
 }
 
-TEST_CASE("load_rows: a view whose elements are not its memory is read through its elements",
-          "[base]") {
+TEST_CASE("load_rows: a view whose elements are not its memory is read through its elements", "[base]") {
     std::vector<float> data{1, 2, 3, 4};
     const own::scaled_mdspan<const float> v{{data.data(), {1, 2, 2}, {4, 2, 1}}, 10.0f};
     CHECK(loaded(v, 0, 0, 2) == std::vector<float>{10, 20, 30, 40});

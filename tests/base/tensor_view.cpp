@@ -94,10 +94,12 @@ TEST_CASE("strided: an empty view needs no data", "[base]") {
 
 TEST_CASE("strided: null data and negative extents break its contract", "[base][contract]") {
     std::vector<float> data(8);
-    CHECK(support::violation_of([&] { strided<float, 3>(nullptr, {1, 2, 4}); }) ==
-          "strided: data must not be null");
-    CHECK(support::violation_of([&] { strided<float, 3>(data.data(), {1, -2, 4}); }) ==
-          "strided: extents must not be negative");
+    CHECK(support::violation_of([&] {
+              strided<float, 3>(nullptr, {1, 2, 4});
+          }) == "strided: data must not be null");
+    CHECK(support::violation_of([&] {
+              strided<float, 3>(data.data(), {1, -2, 4});
+          }) == "strided: extents must not be negative");
     CHECK(support::violation_of([&] { strided<float, 3>(data.data(), {1, 2, 4}); }).empty());
 }
 

@@ -44,7 +44,9 @@ keep_plan uneven_plan(index_t heads, index_t tokens) {
     std::vector<oracle::token_set> sets;
     for (index_t g = 0; g < heads; ++g) {
         sets.emplace_back();
-        for (index_t t = 0; t < tokens; t += index_t{2} << g) { sets.back().push_back(static_cast<std::size_t>(t)); }
+        for (index_t t = 0; t < tokens; t += index_t{2} << g) {
+            sets.back().push_back(static_cast<std::size_t>(t));
+        }
     }
     return support::plan_of(sets);
 }
@@ -64,8 +66,8 @@ std::vector<std::int32_t> random_offsets(support::random& r) {
 
 } // namespace
 
-TEMPLATE_TEST_CASE("gather, compact_to_flat: survivors of all heads follow one another, bit for bit", "[compact]",
-                   float, double, f16, bf16) {
+TEMPLATE_TEST_CASE("gather, compact_to_flat: survivors of all heads follow one another, bit for bit",
+                   "[compact]", float, double, f16, bf16) {
     support::random r(sizeof(TestType) + 10);
     for (int round = 0; round < 150; ++round) {
         support::random_cache<TestType> cache(r, support::any_cache_shape(r), {0, 1, 2}, false, false);
@@ -92,8 +94,8 @@ TEMPLATE_TEST_CASE("gather, compact_to_flat: survivors of all heads follow one a
     }
 }
 
-TEMPLATE_TEST_CASE("gather, compact_to_flat: a ragged cache is cut again, bit for bit", "[compact]", float, double,
-                   f16, bf16) {
+TEMPLATE_TEST_CASE("gather, compact_to_flat: a ragged cache is cut again, bit for bit", "[compact]", float,
+                   double, f16, bf16) {
     support::random r(sizeof(TestType) + 20);
     for (int round = 0; round < 150; ++round) {
         const std::vector<std::int32_t> offsets = random_offsets(r);
@@ -123,7 +125,9 @@ TEST_CASE("gather: a cache in any memory order gives the same flat rows", "[comp
         const std::vector<bf16> expected = support::survivors(cache.view(), plan);
         std::vector<bf16> out(expected.size() + 3, bf16{0x1234});
         REQUIRE(gather(cache.view(), plan, std::span(out)).ok());
-        for (int i = 0; i < 3; ++i) { CHECK(out[out.size() - 1 - static_cast<std::size_t>(i)].bits == 0x1234); }
+        for (int i = 0; i < 3; ++i) {
+            CHECK(out[out.size() - 1 - static_cast<std::size_t>(i)].bits == 0x1234);
+        }
         out.resize(expected.size());
         CHECK(support::bytes_of(out) == support::bytes_of(expected));
     }
@@ -220,7 +224,8 @@ TEST_CASE("compact_to_flat: cutting twice equals cutting once by both plans", "[
     }
 }
 
-TEST_CASE("gather: head-wise eviction frees the evicted rows once the old cache is gone", "[compact][memory]") {
+TEST_CASE("gather: head-wise eviction frees the evicted rows once the old cache is gone",
+          "[compact][memory]") {
     const index_t before_all = live_bytes;
     const keep_plan plan = uneven_plan(4, 1024);
     REQUIRE(plan.total_tokens() == 512 + 256 + 128 + 64);
@@ -229,7 +234,8 @@ TEST_CASE("gather: head-wise eviction frees the evicted rows once the old cache 
         CHECK(live_bytes - before_all == 4 * 1024 * 64 * 2);
         counted<f16> kept(static_cast<std::size_t>(plan.total_tokens() * 64));
         compaction_report report;
-        REQUIRE(gather(strided<f16, 3>(cache.data(), {4, 1024, 64}), plan, std::span<f16>(kept), &report).ok());
+        REQUIRE(
+            gather(strided<f16, 3>(cache.data(), {4, 1024, 64}), plan, std::span<f16>(kept), &report).ok());
         counted<f16>().swap(cache);
         CHECK(live_bytes - before_all == 960 * 64 * 2);
         CHECK(live_bytes - before_all == report.bytes_after);

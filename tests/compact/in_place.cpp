@@ -63,8 +63,9 @@ std::string compact_and_check(random_cache<T> cache, const keep_plan& plan) {
 
 } // namespace
 
-TEMPLATE_TEST_CASE("compact_in_place: survivors lie bit for bit at the front of their head, in any memory order",
-                   "[compact]", float, double, f16, bf16) {
+TEMPLATE_TEST_CASE(
+    "compact_in_place: survivors lie bit for bit at the front of their head, in any memory order",
+    "[compact]", float, double, f16, bf16) {
     support::random r(sizeof(TestType));
     for (int round = 0; round < 200; ++round) {
         const auto cache = support::any_cache<TestType>(r, support::any_cache_shape(r));
@@ -176,7 +177,8 @@ TEST_CASE("compact_in_place: a cache that moves its own rows is asked for each r
     CHECK(moves == std::vector<move>{{0, 3, 1}, {0, 4, 2}, {1, 2, 1}});
 }
 
-TEST_CASE("for_each_moved_run: neighbours that move together are one run, rows in place are none", "[compact]") {
+TEST_CASE("for_each_moved_run: neighbours that move together are one run, rows in place are none",
+          "[compact]") {
     using run = std::array<index_t, 3>;
     const auto runs = [](const std::vector<std::int32_t>& kept) {
         std::vector<run> seen;

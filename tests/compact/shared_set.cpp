@@ -90,7 +90,7 @@ TEST_CASE("project_to_shared: votes are counted as written", "[compact]") {
     const keep_plan plan = support::plan_of({{1, 3, 5}, {3, 4}, {3, 5}});
     CHECK(all_rows_are(project(plan, 8, 1).plan, 3, {3}));
     CHECK(all_rows_are(project(plan, 8, 2).plan, 3, {3, 5}));
-    CHECK(all_rows_are(project(plan, 8, 3).plan, 3, {1, 3, 5})); // 1 and 4 tie
+    CHECK(all_rows_are(project(plan, 8, 3).plan, 3, {1, 3, 5}));       // 1 and 4 tie
     CHECK(all_rows_are(project(plan, 8, 5).plan, 3, {0, 1, 3, 4, 5})); // nobody wants 0, 2, 6, 7
     CHECK(all_rows_are(project(plan, 8, any_head).plan, 3, {1, 3, 4, 5}));
 }
@@ -130,16 +130,19 @@ TEST_CASE("project_to_shared: bad input is refused with the output unchanged", "
     }
 }
 
-TEST_CASE("project_to_shared: writing into the plan that is read breaks its contract", "[compact][contract]") {
+TEST_CASE("project_to_shared: writing into the plan that is read breaks its contract",
+          "[compact][contract]") {
     keep_plan plan = support::plan_of({{1, 3}, {7}});
     std::vector<std::byte> memory(4096);
     workspace scratch(memory);
     const char* message = "project_to_shared: the output must be another plan";
     CHECK(support::violation_of([&] { (void)project_to_shared(plan, 8, 2, plan, scratch); }) == message);
-    CHECK(support::violation_of([&] { (void)project_to_shared(plan, 8, any_head, plan, scratch); }) == message);
+    CHECK(support::violation_of([&] { (void)project_to_shared(plan, 8, any_head, plan, scratch); }) ==
+          message);
 }
 
-TEST_CASE("removed_ranges: they are the gaps between the kept tokens, as few as possible, ascending", "[compact]") {
+TEST_CASE("removed_ranges: they are the gaps between the kept tokens, as few as possible, ascending",
+          "[compact]") {
     CHECK(removed({}, 0).empty());
     CHECK(removed({}, 4) == ranges{{0, 4}});
     CHECK(removed({0, 1, 2, 3}, 4).empty());

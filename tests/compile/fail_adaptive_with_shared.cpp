@@ -5,4 +5,5 @@
 #include <kvtrim/policy/baselines.hpp>
 
 // One token set for all heads can not have a budget for each head.
-inline constexpr kvtrim::eviction_policy policy{kvtrim::key_norm_score{}, kvtrim::adaptive{}, kvtrim::shared{}};
+inline constexpr kvtrim::eviction_policy policy{kvtrim::key_norm_score{}, kvtrim::adaptive{},
+                                                kvtrim::shared{}};

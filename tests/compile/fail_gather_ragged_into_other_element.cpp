@@ -5,6 +5,7 @@
 #include <kvtrim/compact/flat.hpp>
 
 // Bits are copied: floats in the memory of doubles would be other numbers.
-kvtrim::status widen(const kvtrim::ragged<float>& cache, const kvtrim::keep_plan& plan, std::span<double> out) {
+kvtrim::status widen(const kvtrim::ragged<float>& cache, const kvtrim::keep_plan& plan,
+                     std::span<double> out) {
     return kvtrim::gather(cache, plan, out);
 }

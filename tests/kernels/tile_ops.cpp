@@ -86,7 +86,7 @@ struct shape {
 };
 
 // One of everything, odd sizes, the sizes of real models.
-const std::vector<shape> shapes{{1, 1, 1},    {1, 5, 8},    {7, 1, 33},    {3, 17, 2},    {16, 16, 16},
+const std::vector<shape> shapes{{1, 1, 1},    {1, 5, 8},     {7, 1, 33},     {3, 17, 2},     {16, 16, 16},
                                 {31, 33, 20}, {64, 128, 64}, {256, 128, 32}, {100, 128, 96}, {33, 7, 128}};
 
 } // namespace
@@ -99,7 +99,8 @@ TEST_CASE("tile_tokens: tiles are multiples of 16 within [16, 256] that shrink w
     for (index_t dim = 1; dim < 4000; ++dim) {
         const index_t tokens = kernels::tile_tokens(dim);
         const bool right = tokens % 16 == 0 && tokens >= 16 && tokens <= 256 &&
-                           tokens <= kernels::tile_tokens(dim - 1) && (tokens == 16 || tokens * dim <= 24 * 1024);
+                           tokens <= kernels::tile_tokens(dim - 1) &&
+                           (tokens == 16 || tokens * dim <= 24 * 1024);
         REQUIRE(right);
     }
 }
@@ -124,25 +125,24 @@ TEST_CASE("logits, add_weighted_values, add_products: products equal double loop
             kernels::add_weighted_values(tile.data(), tokens, query_rows, values.data(), values.stride, dim,
                                          out.data());
             CHECK(is(out, [&, inner = tokens](index_t q, index_t d) {
-                return sum(
-                    inner, [&](index_t t) { return tile(t, q) * values(t, d); },
-                    {before(q, d), std::abs(before(q, d))});
+                return sum(inner, [&](index_t t) { return tile(t, q) * values(t, d); },
+                           {before(q, d), std::abs(before(q, d))});
             }));
 
             const matrix left = random_matrix(r, query_rows, tokens, tokens + gap);
             matrix product = before;
-            kernels::add_products(left.data(), left.stride, query_rows, values.data(), values.stride, tokens, dim,
-                                  product.data());
+            kernels::add_products(left.data(), left.stride, query_rows, values.data(), values.stride, tokens,
+                                  dim, product.data());
             CHECK(is(product, [&, inner = tokens](index_t q, index_t d) {
-                return sum(
-                    inner, [&](index_t t) { return left(q, t) * values(t, d); },
-                    {before(q, d), std::abs(before(q, d))});
+                return sum(inner, [&](index_t t) { return left(q, t) * values(t, d); },
+                           {before(q, d), std::abs(before(q, d))});
             }));
         }
     }
 }
 
-TEST_CASE("condition_logits: NaN is masked, +infinity becomes the largest float, all else stays", "[kernels]") {
+TEST_CASE("condition_logits: NaN is masked, +infinity becomes the largest float, all else stays",
+          "[kernels]") {
     for (const index_t count : {1, 3, 8, 29}) { // whole vectors and their rests
         for (index_t at = 0; at < count; ++at) {
             std::vector<float> logits(static_cast<std::size_t>(count), 0.5f);
@@ -162,7 +162,8 @@ TEST_CASE("condition_logits: NaN is masked, +infinity becomes the largest float,
     }
 }
 
-TEST_CASE("condition_logits: the soft cap is cap * tanh(logit / cap), of odd logits too", "[kernels][oracle]") {
+TEST_CASE("condition_logits: the soft cap is cap * tanh(logit / cap), of odd logits too",
+          "[kernels][oracle]") {
     support::random r(2);
     for (const float cap : {1.0f, 30.0f, 50.0f}) {
         matrix logits = random_matrix(r, 1, 77);
@@ -170,7 +171,8 @@ TEST_CASE("condition_logits: the soft cap is cap * tanh(logit / cap), of odd log
         const matrix before = logits;
         kernels::condition_logits(logits.data(), 77, cap);
         CHECK(is(logits, [&](index_t i, index_t j) {
-            const double value = static_cast<double>(cap) * std::tanh(before(i, j) / static_cast<double>(cap));
+            const double value =
+                static_cast<double>(cap) * std::tanh(before(i, j) / static_cast<double>(cap));
             return near_value{value, 2 * std::abs(value) + 1e-3};
         }));
         for (index_t at = 0; at < 29; ++at) {
@@ -215,10 +217,12 @@ TEST_CASE("accumulate_statistics, add_over_tokens: any tiling gives the softmax 
             const index_t count = std::min(tokens - t, r.between(1, 64));
             float* tile = tiles.data() + t * query_rows;
             const std::vector<float> maximum_before = maximum;
-            kernels::accumulate_statistics(tile, count, query_rows, {maximum.data(), sums.data()}, rescale.data());
+            kernels::accumulate_statistics(tile, count, query_rows, {maximum.data(), sums.data()},
+                                           rescale.data());
             kernels::add_over_tokens(tile, count, query_rows, sums.data());
             for (std::size_t q = 0; q < rows; ++q) {
-                const double change = static_cast<double>(maximum_before[q]) - static_cast<double>(maximum[q]);
+                const double change =
+                    static_cast<double>(maximum_before[q]) - static_cast<double>(maximum[q]);
                 const double expected = maximum[q] == kernels::masked_logit ? 1.0 : std::exp(change);
                 REQUIRE(static_cast<double>(rescale[q]) == Approx(expected).epsilon(1e-5).margin(1e-37));
             }
@@ -298,7 +302,8 @@ TEST_CASE("add_over_tokens, sum_of, dot, max_of_sums: reductions equal double lo
         const matrix a = random_matrix(r, 1, dim);
         const matrix b = random_matrix(r, 1, dim);
         const near_value total = sum(dim, [&](index_t d) { return a(0, d); });
-        CHECK(std::abs(static_cast<double>(kernels::sum_of(a.data(), dim)) - total.value) <= 1e-5 * total.size);
+        CHECK(std::abs(static_cast<double>(kernels::sum_of(a.data(), dim)) - total.value) <=
+              1e-5 * total.size);
         const near_value product = sum(dim, [&](index_t d) { return a(0, d) * b(0, d); });
         CHECK(std::abs(static_cast<double>(kernels::dot(a.data(), b.data(), dim)) - product.value) <=
               1e-5 * product.size);
@@ -325,7 +330,8 @@ TEST_CASE("add_projected_l1, add_gram, add_gram_l2: norms equal double loops and
         matrix gram(dim, dim);
         std::fill(gram.values.begin(), gram.values.end(), 0.0f);
         const index_t first = hidden / 3; // two blocks of columns
-        for (const auto& [begin, columns] : {std::pair{index_t{0}, first}, std::pair{first, hidden - first}}) {
+        for (const auto& [begin, columns] :
+             {std::pair{index_t{0}, first}, std::pair{first, hidden - first}}) {
             if (columns == 0) { continue; }
             matrix product(tokens, columns);
             kernels::add_projected_l1(values.data(), values.stride, tokens, projection.data() + begin,
@@ -336,7 +342,8 @@ TEST_CASE("add_projected_l1, add_gram, add_gram_l2: norms equal double loops and
             return sum(inner, [&](index_t c) { return projection(i, c) * projection(j, c); });
         }));
         matrix product(tokens, dim);
-        kernels::add_gram_l2(values.data(), values.stride, tokens, gram.data(), dim, product.data(), l2.data());
+        kernels::add_gram_l2(values.data(), values.stride, tokens, gram.data(), dim, product.data(),
+                             l2.data());
 
         std::vector<double> absolute;
         std::vector<double> square;
@@ -364,7 +371,8 @@ TEST_CASE("add_projected_l1, add_gram, add_gram_l2: norms equal double loops and
 
 TEST_CASE("add_gram_l2: a square that rounds below zero is a norm of zero", "[kernels]") {
     const std::vector<float> values{1, 1};
-    const std::vector<float> gram{1, -1.5f, -1.5f, 1}; // not positive: what rounding can make of a singular one
+    const std::vector<float> gram{1, -1.5f, -1.5f,
+                                  1}; // not positive: what rounding can make of a singular one
     std::vector<float> product(2);
     float norm = 0.5f;
     kernels::add_gram_l2(values.data(), 2, 1, gram.data(), 2, product.data(), &norm);

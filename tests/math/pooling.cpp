@@ -84,10 +84,12 @@ TEST_CASE("pool: NaN spreads over the average's kernel and is ignored by the max
 TEST_CASE("pool: an even or empty kernel and lengths that differ break its contract", "[math][contract]") {
     row out(3);
     for (const index_t kernel : {0, 2, -1}) {
-        CHECK(support::violation_of([&] { pool(pooling::average, kernel, row{1, 2, 3}, out); }) ==
-              "pool: the kernel must be odd and positive");
+        CHECK(support::violation_of([&] {
+                  pool(pooling::average, kernel, row{1, 2, 3}, out);
+              }) == "pool: the kernel must be odd and positive");
     }
-    CHECK(support::violation_of([&] { pool(pooling::average, 3, row{1, 2}, out); }) ==
-          "pool: in and out must have the same length");
+    CHECK(support::violation_of([&] {
+              pool(pooling::average, 3, row{1, 2}, out);
+          }) == "pool: in and out must have the same length");
     CHECK(valid_kernel(2).code() == errc::invalid_parameter);
 }

@@ -11,8 +11,8 @@ using namespace support;
 namespace {
 
 layer_data small_layer() {
-    return random_layer({.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4},
-                        1);
+    return random_layer(
+        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
 }
 
 // Any rows of each head, also none.
@@ -180,7 +180,8 @@ TEST_CASE("eviction_loss: another cache's plan and bad input are refused with th
           errc::heads_not_divisible);
     const view narrow(layer.q.data(), {4, 4, 7});
     CHECK(violation_of([&] {
-              static_cast<void>(measure_eviction(
-                  kvtrim::layer(layer.keys(), layer.values()).with_queries(narrow), {}, plan_of({{}, {}}), loss));
+              static_cast<void>(
+                  measure_eviction(kvtrim::layer(layer.keys(), layer.values()).with_queries(narrow), {},
+                                   plan_of({{}, {}}), loss));
           }) == "queries and keys must agree in head_dim");
 }

@@ -202,9 +202,14 @@ inline row snapkv_scores(const tensor& a, std::size_t group, std::size_t kv_head
                 observers += sees(s, a[h][i].size(), a[h].size(), i, t) ? 1.0 : 0.0;
             }
             switch (setup.queries) {
-            case query_average::mean: total /= static_cast<double>(a[h].size()); break;
-            case query_average::lifetime: total /= std::max(1.0, observers); break;
-            case query_average::sum: break;
+            case query_average::mean:
+                total /= static_cast<double>(a[h].size());
+                break;
+            case query_average::lifetime:
+                total /= std::max(1.0, observers);
+                break;
+            case query_average::sum:
+                break;
             }
             scores.push_back(total);
         }
@@ -453,7 +458,8 @@ inline counts blended_budgets(matrix scores, std::size_t total, const blend_setu
     counts rounded;
     for (std::size_t g = 0; g < scores.size(); ++g) {
         const double part = static_cast<double>(adaptive[g]) * (1.0 - setup.floor_ratio);
-        const double even = setup.floor_ratio * static_cast<double>(total) / static_cast<double>(scores.size());
+        const double even =
+            setup.floor_ratio * static_cast<double>(total) / static_cast<double>(scores.size());
         ideal.push_back(std::min(static_cast<double>(caps[g]), part + even));
         const double by_authors =
             std::nearbyint(part + std::trunc(static_cast<double>(share) * setup.floor_ratio));
@@ -519,7 +525,9 @@ inline token_set chunked(const row& importance, std::size_t chunk_tokens, std::s
         if (enough) { break; }
         std::size_t taken = chunks[i].size();
         if (kept_chunks == 0) { taken = std::min(taken, budget - kept.size()); }
-        for (const std::size_t c : one_stage(chunks[i], taken, ties)) { kept.push_back(i * chunk_tokens + c); }
+        for (const std::size_t c : one_stage(chunks[i], taken, ties)) {
+            kept.push_back(i * chunk_tokens + c);
+        }
         ++whole_chunks;
     }
     ties.cut(means, whole_chunks);

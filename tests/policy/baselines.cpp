@@ -51,10 +51,9 @@ TEST_CASE("h2o, observed_attention: the kept tokens are the oracle's, from all q
         constexpr auto none = oracle::pool_kind::none;
         compare_with_oracle(h2o(), layer, request, count,
                             with({.pool = none, .queries = oracle::query_average::sum}));
-        compare_with_oracle(h2o(group_reduction::maximum), layer, request, count,
-                            with({.pool = none,
-                                  .group = oracle::reduction::maximum,
-                                  .queries = oracle::query_average::sum}));
+        compare_with_oracle(
+            h2o(group_reduction::maximum), layer, request, count,
+            with({.pool = none, .group = oracle::reduction::maximum, .queries = oracle::query_average::sum}));
         compare_with_oracle(observed_attention(), layer, request, count,
                             with({.pool = none, .queries = oracle::query_average::lifetime}));
     }
@@ -63,36 +62,41 @@ TEST_CASE("h2o, observed_attention: the kept tokens are the oracle's, from all q
 
 TEST_CASE("tova: one set for all heads, by the last query's attention", "[policy][oracle]") {
     comparison count;
-    for_random_layers(232, 40, [&](const layer_data& layer, const eviction_request& request, support::random&) {
-        compare_with_oracle(tova(), layer, request, count,
-                            [&](layer_oracle slow, std::size_t total, oracle::near_ties& ties) {
-                                for (auto& head : slow.queries) { head.erase(head.begin(), head.end() - 1); }
-                                slow.attention = oracle::attention(slow.queries, slow.keys, slow.setup);
-                                const auto scores = slow.snapkv({.pool = oracle::pool_kind::none});
-                                // The remainder of an uneven budget is kept by no head.
-                                return column_sets(slow.heads(),
-                                                   oracle::shared(scores, total / slow.heads(),
-                                                                  oracle::head_reduction::sum, ties));
-                            });
-    });
+    for_random_layers(
+        232, 40, [&](const layer_data& layer, const eviction_request& request, support::random&) {
+            compare_with_oracle(tova(), layer, request, count,
+                                [&](layer_oracle slow, std::size_t total, oracle::near_ties& ties) {
+                                    for (auto& head : slow.queries) {
+                                        head.erase(head.begin(), head.end() - 1);
+                                    }
+                                    slow.attention = oracle::attention(slow.queries, slow.keys, slow.setup);
+                                    const auto scores = slow.snapkv({.pool = oracle::pool_kind::none});
+                                    // The remainder of an uneven budget is kept by no head.
+                                    return column_sets(slow.heads(),
+                                                       oracle::shared(scores, total / slow.heads(),
+                                                                      oracle::head_reduction::sum, ties));
+                                });
+        });
     CHECK(count.compared >= 35);
 }
 
 TEST_CASE("key_norm, key_diff: the kept tokens are the oracle's", "[policy][oracle]") {
     comparison count;
-    for_random_layers(233, 40, [&](const layer_data& layer, const eviction_request& request, support::random&) {
-        const auto by = [](oracle::row (*score)(const oracle::matrix&)) {
-            return [score](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
-                oracle::matrix scores;
-                for (std::size_t g = 0; g < slow.heads(); ++g) {
-                    scores.push_back(oracle::at(score(slow.keys[g]), slow.candidates(g)));
-                }
-                return best_of_rows(scores, oracle::uniform_budgets(oracle::lengths(scores), total), ties);
+    for_random_layers(
+        233, 40, [&](const layer_data& layer, const eviction_request& request, support::random&) {
+            const auto by = [](oracle::row (*score)(const oracle::matrix&)) {
+                return [score](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
+                    oracle::matrix scores;
+                    for (std::size_t g = 0; g < slow.heads(); ++g) {
+                        scores.push_back(oracle::at(score(slow.keys[g]), slow.candidates(g)));
+                    }
+                    return best_of_rows(scores, oracle::uniform_budgets(oracle::lengths(scores), total),
+                                        ties);
+                };
             };
-        };
-        compare_with_oracle(key_norm(), layer, request, count, by(oracle::key_norms));
-        compare_with_oracle(key_diff(), layer, request, count, by(oracle::key_differences));
-    });
+            compare_with_oracle(key_norm(), layer, request, count, by(oracle::key_norms));
+            compare_with_oracle(key_diff(), layer, request, count, by(oracle::key_differences));
+        });
     CHECK(count.compared >= 65);
 }
 

@@ -64,7 +64,8 @@ struct not_a_stage {};
 
 } // namespace
 
-TEST_CASE("concepts: the smallest stage of each kind fits, a struct without the members does not", "[policy]") {
+TEST_CASE("concepts: the smallest stage of each kind fits, a struct without the members does not",
+          "[policy]") {
     STATIC_REQUIRE(token_scorer<smallest_scorer, inputs>);
     STATIC_REQUIRE(budget_allocator<smallest_allocator>);
     STATIC_REQUIRE(token_selector<smallest_selector>);

@@ -19,13 +19,14 @@ criticalkv_config random_config(support::random& r) {
     return c;
 }
 
-column_sets two_stages(const oracle::matrix& attention, const oracle::matrix& norms, const criticalkv_config& c,
-                       const oracle::counts& budgets, oracle::near_ties& ties) {
+column_sets two_stages(const oracle::matrix& attention, const oracle::matrix& norms,
+                       const criticalkv_config& c, const oracle::counts& budgets, oracle::near_ties& ties) {
     const auto importance =
         oracle::weighted(attention, norms, static_cast<double>(c.epsilon), c.epsilon_relative);
     column_sets kept;
     for (std::size_t g = 0; g < budgets.size(); ++g) {
-        const std::size_t first = static_cast<std::size_t>(std::llround(10 * c.first_ratio)) * budgets[g] / 10;
+        const std::size_t first =
+            static_cast<std::size_t>(std::llround(10 * c.first_ratio)) * budgets[g] / 10;
         kept.push_back(oracle::two_stage(attention[g], importance[g], first, budgets[g], ties));
     }
     return kept;
@@ -40,56 +41,60 @@ oracle::matrix attention_of(const layer_oracle& slow, const criticalkv_config& c
 TEST_CASE("criticalkv: the kept tokens are the oracle's for random layers, requests and configurations",
           "[policy][oracle]") {
     comparison count;
-    for_random_layers(211, 60, [&](const layer_data& layer, const eviction_request& request, support::random& r) {
-        const criticalkv_config c = random_config(r);
-        compare_with_oracle(criticalkv(c), layer, request, count,
-                            [&](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
-                                const auto attention = attention_of(slow, c);
-                                const auto budgets = oracle::uniform_budgets(oracle::lengths(attention), total);
-                                return two_stages(attention, slow.norms(), c, budgets, ties);
-                            });
-    });
+    for_random_layers(
+        211, 60, [&](const layer_data& layer, const eviction_request& request, support::random& r) {
+            const criticalkv_config c = random_config(r);
+            compare_with_oracle(criticalkv(c), layer, request, count,
+                                [&](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
+                                    const auto attention = attention_of(slow, c);
+                                    const auto budgets =
+                                        oracle::uniform_budgets(oracle::lengths(attention), total);
+                                    return two_stages(attention, slow.norms(), c, budgets, ties);
+                                });
+        });
     CHECK(count.compared >= 50);
 }
 
 TEST_CASE("ada_criticalkv: budgets come from attention, the tokens from the two stages", "[policy][oracle]") {
     comparison count;
-    for_random_layers(212, 60, [&](const layer_data& layer, const eviction_request& request, support::random& r) {
-        const criticalkv_config c = random_config(r);
-        const double safeguard = r.one_of({0.0, 0.2, 0.5});
-        compare_with_oracle(ada_criticalkv(c, adaptive{.safeguard_ratio = safeguard}), layer, request, count,
-                            [&](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
-                                const auto attention = attention_of(slow, c);
-                                const auto budgets = oracle::adaptive_budgets(
-                                    attention, total, share_of(total, attention.size(), safeguard), ties);
-                                return two_stages(attention, slow.norms(), c, budgets, ties);
-                            });
-    });
+    for_random_layers(
+        212, 60, [&](const layer_data& layer, const eviction_request& request, support::random& r) {
+            const criticalkv_config c = random_config(r);
+            const double safeguard = r.one_of({0.0, 0.2, 0.5});
+            compare_with_oracle(ada_criticalkv(c, adaptive{.safeguard_ratio = safeguard}), layer, request,
+                                count,
+                                [&](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
+                                    const auto attention = attention_of(slow, c);
+                                    const auto budgets = oracle::adaptive_budgets(
+                                        attention, total, share_of(total, attention.size(), safeguard), ties);
+                                    return two_stages(attention, slow.norms(), c, budgets, ties);
+                                });
+        });
     CHECK(count.compared >= 50);
 }
 
 TEST_CASE("criticalkv: a Gram view of W_O chooses by the L2 norm", "[policy][oracle]") {
     comparison count;
     const criticalkv_config c;
-    for_random_layers(213, 30, [&](const layer_data& layer, const eviction_request& request, support::random&) {
-        const gram_projection gram(layer.projection());
-        const auto in = layer.inputs().with_output_projection(gram.view());
-        const trace fast = run(criticalkv(c), in, request);
-        REQUIRE(fast.answer.ok());
-        const layer_oracle slow(layer.inputs(), request);
-        const auto attention = attention_of(slow, c);
-        oracle::near_ties ties;
-        const auto budgets = oracle::uniform_budgets(oracle::lengths(attention),
-                                                     slow.total(request.budget.total(in.kv_heads())));
-        const auto columns =
-            two_stages(attention, slow.norms(oracle::norm_kind::l2), c, budgets, ties);
-        if (ties.rounding_may_decide()) { return; }
-        for (std::size_t g = 0; g < columns.size(); ++g) {
-            REQUIRE(kept_sets(fast.plan)[g] ==
-                    oracle::with_protected(slow.protect, slow.keys[g].size(), columns[g]));
-        }
-        ++count.compared;
-    });
+    for_random_layers(
+        213, 30, [&](const layer_data& layer, const eviction_request& request, support::random&) {
+            const gram_projection gram(layer.projection());
+            const auto in = layer.inputs().with_output_projection(gram.view());
+            const trace fast = run(criticalkv(c), in, request);
+            REQUIRE(fast.answer.ok());
+            const layer_oracle slow(layer.inputs(), request);
+            const auto attention = attention_of(slow, c);
+            oracle::near_ties ties;
+            const auto budgets = oracle::uniform_budgets(oracle::lengths(attention),
+                                                         slow.total(request.budget.total(in.kv_heads())));
+            const auto columns = two_stages(attention, slow.norms(oracle::norm_kind::l2), c, budgets, ties);
+            if (ties.rounding_may_decide()) { return; }
+            for (std::size_t g = 0; g < columns.size(); ++g) {
+                REQUIRE(kept_sets(fast.plan)[g] ==
+                        oracle::with_protected(slow.protect, slow.keys[g].size(), columns[g]));
+            }
+            ++count.compared;
+        });
     CHECK(count.compared >= 25);
 }
 

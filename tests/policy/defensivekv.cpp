@@ -37,40 +37,43 @@ column_sets slow_defensivekv(const layer_oracle& slow, const defensivekv_config&
             importance[g][column] = std::numeric_limits<double>::infinity();
         }
     }
-    const auto budgets = oracle::adaptive_budgets(
-        importance, total, share_of(total, slow.heads(), c.safeguard_ratio), ties);
+    const auto budgets =
+        oracle::adaptive_budgets(importance, total, share_of(total, slow.heads(), c.safeguard_ratio), ties);
     return best_of_rows(importance, budgets, ties);
 }
 
 } // namespace
 
-TEST_CASE("defensivekv: the kept tokens are the oracle's for random layers and requests", "[policy][oracle]") {
+TEST_CASE("defensivekv: the kept tokens are the oracle's for random layers and requests",
+          "[policy][oracle]") {
     comparison count;
-    for_random_layers(221, 80, [&](const layer_data& layer, const eviction_request& request, support::random&) {
-        compare_with_oracle(defensivekv(), layer, request, count,
-                            [&](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
-                                return slow_defensivekv(slow, {}, total, ties);
-                            });
-    });
+    for_random_layers(
+        221, 80, [&](const layer_data& layer, const eviction_request& request, support::random&) {
+            compare_with_oracle(defensivekv(), layer, request, count,
+                                [&](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
+                                    return slow_defensivekv(slow, {}, total, ties);
+                                });
+        });
     CHECK(count.compared >= 70);
 }
 
 TEST_CASE("defensivekv: the kept tokens are the oracle's for every field of the configuration",
           "[policy][oracle]") {
     comparison count;
-    for_random_layers(222, 80, [&](const layer_data& layer, const eviction_request& request, support::random& r) {
-        defensivekv_config c;
-        c.attention.kernel_tokens = r.one_of({1, 3, 5, 11});
-        c.attention.floor_weight = r.one_of({0.0f, 0.5f, 1.0f});
-        c.scope = r.one_of({norm_scope::raw, norm_scope::per_head, norm_scope::per_token});
-        c.attention_mass = r.one_of({0.0, 0.3, 0.6, 0.9});
-        c.first_at_most = r.one_of({0.0, 0.2, 0.5, 1.0});
-        c.safeguard_ratio = r.one_of({0.0, 0.2, 0.5});
-        compare_with_oracle(defensivekv(c), layer, request, count,
-                            [&](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
-                                return slow_defensivekv(slow, c, total, ties);
-                            });
-    });
+    for_random_layers(
+        222, 80, [&](const layer_data& layer, const eviction_request& request, support::random& r) {
+            defensivekv_config c;
+            c.attention.kernel_tokens = r.one_of({1, 3, 5, 11});
+            c.attention.floor_weight = r.one_of({0.0f, 0.5f, 1.0f});
+            c.scope = r.one_of({norm_scope::raw, norm_scope::per_head, norm_scope::per_token});
+            c.attention_mass = r.one_of({0.0, 0.3, 0.6, 0.9});
+            c.first_at_most = r.one_of({0.0, 0.2, 0.5, 1.0});
+            c.safeguard_ratio = r.one_of({0.0, 0.2, 0.5});
+            compare_with_oracle(defensivekv(c), layer, request, count,
+                                [&](const layer_oracle& slow, std::size_t total, oracle::near_ties& ties) {
+                                    return slow_defensivekv(slow, c, total, ties);
+                                });
+        });
     CHECK(count.compared >= 70);
 }
 
@@ -79,7 +82,8 @@ TEST_CASE("defensivekv: bad fields are refused with the plan unchanged", "[polic
     const auto in = layer.inputs();
     const eviction_request request{.budget = per_head(20), .protect = {.window_tokens = 8}};
     require_refusal(defensivekv({.attention = {.kernel_tokens = 4}}), in, request, errc::invalid_parameter);
-    require_refusal(defensivekv({.attention = {.floor_weight = -1.0f}}), in, request, errc::invalid_parameter);
+    require_refusal(defensivekv({.attention = {.floor_weight = -1.0f}}), in, request,
+                    errc::invalid_parameter);
     require_refusal(defensivekv({.attention_mass = 1.5}), in, request, errc::ratio_out_of_range);
     require_refusal(defensivekv({.first_at_most = -0.5}), in, request, errc::ratio_out_of_range);
     require_refusal(defensivekv({.safeguard_ratio = 2}), in, request, errc::ratio_out_of_range);
@@ -92,7 +96,8 @@ TEST_CASE("defensivekv: bad fields are refused with the plan unchanged", "[polic
     require_refusal(defensivekv({.scope = norm_scope::per_token}), ragged, request, errc::rows_differ);
 }
 
-TEST_CASE("defensivekv: the defaults are the published ones, but for the cap on stage one", "[policy][paper]") {
+TEST_CASE("defensivekv: the defaults are the published ones, but for the cap on stage one",
+          "[policy][paper]") {
     constexpr defensivekv_config c;
     CHECK(c.attention.kernel_tokens == 5);
     CHECK(c.attention.floor_weight == 1.0f);

@@ -19,8 +19,8 @@ namespace {
 constexpr auto newest_first = eviction_policy{recency{}, uniform{}, one_stage{}};
 
 layer_data small_layer() {
-    return random_layer({.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4},
-                        1);
+    return random_layer(
+        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
 }
 
 // Keys of any size that nobody reads.
@@ -55,7 +55,8 @@ struct failing_selector : one_stage {
 
 } // namespace
 
-TEST_CASE("eviction_policy: protected tokens and the best of each head stay, in ascending order", "[policy]") {
+TEST_CASE("eviction_policy: protected tokens and the best of each head stay, in ascending order",
+          "[policy]") {
     const layer_data layer = small_layer();
     const eviction_request request{
         .budget = per_head(12),
@@ -96,7 +97,8 @@ TEST_CASE("eviction_policy: the observer is called at each stage with what is kn
     CHECK(std::count(t.selected.begin(), t.selected.end(), std::numeric_limits<float>::infinity()) > 0);
 }
 
-TEST_CASE("eviction_policy: a prompt within the budget is kept whole without being read or scored", "[policy]") {
+TEST_CASE("eviction_policy: a prompt within the budget is kept whole without being read or scored",
+          "[policy]") {
     const auto in = kvtrim::layer(unread_keys{3, 10, 4});
     for (const token_budget budget : {per_head(10), per_head(11), over_all_heads(30), over_all_heads(1000)}) {
         const trace t = run(newest_first, in, {.budget = budget, .protect = {.sink_tokens = 2}});
@@ -106,7 +108,8 @@ TEST_CASE("eviction_policy: a prompt within the budget is kept whole without bei
     }
 }
 
-TEST_CASE("eviction_policy: a prompt shorter than the window is kept whole if the budget allows", "[policy]") {
+TEST_CASE("eviction_policy: a prompt shorter than the window is kept whole if the budget allows",
+          "[policy]") {
     const layer_data layer = small_layer();
     const view few(layer.k.data(), {2, 3, 8});
     const auto in = kvtrim::layer(few).with_queries(layer.queries());
@@ -125,14 +128,16 @@ TEST_CASE("eviction_policy: a prompt shorter than the window is kept whole if th
                     errc::invalid_parameter);
 }
 
-TEST_CASE("eviction_policy: a budget of nothing or below the protected tokens is refused", "[policy][errors]") {
+TEST_CASE("eviction_policy: a budget of nothing or below the protected tokens is refused",
+          "[policy][errors]") {
     const layer_data layer = small_layer();
     const auto in = layer.inputs();
     for (const token_budget none : {per_head(0), over_all_heads(0), per_head(-3)}) {
         require_refusal(newest_first, in, {.budget = none}, errc::budget_zero);
     }
     const protection p{.sink_tokens = 4, .window_tokens = 6};
-    require_refusal(newest_first, in, {.budget = per_head(9), .protect = p}, errc::budget_below_protection, 20);
+    require_refusal(newest_first, in, {.budget = per_head(9), .protect = p}, errc::budget_below_protection,
+                    20);
     require_refusal(newest_first, in, {.budget = over_all_heads(19), .protect = p},
                     errc::budget_below_protection, 20);
     const trace exact = run(newest_first, in, {.budget = per_head(10), .protect = p});
@@ -157,8 +162,8 @@ TEST_CASE("eviction_policy: bad fields of each stage are refused", "[policy][err
                     errc::ratio_out_of_range);
     require_refusal(eviction_policy{recency{}, uniform{}, chunked{.chunk_tokens = 0}}, in, request,
                     errc::invalid_parameter);
-    require_refusal(eviction_policy{window_attention{mean_attention{}, -1}, uniform{}, one_stage{}}, in, request,
-                    errc::invalid_parameter);
+    require_refusal(eviction_policy{window_attention{mean_attention{}, -1}, uniform{}, one_stage{}}, in,
+                    request, errc::invalid_parameter);
 }
 
 TEST_CASE("eviction_policy: caches beyond 32-bit tables are refused before anything is read",
@@ -187,8 +192,7 @@ TEST_CASE("eviction_policy: a stage's error is passed on with the plan unchanged
     CHECK(needed(eviction_policy{recency{}, uniform{}, failing_selector{}}) == 10);
 
     const ragged_cache keys(layer.keys(), {40, 30});
-    const trace t =
-        run(eviction_policy{recency{}, uniform{}, shared{}}, kvtrim::layer(keys.get()), request);
+    const trace t = run(eviction_policy{recency{}, uniform{}, shared{}}, kvtrim::layer(keys.get()), request);
     CHECK(t.answer.code() == errc::rows_differ);
     CHECK(t.plan == made_before());
 }

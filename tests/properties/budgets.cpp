@@ -11,25 +11,26 @@ using namespace kvtrim;
 using namespace support;
 
 TEST_CASE("every policy keeps exactly the budget, ascending, with all protected tokens", "[properties]") {
-    for_random_layers(401, 40, [](const layer_data& layer, const eviction_request& request, support::random&) {
-        const auto in = layer.inputs();
-        for (const named_policy& policy : named_policies()) {
-            const trace t = policy(in, request);
-            CAPTURE(policy.name);
-            REQUIRE(t.answer.ok());
-            CHECK(is_valid(t.plan, in));
-            CHECK(keeps_protected(t.plan, in, request.protect));
-            CHECK(t.plan.total_tokens() == policy.kept_of(request.budget.tokens, in, request.protect));
-            const auto sets = kept_sets(t.plan);
-            if (policy.one_set) { CHECK(std::count(sets.begin(), sets.end(), sets[0]) == in.kv_heads()); }
-            if (!policy.across_heads) { // heads differ by one token at most
-                for (index_t g = 0; g < in.kv_heads(); ++g) {
-                    CHECK(std::abs(t.plan.kept_tokens(g) * in.kv_heads() - request.budget.tokens) <
-                          in.kv_heads());
+    for_random_layers(
+        401, 40, [](const layer_data& layer, const eviction_request& request, support::random&) {
+            const auto in = layer.inputs();
+            for (const named_policy& policy : named_policies()) {
+                const trace t = policy(in, request);
+                CAPTURE(policy.name);
+                REQUIRE(t.answer.ok());
+                CHECK(is_valid(t.plan, in));
+                CHECK(keeps_protected(t.plan, in, request.protect));
+                CHECK(t.plan.total_tokens() == policy.kept_of(request.budget.tokens, in, request.protect));
+                const auto sets = kept_sets(t.plan);
+                if (policy.one_set) { CHECK(std::count(sets.begin(), sets.end(), sets[0]) == in.kv_heads()); }
+                if (!policy.across_heads) { // heads differ by one token at most
+                    for (index_t g = 0; g < in.kv_heads(); ++g) {
+                        CHECK(std::abs(t.plan.kept_tokens(g) * in.kv_heads() - request.budget.tokens) <
+                              in.kv_heads());
+                    }
                 }
             }
-        }
-    });
+        });
 }
 
 TEST_CASE("every policy answers with the same plan when it is asked again", "[properties]") {
@@ -41,7 +42,8 @@ TEST_CASE("every policy answers with the same plan when it is asked again", "[pr
     });
 }
 
-TEST_CASE("a larger budget keeps what a smaller one kept, with uniform budgets and one stage", "[properties]") {
+TEST_CASE("a larger budget keeps what a smaller one kept, with uniform budgets and one stage",
+          "[properties]") {
     for_random_layers(403, 25, [](const layer_data& layer, eviction_request request, support::random&) {
         const auto in = layer.inputs();
         std::vector<oracle::token_set> before;
@@ -63,9 +65,11 @@ TEST_CASE("scores times a power of two give the same plan", "[properties]") {
     for (int i = 0; i < 40; ++i) {
         const layer_data layer = random_layer({.kv_heads = 3, .tokens = r.between(5, 90), .queries = 1}, 1);
         std::vector<float> scores;
-        for (index_t c = 0; c < 3 * layer.shape.tokens; ++c) { scores.push_back(static_cast<float>(r.uniform())); }
-        const eviction_request request{
-            .budget = over_all_heads(r.between(3, 3 * layer.shape.tokens - 1)), .protect = {.sink_tokens = 1}};
+        for (index_t c = 0; c < 3 * layer.shape.tokens; ++c) {
+            scores.push_back(static_cast<float>(r.uniform()));
+        }
+        const eviction_request request{.budget = over_all_heads(r.between(3, 3 * layer.shape.tokens - 1)),
+                                       .protect = {.sink_tokens = 1}};
         const auto plans = [&](float factor) {
             std::vector<float> scaled = scores;
             for (float& x : scaled) { x *= factor; }

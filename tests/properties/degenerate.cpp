@@ -25,12 +25,17 @@ struct degenerate_case {
     std::string name;
     layer_data layer;
     eviction_request request;
-    answer expected = {};           // of policies that read the observation window
-    answer without_window = {};     // of the others
+    answer expected = {};       // of policies that read the observation window
+    answer without_window = {}; // of the others
 };
 
 layer_shape small(index_t tokens = 30, index_t queries = 4) {
-    return {.kv_heads = 2, .group = 2, .tokens = tokens, .head_dim = 8, .value_dim = 8, .hidden = 12,
+    return {.kv_heads = 2,
+            .group = 2,
+            .tokens = tokens,
+            .head_dim = 8,
+            .value_dim = 8,
+            .hidden = 12,
             .queries = queries};
 }
 
@@ -62,8 +67,11 @@ std::vector<degenerate_case> sizes() {
         {"two tokens, budget 1", random_layer(small(2, 1), 1), {.budget = per_head(1)}},
         {"two tokens, budget 1 over both heads", random_layer(small(2, 1), 1), {.budget = over_all_heads(1)}},
         {"the window is the prompt", random_layer(small(4), 1), ten},
-        {"the window is the prompt, the budget is less", random_layer(small(4), 1), with_budget(per_head(3)),
-         {errc::budget_below_protection, 8}, {errc::budget_below_protection, 8}},
+        {"the window is the prompt, the budget is less",
+         random_layer(small(4), 1),
+         with_budget(per_head(3)),
+         {errc::budget_below_protection, 8},
+         {errc::budget_below_protection, 8}},
         {"the queries are the prompt, none protected", random_layer(small(4), 1), {.budget = per_head(3)}},
         {"the budget is the prompt", plain(), with_budget(per_head(30))},
         {"the budget is above the prompt", plain(), with_budget(per_head(31))},
@@ -74,18 +82,31 @@ std::vector<degenerate_case> sizes() {
         {"the budget is the protected tokens", plain(), with_budget(per_head(5))},
         {"the budget is one above the protected tokens", plain(), with_budget(over_all_heads(11))},
         {"one candidate", random_layer(small(6), 1), with_budget(per_head(5))},
-        {"protected ranges that overlap", plain(),
+        {"protected ranges that overlap",
+         plain(),
          {.budget = per_head(30), .protect = {.sink_tokens = 20, .pinned_tokens = 25, .window_tokens = 15}}},
-        {"shorter than the window", random_layer(small(3), 1), {.budget = per_head(2)},
+        {"shorter than the window",
+         random_layer(small(3), 1),
+         {.budget = per_head(2)},
          {errc::window_exceeds_tokens, 4}},
         {"shorter than the window and kept whole", random_layer(small(3), 1), {.budget = per_head(3)}},
-        {"the rollback tail is longer than the prompt", plain(),
-         {.budget = per_head(29), .protect = {.rollback_tokens = 27}}, {errc::window_exceeds_tokens, 31}},
+        {"the rollback tail is longer than the prompt",
+         plain(),
+         {.budget = per_head(29), .protect = {.rollback_tokens = 27}},
+         {errc::window_exceeds_tokens, 31}},
         {"one head of one channel",
-         random_layer({.kv_heads = 1, .group = 1, .tokens = 30, .head_dim = 1, .value_dim = 1, .hidden = 1,
-                       .queries = 4}, 1), ten},
+         random_layer({.kv_heads = 1,
+                       .group = 1,
+                       .tokens = 30,
+                       .head_dim = 1,
+                       .value_dim = 1,
+                       .hidden = 1,
+                       .queries = 4},
+                      1),
+         ten},
         {"seven query heads per KV head",
-         random_layer({.kv_heads = 3, .group = 7, .tokens = 30, .head_dim = 8, .value_dim = 4, .queries = 19}, 1),
+         random_layer({.kv_heads = 3, .group = 7, .tokens = 30, .head_dim = 8, .value_dim = 4, .queries = 19},
+                      1),
          with_budget(per_head(7))},
     };
 }
@@ -104,10 +125,12 @@ std::vector<degenerate_case> numbers() {
         {"zero W_O", changed([&](layer_data& l) { all(l.w, 0.0f); }), ten},
         {"everything zero", changed([&](layer_data& l) {
              for (auto* values : {&l.k, &l.v, &l.q, &l.w}) { all(*values, 0.0f); }
-         }), ten},
+         }),
+         ten},
         {"everything NaN", changed([&](layer_data& l) {
              for (auto* values : {&l.k, &l.v, &l.q, &l.w}) { all(*values, nan); }
-         }), ten},
+         }),
+         ten},
         {"NaN keys", changed([&](layer_data& l) { all(l.k, nan); }), ten},
         {"NaN queries", changed([&](layer_data& l) { all(l.q, nan); }), ten},
         {"NaN values", changed([&](layer_data& l) { all(l.v, nan); }), ten},
@@ -115,21 +138,35 @@ std::vector<degenerate_case> numbers() {
         {"infinite keys", changed([&](layer_data& l) { all(l.k, infinity); }), ten},
         {"infinite values", changed([&](layer_data& l) { all(l.v, -infinity); }), ten},
         {"infinite W_O", changed([&](layer_data& l) { all(l.w, infinity); }), ten},
-        {"huge logits", changed([&](layer_data& l) { times(l.k, 1e6f); times(l.q, 1e6f); }), ten},
-        {"overflowing logits", changed([&](layer_data& l) { times(l.k, 1e30f); times(l.q, 1e30f); }), ten},
-        {"overflowing norms", changed([&](layer_data& l) { times(l.v, 1e30f); times(l.w, 1e30f); }), ten},
+        {"huge logits", changed([&](layer_data& l) {
+             times(l.k, 1e6f);
+             times(l.q, 1e6f);
+         }),
+         ten},
+        {"overflowing logits", changed([&](layer_data& l) {
+             times(l.k, 1e30f);
+             times(l.q, 1e30f);
+         }),
+         ten},
+        {"overflowing norms", changed([&](layer_data& l) {
+             times(l.v, 1e30f);
+             times(l.w, 1e30f);
+         }),
+         ten},
         {"subnormal numbers", changed([&](layer_data& l) {
              for (auto* values : {&l.k, &l.v, &l.q, &l.w}) { times(*values, 1e-40f); }
-         }), ten},
+         }),
+         ten},
         {"one NaN in each array", changed([&](layer_data& l) {
              for (auto* values : {&l.k, &l.v, &l.q, &l.w}) { (*values)[37] = nan; }
-         }), ten},
+         }),
+         ten},
         {"one infinity in each array", changed([&](layer_data& l) {
              for (auto* values : {&l.k, &l.v, &l.q, &l.w}) { (*values)[37] = infinity; }
-         }), ten},
-        {"values of a whole head NaN", changed([&](layer_data& l) {
-             std::fill_n(l.v.begin(), l.v.size() / 2, nan);
-         }), ten},
+         }),
+         ten},
+        {"values of a whole head NaN",
+         changed([&](layer_data& l) { std::fill_n(l.v.begin(), l.v.size() / 2, nan); }), ten},
     };
     degenerate_case options{"a sliding window of one token", plain(), ten};
     options.request.attention.sliding_window = 1;
@@ -183,7 +220,8 @@ TEST_CASE("every policy answers zeros, ties, NaN, infinities and huge numbers wi
     check_every_policy(numbers());
 }
 
-TEST_CASE("no heads at all are an empty plan, or the status of a window without keys", "[properties][degenerate]") {
+TEST_CASE("no heads at all are an empty plan, or the status of a window without keys",
+          "[properties][degenerate]") {
     const layer_data layer = random_layer({.kv_heads = 0, .group = 2, .tokens = 5, .queries = 2}, 1);
     for (const named_policy& policy : named_policies()) {
         const trace t = policy(layer.inputs(), {.budget = per_head(3)});
@@ -199,12 +237,12 @@ TEST_CASE("no heads at all are an empty plan, or the status of a window without 
     }
 }
 
-TEST_CASE("equal scores are kept from the lower index on, in heads in their order", "[properties][degenerate]") {
+TEST_CASE("equal scores are kept from the lower index on, in heads in their order",
+          "[properties][degenerate]") {
     layer_data layer = plain();
     std::fill(layer.k.begin(), layer.k.end(), 1.0f);
     const eviction_request request{.budget = over_all_heads(21), .protect = {.window_tokens = 4}};
-    const auto sets =
-        kept_sets(run(snapkv({.pool = pooling::none}), layer.inputs(), request).plan);
+    const auto sets = kept_sets(run(snapkv({.pool = pooling::none}), layer.inputs(), request).plan);
     CHECK(sets[0] == oracle::token_set{0, 1, 2, 3, 4, 5, 6, 26, 27, 28, 29});
     CHECK(sets[1] == oracle::token_set{0, 1, 2, 3, 4, 5, 26, 27, 28, 29});
     // Between heads too: nobody beats head 0.

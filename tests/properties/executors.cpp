@@ -21,13 +21,14 @@ void check_same(const trace& serial, const trace& other) {
 } // namespace
 
 TEST_CASE("neither the number of threads nor the order of the heads changes a bit", "[properties][threads]") {
-    for_random_layers(431, 10, [](const layer_data& layer, const eviction_request& request, support::random& r) {
-        for (const named_policy& policy : named_policies()) {
-            const trace serial = policy(layer.inputs(), request);
-            CAPTURE(policy.name);
-            check_same(serial, policy.run(layer.inputs(), request, thread_executor{2}));
-            check_same(serial, policy.run(layer.inputs(), request, thread_executor{5}));
-            check_same(serial, policy.run(layer.inputs(), request, shuffling_executor{r.bits()}));
-        }
-    });
+    for_random_layers(
+        431, 10, [](const layer_data& layer, const eviction_request& request, support::random& r) {
+            for (const named_policy& policy : named_policies()) {
+                const trace serial = policy(layer.inputs(), request);
+                CAPTURE(policy.name);
+                check_same(serial, policy.run(layer.inputs(), request, thread_executor{2}));
+                check_same(serial, policy.run(layer.inputs(), request, thread_executor{5}));
+                check_same(serial, policy.run(layer.inputs(), request, shuffling_executor{r.bits()}));
+            }
+        });
 }

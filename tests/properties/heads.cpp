@@ -34,7 +34,8 @@ TEST_CASE("KV heads in another order give the same sets in that order", "[proper
                                permuted(layer.projection(), order, s.group)};
         std::vector<float> sinks;
         for (const index_t g : order) {
-            for (index_t h = g * s.group; h < (g + 1) * s.group && !request.attention.sink_logits.empty(); ++h) {
+            for (index_t h = g * s.group; h < (g + 1) * s.group && !request.attention.sink_logits.empty();
+                 ++h) {
                 sinks.push_back(request.attention.sink_logits[static_cast<std::size_t>(h)]);
             }
         }
@@ -91,10 +92,10 @@ TEST_CASE("a group of equal query heads is the same as one query head per KV hea
     for_random_layers(413, 20, [](const layer_data& layer, eviction_request request, support::random& r) {
         layer_data single = layer;
         single.shape.group = 1;
-        single.q.resize(static_cast<std::size_t>(single.shape.kv_heads * single.shape.queries *
-                                                 single.shape.head_dim));
-        single.w.resize(static_cast<std::size_t>(single.shape.kv_heads * single.shape.value_dim *
-                                                 single.shape.hidden));
+        single.q.resize(
+            static_cast<std::size_t>(single.shape.kv_heads * single.shape.queries * single.shape.head_dim));
+        single.w.resize(
+            static_cast<std::size_t>(single.shape.kv_heads * single.shape.value_dim * single.shape.hidden));
         request.attention.sink_logits = {};
         const index_t copies = r.one_of({2, 3, 4});
         layer_data repeated = single;

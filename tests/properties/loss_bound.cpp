@@ -31,28 +31,31 @@ void check_bounds(const layer_data& layer, const eviction_request& request, cons
 
 } // namespace
 
-TEST_CASE("Ada-KV's bound holds and kept mass is a share, for the plan of every policy", "[properties][measure]") {
-    for_random_layers(461, 12, [](const layer_data& layer, const eviction_request& request, support::random&) {
-        for (const named_policy& policy : named_policies()) {
-            CAPTURE(policy.name);
-            check_bounds(layer, request, policy(layer.inputs(), request).plan);
-        }
-    });
+TEST_CASE("Ada-KV's bound holds and kept mass is a share, for the plan of every policy",
+          "[properties][measure]") {
+    for_random_layers(461, 12,
+                      [](const layer_data& layer, const eviction_request& request, support::random&) {
+                          for (const named_policy& policy : named_policies()) {
+                              CAPTURE(policy.name);
+                              check_bounds(layer, request, policy(layer.inputs(), request).plan);
+                          }
+                      });
 }
 
 TEST_CASE("Ada-KV's bound holds and kept mass is a share, for any plan at all", "[properties][measure]") {
-    for_random_layers(462, 40, [](const layer_data& layer, const eviction_request& request, support::random& r) {
-        std::vector<oracle::token_set> sets;
-        for (index_t g = 0; g < layer.shape.kv_heads; ++g) {
-            const double share = r.uniform();
-            oracle::token_set set;
-            for (std::size_t t = 0; t < static_cast<std::size_t>(layer.shape.tokens); ++t) {
-                if (r.chance(share)) { set.push_back(t); }
-            }
-            sets.push_back(set);
-        }
-        check_bounds(layer, request, plan_of(sets));
-    });
+    for_random_layers(462, 40,
+                      [](const layer_data& layer, const eviction_request& request, support::random& r) {
+                          std::vector<oracle::token_set> sets;
+                          for (index_t g = 0; g < layer.shape.kv_heads; ++g) {
+                              const double share = r.uniform();
+                              oracle::token_set set;
+                              for (std::size_t t = 0; t < static_cast<std::size_t>(layer.shape.tokens); ++t) {
+                                  if (r.chance(share)) { set.push_back(t); }
+                              }
+                              sets.push_back(set);
+                          }
+                          check_bounds(layer, request, plan_of(sets));
+                      });
 }
 
 TEST_CASE("keeping more never lowers the kept mass of a head", "[properties][measure]") {

@@ -55,8 +55,9 @@ TEST_CASE("heads of different length: budgets sum exactly, protected tokens stay
         const layer_data layer = random_layer(policy_shape(r), 8000 + static_cast<std::uint64_t>(i));
         const ragged_layer cut(layer, random_lengths(r, layer.shape));
         const auto in = cut.inputs();
-        eviction_request request{.budget = {}, .protect = {.sink_tokens = r.between(0, 3),
-                                                           .window_tokens = r.between(0, layer.shape.queries)}};
+        eviction_request request{
+            .budget = {},
+            .protect = {.sink_tokens = r.between(0, 3), .window_tokens = r.between(0, layer.shape.queries)}};
         const index_t budget = random_budget(r, in, request.protect);
         if (budget == 0) { continue; }
         request.budget = over_all_heads(budget);
@@ -78,7 +79,8 @@ TEST_CASE("heads of different length: the kept tokens are the oracle's", "[prope
         const layer_data layer = random_layer(policy_shape(r), 8100 + static_cast<std::uint64_t>(i));
         const ragged_layer cut(layer, random_lengths(r, layer.shape));
         const auto in = cut.inputs();
-        eviction_request request{.budget = {}, .protect = {.window_tokens = r.between(0, layer.shape.queries)}};
+        eviction_request request{.budget = {},
+                                 .protect = {.window_tokens = r.between(0, layer.shape.queries)}};
         const index_t budget = random_budget(r, in, request.protect);
         if (budget == 0) { continue; }
         request.budget = over_all_heads(budget);
@@ -104,10 +106,12 @@ TEST_CASE("heads of different length: the kept tokens are the oracle's", "[prope
     CHECK(compared >= 25);
 }
 
-TEST_CASE("a cache that was cut can be cut again: what stays are rows of the first cache", "[properties][ragged]") {
+TEST_CASE("a cache that was cut can be cut again: what stays are rows of the first cache",
+          "[properties][ragged]") {
     support::random r(453);
     for (int i = 0; i < 15; ++i) {
-        layer_shape shape{.kv_heads = r.between(1, 4), .group = 2, .tokens = r.between(60, 150), .queries = 6};
+        layer_shape shape{
+            .kv_heads = r.between(1, 4), .group = 2, .tokens = r.between(60, 150), .queries = 6};
         layer_data layer = random_layer(shape, 8200 + static_cast<std::uint64_t>(i));
         const layer_data before = layer;
         const protection protect{.sink_tokens = 2, .window_tokens = 6};

@@ -83,7 +83,8 @@ TEST_CASE("a byte less than a policy uses is refused with the plan unchanged", "
     });
 }
 
-TEST_CASE("what is kept whole needs a workspace of one cache line and a few counts", "[properties][workspace]") {
+TEST_CASE("what is kept whole needs a workspace of one cache line and a few counts",
+          "[properties][workspace]") {
     const layer_data layer = random_layer({.kv_heads = 3, .tokens = 20, .queries = 4}, 1);
     const eviction_request whole{.budget = per_head(20)};
     for (const named_policy& policy : named_policies()) {

@@ -24,7 +24,9 @@ struct unequal_heads {
     unequal_heads() {
         support::random r(5);
         for (const double level : {1e-6, 1.0, 1e3, 1e-3}) {
-            for (int t = 0; t < 100; ++t) { scores.push_back(static_cast<float>(level * (0.5 + r.uniform()))); }
+            for (int t = 0; t < 100; ++t) {
+                scores.push_back(static_cast<float>(level * (0.5 + r.uniform())));
+            }
         }
     }
     template <class Allocator>

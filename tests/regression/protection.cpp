@@ -14,8 +14,8 @@ using namespace support;
 
 namespace {
 
-constexpr layer_shape shape{.kv_heads = 2, .group = 2, .tokens = 120, .head_dim = 16, .value_dim = 16,
-                            .hidden = 24, .queries = 16};
+constexpr layer_shape shape{
+    .kv_heads = 2, .group = 2, .tokens = 120, .head_dim = 16, .value_dim = 16, .hidden = 24, .queries = 16};
 constexpr protection sinks_and_window{.sink_tokens = 4, .window_tokens = 16};
 
 void check_protected(const layer_data& layer, token_budget budget = per_head(30)) {
@@ -69,8 +69,14 @@ TEST_CASE("protected tokens are not lost to tokens of equal score", "[regression
 
 // DefensiveKV repository D5: with w (1 - r) small, window tokens went first: n 1000, w 64, r 0.934.
 TEST_CASE("protected tokens stay when the budget is just above them", "[regression]") {
-    layer_data layer = random_layer({.kv_heads = 2, .group = 1, .tokens = 1000, .head_dim = 8, .value_dim = 8,
-                                     .hidden = 8, .queries = 64}, 1);
+    layer_data layer = random_layer({.kv_heads = 2,
+                                     .group = 1,
+                                     .tokens = 1000,
+                                     .head_dim = 8,
+                                     .value_dim = 8,
+                                     .hidden = 8,
+                                     .queries = 64},
+                                    1);
     const protection window{.window_tokens = 64};
     for (const named_policy& policy : named_policies()) {
         const trace t = policy(layer.inputs(), {.budget = per_head(66), .protect = window});
@@ -95,8 +101,8 @@ TEST_CASE("a budget below the window is refused, not met with an arbitrary part 
 
 // avg_pool1d over the whole row (kvpress): a sink's attention lifts the tokens beside it.
 TEST_CASE("a protected sink does not lift its neighbours through pooling", "[regression]") {
-    layer_data layer = random_layer({.kv_heads = 1, .group = 1, .tokens = 60, .head_dim = 8, .value_dim = 8,
-                                     .queries = 4}, 1);
+    layer_data layer = random_layer(
+        {.kv_heads = 1, .group = 1, .tokens = 60, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
     const eviction_request request{.budget = per_head(20), .protect = {.sink_tokens = 4, .window_tokens = 4}};
     const auto relative = [&] { // the first candidate's score in units of the tenth's
         const trace t = run(snapkv(), layer.inputs(), request);
@@ -127,11 +133,13 @@ TEST_CASE("a draft tail does not shift the window and is never evicted", "[regre
         const protection without{.sink_tokens = 4, .window_tokens = 16};
         protection with = without;
         with.rollback_tokens = 5;
-        const auto kept = kept_sets(policy(layer.inputs(), {.budget = per_head(40), .protect = without}).plan);
+        const auto kept =
+            kept_sets(policy(layer.inputs(), {.budget = per_head(40), .protect = without}).plan);
         auto kept_with = kept_sets(policy(longer.inputs(), {.budget = per_head(45), .protect = with}).plan);
         CAPTURE(policy.name);
         for (auto& head : kept_with) {
-            CHECK(oracle::token_set(head.end() - 5, head.end()) == oracle::token_set{120, 121, 122, 123, 124});
+            CHECK(oracle::token_set(head.end() - 5, head.end()) ==
+                  oracle::token_set{120, 121, 122, 123, 124});
             head.resize(head.size() - 5);
         }
         CHECK(kept_with == kept);

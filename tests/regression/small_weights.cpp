@@ -34,7 +34,7 @@ TEST_CASE("weights below what half precision holds are not ties", "[regression]"
     constexpr std::size_t tokens = 5000;
     std::vector<float> logits(tokens, -8.0f);
     for (std::size_t t = 0; t < 20; ++t) { logits[4000 + 10 * t] = -7.5f; } // wanted more, far from the front
-    logits[tokens - 1] = 16.0f;                                            // nearly all the attention
+    logits[tokens - 1] = 16.0f;                                             // nearly all the attention
     const half_cache cache(logits);
     const mean_attention unpooled{.pool = pooling::none};
     const trace t =
@@ -73,7 +73,8 @@ TEST_CASE("a token that few queries have seen is not judged by their number", "[
     constexpr index_t tokens = 40;
     const std::vector<float> k(tokens, 0.0f);
     const std::vector<float> q(tokens, 1.0f);
-    const auto in = kvtrim::layer(view(k.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
+    const auto in =
+        kvtrim::layer(view(k.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
     const trace sums = run(h2o(), in, {.budget = per_head(10)});
     const trace means = run(observed_attention(), in, {.budget = per_head(10)});
     CHECK(sums.importance[0] > sums.importance[20]);

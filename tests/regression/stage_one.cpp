@@ -84,7 +84,8 @@ TEST_CASE("defensivekv: the cumulative mass counts in units of the whole attenti
 }
 
 // D3, ecosystem 25: argmax of cumsum >= threshold leaves the crossing token out: 0.74 to 0.84 covered, not 0.9.
-TEST_CASE("defensivekv: stage one and the window cover the threshold whenever the limit allows", "[regression]") {
+TEST_CASE("defensivekv: stage one and the window cover the threshold whenever the limit allows",
+          "[regression]") {
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
         const layer_data layer = random_layer({.kv_heads = 2, .group = 2, .tokens = 150, .queries = 8}, seed);
         const eviction_request request = request_of(149, 8);
@@ -92,7 +93,8 @@ TEST_CASE("defensivekv: stage one and the window cover the threshold whenever th
         for (std::size_t g = 0; g < 2; ++g) {
             double covered = static_cast<double>(t.protected_mass[g]);
             double least = 1;
-            for (auto i = static_cast<std::size_t>(t.offsets[g]); i < static_cast<std::size_t>(t.offsets[g + 1]); ++i) {
+            for (auto i = static_cast<std::size_t>(t.offsets[g]);
+                 i < static_cast<std::size_t>(t.offsets[g + 1]); ++i) {
                 if (t.selected[i] != std::numeric_limits<float>::infinity()) { continue; }
                 covered += static_cast<double>(t.attention[i]);
                 least = std::min(least, static_cast<double>(t.attention[i]));
@@ -128,7 +130,8 @@ TEST_CASE("defensivekv: stage one may take all that the window leaves of the bud
 
 // D5, ecosystem 26: a negative limit is a slice end there: nearly every token is forced and all tie.
 TEST_CASE("defensivekv: a budget that the window uses up forces nothing", "[regression]") {
-    const layer_data layer = random_layer({.kv_heads = 2, .group = 1, .tokens = 1000, .head_dim = 8, .queries = 64}, 9);
+    const layer_data layer =
+        random_layer({.kv_heads = 2, .group = 1, .tokens = 1000, .head_dim = 8, .queries = 64}, 9);
     const trace none = run(defensivekv(uncapped()), layer.inputs(), request_of(64, 64));
     CHECK(forced(none) == 0);
     CHECK(none.plan.kept_tokens(0) == 64);
@@ -148,7 +151,8 @@ TEST_CASE("defensivekv: a token of stage one is never dropped for one that score
         for (index_t g = 0; g < 3; ++g) {
             const auto row = t.plan.row(g);
             for (index_t c = 0; c < 112; ++c) {
-                const float score = t.selected[static_cast<std::size_t>(t.offsets[static_cast<std::size_t>(g)] + c)];
+                const float score =
+                    t.selected[static_cast<std::size_t>(t.offsets[static_cast<std::size_t>(g)] + c)];
                 if (score == std::numeric_limits<float>::infinity()) {
                     CHECK(std::binary_search(row.begin(), row.end(), c));
                 }
@@ -179,7 +183,8 @@ TEST_CASE("criticalkv: the most attended token stays although its value is zero"
             std::fill_n(layer.value(g, best.back()), 16, 0.0f);
         }
         const trace plain = run(criticalkv(unpooled), layer.inputs(), request);
-        const trace ada = run(ada_criticalkv(unpooled, adaptive{.safeguard_ratio = 0.2}), layer.inputs(), request);
+        const trace ada =
+            run(ada_criticalkv(unpooled, adaptive{.safeguard_ratio = 0.2}), layer.inputs(), request);
         for (std::size_t g = 0; g < 2; ++g) {
             const auto in_plan = [&](const trace& t) {
                 const auto row = t.plan.row(static_cast<index_t>(g));
@@ -194,7 +199,8 @@ TEST_CASE("criticalkv: the most attended token stays although its value is zero"
 // Section 5: padded window tokens use up stage one; with a stage-one budget below the window it takes nothing else.
 TEST_CASE("criticalkv: the window does not use up stage one", "[regression]") {
     const layer_data layer = random_layer({.kv_heads = 1, .group = 1, .tokens = 200, .queries = 32}, 3);
-    CHECK(forced(run(criticalkv(), layer.inputs(), request_of(52, 32))) == 10); // half of the 20 beside the window
+    CHECK(forced(run(criticalkv(), layer.inputs(), request_of(52, 32))) ==
+          10); // half of the 20 beside the window
 }
 
 // Section 5: int((1 - r) n ratio) is not a fraction of the rounded kept count: 0.1 x 100 x 0.5 is 5, not 4.

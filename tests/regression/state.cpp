@@ -31,8 +31,8 @@ TEST_CASE("the plan of one sequence does not depend on other sequences", "[regre
     for (const named_policy& policy : named_policies()) {
         const keep_plan alone = policy(mine.inputs(), forty).plan;
         // One workspace and one plan object for all requests of an engine.
-        std::vector<std::byte> memory(static_cast<std::size_t>(std::max(policy.workspace_bytes(mine.inputs(), forty),
-                                                       policy.workspace_bytes(loud.inputs(), forty))));
+        std::vector<std::byte> memory(static_cast<std::size_t>(std::max(
+            policy.workspace_bytes(mine.inputs(), forty), policy.workspace_bytes(loud.inputs(), forty))));
         workspace scratch(memory);
         keep_plan plan;
         CAPTURE(policy.name);
@@ -61,13 +61,15 @@ TEST_CASE("a refused request does not disturb the next one", "[regression]") {
     const layer_data layer = prompt(200, 1);
     for (const named_policy& policy : named_policies()) {
         const keep_plan expected = policy(layer.inputs(), forty).plan;
-        std::vector<std::byte> memory(static_cast<std::size_t>(policy.workspace_bytes(layer.inputs(), forty)));
+        std::vector<std::byte> memory(
+            static_cast<std::size_t>(policy.workspace_bytes(layer.inputs(), forty)));
         workspace scratch(memory);
         keep_plan plan = expected;
         const layer_data longer = prompt(1250, 1);
         CAPTURE(policy.name);
         static_cast<void>(policy.plan(longer.inputs(), forty, plan, scratch)); // too large for this workspace
-        CHECK(policy.plan(layer.inputs(), {.budget = per_head(0)}, plan, scratch).code() == errc::budget_zero);
+        CHECK(policy.plan(layer.inputs(), {.budget = per_head(0)}, plan, scratch).code() ==
+              errc::budget_zero);
         REQUIRE(policy.plan(layer.inputs(), forty, plan, scratch).ok());
         CHECK(plan == expected);
     }

@@ -56,8 +56,14 @@ TEST_CASE("inside a head, normalised norms keep the order of the raw ones", "[re
 // D8, ecosystem 33: W_O of head id / batch instead of id mod heads; hidden sizes that are no multiple of the tile.
 TEST_CASE("every KV head is weighted by its own query heads' W_O, for odd hidden sizes too", "[regression]") {
     for (const index_t hidden : {1, 17, 255, 321}) {
-        layer_data layer = random_layer(
-            {.kv_heads = 4, .group = 2, .tokens = 30, .head_dim = 8, .value_dim = 8, .hidden = hidden, .queries = 2}, 1);
+        layer_data layer = random_layer({.kv_heads = 4,
+                                         .group = 2,
+                                         .tokens = 30,
+                                         .head_dim = 8,
+                                         .value_dim = 8,
+                                         .hidden = hidden,
+                                         .queries = 2},
+                                        1);
         // Only query head 5, of KV head 2, projects anything.
         const auto block = static_cast<std::ptrdiff_t>(8 * hidden);
         std::fill(layer.w.begin(), layer.w.begin() + 5 * block, 0.0f);
@@ -78,7 +84,8 @@ TEST_CASE("a head whose values are all zero gets zero importance, not NaN", "[re
 }
 
 // Section 5: an absolute epsilon of 1e-4 drowns scores of long contexts, and stage two ranks by the norm alone.
-TEST_CASE("a relative epsilon keeps attention in the second stage, however small the scores", "[regression]") {
+TEST_CASE("a relative epsilon keeps attention in the second stage, however small the scores",
+          "[regression]") {
     // Even attention of 1e-5 each, but the first hundred tokens have ten times as much and the smallest norms.
     constexpr index_t tokens = 20000;
     std::vector<float> k(tokens, 0.0f);

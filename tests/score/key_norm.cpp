@@ -42,7 +42,8 @@ TEST_CASE("key_diff: the average key is that of all tokens, protected ones inclu
     CHECK(scores.importance[1] == Approx(-1 / std::sqrt(101.0)));
 }
 
-TEST_CASE("key_norm, key_diff: zero and NaN keys have defined scores and leave others alone", "[score][odd]") {
+TEST_CASE("key_norm, key_diff: zero and NaN keys have defined scores and leave others alone",
+          "[score][odd]") {
     layer_data layer = random_layer({.kv_heads = 1, .group = 1, .tokens = 20, .head_dim = 8}, 3);
     std::fill_n(layer.key(0, 4), 8, 0.0f);
     const auto diff_before = score_layer(key_diff_score{}, layer.inputs(), {}).importance;
@@ -60,7 +61,8 @@ TEST_CASE("key_norm, key_diff: zero and NaN keys have defined scores and leave o
     CHECK(score_layer(key_norm_score{}, layer.inputs(), {}).importance == std::vector<float>(20, 0.0f));
 }
 
-TEST_CASE("key_norm, key_diff: a workspace that is too small is refused with nothing written", "[score][errors]") {
+TEST_CASE("key_norm, key_diff: a workspace that is too small is refused with nothing written",
+          "[score][errors]") {
     const layer_data layer = random_layer({}, 4);
     score_memory memory(layer.inputs(), {});
     serial_executor ex;

@@ -49,7 +49,8 @@ TEST_CASE("padded: a window as long as the cache is padded everywhere", "[score]
     CHECK(score_layer(scorer, layer.inputs(), {}).importance == std::vector<float>(20, 1.0f));
 }
 
-TEST_CASE("padded: it refuses a request with protected tokens and what its scorer refuses", "[score][errors]") {
+TEST_CASE("padded: it refuses a request with protected tokens and what its scorer refuses",
+          "[score][errors]") {
     const layer_data layer = random_layer({.queries = 4}, 1);
     const auto in = layer.inputs();
     padded<window_attention<mean_attention>> scorer;

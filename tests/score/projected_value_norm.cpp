@@ -35,7 +35,8 @@ layer_data small_layer() {
 
 } // namespace
 
-TEST_CASE("projected value norm: L1 and Gram L2 equal the norms of v W_O for random shapes", "[score][oracle]") {
+TEST_CASE("projected value norm: L1 and Gram L2 equal the norms of v W_O for random shapes",
+          "[score][oracle]") {
     support::random r(21);
     std::vector<float> sinks;
     for (std::uint64_t seed = 0; seed < 60; ++seed) {
@@ -91,8 +92,7 @@ TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and o
     layer.value(1, 7)[2] = std::numeric_limits<float>::infinity();
     const gram_projection gram(layer.projection());
     const std::vector<float> l1 = norms_of(layer.inputs(), {}).importance;
-    const std::vector<float> l2 =
-        norms_of(layer.inputs().with_output_projection(gram.view()), {}).importance;
+    const std::vector<float> l2 = norms_of(layer.inputs().with_output_projection(gram.view()), {}).importance;
     CHECK(l1[5] == 0.0f);
     CHECK(l2[5] == 0.0f);
     CHECK(std::isnan(l1[6]));
@@ -102,14 +102,17 @@ TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and o
     CHECK(l1[38] == before[38]);
 }
 
-TEST_CASE("projected value norm: bad input is named, disagreeing views break the contract", "[score][errors]") {
+TEST_CASE("projected value norm: bad input is named, disagreeing views break the contract",
+          "[score][errors]") {
     const layer_data layer = small_layer();
     const view five(layer.w.data(), {5, 8, 24});
     const view none(layer.w.data(), {0, 8, 24});
     const view narrow(layer.w.data(), {6, 7, 24});
     CHECK(validate_projection(layer.inputs()).ok());
-    CHECK(validate_projection(layer.inputs().with_output_projection(five)).code() == errc::heads_not_divisible);
-    CHECK(validate_projection(layer.inputs().with_output_projection(none)).code() == errc::heads_not_divisible);
+    CHECK(validate_projection(layer.inputs().with_output_projection(five)).code() ==
+          errc::heads_not_divisible);
+    CHECK(validate_projection(layer.inputs().with_output_projection(none)).code() ==
+          errc::heads_not_divisible);
     CHECK(violation_of([&] {
               static_cast<void>(validate_projection(layer.inputs().with_output_projection(narrow)));
           }) == "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");

@@ -26,7 +26,9 @@ TEST_CASE("recency: a later token scores higher, in heads of any length", "[scor
 
 TEST_CASE("recency: the newest tokens stay apart in a cache longer than 2^24", "[score][odd]") {
     struct long_cache {
-        [[nodiscard]] index_t extent(std::size_t r) const { return r == 0 ? 1 : r == 1 ? index_t{1} << 25 : 1; }
+        [[nodiscard]] index_t extent(std::size_t r) const {
+            return r == 0 ? 1 : r == 1 ? index_t{1} << 25 : 1;
+        }
         void load_rows(index_t, index_t, index_t, float*) const {}
     };
     const eviction_request all_but_ten{.budget = {}, .protect = {.sink_tokens = (index_t{1} << 25) - 10}};
@@ -34,7 +36,8 @@ TEST_CASE("recency: the newest tokens stay apart in a cache longer than 2^24", "
     CHECK(std::set<float>(scores.importance.begin(), scores.importance.end()).size() == 10);
 }
 
-TEST_CASE("random_score: seeded, at least 0 and below 1, spread evenly, different for heads and seeds", "[score]") {
+TEST_CASE("random_score: seeded, at least 0 and below 1, spread evenly, different for heads and seeds",
+          "[score]") {
     const layer_data layer = random_layer({.kv_heads = 2, .tokens = 4000, .head_dim = 1}, 1);
     const auto keys = kvtrim::layer(layer.keys());
     const auto scores = score_layer(random_score{7}, keys, middle).importance;
@@ -60,7 +63,9 @@ TEST_CASE("random_score: a token's score does not depend on what is protected", 
 TEST_CASE("given_scores: the engine's own scores are taken as they are", "[score]") {
     const layer_data layer = random_layer({.kv_heads = 2, .tokens = 50}, 1);
     std::vector<bf16> stored;
-    for (int i = 0; i < 2 * 60; ++i) { stored.push_back(element_traits<bf16>::from_float(static_cast<float>(i))); }
+    for (int i = 0; i < 2 * 60; ++i) {
+        stored.push_back(element_traits<bf16>::from_float(static_cast<float>(i)));
+    }
     const strided<const bf16, 2> wider(stored.data(), {2, 60});
     const auto scores = score_layer(given_scores{wider}, layer.inputs(), middle).importance;
     for (std::size_t c = 0; c < 42; ++c) {

@@ -19,8 +19,8 @@ namespace {
 using mean_weighted = value_weighted<window_attention<mean_attention>>;
 
 layer_data small_layer() {
-    return random_layer({.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4},
-                        1);
+    return random_layer(
+        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
 }
 
 } // namespace
@@ -45,8 +45,8 @@ TEST_CASE("value_weighted: scores equal (s + epsilon) * norm for every field and
         oracle::matrix norms = slow.norms();
         if (scorer.scope == norm_scope::per_head) { norms = oracle::per_head(norms); }
         if (scorer.scope == norm_scope::per_token) { norms = oracle::per_token(norms); }
-        const oracle::matrix expected = oracle::weighted(
-            attention, norms, static_cast<double>(scorer.epsilon), scorer.epsilon_relative);
+        const oracle::matrix expected =
+            oracle::weighted(attention, norms, static_cast<double>(scorer.epsilon), scorer.epsilon_relative);
 
         CAPTURE(seed, shape.tokens, scorer.epsilon, scorer.epsilon_relative, static_cast<int>(scorer.scope));
         score_memory fast = score_layer(scorer, layer.inputs(), request);
@@ -55,7 +55,8 @@ TEST_CASE("value_weighted: scores equal (s + epsilon) * norm for every field and
     }
 }
 
-TEST_CASE("value_weighted: with a two-stage scorer inside, attention is that scorer's own", "[score][oracle]") {
+TEST_CASE("value_weighted: with a two-stage scorer inside, attention is that scorer's own",
+          "[score][oracle]") {
     const layer_data layer = small_layer();
     const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
     value_weighted<window_attention<worst_case_attention>> scorer;
@@ -70,10 +71,12 @@ TEST_CASE("value_weighted: with a two-stage scorer inside, attention is that sco
         mean.push_back(scores.attention);
     }
     score_memory fast = score_layer(scorer, layer.inputs(), request);
-    CHECK(difference(fast.importance_rows(), oracle::weighted(worst, oracle::per_head(slow.norms()), 0)) == "");
+    CHECK(difference(fast.importance_rows(), oracle::weighted(worst, oracle::per_head(slow.norms()), 0)) ==
+          "");
     CHECK(difference(fast.attention_rows(), mean) == "");
     CHECK(difference(fast.protected_mass, {oracle::protected_mass(slow.attention, 2, 0, slow.protect),
-                                           oracle::protected_mass(slow.attention, 2, 1, slow.protect)}) == "");
+                                           oracle::protected_mass(slow.attention, 2, 1, slow.protect)}) ==
+          "");
 }
 
 TEST_CASE("value_weighted: it weights any scorer, also one without a workspace", "[score]") {
@@ -87,8 +90,8 @@ TEST_CASE("value_weighted: it weights any scorer, also one without a workspace",
 }
 
 TEST_CASE("value_weighted: with one KV head the per-token scope makes every norm 1", "[score]") {
-    const layer_data layer =
-        random_layer({.kv_heads = 1, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
+    const layer_data layer = random_layer(
+        {.kv_heads = 1, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
     mean_weighted scorer;
     scorer.epsilon = 0;
     scorer.scope = norm_scope::per_token;
@@ -135,12 +138,14 @@ TEST_CASE("value_weighted: bad input is named", "[score][errors]") {
     CHECK(mean_weighted{}.validate(in, request).ok());
 }
 
-TEST_CASE("value_weighted: a workspace that is too small is refused with nothing written", "[score][errors]") {
+TEST_CASE("value_weighted: a workspace that is too small is refused with nothing written",
+          "[score][errors]") {
     const layer_data layer = small_layer();
     const eviction_request request{};
     const mean_weighted scorer;
     serial_executor ex;
-    for (const index_t bytes : {index_t{0}, index_t{200}, scorer.workspace_bytes(layer.inputs(), request) / 2}) {
+    for (const index_t bytes :
+         {index_t{0}, index_t{200}, scorer.workspace_bytes(layer.inputs(), request) / 2}) {
         score_memory memory(layer.inputs(), {});
         std::vector<std::byte> few(static_cast<std::size_t>(bytes));
         workspace scratch(few);

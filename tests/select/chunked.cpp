@@ -20,8 +20,8 @@ TEST_CASE("chunked: whole chunks by their mean, the next one filled up to the bu
             for (const auto& row : rows) { length = std::min(length, row.size()); }
             return length;
         }();
-        const oracle::counts budgets(
-            rows.size(), static_cast<std::size_t>(r.between(0, static_cast<index_t>(shortest))));
+        const oracle::counts budgets(rows.size(),
+                                     static_cast<std::size_t>(r.between(0, static_cast<index_t>(shortest))));
         const chunked selector{.chunk_tokens = r.one_of({1, 2, 5, 20, 100}),
                                .same_for_all_heads = together,
                                .kept_chunks = r.chance(0.3) ? r.between(1, 4) : 0};
@@ -61,7 +61,8 @@ TEST_CASE("chunked: NaN and infinite scores still keep exactly the budget", "[se
     for (int i = 0; i < 100; ++i) {
         const oracle::matrix rows = random_scores(r, score_kind::odd);
         const oracle::counts budgets = random_budgets(r, rows);
-        const selection got = select(chunked{.chunk_tokens = 4, .same_for_all_heads = false}, rows, {}, budgets);
+        const selection got =
+            select(chunked{.chunk_tokens = 4, .same_for_all_heads = false}, rows, {}, budgets);
         CHECK(got.budgets == budgets);
     }
 }

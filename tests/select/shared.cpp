@@ -16,9 +16,10 @@ TEST_CASE("shared: all heads keep the set that the reduced scores choose", "[sel
         oracle::counts budgets = random_budgets(r, rows);
         const std::size_t least = *std::min_element(budgets.begin(), budgets.end());
         const auto kind = r.bits() % 3;
-        constexpr head_reduction fast[] = {head_reduction::sum, head_reduction::maximum, head_reduction::votes};
-        constexpr oracle::head_reduction slow[] = {oracle::head_reduction::sum, oracle::head_reduction::maximum,
-                                                   oracle::head_reduction::votes};
+        constexpr head_reduction fast[] = {head_reduction::sum, head_reduction::maximum,
+                                           head_reduction::votes};
+        constexpr oracle::head_reduction slow[] = {
+            oracle::head_reduction::sum, oracle::head_reduction::maximum, oracle::head_reduction::votes};
         oracle::near_ties ties;
         const oracle::token_set expected = oracle::shared(rows, least, slow[kind], ties);
         if (ties.rounding_may_decide()) { continue; }

@@ -31,8 +31,7 @@ TEST_CASE("two_stage: the most attended tokens stay, then the most important oth
             if (selector.first_tokens >= 0) { first = static_cast<std::size_t>(selector.first_tokens); }
             first = std::max(first, static_cast<std::size_t>(selector.first_at_least));
             CAPTURE(i, g, budgets[g], first);
-            CHECK(got.kept[g] ==
-                  oracle::two_stage(attention[g], importance[g], first, budgets[g], ties));
+            CHECK(got.kept[g] == oracle::two_stage(attention[g], importance[g], first, budgets[g], ties));
         }
     }
 }
@@ -47,7 +46,8 @@ TEST_CASE("two_stage: without attention of its own, stage one ranks by importanc
 TEST_CASE("two_stage: no importance outranks a token of stage one", "[select][paper]") {
     const oracle::matrix attention{{9, 1, 2, 3}};
     const oracle::matrix importance{{0, 1e30, 2e30, 3e30}}; // a zero value, beside huge ones
-    CHECK(select(two_stage{.first_tokens = 1}, importance, attention, {2}).kept[0] == oracle::token_set{0, 3});
+    CHECK(select(two_stage{.first_tokens = 1}, importance, attention, {2}).kept[0] ==
+          oracle::token_set{0, 3});
     const oracle::matrix nan{{std::numeric_limits<double>::quiet_NaN(), 1, 2, 3}};
     CHECK(select(two_stage{.first_tokens = 1}, nan, attention, {2}).kept[0] == oracle::token_set{0, 3});
 }
@@ -70,7 +70,8 @@ TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the m
             mass.push_back(static_cast<float>(r.uniform()));
             const double sum = oracle::sum(row);
             for (double& x : row) {
-                x = sum > 0 ? static_cast<double>(static_cast<float>(x / sum * (1.0 - static_cast<double>(mass.back()))))
+                x = sum > 0 ? static_cast<double>(
+                                  static_cast<float>(x / sum * (1.0 - static_cast<double>(mass.back()))))
                             : 0.0;
             }
         }
@@ -80,16 +81,15 @@ TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the m
         const two_stage_by_mass selector{.attention_mass = r.one_of({0.0, 0.3, 0.9}),
                                          .first_at_most = cap,
                                          .first_limit_tokens = r.chance(0.3) ? r.between(0, 20) : -1};
-        const std::size_t limit =
-            selector.first_limit_tokens >= 0
-                ? std::min(even, static_cast<std::size_t>(selector.first_limit_tokens))
-                : static_cast<std::size_t>(std::llround(10 * cap)) * even / 10;
+        const std::size_t limit = selector.first_limit_tokens >= 0
+                                      ? std::min(even, static_cast<std::size_t>(selector.first_limit_tokens))
+                                      : static_cast<std::size_t>(std::llround(10 * cap)) * even / 10;
         oracle::near_ties ties;
         oracle::counts expected;
         for (std::size_t g = 0; g < attention.size(); ++g) {
-            expected.push_back(std::min(
-                attention[g].size(), oracle::stage_one_count(attention[g], selector.attention_mass,
-                                                             static_cast<double>(mass[g]), limit, ties)));
+            expected.push_back(std::min(attention[g].size(),
+                                        oracle::stage_one_count(attention[g], selector.attention_mass,
+                                                                static_cast<double>(mass[g]), limit, ties)));
         }
         if (ties.rounding_may_decide()) { continue; }
         CAPTURE(i, total, selector.attention_mass, limit);

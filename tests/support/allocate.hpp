@@ -18,7 +18,8 @@ oracle::counts allocate(const Allocator& allocator, const oracle::matrix& rows, 
     }
     kvtrim::growing_workspace growing;
     kvtrim::workspace scratch = growing.of_bytes(bytes);
-    const kvtrim::status s = allocator.allocate(memory.importance_rows(), static_cast<index_t>(total), budgets, scratch);
+    const kvtrim::status s =
+        allocator.allocate(memory.importance_rows(), static_cast<index_t>(total), budgets, scratch);
     if (!s.ok()) { throw std::runtime_error(s.what()); }
     return to_counts(budgets);
 }

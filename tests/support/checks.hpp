@@ -89,8 +89,7 @@ inline kvtrim::keep_plan plan_of(const std::vector<oracle::token_set>& sets) {
 
 template <class Inputs>
 bool is_valid(const kvtrim::keep_plan& plan, const Inputs& in) {
-    return plan.rows() == in.kv_heads() &&
-           plan.check_invariants([&](index_t g) { return in.tokens(g); });
+    return plan.rows() == in.kv_heads() && plan.check_invariants([&](index_t g) { return in.tokens(g); });
 }
 
 // Whether every head keeps all tokens that the request protects.
@@ -124,8 +123,7 @@ struct trace {
 };
 
 template <class Policy, class Inputs, class Executor = kvtrim::serial_executor>
-trace run(const Policy& policy, const Inputs& in, const kvtrim::eviction_request& request,
-          Executor ex = {}) {
+trace run(const Policy& policy, const Inputs& in, const kvtrim::eviction_request& request, Executor ex = {}) {
     trace t;
     kvtrim::growing_workspace memory;
     t.answer = policy.plan(in, request, t.plan, memory, ex, [&](const kvtrim::plan_progress& at) {
@@ -177,9 +175,7 @@ struct score_memory {
         fill();
     }
     explicit score_memory(const oracle::matrix& rows) {
-        for (const auto& row : rows) {
-            offsets.push_back(offsets.back() + static_cast<index_t>(row.size()));
-        }
+        for (const auto& row : rows) { offsets.push_back(offsets.back() + static_cast<index_t>(row.size())); }
         fill();
         for (std::size_t g = 0, i = 0; g < rows.size(); ++g) {
             for (const double x : rows[g]) { attention[i] = importance[i] = static_cast<float>(x), ++i; }

@@ -30,8 +30,8 @@ named_policy describe(const char* name, unsigned flags, const Policy& policy, Pr
                     in, [&](const auto& prepared) { return policy.plan(prepared, request, out, scratch); });
             },
             [=](const inputs& in, const eviction_request& request) {
-                return prepare(in,
-                               [&](const auto& prepared) { return policy.workspace_bytes(prepared, request); });
+                return prepare(
+                    in, [&](const auto& prepared) { return policy.workspace_bytes(prepared, request); });
             }};
 }
 
@@ -77,8 +77,9 @@ std::vector<named_policy> describe_all() {
         describe("chunked, per head", window,
                  eviction_policy{window_attention{mean_attention{}}, uniform{},
                                  chunked{.chunk_tokens = 5, .same_for_all_heads = false}}),
-        describe("shared by votes", window | one_set | across_heads,
-                 eviction_policy{window_attention{mean_attention{}}, uniform{}, shared{head_reduction::votes}}),
+        describe(
+            "shared by votes", window | one_set | across_heads,
+            eviction_policy{window_attention{mean_attention{}}, uniform{}, shared{head_reduction::votes}}),
     };
 }
 

@@ -18,9 +18,9 @@ using any_executor = std::function<void(index_t, const std::function<void(index_
 
 struct named_policy {
     std::string name;
-    bool needs_window;  // refuses a prompt shorter than its queries
-    bool one_set;       // keeps the same tokens in every head: the remainder of an uneven budget stays unused
-    bool across_heads;  // a head's budget depends on the other heads
+    bool needs_window; // refuses a prompt shorter than its queries
+    bool one_set;      // keeps the same tokens in every head: the remainder of an uneven budget stays unused
+    bool across_heads; // a head's budget depends on the other heads
     std::function<trace(const inputs&, const kvtrim::eviction_request&, const any_executor&)> run;
     std::function<kvtrim::status(const inputs&, const kvtrim::eviction_request&, kvtrim::keep_plan&,
                                  kvtrim::workspace&)>

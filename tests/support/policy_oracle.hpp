@@ -27,8 +27,8 @@ inline layer_shape policy_shape(random& r) {
 
 // slow(layer_oracle, total candidates that stay, near_ties) -> column_sets
 template <class Policy, class Slow>
-void compare_with_oracle(const Policy& policy, const layer_data& layer, const kvtrim::eviction_request& request,
-                         comparison& count, Slow&& slow) {
+void compare_with_oracle(const Policy& policy, const layer_data& layer,
+                         const kvtrim::eviction_request& request, comparison& count, Slow&& slow) {
     const auto in = layer.inputs();
     const layer_oracle expected(in, request);
     oracle::near_ties ties;

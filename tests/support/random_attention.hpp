@@ -12,7 +12,8 @@
 namespace support {
 
 // [group][queries][columns], non-negative, with exact zeros in between.
-inline oracle::tensor random_attention(random& r, std::size_t group, std::size_t queries, std::size_t columns) {
+inline oracle::tensor random_attention(random& r, std::size_t group, std::size_t queries,
+                                       std::size_t columns) {
     oracle::tensor a(group, oracle::matrix(queries, oracle::row(columns)));
     for (auto& head : a) {
         for (auto& weights : head) {
@@ -39,7 +40,8 @@ folded fold(random& r, const Aggregator& aggregator, const oracle::tensor& a, in
     // The queries follow the candidates directly: with no sliding window all see all.
     const kvtrim::attention_head head{group, queries, columns, 0, columns, sliding_window};
     const auto weights = [&](index_t row_index) -> const oracle::row& {
-        return a[static_cast<std::size_t>(row_index / queries)][static_cast<std::size_t>(row_index % queries)];
+        return a[static_cast<std::size_t>(row_index / queries)]
+                [static_cast<std::size_t>(row_index % queries)];
     };
     std::vector<float> accumulators = zeros(aggregator.lanes(group) * columns);
     for (index_t first_row = 0; first_row < group * queries;) {

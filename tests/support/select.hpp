@@ -51,8 +51,9 @@ selection select(const Selector& selector, const oracle::matrix& importance, con
 
 // The columns that a selector has marked as outranking every score.
 template <class Selector>
-oracle::counts marked(const Selector& selector, const oracle::matrix& importance, const oracle::matrix& attention,
-                      index_t total, const std::vector<float>& protected_mass) {
+oracle::counts marked(const Selector& selector, const oracle::matrix& importance,
+                      const oracle::matrix& attention, index_t total,
+                      const std::vector<float>& protected_mass) {
     score_memory memory(importance);
     score_memory apart(attention);
     std::vector<float> mass = protected_mass;
