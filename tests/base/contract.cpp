@@ -5,7 +5,6 @@
 
 #include "support/checks.hpp"
 
-#include <cstring>
 #include <stdexcept>
 #include <string>
 

@@ -20,11 +20,11 @@ static_assert(!strided_view<ragged<float>, 3>);
 } // namespace
 
 TEST_CASE("ragged: head h holds the rows from offsets h up to offsets h + 1 of the data", "[base]") {
-    std::vector<float> data(14);
+    std::vector<float> data(16);
     std::iota(data.begin(), data.end(), 0.0f);
-    const offsets ends{0, 3, 3, 7};
+    const offsets ends{0, 3, 3, 7, 8};
     const ragged<float> cache(data.data(), ends, 2);
-    CHECK(cache.extent(0) == 3);
+    CHECK(cache.extent(0) == 4);
     CHECK(cache.extent(1) == 4); // the longest
     CHECK(cache.extent(2) == 2);
     CHECK(cache.rows(0) == 3);

@@ -89,6 +89,23 @@ TEST_CASE("load_rows, read_rows: every memory order of every element gives the s
     }
 }
 
+TEST_CASE("load_rows, read_rows: no dimension needs to be contiguous, and any may run backwards", "[base]") {
+    support::random r(9);
+    const std::vector<float> memory = [&] {
+        std::vector<float> values(4000);
+        for (float& x : values) { x = static_cast<float>(r.normal()); }
+        return values;
+    }();
+    const std::vector<std::array<index_t, 3>> all_strides{{2, 6, 90},    {2, -90, 6}, {90, 2, 30},
+                                                          {-90, 30, -2}, {1, 3, 45},  {300, 1, -20},
+                                                          {0, 20, 3},    {45, 0, 1}};
+    for (const auto& strides : all_strides) {
+        CAPTURE(strides);
+        const strided<const float, 3> v(memory.data() + 2000, {3, 15, 5}, strides);
+        CHECK(rows_are(v, v, 9));
+    }
+}
+
 TEST_CASE("load_rows, read_rows: indexable, decoding and mdspan-like sources give the same floats",
           "[base]") {
     for (std::uint64_t seed = 100; seed < 130; ++seed) {

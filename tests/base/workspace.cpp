@@ -6,7 +6,6 @@
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
 
-#include <cstring>
 #include <vector>
 
 namespace {

@@ -3,10 +3,14 @@
 
 #include <kvtrim/compact/flat.hpp>
 
+#include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/select/one_stage.hpp>
+
 #include "base/own_views.hpp"
 #include "compact/random_cache.hpp"
 
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -222,6 +226,22 @@ TEST_CASE("compact_to_flat: cutting twice equals cutting once by both plans", "[
         once.elements.resize(size);
         CHECK(support::bytes_of(cache.elements) == support::bytes_of(once.elements));
     }
+}
+
+TEST_CASE("flat_view: planning again into the plan that holds the view's offsets is refused or right",
+          "[compact]") {
+    std::vector<float> memory(10 * 4);
+    keep_plan plan = support::plan_of({{0, 1, 2, 3, 4, 5}, {0, 1, 2, 3}});
+    const auto in = layer(flat_view(memory.data(), plan, 4));
+    const eviction_policy policy{recency{}, uniform{}, one_stage{}};
+    const eviction_request request{.budget = over_all_heads(6), .protect = {.window_tokens = 1}};
+    growing_workspace scratch;
+    keep_plan other;
+    REQUIRE(policy.plan(in, request, other, scratch).ok());
+    REQUIRE(other == support::plan_of({{3, 4, 5}, {1, 2, 3}}));
+    status s;
+    const bool stopped = !support::violation_of([&] { s = policy.plan(in, request, plan, scratch); }).empty();
+    CHECK((stopped || !s.ok() || plan == other));
 }
 
 TEST_CASE("gather: head-wise eviction frees the evicted rows once the old cache is gone",

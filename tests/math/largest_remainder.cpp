@@ -91,6 +91,8 @@ TEST_CASE("round_to_total: rounding noise in a share decides nothing", "[math]")
     CHECK(rounded({0.1 + 0.2, 0.3, 0.4}, 1) == counts{0, 0, 1});
     CHECK(rounded({0.3, 0.1 + 0.2, 0.4}, 2) == counts{1, 0, 1}); // 0.30000000000000004 ties with 0.3
     CHECK(rounded({2.9999999999, 1.0}, 4) == counts{3, 1});      // counts as whole
+    // ... so that its fourth unit comes before the second of the last row.
+    CHECK(rounded({2.9999999999, 1.5, 1.0}, 7) == counts{4, 2, 1});
     CHECK(rounded({10 * 0.29999999999999999, 7}, 10) == counts{3, 7});
 }
 

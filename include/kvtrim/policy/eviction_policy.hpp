@@ -112,6 +112,10 @@ class eviction_policy {
         static_assert(executor<std::remove_reference_t<Executor>>,
                       "kvtrim: an executor is called as ex(count, fn) and calls fn(i) for each i in [0, "
                       "count); see base/executor.hpp");
+        if constexpr (requires { in.keys.offsets().data() == out.offsets().data(); }) {
+            KVTRIM_EXPECTS(out.rows() == 0 || in.keys.offsets().data() != out.offsets().data(),
+                           "plan: the output must be another plan than the one that the ragged view reads");
+        }
         if (const status s = validate(in, request); !s.ok()) { return s; }
         const lengths all = count(in, request.protect);
         const workspace::frame frame(scratch);

@@ -1,0 +1,172 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/math/attention_rows.hpp>
+
+#include "support/checks.hpp"
+
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+using namespace kvtrim;
+using support::inputs;
+
+// Scratch of exactly the size that counting gives.
+class rows_of_head {
+  public:
+    rows_of_head(const inputs& in, const eviction_request& request, index_t kv_head, index_t newest,
+                 index_t halo)
+        : scratch_(memory_.of_bytes(bytes(in, request, newest, halo))),
+          rows_(in, request, kv_head, newest, halo, scratch_) {
+        REQUIRE(scratch_.fits());
+    }
+    attention_rows<inputs>* operator->() { return &rows_; }
+
+  private:
+    static index_t bytes(const inputs& in, const eviction_request& request, index_t newest, index_t halo) {
+        workspace counting = workspace::counting();
+        static_cast<void>(attention_rows(in, request, 0, newest, halo, counting));
+        return counting.needed_bytes();
+    }
+
+    growing_workspace memory_;
+    workspace scratch_;
+    attention_rows<inputs> rows_;
+};
+
+struct setup {
+    support::layer_data layer;
+    eviction_request request;
+    std::vector<float> sinks;
+    index_t newest = 0;
+    index_t halo = 0;
+
+    explicit setup(std::uint64_t seed) {
+        support::random r(seed);
+        layer = support::random_layer(support::random_shape(r), seed);
+        request = support::random_request(r, layer.shape, sinks);
+        newest = r.chance(0.5) ? 0 : r.between(1, layer.shape.queries);
+        halo = r.between(0, 5);
+    }
+};
+
+} // namespace
+
+TEST_CASE("attention_rows: any block of rows and any run of tokens equal the whole softmax",
+          "[math][oracle]") {
+    for (std::uint64_t seed = 0; seed < 60; ++seed) {
+        const setup s(seed);
+        const inputs in = s.layer.inputs();
+        REQUIRE(validate_attention(in, s.request).ok());
+        const support::layer_oracle slow(in, s.request);
+        support::random r(seed + 1000);
+        const index_t g = r.between(0, s.layer.shape.kv_heads - 1);
+        rows_of_head rows(in, s.request, g, s.newest, s.halo);
+        const index_t queries = s.newest > 0 ? s.newest : s.layer.shape.queries;
+        REQUIRE(rows->rows() == queries * s.layer.shape.group);
+        const index_t skipped = s.layer.shape.queries - queries;
+        const index_t first = r.between(0, rows->rows() - 1);
+        const index_t count = r.between(1, std::min<index_t>(128, rows->rows() - first));
+        const index_t kernel = 2 * r.between(0, s.halo) + 1;
+        rows->begin_block(first, count, kernel);
+        CAPTURE(seed, g, first, count, kernel, s.newest, s.halo);
+        CHECK(rows->block_rows() == count);
+        CHECK(rows->first_row() == first);
+        CHECK(rows->candidate_range() == candidates(s.request.protect, s.layer.shape.tokens));
+
+        const auto weight = [&](index_t row, index_t token) {
+            const index_t flat = first + row;
+            return slow.attention[static_cast<std::size_t>(g * s.layer.shape.group + flat / queries)]
+                                 [static_cast<std::size_t>(skipped + flat % queries)]
+                                 [static_cast<std::size_t>(token)];
+        };
+        bool right = true;
+        for (int run = 0; run < 4; ++run) {
+            const index_t begin = r.between(0, s.layer.shape.tokens - 1);
+            const index_t length =
+                r.between(1, std::min(s.layer.shape.tokens - begin, rows->tile_tokens() + 2 * s.halo));
+            const float* tile = rows->attention(begin, length);
+            for (index_t t = 0; t < length; ++t) {
+                for (index_t row = 0; row < count; ++row) {
+                    const double got = static_cast<double>(tile[t * count + row]);
+                    const double expected = weight(row, begin + t);
+                    right = right && std::abs(got - expected) <= 1e-4 * expected + 1e-30;
+                    right = right && (begin + t < rows->visible_end() || expected == 0.0);
+                }
+            }
+        }
+        CHECK(right);
+
+        // The mass outside of the candidates, and what average pooling of the candidates loses at their ends.
+        const token_range range = rows->candidate_range();
+        double protected_mass = 0;
+        for (index_t row = 0; row < count; ++row) {
+            double mass = 0;
+            double pooled = 0;
+            for (index_t t = 0; t < s.layer.shape.tokens; ++t) {
+                const bool candidate = t >= range.begin && t < range.end;
+                protected_mass += candidate ? 0.0 : weight(row, t);
+                mass += candidate ? weight(row, t) : 0.0;
+                for (index_t c = std::max(range.begin, t - kernel / 2);
+                     candidate && c <= std::min(range.end - 1, t + kernel / 2); ++c) {
+                    pooled += weight(row, t);
+                }
+            }
+            const double factor = pooled > 0 ? mass / pooled : 0.0;
+            CHECK(static_cast<double>(rows->pooling_factor()[row]) ==
+                  Approx(factor).epsilon(1e-3).margin(1e-6));
+        }
+        CHECK(rows->protected_mass() == Approx(protected_mass).epsilon(1e-4).margin(1e-4));
+    }
+}
+
+TEST_CASE("attention_rows: a block can be taken again, in any order, with the same bits", "[math]") {
+    const support::layer_data layer = support::random_layer({.group = 4, .tokens = 300, .queries = 40}, 5);
+    const inputs in = layer.inputs();
+    rows_of_head rows(in, {}, 1, 0, 0);
+    const auto tile = [&](index_t first) {
+        rows->begin_block(first, 32, 1);
+        const float* attention = rows->attention(100, 50);
+        return std::vector<float>(attention, attention + 50 * 32);
+    };
+    const std::vector<float> before = tile(0);
+    CHECK(tile(128) != before);
+    CHECK(tile(0) == before);
+}
+
+TEST_CASE("validate_attention: bad input is answered, in this order", "[math]") {
+    const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);
+    eviction_request request{};
+    CHECK(validate_attention(layer.inputs(), request).ok());
+    request.protect.rollback_tokens = 3;
+    CHECK(validate_attention(layer.inputs(), request).code() == errc::window_exceeds_tokens);
+    CHECK(validate_attention(layer.inputs(), request).needed() == 11);
+    request.protect.rollback_tokens = 2;
+    CHECK(validate_attention(layer.inputs(), request).ok());
+    const auto three_heads = layer.inputs().with_queries(support::view(layer.q.data(), {3, 8, 16}));
+    CHECK(validate_attention(three_heads, request).code() == errc::heads_not_divisible);
+    const auto none = layer.inputs().with_queries(support::view(layer.q.data(), {4, 0, 16}));
+    CHECK(validate_attention(none, request).code() == errc::invalid_parameter);
+    for (const float bad : {-1.0f, std::numeric_limits<float>::quiet_NaN()}) {
+        CHECK(validate_attention(layer.inputs(), {.budget = {}, .attention = {.scale = bad}}).code() ==
+              errc::invalid_parameter);
+        CHECK(validate_attention(layer.inputs(), {.budget = {}, .attention = {.soft_cap = bad}}).code() ==
+              errc::invalid_parameter);
+    }
+    CHECK(validate_attention(layer.inputs(), {.budget = {}, .attention = {.sliding_window = -1}}).code() ==
+          errc::invalid_parameter);
+}
+
+TEST_CASE("validate_attention: queries of another head_dim and missing sink logits break its contract",
+          "[math][contract]") {
+    const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);
+    const auto narrow = layer.inputs().with_queries(support::view(layer.q.data(), {4, 8, 12}));
+    CHECK(support::violation_of([&] { (void)validate_attention(narrow, {}); }) ==
+          "queries and keys must agree in head_dim");
+    const std::vector<float> sinks(3);
+    const eviction_request request{.budget = {}, .attention = {.sink_logits = sinks}};
+    CHECK(support::violation_of([&] { (void)validate_attention(layer.inputs(), request); }) ==
+          "attention.sink_logits must have one entry per query head");
+}
