@@ -28,7 +28,10 @@ struct protection {
     index_t rollback_tokens = 0; // speculative draft tokens after the window, which may be undone
 
     [[nodiscard]] constexpr index_t prefix() const { return std::max(sink_tokens, pinned_tokens); }
-    [[nodiscard]] constexpr index_t suffix() const { return window_tokens + rollback_tokens; }
+    [[nodiscard]] constexpr index_t suffix() const {
+        constexpr index_t most = std::numeric_limits<index_t>::max();
+        return window_tokens > most - rollback_tokens ? most : window_tokens + rollback_tokens;
+    }
 };
 
 // A half-open range of cache rows.
@@ -60,7 +63,9 @@ struct token_budget {
     bool over_all_heads = false;
 
     [[nodiscard]] constexpr index_t total(index_t kv_heads) const {
-        return over_all_heads ? tokens : tokens * kv_heads;
+        if (over_all_heads || kv_heads == 0) { return over_all_heads ? tokens : 0; }
+        constexpr index_t most = std::numeric_limits<index_t>::max();
+        return tokens > most / kv_heads ? most : tokens * kv_heads; // "everything" does not overflow
     }
 };
 

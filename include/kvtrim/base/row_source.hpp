@@ -32,7 +32,7 @@ template <class V>
 concept cache_view = row_source<V> || tensor_view<V, 3>;
 
 // Rows of one head: tokens in the cache, queries in the window, or channels of W_O.
-template <cache_view V>
+template <class V>
 [[nodiscard]] constexpr index_t row_count(const V& view, index_t head) {
     if constexpr (requires { view.rows(head); }) {
         return static_cast<index_t>(view.rows(head));

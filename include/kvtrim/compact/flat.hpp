@@ -21,6 +21,11 @@
 
 namespace kvtrim {
 
+template <class V>
+inline constexpr bool is_ragged = false;
+template <class T>
+inline constexpr bool is_ragged<ragged<T>> = true;
+
 // Copies the survivors of a cache into out. A strided or ragged cache needs out of its own element type, and
 // bits are copied; any other source is read as floats. Requires out.size() >= total_tokens * head_dim.
 template <class V, class T>
@@ -34,7 +39,7 @@ template <class V, class T>
     T* to = out.data();
     for (index_t g = 0; g < extent(cache, 0); ++g) {
         for (const auto token : plan.row(g)) {
-            if constexpr (requires { cache.row(g, token); }) {
+            if constexpr (is_ragged<V>) {
                 using element = std::remove_cvref_t<decltype(*cache.row(g, token))>;
                 static_assert(std::is_same_v<element, T>,
                               "kvtrim: gather needs an output of the cache's own element type");

@@ -11,7 +11,8 @@
 // Numerics: products and exponentials in float, sums over tokens in float within a tile and in double across
 // tiles. A NaN logit counts as masked and +infinity as the largest float, so that one broken key cannot spoil
 // the other tokens' scores.
-// Memory: tile sizes keep Eigen's packing buffers within its stack limit (128 KiB), so nothing here allocates.
+// Memory: tile sizes keep Eigen's packing buffers within its stack limit (128 KiB), so nothing here allocates up to
+// head_dim 256; above it Eigen takes its buffers from the heap.
 
 #include <kvtrim/base/status.hpp>
 
@@ -199,7 +200,11 @@ inline void add_gram_l2(const float* values, index_t value_stride, index_t token
     const detail::const_rows v(values, tokens, head_dim, detail::stride(value_stride));
     const detail::const_rows g(gram, head_dim, head_dim, detail::stride(head_dim));
     detail::mutable_rows p(product, tokens, head_dim, detail::stride(head_dim));
-    p.noalias() = v * g;
+    const index_t step = tile_tokens(head_dim);
+    for (index_t c = 0; c < head_dim; c += step) {
+        const index_t columns = std::min(step, head_dim - c);
+        p.middleCols(c, columns).noalias() = v * g.middleCols(c, columns);
+    }
     for (index_t t = 0; t < tokens; ++t) {
         const float square = detail::const_floats(product + t * head_dim, head_dim)
                                  .matrix()

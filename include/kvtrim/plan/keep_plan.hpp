@@ -54,10 +54,11 @@ class keep_plan {
         index_t total = 0;
         for (const index_t count : counts) {
             KVTRIM_EXPECTS(count >= 0, "keep_plan: counts must not be negative");
-            total += count;
-            if (total > std::numeric_limits<table_index>::max()) {
-                return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total};
+            if (count > std::numeric_limits<table_index>::max() - total) {
+                return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens",
+                        count > std::numeric_limits<index_t>::max() - total ? count : total + count};
             }
+            total += count;
         }
         offsets_.resize(counts.size() + 1);
         kept_.resize(static_cast<std::size_t>(total));
@@ -94,6 +95,8 @@ class keep_plan {
     void gather_positions(index_t row, std::span<const Position> positions, std::span<Position> out) const {
         const auto survivors = this->row(row);
         KVTRIM_EXPECTS(out.size() >= survivors.size(), "gather_positions: the output is too short");
+        KVTRIM_EXPECTS(survivors.empty() || positions.size() > static_cast<std::size_t>(survivors.back()),
+                       "gather_positions: positions must cover the cache");
         for (std::size_t i = 0; i < survivors.size(); ++i) {
             out[i] = positions[static_cast<std::size_t>(survivors[i])];
         }
