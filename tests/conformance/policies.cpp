@@ -169,10 +169,14 @@ trace plan_with(const Policy& policy, const Inputs& in, kvtrim::eviction_request
                       }));
     if (t.scored.empty() && in.kv_heads() > 0 && in.longest_row() > 1) {
         // The budget holds the whole prompt, which is then not scored: one token less shows the scores.
+        request.budget = kvtrim::over_all_heads(t.plan.total_tokens() - 1);
         const kvtrim::keep_plan whole = t.plan;
-        request.budget = kvtrim::over_all_heads(whole.total_tokens() - 1);
         t = plan_with(policy, in, request);
         t.plan = whole;
+        for (std::size_t g = 0; g < t.budgets.size(); ++g) { // every candidate stays
+            const auto row = static_cast<index_t>(g);
+            t.budgets[g] = static_cast<double>(kvtrim::candidates(request.protect, in.tokens(row)).size());
+        }
     }
     return t;
 }
@@ -513,6 +517,7 @@ results run(const golden_case& c) {
 std::optional<double> gram_agreement(const golden_case& c) {
     if (c.text("policy", "") != "criticalkv") { return std::nullopt; }
     const layer_data& l = only_layer(c);
+    if (kept_of(c, l) <= l.window) { return std::nullopt; } // nothing but the window is kept
     const kvtrim::eviction_request request{.budget = kvtrim::per_head(kept_of(c, l)),
                                            .protect = {.window_tokens = l.window}};
     const auto in = with_everything(l);
