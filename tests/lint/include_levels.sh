@@ -11,9 +11,12 @@ config\.hpp                                     0
 
 base/(contract|status|element)\.hpp             1
 base/row_source\.hpp                            2.2
-base/(layer|ragged|per_head)\.hpp               2.4
+base/(layer|ragged|per_head|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
+kernels/cpu\.hpp                                2.5
+kernels/(block_ops|query_tile)\.hpp             3.2
+kernels/query_tile_avx512\.hpp                  3.4
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
 math/[^/]+\.hpp                                 3
@@ -29,8 +32,9 @@ select/chunked\.hpp                             5.5
 select/[^/]+\.hpp                               5
 compact/check_plan\.hpp                         4.9
 compact/[^/]+\.hpp                              5
-prefill/block_sparse_attention\.hpp             5.5
-prefill/[^/]+\.hpp                              5
+prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4
+prefill/criticality\.hpp                        5
+prefill/[^/]+\.hpp                              5.5
 
 decode/[^/]+\.hpp                               6
 model/[^/]+\.hpp                                6

@@ -26,7 +26,6 @@
 
 namespace kvtrim {
 
-enum class group_reduction : std::uint8_t { mean, maximum, sum };
 enum class pooling_order : std::uint8_t { pool_then_group, group_then_pool };
 enum class query_normalisation : std::uint8_t { mean, sum, lifetime };
 

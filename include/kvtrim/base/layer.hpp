@@ -17,9 +17,13 @@
 
 #include <kvtrim/base/row_source.hpp>
 
+#include <cstdint>
 #include <type_traits>
 
 namespace kvtrim {
+
+// How the query heads that share a KV head are reduced to one row.
+enum class group_reduction : std::uint8_t { mean, maximum, sum };
 
 struct not_given {};
 

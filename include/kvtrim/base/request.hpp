@@ -57,6 +57,16 @@ struct attention_options {
     std::span<const float> sink_logits = {}; // [q_heads] extra softmax logit without a value; empty: none
 };
 
+// Bad input: a scale or soft cap that is negative or not finite, a negative window.
+[[nodiscard]] inline status valid_attention(const attention_options& o) {
+    if (o.scale >= 0 && std::isfinite(o.scale) && o.soft_cap >= 0 && std::isfinite(o.soft_cap) &&
+        o.sliding_window >= 0) {
+        return {};
+    }
+    return {errc::invalid_parameter,
+            "attention: scale, soft_cap and sliding_window must be finite and not negative"};
+}
+
 // How many tokens stay in this layer, protected ones included.
 struct token_budget {
     index_t tokens = 0;

@@ -1,0 +1,180 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Which cache blocks each query segment of a prefill attends: the plain data between pruning and attention.
+//
+//   cache    |  b0  |  b1  |  b2  | ... |  block b covers rows [b * block_tokens, (b + 1) * block_tokens)
+//   queries                 |  segment s: rows [begin(s), end(s)) of the cache  |
+//
+//   offsets [rows + 1], blocks [offsets[rows]]   row = kv_head * segments + segment, blocks ascending
+//
+// A row lists blocks that end before its segment begins. The segment's own keys are never listed: they are
+// attended causally, always. So a plan is causal by construction, and a row of all its allowed blocks is dense
+// attention. Blocks are numbered from the first row of the cache, also in a chunk whose earlier keys are cached.
+
+#include <kvtrim/base/contract.hpp>
+#include <kvtrim/base/status.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <vector>
+
+namespace kvtrim {
+
+// A chunk of new tokens, divided into segments of queries over blocks of keys.
+struct segment_grid {
+    index_t segment_tokens = 512; // a multiple of block_tokens
+    index_t block_tokens = 32;
+    index_t first_token = 0; // cache row of the chunk's first query; a multiple of segment_tokens
+    index_t end_token = 0;   // one past the last; the cache holds this many rows
+
+    // Returns invalid_parameter for sizes that do not divide or a chunk that ends before it begins.
+    [[nodiscard]] status validate() const {
+        if (segment_tokens <= 0 || block_tokens <= 0 || segment_tokens % block_tokens != 0) {
+            return {errc::invalid_parameter,
+                    "prefill: segment_tokens must be a positive multiple of block_tokens"};
+        }
+        if (first_token < 0 || end_token < first_token || first_token % segment_tokens != 0) {
+            return {errc::invalid_parameter, "prefill: a chunk must begin at a multiple of segment_tokens"};
+        }
+        return {};
+    }
+
+    [[nodiscard]] index_t tokens() const { return end_token - first_token; }
+    // The last one may be shorter.
+    [[nodiscard]] index_t segments() const { return (tokens() + segment_tokens - 1) / segment_tokens; }
+    [[nodiscard]] index_t begin(index_t segment) const { return first_token + segment * segment_tokens; }
+    [[nodiscard]] index_t end(index_t segment) const {
+        return std::min(begin(segment) + segment_tokens, end_token);
+    }
+    [[nodiscard]] index_t segment_size(index_t segment) const { return end(segment) - begin(segment); }
+    // Blocks that lie wholly before the segment.
+    [[nodiscard]] index_t allowed_blocks(index_t segment) const { return begin(segment) / block_tokens; }
+    // Of all segments before `segment`: where its row begins in a table of all allowed blocks.
+    [[nodiscard]] index_t allowed_before(index_t segment) const {
+        const index_t step = segment_tokens / block_tokens;
+        return segment * allowed_blocks(0) + step * (segment * (segment - 1) / 2);
+    }
+
+    friend bool operator==(const segment_grid&, const segment_grid&) = default;
+};
+
+class prune_plan {
+  public:
+    using table_index = std::int32_t;
+
+    [[nodiscard]] const segment_grid& grid() const { return grid_; }
+    [[nodiscard]] index_t kv_heads() const { return kv_heads_; }
+    [[nodiscard]] index_t rows() const { return kv_heads_ * grid_.segments(); }
+    [[nodiscard]] index_t row_index(index_t kv_head, index_t segment) const {
+        return kv_head * grid_.segments() + segment;
+    }
+    // The blocks before the segment that it attends, ascending.
+    [[nodiscard]] std::span<const table_index> row(index_t kv_head, index_t segment) const {
+        return span_of<const table_index>(blocks_, row_index(kv_head, segment));
+    }
+    [[nodiscard]] std::span<const table_index> offsets() const { return offsets_; }
+    [[nodiscard]] std::span<const table_index> blocks() const { return blocks_; }
+
+    // Sizes the tables for `counts` [kv_heads * segments] blocks per row; the rows are then written through
+    // writable_row(). Returns errc::index_overflow, with the plan unchanged, beyond 2^31 - 1 in total.
+    // Requires a valid grid and counts within the allowed blocks.
+    [[nodiscard]] status reset(const segment_grid& grid, index_t kv_heads, std::span<const index_t> counts) {
+        KVTRIM_EXPECTS(grid.validate().ok() && kv_heads >= 0, "prune_plan: the grid must be valid");
+        KVTRIM_EXPECTS(static_cast<index_t>(counts.size()) == kv_heads * grid.segments(),
+                       "prune_plan: one count per (KV head, segment)");
+        index_t total = 0;
+        for (const index_t count : counts) {
+            KVTRIM_EXPECTS(count >= 0, "prune_plan: counts must not be negative");
+            total += count;
+            if (total > std::numeric_limits<table_index>::max()) {
+                return {errc::index_overflow, "a prune plan holds at most 2^31 - 1 blocks", total};
+            }
+        }
+        grid_ = grid;
+        kv_heads_ = kv_heads;
+        offsets_.resize(counts.size() + 1);
+        blocks_.resize(static_cast<std::size_t>(total));
+        offsets_[0] = 0;
+        for (std::size_t r = 0; r < counts.size(); ++r) {
+            offsets_[r + 1] = offsets_[r] + static_cast<table_index>(counts[r]);
+        }
+        return {};
+    }
+    [[nodiscard]] std::span<table_index> writable_row(index_t kv_head, index_t segment) {
+        return span_of<table_index>(blocks_, row_index(kv_head, segment));
+    }
+
+    // Query-key pairs that one query head attends under this plan, summed over the KV heads.
+    [[nodiscard]] double planned_pairs() const {
+        double pairs = 0;
+        for (index_t g = 0; g < kv_heads_; ++g) {
+            for (index_t s = 0; s < grid_.segments(); ++s) {
+                pairs += pairs_of(s, static_cast<index_t>(row(g, s).size()));
+            }
+        }
+        return pairs;
+    }
+    // The same for dense causal attention; their ratio bounds the speed-up of attention.
+    [[nodiscard]] double dense_pairs() const {
+        double pairs = 0;
+        for (index_t s = 0; s < grid_.segments(); ++s) { pairs += pairs_of(s, grid_.allowed_blocks(s)); }
+        return pairs * static_cast<double>(kv_heads_);
+    }
+
+    // Whether every row ascends strictly and lies before its segment. O(blocks).
+    [[nodiscard]] bool check_invariants() const {
+        for (index_t g = 0; g < kv_heads_; ++g) {
+            for (index_t s = 0; s < grid_.segments(); ++s) {
+                index_t next = 0;
+                for (const table_index block : row(g, s)) {
+                    if (block < next || block >= grid_.allowed_blocks(s)) { return false; }
+                    next = index_t{block} + 1;
+                }
+            }
+        }
+        return true;
+    }
+
+    friend bool operator==(const prune_plan&, const prune_plan&) = default;
+
+  private:
+    template <class T, class Table>
+    [[nodiscard]] std::span<T> span_of(Table& table, index_t row) const {
+        const auto r = static_cast<std::size_t>(row);
+        return std::span<T>(table).subspan(static_cast<std::size_t>(offsets_[r]),
+                                           static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
+    }
+
+    [[nodiscard]] double pairs_of(index_t segment, index_t blocks) const {
+        const auto queries = static_cast<double>(grid_.segment_size(segment));
+        return queries * static_cast<double>(blocks * grid_.block_tokens) + queries * (queries + 1) / 2;
+    }
+
+    segment_grid grid_ = {};
+    index_t kv_heads_ = 0;
+    std::vector<table_index> offsets_;
+    std::vector<table_index> blocks_;
+};
+
+// The plan of dense causal attention: every segment attends every block before it.
+// Returns errc::index_overflow or the grid's own error, with the plan unchanged.
+[[nodiscard]] inline status plan_dense(const segment_grid& grid, index_t kv_heads, prune_plan& out) {
+    if (const status s = grid.validate(); !s.ok()) { return s; }
+    const index_t segments = grid.segments();
+    std::vector<index_t> counts(static_cast<std::size_t>(kv_heads * segments));
+    for (index_t r = 0; r < kv_heads * segments; ++r) {
+        counts[static_cast<std::size_t>(r)] = grid.allowed_blocks(r % segments);
+    }
+    if (const status s = out.reset(grid, kv_heads, counts); !s.ok()) { return s; }
+    for (index_t r = 0; r < kv_heads * segments; ++r) {
+        prune_plan::table_index next = 0;
+        for (auto& block : out.writable_row(r / segments, r % segments)) { block = next++; }
+    }
+    return {};
+}
+
+} // namespace kvtrim

@@ -1,0 +1,306 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Causal attention of a prefill chunk over the blocks of a prune_plan.
+//
+//   out[h, i] = sum over t of softmax(l[h, i, .])[t] * v[t],   l[h, i, t] = cap(scale * <q[h, i], k[t]>)
+//   t runs over the planned blocks of the query's segment and over the segment's own rows up to the query's own
+//   z includes exp(sink_logit) where the model has one; a sliding window hides what is behind it
+//
+//   in      layer(keys, values).with_queries(queries): keys, values [kv_heads, cached tokens, head_dim], any cache
+//           view (their head_dims may differ); queries [q_heads, chunk tokens, head_dim], any cache view
+//   out     [q_heads, chunk tokens, value head_dim], strided and writable, of any element
+//   log_sum_exp   [q_heads * chunk tokens] natural log of z, or empty
+//
+// With plan_dense() this is dense flash attention. All query heads of a KV head share each tile of keys and values; keys
+// and values are read in place where they are contiguous floats, else decoded a tile at a time. Work is handed out per
+// (KV head, segment), the last segments first, since they are the longest.
+//
+// Source: the step is online softmax, arXiv:1805.02867, as in FlashAttention-2, arXiv:2307.08691.
+// Numerics: kernels/query_tile.hpp; float accumulation whatever the elements. Each tile of queries sees its keys in one
+// order, so results do not depend on workers; they differ between CPU levels within rounding.
+// Memory: per worker 1024 query rows and a tile of keys, 1.2 MiB at head_dim 128; nothing grows with the tokens.
+// Cost: 2 * (head_dim + value head_dim) flops per planned query-key pair and query head (prune_plan::planned_pairs).
+
+#include <kvtrim/base/for_each_item.hpp>
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/kernels/query_tile.hpp>
+#include <kvtrim/kernels/query_tile_avx512.hpp>
+#include <kvtrim/kernels/widen.hpp>
+#include <kvtrim/plan/prune_plan.hpp>
+
+namespace kvtrim {
+
+namespace detail {
+
+// load_rows, with the vector path for 16-bit rows.
+template <class View>
+void load_tile(const View& view, index_t head, index_t first, index_t count, float* tile) {
+    if constexpr (!row_source<View> && strided_view<View, 3>) {
+        using value = std::remove_cvref_t<decltype(*view.data_handle())>;
+        if constexpr (std::is_same_v<value, bf16> || std::is_same_v<value, f16>) {
+            if (view.stride(2) == 1) {
+                const index_t length = extent(view, 2);
+                for (index_t t = 0; t < count; ++t) {
+                    kernels::widen(&view(head, first + t, 0), length, tile + t * length);
+                }
+                return;
+            }
+        }
+    }
+    load_rows(view, head, first, count, tile);
+}
+
+// Attention of one segment of one KV head; Tile is kernels::query_tile or a version of it.
+template <class Tile, class Inputs, class Output>
+class segment_attention {
+  public:
+    segment_attention(const Inputs& in, const attention_options& attention, const Output& out,
+                      std::span<float> log_sum_exp, workspace& scratch)
+        : in_(in), attention_(attention), out_(out), log_sum_exp_(log_sum_exp), head_dim_(in.head_dim()),
+          value_dim_(extent(in.values, 2)), max_keys_(Tile::max_keys(head_dim_)),
+          group_size_(extent(in.queries, 0) / in.kv_heads()),
+          rules_{attention.scale > 0 ? attention.scale : 1.0f / std::sqrt(static_cast<float>(head_dim_)),
+                 attention.soft_cap, attention.sliding_window} {
+        tiles_ = scratch.take<float>(tiles_per_pass() * tile_floats());
+        shared_ = scratch.take<float>(Tile::shared_floats(head_dim_, value_dim_));
+        key_tile_ = scratch.take<float>(max_keys_ * head_dim_);
+        value_tile_ = scratch.take<float>(max_keys_ * value_dim_);
+        rows_ = scratch.take<float>(Tile::max_queries * std::max(head_dim_, value_dim_));
+    }
+
+    void run(const prune_plan& plan, index_t kv_head, index_t segment) {
+        const segment_grid& grid = plan.grid();
+        const index_t pass = tiles_per_pass() / group_size_ * Tile::max_queries;
+        kv_head_ = kv_head;
+        chunk_begin_ = grid.first_token;
+        for (index_t begin = grid.begin(segment); begin < grid.end(segment); begin += pass) {
+            pass_ = {begin, std::min(begin + pass, grid.end(segment))};
+            begin_pass();
+            for (const index_t block : plan.row(kv_head, segment)) {
+                attend({block * grid.block_tokens, (block + 1) * grid.block_tokens});
+            }
+            flush(); // from here on positions matter
+            attend({grid.begin(segment), pass_.end});
+            flush();
+            finish_pass();
+        }
+    }
+
+  private:
+    static constexpr index_t pass_rows = 1024; // query rows that share one sweep over the keys
+
+    [[nodiscard]] index_t tiles_per_pass() const {
+        return group_size_ * std::max<index_t>(1, pass_rows / group_size_ / Tile::max_queries);
+    }
+    [[nodiscard]] index_t tile_floats() const {
+        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // whole cache lines
+    }
+
+    // Calls fn(tile, query_head, queries) for each tile of queries of the pass.
+    template <class Fn>
+    void for_each_tile(Fn&& fn) {
+        float* own = tiles_.data();
+        for (index_t h = kv_head_ * group_size_; h < (kv_head_ + 1) * group_size_; ++h) {
+            for (index_t p = pass_.begin; p < pass_.end; p += Tile::max_queries, own += tile_floats()) {
+                Tile tile(own, shared_.data(), head_dim_, value_dim_);
+                fn(tile, h, kernels::query_range{std::min(Tile::max_queries, pass_.end - p), p});
+            }
+        }
+    }
+
+    void begin_pass() {
+        for_each_tile([&](Tile& tile, index_t query_head, kernels::query_range queries) {
+            load_tile(in_.queries, query_head, queries.first_position - chunk_begin_, queries.count,
+                      rows_.data());
+            const float sink = attention_.sink_logits.empty()
+                                   ? kernels::masked_logit
+                                   : attention_.sink_logits[static_cast<std::size_t>(query_head)];
+            tile.begin(rows_.data(), head_dim_, queries.count, sink, rules_);
+        });
+    }
+
+    // Rows of the cache, in pieces that fill key tiles. A whole tile is read in place where that is possible; smaller
+    // pieces are collected. With a sliding window positions always matter, so pieces stay apart.
+    void attend(token_range rows) {
+        while (rows.size() > 0) {
+            const index_t count = std::min(rows.size(), max_keys_ - collected_);
+            if (count == max_keys_) {
+                attend_tile(read_tile(in_.keys, rows.begin, count, key_tile_),
+                            read_tile(in_.values, rows.begin, count, value_tile_), count, rows.begin);
+            } else {
+                if (collected_ == 0) { collected_begin_ = rows.begin; }
+                load_tile(in_.keys, kv_head_, rows.begin, count, key_tile_.data() + collected_ * head_dim_);
+                load_tile(in_.values, kv_head_, rows.begin, count,
+                          value_tile_.data() + collected_ * value_dim_);
+                collected_ += count;
+                if (collected_ == max_keys_ || rules_.sliding_window > 0) { flush(); }
+            }
+            rows.begin += count;
+        }
+    }
+
+    void flush() {
+        if (collected_ == 0) { return; }
+        attend_tile({key_tile_.data(), head_dim_}, {value_tile_.data(), value_dim_}, collected_,
+                    collected_begin_);
+        collected_ = 0;
+    }
+
+    template <class View>
+    [[nodiscard]] float_rows read_tile(const View& view, index_t first, index_t count,
+                                       std::span<float> tile) const {
+        if constexpr (!row_source<View> && strided_view<View, 3>) {
+            using value = std::remove_cvref_t<decltype(*view.data_handle())>;
+            if constexpr (std::is_same_v<value, float>) {
+                return read_rows(view, kv_head_, first, count, tile.data());
+            }
+        }
+        load_tile(view, kv_head_, first, count, tile.data());
+        return {tile.data(), extent(view, 2)};
+    }
+
+    void attend_tile(float_rows keys, float_rows values, index_t count, index_t first_position) {
+        for_each_tile([&](Tile& tile, index_t, kernels::query_range queries) {
+            const index_t visible = queries.first_position + queries.count - first_position;
+            if (visible <= 0) { return; }
+            tile.attend({keys.data, keys.stride, values.data, values.stride, std::min(count, visible),
+                         first_position},
+                        rules_, queries);
+        });
+    }
+
+    void finish_pass() {
+        for_each_tile([&](Tile& tile, index_t query_head, kernels::query_range queries) {
+            const index_t first = queries.first_position - chunk_begin_;
+            float* const lse = log_sum_exp_.empty()
+                                   ? nullptr
+                                   : log_sum_exp_.data() + query_head * extent(in_.queries, 1) + first;
+            tile.finish(queries.count, rows_.data(), lse);
+            store(query_head, first, queries.count);
+        });
+    }
+
+    void store(index_t query_head, index_t first, index_t count) {
+        using value = std::remove_cvref_t<decltype(*out_.data_handle())>;
+        const auto step = static_cast<index_t>(out_.stride(2));
+        for (index_t r = 0; r < count; ++r) {
+            value* const row = &out_(query_head, first + r, index_t{0});
+            const float* const from = rows_.data() + r * value_dim_;
+            for (index_t d = 0; d < value_dim_; ++d) {
+                row[d * step] = element_traits<value>::from_float(from[d]);
+            }
+        }
+    }
+
+    const Inputs& in_;
+    const attention_options& attention_;
+    const Output& out_;
+    std::span<float> log_sum_exp_;
+    index_t head_dim_;
+    index_t value_dim_;
+    index_t max_keys_;
+    index_t group_size_;
+    kernels::logit_rules rules_;
+    index_t kv_head_ = 0;
+    index_t chunk_begin_ = 0;
+    token_range pass_;      // cache rows of the queries
+    index_t collected_ = 0; // rows in the key tile
+    index_t collected_begin_ = 0;
+    std::span<float> tiles_;
+    std::span<float> shared_;
+    std::span<float> key_tile_;   // [max_keys, head_dim]
+    std::span<float> value_tile_; // [max_keys, value_dim]
+    std::span<float> rows_;       // [max_queries, head_dim or value_dim]
+};
+
+// Calls fn<Tile>() with the tile of the active CPU level.
+template <class Fn>
+decltype(auto) with_query_tile(Fn&& fn) {
+#if KVTRIM_HAS_X86
+    if (active_cpu_level() >= cpu_level::avx512) {
+        return fn.template operator()<kernels::query_tile_avx512>();
+    }
+#endif
+    return fn.template operator()<kernels::query_tile>();
+}
+
+template <class Tile, class Inputs, class Output>
+[[nodiscard]] index_t segment_attention_bytes(const Inputs& in, const attention_options& attention,
+                                              const Output& out) {
+    workspace counting = workspace::counting();
+    static_cast<void>(segment_attention<Tile, Inputs, Output>(in, attention, out, {}, counting));
+    return counting.needed_bytes();
+}
+
+} // namespace detail
+
+// Bytes of workspace for block_sparse_attention with this executor, at the active CPU level.
+template <class Inputs, class Output, class Executor = serial_executor>
+[[nodiscard]] index_t block_sparse_attention_bytes(const Inputs& in, const prune_plan& plan,
+                                                   const attention_options& attention, const Output& out,
+                                                   const Executor& ex = {}) {
+    if (in.kv_heads() == 0) { return 0; }
+    return detail::with_query_tile([&]<class Tile>() {
+        return for_each_item_bytes(ex, plan.rows(),
+                                   detail::segment_attention_bytes<Tile>(in, attention, out));
+    });
+}
+
+// Returns heads_not_divisible, invalid_parameter, plan_mismatch or workspace_too_small, with nothing written.
+// Requires extents that agree, a sink logit per query head if any, and a log_sum_exp of full length or none.
+template <class Inputs, class Output, class Executor = serial_executor>
+[[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
+                                            const attention_options& attention, const Output& out,
+                                            std::span<float> log_sum_exp, workspace& scratch,
+                                            Executor&& ex = {}) {
+    static_assert(
+        Inputs::has_values && Inputs::has_queries,
+        "kvtrim: block_sparse_attention needs layer(keys, values).with_queries(queries); see base/layer.hpp");
+    static_assert(
+        strided_view<Output, 3>,
+        "kvtrim: block_sparse_attention writes to a strided view [q_heads, tokens, value head_dim]; see "
+        "base/tensor_view.hpp");
+    const index_t q_heads = extent(in.queries, 0);
+    const index_t queries = extent(in.queries, 1);
+    KVTRIM_EXPECTS(extent(in.queries, 2) == in.head_dim(), "queries and keys must agree in head_dim");
+    KVTRIM_EXPECTS(extent(out, 0) == q_heads && extent(out, 1) == queries &&
+                       extent(out, 2) == extent(in.values, 2),
+                   "the output must be [q_heads, queries, value head_dim]");
+    KVTRIM_EXPECTS(log_sum_exp.empty() || static_cast<index_t>(log_sum_exp.size()) == q_heads * queries,
+                   "log_sum_exp must be empty or [q_heads * queries]");
+    KVTRIM_EXPECTS(attention.sink_logits.empty() ||
+                       static_cast<index_t>(attention.sink_logits.size()) == q_heads,
+                   "attention.sink_logits must have one entry per query head");
+    if (const status s = valid_attention(attention); !s.ok()) { return s; }
+    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
+        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
+    }
+    const segment_grid& grid = plan.grid();
+    if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.longest_row() < grid.end_token) {
+        return {errc::plan_mismatch, "the prune plan was made for other queries or another cache"};
+    }
+    if (queries == 0) { return {}; }
+    return detail::with_query_tile([&]<class Tile>() {
+        using attention_of_segment = detail::segment_attention<Tile, Inputs, Output>;
+        const index_t bytes = detail::segment_attention_bytes<Tile>(in, attention, out);
+        return for_each_item(plan.rows(), bytes, scratch, ex, [&](index_t item, workspace& own) {
+            attention_of_segment work(in, attention, out, log_sum_exp, own);
+            work.run(plan, item % in.kv_heads(), grid.segments() - 1 - item / in.kv_heads());
+        });
+    });
+}
+
+// The same with a workspace that grows on first use and then stays.
+template <class Inputs, class Output, class Executor = serial_executor>
+[[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
+                                            const attention_options& attention, const Output& out,
+                                            std::span<float> log_sum_exp, growing_workspace& memory,
+                                            Executor&& ex = {}) {
+    workspace scratch = memory.of_bytes(block_sparse_attention_bytes(in, plan, attention, out, ex));
+    return block_sparse_attention(in, plan, attention, out, log_sum_exp, scratch, ex);
+}
+
+} // namespace kvtrim

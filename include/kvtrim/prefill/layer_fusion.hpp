@@ -1,0 +1,79 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// CritiPrefill's layer fusion: neighbouring layers agree on critical blocks, so a layer's estimate is mixed with the
+// one before it.
+//
+//   p[l] = softmax over the allowed blocks of logits[l]
+//   f[l] = previous_weight * f[l - 1] + (1 - previous_weight) * p[l]    from layer `first_fused_layer` on, else p[l]
+//
+// The state belongs to one request and is a plain value: copy it with the request, keep one per sequence. A layer that
+// does not follow the one before it (the first, one behind a skipped layer, another chunk) is not mixed.
+//
+// Source: CritiPrefill, arXiv:2409.12490, Sec. 3.3; 66RING/CritiPrefill@3067f1e (weight 0.25, from layer 2).
+// Departures: the authors keep the state in a global object, so that interleaved requests mix.
+// Memory: the allowed half of [kv_heads, segments, blocks] floats: 16 MiB for 131072 tokens, 8 KV heads, segment 512
+// and block 32, a quarter of that for chunks of 32768. It is the only memory of pruning that grows with
+// segments * blocks; without fusion nothing is kept.
+
+#include <kvtrim/plan/prune_plan.hpp>
+
+#include <span>
+#include <vector>
+
+namespace kvtrim {
+
+struct fusion_options {
+    double previous_weight = 0.25; // in [0, 1); 0: no fusion
+    index_t first_fused_layer = 2;
+
+    [[nodiscard]] bool is_on() const { return previous_weight > 0; }
+    [[nodiscard]] status validate() const {
+        if (previous_weight >= 0 && previous_weight < 1) { return {}; }
+        return {errc::ratio_out_of_range, "fusion: previous_weight must lie in [0, 1)"};
+    }
+};
+
+class layer_fusion {
+  public:
+    // Forgets everything: the next layer is a first one.
+    void reset() { layer_ = none; }
+
+    // Opens a layer; its rows are then mixed through fuse(). Allocates when the shape grows.
+    void begin_layer(index_t layer, const segment_grid& grid, index_t kv_heads,
+                     const fusion_options& options) {
+        const bool follows = layer_ != none && layer == layer_ + 1 && grid == grid_ && kv_heads == kv_heads_;
+        weight_ =
+            follows && layer >= options.first_fused_layer ? static_cast<float>(options.previous_weight) : 0;
+        layer_ = layer;
+        grid_ = grid;
+        kv_heads_ = kv_heads;
+        head_floats_ = grid.allowed_before(grid.segments());
+        fused_.resize(static_cast<std::size_t>(kv_heads * head_floats_));
+    }
+
+    // estimate [allowed blocks of the segment] becomes the fused one, which is kept for the next layer. Rows may come
+    // from several threads at once, each row from one.
+    void fuse(index_t kv_head, index_t segment, std::span<float> estimate) {
+        float* const kept = fused_.data() + kv_head * head_floats_ + grid_.allowed_before(segment);
+        for (std::size_t b = 0; b < estimate.size(); ++b) {
+            if (weight_ > 0) { estimate[b] = weight_ * kept[b] + (1 - weight_) * estimate[b]; }
+            kept[b] = estimate[b];
+        }
+    }
+
+    [[nodiscard]] index_t bytes() const { return static_cast<index_t>(fused_.size() * sizeof(float)); }
+
+  private:
+    static constexpr index_t none = -1;
+
+    index_t layer_ = none;
+    segment_grid grid_ = {};
+    index_t kv_heads_ = 0;
+    index_t head_floats_ = 0;
+    float weight_ = 0;
+    std::vector<float> fused_;
+};
+
+} // namespace kvtrim
