@@ -1,0 +1,248 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// How many tokens each layer keeps, from the layers' number alone (pyramid) or from one number per layer (preference).
+//
+//   pyramid      b = kept - window, high = min(2 b - b / beta, tokens - window), low = 2 b - high
+//                budgets[l] = window + high - l * (high - low) / (layers - 1)       early layers keep more
+//   preference   budgets[l] = window + share of the total in proportion to preference[l], at most the layer's length
+//
+// Both sum exactly to layers * kept; what a layer cannot use goes to the others. A budget is per KV head and counts the
+// window, as eviction_request does: use it as per_head(budgets[l]) in the layer's own request.
+//
+// Source: PyramidKV, arXiv:2406.02069; FFY0/AdaKV@efe4e2e snapkv_utils.py, Zefan-Cai/KVCache-Factory@c97f9d7
+// pyramidkv_utils.py, kvpress@8bb29b9 pyramidkv_press.py. CAKE, arXiv:2503.12491; FFY0/DefensiveKV@9251b95
+// cake_global_press.py.
+// Departures: the references floor the step (totals up to twice too large), keep the first prompt's budgets for all
+// later ones, divide by zero with one layer, turn the pyramid off in ordinary settings (kvpress), or lose units above
+// the cap (CAKE). pyramid_schedule and preference_rule have their forms, to reproduce published runs.
+// Cost: O(layers log layers).
+
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/math/largest_remainder.hpp>
+
+#include <numeric>
+
+namespace kvtrim {
+
+enum class pyramid_schedule : std::uint8_t {
+    exact,          // sums to layers * kept
+    adakv,          // floored integer step
+    kvcache_factory, // the same, but everything below the capacity and flat budgets for short prompts
+    kvpress,        // in doubles, with rounding to even; flat where low falls below the window
+};
+
+struct pyramid {
+    double beta = 20; // steepness, at least 1; the last layer keeps about b / beta of the competing tokens
+    pyramid_schedule schedule = pyramid_schedule::exact;
+
+    [[nodiscard]] status validate() const {
+        if (beta >= 1 && std::isfinite(beta)) { return {}; }
+        return {errc::invalid_parameter, "pyramid: beta must be finite and at least 1"};
+    }
+
+    [[nodiscard]] static index_t workspace_bytes(index_t layers) {
+        workspace counting = workspace::counting();
+        static_cast<void>(counting.take<double>(layers));
+        static_cast<void>(counting.take<index_t>(layers));
+        static_cast<void>(counting.take<index_t>(layers)); // of round_to_total
+        return counting.needed_bytes();
+    }
+
+    // kept: tokens per KV head and layer on average, window included (whole but for kvpress' schedule, which computes
+    // with tokens * (1 - ratio)). Fills budgets [layers].
+    // Returns invalid_parameter, budget_zero, window_exceeds_tokens (needed: tokens), budget_below_protection (needed:
+    // tokens) or workspace_too_small, with budgets unchanged.
+    [[nodiscard]] status allocate(index_t tokens, index_t window, double kept, std::span<index_t> budgets,
+                                  workspace& scratch) const {
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (!(kept >= 1)) { return {errc::budget_zero, "pyramid: the budget must be at least one token"}; }
+        if (window < 0 || window > tokens) {
+            return {errc::window_exceeds_tokens, "pyramid: the window must lie within the prompt", window};
+        }
+        if (kept < static_cast<double>(window)) {
+            return {errc::budget_below_protection, "pyramid: the window alone exceeds the budget", window};
+        }
+        if (budgets.empty()) { return {}; }
+        if (schedule == pyramid_schedule::kvpress) { return as_kvpress(tokens, window, kept, budgets); }
+        const auto capacity = static_cast<index_t>(std::min(kept, static_cast<double>(tokens) * 4 + 4));
+        if (schedule == pyramid_schedule::exact) { return exactly(tokens, window, capacity, budgets, scratch); }
+        return stepped(tokens, window, capacity, budgets);
+    }
+
+  private:
+    [[nodiscard]] status exactly(index_t tokens, index_t window, index_t capacity, std::span<index_t> budgets,
+                                 workspace& scratch) const {
+        const workspace::frame frame(scratch);
+        const auto ideal = scratch.take<double>(std::ssize(budgets));
+        const auto caps = scratch.take<index_t>(std::ssize(budgets));
+        if (!scratch.fits()) { return scratch.too_small(); }
+        const index_t most = tokens - window;
+        const index_t base = std::min(capacity - window, most);
+        const auto b = static_cast<double>(base);
+        const double high = std::min(2 * b - b / beta, static_cast<double>(most));
+        const double low = 2 * b - high;
+        const double steps = static_cast<double>(budgets.size()) - 1;
+        for (std::size_t l = 0; l < budgets.size(); ++l) {
+            ideal[l] = steps == 0 ? b : high - static_cast<double>(l) * (high - low) / steps;
+            caps[l] = most;
+        }
+        const status s = round_to_total(ideal, caps, base * std::ssize(budgets), budgets, scratch);
+        if (!s.ok()) { return s; }
+        for (index_t& budget : budgets) { budget += window; }
+        return {};
+    }
+
+    [[nodiscard]] status stepped(index_t tokens, index_t window, index_t capacity,
+                                 std::span<index_t> budgets) const {
+        const index_t base = capacity - window;
+        const bool factory = schedule == pyramid_schedule::kvcache_factory;
+        if (factory && tokens < capacity) {
+            std::fill(budgets.begin(), budgets.end(), tokens);
+            return {};
+        }
+        index_t low = base / static_cast<index_t>(beta);
+        index_t high = 2 * base - low;
+        if (high >= tokens - window) {
+            high = tokens - window;
+            low = 2 * base - high;
+        }
+        const bool flat = budgets.size() == 1 || (factory && tokens < 2 * base);
+        const auto steps = static_cast<double>(budgets.size()) - 1;
+        const index_t step = flat ? 0 : static_cast<index_t>(std::floor(static_cast<double>(high - low) / steps));
+        for (std::size_t l = 0; l < budgets.size(); ++l) {
+            budgets[l] = window + (flat ? base : high - static_cast<index_t>(l) * step);
+        }
+        return {};
+    }
+
+    [[nodiscard]] status as_kvpress(index_t tokens, index_t window, double kept, std::span<index_t> budgets) const {
+        const auto n = static_cast<double>(tokens);
+        const auto w = static_cast<double>(window);
+        const double t = (w + kept) - w;
+        double low = t / beta;
+        double high = 2 * t - low;
+        if (high >= n - w) {
+            high = n - w;
+            low = 2 * t - high;
+        }
+        const bool flat = budgets.size() == 1 || !(n >= high && high >= low && low >= w);
+        const double steps = static_cast<double>(budgets.size()) - 1;
+        for (std::size_t l = 0; l < budgets.size(); ++l) {
+            const double budget = flat ? kept : high - static_cast<double>(l) * (high - low) / steps;
+            budgets[l] = static_cast<index_t>(std::nearbyint(budget));
+        }
+        return {};
+    }
+};
+
+enum class preference_rule : std::uint8_t {
+    exact,   // proportional shares by water-filling under the caps, largest remainder
+    authors, // truncated shares, one pass that hands out what exceeds the cap, equally
+};
+
+struct preference {
+    preference_rule rule = preference_rule::exact;
+
+    [[nodiscard]] static index_t workspace_bytes(index_t layers) {
+        workspace counting = workspace::counting();
+        static_cast<void>(counting.take<double>(layers));
+        static_cast<void>(counting.take<index_t>(layers)); // of round_to_total
+        return counting.needed_bytes();
+    }
+
+    // Deals `total` tokens out over layers that can take caps [layers] each. A preference that is not a positive finite
+    // number counts as 0; if all are 0 the layers are equal.
+    // Returns workspace_too_small, with budgets unchanged. Requires 0 <= total <= the sum of the caps.
+    [[nodiscard]] status allocate(std::span<const double> preferences, std::span<const index_t> caps, index_t total,
+                                  std::span<index_t> budgets, workspace& scratch) const {
+        KVTRIM_EXPECTS(preferences.size() == caps.size() && caps.size() == budgets.size(),
+                       "preference: sizes must agree");
+        KVTRIM_EXPECTS(total >= 0 && total <= std::accumulate(caps.begin(), caps.end(), index_t{0}),
+                       "preference: the total must lie between 0 and the sum of the caps");
+        const workspace::frame frame(scratch);
+        const auto ideal = scratch.take<double>(std::ssize(budgets));
+        if (!scratch.fits()) { return scratch.too_small(); }
+        if (rule == preference_rule::authors) {
+            as_authors(preferences, caps, total, budgets);
+            return {};
+        }
+        fill(preferences, caps, total, ideal);
+        return round_to_total(ideal, caps, total, budgets, scratch);
+    }
+
+  private:
+    [[nodiscard]] static double weight(double preference) {
+        return preference > 0 && std::isfinite(preference) ? preference : 0;
+    }
+
+    // Layers whose share exceeds their cap are fixed at it; the others share the rest, until none exceeds.
+    static void fill(std::span<const double> preferences, std::span<const index_t> caps, index_t total,
+                     std::span<double> ideal) {
+        constexpr double open = -1;
+        std::fill(ideal.begin(), ideal.end(), open);
+        auto remaining = static_cast<double>(total);
+        for (bool settled = false; !settled;) {
+            settled = true;
+            double weights = 0;
+            double open_layers = 0;
+            for (std::size_t l = 0; l < ideal.size(); ++l) {
+                weights += ideal[l] == open ? weight(preferences[l]) : 0;
+                open_layers += ideal[l] == open ? 1 : 0;
+            }
+            const auto share = [&](std::size_t l) {
+                return remaining * (weights > 0 ? weight(preferences[l]) / weights : 1 / open_layers);
+            };
+            double fixed = 0;
+            for (std::size_t l = 0; l < ideal.size(); ++l) {
+                if (ideal[l] != open || share(l) <= static_cast<double>(caps[l])) { continue; }
+                ideal[l] = static_cast<double>(caps[l]);
+                fixed += ideal[l];
+                settled = false;
+            }
+            remaining -= fixed;
+            if (!settled) { continue; }
+            for (std::size_t l = 0; l < ideal.size(); ++l) {
+                if (ideal[l] == open) { ideal[l] = share(l); }
+            }
+        }
+    }
+
+    static void as_authors(std::span<const double> preferences, std::span<const index_t> caps, index_t total,
+                           std::span<index_t> budgets) {
+        const double sum = std::accumulate(preferences.begin(), preferences.end(), 0.0);
+        index_t excess = 0;
+        index_t below = 0;
+        for (std::size_t l = 0; l < budgets.size(); ++l) {
+            budgets[l] = static_cast<index_t>(preferences[l] / sum * static_cast<double>(total));
+            excess += std::max<index_t>(0, budgets[l] - caps[l]);
+            budgets[l] = std::min(budgets[l], caps[l]);
+            below += budgets[l] < caps[l] ? 1 : 0;
+        }
+        spread(budgets, excess, below, [&](std::size_t l) { return budgets[l] < caps[l]; });
+        index_t missing = total - std::accumulate(budgets.begin(), budgets.end(), index_t{0});
+        const bool takes = missing < 0;
+        const auto able = [&](std::size_t l) { return takes ? budgets[l] > 1 : budgets[l] < caps[l]; };
+        index_t count = 0;
+        for (std::size_t l = 0; l < budgets.size(); ++l) { count += able(l) ? 1 : 0; }
+        spread(budgets, missing, count, able);
+        for (std::size_t l = 0; l < budgets.size(); ++l) { budgets[l] = std::min(budgets[l], caps[l]); }
+    }
+
+    // `units` to the layers that are able, the quotient to each, the remainder one by one to the first.
+    template <class Able>
+    static void spread(std::span<index_t> budgets, index_t units, index_t layers, Able&& able) {
+        if (layers == 0) { return; }
+        const index_t sign = units < 0 ? -1 : 1;
+        const index_t each = units / layers;
+        index_t remainder = std::abs(units % layers);
+        for (std::size_t l = 0; l < budgets.size(); ++l) {
+            if (!able(l)) { continue; }
+            budgets[l] += each + (remainder > 0 ? sign : 0);
+            remainder -= remainder > 0 ? 1 : 0;
+        }
+    }
+};
+
+} // namespace kvtrim
