@@ -13,8 +13,8 @@
 // A zero key has cosine 0. NaN keys rank last (their score is NaN).
 // Cost: keys read once (key_norm_score) or twice (key_diff_score). Workspace: a tile of keys per KV head.
 
+#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/per_head.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>

@@ -13,8 +13,8 @@
 //
 // Source: kvpress@8bb29b9 snapkv_press.py, tova_press.py.
 
+#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/per_head.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
 

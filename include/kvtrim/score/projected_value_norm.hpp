@@ -17,8 +17,8 @@
 // Cost: L1 2 * q_heads * tokens * head_dim * hidden flops, W_O read once per tile of tokens (from cache);
 // Gram 2 * q_heads * tokens * head_dim^2. Workspace: two tiles per KV head.
 
+#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/per_head.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
