@@ -21,11 +21,12 @@
 #include <kvtrim/kernels/tile_ops.hpp>
 
 #include <cmath>
+#include <limits>
 #include <span>
 
 namespace kvtrim {
 
-// Bad input of any stage that computes attention of the observation queries.
+// Bad input of any stage that computes attention of the observation queries. Sink logits may be any float.
 // Returns heads_not_divisible, window_exceeds_tokens or invalid_parameter. Requires matching head_dim and
 // a sink logit per query head, if any.
 template <class Inputs>
@@ -36,18 +37,22 @@ template <class Inputs>
     const auto& options = request.attention;
     KVTRIM_EXPECTS(options.sink_logits.empty() || static_cast<index_t>(options.sink_logits.size()) == q_heads,
                    "attention.sink_logits must have one entry per query head");
-    if (!(options.scale >= 0) || !(options.soft_cap >= 0) || options.sliding_window < 0) {
+    const auto is_valid = [](float x) { return x >= 0 && x <= std::numeric_limits<float>::max(); };
+    if (!is_valid(options.scale) || !is_valid(options.soft_cap) || options.sliding_window < 0) {
         return {errc::invalid_parameter,
-                "attention: scale, soft_cap and sliding_window must not be negative"};
+                "attention: scale, soft_cap and sliding_window must be finite and not negative"};
     }
+    const index_t rollback = request.protect.rollback_tokens;
+    if (rollback < 0) { return {errc::invalid_parameter, "protected token counts must not be negative"}; }
     if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
         return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
     }
     if (queries == 0) { return {errc::invalid_parameter, "the observation window has no queries"}; }
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const index_t needed = rollback > most - queries ? most : queries + rollback;
     for (index_t g = 0; g < in.kv_heads(); ++g) {
-        if (in.tokens(g) < queries + request.protect.rollback_tokens) {
-            return {errc::window_exceeds_tokens, "more observation queries than cached tokens",
-                    queries + request.protect.rollback_tokens};
+        if (in.tokens(g) < needed) {
+            return {errc::window_exceeds_tokens, "more observation queries than cached tokens", needed};
         }
     }
     return {};
