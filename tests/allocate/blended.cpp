@@ -101,3 +101,9 @@ TEST_CASE("blended: a floor outside [0, 1] is named, a workspace that is too sma
         CHECK(budgets == std::vector<index_t>(3, -7));
     }
 }
+
+TEST_CASE("blended: a total above the candidates and budgets of other rows break its contract",
+          "[allocate][contract]") {
+    require_allocation_contracts(blended{});
+    require_allocation_contracts(blended{.weight_by_kept_mass = true});
+}

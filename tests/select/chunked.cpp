@@ -91,3 +91,8 @@ TEST_CASE("chunked: a workspace that is too small is refused with nothing writte
         CHECK(budgets == std::vector<index_t>{40, 40});
     }
 }
+
+TEST_CASE("chunked: budgets that the rows cannot fill break its contract", "[select][contract]") {
+    require_selection_contracts(chunked{});
+    require_selection_contracts(chunked{.same_for_all_heads = false});
+}

@@ -52,9 +52,10 @@ struct blended {
         return counting.needed_bytes();
     }
 
-    // Requires 0 <= total <= the number of candidates. Fills budgets [rows].
+    // Requires 0 <= total <= the number of candidates, and a budget per row. Fills budgets [rows].
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace& scratch) const {
+        expect_total(scores, total, budgets);
         const workspace::frame frame(scratch);
         const buffers memory = take(scores.rows(), static_cast<index_t>(scores.values.size()), scratch);
         if (!scratch.fits()) { return scratch.too_small(); }

@@ -241,6 +241,7 @@ class eviction_policy {
     template <class Inputs>
     static status write_plan(const Inputs& in, const protection& protect, const token_scores& scores,
                              const tables& t, keep_plan& out) {
+        expect_budgets(scores.importance_rows(), t.budgets);
         for (std::size_t g = 0; g < t.budgets.size(); ++g) {
             const index_t tokens = in.tokens(static_cast<index_t>(g));
             t.kept_counts[g] = tokens - candidates(protect, tokens).size() + t.budgets[g];

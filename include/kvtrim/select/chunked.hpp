@@ -42,6 +42,7 @@ struct chunked {
 
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
+        expect_budgets(scores.importance_rows(), budgets);
         if (same_for_all_heads) {
             if (const status s = shared{}.before_selection(scores, budgets, scratch); !s.ok()) { return s; }
         }
