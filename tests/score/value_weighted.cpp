@@ -209,6 +209,7 @@ TEST_CASE("value_weighted: a workspace that is too small is refused with nothing
         workspace scratch(few);
         const status s = scorer.score(layer.inputs(), request, memory.get(), scratch, ex);
         CHECK(s.code() == errc::workspace_too_small);
+        CHECK(s.needed() == scorer.workspace_bytes(layer.inputs(), request));
         CHECK(memory.is_untouched());
     }
 }

@@ -73,9 +73,10 @@ struct value_weighted {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        const index_t bytes = workspace_bytes(in, request);
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
-        const score_rows norms{out.offsets, scratch.take<float>(static_cast<index_t>(out.importance.size()))};
-        if (!scratch.fits()) { return scratch.too_small(); }
+        const score_rows norms{out.offsets, scratch.take<float>(out.offsets.back())};
         if (const status s = projected_value_norms(in, request.protect, norms, scratch, ex); !s.ok()) {
             return s;
         }
