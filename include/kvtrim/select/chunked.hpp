@@ -37,7 +37,7 @@ struct chunked {
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<float>(candidates / chunk_tokens + rows));
         static_cast<void>(counting.take<index_t>(candidates / chunk_tokens + rows));
-        return std::max(counting.needed_bytes(), shared::workspace_bytes(rows, candidates));
+        return std::max(counting.needed_bytes(), shared{}.workspace_bytes(rows, candidates));
     }
 
     // Returns errc::workspace_too_small, or errc::rows_differ where one set is asked for, with nothing written.
