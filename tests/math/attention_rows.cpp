@@ -105,8 +105,10 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
         for (index_t row = 0; row < count; ++row) {
             double mass = 0;
             double pooled = 0;
+            double all = 0;
             for (index_t t = 0; t < s.layer.shape.tokens; ++t) {
                 const bool candidate = t >= range.begin && t < range.end;
+                all += weight(row, t);
                 protected_mass += candidate ? 0.0 : weight(row, t);
                 mass += candidate ? weight(row, t) : 0.0;
                 for (index_t c = std::max(range.begin, t - kernel / 2);
@@ -114,6 +116,8 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
                     pooled += weight(row, t);
                 }
             }
+            const double sink = s.sinks.empty() ? 0.0 : 1.0 - all;
+            CHECK(rows->sink_mass(row) == Approx(sink).epsilon(1e-4).margin(1e-7));
             const double factor = pooled > 0 ? mass / pooled : 0.0;
             CHECK(static_cast<double>(rows->pooling_factor()[row]) ==
                   Approx(factor).epsilon(1e-3).margin(1e-6));

@@ -118,6 +118,11 @@ class attention_rows {
     [[nodiscard]] index_t visible_end() const { return query_begin_ + block_queries_.end; }
     // [block_rows] what rescales an average-pooled row to its own mass (aggregate/attention_tile.hpp).
     [[nodiscard]] const float* pooling_factor() const { return factor_.data(); }
+    // What the sink logit takes of a row's softmax, which the tokens share with it; 0 without one.
+    [[nodiscard]] double sink_mass(index_t block_row) const {
+        const double sum = at(sum_, block_row);
+        return sum > 0 ? sink_term(block_row) / sum : 0.0;
+    }
     // Sum over the block's rows of the attention to tokens outside the candidate range.
     [[nodiscard]] double protected_mass() const { return protected_mass_; }
 
@@ -140,6 +145,13 @@ class attention_rows {
     }
     [[nodiscard]] float sink_logit(index_t block_row) const {
         return options_.sink_logits[static_cast<std::size_t>(query_head(block_row))];
+    }
+
+    // The sink logit's part of the row's sum.
+    [[nodiscard]] double sink_term(index_t block_row) const {
+        if (options_.sink_logits.empty()) { return 0; }
+        return std::exp(static_cast<double>(sink_logit(block_row)) -
+                        static_cast<double>(at(maximum_, block_row)));
     }
 
     // Queries scaled once, so that products are logits.
@@ -212,12 +224,9 @@ class attention_rows {
             const double mass = at(mass_, r);
             const double windows = static_cast<double>(kernel_tokens) * mass - at(edge_loss_, r);
             if (at(maximum_, r) == kernels::masked_logit) { at(maximum_, r) = 0.0f; }
-            const bool sink = !options_.sink_logits.empty();
-            const double sink_term =
-                sink ? std::exp(static_cast<double>(sink_logit(r) - at(maximum_, r))) : 0.0;
             at(weight_, r) = sum > 0 ? static_cast<float>(1.0 / sum) : 0.0f;
             at(factor_, r) = windows > 0 ? static_cast<float>(mass / windows) : 0.0f;
-            protected_mass_ += sum > 0 ? std::max(0.0, (sum - sink_term - mass) / sum) : 0.0;
+            protected_mass_ += sum > 0 ? std::max(0.0, (sum - sink_term(r) - mass) / sum) : 0.0;
         }
     }
 
