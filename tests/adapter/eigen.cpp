@@ -112,6 +112,30 @@ TEST_CASE("Eigen views: maps, refs and blocks keep their strides", "[adapter]") 
     CHECK(all_views_show(block));
 }
 
+TEST_CASE("Eigen views: a temporary map, ref or block is a view of memory that stays", "[adapter]") {
+    std::vector<float> memory(144);
+    for (std::size_t i = 0; i < memory.size(); ++i) { memory[i] = static_cast<float>(i); }
+    const auto show_memory = [&](const auto& columns, const auto& rows, const auto& w_o) {
+        using element = std::remove_reference_t<decltype(*columns.data_handle())>;
+        return columns.data_handle() == memory.data() && rows.data_handle() == memory.data() &&
+               w_o.data_handle() == memory.data() && columns(1, 2, 3) == 31 && rows(1, 2, 3) == 75 &&
+               w_o(1, 2, 3) == 42 && !std::is_const_v<element>;
+    };
+    using map = Eigen::Map<row_major>;
+    using ref = Eigen::Ref<row_major, 0, Eigen::OuterStride<>>;
+    CHECK(show_memory(heads_in_columns(map(memory.data(), 12, 12), 3),
+                      heads_in_rows(map(memory.data(), 12, 12), 3),
+                      output_projection(map(memory.data(), 12, 12), 3)));
+    map named(memory.data(), 12, 12);
+    CHECK(show_memory(heads_in_columns(ref(named), 3), heads_in_rows(ref(named), 3),
+                      output_projection(ref(named), 3)));
+    CHECK(show_memory(heads_in_columns(named.block(0, 0, 12, 12), 3), heads_in_rows(named.topRows(12), 3),
+                      output_projection(named.leftCols(12), 3)));
+    const Eigen::Ref<const row_major> read_only(named);
+    CHECK(heads_in_rows(read_only, 3).data_handle() == memory.data());
+    static_assert(std::is_same_v<decltype(heads_in_rows(read_only, 3)), strided<const float, 3>>);
+}
+
 TEST_CASE("Eigen views: a const matrix gives a view that can not be written through", "[adapter]") {
     const auto m = numbered<row_major>();
     CHECK(all_views_show(m));

@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
 
+#include <limits>
 #include <tuple>
 
 using namespace kvtrim;
@@ -32,6 +33,15 @@ TEST_CASE("attention_head: observers counts the queries that see a column", "[ag
             CAPTURE(tokens, queries, rollback, window, begin, c);
             REQUIRE(head.observers(c) == seen);
         }
+    }
+}
+
+TEST_CASE("attention_head: a sliding window of any width is a count, not an overflow", "[aggregate]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (const index_t window : {most, most - 5, index_t{10}}) {
+        const attention_head head{1, 4, 8, 2, 6, window};
+        CHECK(head.observers(0) == 4);
+        CHECK(head.observers(7) == 1);
     }
 }
 

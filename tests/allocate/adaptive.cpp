@@ -68,3 +68,8 @@ TEST_CASE("adaptive: a safeguard ratio outside [0, 1] is named", "[allocate][err
         CHECK(adaptive{.safeguard_ratio = ratio}.validate().code() == errc::ratio_out_of_range);
     }
 }
+
+TEST_CASE("adaptive: a total above the candidates and budgets of other rows break its contract",
+          "[allocate][contract]") {
+    require_allocation_contracts(adaptive{});
+}

@@ -26,3 +26,8 @@ TEST_CASE("uniform: what a short row cannot use goes to the others", "[allocate]
     CHECK(allocate(uniform{}, rows, 0) == oracle::counts{0, 0, 0});
     CHECK(allocate(uniform{}, {}, 0).empty());
 }
+
+TEST_CASE("uniform: a total above the candidates and budgets of other rows break its contract",
+          "[allocate][contract]") {
+    require_allocation_contracts(uniform{});
+}

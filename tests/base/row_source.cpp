@@ -172,6 +172,14 @@ TEST_CASE("read_rows: contiguous floats are not copied, all else goes through th
     CHECK(data_of(support::decoding_source(v)) == tile.data());
 }
 
+TEST_CASE("load_rows, read_rows: rows without elements need no memory", "[base][odd]") {
+    for (const index_t step : {1, 3}) {
+        const strided<const float, 3> none(nullptr, {2, 3, 0}, {30, 10, step});
+        load_rows(none, 1, 1, 2, nullptr);
+        CHECK(read_rows(none, 1, 1, 2, nullptr).data == nullptr);
+    }
+}
+
 TEST_CASE("row_count: a source may have heads of different length", "[base]") {
     struct uneven {
         static index_t extent(std::size_t r) { return r == 0 ? 2 : r == 1 ? 5 : 1; }

@@ -36,3 +36,10 @@ TEST_CASE("token_scores: stage one ranks by attention where there is one, else b
     CHECK(two.attention_rows().values.data() == attention.data());
     CHECK(two.importance_rows().values.data() == importance.data());
 }
+
+TEST_CASE("score_rows: candidates are those of all rows", "[base]") {
+    std::vector<float> values(7);
+    const std::array<index_t, 3> offsets{2, 4, 7};
+    const score_rows rows{offsets, values};
+    CHECK(rows.candidates() == 5);
+}

@@ -24,6 +24,7 @@ struct taking {
     struct outcome {
         bool sound = true;
         bool all_fit = true;
+        index_t named = 0; // the most that an answer asked for
     };
 
     outcome operator()(workspace& scratch) const {
@@ -56,6 +57,7 @@ struct taking {
             take(float{});
             take(double{});
             result.all_fit = result.all_fit && scratch.fits();
+            if (!scratch.fits()) { result.named = std::max(result.named, scratch.too_small().needed()); }
             if (depth < 3 && r.chance(0.6)) { nested(scratch, r, depth + 1, result); }
         }
         for (const block& b : blocks) { // later blocks have not written into earlier ones
@@ -97,10 +99,14 @@ TEST_CASE("workspace: less than needed does not fit, and says how much would", "
         // What alignment may cost is part of the number: aligned memory can do with 64 bytes less, never 65.
         alignas(64) static std::array<std::byte, 1 << 16> memory;
         workspace scratch(std::span<std::byte>(memory).first(static_cast<std::size_t>(needed - 65)));
-        CHECK_FALSE(work(scratch).all_fit);
-        CHECK(scratch.too_small().code() == errc::workspace_too_small);
-        CHECK(scratch.too_small().needed() == needed);
+        CHECK_FALSE(scratch.holds(needed));
+        const taking::outcome outcome = work(scratch);
+        CHECK_FALSE(outcome.all_fit);
+        CHECK(outcome.named == needed);
+        CHECK(scratch.too_small(needed).code() == errc::workspace_too_small);
+        CHECK(scratch.too_small(needed).needed() == needed);
         workspace enough(std::span<std::byte>(memory).first(static_cast<std::size_t>(needed - 64)));
+        CHECK(enough.holds(needed));
         CHECK(work(enough).all_fit);
     }
 }
@@ -164,6 +170,34 @@ TEST_CASE("workspace: after a frame that did not fit, a smaller one does", "[bas
     const workspace::frame frame(scratch);
     REQUIRE(scratch.take<std::byte>(64).size() == 64);
     CHECK(scratch.fits());
+}
+
+TEST_CASE("workspace: what did not fit before is not in the answer to a smaller request", "[base]") {
+    std::vector<std::byte> memory(256);
+    workspace scratch(memory);
+    const auto answer = [&](index_t bytes) {
+        const workspace::frame frame(scratch);
+        static_cast<void>(scratch.take<std::byte>(bytes));
+        CHECK_FALSE(scratch.fits());
+        return scratch.too_small().needed();
+    };
+    CHECK(answer(100000) == 100032 + 64);
+    CHECK(answer(1000) == 1024 + 64);
+}
+
+TEST_CASE("workspace: what it holds and what it misses counts what is taken already", "[base]") {
+    alignas(64) static std::array<std::byte, 256> memory;
+    workspace scratch(memory);
+    CHECK(scratch.holds(0));
+    CHECK(scratch.holds(256 + 64));
+    CHECK_FALSE(scratch.holds(256 + 128));
+    const workspace::frame frame(scratch);
+    static_cast<void>(scratch.take<std::byte>(100));
+    CHECK(scratch.holds(128 + 64));
+    CHECK_FALSE(scratch.holds(192 + 64));
+    CHECK(scratch.too_small(192 + 64).needed() == 128 + 192 + 64);
+    CHECK(workspace::counting().holds(0));
+    CHECK_FALSE(workspace::counting().holds(128));
 }
 
 TEST_CASE("growing_workspace: it grows to the largest size asked for and keeps it", "[base]") {

@@ -202,6 +202,22 @@ TEST_CASE("gather, compact_to_flat: a short output and a cache with gaps break t
     CHECK(violation({20, 4, 1}).empty());
 }
 
+TEST_CASE("gather, compact_to_flat: rows without elements need no memory", "[compact][odd]") {
+    const keep_plan plan = support::plan_of({{0, 2}, {1}});
+    const std::vector<std::int32_t> offsets{0, 3, 5};
+    const strided<float, 3> packed(nullptr, {2, 3, 0});
+    const strided<float, 3> spaced(nullptr, {2, 3, 0}, {30, 10, 1});
+    const ragged<float> cut(nullptr, offsets, 0);
+    compaction_report report{1, 1};
+    CHECK(gather(packed, plan, std::span<float>{}, &report).ok());
+    CHECK(report.bytes_before == 0);
+    CHECK(gather(spaced, plan, std::span<float>{}).ok());
+    CHECK(gather(cut, plan, std::span<float>{}).ok());
+    CHECK(compact_to_flat(packed, plan).ok());
+    CHECK(compact_to_flat(cut, plan).ok());
+    CHECK(flat_view<float>(nullptr, plan, 0).rows(0) == 2);
+}
+
 TEST_CASE("compact_to_flat: cutting twice equals cutting once by both plans", "[compact]") {
     support::random r(33);
     for (int round = 0; round < 50; ++round) {

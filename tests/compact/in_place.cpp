@@ -99,6 +99,16 @@ TEST_CASE("compact_in_place: keeping all rows changes no byte, keeping none neit
     CHECK(support::bytes_of(cache.elements) == before);
 }
 
+TEST_CASE("compact_in_place: rows without elements need no memory", "[compact][odd]") {
+    const keep_plan plan = support::plan_of({{1, 2}, {2}});
+    for (const index_t step : {1, 3}) {
+        for (const index_t row : {0, 10}) {
+            const strided<float, 3> cache(nullptr, {2, 3, 0}, {3 * row, row, step});
+            CHECK(compact_in_place(cache, plan).ok());
+        }
+    }
+}
+
 TEST_CASE("compact_in_place: a plan for another cache is refused and leaves every byte", "[compact]") {
     support::random r(7);
     auto cache = support::any_cache<float>(r, {3, 10, 4});

@@ -6,8 +6,8 @@
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/per_head.hpp>
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/in_place.hpp>

@@ -11,7 +11,7 @@ config\.hpp                                     0
 
 base/(contract|status|element)\.hpp             1
 base/row_source\.hpp                            2.2
-base/(layer|ragged|per_head|for_each_item)\.hpp 2.4
+base/(layer|ragged|for_each_head|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
 kernels/cpu\.hpp                                2.5

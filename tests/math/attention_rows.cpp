@@ -105,8 +105,10 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
         for (index_t row = 0; row < count; ++row) {
             double mass = 0;
             double pooled = 0;
+            double all = 0;
             for (index_t t = 0; t < s.layer.shape.tokens; ++t) {
                 const bool candidate = t >= range.begin && t < range.end;
+                all += weight(row, t);
                 protected_mass += candidate ? 0.0 : weight(row, t);
                 mass += candidate ? weight(row, t) : 0.0;
                 for (index_t c = std::max(range.begin, t - kernel / 2);
@@ -114,6 +116,8 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
                     pooled += weight(row, t);
                 }
             }
+            const double sink = s.sinks.empty() ? 0.0 : 1.0 - all;
+            CHECK(rows->sink_mass(row) == Approx(sink).epsilon(1e-4).margin(1e-7));
             const double factor = pooled > 0 ? mass / pooled : 0.0;
             CHECK(static_cast<double>(rows->pooling_factor()[row]) ==
                   Approx(factor).epsilon(1e-3).margin(1e-6));
@@ -149,7 +153,8 @@ TEST_CASE("validate_attention: bad input is answered, in this order", "[math]") 
     CHECK(validate_attention(three_heads, request).code() == errc::heads_not_divisible);
     const auto none = layer.inputs().with_queries(support::view(layer.q.data(), {4, 0, 16}));
     CHECK(validate_attention(none, request).code() == errc::invalid_parameter);
-    for (const float bad : {-1.0f, std::numeric_limits<float>::quiet_NaN()}) {
+    for (const float bad :
+         {-1.0f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
         CHECK(validate_attention(layer.inputs(), {.budget = {}, .attention = {.scale = bad}}).code() ==
               errc::invalid_parameter);
         CHECK(validate_attention(layer.inputs(), {.budget = {}, .attention = {.soft_cap = bad}}).code() ==
@@ -157,6 +162,22 @@ TEST_CASE("validate_attention: bad input is answered, in this order", "[math]") 
     }
     CHECK(validate_attention(layer.inputs(), {.budget = {}, .attention = {.sliding_window = -1}}).code() ==
           errc::invalid_parameter);
+}
+
+TEST_CASE("validate_attention: a rollback tail of any length is answered, not added past 64 bits",
+          "[math][errors]") {
+    const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (const index_t rollback : {most, most - 7, most - 8}) {
+        const status s =
+            validate_attention(layer.inputs(), {.budget = {}, .protect = {.rollback_tokens = rollback}});
+        CHECK(s.code() == errc::window_exceeds_tokens);
+        CHECK(s.needed() == most);
+    }
+    for (const index_t rollback : {index_t{-1}, std::numeric_limits<index_t>::min()}) {
+        CHECK(validate_attention(layer.inputs(), {.budget = {}, .protect = {.rollback_tokens = rollback}})
+                  .code() == errc::invalid_parameter);
+    }
 }
 
 TEST_CASE("validate_attention: queries of another head_dim and missing sink logits break its contract",

@@ -3,8 +3,7 @@
 
 #include <kvtrim/math/top_k.hpp>
 
-#include "support/catch.hpp"
-#include "support/random_layer.hpp"
+#include "support/checks.hpp"
 
 #include <algorithm>
 #include <limits>
@@ -197,4 +196,18 @@ TEST_CASE("find_top_k: none of none is nothing", "[math]") {
     scores.add({infinity, not_a_number});
     CHECK(selected(scores.get(), 0, every_row).empty());
     CHECK(selected(scores.get(), 0, [](index_t) { return false; }).empty());
+}
+
+TEST_CASE("find_top_k: more than there is, or less than nothing, breaks its contract", "[math][contract]") {
+    rows scores;
+    scores.add({1, 2, 3});
+    scores.add({4});
+    const std::string expected = "find_top_k: k must be between 0 and the number of scores";
+    for (const index_t k : {index_t{5}, std::numeric_limits<index_t>::max(), index_t{-1}}) {
+        CHECK(support::violation_of([&] { (void)find_top_k(scores.get(), k); }) == expected);
+        CHECK(support::violation_of([&] { (void)find_top_k(std::span(scores.values), k); }) == expected);
+    }
+    CHECK(support::violation_of(
+              [&] { (void)find_top_k(scores.get(), 4, [](index_t row) { return row == 0; }); }) == expected);
+    CHECK(support::violation_of([&] { (void)find_top_k(scores.get(), 4); }) == "");
 }

@@ -117,4 +117,8 @@ TEST_CASE("count_for_mass: NaN and negative scores count as zero", "[math]") {
 TEST_CASE("count_for_mass: one infinite score holds any mass", "[math]") {
     CHECK(count_for_mass(std::vector<float>{1, infinity, 2}, 5) == 1);
     CHECK(count_for_mass(std::vector<float>{1, infinity, infinity}, 1e300) == 1);
+    const auto any = static_cast<double>(infinity);
+    CHECK(count_for_mass(std::vector<float>{infinity}, any) == 1);
+    CHECK(count_for_mass(std::vector<float>{1, infinity, 2, infinity}, any) == 1);
+    CHECK(count_for_mass(std::vector<float>{1, 3e38f, 2}, any) == 3);
 }

@@ -59,7 +59,6 @@ TEST_CASE("eviction_loss: every figure equals that of two whole softmaxes, for r
         shape.queries = std::min(shape.queries, shape.tokens);
         const layer_data layer = random_layer(shape, 7000 + seed);
         eviction_request request = random_request(r, shape, sinks);
-        request.attention.sink_logits = {}; // their part of a denominator: next test
         const keep_plan plan = random_plan(r, shape);
         const layer_oracle slow(layer.inputs(), request);
         const auto expected = oracle::eviction_loss(slow.queries, slow.keys, slow.values, slow.w_o,
@@ -67,6 +66,7 @@ TEST_CASE("eviction_loss: every figure equals that of two whole softmaxes, for r
         const eviction_loss loss = measure(layer, request, plan);
         CAPTURE(seed, shape.tokens, shape.queries, shape.group, shape.value_dim, shape.hidden);
         CHECK(difference_of(loss.kept_mass, expected.kept_mass, 1e-6) == "");
+        CHECK(difference_of(loss.evicted_mass, expected.evicted_mass, 1e-6) == "");
         CHECK(difference_of(loss.error, expected.error, 1e-4) == "");
         CHECK(difference_of(loss.error_projected, expected.error_projected, 1e-4) == "");
         CHECK(loss.layer_error == Approx(expected.layer_error).epsilon(1e-4).margin(1e-4));
@@ -84,7 +84,54 @@ TEST_CASE("eviction_loss: a sink logit holds a part of the attention that no pla
     for (std::size_t h = 0; h < 4; ++h) {
         CHECK(without.kept_mass[h] == Approx(1.0));
         CHECK(with.kept_mass[h] < 0.99);
+        CHECK(with.evicted_mass[h] == 0.0);
         CHECK(with.error[h] == 0.0);
+    }
+    CHECK(with.layer_bound == 0.0);
+}
+
+TEST_CASE("eviction_loss: a sink stays in the denominator when tokens leave it", "[measure]") {
+    // One query, two tokens of logit 0, a sink of logit log 2: weights 1/4, 1/4, 1/2. Without the second token the
+    // first has 1/3: its output moves by 1/12, and a quarter of the second's is lost.
+    const std::vector<float> zeros(2, 0.0f);
+    const std::vector<float> v{12.0f, 4.0f};
+    const std::vector<float> one{1.0f};
+    const std::vector<float> sinks{std::log(2.0f)};
+    const auto in = kvtrim::layer(view(zeros.data(), {1, 2, 1}), view(v.data(), {1, 2, 1}))
+                        .with_queries(view(zeros.data(), {1, 1, 1}))
+                        .with_output_projection(view(one.data(), {1, 1, 1}));
+    eviction_request request{};
+    request.attention.sink_logits = sinks;
+    eviction_loss loss;
+    REQUIRE(measure_eviction(in, request, plan_of({{0}}), loss).ok());
+    CHECK(loss.kept_mass[0] == Approx(0.25));
+    CHECK(loss.evicted_mass[0] == Approx(0.25));
+    CHECK(loss.layer_error == Approx(0.0).margin(1e-6)); // 4 / 4 - 12 / 12
+    CHECK(loss.layer_bound == Approx(2 * 12.0 * 0.25));
+    REQUIRE(measure_eviction(in, request, plan_of({{1}}), loss).ok());
+    CHECK(loss.layer_error == Approx(12.0 / 4 - 4.0 / 12));
+    REQUIRE(measure_eviction(in, request, plan_of({{}}), loss).ok());
+    CHECK(loss.layer_error == Approx(4.0)); // all of the output; the sink has no value
+}
+
+TEST_CASE("eviction_loss: a tiny kept mass, or next to it a tiny sink, costs no digits", "[measure]") {
+    // Logits 0 and -30: the kept token has weight 1e-13 before and all that the sink leaves it after.
+    const std::vector<float> k{30.0f, 0.0f};
+    const std::vector<float> q{1.0f};
+    const std::vector<float> v{3.0f, 5.0f};
+    const auto in = kvtrim::layer(view(k.data(), {1, 2, 1}), view(v.data(), {1, 2, 1}))
+                        .with_queries(view(q.data(), {1, 1, 1}));
+    for (const float sink : {-std::numeric_limits<float>::infinity(), -2.0f, 0.0f, 10.0f}) {
+        const std::vector<float> sinks{sink};
+        eviction_request request{};
+        request.attention.sink_logits = sinks;
+        eviction_loss loss;
+        REQUIRE(measure_eviction(in, request, plan_of({{1}}), loss).ok());
+        const double after = 1.0 / (1.0 + std::exp(static_cast<double>(sink)));
+        const double all = std::exp(30.0) + 1.0 + std::exp(static_cast<double>(sink));
+        CAPTURE(sink);
+        CHECK(loss.error[0] ==
+              Approx(std::abs((3.0 * std::exp(30.0) + 5.0) / all - 5.0 * after)).epsilon(1e-5));
     }
 }
 
@@ -94,7 +141,7 @@ TEST_CASE("eviction_loss: a plan that keeps everything costs nothing", "[measure
     CHECK(loss.error == std::vector<double>(4, 0.0));
     CHECK(loss.error_projected == std::vector<double>(4, 0.0));
     CHECK(loss.layer_error == 0.0);
-    CHECK(std::abs(loss.layer_bound) < 1e-4);
+    CHECK(loss.layer_bound == 0.0);
 }
 
 TEST_CASE("eviction_loss: a plan that keeps nothing of a head loses its whole output", "[measure][odd]") {
@@ -148,9 +195,28 @@ TEST_CASE("eviction_loss: heads of different lengths are measured each on its ow
     CHECK(loss.layer_bound == Approx(expected.layer_bound).epsilon(1e-4));
 }
 
+TEST_CASE("eviction_loss: W_O of other heads or channels breaks the contract", "[measure][contract]") {
+    const layer_data layer = small_layer();
+    const auto message = [&](const view& w) {
+        eviction_loss loss;
+        return violation_of([&] {
+            static_cast<void>(measure_eviction(layer.inputs().with_output_projection(w), {},
+                                               everything(layer.shape), loss));
+        });
+    };
+    CHECK(message(view(layer.w.data(), {4, 8, 24})) == "");
+    for (const index_t heads : {0, 2, 3}) {
+        CHECK(message(view(layer.w.data(), {heads, 8, 24})) == "W_O and the queries must agree in q_heads");
+    }
+    for (const index_t rows : {0, 7}) {
+        CHECK(message(view(layer.w.data(), {4, rows, 24})) ==
+              "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");
+    }
+}
+
 TEST_CASE("eviction_loss: ada_kv_loss_bound is twice the evicted mass times the largest projected norm",
           "[measure][paper]") {
-    CHECK(ada_kv_loss_bound(std::vector<double>{0.5, 0.75, 1.0}, 4.0) == Approx(6.0));
+    CHECK(ada_kv_loss_bound(std::vector<double>{0.5, 0.25, 0.0}, 4.0) == Approx(6.0));
     CHECK(ada_kv_loss_bound({}, 4.0) == 0.0);
 }
 

@@ -580,6 +580,7 @@ inline token_set with_protected(const protection& p, std::size_t tokens, const t
 
 struct loss {
     row kept_mass;       // [q_heads]
+    row evicted_mass;    // [q_heads]; with a sink logit less than what is missing from the kept
     row error;           // [q_heads]
     row error_projected; // [q_heads]
     double layer_error = 0;
@@ -597,10 +598,11 @@ inline loss eviction_loss(const tensor& queries, const tensor& keys, const tenso
     loss result;
     matrix layer(query_count, row(w_o.empty() ? 0 : w_o[0][0].size(), 0.0));
     double largest = 0;
-    double evicted_mass = 0;
+    double all_evicted = 0;
     for (std::size_t h = 0; h < queries.size(); ++h) {
         const matrix& v = values[h / group];
         double mass = 0;
+        double evicted = 0;
         double error = 0;
         double projected_error = 0;
         for (std::size_t i = 0; i < query_count; ++i) {
@@ -611,6 +613,10 @@ inline loss eviction_loss(const tensor& queries, const tensor& keys, const tenso
                 }
             }
             mass += mean * sum(at(before[h][i], kept[h / group]));
+            for (std::size_t t = 0; t < v.size(); ++t) {
+                const bool stays = std::binary_search(kept[h / group].begin(), kept[h / group].end(), t);
+                evicted += stays ? 0.0 : mean * before[h][i][t];
+            }
             error += mean * l1_norm(difference);
             if (w_o.empty()) { continue; }
             const row projected = times(difference, w_o[h]);
@@ -619,13 +625,14 @@ inline loss eviction_loss(const tensor& queries, const tensor& keys, const tenso
         }
         result.kept_mass.push_back(mass);
         result.error.push_back(error);
-        evicted_mass += 1.0 - mass;
+        result.evicted_mass.push_back(evicted);
+        all_evicted += evicted;
         if (w_o.empty()) { continue; }
         result.error_projected.push_back(projected_error);
         for (const row& token : v) { largest = std::max(largest, l1_norm(times(token, w_o[h]))); }
     }
     for (const row& output : layer) { result.layer_error += mean * l1_norm(output); }
-    result.layer_bound = 2.0 * largest * evicted_mass;
+    result.layer_bound = 2.0 * largest * all_evicted;
     return result;
 }
 

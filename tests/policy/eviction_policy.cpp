@@ -43,6 +43,15 @@ struct failing_allocator : uniform {
         return {errc::invalid_parameter, "the allocator failed", 8};
     }
 };
+// Gives the last row more than it has.
+struct greedy_allocator : uniform {
+    index_t extra = 1;
+    status allocate(const score_rows& scores, index_t, std::span<index_t> budgets, workspace&) const {
+        std::fill(budgets.begin(), budgets.end(), 0);
+        budgets.back() = extra < 0 ? extra : scores.length(scores.rows() - 1) + extra;
+        return {};
+    }
+};
 struct failing_selector : one_stage {
     bool early = false;
     status before_allocation(const token_scores&, index_t, workspace&) const {
@@ -210,6 +219,20 @@ TEST_CASE("eviction_policy: views that disagree break the contract", "[policy][e
     const auto in = kvtrim::layer(two_heads, two_heads).with_queries(narrow);
     CHECK(violation_of([&] { run(snapkv(), in, {.budget = per_head(9)}); }) ==
           "queries and keys must agree in head_dim");
+}
+
+TEST_CASE("eviction_policy: budgets that a row cannot fill break the contract, with the plan unchanged",
+          "[policy][contract]") {
+    const layer_data layer = small_layer();
+    for (const index_t extra : {1, -1}) {
+        keep_plan plan = made_before();
+        growing_workspace memory;
+        const eviction_policy greedy{recency{}, greedy_allocator{{}, extra}, one_stage{}};
+        CHECK(violation_of([&] {
+                  static_cast<void>(greedy.plan(layer.inputs(), {.budget = per_head(9)}, plan, memory));
+              }) == "select: a budget must be between 0 and the number of candidates of its row");
+        CHECK(plan == made_before());
+    }
 }
 
 TEST_CASE("eviction_policy: a growing workspace serves any sequence of requests", "[policy]") {

@@ -18,9 +18,13 @@ void check_bounds(const layer_data& layer, const eviction_request& request, cons
     eviction_loss loss;
     const status s = measure_eviction(layer.inputs(), request, plan, loss);
     REQUIRE(s.ok());
-    for (const double mass : loss.kept_mass) {
-        CHECK(mass >= 0.0);
-        CHECK(mass <= 1.0 + 1e-12);
+    for (std::size_t h = 0; h < loss.kept_mass.size(); ++h) {
+        CHECK(loss.kept_mass[h] >= 0.0);
+        CHECK(loss.kept_mass[h] <= 1.0 + 1e-12);
+        CHECK(loss.evicted_mass[h] >= 0.0);
+        const double both = loss.kept_mass[h] + loss.evicted_mass[h];
+        CHECK(both <= 1.0 + rounding);
+        if (request.attention.sink_logits.empty()) { CHECK(both >= 1.0 - rounding); }
     }
     CHECK(loss.layer_error >= 0.0);
     CHECK(loss.layer_error <= loss.layer_bound + rounding * (1.0 + loss.layer_error));
@@ -56,6 +60,35 @@ TEST_CASE("Ada-KV's bound holds and kept mass is a share, for any plan at all", 
                           }
                           check_bounds(layer, request, plan_of(sets));
                       });
+}
+
+TEST_CASE("Ada-KV's bound holds with sink logits of any size, and error and bound are those of two softmaxes",
+          "[properties][measure]") {
+    for_random_layers(464, 30, [](const layer_data& layer, eviction_request request, support::random& r) {
+        std::vector<float> sinks;
+        for (index_t h = 0; h < layer.shape.q_heads(); ++h) {
+            sinks.push_back(static_cast<float>(r.one_of({-30.0, 0.0, 3.0, 8.0}) + r.normal()));
+        }
+        request.attention.sink_logits = sinks;
+        std::vector<oracle::token_set> sets;
+        for (index_t g = 0; g < layer.shape.kv_heads; ++g) {
+            const double share = r.one_of({0.0, 0.02, 0.5, 0.98});
+            oracle::token_set set;
+            for (std::size_t t = 0; t < static_cast<std::size_t>(layer.shape.tokens); ++t) {
+                if (r.chance(share)) { set.push_back(t); }
+            }
+            sets.push_back(set);
+        }
+        check_bounds(layer, request, plan_of(sets));
+        const layer_oracle slow(layer.inputs(), request);
+        const auto expected =
+            oracle::eviction_loss(slow.queries, slow.keys, slow.values, slow.w_o, sets, slow.setup);
+        CHECK(expected.layer_error <= expected.layer_bound * (1 + 1e-12));
+        eviction_loss loss;
+        REQUIRE(measure_eviction(layer.inputs(), request, plan_of(sets), loss).ok());
+        CHECK(loss.layer_error == Approx(expected.layer_error).epsilon(1e-4).margin(1e-4));
+        CHECK(loss.layer_bound == Approx(expected.layer_bound).epsilon(1e-4).margin(1e-4));
+    });
 }
 
 TEST_CASE("keeping more never lowers the kept mass of a head", "[properties][measure]") {

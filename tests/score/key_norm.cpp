@@ -61,6 +61,31 @@ TEST_CASE("key_norm, key_diff: zero and NaN keys have defined scores and leave o
     CHECK(score_layer(key_norm_score{}, layer.inputs(), {}).importance == std::vector<float>(20, 0.0f));
 }
 
+TEST_CASE("key_diff: an infinite, NaN or overflowing key changes no other score and ranks last",
+          "[score][odd]") {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+    layer_data layer = random_layer({.kv_heads = 1, .group = 1, .tokens = 20, .head_dim = 8}, 3);
+    for (const index_t t : {4, 9, 15}) { std::fill_n(layer.key(0, t), 8, 0.0f); } // take no part in the mean
+    const auto before = score_layer(key_diff_score{}, layer.inputs(), {}).importance;
+    layer.key(0, 4)[1] = nan;
+    layer.key(0, 9)[2] = -infinity;
+    std::fill_n(layer.key(0, 15), 8, 1e30f);
+    const auto after = score_layer(key_diff_score{}, layer.inputs(), {}).importance;
+    for (std::size_t t = 0; t < 20; ++t) {
+        CAPTURE(t);
+        if (t == 4 || t == 9 || t == 15) {
+            CHECK(std::isnan(after[t]));
+        } else {
+            CHECK(after[t] == before[t]);
+        }
+    }
+    const auto norm = score_layer(key_norm_score{}, layer.inputs(), {}).importance;
+    CHECK(std::isnan(norm[4]));
+    CHECK(norm[9] == -infinity);
+    CHECK(norm[15] == -infinity);
+}
+
 TEST_CASE("key_norm, key_diff: a workspace that is too small is refused with nothing written",
           "[score][errors]") {
     const layer_data layer = random_layer({}, 4);

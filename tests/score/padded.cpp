@@ -79,8 +79,9 @@ TEST_CASE("padded: a workspace that is too small is refused with nothing written
         score_memory memory(layer.inputs(), {});
         std::vector<std::byte> few(static_cast<std::size_t>(bytes));
         workspace scratch(few);
-        CHECK(scorer.score(layer.inputs(), request, memory.get(), scratch, ex).code() ==
-              errc::workspace_too_small);
+        const status s = scorer.score(layer.inputs(), request, memory.get(), scratch, ex);
+        CHECK(s.code() == errc::workspace_too_small);
+        CHECK(s.needed() == scorer.workspace_bytes(layer.inputs(), request));
         CHECK(memory.is_untouched());
     }
 }

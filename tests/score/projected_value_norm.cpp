@@ -125,6 +125,21 @@ TEST_CASE("projected value norm: bad input is named, disagreeing views break the
           errc::heads_not_divisible);
 }
 
+TEST_CASE("projected value norm: W_O of other query heads than the queries breaks the contract",
+          "[score][contract]") {
+    const layer_data layer = small_layer(); // six query heads for two KV heads
+    const view four(layer.w.data(), {4, 8, 24});
+    const gram_projection gram(four);
+    const auto message = [](const auto& in) {
+        return violation_of([&] { static_cast<void>(validate_projection(in)); });
+    };
+    const std::string expected = "W_O and the queries must agree in q_heads";
+    CHECK(message(layer.inputs().with_output_projection(four)) == expected);
+    CHECK(message(layer.inputs().with_output_projection(gram.view())) == expected);
+    const auto without_queries = kvtrim::layer(layer.keys(), layer.values());
+    CHECK(message(without_queries.with_output_projection(four)) == "");
+}
+
 TEST_CASE("projected value norm: what it refuses it does not write", "[score][errors]") {
     const layer_data layer = small_layer();
     const auto in = layer.inputs();

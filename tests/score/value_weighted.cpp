@@ -111,6 +111,64 @@ TEST_CASE("value_weighted: a scope without any norm weighs 0, not 0/0", "[score]
     }
 }
 
+TEST_CASE("value_weighted: a NaN or infinite value costs no other token its weight, in any scope",
+          "[score][odd]") {
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+    for (const norm_scope scope : {norm_scope::raw, norm_scope::per_head, norm_scope::per_token}) {
+        mean_weighted scorer;
+        scorer.scope = scope;
+        layer_data layer = small_layer();
+        // A zero value adds nothing to any sum: the others then score as they do among themselves.
+        std::fill_n(layer.value(0, 5), 8, 0.0f);
+        std::fill_n(layer.value(1, 7), 8, 0.0f);
+        const std::vector<float> among_themselves = score_layer(scorer, layer.inputs(), {}).importance;
+        layer.value(0, 5)[2] = nan;
+        layer.value(1, 7)[2] = infinity;
+        const std::vector<float> got = score_layer(scorer, layer.inputs(), {}).importance;
+        for (std::size_t i = 0; i < 80; ++i) {
+            CAPTURE(static_cast<int>(scope), i);
+            if (i == 5) {
+                CHECK(std::isnan(got[i]));
+            } else if (i == 40 + 7) {
+                CHECK(got[i] == infinity);
+            } else {
+                CHECK(got[i] == among_themselves[i]);
+            }
+        }
+    }
+}
+
+TEST_CASE("value_weighted: where all values are NaN or infinite, so are the scores", "[score][odd]") {
+    for (const norm_scope scope : {norm_scope::raw, norm_scope::per_head, norm_scope::per_token}) {
+        mean_weighted scorer;
+        scorer.scope = scope;
+        layer_data layer = small_layer();
+        for (float& x : layer.v) { x = std::numeric_limits<float>::infinity(); }
+        std::fill(layer.w.begin(), layer.w.end(), 1.0f);
+        const std::vector<float> infinite = score_layer(scorer, layer.inputs(), {}).importance;
+        CHECK(infinite == std::vector<float>(80, std::numeric_limits<float>::infinity()));
+        for (float& x : layer.v) { x = std::numeric_limits<float>::quiet_NaN(); }
+        for (const float x : score_layer(scorer, layer.inputs(), {}).importance) { CHECK(std::isnan(x)); }
+    }
+}
+
+TEST_CASE("value_weighted: a score that is not finite stays out of a relative epsilon", "[score][odd]") {
+    const layer_data layer = small_layer();
+    std::vector<float> given(80, 1.0f);
+    given[3] = std::numeric_limits<float>::quiet_NaN();
+    given[4] = std::numeric_limits<float>::infinity();
+    const strided<const float, 2> view(given.data(), {2, 40});
+    const value_weighted<given_scores<strided<const float, 2>>> relative{{view}, 0.5f, true};
+    const value_weighted<given_scores<strided<const float, 2>>> absolute{{view}, 0.5f, false};
+    const auto got = score_layer(relative, layer.inputs(), {}).importance;
+    const auto expected = score_layer(absolute, layer.inputs(), {}).importance;
+    for (std::size_t i = 0; i < 80; ++i) {
+        if (i != 3) { CHECK(got[i] == expected[i]); }
+    }
+    CHECK(std::isnan(got[3]));
+}
+
 TEST_CASE("value_weighted: bad input is named", "[score][errors]") {
     const layer_data layer = small_layer();
     const eviction_request request{.budget = per_head(10)};
@@ -151,6 +209,7 @@ TEST_CASE("value_weighted: a workspace that is too small is refused with nothing
         workspace scratch(few);
         const status s = scorer.score(layer.inputs(), request, memory.get(), scratch, ex);
         CHECK(s.code() == errc::workspace_too_small);
+        CHECK(s.needed() == scorer.workspace_bytes(layer.inputs(), request));
         CHECK(memory.is_untouched());
     }
 }

@@ -91,3 +91,23 @@ TEST_CASE("chunked: a workspace that is too small is refused with nothing writte
         CHECK(budgets == std::vector<index_t>{40, 40});
     }
 }
+
+TEST_CASE("chunked: a workspace that suffices for the first row only is refused with nothing written",
+          "[select][errors]") {
+    score_memory memory(oracle::matrix{oracle::row(2, 3.0), oracle::row(400, 3.0)});
+    std::vector<index_t> budgets{2, 40};
+    const chunked selector{.chunk_tokens = 2, .same_for_all_heads = false};
+    std::vector<std::byte> few(300); // one chunk and its index, not 200
+    workspace scratch(few);
+    const std::vector<float> before = memory.importance;
+    const status s = selector.before_selection(memory.get(), budgets, scratch);
+    CHECK(s.code() == errc::workspace_too_small);
+    CHECK(s.needed() == selector.workspace_bytes(2, 402));
+    CHECK(memory.importance == before);
+    CHECK(budgets == std::vector<index_t>{2, 40});
+}
+
+TEST_CASE("chunked: budgets that the rows cannot fill break its contract", "[select][contract]") {
+    require_selection_contracts(chunked{});
+    require_selection_contracts(chunked{.same_for_all_heads = false});
+}

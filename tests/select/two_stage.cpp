@@ -118,3 +118,23 @@ TEST_CASE("two_stage_by_mass: shares below 0 or above 1 are named", "[select][er
         CHECK(two_stage_by_mass{.first_at_most = ratio}.validate().code() == errc::ratio_out_of_range);
     }
 }
+
+TEST_CASE("two_stage: budgets that the rows cannot fill break its contract", "[select][contract]") {
+    require_selection_contracts(two_stage{});
+}
+
+TEST_CASE("two_stage_by_mass: a total above the candidates and missing masses break its contract",
+          "[select][contract]") {
+    score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
+    growing_workspace growing;
+    workspace scratch = growing.of_bytes(0);
+    const auto message = [&](const token_scores& scores, index_t total) {
+        return violation_of(
+            [&] { static_cast<void>(two_stage_by_mass{}.before_allocation(scores, total, scratch)); });
+    };
+    CHECK(message(memory.get(), 7) ==
+          "two_stage_by_mass: total must be between 0 and the number of candidates");
+    CHECK(message({memory.offsets, memory.importance}, 3) ==
+          "two_stage_by_mass: scores must have protected_mass of every row");
+    CHECK(message(memory.get(), 6) == "");
+}

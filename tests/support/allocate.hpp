@@ -24,6 +24,30 @@ oracle::counts allocate(const Allocator& allocator, const oracle::matrix& rows, 
     return to_counts(budgets);
 }
 
+// Whether a total that the rows cannot hold, and budgets of another number of rows, break the allocator's contract.
+template <class Allocator>
+void require_allocation_contracts(const Allocator& allocator) {
+    score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5}});
+    kvtrim::growing_workspace growing;
+    const auto message = [&](index_t total, std::size_t rows) {
+        std::vector<index_t> budgets(rows, -7);
+        kvtrim::workspace scratch = growing.of_bytes(4096);
+        const std::string text = violation_of([&] {
+            static_cast<void>(allocator.allocate(memory.importance_rows(), total, budgets, scratch));
+        });
+        if (!text.empty()) { CHECK(budgets == std::vector<index_t>(rows, -7)); }
+        return text;
+    };
+    CHECK(message(5, 2) == "");
+    CHECK(message(0, 2) == "");
+    for (const index_t total : {index_t{6}, index_t{-1}, std::numeric_limits<index_t>::max()}) {
+        CHECK(message(total, 2) == "allocate: total must be between 0 and the number of candidates");
+    }
+    for (const std::size_t rows : {0u, 1u, 3u}) {
+        CHECK(message(2, rows) == "allocate: budgets must have one entry per row");
+    }
+}
+
 inline std::size_t sum_of(const oracle::counts& budgets) {
     return std::accumulate(budgets.begin(), budgets.end(), std::size_t{0});
 }

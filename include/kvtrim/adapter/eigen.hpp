@@ -9,11 +9,14 @@
 //   heads_in_rows(m, heads)      m [heads * tokens, head_dim]: the tokens of a head together (head-major)
 //   output_projection(m, heads)  m [hidden, q_heads * head_dim]: W_O as checkpoints store it (y = x m^T)
 //
-// Any storage order, Map or Ref with strides; m must outlive the view.
+// Any storage order; Map, Ref or block with strides, also a temporary one, for it is a view itself. The memory must
+// outlive the view: a temporary that owns (or, a Ref to const, may own) its elements is refused.
 
 #include <kvtrim/base/tensor_view.hpp>
 
 #include <Eigen/Core>
+
+#include <type_traits>
 
 namespace kvtrim {
 
@@ -29,9 +32,32 @@ struct element_traits<Eigen::bfloat16> {
     static Eigen::bfloat16 from_float(float x) { return Eigen::bfloat16(x); }
 };
 
+namespace detail {
+
+template <class M>
+inline constexpr bool is_ref_to_const = false;
+template <class M, int Options, class Stride>
+inline constexpr bool is_ref_to_const<Eigen::Ref<const M, Options, Stride>> = true;
+
+// Whether the elements of m, passed as an M&&, are still there after the call.
+template <class M>
+inline constexpr bool outlives_call =
+    !std::is_same_v<std::remove_cv_t<M>, typename M::PlainObject> && !is_ref_to_const<std::remove_cv_t<M>>;
+template <class M>
+inline constexpr bool outlives_call<M&> = true;
+
+template <class M>
+constexpr void expect_no_temporary() {
+    static_assert(outlives_call<M>,
+                  "kvtrim: this matrix is gone when its view is used: give it a name first");
+}
+
+} // namespace detail
+
 // [heads, tokens, head_dim] of m [tokens, heads * head_dim]. Requires cols to be a multiple of heads.
 template <class M>
-[[nodiscard]] auto heads_in_columns(M& m, index_t heads) {
+[[nodiscard]] auto heads_in_columns(M&& m, index_t heads) {
+    detail::expect_no_temporary<M>();
     KVTRIM_EXPECTS(heads > 0 && m.cols() % heads == 0, "heads_in_columns: cols must be heads * head_dim");
     const index_t head_dim = m.cols() / heads;
     return strided(m.data(), {heads, m.rows(), head_dim},
@@ -40,7 +66,8 @@ template <class M>
 
 // [heads, tokens, head_dim] of m [heads * tokens, head_dim]. Requires rows to be a multiple of heads.
 template <class M>
-[[nodiscard]] auto heads_in_rows(M& m, index_t heads) {
+[[nodiscard]] auto heads_in_rows(M&& m, index_t heads) {
+    detail::expect_no_temporary<M>();
     KVTRIM_EXPECTS(heads > 0 && m.rows() % heads == 0, "heads_in_rows: rows must be heads * tokens");
     const index_t tokens = m.rows() / heads;
     return strided(m.data(), {heads, tokens, m.cols()},
@@ -49,7 +76,8 @@ template <class M>
 
 // [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim].
 template <class M>
-[[nodiscard]] auto output_projection(M& m, index_t q_heads) {
+[[nodiscard]] auto output_projection(M&& m, index_t q_heads) {
+    detail::expect_no_temporary<M>();
     KVTRIM_EXPECTS(q_heads > 0 && m.cols() % q_heads == 0,
                    "output_projection: cols must be q_heads * head_dim");
     const index_t head_dim = m.cols() / q_heads;

@@ -35,8 +35,8 @@ struct attention_head {
     [[nodiscard]] constexpr index_t observers(index_t column) const {
         const index_t token = candidate_begin + column;
         const index_t first = std::max<index_t>(0, token - query_begin);
-        const index_t last =
-            sliding_window == 0 ? queries : std::min(queries, token + sliding_window - query_begin);
+        const bool all_reach = sliding_window == 0 || sliding_window >= query_begin + queries;
+        const index_t last = all_reach ? queries : std::min(queries, token + sliding_window - query_begin);
         return std::max<index_t>(0, last - first);
     }
 };

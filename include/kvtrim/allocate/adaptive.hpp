@@ -35,9 +35,10 @@ struct adaptive {
         return {errc::ratio_out_of_range, "adaptive: safeguard_ratio must lie in [0, 1]"};
     }
 
-    // Requires 0 <= total <= the number of candidates. Fills budgets [rows]; their sum is total.
+    // Requires 0 <= total <= the number of candidates, and a budget per row. Fills budgets [rows]; their sum is total.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace&) const {
+        expect_total(scores, total, budgets);
         constexpr index_t open = -1;
         std::fill(budgets.begin(), budgets.end(), open);
         const auto is_open = [&](index_t r) { return budgets[static_cast<std::size_t>(r)] == open; };

@@ -48,16 +48,19 @@ struct blended {
     [[nodiscard]] index_t workspace_bytes(index_t rows, index_t candidates) const {
         workspace counting = workspace::counting();
         static_cast<void>(take(rows, candidates, counting));
-        static_cast<void>(counting.take<index_t>(rows)); // round_to_total
+        static_cast<void>(counting.take<index_t>(rounding == budget_rounding::exact ? rows : 0));
         return counting.needed_bytes();
     }
 
-    // Requires 0 <= total <= the number of candidates. Fills budgets [rows].
+    // Requires 0 <= total <= the number of candidates, and a budget per row. Fills budgets [rows].
+    // Returns errc::workspace_too_small with nothing written.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace& scratch) const {
+        expect_total(scores, total, budgets);
+        const index_t bytes = workspace_bytes(scores.rows(), scores.offsets.back());
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
-        const buffers memory = take(scores.rows(), static_cast<index_t>(scores.values.size()), scratch);
-        if (!scratch.fits()) { return scratch.too_small(); }
+        const buffers memory = take(scores.rows(), scores.offsets.back(), scratch);
         const index_t even_share = scores.rows() == 0 ? 0 : total / scores.rows();
         const score_rows ranked =
             weight_by_kept_mass ? weighted(scores, even_share, memory.weighted) : scores;

@@ -4,7 +4,7 @@
 
 // Preconditions of the public functions: a caller's bug stops here, with one line that says which.
 //
-// KVTRIM_EXPECTS(condition, "what the caller must do") is checked in every build; it is O(1) and stands
+// KVTRIM_EXPECTS(condition, "what the caller must do") is checked in every build; it is O(1) or O(heads) and stands
 // at the entry of public functions only, never in a loop over tokens. A violation calls the handler; the
 // default prints one line to stderr and aborts (an engine's worker thread must not unwind). A handler may
 // throw or long-jump; if it returns, the program aborts.

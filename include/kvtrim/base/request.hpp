@@ -49,7 +49,8 @@ struct token_range {
     return {begin, std::max(begin, tokens - p.suffix())};
 }
 
-// How the layer computes attention; a wrong denominator would bias every score.
+// How the layer computes attention; a wrong denominator would bias every score. Bad input: a scale or soft cap that is
+// negative or not finite.
 struct attention_options {
     float scale = 0;                         // logit = scale * <q, k>; 0: 1 / sqrt(head_dim)
     float soft_cap = 0;                      // logit = cap * tanh(logit / cap); 0: none

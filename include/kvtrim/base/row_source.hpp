@@ -51,6 +51,7 @@ template <class V>
 template <cache_view V>
 void load_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {
     const index_t length = extent(view, 2);
+    if (length == 0) { return; } // such rows may have no memory
     if constexpr (row_source<V>) {
         view.load_rows(head, first, count, tile);
     } else if constexpr (strided_view<V, 3>) {
@@ -92,7 +93,7 @@ template <cache_view V>
     if constexpr (!row_source<V> && strided_view<V, 3>) {
         using value = std::remove_cvref_t<decltype(*view.data_handle())>;
         if constexpr (std::is_same_v<value, float>) {
-            if (view.stride(2) == 1 && view.stride(1) > 0) {
+            if (view.stride(2) == 1 && view.stride(1) > 0 && extent(view, 2) > 0) {
                 return {view.data_handle() + head * static_cast<index_t>(view.stride(0)) +
                             first * static_cast<index_t>(view.stride(1)),
                         static_cast<index_t>(view.stride(1))};

@@ -25,6 +25,7 @@ struct score_rows {
     std::span<float> values;          // [offsets[rows]]
 
     [[nodiscard]] index_t rows() const { return static_cast<index_t>(offsets.size()) - 1; }
+    [[nodiscard]] index_t candidates() const { return offsets.back() - offsets.front(); } // of all rows
     [[nodiscard]] index_t length(index_t row) const {
         const auto r = static_cast<std::size_t>(row);
         return offsets[r + 1] - offsets[r];
@@ -50,5 +51,24 @@ struct token_scores {
         return {offsets, attention.empty() ? importance : attention};
     }
 };
+
+// What every allocator requires of an engine that enters here: candidates for `total`, a place for each budget.
+inline void expect_total(const score_rows& scores, index_t total, std::span<const index_t> budgets) {
+    KVTRIM_EXPECTS(static_cast<index_t>(budgets.size()) == scores.rows(),
+                   "allocate: budgets must have one entry per row");
+    KVTRIM_EXPECTS(0 <= total && total <= scores.candidates(),
+                   "allocate: total must be between 0 and the number of candidates");
+}
+
+// What selection requires of an allocator, or of an engine that enters here. O(rows).
+inline void expect_budgets(const score_rows& scores, std::span<const index_t> budgets) {
+    KVTRIM_EXPECTS(static_cast<index_t>(budgets.size()) == scores.rows(),
+                   "select: budgets must have one entry per row");
+    for (index_t r = 0; r < scores.rows(); ++r) {
+        const index_t budget = budgets[static_cast<std::size_t>(r)];
+        KVTRIM_EXPECTS(0 <= budget && budget <= scores.length(r),
+                       "select: a budget must be between 0 and the number of candidates of its row");
+    }
+}
 
 } // namespace kvtrim

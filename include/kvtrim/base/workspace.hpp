@@ -6,6 +6,7 @@
 //
 // A stage takes its scratch at entry and then asks fits(). The same lines run over a counting workspace give
 // the bytes it needs, so that the number reported by workspace_bytes() can not drift from the number used.
+// Who knows that number beforehand asks holds() instead, and can then name all that is missing in its answer.
 // Every block is aligned to a cache line. Blocks taken inside a frame are given back when it ends.
 
 #include <kvtrim/base/contract.hpp>
@@ -50,12 +51,21 @@ class workspace {
 
     // Whether everything now taken fitted.
     [[nodiscard]] bool fits() const { return used_ <= capacity_; }
-    // Bytes the caller must pass for what was taken so far, alignment included.
-    [[nodiscard]] index_t needed_bytes() const { return peak_ == 0 ? 0 : peak_ + alignment_bytes; }
-    // The answer of a stage whose scratch did not fit.
+    // Whether a stage that counted `bytes` (needed_bytes() of a counting workspace) still fits.
+    [[nodiscard]] bool holds(index_t bytes) const {
+        return bytes == 0 ? fits() : used_ + (bytes - alignment_bytes) <= capacity_;
+    }
+    // Bytes the caller must pass for the most that was taken at any time, alignment included.
+    [[nodiscard]] index_t needed_bytes() const { return with_alignment(peak_); }
+    // The answer of a stage whose scratch did not fit, while it still has it: enough up to here.
     [[nodiscard]] status too_small() const {
         return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()",
-                needed_bytes()};
+                with_alignment(used_)};
+    }
+    // The answer of a stage that needs `bytes`: enough for all of it.
+    [[nodiscard]] status too_small(index_t bytes) const {
+        return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()",
+                used_ + bytes};
     }
 
     // Gives back at its end what was taken during its life.
@@ -72,6 +82,9 @@ class workspace {
     };
 
   private:
+    static constexpr index_t with_alignment(index_t bytes) {
+        return bytes == 0 ? 0 : bytes + alignment_bytes;
+    }
     static constexpr index_t round_up(index_t bytes) {
         return (bytes + alignment_bytes - 1) / alignment_bytes * alignment_bytes;
     }

@@ -37,7 +37,8 @@ template <class V, class T>
     KVTRIM_EXPECTS(static_cast<index_t>(out.size()) >= plan.total_tokens() * length,
                    "gather: out must hold total_tokens * head_dim elements");
     T* to = out.data();
-    for (index_t g = 0; g < extent(cache, 0); ++g) {
+    const index_t heads = length == 0 ? 0 : extent(cache, 0); // rows without elements may have no memory
+    for (index_t g = 0; g < heads; ++g) {
         for (const auto token : plan.row(g)) {
             if constexpr (is_ragged<V>) {
                 using element = std::remove_cvref_t<decltype(*cache.row(g, token))>;
@@ -70,6 +71,7 @@ namespace detail {
 template <class T, class HeadBegin>
 void flatten(T* data, index_t length, const keep_plan& plan, HeadBegin&& head_begin) {
     T* to = data;
+    if (length == 0) { return; } // rows without elements may have no memory
     for (index_t g = 0; g < plan.rows(); ++g) {
         for (const auto token : plan.row(g)) {
             const T* from = data + (head_begin(g) + token) * length;

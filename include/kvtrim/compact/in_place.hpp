@@ -46,6 +46,7 @@ void move_strided_run(const V& cache, index_t head, index_t from, index_t to, in
     const auto row = static_cast<index_t>(cache.stride(1));
     const auto step = static_cast<index_t>(cache.stride(2));
     const index_t length = extent(cache, 2);
+    if (length == 0) { return; } // rows without elements may have no memory
     auto* base = cache.data_handle() + head * static_cast<index_t>(cache.stride(0));
     if (step == 1) {
         const bool touching = row == length; // rows without gaps move as one block

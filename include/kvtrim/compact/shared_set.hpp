@@ -13,7 +13,7 @@
 //                                                   arguments of seq_rm(sequence, begin, end)
 //
 // To choose a shared set by scores instead, plan with the `shared` selector.
-// Cost: O(rows + kept tokens + tokens). Workspace: a float per token.
+// Cost: O(kept tokens of both plans + tokens). Workspace: a float per token.
 
 #include <kvtrim/base/workspace.hpp>
 #include <kvtrim/math/top_k.hpp>
@@ -40,13 +40,15 @@ namespace detail {
 // Writes one row of kept tokens for every head.
 [[nodiscard]] inline status write_shared(const keep_plan& plan, std::span<float> votes, index_t kept_tokens,
                                          std::span<index_t> counts, keep_plan& out) {
-    const index_t rows = plan.rows();
     std::fill(counts.begin(), counts.end(), kept_tokens);
     if (const status s = out.reset(counts); !s.ok()) { return s; }
-    for (index_t r = 0; r < rows; ++r) {
-        top_k_cut cut = find_top_k(votes, kept_tokens);
-        auto next = out.writable_row(r).begin();
-        for_each_above(votes, cut, [&](index_t t) { *next++ = static_cast<keep_plan::table_index>(t); });
+    if (plan.rows() == 0) { return {}; }
+    const auto first = out.writable_row(0);
+    auto next = first.begin();
+    top_k_cut cut = find_top_k(votes, kept_tokens);
+    for_each_above(votes, cut, [&](index_t t) { *next++ = static_cast<keep_plan::table_index>(t); });
+    for (index_t r = 1; r < plan.rows(); ++r) {
+        std::copy(first.begin(), first.end(), out.writable_row(r).begin());
     }
     return {};
 }

@@ -21,11 +21,12 @@
 #include <kvtrim/kernels/tile_ops.hpp>
 
 #include <cmath>
+#include <limits>
 #include <span>
 
 namespace kvtrim {
 
-// Bad input of any stage that computes attention of the observation queries.
+// Bad input of any stage that computes attention of the observation queries. Sink logits may be any float.
 // Returns heads_not_divisible, window_exceeds_tokens or invalid_parameter. Requires matching head_dim and
 // a sink logit per query head, if any.
 template <class Inputs>
@@ -36,18 +37,18 @@ template <class Inputs>
     const auto& options = request.attention;
     KVTRIM_EXPECTS(options.sink_logits.empty() || static_cast<index_t>(options.sink_logits.size()) == q_heads,
                    "attention.sink_logits must have one entry per query head");
-    if (!(options.scale >= 0) || !(options.soft_cap >= 0) || options.sliding_window < 0) {
-        return {errc::invalid_parameter,
-                "attention: scale, soft_cap and sliding_window must not be negative"};
-    }
+    if (const status s = valid_attention(options); !s.ok()) { return s; }
+    const index_t rollback = request.protect.rollback_tokens;
+    if (rollback < 0) { return {errc::invalid_parameter, "protected token counts must not be negative"}; }
     if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
         return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
     }
     if (queries == 0) { return {errc::invalid_parameter, "the observation window has no queries"}; }
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const index_t needed = rollback > most - queries ? most : queries + rollback;
     for (index_t g = 0; g < in.kv_heads(); ++g) {
-        if (in.tokens(g) < queries + request.protect.rollback_tokens) {
-            return {errc::window_exceeds_tokens, "more observation queries than cached tokens",
-                    queries + request.protect.rollback_tokens};
+        if (in.tokens(g) < needed) {
+            return {errc::window_exceeds_tokens, "more observation queries than cached tokens", needed};
         }
     }
     return {};
@@ -113,6 +114,11 @@ class attention_rows {
     [[nodiscard]] index_t visible_end() const { return query_begin_ + block_queries_.end; }
     // [block_rows] what rescales an average-pooled row to its own mass (aggregate/attention_tile.hpp).
     [[nodiscard]] const float* pooling_factor() const { return factor_.data(); }
+    // What the sink logit takes of a row's softmax, which the tokens share with it; 0 without one.
+    [[nodiscard]] double sink_mass(index_t block_row) const {
+        const double sum = at(sum_, block_row);
+        return sum > 0 ? sink_term(block_row) / sum : 0.0;
+    }
     // Sum over the block's rows of the attention to tokens outside the candidate range.
     [[nodiscard]] double protected_mass() const { return protected_mass_; }
 
@@ -135,6 +141,13 @@ class attention_rows {
     }
     [[nodiscard]] float sink_logit(index_t block_row) const {
         return options_.sink_logits[static_cast<std::size_t>(query_head(block_row))];
+    }
+
+    // The sink logit's part of the row's sum.
+    [[nodiscard]] double sink_term(index_t block_row) const {
+        if (options_.sink_logits.empty()) { return 0; }
+        return std::exp(static_cast<double>(sink_logit(block_row)) -
+                        static_cast<double>(at(maximum_, block_row)));
     }
 
     // Queries scaled once, so that products are logits.
@@ -207,12 +220,9 @@ class attention_rows {
             const double mass = at(mass_, r);
             const double windows = static_cast<double>(kernel_tokens) * mass - at(edge_loss_, r);
             if (at(maximum_, r) == kernels::masked_logit) { at(maximum_, r) = 0.0f; }
-            const bool sink = !options_.sink_logits.empty();
-            const double sink_term =
-                sink ? std::exp(static_cast<double>(sink_logit(r) - at(maximum_, r))) : 0.0;
             at(weight_, r) = sum > 0 ? static_cast<float>(1.0 / sum) : 0.0f;
             at(factor_, r) = windows > 0 ? static_cast<float>(mass / windows) : 0.0f;
-            protected_mass_ += sum > 0 ? std::max(0.0, (sum - sink_term - mass) / sum) : 0.0;
+            protected_mass_ += sum > 0 ? std::max(0.0, (sum - sink_term(r) - mass) / sum) : 0.0;
         }
     }
 

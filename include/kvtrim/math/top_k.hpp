@@ -35,6 +35,9 @@ struct top_k_cut {
 // The cut behind the k highest scores of the rows r for which use_row(r). Requires 0 <= k <= their length.
 template <class UseRow>
 [[nodiscard]] top_k_cut find_top_k(const score_rows& scores, index_t k, UseRow&& use_row) {
+    index_t length = 0;
+    for (index_t r = 0; r < scores.rows(); ++r) { length += use_row(r) ? scores.length(r) : 0; }
+    KVTRIM_EXPECTS(0 <= k && k <= length, "find_top_k: k must be between 0 and the number of scores");
     if (k == 0) { return {0xffffffffu, 0}; } // no float has these bits
     constexpr std::array<int, 3> shifts{21, 10, 0};
     constexpr std::array<std::uint32_t, 3> digit_masks{0x7ffu, 0x7ffu, 0x3ffu};

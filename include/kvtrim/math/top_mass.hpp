@@ -15,8 +15,8 @@
 
 namespace kvtrim {
 
-// The smallest count whose `count` highest scores sum to at least `mass`; 0 for mass <= 0, the row's length
-// if the whole row holds less.
+// The smallest count whose `count` highest scores sum to at least `mass`; 0 for mass <= 0 or NaN, the row's length
+// if the whole row holds less. One infinite score holds any mass, an infinite one included.
 [[nodiscard]] inline index_t count_for_mass(std::span<const float> row, double mass) {
     if (!(mass > 0)) { return 0; }
     struct bucket {
@@ -46,7 +46,8 @@ namespace kvtrim {
         }
         if (pass == 2) { // all scores of this bucket are equal
             const double score = buckets[digit].sum / static_cast<double>(buckets[digit].count);
-            const auto needed = static_cast<index_t>(std::ceil(mass / score)); // 0 for an infinite score
+            if (std::isinf(score)) { return above + 1; }
+            const auto needed = static_cast<index_t>(std::ceil(mass / score));
             return above + std::clamp<index_t>(needed, 1, buckets[digit].count);
         }
         prefix |= digit << shifts[pass];

@@ -5,29 +5,34 @@
 // What a plan costs the layer's output, for the given queries: kept attention mass, output error before and after
 // W_O, and Ada-KV's upper bound on it.
 //
-//   F[h, i]   = sum over kept t of A[h, i, t]                                    kept mass
-//   D[h, i]   = y - y' = sum_t A v - sum_kept (A / F) v                          error of the head's output
-//             = sum_evicted A v - (1 - F) / F * sum_kept A v                     as computed: no cancellation
+//   F[h, i], E[h, i]     sum over the kept, the evicted t of A[h, i, t]
+//   S[h, i]              the sink logit's part of the softmax, 0 without one:  F + E + S = 1
+//   D[h, i] = y - y' = sum_t A v - sum_kept (A / (F + S)) v                      error of the head's output
+//           = sum_evicted A v - E / (F + S) * sum_kept A v                       as computed: no cancellation
 //   error[h]             mean over i of || D[h, i] ||_1
 //   error_projected[h]   mean over i of || D[h, i] W_O[h] ||_1
 //   layer_error          mean over i of || sum over h of D[h, i] W_O[h] ||_1
-//   layer_bound          2 C sum over h of (1 - mean F[h]),   C = max over h, t of || v[t] W_O[h] ||_1
+//   layer_bound          2 C sum over h of mean E[h],   C = max over h, t of || v[t] W_O[h] ||_1
 //
-// layer_error <= layer_bound always: the coefficients of D sum to 2 (1 - F) in absolute value.
+// layer_error <= layer_bound always: the coefficients of D sum to E + E F / (F + S) <= 2 E in absolute value.
 // Source: Ada-KV, arXiv:2407.11550, Theorem 3.1 (bound) and Sec. 3 (its minimiser); kept mass as in SnapKV.
-// Departures: C is the largest L1 norm of a projected value row, which is what the proof uses.
+// Departures: C is the largest L1 norm of a projected value row, which is what the proof uses. A sink stays in the
+// denominator when tokens leave it.
 // This is a measuring tool: it allocates, and W_O costs 2 * q_heads * (tokens + queries) * head_dim * hidden.
-// Numerics: products float, sums over queries double. A query whose kept mass is 0 contributes || y ||.
+// Numerics: products float, sums over queries double; E, F and S are each summed, not taken from 1. A query whose kept
+// mass is 0 contributes || y ||.
 
 #include <kvtrim/math/attention_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
+#include <type_traits>
 #include <vector>
 
 namespace kvtrim {
 
 struct eviction_loss {
-    std::vector<double> kept_mass;       // [q_heads] mean over the queries
+    std::vector<double> kept_mass;       // [q_heads] F, mean over the queries
+    std::vector<double> evicted_mass;    // [q_heads] E, mean over the queries
     std::vector<double> error;           // [q_heads]
     std::vector<double> error_projected; // [q_heads]; empty without W_O
     double layer_error = 0;              // 0 without W_O
@@ -37,11 +42,11 @@ struct eviction_loss {
 // The bound projects every cached value, which costs far more than the rest where queries are few.
 enum class loss_bound : std::uint8_t { measured, skipped };
 
-// Ada-KV's bound on the mean L1 error of a layer's output. largest_projected_norm: C above.
-[[nodiscard]] inline double ada_kv_loss_bound(std::span<const double> kept_mass,
+// Ada-KV's bound on the mean L1 error of a layer's output. evicted_mass [q_heads]: mean E; largest_projected_norm: C.
+[[nodiscard]] inline double ada_kv_loss_bound(std::span<const double> evicted_mass,
                                               double largest_projected_norm) {
     double evicted = 0;
-    for (const double mass : kept_mass) { evicted += 1.0 - mass; }
+    for (const double mass : evicted_mass) { evicted += mass; }
     return 2.0 * largest_projected_norm * evicted;
 }
 
@@ -55,13 +60,17 @@ class split_outputs {
         : in_(in), value_dim_(extent(in.values, 2)), values_(static_cast<std::size_t>(256 * value_dim_)),
           kept_tile_(256 * kernels::tile_query_rows),
           kept_(static_cast<std::size_t>(kernels::tile_query_rows * value_dim_)), evicted_(kept_.size()),
-          kept_mass_(kernels::tile_query_rows), evicted_mass_(kernels::tile_query_rows) {}
+          kept_mass_(kernels::tile_query_rows), evicted_mass_(kernels::tile_query_rows),
+          sink_mass_(kernels::tile_query_rows) {}
 
     // is_kept [tokens of the head]
     void run(attention_rows<Inputs>& rows, index_t kv_head, const std::vector<char>& is_kept) {
         for (auto* sums : {&kept_, &evicted_}) { std::fill(sums->begin(), sums->end(), 0.0f); }
         for (auto* sums : {&kept_mass_, &evicted_mass_}) { std::fill(sums->begin(), sums->end(), 0.0); }
         const index_t count_rows = rows.block_rows();
+        for (index_t r = 0; r < count_rows; ++r) {
+            sink_mass_[static_cast<std::size_t>(r)] = rows.sink_mass(r);
+        }
         for (index_t t = 0; t < rows.visible_end(); t += rows.tile_tokens()) {
             const index_t count = std::min(rows.tile_tokens(), rows.visible_end() - t);
             float* evicted = rows.attention(t, count);
@@ -84,11 +93,14 @@ class split_outputs {
     }
 
     [[nodiscard]] double kept_mass(index_t row) const { return kept_mass_[static_cast<std::size_t>(row)]; }
+    [[nodiscard]] double evicted_mass(index_t row) const {
+        return evicted_mass_[static_cast<std::size_t>(row)];
+    }
     // D of one row into out [value_dim]; its L1 norm is returned.
     double difference(index_t row, float* out) const {
         const auto r = static_cast<std::size_t>(row);
-        const double kept = kept_mass_[r];
-        const double ratio = kept > 0 ? evicted_mass_[r] / kept : 0.0;
+        const double remaining = kept_mass_[r] + sink_mass_[r];
+        const double ratio = remaining > 0 ? evicted_mass_[r] / remaining : 0.0;
         double norm = 0;
         for (index_t d = 0; d < value_dim_; ++d) {
             const auto i = r * static_cast<std::size_t>(value_dim_) + static_cast<std::size_t>(d);
@@ -108,6 +120,7 @@ class split_outputs {
     std::vector<float> evicted_;
     std::vector<double> kept_mass_;
     std::vector<double> evicted_mass_;
+    std::vector<double> sink_mass_;
 };
 
 // error_projected, layer_error and layer_bound from the differences [q_heads, queries, value_dim].
@@ -154,13 +167,14 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
     for (const float x : layer) { loss.layer_error += std::abs(static_cast<double>(x)); }
     loss.layer_error /= static_cast<double>(queries);
     if (bound == loss_bound::skipped) { return; }
-    loss.layer_bound = ada_kv_loss_bound(loss.kept_mass, static_cast<double>(largest));
+    loss.layer_bound = ada_kv_loss_bound(loss.evicted_mass, static_cast<double>(largest));
 }
 
 } // namespace detail
 
 // Measures the loss of `plan` for the queries in `in`; a request supplies the attention options and the
-// rollback tail. Needs values and queries; W_O where its figures are wanted.
+// rollback tail. Needs values and queries; W_O where its figures are wanted, which then must be
+// [q_heads, head_dim, hidden] with the queries' q_heads and the values' head_dim.
 // Returns the errors of validate_attention or errc::plan_mismatch, with `loss` unchanged.
 template <class Inputs>
 [[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request,
@@ -168,6 +182,16 @@ template <class Inputs>
                                       loss_bound bound = loss_bound::measured) {
     static_assert(Inputs::has_values && Inputs::has_queries,
                   "kvtrim: measure_eviction needs layer(keys, values).with_queries(queries)");
+    using output_projection = std::remove_cvref_t<decltype(in.output_projection)>;
+    static_assert(!Inputs::has_output_projection || cache_view<output_projection>,
+                  "kvtrim: measure_eviction needs W_O itself, a view [q_heads, head_dim, hidden]: the Gram "
+                  "matrices of a gram_view do not give the output back; see base/layer.hpp");
+    if constexpr (Inputs::has_output_projection) {
+        KVTRIM_EXPECTS(extent(in.output_projection, 0) == extent(in.queries, 0),
+                       "W_O and the queries must agree in q_heads");
+        KVTRIM_EXPECTS(row_count(in.output_projection, 0) == extent(in.values, 2),
+                       "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");
+    }
     if (const status s = validate_attention(in, request); !s.ok()) { return s; }
     if (plan.rows() != in.kv_heads() || !plan.check_invariants([&](index_t g) { return in.tokens(g); })) {
         return {errc::plan_mismatch, "the plan was made for another cache"};
@@ -180,7 +204,7 @@ template <class Inputs>
     const index_t value_dim = extent(in.values, 2);
     eviction_loss result;
     result.kept_mass.assign(static_cast<std::size_t>(q_heads), 0.0);
-    result.error = result.kept_mass;
+    result.evicted_mass = result.error = result.kept_mass;
     std::vector<float> differences(static_cast<std::size_t>(q_heads * queries * value_dim));
     detail::split_outputs outputs(in);
     for (index_t g = 0; g < in.kv_heads(); ++g) {
@@ -194,9 +218,10 @@ template <class Inputs>
             for (index_t r = 0; r < rows.block_rows(); ++r) {
                 const index_t flat = g * rows.rows() + first + r; // q_head * queries + query
                 const auto h = static_cast<std::size_t>(flat / queries);
-                result.kept_mass[h] += std::min(1.0, outputs.kept_mass(r)) / static_cast<double>(queries);
-                result.error[h] += outputs.difference(r, differences.data() + flat * value_dim) /
-                                   static_cast<double>(queries);
+                const double share = 1.0 / static_cast<double>(queries);
+                result.kept_mass[h] += share * std::min(1.0, outputs.kept_mass(r));
+                result.evicted_mass[h] += share * std::min(1.0, outputs.evicted_mass(r));
+                result.error[h] += share * outputs.difference(r, differences.data() + flat * value_dim);
             }
         }
     }

@@ -27,10 +27,10 @@
 namespace kvtrim {
 
 enum class pyramid_schedule : std::uint8_t {
-    exact,          // sums to layers * kept
-    adakv,          // floored integer step
+    exact,           // sums to layers * kept
+    adakv,           // floored integer step
     kvcache_factory, // the same, but everything below the capacity and flat budgets for short prompts
-    kvpress,        // in doubles, with rounding to even; flat where low falls below the window
+    kvpress,         // in doubles, with rounding to even; flat where low falls below the window
 };
 
 struct pyramid {
@@ -67,7 +67,9 @@ struct pyramid {
         if (budgets.empty()) { return {}; }
         if (schedule == pyramid_schedule::kvpress) { return as_kvpress(tokens, window, kept, budgets); }
         const auto capacity = static_cast<index_t>(std::min(kept, static_cast<double>(tokens) * 4 + 4));
-        if (schedule == pyramid_schedule::exact) { return exactly(tokens, window, capacity, budgets, scratch); }
+        if (schedule == pyramid_schedule::exact) {
+            return exactly(tokens, window, capacity, budgets, scratch);
+        }
         return stepped(tokens, window, capacity, budgets);
     }
 
@@ -110,14 +112,16 @@ struct pyramid {
         }
         const bool flat = budgets.size() == 1 || (factory && tokens < 2 * base);
         const auto steps = static_cast<double>(budgets.size()) - 1;
-        const index_t step = flat ? 0 : static_cast<index_t>(std::floor(static_cast<double>(high - low) / steps));
+        const index_t step =
+            flat ? 0 : static_cast<index_t>(std::floor(static_cast<double>(high - low) / steps));
         for (std::size_t l = 0; l < budgets.size(); ++l) {
             budgets[l] = window + (flat ? base : high - static_cast<index_t>(l) * step);
         }
         return {};
     }
 
-    [[nodiscard]] status as_kvpress(index_t tokens, index_t window, double kept, std::span<index_t> budgets) const {
+    [[nodiscard]] status as_kvpress(index_t tokens, index_t window, double kept,
+                                    std::span<index_t> budgets) const {
         const auto n = static_cast<double>(tokens);
         const auto w = static_cast<double>(window);
         const double t = (w + kept) - w;
@@ -155,8 +159,8 @@ struct preference {
     // Deals `total` tokens out over layers that can take caps [layers] each. A preference that is not a positive finite
     // number counts as 0; if all are 0 the layers are equal.
     // Returns workspace_too_small, with budgets unchanged. Requires 0 <= total <= the sum of the caps.
-    [[nodiscard]] status allocate(std::span<const double> preferences, std::span<const index_t> caps, index_t total,
-                                  std::span<index_t> budgets, workspace& scratch) const {
+    [[nodiscard]] status allocate(std::span<const double> preferences, std::span<const index_t> caps,
+                                  index_t total, std::span<index_t> budgets, workspace& scratch) const {
         KVTRIM_EXPECTS(preferences.size() == caps.size() && caps.size() == budgets.size(),
                        "preference: sizes must agree");
         KVTRIM_EXPECTS(total >= 0 && total <= std::accumulate(caps.begin(), caps.end(), index_t{0}),

@@ -37,7 +37,8 @@ class layer_cascade {
     // total: candidates that stay over all layers and rows. safeguard: best tokens of each row that do not compete.
     // Requires both >= 0.
     layer_cascade(index_t total, index_t safeguard) : total_(total), safeguard_(safeguard) {
-        KVTRIM_EXPECTS(total >= 0 && safeguard >= 0, "layer_cascade: total and safeguard must not be negative");
+        KVTRIM_EXPECTS(total >= 0 && safeguard >= 0,
+                       "layer_cascade: total and safeguard must not be negative");
     }
 
     [[nodiscard]] index_t layers() const { return std::ssize(layer_begin_) - 1; }
@@ -76,8 +77,8 @@ class layer_cascade {
             return {errc::index_overflow, "layer_cascade: at most 2^31 - 1 rows"};
         }
         if (safeguarded > total_) {
-            return {errc::budget_below_protection, "layer_cascade: the safeguarded tokens alone exceed the total",
-                    safeguarded};
+            return {errc::budget_below_protection,
+                    "layer_cascade: the safeguarded tokens alone exceed the total", safeguarded};
         }
         for (auto& row : evicted_) { row.clear(); }
         safeguarded_ = safeguarded;
@@ -92,9 +93,13 @@ class layer_cascade {
     // Returns errc::index_overflow, with out unchanged.
     [[nodiscard]] status plan(index_t layer, index_t prefix, index_t suffix, keep_plan& out) const {
         std::vector<index_t> counts;
-        for (index_t r = 0; r < rows(layer); ++r) { counts.push_back(prefix + std::ssize(kept(layer, r)) + suffix); }
+        for (index_t r = 0; r < rows(layer); ++r) {
+            counts.push_back(prefix + std::ssize(kept(layer, r)) + suffix);
+        }
         if (const status s = out.reset(counts); !s.ok()) { return s; }
-        for (index_t r = 0; r < rows(layer); ++r) { write_row(kept(layer, r), evicted(layer, r), prefix, out.writable_row(r)); }
+        for (index_t r = 0; r < rows(layer); ++r) {
+            write_row(kept(layer, r), evicted(layer, r), prefix, out.writable_row(r));
+        }
         return {};
     }
 
@@ -107,7 +112,9 @@ class layer_cascade {
     static constexpr int bucket_shift = 20;
     static constexpr std::size_t buckets = std::size_t{1} << (32 - bucket_shift);
 
-    [[nodiscard]] index_t begin_of(index_t layer) const { return layer_begin_[static_cast<std::size_t>(layer)]; }
+    [[nodiscard]] index_t begin_of(index_t layer) const {
+        return layer_begin_[static_cast<std::size_t>(layer)];
+    }
 
     // The row's safeguarded tokens stay for good, all others enter their buckets.
     void add_row(std::span<float> scores) {
@@ -133,7 +140,8 @@ class layer_cascade {
     }
 
     // The next column from `begin` on that a cut selects; uses up cut.ties.
-    [[nodiscard]] static column_index next_above(std::span<const float> scores, top_k_cut& cut, column_index begin) {
+    [[nodiscard]] static column_index next_above(std::span<const float> scores, top_k_cut& cut,
+                                                 column_index begin) {
         for (auto c = static_cast<std::size_t>(begin); c < scores.size(); ++c) {
             const std::uint32_t bits = ordered_bits(scores[c]);
             if (bits < cut.bits || (bits == cut.bits && cut.ties == 0)) { continue; }
@@ -151,11 +159,11 @@ class layer_cascade {
             std::vector<entry>& bucket = bucket_[b];
             const index_t over = std::min(competing_ - places, std::ssize(bucket));
             if (over < std::ssize(bucket)) { // lowest first: lower score, then the later arrival
-                std::nth_element(bucket.begin(), bucket.begin() + over, bucket.end(),
-                                 [](const entry& x, const entry& y) {
-                                     return x.bits != y.bits ? x.bits < y.bits
-                                                             : std::pair(x.row, x.column) > std::pair(y.row, y.column);
-                                 });
+                std::nth_element(
+                    bucket.begin(), bucket.begin() + over, bucket.end(), [](const entry& x, const entry& y) {
+                        return x.bits != y.bits ? x.bits < y.bits
+                                                : std::pair(x.row, x.column) > std::pair(y.row, y.column);
+                    });
             }
             gone_.insert(gone_.end(), bucket.begin(), bucket.begin() + over);
             bucket.erase(bucket.begin(), bucket.begin() + over);
@@ -165,7 +173,8 @@ class layer_cascade {
             return std::pair(x.row, x.column) < std::pair(y.row, y.column);
         });
         for (auto first = gone_.begin(); first != gone_.end();) {
-            const auto last = std::find_if(first, gone_.end(), [&](const entry& e) { return e.row != first->row; });
+            const auto last =
+                std::find_if(first, gone_.end(), [&](const entry& e) { return e.row != first->row; });
             remove(static_cast<std::size_t>(first->row), std::span<const entry>(first, last));
             first = last;
         }
@@ -174,7 +183,8 @@ class layer_cascade {
 
     // All places are taken, and there will not be more: what is below the lowest competitor has no chance.
     void raise_bar() {
-        const auto lowest = std::find_if(bucket_.begin(), bucket_.end(), [](const auto& b) { return !b.empty(); });
+        const auto lowest =
+            std::find_if(bucket_.begin(), bucket_.end(), [](const auto& b) { return !b.empty(); });
         if (lowest == bucket_.end()) {
             bar_ = std::numeric_limits<std::uint32_t>::max(); // no score has these bits
             return;
@@ -199,8 +209,8 @@ class layer_cascade {
     }
 
     // Cache rows before the push of what is kept: the merge of kept and evicted columns numbers them.
-    static void write_row(std::span<const column_index> kept, std::span<const column_index> evicted, index_t prefix,
-                          std::span<column_index> out) {
+    static void write_row(std::span<const column_index> kept, std::span<const column_index> evicted,
+                          index_t prefix, std::span<column_index> out) {
         std::size_t i = 0;
         const auto add = [&](index_t row) { out[i++] = static_cast<column_index>(row); };
         for (index_t t = 0; t < prefix; ++t) { add(t); }
@@ -217,7 +227,7 @@ class layer_cascade {
     index_t safeguard_;
     index_t competing_ = 0;
     index_t safeguarded_ = 0;
-    std::uint32_t bar_ = 0; // ordered_bits below it are out
+    std::uint32_t bar_ = 0;                          // ordered_bits below it are out
     std::vector<index_t> layer_begin_ = {0};         // first row of each layer, and the end
     std::vector<std::vector<column_index>> kept_;    // [rows of all layers]
     std::vector<std::vector<column_index>> evicted_; // [rows of all layers], by the last push

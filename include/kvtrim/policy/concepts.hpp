@@ -18,8 +18,8 @@
 //               optional: status before_selection(scores, budgets, workspace) const
 //               optional: status validate() const; index_t workspace_bytes(rows, candidates) const
 //
-// A stage fills its outputs or returns an error with nothing written; it takes scratch only from the workspace;
-// workspace_bytes must cover it.
+// A stage fills its outputs or returns an error with nothing written; it takes scratch only from the workspace,
+// which plan() compares with workspace_bytes() before the first stage runs: that number must cover it.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/base/executor.hpp>

@@ -88,21 +88,11 @@ class eviction_policy {
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
         if (!validate(in, request).ok()) { return 0; }
-        const lengths all = count(in, request.protect);
-        if (request.budget.total(in.kv_heads()) >= all.tokens) { return kept_whole_bytes(in); }
-        workspace counting = workspace::counting();
-        static_cast<void>(take(in, all, counting));
-        index_t stage = 0;
-        if constexpr (requires { scorer.workspace_bytes(in, request); }) {
-            stage = std::max(stage, scorer.workspace_bytes(in, request));
-        }
-        stage = std::max(stage, stage_bytes(allocator, in.kv_heads(), all.candidates()));
-        stage = std::max(stage, stage_bytes(selector, in.kv_heads(), all.candidates()));
-        static_cast<void>(counting.take<std::byte>(stage));
-        return counting.needed_bytes();
+        return bytes_needed(in, request, count(in, request.protect));
     }
 
-    // Makes the plan for one layer. `scratch` holds at least workspace_bytes(in, request).
+    // Makes the plan for one layer. `scratch` holds at least workspace_bytes(in, request), or nothing is scored and
+    // the answer names them.
     template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(const Inputs& in, const eviction_request& request, keep_plan& out,
                               workspace& scratch, Executor&& ex = {}, Observer&& observer = {}) const {
@@ -118,10 +108,11 @@ class eviction_policy {
         }
         if (const status s = validate(in, request); !s.ok()) { return s; }
         const lengths all = count(in, request.protect);
+        const index_t bytes = bytes_needed(in, request, all);
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
         if (request.budget.total(in.kv_heads()) >= all.tokens) { return keep_everything(in, out, scratch); }
         const tables t = take(in, all, scratch);
-        if (!scratch.fits()) { return scratch.too_small(); }
         fill_offsets(in, request.protect, t.offsets);
         const token_scores scores{t.offsets, t.importance, t.attention, t.protected_mass};
         std::fill(t.protected_mass.begin(), t.protected_mass.end(), 0.0f);
@@ -186,6 +177,26 @@ class eviction_policy {
         return 0;
     }
 
+    // workspace_bytes() of inputs that are valid: a counting run, which reads no tensor.
+    template <class Inputs>
+    [[nodiscard]] index_t bytes_needed(const Inputs& in, const eviction_request& request,
+                                       const lengths& all) const {
+        workspace counting = workspace::counting();
+        if (request.budget.total(in.kv_heads()) >= all.tokens) {
+            static_cast<void>(counting.take<index_t>(in.kv_heads()));
+            return counting.needed_bytes();
+        }
+        static_cast<void>(take(in, all, counting));
+        index_t stage = 0;
+        if constexpr (requires { scorer.workspace_bytes(in, request); }) {
+            stage = std::max(stage, scorer.workspace_bytes(in, request));
+        }
+        stage = std::max(stage, stage_bytes(allocator, in.kv_heads(), all.candidates()));
+        stage = std::max(stage, stage_bytes(selector, in.kv_heads(), all.candidates()));
+        static_cast<void>(counting.take<std::byte>(stage));
+        return counting.needed_bytes();
+    }
+
     template <class Inputs>
     static lengths count(const Inputs& in, const protection& protect) {
         lengths all;
@@ -218,16 +229,8 @@ class eviction_policy {
     }
 
     template <class Inputs>
-    static index_t kept_whole_bytes(const Inputs& in) {
-        workspace counting = workspace::counting();
-        static_cast<void>(counting.take<index_t>(in.kv_heads()));
-        return counting.needed_bytes();
-    }
-
-    template <class Inputs>
     static status keep_everything(const Inputs& in, keep_plan& out, workspace& scratch) {
         const auto counts = scratch.take<index_t>(in.kv_heads());
-        if (!scratch.fits()) { return scratch.too_small(); }
         for (std::size_t g = 0; g < counts.size(); ++g) { counts[g] = in.tokens(static_cast<index_t>(g)); }
         if (const status s = out.reset(counts); !s.ok()) { return s; }
         for (index_t g = 0; g < in.kv_heads(); ++g) {
@@ -241,6 +244,7 @@ class eviction_policy {
     template <class Inputs>
     static status write_plan(const Inputs& in, const protection& protect, const token_scores& scores,
                              const tables& t, keep_plan& out) {
+        expect_budgets(scores.importance_rows(), t.budgets);
         for (std::size_t g = 0; g < t.budgets.size(); ++g) {
             const index_t tokens = in.tokens(static_cast<index_t>(g));
             t.kept_counts[g] = tokens - candidates(protect, tokens).size() + t.budgets[g];

@@ -89,15 +89,11 @@ class block_pruner {
             cache_view<Queries> && cache_view<Keys>,
             "kvtrim: queries and keys must be views [heads, tokens, head_dim]; see base/row_source.hpp");
         if (const status s = validate(queries, keys, chunk); !s.ok()) { return s; }
-        if (workspace counting = scratch; true) {
-            static_cast<void>(counting.take<std::byte>(workspace_bytes(queries, keys, chunk, ex) -
-                                                       workspace::alignment_bytes));
-            if (!counting.fits()) { return counting.too_small(); }
-        }
+        const index_t bytes = workspace_bytes(queries, keys, chunk, ex);
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const layout l = layout_of(queries, keys, chunk);
         const workspace::frame frame(scratch);
         const tables t = take(l, scratch);
-        if (!scratch.fits()) { return scratch.too_small(); }
         count_dense_rows(l, t);
         if (l.pruned_segments() > 0) {
             if (const status s = select_blocks(queries, keys, l, t, state, chunk.layer, scratch, ex);

@@ -10,16 +10,18 @@
 // Source: L2 norm, arXiv:2406.11430; KeyDiff, arXiv:2504.15364; kvpress@8bb29b9 knorm_press.py,
 // keydiff_press.py (post-RoPE keys, as here).
 // Departures: none in the formulas; the references protect neither sinks nor window, here the request does.
-// A zero key has cosine 0. NaN keys rank last (their score is NaN).
+// A zero key has cosine 0. A key whose norm is not finite (NaN, infinite, or beyond float) has no direction: it
+// takes no part in the mean and scores NaN, which ranks last; by norm it scores NaN or -infinity.
 // Cost: keys read once (key_norm_score) or twice (key_diff_score). Workspace: a tile of keys per KV head.
 
+#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/per_head.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
 
 #include <cmath>
+#include <limits>
 
 namespace kvtrim {
 
@@ -100,7 +102,7 @@ struct key_diff_score {
                 detail::for_each_row(in.keys, g, {0, in.tokens(g)}, memory.tile,
                                      [&](const float* key, index_t) {
                                          const float norm = std::sqrt(kernels::dot(key, key, in.head_dim()));
-                                         if (!(norm > 0)) { return; } // zero or NaN: no direction
+                                         if (!(norm > 0) || !std::isfinite(norm)) { return; }
                                          for (std::size_t d = 0; d < anchor.size(); ++d) {
                                              anchor[d] += key[d] / norm;
                                          }
@@ -110,9 +112,14 @@ struct key_diff_score {
                 const token_range range = candidates(request.protect, in.tokens(g));
                 const auto scores = out.importance_rows().row(g);
                 detail::for_each_row(in.keys, g, range, memory.tile, [&](const float* key, index_t token) {
-                    const float norms = std::sqrt(kernels::dot(key, key, in.head_dim())) * anchor_norm;
-                    scores[static_cast<std::size_t>(token - range.begin)] =
-                        norms == 0 ? 0.0f : -kernels::dot(key, anchor.data(), in.head_dim()) / norms;
+                    const float norm = std::sqrt(kernels::dot(key, key, in.head_dim()));
+                    float& score = scores[static_cast<std::size_t>(token - range.begin)];
+                    if (!std::isfinite(norm)) {
+                        score = std::numeric_limits<float>::quiet_NaN();
+                        return;
+                    }
+                    const float norms = norm * anchor_norm;
+                    score = norms == 0 ? 0.0f : -kernels::dot(key, anchor.data(), in.head_dim()) / norms;
                 });
             });
     }

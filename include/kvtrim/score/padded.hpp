@@ -13,8 +13,8 @@
 //
 // Source: kvpress@8bb29b9 snapkv_press.py, tova_press.py.
 
+#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/per_head.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
 
@@ -55,10 +55,11 @@ struct padded {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        const index_t bytes = workspace_bytes(in, request);
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
         const auto offsets = scratch.take<index_t>(in.kv_heads() + 1);
         const auto memory = scratch.take<float>(in.kv_heads() * in.longest_row());
-        if (!scratch.fits()) { return scratch.too_small(); }
         offsets[0] = 0;
         for (index_t g = 0; g < in.kv_heads(); ++g) {
             const auto i = static_cast<std::size_t>(g);

@@ -17,8 +17,8 @@
 // Cost: L1 2 * q_heads * tokens * head_dim * hidden flops, W_O read once per tile of tokens (from cache);
 // Gram 2 * q_heads * tokens * head_dim^2. Workspace: two tiles per KV head.
 
+#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/per_head.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
@@ -142,7 +142,8 @@ void projected_norms_of_head(const Inputs& in, index_t kv_head, token_range rang
 
 } // namespace detail
 
-// Bad input of the norms. Returns errc::heads_not_divisible. Requires W_O rows of the values' head_dim.
+// Bad input of the norms. Returns errc::heads_not_divisible. Requires W_O rows of the values' head_dim, and as
+// many query heads as the queries have where the layer has queries.
 template <class Inputs>
 [[nodiscard]] status validate_projection(const Inputs& in) {
     static_assert(Inputs::has_values, "kvtrim: projected value norms need the values: pass "
@@ -153,6 +154,9 @@ template <class Inputs>
     const index_t q_heads = detail::projection_heads(in);
     if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
         return {errc::heads_not_divisible, "W_O must have a positive multiple of kv_heads query heads"};
+    }
+    if constexpr (Inputs::has_queries) {
+        KVTRIM_EXPECTS(extent(in.queries, 0) == q_heads, "W_O and the queries must agree in q_heads");
     }
     if constexpr (detail::uses_gram<Inputs>) {
         KVTRIM_EXPECTS(in.output_projection.head_dim == extent(in.values, 2),

@@ -12,7 +12,9 @@
 // norm_scope: raw (CriticalKV), per_head: divided by its sum over the head's candidates (DefensiveKV as
 // intended: heads become comparable), per_token: divided by its sum over the KV heads at the same column
 // (DefensiveKV's repository; removes the token's own magnitude, and with one KV head everything; offered to
-// reproduce it, equal rows only).
+// reproduce it, equal rows only). A norm that is not finite stays out of these sums and is not divided: its token
+// scores what scope raw gives it (infinite value: +infinity; NaN value, or 0 * infinity: NaN, which ranks last), the
+// others what they would score among themselves. A score s that is not finite stays out of e likewise.
 //
 // Source: CriticalKV, arXiv:2502.03805, Alg. 1 (epsilon 1e-4); DefensiveKV, arXiv:2510.13334, Sec. 4.
 // Departures: protected tokens are not scored, so no sentinel is multiplied by a norm (kvpress loses forced
@@ -22,6 +24,7 @@
 #include <kvtrim/score/projected_value_norm.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 namespace kvtrim {
@@ -70,9 +73,10 @@ struct value_weighted {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        const index_t bytes = workspace_bytes(in, request);
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
-        const score_rows norms{out.offsets, scratch.take<float>(static_cast<index_t>(out.importance.size()))};
-        if (!scratch.fits()) { return scratch.too_small(); }
+        const score_rows norms{out.offsets, scratch.take<float>(out.offsets.back())};
         if (const status s = projected_value_norms(in, request.protect, norms, scratch, ex); !s.ok()) {
             return s;
         }
@@ -90,26 +94,34 @@ struct value_weighted {
     }
 
   private:
+    static double finite_or_zero(float x) { return std::isfinite(x) ? static_cast<double>(x) : 0.0; }
+
+    // Of the finite scores.
     static float mean_of(std::span<const float> row) {
         double sum = 0;
-        for (const float x : row) { sum += static_cast<double>(x); }
-        return row.empty() ? 0.0f : static_cast<float>(sum / static_cast<double>(row.size()));
+        index_t count = 0;
+        for (const float x : row) {
+            sum += finite_or_zero(x);
+            count += std::isfinite(x) ? 1 : 0;
+        }
+        return count == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(count));
     }
 
     void scale_norms(const score_rows& norms) const {
         const auto divide = [](float x, double sum) {
+            if (!std::isfinite(x)) { return x; }
             return sum > 0 ? static_cast<float>(static_cast<double>(x) / sum) : 0.0f;
         };
         if (scope == norm_scope::per_head) {
             for (index_t g = 0; g < norms.rows(); ++g) {
                 double sum = 0;
-                for (const float x : norms.row(g)) { sum += static_cast<double>(x); }
+                for (const float x : norms.row(g)) { sum += finite_or_zero(x); }
                 for (float& x : norms.row(g)) { x = divide(x, sum); }
             }
         } else if (scope == norm_scope::per_token) {
             for (std::size_t c = 0; c < norms.row(0).size(); ++c) {
                 double sum = 0;
-                for (index_t g = 0; g < norms.rows(); ++g) { sum += static_cast<double>(norms.row(g)[c]); }
+                for (index_t g = 0; g < norms.rows(); ++g) { sum += finite_or_zero(norms.row(g)[c]); }
                 for (index_t g = 0; g < norms.rows(); ++g) { norms.row(g)[c] = divide(norms.row(g)[c], sum); }
             }
         }

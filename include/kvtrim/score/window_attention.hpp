@@ -17,7 +17,7 @@
 // every 128 query rows. Workspace: O(lanes * tokens) per KV head.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/base/per_head.hpp>
+#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/math/attention_rows.hpp>
 

@@ -11,7 +11,7 @@
 // Departures: ChunkKV's kept count drifts from the request (whole chunks only); here it is met to the token.
 // kept_chunks gives the reference's count of whole chunks. Chunks start at the first candidate; a shorter
 // last chunk is scored by its own mean.
-// Cost: O(rows * columns) and a sort of the chunks. Workspace: a float and an index per chunk.
+// Cost: O(rows * columns) and a sort of the chunks, per row where rows differ. Workspace: a float and an index per chunk.
 
 #include <kvtrim/select/shared.hpp>
 
@@ -37,20 +37,29 @@ struct chunked {
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<float>(candidates / chunk_tokens + rows));
         static_cast<void>(counting.take<index_t>(candidates / chunk_tokens + rows));
-        return std::max(counting.needed_bytes(), shared::workspace_bytes(rows, candidates));
+        return std::max(counting.needed_bytes(), shared{}.workspace_bytes(rows, candidates));
     }
 
+    // Returns errc::workspace_too_small, or errc::rows_differ where one set is asked for, with nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
+        expect_budgets(scores.importance_rows(), budgets);
+        const index_t bytes = workspace_bytes(scores.rows(), scores.importance_rows().candidates());
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         if (same_for_all_heads) {
             if (const status s = shared{}.before_selection(scores, budgets, scratch); !s.ok()) { return s; }
         }
         for (index_t r = 0; r < scores.rows(); ++r) {
+            if (same_for_all_heads && r > 0) { // rows alike are marked once
+                const auto first = scores.importance_rows().row(0);
+                std::copy(first.begin(), first.end(), scores.importance_rows().row(r).begin());
+                budgets[static_cast<std::size_t>(r)] = budgets[0];
+                continue;
+            }
             const workspace::frame frame(scratch);
             const index_t chunks = (scores.length(r) + chunk_tokens - 1) / chunk_tokens;
             const auto means = scratch.take<float>(chunks);
             const auto order = scratch.take<index_t>(chunks);
-            if (!scratch.fits()) { return scratch.too_small(); }
             mark_chunks(scores.importance_rows().row(r), means, order, budgets[static_cast<std::size_t>(r)]);
         }
         return {};

@@ -54,6 +54,7 @@ struct two_stage {
 
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace&) const {
+        expect_budgets(scores.importance_rows(), budgets);
         for (index_t r = 0; r < scores.rows(); ++r) {
             const index_t budget = budgets[static_cast<std::size_t>(r)];
             const index_t first = first_tokens >= 0 ? first_tokens : kept_tokens(budget, first_ratio);
@@ -88,7 +89,12 @@ struct two_stage_by_mass {
         return std::min(limit, count_for_mass(scores.attention_rows().row(row), attention_mass - covered));
     }
 
+    // Requires protected_mass [rows].
     [[nodiscard]] status before_allocation(const token_scores& scores, index_t total, workspace&) const {
+        KVTRIM_EXPECTS(static_cast<index_t>(scores.protected_mass.size()) == scores.rows(),
+                       "two_stage_by_mass: scores must have protected_mass of every row");
+        KVTRIM_EXPECTS(0 <= total && total <= scores.importance_rows().candidates(),
+                       "two_stage_by_mass: total must be between 0 and the number of candidates");
         for (index_t r = 0; r < scores.rows(); ++r) {
             detail::mark_most_attended(scores, r, first_count(scores, r, total));
         }

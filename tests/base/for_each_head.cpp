@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/base/per_head.hpp>
+#include <kvtrim/base/for_each_head.hpp>
 
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
