@@ -6,6 +6,7 @@
 #include "checks.hpp"
 #include "evaluate.hpp"
 #include "report.hpp"
+#include "sparse_prefill.hpp"
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
@@ -39,6 +40,8 @@ struct options {
     std::string plot_file;
     bool full = false;
     bool check_only = false;
+    bool prefill = false; // measure pruned prefill instead of eviction
+    prefill_options pruning{.budgets = {32, 64, 128, 256}};
 };
 
 std::vector<std::string> policy_names() {
@@ -194,6 +197,17 @@ int run(const options& chosen) {
         return 1;
     }
     if (chosen.check_only) { return 0; }
+    if (chosen.prefill) {
+        prefill_options pruning = chosen.pruning;
+        pruning.tasks = chosen.tasks;
+        pruning.tokens = chosen.tokens;
+        pruning.samples = chosen.samples;
+        pruning.first_index = chosen.first_index;
+        const std::vector<prefill_row> rows = evaluate_prefill(model, pruning);
+        print_prefill_tables(rows);
+        if (!chosen.json_file.empty()) { write_prefill_json(rows, pruning, chosen.json_file); }
+        return 0;
+    }
     const report results = evaluate_all(chosen, model);
     print_tables(results);
     if (!chosen.json_file.empty()) { write_json(results, chosen.json_file); }
@@ -228,6 +242,19 @@ void add_options(CLI::App& app, options& chosen) {
         ->check(CLI::NonNegativeNumber);
     app.add_option("--window", chosen.window_tokens, "observation window, question-agnostic; default 32")
         ->check(CLI::PositiveNumber);
+    auto* const prefill =
+        app.add_flag("--prefill", chosen.prefill, "measure prefill through pruned attention, not eviction");
+    app.add_option("--budgets", chosen.pruning.budgets,
+                   "cache tokens per KV head and segment; default 32, 64, 128, 256")
+        ->delimiter(',')
+        ->check(CLI::PositiveNumber)
+        ->needs(prefill);
+    app.add_option("--segment", chosen.pruning.segment_tokens, "queries that share a plan; default 64")
+        ->check(CLI::PositiveNumber)
+        ->needs(prefill);
+    app.add_option("--block", chosen.pruning.block_tokens, "keys kept or skipped together; default 16")
+        ->check(CLI::PositiveNumber)
+        ->needs(prefill);
     app.add_option("--json", chosen.json_file, "write all results to this file");
     app.add_option("--plot", chosen.plot_file,
                    "draw accuracy against cache size into this .svg or .png file");

@@ -184,7 +184,7 @@ matrix output_logits(const recall_model& model, const matrix& hidden) {
 }
 
 matrix prefill(const recall_model& model, std::span<const token_id> tokens, const after_attention& consume,
-               logit_rows rows) {
+               logit_rows rows, const attention_step& attend) {
     if (tokens.empty()) { throw std::invalid_argument("prefill needs a token"); }
     const model_config& config = model.config;
     matrix hidden = embed(model, tokens);
@@ -192,11 +192,17 @@ matrix prefill(const recall_model& model, std::span<const token_id> tokens, cons
     for (index_t layer = 0; layer < config.layers; ++layer) {
         const layer_weights& weights = model.layers[static_cast<std::size_t>(layer)];
         attention_inputs inputs = project(config, weights, hidden, rope);
-        const matrix attended = causal_attention(inputs);
+        const matrix attended = attend(layer, inputs);
         consume(layer, std::move(inputs));
         finish_layer(config, weights, attended, hidden);
     }
     return output_logits(model, rows == logit_rows::all ? hidden : hidden.bottomRows(1));
+}
+
+matrix prefill(const recall_model& model, std::span<const token_id> tokens, const after_attention& consume,
+               logit_rows rows) {
+    return prefill(model, tokens, consume, rows,
+                   [](index_t, const attention_inputs& inputs) { return causal_attention(inputs); });
 }
 
 prefill_result prefill(const recall_model& model, std::span<const token_id> tokens, logit_rows rows) {

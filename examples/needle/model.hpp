@@ -95,8 +95,15 @@ enum class logit_rows { last, all };
 // Receives a layer's attention inputs as soon as that layer's attention is done.
 using after_attention = std::function<void(index_t layer, attention_inputs inputs)>;
 
+// Attention of a layer over its own tokens, heads side by side: [tokens, q_heads * head_dim].
+using attention_step = std::function<matrix(index_t layer, const attention_inputs& inputs)>;
+
 // Runs tokens at positions 0 .. and returns logits [1 or tokens, vocabulary]. No layer is held
 // longer than `consume` holds it. Throws std::invalid_argument if there are no tokens.
+matrix prefill(const recall_model& model, std::span<const token_id> tokens, const after_attention& consume,
+               logit_rows rows, const attention_step& attend);
+
+// The same with causal_attention.
 matrix prefill(const recall_model& model, std::span<const token_id> tokens, const after_attention& consume,
                logit_rows rows = logit_rows::last);
 
