@@ -14,8 +14,10 @@
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/layers.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
+#include <kvtrim/score/consensus.hpp>
 #include <kvtrim/score/padded.hpp>
 #include <kvtrim/select/chunked.hpp>
 #include <kvtrim/version.hpp>

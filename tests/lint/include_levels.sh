@@ -23,9 +23,9 @@ math/[^/]+\.hpp                                 3
 plan/[^/]+\.hpp                                 3
 
 aggregate/attention_tile\.hpp                   3.8
-policy/concepts\.hpp                            4
+policy/(concepts|candidate_rows)\.hpp           4
 aggregate/[^/]+\.hpp                            4.5
-score/value_weighted\.hpp                       5.5
+score/(value_weighted|layer_preference)\.hpp    5.5
 score/[^/]+\.hpp                                5
 allocate/[^/]+\.hpp                             5
 select/chunked\.hpp                             5.5
@@ -37,10 +37,12 @@ prefill/criticality\.hpp                        5
 prefill/[^/]+\.hpp                              5.5
 
 decode/[^/]+\.hpp                               6
+model/layer_wise\.hpp                           6.2
 model/[^/]+\.hpp                                6
 measure/[^/]+\.hpp                              6
 policy/eviction_policy\.hpp                     6
 policy/snapkv\.hpp                              6.5
+policy/layers\.hpp                              7.5
 policy/[^/]+\.hpp                               7
 adapter/[^/]+\.hpp                              7
 kvtrim\.hpp                                     8

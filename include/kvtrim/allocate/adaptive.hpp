@@ -64,7 +64,7 @@ struct adaptive {
         return {};
     }
 
-  private:
+    // Tokens of every row (or all of a shorter one) that do not compete.
     [[nodiscard]] index_t safeguard_of(index_t total, index_t rows) const {
         const index_t even_share = rows == 0 ? 0 : total / rows;
         const index_t wanted =

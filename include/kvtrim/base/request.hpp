@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <span>
 
@@ -68,25 +69,36 @@ struct attention_options {
             "attention: scale, soft_cap and sliding_window must be finite and not negative"};
 }
 
-// How many tokens stay in this layer, protected ones included.
+// What a number of tokens is counted over.
+enum class budget_scope : std::uint8_t { head, layer, model };
+
+// How many tokens stay, protected ones included.
 struct token_budget {
     index_t tokens = 0;
-    bool over_all_heads = false;
+    budget_scope scope = budget_scope::head;
 
-    [[nodiscard]] constexpr index_t total(index_t kv_heads) const {
-        if (over_all_heads || kv_heads == 0) { return over_all_heads ? tokens : 0; }
+    // In all heads of `layers` layers.
+    [[nodiscard]] constexpr index_t total(index_t kv_heads, index_t layers = 1) const {
+        if (kv_heads == 0 || layers == 0) { return scope == budget_scope::head ? 0 : tokens; }
         constexpr index_t most = std::numeric_limits<index_t>::max();
-        return tokens > most / kv_heads ? most : tokens * kv_heads; // "everything" does not overflow
+        const index_t times = scope == budget_scope::head    ? kv_heads * layers
+                              : scope == budget_scope::layer ? layers
+                                                             : 1;
+        return tokens > most / times ? most : tokens * times; // "everything" does not overflow
     }
 };
 
 // `tokens` per KV head on average; an adaptive allocator moves them between heads.
 [[nodiscard]] constexpr token_budget per_head(index_t tokens) {
-    return {tokens, false};
+    return {tokens, budget_scope::head};
 }
-// `tokens` summed over the KV heads of the layer.
+// `tokens` summed over the KV heads of a layer.
 [[nodiscard]] constexpr token_budget over_all_heads(index_t tokens) {
-    return {tokens, true};
+    return {tokens, budget_scope::layer};
+}
+// `tokens` summed over the KV heads of all layers; to a policy over one layer that layer is all.
+[[nodiscard]] constexpr token_budget over_all_layers(index_t tokens) {
+    return {tokens, budget_scope::model};
 }
 
 // The one place where a ratio becomes a count: floor(tokens * kept_ratio), where a product within 1e-9 of

@@ -51,7 +51,7 @@ struct pyramid {
     }
 
     // kept: tokens per KV head and layer on average, window included (whole but for kvpress' schedule, which computes
-    // with tokens * (1 - ratio)). Fills budgets [layers].
+    // with tokens * (1 - ratio) and may fall below the window). Fills budgets [layers].
     // Returns invalid_parameter, budget_zero, window_exceeds_tokens (needed: tokens), budget_below_protection (needed:
     // tokens) or workspace_too_small, with budgets unchanged.
     [[nodiscard]] status allocate(index_t tokens, index_t window, double kept, std::span<index_t> budgets,
@@ -61,7 +61,7 @@ struct pyramid {
         if (window < 0 || window > tokens) {
             return {errc::window_exceeds_tokens, "pyramid: the window must lie within the prompt", window};
         }
-        if (kept < static_cast<double>(window)) {
+        if (kept < static_cast<double>(window) && schedule != pyramid_schedule::kvpress) {
             return {errc::budget_below_protection, "pyramid: the window alone exceeds the budget", window};
         }
         if (budgets.empty()) { return {}; }

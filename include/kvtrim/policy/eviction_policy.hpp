@@ -15,8 +15,7 @@
 // Memory: workspace_bytes() bytes of the caller's, and the tables of the plan; nothing else is allocated.
 // Determinism: equal inputs give equal plans, for any executor.
 
-#include <kvtrim/math/top_k.hpp>
-#include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/policy/candidate_rows.hpp>
 #include <kvtrim/policy/concepts.hpp>
 
 #include <limits>
@@ -67,7 +66,7 @@ class eviction_policy {
         for (const status s : {validate_stage(allocator), validate_stage(selector)}) {
             if (!s.ok()) { return s; }
         }
-        const lengths all = count(in, p);
+        const cache_lengths all = count_lengths(in, p);
         if (all.longest > std::numeric_limits<keep_plan::table_index>::max()) {
             return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", all.longest};
         }
@@ -88,7 +87,7 @@ class eviction_policy {
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
         if (!validate(in, request).ok()) { return 0; }
-        return bytes_needed(in, request, count(in, request.protect));
+        return bytes_needed(in, request, count_lengths(in, request.protect));
     }
 
     // Makes the plan for one layer. `scratch` holds at least workspace_bytes(in, request), or nothing is scored and
@@ -107,13 +106,16 @@ class eviction_policy {
                            "plan: the output must be another plan than the one that the ragged view reads");
         }
         if (const status s = validate(in, request); !s.ok()) { return s; }
-        const lengths all = count(in, request.protect);
+        const cache_lengths all = count_lengths(in, request.protect);
         const index_t bytes = bytes_needed(in, request, all);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
-        if (request.budget.total(in.kv_heads()) >= all.tokens) { return keep_everything(in, out, scratch); }
+        if (request.budget.total(in.kv_heads()) >= all.tokens) {
+            return plan_everything(in, scratch.take<index_t>(in.kv_heads()), out);
+        }
         const tables t = take(in, all, scratch);
-        fill_offsets(in, request.protect, t.offsets);
+        t.offsets[0] = 0;
+        fill_candidate_offsets(in, request.protect, t.offsets);
         const token_scores scores{t.offsets, t.importance, t.attention, t.protected_mass};
         std::fill(t.protected_mass.begin(), t.protected_mass.end(), 0.0f);
 
@@ -132,7 +134,8 @@ class eviction_policy {
         if constexpr (requires { selector.before_selection(scores, t.budgets, scratch); }) {
             if (const status s = selector.before_selection(scores, t.budgets, scratch); !s.ok()) { return s; }
         }
-        const status s = write_plan(in, request.protect, scores, t, out);
+        const status s =
+            plan_best(in, request.protect, scores.importance_rows(), t.budgets, t.kept_counts, out);
         observer(plan_progress{plan_stage::selected, scores, t.budgets});
         return s;
     }
@@ -146,14 +149,6 @@ class eviction_policy {
     }
 
   private:
-    struct lengths {
-        index_t tokens = 0; // of all KV heads
-        index_t protected_tokens = 0;
-        index_t longest = 0;
-
-        [[nodiscard]] index_t candidates() const { return tokens - protected_tokens; }
-    };
-
     struct tables {
         std::span<index_t> offsets;      // [rows + 1]
         std::span<float> importance;     // [candidates]
@@ -180,7 +175,7 @@ class eviction_policy {
     // workspace_bytes() of inputs that are valid: a counting run, which reads no tensor.
     template <class Inputs>
     [[nodiscard]] index_t bytes_needed(const Inputs& in, const eviction_request& request,
-                                       const lengths& all) const {
+                                       const cache_lengths& all) const {
         workspace counting = workspace::counting();
         if (request.budget.total(in.kv_heads()) >= all.tokens) {
             static_cast<void>(counting.take<index_t>(in.kv_heads()));
@@ -198,18 +193,7 @@ class eviction_policy {
     }
 
     template <class Inputs>
-    static lengths count(const Inputs& in, const protection& protect) {
-        lengths all;
-        for (index_t g = 0; g < in.kv_heads(); ++g) {
-            all.tokens += in.tokens(g);
-            all.protected_tokens += in.tokens(g) - candidates(protect, in.tokens(g)).size();
-            all.longest = std::max(all.longest, in.tokens(g));
-        }
-        return all;
-    }
-
-    template <class Inputs>
-    static tables take(const Inputs& in, const lengths& all, workspace& scratch) {
+    static tables take(const Inputs& in, const cache_lengths& all, workspace& scratch) {
         tables t;
         t.offsets = scratch.take<index_t>(in.kv_heads() + 1);
         t.importance = scratch.take<float>(all.candidates());
@@ -218,49 +202,6 @@ class eviction_policy {
         t.budgets = scratch.take<index_t>(in.kv_heads());
         t.kept_counts = scratch.take<index_t>(in.kv_heads());
         return t;
-    }
-
-    template <class Inputs>
-    static void fill_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets) {
-        offsets[0] = 0;
-        for (std::size_t g = 0; g + 1 < offsets.size(); ++g) {
-            offsets[g + 1] = offsets[g] + candidates(protect, in.tokens(static_cast<index_t>(g))).size();
-        }
-    }
-
-    template <class Inputs>
-    static status keep_everything(const Inputs& in, keep_plan& out, workspace& scratch) {
-        const auto counts = scratch.take<index_t>(in.kv_heads());
-        for (std::size_t g = 0; g < counts.size(); ++g) { counts[g] = in.tokens(static_cast<index_t>(g)); }
-        if (const status s = out.reset(counts); !s.ok()) { return s; }
-        for (index_t g = 0; g < in.kv_heads(); ++g) {
-            keep_plan::table_index next = 0;
-            for (auto& kept : out.writable_row(g)) { kept = next++; }
-        }
-        return {};
-    }
-
-    // Protected prefix, the best candidates of the row in ascending order, protected suffix.
-    template <class Inputs>
-    static status write_plan(const Inputs& in, const protection& protect, const token_scores& scores,
-                             const tables& t, keep_plan& out) {
-        expect_budgets(scores.importance_rows(), t.budgets);
-        for (std::size_t g = 0; g < t.budgets.size(); ++g) {
-            const index_t tokens = in.tokens(static_cast<index_t>(g));
-            t.kept_counts[g] = tokens - candidates(protect, tokens).size() + t.budgets[g];
-        }
-        if (const status s = out.reset(t.kept_counts); !s.ok()) { return s; }
-        for (index_t g = 0; g < in.kv_heads(); ++g) {
-            const token_range range = candidates(protect, in.tokens(g));
-            auto next = out.writable_row(g).begin();
-            const auto keep = [&](index_t token) { *next++ = static_cast<keep_plan::table_index>(token); };
-            for (index_t token = 0; token < range.begin; ++token) { keep(token); }
-            const auto row = scores.importance_rows().row(g);
-            top_k_cut cut = find_top_k(row, t.budgets[static_cast<std::size_t>(g)]);
-            for_each_above(row, cut, [&](index_t c) { keep(range.begin + c); });
-            for (index_t token = range.end; token < in.tokens(g); ++token) { keep(token); }
-        }
-        return {};
     }
 };
 

@@ -1,0 +1,82 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// From a layer's cache to rows of candidates, and from budgets back to a plan: what policies over one layer and over
+// many have in common.
+//
+//   row of head g:   protected prefix | candidates(protect, tokens(g)) | protected suffix
+
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/math/top_k.hpp>
+#include <kvtrim/plan/keep_plan.hpp>
+
+namespace kvtrim {
+
+// Lengths summed over the KV heads of a layer.
+struct cache_lengths {
+    index_t tokens = 0;
+    index_t protected_tokens = 0;
+    index_t longest = 0; // of one head
+
+    [[nodiscard]] index_t candidates() const { return tokens - protected_tokens; }
+};
+
+template <class Inputs>
+[[nodiscard]] cache_lengths count_lengths(const Inputs& in, const protection& protect) {
+    cache_lengths all;
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        all.tokens += in.tokens(g);
+        all.protected_tokens += in.tokens(g) - candidates(protect, in.tokens(g)).size();
+        all.longest = std::max(all.longest, in.tokens(g));
+    }
+    return all;
+}
+
+// offsets [kv_heads + 1]; offsets[0] is where the first row begins.
+template <class Inputs>
+void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets) {
+    for (std::size_t g = 0; g + 1 < offsets.size(); ++g) {
+        offsets[g + 1] = offsets[g] + candidates(protect, in.tokens(static_cast<index_t>(g))).size();
+    }
+}
+
+// The plan that keeps every row. counts [kv_heads] is scratch.
+// Returns errc::index_overflow, with out unchanged.
+template <class Inputs>
+[[nodiscard]] status plan_everything(const Inputs& in, std::span<index_t> counts, keep_plan& out) {
+    for (std::size_t g = 0; g < counts.size(); ++g) { counts[g] = in.tokens(static_cast<index_t>(g)); }
+    if (const status s = out.reset(counts); !s.ok()) { return s; }
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        keep_plan::table_index next = 0;
+        for (auto& kept : out.writable_row(g)) { kept = next++; }
+    }
+    return {};
+}
+
+// Protected prefix, the `budgets` [kv_heads] best candidates of each row in ascending order, protected suffix.
+// counts [kv_heads] is scratch. Returns errc::index_overflow, with out unchanged.
+template <class Inputs>
+[[nodiscard]] status plan_best(const Inputs& in, const protection& protect, const score_rows& importance,
+                               std::span<const index_t> budgets, std::span<index_t> counts, keep_plan& out) {
+    expect_budgets(importance, budgets);
+    for (std::size_t g = 0; g < budgets.size(); ++g) {
+        const index_t tokens = in.tokens(static_cast<index_t>(g));
+        counts[g] = tokens - candidates(protect, tokens).size() + budgets[g];
+    }
+    if (const status s = out.reset(counts); !s.ok()) { return s; }
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        const token_range range = candidates(protect, in.tokens(g));
+        auto next = out.writable_row(g).begin();
+        const auto keep = [&](index_t token) { *next++ = static_cast<keep_plan::table_index>(token); };
+        for (index_t token = 0; token < range.begin; ++token) { keep(token); }
+        const auto row = importance.row(g);
+        top_k_cut cut = find_top_k(row, budgets[static_cast<std::size_t>(g)]);
+        for_each_above(row, cut, [&](index_t c) { keep(range.begin + c); });
+        for (index_t token = range.end; token < in.tokens(g); ++token) { keep(token); }
+    }
+    return {};
+}
+
+} // namespace kvtrim

@@ -1,0 +1,92 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Any scorer, its heads advised by each other: what a head finds important, plus what the layer's heads agree on.
+//
+//   s'[g, t]          = s[g, t] / sum over t of s[g, t]                          each head has one vote to spend
+//   importance[g, t]  = s'[g, t] + lambda * sum over the KV heads h of s'[h, t]
+//
+// With one token set for all heads (select/shared.hpp) the sum alone decides. The score must not be negative, as
+// attention is not; a head whose scores are all 0, or not finite, has no vote. A score that is not finite stays what it
+// is. Stage-one scores (attention) are left as they are.
+//
+// Source: kvtrim's own, shown on a small model only (README, Measured). Heads must have equal lengths.
+// Cost: three passes over the scores. Workspace: one double per column.
+
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/base/workspace.hpp>
+
+#include <cmath>
+
+namespace kvtrim {
+
+template <class Scorer>
+struct consensus {
+    [[no_unique_address]] Scorer scorer = {};
+    float lambda = 0.5f; // weight of the layer's sum; 0: each head alone, but normalised
+
+    static constexpr bool two_stage = Scorer::two_stage;
+
+    // Returns invalid_parameter, rows_differ or what the scorer says.
+    template <class Inputs>
+    [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
+        if (!(lambda >= 0.0f) || !std::isfinite(lambda)) {
+            return {errc::invalid_parameter, "consensus: lambda must be finite and not negative"};
+        }
+        for (index_t g = 0; g < in.kv_heads(); ++g) {
+            if (in.tokens(g) != in.longest_row()) {
+                return {errc::rows_differ, "consensus needs heads of equal length"};
+            }
+        }
+        if constexpr (requires { scorer.validate(in, request); }) { return scorer.validate(in, request); }
+        return {};
+    }
+
+    template <class Inputs>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+        workspace counting = workspace::counting();
+        static_cast<void>(counting.take<double>(in.longest_row()));
+        index_t inner = 0;
+        if constexpr (requires { scorer.workspace_bytes(in, request); }) {
+            inner = scorer.workspace_bytes(in, request);
+        }
+        static_cast<void>(counting.take<std::byte>(inner));
+        return counting.needed_bytes();
+    }
+
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace& scratch, Executor& ex) const {
+        const index_t bytes = workspace_bytes(in, request);
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+        const workspace::frame frame(scratch);
+        const auto sums = scratch.take<double>(in.longest_row());
+        if (const status s = scorer.score(in, request, out, scratch, ex); !s.ok()) { return s; }
+        std::fill(sums.begin(), sums.end(), 0.0);
+        for (index_t g = 0; g < out.rows(); ++g) {
+            const auto row = out.importance_rows().row(g);
+            normalise(row);
+            for (std::size_t c = 0; c < row.size(); ++c) {
+                sums[c] += std::isfinite(row[c]) ? static_cast<double>(row[c]) : 0.0;
+            }
+        }
+        for (index_t g = 0; g < out.rows(); ++g) {
+            const auto row = out.importance_rows().row(g);
+            for (std::size_t c = 0; c < row.size(); ++c) { row[c] += lambda * static_cast<float>(sums[c]); }
+        }
+        return {};
+    }
+
+  private:
+    static void normalise(std::span<float> row) {
+        double sum = 0;
+        for (const float x : row) { sum += std::isfinite(x) ? static_cast<double>(x) : 0.0; }
+        if (!(sum > 0)) { return; }
+        for (float& x : row) { x = std::isfinite(x) ? static_cast<float>(static_cast<double>(x) / sum) : x; }
+    }
+};
+
+} // namespace kvtrim
