@@ -2,13 +2,16 @@
 // SPDX-License-Identifier: MIT
 #include "cache.hpp"
 
+#include <kvtrim/base/ragged.hpp>
+
 #include <cmath>
 #include <stdexcept>
 
 namespace needle {
 namespace {
 
-std::vector<float> gather(const cache_view& from, const kvtrim::keep_plan& plan) {
+template <class View>
+std::vector<float> gather(const View& from, const kvtrim::keep_plan& plan) {
     std::vector<float> flat(static_cast<std::size_t>(plan.total_tokens() * from.extent(2)));
     const kvtrim::status done = kvtrim::gather(from, plan, std::span(flat));
     if (!done.ok()) { throw std::invalid_argument(done.what()); }
@@ -45,6 +48,13 @@ void ragged_cache::append(const head_tensor& keys, const head_tensor& values) {
         add(tail_values_[static_cast<std::size_t>(h)], values.head(h));
     }
     tail_tokens_ += keys.tokens();
+}
+
+void ragged_cache::cut(const kvtrim::keep_plan& plan) {
+    if (tail_tokens_ != 0) { throw std::invalid_argument("a cache with decoded tokens is not cut"); }
+    keys_ = gather(kvtrim::ragged<const float>(keys_.data(), offsets_, head_dim_), plan);
+    values_ = gather(kvtrim::ragged<const float>(values_.data(), offsets_, head_dim_), plan);
+    offsets_.assign(plan.cu_seqlens().begin(), plan.cu_seqlens().end());
 }
 
 std::size_t ragged_cache::bytes() const {

@@ -44,6 +44,10 @@ class ragged_cache {
     // Adds decoded tokens; keys and values [kv_heads, new_tokens, head_dim].
     void append(const head_tensor& keys, const head_tensor& values);
 
+    // Keeps the rows that the plan names, and gives the others' memory back. Requires an empty tail.
+    // Throws std::invalid_argument unless the plan was made for this cache.
+    void cut(const kvtrim::keep_plan& plan);
+
     // Storage in use: keys, values, offsets and tails.
     [[nodiscard]] std::size_t bytes() const;
 

@@ -104,10 +104,20 @@ void cutter::plan_layers(const prefilled_sample& prepared, const named_policy& p
     // A budget below the window protects the window's newest tokens.
     request.protect.window_tokens = std::min(prepared.window_tokens, budget);
     request.protect.sink_tokens = std::min(sink_tokens, budget - request.protect.window_tokens);
+    std::vector<layer_prompt> prompts;
     for (std::size_t layer = 0; layer < prepared.layers.size(); ++layer) {
-        const layer_prompt prompt{prepared.layers[layer], model_.layers[layer], grams_[layer],
-                                  prepared.cached_tokens, prepared.window_tokens};
-        policy.plan(prompt, request, memory_, result.plans.emplace_back(), result.plan_seconds);
+        prompts.push_back({prepared.layers[layer], model_.layers[layer], grams_[layer],
+                           prepared.cached_tokens, prepared.window_tokens});
+    }
+    result.plans.resize(prompts.size());
+    policy.plan(prompts, request, memory_, result.plans, result.plan_seconds);
+    if (policy.cascade_peak_bytes) {
+        result.cascade_peak_bytes = policy.cascade_peak_bytes(prompts, request, memory_);
+        for (const attention_inputs& layer : prepared.layers) {
+            result.one_shot_peak_bytes += static_cast<double>(layer.keys.bytes() + layer.values.bytes()) *
+                                          static_cast<double>(prepared.cached_tokens) /
+                                          static_cast<double>(layer.keys.tokens());
+        }
     }
 }
 

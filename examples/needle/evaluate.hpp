@@ -43,6 +43,8 @@ struct prefilled_sample {
 struct cut_result {
     bool correct = false;
     double cache_bytes = 0;                   // keys and values of all layers after the cut
+    double one_shot_peak_bytes = 0;           // most held during prefill; 0 for policies over one layer
+    double cascade_peak_bytes = 0;            // the same with eviction after each layer
     double kept_mass = 0;                     // mean over layers and query heads
     double output_error = 0;                  // L1 before W_O: mean over layers and query heads
     double output_error_projected = 0;        // L1 after W_O: mean over layers

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include "policies.hpp"
 
+#include "cache.hpp"
+
 #include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/kvtrim.hpp>
 
@@ -29,9 +31,14 @@ auto inputs_of(const layer_prompt& p, observed queries) {
         .with_output_projection(kvtrim::output_projection(p.weights.wo, p.attention.queries.heads()));
 }
 
-template <class Policy, class Inputs>
+void require(const kvtrim::status& done) {
+    if (!done.ok()) { throw std::runtime_error(done.what()); }
+}
+
+// Plans one layer, or all at once, and adds the time between the stages.
+template <class Policy, class Inputs, class Plans>
 void run(const Policy& policy, const Inputs& in, const kvtrim::eviction_request& request,
-         kvtrim::growing_workspace& memory, kvtrim::keep_plan& plan, stage_seconds& seconds) {
+         kvtrim::growing_workspace& memory, Plans&& plans, stage_seconds& seconds) {
     using clock = std::chrono::steady_clock;
     auto last = clock::now();
     const auto lap = [&](const kvtrim::plan_progress& at) {
@@ -42,29 +49,152 @@ void run(const Policy& policy, const Inputs& in, const kvtrim::eviction_request&
         stage += std::chrono::duration<double>(now - last).count();
         last = now;
     };
-    const kvtrim::status done = policy.plan(in, request, plan, memory, kvtrim::serial_executor{}, lap);
-    if (!done.ok()) { throw std::runtime_error(done.what()); }
+    require(policy.plan(in, request, plans, memory, kvtrim::serial_executor{}, lap));
 }
 
 template <class Policy>
 named_policy named(std::string name, const Policy& policy, observed queries = observed::window) {
-    return {std::move(name), [policy, queries](const layer_prompt& p, const kvtrim::eviction_request& request,
-                                               kvtrim::growing_workspace& memory, kvtrim::keep_plan& plan,
-                                               stage_seconds& seconds) {
-                run(policy, inputs_of(p, queries), request, memory, plan, seconds);
+    return {.name = std::move(name),
+            .plan = [policy, queries](std::span<const layer_prompt> layers,
+                                      const kvtrim::eviction_request& request,
+                                      kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                                      stage_seconds& seconds) {
+                for (std::size_t l = 0; l < layers.size(); ++l) {
+                    run(policy, inputs_of(layers[l], queries), request, memory, plans[l], seconds);
+                }
             }};
 }
 
 // CriticalKV with the Gram form of the value norm.
 named_policy critical_gram() {
-    return {"criticalkv_gram",
-            [](const layer_prompt& p, const kvtrim::eviction_request& request,
-               kvtrim::growing_workspace& memory, kvtrim::keep_plan& plan, stage_seconds& seconds) {
-                const kvtrim::gram_view gram{p.gram.data(), p.attention.queries.heads(),
-                                             p.attention.queries.head_dim()};
-                run(kvtrim::criticalkv(), inputs_of(p, observed::window).with_output_projection(gram),
-                    request, memory, plan, seconds);
+    return {.name = "criticalkv_gram",
+            .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                       stage_seconds& seconds) {
+                for (std::size_t l = 0; l < layers.size(); ++l) {
+                    const layer_prompt& p = layers[l];
+                    const kvtrim::gram_view gram{p.gram.data(), p.attention.queries.heads(),
+                                                 p.attention.queries.head_dim()};
+                    run(kvtrim::criticalkv(), inputs_of(p, observed::window).with_output_projection(gram),
+                        request, memory, plans[l], seconds);
+                }
             }};
+}
+
+// ---- Budgets over layers ----
+
+using layer_inputs = decltype(inputs_of(std::declval<const layer_prompt&>(), observed::window));
+
+std::vector<layer_inputs> inputs_of(std::span<const layer_prompt> layers) {
+    std::vector<layer_inputs> inputs;
+    for (const layer_prompt& p : layers) { inputs.push_back(inputs_of(p, observed::window)); }
+    return inputs;
+}
+
+// Keys and values of layers [0, l) as they are after the pushes so far, and layer l whole: what a cascade holds.
+template <class Policy>
+double cascade_peak(const Policy& policy, std::span<const layer_prompt> layers,
+                    const kvtrim::eviction_request& request, kvtrim::growing_workspace& memory) {
+    const auto inputs = inputs_of(layers);
+    const auto count = static_cast<kvtrim::index_t>(layers.size());
+    const kvtrim::protection& protect = request.protect;
+    auto cascade = policy.begin(inputs.front(), request, count);
+    std::vector<ragged_cache> caches;
+    double peak = 0;
+    for (kvtrim::index_t l = 0; l < count; ++l) {
+        const auto& in = inputs[static_cast<std::size_t>(l)];
+        kvtrim::keep_plan plan;
+        double held = 0;
+        for (const ragged_cache& cache : caches) { held += static_cast<double>(cache.bytes()); }
+        held += static_cast<double>(2 * in.kv_heads() * in.longest_row() * in.head_dim()) * sizeof(float);
+        peak = std::max(peak, held);
+        require(policy.push(in, request, count, cascade, memory));
+        require(cascade.plan(l, protect.prefix(), protect.suffix(), plan));
+        caches.emplace_back(in.keys, in.values, plan);
+        for (kvtrim::index_t k = 0; k < l; ++k) {
+            if (!cascade.changed(k)) { continue; }
+            require(cascade.plan(k, protect.prefix(), protect.suffix(), plan));
+            caches[static_cast<std::size_t>(k)].cut(plan);
+        }
+    }
+    return peak;
+}
+
+template <class Policy>
+named_policy layer_wise(std::string name, const Policy& policy) {
+    return {.name = std::move(name),
+            .plan =
+                [policy](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                         kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                         stage_seconds& seconds) {
+                    const auto inputs = inputs_of(layers);
+                    run(policy, std::span<const layer_inputs>(inputs), request, memory, plans, seconds);
+                },
+            .cascade_peak_bytes =
+                [policy](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                         kvtrim::growing_workspace& memory) {
+                    return cascade_peak(policy, layers, request, memory);
+                }};
+}
+
+// Each layer with the budget that it was given.
+template <class Policy>
+void run_layers(const Policy& policy, std::span<const layer_prompt> layers, kvtrim::eviction_request request,
+                std::span<const kvtrim::index_t> budgets, kvtrim::growing_workspace& memory,
+                std::span<kvtrim::keep_plan> plans, stage_seconds& seconds) {
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+        request.budget = kvtrim::per_head(budgets[l]);
+        run(policy, inputs_of(layers[l], observed::window), request, memory, plans[l], seconds);
+    }
+}
+
+named_policy pyramid_policy() {
+    return {.name = "pyramidkv",
+            .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                       stage_seconds& seconds) {
+                const kvtrim::pyramid pyramid;
+                std::vector<kvtrim::index_t> budgets(layers.size());
+                const auto layer_count = static_cast<kvtrim::index_t>(layers.size());
+                kvtrim::workspace scratch = memory.of_bytes(pyramid.workspace_bytes(layer_count));
+                require(pyramid.allocate(layers[0].tokens,
+                                         request.protect.prefix() + request.protect.suffix(),
+                                         static_cast<double>(request.budget.tokens), budgets, scratch));
+                run_layers(kvtrim::pyramidkv(), layers, request, budgets, memory, plans, seconds);
+            }};
+}
+
+named_policy cake_policy() {
+    return {.name = "cake",
+            .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                       stage_seconds& seconds) {
+                const auto start = std::chrono::steady_clock::now();
+                std::vector<double> preferences(layers.size());
+                for (std::size_t l = 0; l < layers.size(); ++l) {
+                    require(kvtrim::layer_preference{}.measure(inputs_of(layers[l], observed::window),
+                                                               request, preferences[l], memory));
+                }
+                const kvtrim::index_t fixed = request.protect.prefix() + request.protect.suffix();
+                const auto layer_count = static_cast<kvtrim::index_t>(layers.size());
+                const std::vector<kvtrim::index_t> caps(layers.size(), layers[0].tokens - fixed);
+                std::vector<kvtrim::index_t> budgets(layers.size());
+                kvtrim::workspace scratch = memory.of_bytes(kvtrim::preference::workspace_bytes(layer_count));
+                require(kvtrim::preference{}.allocate(
+                    preferences, caps, layer_count * (request.budget.tokens - fixed), budgets, scratch));
+                for (kvtrim::index_t& budget : budgets) { budget += fixed; }
+                seconds.allocate +=
+                    std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+                // A layer may get no tokens beyond the protected ones, but kvtrim asks for at least one token.
+                for (kvtrim::index_t& budget : budgets) { budget = std::max<kvtrim::index_t>(1, budget); }
+                run_layers(kvtrim::cake(), layers, request, budgets, memory, plans, seconds);
+            }};
+}
+
+// DefensiveKV's scores, each head advised by its layer; the same budget for each head.
+auto consensus_policy() {
+    const auto base = kvtrim::defensivekv();
+    return kvtrim::eviction_policy{kvtrim::consensus{base.scorer}, kvtrim::uniform{}, kvtrim::one_stage{}};
 }
 
 } // namespace
@@ -77,6 +207,11 @@ const std::vector<named_policy>& all_policies() {
         critical_gram(),
         named("ada_criticalkv", kvtrim::ada_criticalkv()),
         named("defensivekv", kvtrim::defensivekv()),
+        named("consensus", consensus_policy()),
+        layer_wise("layer_ada_snapkv", kvtrim::layer_ada_snapkv()),
+        layer_wise("layer_defensivekv", kvtrim::layer_defensivekv()),
+        pyramid_policy(),
+        cake_policy(),
         named("tova", kvtrim::tova()),
         named("h2o", kvtrim::h2o(), observed::whole_prompt),
         named("streaming_llm", kvtrim::streaming_llm()),

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// kvtrim's policies by name, each a function from one layer to a plan.
+// kvtrim's policies by name, each a function from a prompt's layers to their plans.
 
 #include "model.hpp"
 
@@ -32,13 +32,20 @@ struct stage_seconds {
     double select = 0;
 };
 
-// Makes the plan of one layer and adds the time of its stages. Throws std::runtime_error if kvtrim refuses.
-using plan_function = std::function<void(const layer_prompt&, const kvtrim::eviction_request&,
-                                         kvtrim::growing_workspace&, kvtrim::keep_plan&, stage_seconds&)>;
+// Makes the plans of all layers and adds the time of the stages. The request's budget is a layer's average.
+// Throws std::runtime_error if kvtrim refuses.
+using plan_function =
+    std::function<void(std::span<const layer_prompt>, const kvtrim::eviction_request&,
+                       kvtrim::growing_workspace&, std::span<kvtrim::keep_plan>, stage_seconds&)>;
 
 struct named_policy {
     std::string name;
     plan_function plan;
+    // For a policy that can evict while the layers arrive: plays one prefill, with real caches, and returns the most
+    // bytes of keys and values that were held at a time. Otherwise empty.
+    std::function<double(std::span<const layer_prompt>, const kvtrim::eviction_request&,
+                         kvtrim::growing_workspace&)>
+        cascade_peak_bytes = {};
 };
 
 [[nodiscard]] const std::vector<named_policy>& all_policies();

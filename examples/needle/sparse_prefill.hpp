@@ -19,9 +19,9 @@
 namespace needle {
 
 struct prefill_options {
-    std::vector<std::string> tasks;
-    std::vector<index_t> tokens;
-    std::vector<index_t> budgets; // cache tokens per KV head and segment
+    std::vector<std::string> tasks = {};
+    std::vector<index_t> tokens = {};
+    std::vector<index_t> budgets = {}; // cache tokens per KV head and segment
     index_t segment_tokens = 64;
     index_t block_tokens = 16;
     index_t samples = 16;

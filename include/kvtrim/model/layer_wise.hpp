@@ -58,11 +58,12 @@ class layer_wise {
         return counting.needed_bytes();
     }
 
-    // Makes the plans of all layers. Returns a status with every plan unchanged (but for index_overflow, which only a
+    // Makes the plans of all layers; the observer sees the rows of all layers. Returns a status with every plan unchanged (but for index_overflow, which only a
     // layer of more than 2^31 - 1 kept tokens can give). Requires a plan per layer.
-    template <class Inputs, class Executor = serial_executor>
+    template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(std::span<const Inputs> layers, const eviction_request& request,
-                              std::span<keep_plan> out, workspace& scratch, Executor&& ex = {}) const {
+                              std::span<keep_plan> out, workspace& scratch, Executor&& ex = {},
+                              Observer&& observer = {}) const {
         KVTRIM_EXPECTS(layers.size() == out.size(), "layer_wise: one plan per layer");
         if (const status s = validate(layers, request); !s.ok()) { return s; }
         if (layers.empty()) { return {}; }
@@ -85,11 +86,13 @@ class layer_wise {
             }
         }
         const token_scores all{t.offsets, t.importance, t.attention, t.protected_mass};
+        observer(plan_progress{plan_stage::scored, all, {}});
         const score_rows ranked =
             Selector::allocate_by_attention ? all.attention_rows() : all.importance_rows();
         if (const status s = policy.allocator.allocate(ranked, total, t.budgets, scratch); !s.ok()) {
             return s;
         }
+        observer(plan_progress{plan_stage::allocated, all, t.budgets});
         for (std::size_t l = 0; l < layers.size(); ++l) {
             const token_scores scores = layer_scores(layers, t, l);
             const auto budgets = layer_rows(layers, t.budgets, l);
@@ -102,14 +105,16 @@ class layer_wise {
                 plan_best(layers[l], request.protect, scores.importance_rows(), budgets, t.counts, out[l]);
             if (!s.ok()) { return s; }
         }
+        observer(plan_progress{plan_stage::selected, all, t.budgets});
         return {};
     }
 
-    template <class Inputs, class Executor = serial_executor>
+    template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(std::span<const Inputs> layers, const eviction_request& request,
-                              std::span<keep_plan> out, growing_workspace& memory, Executor&& ex = {}) const {
+                              std::span<keep_plan> out, growing_workspace& memory, Executor&& ex = {},
+                              Observer&& observer = {}) const {
         workspace scratch = memory.of_bytes(workspace_bytes(layers, request));
-        return plan(layers, request, out, scratch, ex);
+        return plan(layers, request, out, scratch, ex, observer);
     }
 
     // The cascade for `layers` layers like this one. Requires a valid request (policy.validate).
