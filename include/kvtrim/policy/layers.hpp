@@ -29,7 +29,7 @@
 
 namespace kvtrim {
 
-inline constexpr double layer_safeguard_ratio = 0.5;
+inline constexpr double layer_safeguard_ratio = 0.9;
 
 [[nodiscard]] constexpr auto layer_ada_snapkv(const mean_attention& aggregator = {},
                                               double safeguard_ratio = layer_safeguard_ratio) {
