@@ -9,10 +9,9 @@
 //                      attention, before rows compete                                    (DefensiveKV)
 //
 // Source: CriticalKV, arXiv:2502.03805, Alg. 1 (first share 0.5); kvpress@8bb29b9 criticalkv_press.py.
-// Rounding: int(budget * first_ratio) in the reference, which drops a token wherever the product in doubles falls below
-// the whole number it stands for (100 x 0.29: 28); here such a product is that number, and stage_rounding::truncated
-// is the reference's.
 // DefensiveKV, arXiv:2510.13334; FFY0/DefensiveKV@9251b95 efficient_defensivekv_press.py (threshold 0.9).
+// Rounding of a share: kvpress takes int(budget * first_ratio), one token short wherever the product in doubles falls
+// below the whole number that it stands for (100 x 0.29: 28); exact gives that number, truncated what kvpress gives.
 // Departures: stage one is a mark that no norm can change (the references multiply a sentinel by the norm: a
 // zero value loses its place). By mass: the attention on the protected tokens is the window's own, per KV
 // head; the sum is compared in units of the whole attention; the token that crosses the threshold counts;
