@@ -263,7 +263,9 @@ void write_plot(const report& results, const std::string& file) {
     if (gnuplot == nullptr) { throw std::runtime_error("cannot run gnuplot"); }
     const bool written = std::fwrite(script.data(), 1, script.size(), gnuplot) == script.size();
     const int result = pclose(gnuplot);
-    if (!written || result != 0) { throw std::runtime_error("gnuplot could not draw " + file); }
+    std::error_code unreadable; // gnuplot does not notice a full disk
+    const bool drawn = std::filesystem::file_size(file, unreadable) > 0 && !unreadable;
+    if (!written || result != 0 || !drawn) { throw std::runtime_error("gnuplot could not draw " + file); }
 }
 
 } // namespace needle
