@@ -38,6 +38,28 @@ void allocate(benchmark::State& state, const Allocator& allocator) {
     rates(state, 0, data.bytes());
 }
 
+// The same counts as adaptive without a safeguard: sort all scores of all heads, count whose are the first.
+void naive_allocate(benchmark::State& state) {
+    scored data(state.range(0));
+    std::vector<int> order(data.values.size());
+    std::vector<index_t> budgets(kv_heads);
+    const index_t total = kv_heads * (data.tokens / 5);
+    for (auto _ : state) {
+        std::iota(order.begin(), order.end(), 0);
+        std::sort(order.begin(), order.end(), [&](int a, int b) {
+            const float x = data.values[static_cast<std::size_t>(a)];
+            const float y = data.values[static_cast<std::size_t>(b)];
+            return x > y || (x == y && a < b);
+        });
+        std::fill(budgets.begin(), budgets.end(), index_t{0});
+        for (index_t i = 0; i < total; ++i) {
+            ++budgets[static_cast<std::size_t>(order[static_cast<std::size_t>(i)] / data.tokens)];
+        }
+        benchmark::DoNotOptimize(budgets.data());
+    }
+    rates(state, 0, data.bytes());
+}
+
 // A whole plan from given scores: allocate, select, write the table.
 template <class Allocator>
 void plan(benchmark::State& state, const Allocator& allocator) {
@@ -76,6 +98,7 @@ void naive_top_k(benchmark::State& state) {
 
 BENCHMARK_CAPTURE(allocate, adaptive, kvtrim::adaptive{})->Apply(token_counts);
 BENCHMARK_CAPTURE(allocate, blended, kvtrim::blended{})->Apply(token_counts);
+BENCHMARK(naive_allocate)->Name("allocate/naive_sort")->Apply(token_counts);
 BENCHMARK_CAPTURE(plan, given_scores_uniform, kvtrim::uniform{})->Apply(token_counts);
 BENCHMARK_CAPTURE(plan, given_scores_adaptive, kvtrim::adaptive{})->Apply(token_counts);
 BENCHMARK(naive_top_k)->Name("select/naive_nth_element")->Apply(token_counts);

@@ -99,6 +99,6 @@ BENCHMARK_CAPTURE(score_f32, defensive, defensive)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, defensive, defensive)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
-BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(shortest);
+BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(token_counts);
 
 } // namespace

@@ -26,9 +26,9 @@ int main() {
     const auto policy = kvtrim::ada_snapkv();
     kvtrim::status s = policy.plan(kvtrim::layer(keys, values).with_queries(queries), request, plan, memory);
 
-    for (std::vector<float>* cache : {&k, &v}) { // the survivors move to the front; the rest is free
-        if (!s.ok()) { return std::puts(s.what()), 1; }
-        s = kvtrim::compact_to_flat(kvtrim::strided(cache->data(), {kv_heads, tokens, head_dim}), plan);
+    if (s.ok()) { s = kvtrim::compact_to_flat(keys, values, plan); }
+    if (!s.ok()) { return std::puts(s.what()), 1; }
+    for (std::vector<float>* cache : {&k, &v}) { // the survivors are at the front; the rest is free
         cache->resize(static_cast<std::size_t>(plan.total_tokens() * head_dim));
         cache->shrink_to_fit();
     }

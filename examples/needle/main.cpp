@@ -113,8 +113,9 @@ void add_sample(result_row& row, const cut_result& result, double share) {
 // All policies and ratios on the samples of one task, setting and length.
 class task_run {
   public:
-    task_run(const options& chosen, cutter& cuts, std::map<std::pair<setting, double>, comparison_sums>& sums)
-        : chosen_(chosen), cuts_(cuts), sums_(sums) {}
+    task_run(const options& chosen, cutter& cuts, std::map<std::pair<setting, double>, comparison_sums>& sums,
+             progress_bar& progress)
+        : chosen_(chosen), cuts_(cuts), sums_(sums), progress_(progress) {}
 
     std::vector<result_row> run(const recall_model& model, const std::string& task, index_t tokens,
                                 setting when) {
@@ -132,6 +133,7 @@ class task_run {
         for (index_t i = 0; i < chosen_.samples; ++i) {
             const sample asked = make_sample(parse_task(task), tokens, chosen_.first_index + i);
             cut_all(prefill_sample(model, asked, when, chosen_.window_tokens), rows);
+            progress_.step();
         }
         return rows;
     }
@@ -158,6 +160,7 @@ class task_run {
     const options& chosen_;
     cutter& cuts_;
     std::map<std::pair<setting, double>, comparison_sums>& sums_;
+    progress_bar& progress_;
 };
 
 report evaluate_all(const options& chosen, const recall_model& model) {
@@ -165,14 +168,15 @@ report evaluate_all(const options& chosen, const recall_model& model) {
     cutter cuts(model);
     std::map<std::pair<setting, double>, comparison_sums> sums;
     report results{.first_index = chosen.first_index};
-    progress_bar progress(std::ssize(chosen.settings) * std::ssize(chosen.tokens) * std::ssize(chosen.tasks));
+    progress_bar progress(std::ssize(chosen.settings) * std::ssize(chosen.tokens) * std::ssize(chosen.tasks) *
+                          chosen.samples);
     for (const std::string& setting_name : chosen.settings) {
         const setting when = setting_name == "aware" ? setting::question_aware : setting::question_agnostic;
         for (const index_t tokens : chosen.tokens) {
             for (const std::string& task : chosen.tasks) {
-                const auto rows = task_run(chosen, cuts, sums).run(model, task, tokens, when);
+                progress.begin(fmt::format("{} {} {}", setting_name, task, tokens));
+                const auto rows = task_run(chosen, cuts, sums, progress).run(model, task, tokens, when);
                 results.rows.insert(results.rows.end(), rows.begin(), rows.end());
-                progress.step(fmt::format("{} {} {}", setting_name, task, tokens));
             }
         }
     }
@@ -191,6 +195,8 @@ report evaluate_all(const options& chosen, const recall_model& model) {
 }
 
 int run(const options& chosen) {
+    if (!chosen.json_file.empty()) { expect_json_can_be_written(chosen.json_file); }
+    if (!chosen.plot_file.empty()) { expect_plot_can_be_drawn(chosen.plot_file); }
     const recall_model model = load_model(chosen.model_file);
     if (!check(chosen, model)) {
         fmt::print(stderr, "needle: results differ from the recorded ones\n");

@@ -8,12 +8,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <memory>
 #include <stdexcept>
+#include <system_error>
 
 namespace needle {
 namespace {
@@ -107,20 +109,57 @@ nlohmann::json json_of(const result_row& r) {
             {"decode_seconds", r.decode_seconds}};
 }
 
+// Appending nothing changes no file; one that this creates is removed again.
+void expect_writable(const std::string& option, const std::string& file) {
+    std::error_code ignored;
+    const bool is_new = !std::filesystem::exists(file, ignored);
+    const bool opened = std::ofstream(file, std::ios::app).is_open();
+    if (opened && is_new) { std::filesystem::remove(file, ignored); }
+    if (!opened) { throw std::runtime_error(option + ": cannot write " + file); }
+}
+
+// gnuplot's name for what draws a file with this ending.
+std::string terminal_for(const std::string& file) {
+    const std::string ending = std::filesystem::path(file).extension().string();
+    if (ending == ".svg") { return "svg"; }
+    if (ending == ".png") { return "pngcairo"; }
+    throw std::runtime_error("--plot takes a .svg or .png file, not " + file);
+}
+
+// Text in gnuplot's single quotes.
+std::string quoted(const std::string& text) {
+    std::string out = "'";
+    for (const char c : text) { out += c == '\'' ? "''" : std::string(1, c); }
+    return out + "'";
+}
+
 } // namespace
 
-progress_bar::progress_bar(index_t steps) : steps_(steps), terminal_(isatty(STDERR_FILENO) != 0) {}
+progress_bar::progress_bar(index_t steps)
+    : steps_(std::max<index_t>(1, steps)), terminal_(isatty(STDERR_FILENO) != 0) {
+    draw();
+}
 
-void progress_bar::step(const std::string& what) {
+void progress_bar::begin(const std::string& what) {
+    what_ = what;
+    draw();
+}
+
+void progress_bar::step() {
     ++finished_;
-    if (!terminal_) {
-        fmt::print(stderr, "{}/{} {}\n", finished_, steps_, what);
-        return;
+    draw();
+}
+
+void progress_bar::draw() {
+    const index_t percent = 100 * finished_ / steps_;
+    if (terminal_) {
+        constexpr index_t width = 40;
+        const auto filled = static_cast<std::size_t>(finished_ * width / steps_);
+        fmt::print(stderr, "\r[{:<{}}] {:>3} % {:<48}", std::string(filled, '#'), width, percent, what_);
+    } else if (20 * finished_ / steps_ > drawn_twentieth_) {
+        drawn_twentieth_ = 20 * finished_ / steps_;
+        fmt::print(stderr, "{:>3} % {}\n", percent, what_);
     }
-    constexpr index_t width = 40;
-    const auto filled = static_cast<std::size_t>(finished_ * width / std::max<index_t>(1, steps_));
-    fmt::print(stderr, "\r[{:<{}}] {:>3} % {:<48}", std::string(filled, '#'), width,
-               100 * finished_ / std::max<index_t>(1, steps_), what);
 }
 
 void progress_bar::done() const {
@@ -154,6 +193,19 @@ void print_tables(const report& results) {
     fmt::print("\n\n{:.0f} seconds in all\n", results.seconds);
 }
 
+void expect_json_can_be_written(const std::string& file) {
+    expect_writable("--json", file);
+}
+
+void expect_plot_can_be_drawn(const std::string& file) {
+    const std::string terminal = terminal_for(file);
+    expect_writable("--plot", file);
+    if (std::system(("gnuplot -e 'set terminal " + terminal + "' >/dev/null 2>&1").c_str()) != 0) {
+        throw std::runtime_error("--plot needs gnuplot with its terminal " + terminal +
+                                 " (Debian: gnuplot-nox)");
+    }
+}
+
 void write_json(const report& results, const std::string& file) {
     nlohmann::json json{{"first_index", results.first_index}, {"seconds", results.seconds}};
     json["rows"] = nlohmann::json::array();
@@ -174,20 +226,17 @@ void write_json(const report& results, const std::string& file) {
 }
 
 void write_plot(const report& results, const std::string& file) {
-    const std::string ending = std::filesystem::path(file).extension().string();
-    if (ending != ".svg" && ending != ".png") {
-        throw std::runtime_error("--plot takes a .svg or .png file");
-    }
+    const std::string terminal = terminal_for(file);
     const auto settings = distinct(results.rows, setting_of);
     const auto policies = distinct(results.rows, policy_of);
     const auto ratios = distinct(results.rows, ratio_of);
     std::string script = fmt::format(
-        "set terminal {} size {},560 enhanced\nset output '{}'\nset multiplot layout 1,{}\n"
+        "set terminal {} size {},560 enhanced\nset output {}\nset multiplot layout 1,{}\n"
         "set xlabel 'kept share of the cache, %'\nset ylabel 'accuracy, mean over tasks'\nset yrange "
         "[0:1.02]\n"
         "set logscale x\nset xtics (1,2,5,10,20,50,100)\nset xrange [{}:110]\nset grid\nset bmargin 9\n"
         "set key at screen 0.5,0.01 bottom center maxrows 3\n",
-        ending == ".svg" ? "svg background 'white'" : "pngcairo", 620 * settings.size(), file,
+        terminal == "svg" ? "svg background 'white'" : terminal, 620 * settings.size(), quoted(file),
         settings.size(), 90 * *std::min_element(ratios.begin(), ratios.end()));
     for (const setting when : settings) {
         std::string name = name_of(when);
@@ -209,11 +258,14 @@ void write_plot(const report& results, const std::string& file) {
         script += "\n" + data;
     }
     script += "unset multiplot\n";
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> gnuplot(popen("gnuplot", "w"), pclose);
-    if (!gnuplot || std::fwrite(script.data(), 1, script.size(), gnuplot.get()) != script.size() ||
-        std::fflush(gnuplot.get()) != 0) {
-        throw std::runtime_error("cannot run gnuplot");
-    }
+    std::signal(SIGPIPE, SIG_IGN); // a gnuplot that ends early is a failed write, not the end of this program
+    std::FILE* gnuplot = popen("gnuplot", "w");
+    if (gnuplot == nullptr) { throw std::runtime_error("cannot run gnuplot"); }
+    const bool written = std::fwrite(script.data(), 1, script.size(), gnuplot) == script.size();
+    const int result = pclose(gnuplot);
+    std::error_code unreadable; // gnuplot does not notice a full disk
+    const bool drawn = std::filesystem::file_size(file, unreadable) > 0 && !unreadable;
+    if (!written || result != 0 || !drawn) { throw std::runtime_error("gnuplot could not draw " + file); }
 }
 
 } // namespace needle

@@ -47,26 +47,36 @@ struct report {
     double seconds = 0;
 };
 
-// A progress line on a terminal; one line per step where stderr is no terminal.
+// A progress line on a terminal, drawn at once; where stderr is no terminal, one line per twentieth.
 class progress_bar {
   public:
     explicit progress_bar(index_t steps);
-    void step(const std::string& what);
+    void begin(const std::string& what); // the steps that follow belong to this
+    void step();
     void done() const;
 
   private:
+    void draw();
+
     index_t steps_;
     index_t finished_ = 0;
+    index_t drawn_twentieth_ = -1;
+    std::string what_;
     bool terminal_;
 };
 
 void print_tables(const report& results);
 
+// For files that are written after minutes of work: both throw std::runtime_error now if it is already known that the
+// file cannot be written, and leave no file behind that was not there. For a plot the ending decides, and gnuplot is asked.
+void expect_json_can_be_written(const std::string& file);
+void expect_plot_can_be_drawn(const std::string& file);
+
 // Throws std::runtime_error if the file cannot be written.
 void write_json(const report& results, const std::string& file);
 
 // Accuracy against cache size, one line per policy, one panel per setting; .svg or .png by the file's ending.
-// Throws std::runtime_error for another ending, without gnuplot, or if it fails.
+// Throws std::runtime_error for another ending, without gnuplot, or if gnuplot reports an error.
 void write_plot(const report& results, const std::string& file);
 
 } // namespace needle

@@ -123,6 +123,8 @@ class quantised {
             codes_[r * static_cast<std::size_t>(extents_[2]) + static_cast<std::size_t>(channel)];
         return scales_[r] * static_cast<float>(code);
     }
+    // Eight bits per channel and the row's scale.
+    [[nodiscard]] index_t row_bytes() const { return extents_[2] + static_cast<index_t>(sizeof(float)); }
     // The codes themselves, as a cache that can also move rows would offer them.
     [[nodiscard]] const std::int8_t* codes(index_t head, index_t token) const {
         return codes_.data() + (head * extents_[1] + token) * extents_[2];

@@ -148,6 +148,9 @@ TEST_CASE("gather: sources that are not memory are read as floats", "[compact]")
     const own::quantised codes(lazy);
     REQUIRE(gather(codes, plan, std::span(out)).ok());
     CHECK(out[8] == codes.decoded(1, 2, 2));
+    REQUIRE(gather(codes, plan, std::span(out), &report).ok());
+    CHECK(report.bytes_before == 2 * 5 * (3 + 4)); // codes and a scale per row
+    CHECK(report.bytes_after == 3 * 3 * 4);        // floats
     const support::layer_data layer = support::random_layer({.tokens = 6, .head_dim = 4}, 1);
     std::vector<float> decoded(12);
     REQUIRE(gather(support::decoding_source(layer.keys()), plan, std::span(decoded)).ok());
@@ -200,6 +203,70 @@ TEST_CASE("gather, compact_to_flat: a short output and a cache with gaps break t
     CHECK(violation({24, 4, 1}) == message);  // gaps between heads
     CHECK(violation({20, -4, 1}) == message); // backwards
     CHECK(violation({20, 4, 1}).empty());
+}
+
+TEST_CASE("compact_to_flat: strides of extents below 2 do not matter, as engines with one KV head leave them",
+          "[compact][contract]") {
+    support::random r(35);
+    const auto compacted = [&](const std::array<index_t, 3>& extents, const std::array<index_t, 3>& strides,
+                               const keep_plan& plan) {
+        std::vector<float> memory = support::random_elements<float>(r, 200);
+        const strided<float, 3> view(memory.data(), extents, strides);
+        const auto expected = support::bytes_of(support::survivors(view, plan));
+        std::string violation = support::violation_of([&] { (void)compact_to_flat(view, plan); });
+        memory.resize(expected.size() / sizeof(float));
+        if (support::bytes_of(memory) != expected) { violation += " survivors differ"; }
+        return violation;
+    };
+    for (const index_t any : {0, 1, -7, 4096}) {
+        CAPTURE(any);
+        CHECK(compacted({1, 5, 4}, {any, 4, 1}, support::plan_of({{1, 4}})) == "");
+        CHECK(compacted({2, 1, 4}, {4, any, 1}, support::plan_of({{}, {0}})) == "");
+        CHECK(compacted({2, 5, 1}, {5, 1, any}, support::plan_of({{1, 4}, {3}})) == "");
+        CHECK(compacted({1, 1, 1}, {any, any, any}, support::plan_of({{0}})) == "");
+    }
+    CHECK(compacted({1, 5, 4}, {20, 5, 1}, support::plan_of({{1, 4}})) != ""); // gaps between rows
+}
+
+TEST_CASE("compact_to_flat: keys and values are cut together, strided or ragged", "[compact]") {
+    support::random r(36);
+    support::random_cache<f16> keys(r, {2, 6, 8}, {0, 1, 2}, false, false);
+    std::vector<float> values = support::random_elements<float>(r, 12 * 5);
+    const std::vector<std::int32_t> offsets{0, 6, 12};
+    const ragged<float> ragged_values(values.data(), offsets, 5);
+    const keep_plan plan = support::plan_of({{1, 4, 5}, {0, 3}});
+    const auto kept_keys = support::survivors(keys.view(), plan);
+    const auto kept_values = support::survivors(ragged_values, plan);
+    compaction_report report;
+    REQUIRE(compact_to_flat(keys.view(), ragged_values, plan, &report).ok());
+    keys.elements.resize(kept_keys.size());
+    values.resize(kept_values.size());
+    CHECK(support::bytes_of(keys.elements) == support::bytes_of(kept_keys));
+    CHECK(support::bytes_of(values) == support::bytes_of(kept_values));
+    CHECK(report.bytes_before == 12 * (16 + 20));
+    CHECK(report.bytes_after == 5 * (16 + 20));
+}
+
+TEST_CASE("compact_to_flat: if keys or values alone do not fit, neither changes", "[compact][contract]") {
+    support::random r(37);
+    support::random_cache<float> fits(r, {2, 5, 4}, {0, 1, 2}, false, false);
+    support::random_cache<float> shorter(r, {2, 4, 4}, {0, 1, 2}, false, false);
+    const strided<float, 3> token_major(shorter.elements.data(), {2, 2, 4}, {4, 8, 1});
+    const keep_plan plan = support::plan_of({{1, 4}, {2, 3}});
+    const keep_plan of_two = support::plan_of({{1}, {0, 1}});
+    const auto fits_before = support::bytes_of(fits.elements);
+    const auto shorter_before = support::bytes_of(shorter.elements);
+    CHECK(compact_to_flat(fits.view(), shorter.view(), plan).code() == errc::plan_mismatch);
+    CHECK(compact_to_flat(shorter.view(), fits.view(), plan).code() == errc::plan_mismatch);
+    for (const bool keys_first : {false, true}) {
+        const std::string violation = support::violation_of([&] {
+            (void)(keys_first ? compact_to_flat(fits.view(), token_major, of_two)
+                              : compact_to_flat(token_major, fits.view(), of_two));
+        });
+        CHECK(violation == "compact_to_flat: the cache must be contiguous and head-major");
+    }
+    CHECK(support::bytes_of(fits.elements) == fits_before);
+    CHECK(support::bytes_of(shorter.elements) == shorter_before);
 }
 
 TEST_CASE("gather, compact_to_flat: rows without elements need no memory", "[compact][odd]") {

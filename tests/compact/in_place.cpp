@@ -187,6 +187,30 @@ TEST_CASE("compact_in_place: a cache that moves its own rows is asked for each r
     CHECK(moves == std::vector<move>{{0, 3, 1}, {0, 4, 2}, {1, 2, 1}});
 }
 
+TEST_CASE(
+    "compact_in_place: a cache that moves its own rows reports what they occupy, alone and as one of two",
+    "[compact]") {
+    struct packed { // four bits per channel
+        static index_t extent(std::size_t r) { return r == 0 ? 2 : r == 1 ? 6 : 16; }
+        static index_t rows(index_t head) { return head == 0 ? 6 : 3; }
+        static index_t row_bytes() { return 8; }
+        static void load_rows(index_t, index_t, index_t, float*) {}
+        static void move_row(index_t, index_t, index_t) {}
+    };
+    const keep_plan plan = support::plan_of({{0, 3, 4}, {0, 2}});
+    compaction_report report{1, 2};
+    REQUIRE(compact_in_place(packed{}, plan, &report).ok());
+    CHECK(report.bytes_before == 9 * 8);
+    CHECK(report.bytes_after == 5 * 8);
+    REQUIRE(compact_in_place(packed{}, packed{}, plan, &report).ok());
+    CHECK(report.bytes_before == 2 * 9 * 8);
+    CHECK(report.bytes_after == 2 * 5 * 8);
+    const keep_plan wrong = support::plan_of({{0, 3, 4}, {0, 3}});
+    CHECK(compact_in_place(packed{}, packed{}, wrong, &report).code() == errc::plan_mismatch);
+    CHECK(report.bytes_after == 2 * 5 * 8);
+    CHECK(compact_in_place(packed{}, plan, nullptr).ok());
+}
+
 TEST_CASE("for_each_moved_run: neighbours that move together are one run, rows in place are none",
           "[compact]") {
     using run = std::array<index_t, 3>;

@@ -103,33 +103,6 @@ padded_window padded_of(const golden_case& c, const layer_data& l) {
     return {.scorer = {mean_of(c)}, .window_tokens = l.window};
 }
 
-// Two stages whose share of each budget is truncated as the reference code does; the library rounds
-// products within 1e-9 of a whole number to it.
-struct truncating_two_stage {
-    double first_ratio;
-    index_t first_at_least;
-
-    static constexpr bool allocate_by_attention = true;
-    static constexpr bool needs_uniform_budgets = false;
-
-    kvtrim::status before_selection(const kvtrim::token_scores& scores, std::span<index_t> budgets,
-                                    kvtrim::workspace& scratch) const {
-        for (std::size_t r = 0; r < budgets.size(); ++r) {
-            const kvtrim::two_stage row{.first_tokens =
-                                            std::max(first_at_least, truncated(budgets[r], first_ratio))};
-            const auto begin = static_cast<std::size_t>(scores.offsets[r]);
-            const auto count = static_cast<std::size_t>(scores.offsets[r + 1]) - begin;
-            const std::array<index_t, 2> offsets{0, static_cast<index_t>(count)};
-            const kvtrim::token_scores one{offsets, scores.importance.subspan(begin, count),
-                                           scores.attention.subspan(begin, count)};
-            if (const auto s = row.before_selection(one, budgets.subspan(r, 1), scratch); !s.ok()) {
-                return s;
-            }
-        }
-        return {};
-    }
-};
-
 // ---- Results ----------------------------------------------------------------------------------------------
 
 void check(const kvtrim::status& s) {
@@ -312,8 +285,9 @@ results run_criticalkv(const golden_case& c) {
             kvtrim::eviction_policy{scorer, kvtrim::uniform{}, kvtrim::two_stage{.first_tokens = first}},
             with_everything(l), {.budget = kvtrim::per_head(kept)});
     } else if (variant == "paper") {
-        auto policy = kvtrim::criticalkv({.attention = mean_of(c), .epsilon = epsilon});
-        policy.selector.first_tokens = truncated(kept - l.window, first_ratio);
+        auto policy =
+            kvtrim::criticalkv({.attention = mean_of(c), .first_ratio = first_ratio, .epsilon = epsilon});
+        policy.selector.rounding = kvtrim::stage_rounding::truncated;
         t = plan_with(policy, with_everything(l),
                       {.budget = kvtrim::per_head(kept), .protect = {.window_tokens = l.window}});
     } else {
@@ -328,7 +302,8 @@ results run_critical_adakv(const golden_case& c) {
     const double alpha = c.need<double>("alpha");
     const auto epsilon = c.get<float>("epsilon", 1e-4f);
     const std::string variant = c.text("variant", "paper");
-    truncating_two_stage selector{c.get("first_ratio", 0.5), 0};
+    kvtrim::two_stage selector{.first_ratio = c.get("first_ratio", 0.5),
+                               .rounding = kvtrim::stage_rounding::truncated};
     trace t;
     if (variant == "kvpress") {
         selector.first_at_least = truncated(kept, alpha);

@@ -92,6 +92,7 @@ TEST_CASE("concepts: every stage of the library fits its own contract", "[policy
     STATIC_REQUIRE(token_selector<two_stage>);
     STATIC_REQUIRE(token_selector<two_stage_by_mass>);
     STATIC_REQUIRE(token_selector<chunked>);
+    STATIC_REQUIRE(token_selector<chunked_per_head>);
     STATIC_REQUIRE(token_selector<shared>);
 }
 

@@ -118,11 +118,13 @@ TEST_CASE("a budget over all heads is met to the token, not rounded per head", "
 TEST_CASE("chunks do not make the kept count drift", "[regression]") {
     const layer_data layer = random_layer({.kv_heads = 2, .group = 2, .tokens = 1000, .queries = 8}, 1);
     for (const index_t chunk : {20, 96}) {
-        for (const bool together : {true, false}) {
-            const eviction_policy policy{window_attention{mean_attention{}}, uniform{},
-                                         chunked{.chunk_tokens = chunk, .same_for_all_heads = together}};
-            CHECK(run(policy, layer.inputs(), {.budget = per_head(99)}).plan.total_tokens() == 198);
-        }
+        const auto kept = [&](const auto& allocator, const auto& selector) {
+            const eviction_policy policy{window_attention{mean_attention{}}, allocator, selector};
+            return run(policy, layer.inputs(), {.budget = per_head(99)}).plan.total_tokens();
+        };
+        CHECK(kept(uniform{}, chunked{.chunk_tokens = chunk}) == 198);
+        CHECK(kept(uniform{}, chunked_per_head{.chunk_tokens = chunk}) == 198);
+        CHECK(kept(adaptive{}, chunked_per_head{.chunk_tokens = chunk}) == 198);
     }
 }
 

@@ -3,6 +3,12 @@
 
 #include <kvtrim/select/chunked.hpp>
 
+#include <kvtrim/aggregate/mean.hpp>
+#include <kvtrim/allocate/adaptive.hpp>
+#include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/score/window_attention.hpp>
+
+#include "support/random_layer.hpp"
 #include "support/select.hpp"
 
 using namespace kvtrim;
@@ -20,24 +26,28 @@ TEST_CASE("chunked: whole chunks by their mean, the next one filled up to the bu
             for (const auto& row : rows) { length = std::min(length, row.size()); }
             return length;
         }();
-        const oracle::counts budgets(rows.size(),
-                                     static_cast<std::size_t>(r.between(0, static_cast<index_t>(shortest))));
-        const chunked selector{.chunk_tokens = r.one_of({1, 2, 5, 20, 100}),
-                               .same_for_all_heads = together,
-                               .kept_chunks = r.chance(0.3) ? r.between(1, 4) : 0};
+        const oracle::counts budgets =
+            together ? oracle::counts(rows.size(),
+                                      static_cast<std::size_t>(r.between(0, static_cast<index_t>(shortest))))
+                     : random_budgets(r, rows);
+        const index_t chunk_tokens = r.one_of({1, 2, 5, 20, 100});
+        const index_t kept_chunks = r.chance(0.3) ? r.between(1, 4) : 0;
         oracle::near_ties ties;
         std::vector<oracle::token_set> expected;
-        for (const auto& row : rows) {
-            expected.push_back(oracle::chunked(together ? oracle::reduced(rows, oracle::reduction::sum) : row,
-                                               static_cast<std::size_t>(selector.chunk_tokens), budgets[0],
-                                               static_cast<std::size_t>(selector.kept_chunks), ties));
+        for (std::size_t g = 0; g < rows.size(); ++g) {
+            expected.push_back(
+                oracle::chunked(together ? oracle::reduced(rows, oracle::reduction::sum) : rows[g],
+                                static_cast<std::size_t>(chunk_tokens), budgets[g],
+                                static_cast<std::size_t>(kept_chunks), ties));
         }
         if (ties.rounding_may_decide()) { continue; }
-        CAPTURE(i, together, budgets[0], selector.chunk_tokens, selector.kept_chunks);
-        const selection got = select(selector, rows, {}, budgets);
+        CAPTURE(i, together, budgets, chunk_tokens, kept_chunks);
+        const selection got = together
+                                  ? select(chunked{chunk_tokens, kept_chunks}, rows, {}, budgets)
+                                  : select(chunked_per_head{chunk_tokens, kept_chunks}, rows, {}, budgets);
         CHECK(got.answer.ok());
         CHECK(got.kept == expected);
-        if (selector.kept_chunks == 0) { CHECK(got.budgets == budgets); }
+        if (kept_chunks == 0) { CHECK(got.budgets == budgets); }
         ++compared;
     }
     CHECK(compared > 350);
@@ -61,8 +71,7 @@ TEST_CASE("chunked: NaN and infinite scores still keep exactly the budget", "[se
     for (int i = 0; i < 100; ++i) {
         const oracle::matrix rows = random_scores(r, score_kind::odd);
         const oracle::counts budgets = random_budgets(r, rows);
-        const selection got =
-            select(chunked{.chunk_tokens = 4, .same_for_all_heads = false}, rows, {}, budgets);
+        const selection got = select(chunked_per_head{.chunk_tokens = 4}, rows, {}, budgets);
         CHECK(got.budgets == budgets);
     }
 }
@@ -72,16 +81,17 @@ TEST_CASE("chunked: bad fields and heads of different lengths are named", "[sele
     CHECK(chunked{.chunk_tokens = 0}.validate().code() == errc::invalid_parameter);
     CHECK(chunked{.chunk_tokens = -5}.validate().code() == errc::invalid_parameter);
     CHECK(chunked{.kept_chunks = -1}.validate().code() == errc::invalid_parameter);
+    CHECK(chunked_per_head{.chunk_tokens = 0}.validate().code() == errc::invalid_parameter);
+    CHECK(chunked_per_head{.kept_chunks = -1}.validate().code() == errc::invalid_parameter);
     const oracle::matrix ragged{{1, 2, 3}, {1, 2}};
     CHECK(select(chunked{}, ragged, {}, {1, 1}).answer.code() == errc::rows_differ);
-    CHECK(select(chunked{.same_for_all_heads = false}, ragged, {}, {1, 1}).answer.ok());
+    CHECK(select(chunked_per_head{}, ragged, {}, {1, 1}).answer.ok());
 }
 
 TEST_CASE("chunked: a workspace that is too small is refused with nothing written", "[select][errors]") {
-    for (const bool together : {false, true}) {
+    const auto refuses = [](const auto& selector) {
         score_memory memory(oracle::matrix(2, oracle::row(90, 3.0)));
         std::vector<index_t> budgets{40, 40};
-        const chunked selector{.chunk_tokens = 2, .same_for_all_heads = together};
         std::vector<std::byte> few(130);
         workspace scratch(few);
         const std::vector<float> before = memory.importance;
@@ -89,14 +99,16 @@ TEST_CASE("chunked: a workspace that is too small is refused with nothing writte
         CHECK(s.code() == errc::workspace_too_small);
         CHECK(memory.importance == before);
         CHECK(budgets == std::vector<index_t>{40, 40});
-    }
+    };
+    refuses(chunked{.chunk_tokens = 2});
+    refuses(chunked_per_head{.chunk_tokens = 2});
 }
 
 TEST_CASE("chunked: a workspace that suffices for the first row only is refused with nothing written",
           "[select][errors]") {
     score_memory memory(oracle::matrix{oracle::row(2, 3.0), oracle::row(400, 3.0)});
     std::vector<index_t> budgets{2, 40};
-    const chunked selector{.chunk_tokens = 2, .same_for_all_heads = false};
+    const chunked_per_head selector{.chunk_tokens = 2};
     std::vector<std::byte> few(300); // one chunk and its index, not 200
     workspace scratch(few);
     const std::vector<float> before = memory.importance;
@@ -109,5 +121,29 @@ TEST_CASE("chunked: a workspace that suffices for the first row only is refused 
 
 TEST_CASE("chunked: budgets that the rows cannot fill break its contract", "[select][contract]") {
     require_selection_contracts(chunked{});
-    require_selection_contracts(chunked{.same_for_all_heads = false});
+    require_selection_contracts(chunked_per_head{});
+}
+
+TEST_CASE("chunked_per_head: heads may compete for the layer's budget, and each keeps whole chunks",
+          "[select]") {
+    const layer_data layer = random_layer({.kv_heads = 3, .tokens = 90}, 143);
+    const eviction_request request{.budget = per_head(30)};
+    const window_attention attention{mean_attention{}};
+    std::vector<index_t> budgets;
+    keep_plan plan;
+    growing_workspace memory;
+    const eviction_policy policy{attention, adaptive{}, chunked_per_head{.chunk_tokens = 5}};
+    REQUIRE(policy
+                .plan(layer.inputs(), request, plan, memory, serial_executor{},
+                      [&](const plan_progress& at) { budgets.assign(at.budgets.begin(), at.budgets.end()); })
+                .ok());
+    CHECK(plan.total_tokens() == 90);
+    CHECK(std::adjacent_find(budgets.begin(), budgets.end(), std::not_equal_to<>{}) != budgets.end());
+    for (index_t g = 0; g < plan.rows(); ++g) {
+        CAPTURE(g, budgets);
+        CHECK(plan.kept_tokens(g) == budgets[static_cast<std::size_t>(g)]);
+        std::vector<index_t> in_chunk(18, 0);
+        for (const auto token : plan.row(g)) { ++in_chunk[static_cast<std::size_t>(token / 5)]; }
+        CHECK(std::count_if(in_chunk.begin(), in_chunk.end(), [](index_t n) { return n % 5 != 0; }) <= 1);
+    }
 }

@@ -36,6 +36,36 @@ TEST_CASE("two_stage: the most attended tokens stay, then the most important oth
     }
 }
 
+TEST_CASE("two_stage: a share is rounded exactly, or truncated as the reference does", "[select][paper]") {
+    const auto first = [](index_t budget, double ratio, stage_rounding rounding) {
+        return two_stage{.first_ratio = ratio, .rounding = rounding}.first_count(budget);
+    };
+    // 100 * 0.29 is 28.999999999999996 in doubles.
+    CHECK(first(100, 0.29, stage_rounding::exact) == 29);
+    CHECK(first(100, 0.29, stage_rounding::truncated) == 28);
+    for (const auto rounding : {stage_rounding::exact, stage_rounding::truncated}) {
+        CHECK(first(7, 0.5, rounding) == 3);
+        CHECK(first(0, 0.5, rounding) == 0);
+        CHECK(first(9, 1.0, rounding) == 9);
+        const two_stage safe{.first_ratio = 0.29, .first_at_least = 40, .rounding = rounding};
+        CHECK(safe.first_count(100) == 40);
+        CHECK(safe.first_count(30) == 30);
+        CHECK(two_stage{.first_tokens = 5, .rounding = rounding}.first_count(100) == 5);
+    }
+    const auto marked_by = [&](stage_rounding rounding) {
+        score_memory memory(oracle::matrix{oracle::row(100, 1.0)});
+        std::vector<index_t> budgets{100};
+        growing_workspace growing;
+        workspace scratch = growing.of_bytes(0);
+        const two_stage selector{.first_ratio = 0.29, .rounding = rounding};
+        REQUIRE(selector.before_selection(memory.get(), budgets, scratch).ok());
+        const auto row = memory.importance_rows().row(0);
+        return std::count(row.begin(), row.end(), std::numeric_limits<float>::infinity());
+    };
+    CHECK(marked_by(stage_rounding::exact) == 29);
+    CHECK(marked_by(stage_rounding::truncated) == 28);
+}
+
 TEST_CASE("two_stage: without attention of its own, stage one ranks by importance", "[select]") {
     support::random r(132);
     const oracle::matrix rows = random_scores(r, score_kind::distinct);

@@ -76,7 +76,10 @@ std::vector<named_policy> describe_all() {
                  eviction_policy{window_attention{mean_attention{}}, uniform{}, chunked{.chunk_tokens = 5}}),
         describe("chunked, per head", window,
                  eviction_policy{window_attention{mean_attention{}}, uniform{},
-                                 chunked{.chunk_tokens = 5, .same_for_all_heads = false}}),
+                                 chunked_per_head{.chunk_tokens = 5}}),
+        describe("chunked, per head, adaptive", window | across_heads,
+                 eviction_policy{window_attention{mean_attention{}}, adaptive{},
+                                 chunked_per_head{.chunk_tokens = 5}}),
         describe(
             "shared by votes", window | one_set | across_heads,
             eviction_policy{window_attention{mean_attention{}}, uniform{}, shared{head_reduction::votes}}),

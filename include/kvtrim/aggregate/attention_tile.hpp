@@ -18,6 +18,7 @@
 #include <kvtrim/base/status.hpp>
 
 #include <algorithm>
+#include <concepts>
 #include <span>
 
 namespace kvtrim {
@@ -67,6 +68,17 @@ struct attention_tile {
             begin = end;
         }
     }
+};
+
+template <class A>
+concept attention_aggregator = requires(const A& a, const attention_tile& tile, const attention_head& head,
+                                        std::span<float> floats, index_t group_size) {
+    { A::two_stage } -> std::convertible_to<bool>;
+    { a.validate() } -> std::same_as<status>;
+    { a.halo() } -> std::same_as<index_t>;
+    { a.lanes(group_size) } -> std::same_as<index_t>;
+    a.add(tile, floats);
+    a.finish(head, floats, floats, floats);
 };
 
 } // namespace kvtrim

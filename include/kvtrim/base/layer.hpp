@@ -39,6 +39,14 @@ struct layer_inputs {
                   "kvtrim: values must be a view [kv_heads, tokens, head_dim]; see base/row_source.hpp");
     static_assert(!is_given<Queries> || cache_view<Queries>,
                   "kvtrim: queries must be a view [q_heads, queries, head_dim]; see base/row_source.hpp");
+    static_assert(!tensor_view<OutputProjection, 2>,
+                  "kvtrim: W_O must be a view [q_heads, head_dim, hidden]; a torch weight [hidden, q_heads * "
+                  "head_dim] is the strided view {head_dim, 1, q_heads * head_dim}; see "
+                  "score/projected_value_norm.hpp");
+    static_assert(
+        cache_view<OutputProjection> || !requires(const OutputProjection& w) { w.view(); },
+        "kvtrim: the output projection is a view: pass gram.view(), and keep the gram_projection; see "
+        "score/projected_value_norm.hpp");
 
     static constexpr bool has_values = is_given<Values>;
     static constexpr bool has_queries = is_given<Queries>;

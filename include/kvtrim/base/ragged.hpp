@@ -42,6 +42,7 @@ class ragged {
         const auto h = static_cast<std::size_t>(head);
         return offsets_[h + 1] - offsets_[h];
     }
+    [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
     [[nodiscard]] T* row(index_t head, index_t token) const {
         return data_ + (offsets_[static_cast<std::size_t>(head)] + token) * head_dim_;
     }

@@ -12,6 +12,8 @@
 //   row_source<V>        extent(0) heads, extent(1) rows, extent(2) row length and
 //                        load_rows(head, first, count, float* tile): paged, indirect, quantised caches.
 //                        Heads of different length say so with rows(head); extent(1) is then the longest.
+//                        Optional: row_bytes(), the bytes that a row occupies where it is kept, for the
+//                        reports of compaction
 //
 // All three give the same floats, so a policy's result does not depend on the layout.
 

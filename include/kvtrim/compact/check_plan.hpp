@@ -9,7 +9,8 @@
 
 namespace kvtrim {
 
-// Bytes of key or value rows, all heads together. What was freed is the difference.
+// Bytes of key or value rows, all heads together: of the cache before, and of the survivors where they are now. What was
+// freed is the difference.
 struct compaction_report {
     index_t bytes_before = 0;
     index_t bytes_after = 0;
@@ -31,17 +32,29 @@ template <class View>
     return {};
 }
 
-// Bytes of one row of elements T.
-template <class T, class View>
-[[nodiscard]] constexpr index_t row_bytes(const View& cache) {
-    return extent(cache, 2) * static_cast<index_t>(sizeof(T));
+// A cache whose rows occupy a known number of bytes: it says so with row_bytes(), or its elements do.
+template <class V>
+concept knows_row_bytes = strided_view<V, 3> || requires(const V& v) {
+    { v.row_bytes() } -> std::convertible_to<index_t>;
+};
+
+// Bytes that one row of a cache occupies; gaps between rows are not counted.
+template <knows_row_bytes V>
+[[nodiscard]] constexpr index_t row_bytes(const V& cache) {
+    if constexpr (requires { cache.row_bytes(); }) {
+        return static_cast<index_t>(cache.row_bytes());
+    } else {
+        return extent(cache, 2) * static_cast<index_t>(sizeof(*cache.data_handle()));
+    }
 }
 
-template <class T, class View>
-[[nodiscard]] compaction_report report_rows(const View& cache, const keep_plan& plan) {
+// The report of a cache with rows of `before` bytes, whose survivors have `after` bytes each.
+template <class View>
+[[nodiscard]] compaction_report report_rows(const View& cache, const keep_plan& plan, index_t before,
+                                            index_t after) {
     index_t rows = 0;
     for (index_t g = 0; g < extent(cache, 0); ++g) { rows += row_count(cache, g); }
-    return {rows * row_bytes<T>(cache), plan.total_tokens() * row_bytes<T>(cache)};
+    return {rows * before, plan.total_tokens() * after};
 }
 
 } // namespace kvtrim

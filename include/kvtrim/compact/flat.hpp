@@ -9,6 +9,7 @@
 //   gather(cache, plan, out)       into a buffer of the caller's, from any view
 //   compact_to_flat(cache, plan)   inside the cache's own buffer: everything behind the returned ragged view
 //                                  is free in one piece (shrink, unmap or hand out)
+//   compact_to_flat(keys, values, plan)   both, or neither
 //
 // In place is safe because survivor i of head g lands at offsets[g] + i, never behind its old place: head g
 // started at g * tokens >= offsets[g] and its survivors ascend. No second buffer.
@@ -28,6 +29,8 @@ inline constexpr bool is_ragged<ragged<T>> = true;
 
 // Copies the survivors of a cache into out. A strided or ragged cache needs out of its own element type, and
 // bits are copied; any other source is read as floats. Requires out.size() >= total_tokens * head_dim.
+// The report sets what the source's rows occupy against what was written; a source of floats that does not say what a
+// row occupies (row_bytes()) counts as if it held them.
 template <class V, class T>
     requires(cache_view<V>)
 [[nodiscard]] status gather(const V& cache, const keep_plan& plan, std::span<T> out,
@@ -61,7 +64,12 @@ template <class V, class T>
             to += length;
         }
     }
-    if (report != nullptr) { *report = report_rows<T>(cache, plan); }
+    if (report != nullptr) {
+        const index_t written = length * static_cast<index_t>(sizeof(T));
+        index_t occupied = written;
+        if constexpr (knows_row_bytes<V>) { occupied = row_bytes(cache); }
+        *report = report_rows(cache, plan, occupied, written);
+    }
     return {};
 }
 
@@ -81,31 +89,73 @@ void flatten(T* data, index_t length, const keep_plan& plan, HeadBegin&& head_be
     }
 }
 
-} // namespace detail
-
-// Compacts a contiguous head-major cache [kv_heads, tokens, head_dim] to the front of its buffer. The view's
-// new offsets are plan.cu_seqlens(); flat_view() makes the view of what is left.
+// Whether the elements lie as in a row-major array; the strides of extents below 2 reach no element.
 template <class T>
-[[nodiscard]] status compact_to_flat(const strided<T, 3>& cache, const keep_plan& plan,
-                                     compaction_report* report = nullptr) {
+[[nodiscard]] bool is_head_major(const strided<T, 3>& cache) {
+    const auto steps = [&](std::size_t r, index_t stride) {
+        return cache.extent(r) <= 1 || cache.stride(r) == stride;
+    };
+    return steps(2, 1) && steps(1, cache.extent(2)) && steps(0, cache.extent(1) * cache.extent(2));
+}
+
+template <class T>
+[[nodiscard]] status check_flat(const strided<T, 3>& cache, const keep_plan& plan) {
+    static_assert(!std::is_const_v<T>,
+                  "kvtrim: compact_to_flat moves rows: pass a view of elements that are not const");
     if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
-    const index_t tokens = cache.extent(1);
-    const index_t length = cache.extent(2);
-    KVTRIM_EXPECTS(cache.stride(2) == 1 && cache.stride(1) == length && cache.stride(0) == tokens * length,
-                   "compact_to_flat: the cache must be contiguous and head-major");
-    detail::flatten(cache.data_handle(), length, plan, [&](index_t head) { return head * tokens; });
-    if (report != nullptr) { *report = report_rows<T>(cache, plan); }
+    KVTRIM_EXPECTS(is_head_major(cache), "compact_to_flat: the cache must be contiguous and head-major");
     return {};
 }
 
-// Compacts a cache that is already flat and ragged, in place.
 template <class T>
-[[nodiscard]] status compact_to_flat(const ragged<T>& cache, const keep_plan& plan,
+[[nodiscard]] status check_flat(const ragged<T>& cache, const keep_plan& plan) {
+    static_assert(!std::is_const_v<T>,
+                  "kvtrim: compact_to_flat moves rows: pass a view of elements that are not const");
+    return check_plan(cache, plan);
+}
+
+template <class T>
+compaction_report move_to_front(const strided<T, 3>& cache, const keep_plan& plan) {
+    flatten(cache.data_handle(), cache.extent(2), plan, [&](index_t head) { return head * cache.extent(1); });
+    return report_rows(cache, plan, row_bytes(cache), row_bytes(cache));
+}
+
+template <class T>
+compaction_report move_to_front(const ragged<T>& cache, const keep_plan& plan) {
+    flatten(cache.data_handle(), cache.extent(2), plan,
+            [&](index_t head) { return index_t{cache.offsets()[static_cast<std::size_t>(head)]}; });
+    return report_rows(cache, plan, cache.row_bytes(), cache.row_bytes());
+}
+
+template <class V>
+inline constexpr bool can_be_flat = is_ragged<V>;
+template <class T>
+inline constexpr bool can_be_flat<strided<T, 3>> = true;
+
+} // namespace detail
+
+// Compacts a cache to the front of its buffer: a strided one that is contiguous and head-major
+// [kv_heads, tokens, head_dim], or one that is already flat and ragged. The view's new offsets are
+// plan.cu_seqlens(); flat_view() makes the view of what is left.
+template <class V>
+    requires(detail::can_be_flat<V>)
+[[nodiscard]] status compact_to_flat(const V& cache, const keep_plan& plan,
                                      compaction_report* report = nullptr) {
-    if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
-    detail::flatten(cache.data_handle(), cache.extent(2), plan,
-                    [&](index_t head) { return index_t{cache.offsets()[static_cast<std::size_t>(head)]}; });
-    if (report != nullptr) { *report = report_rows<T>(cache, plan); }
+    if (const status s = detail::check_flat(cache, plan); !s.ok()) { return s; }
+    const compaction_report moved = detail::move_to_front(cache, plan);
+    if (report != nullptr) { *report = moved; }
+    return {};
+}
+
+// Compacts keys and values; both are checked before either is changed.
+template <class K, class V>
+    requires(detail::can_be_flat<K>&& detail::can_be_flat<V>)
+[[nodiscard]] status compact_to_flat(const K& keys, const V& values, const keep_plan& plan,
+                                     compaction_report* report = nullptr) {
+    if (const status s = detail::check_flat(keys, plan); !s.ok()) { return s; }
+    if (const status s = detail::check_flat(values, plan); !s.ok()) { return s; }
+    const compaction_report moved = detail::move_to_front(keys, plan) + detail::move_to_front(values, plan);
+    if (report != nullptr) { *report = moved; }
     return {};
 }
 

@@ -10,7 +10,8 @@
 // buffer. Rows behind the survivors keep stale data; each head's buffer still starts where it did. To give
 // the memory back in one piece, see compact/flat.hpp.
 //
-// A cache of another kind takes part with move_row(head, from, to) and a row count per head.
+// A cache of another kind takes part with move_row(head, from, to) and a row count per head; asked for a report, it must
+// also say what a row occupies: row_bytes().
 // Errors: errc::plan_mismatch, with the cache unchanged. Cost: every moved row read and written once.
 
 #include <kvtrim/compact/check_plan.hpp>
@@ -63,40 +64,67 @@ void move_strided_run(const V& cache, index_t head, index_t from, index_t to, in
     }
 }
 
-} // namespace detail
-
-// Compacts one tensor [kv_heads, tokens, head_dim].
+// Moves the survivors of a plan that fits the cache.
 template <class V>
-    requires(strided_view<V, 3> || movable_rows<V>)
-[[nodiscard]] status compact_in_place(const V& cache, const keep_plan& plan,
-                                      compaction_report* report = nullptr) {
-    if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
+void move_survivors(const V& cache, const keep_plan& plan) {
     for (index_t g = 0; g < extent(cache, 0); ++g) {
         detail::for_each_moved_run(plan.row(g), [&](index_t from, index_t to, index_t count) {
             if constexpr (movable_rows<V>) {
                 for (index_t i = 0; i < count; ++i) { cache.move_row(g, from + i, to + i); }
             } else {
-                detail::move_strided_run(cache, g, from, to, count);
+                move_strided_run(cache, g, from, to, count);
             }
         });
     }
+}
+
+template <class V>
+[[nodiscard]] compaction_report report_in_place(const V& cache, const keep_plan& plan) {
+    static_assert(knows_row_bytes<V>,
+                  "kvtrim: compact_in_place reports bytes: give a cache that moves its own rows the member "
+                  "row_bytes(), or ask for no report; see compact/in_place.hpp");
+    return report_rows(cache, plan, row_bytes(cache), row_bytes(cache));
+}
+
+} // namespace detail
+
+// Compacts one tensor [kv_heads, tokens, head_dim].
+template <class V>
+    requires(strided_view<V, 3> || movable_rows<V>)
+[[nodiscard]] status compact_in_place(const V& cache, const keep_plan& plan) {
     if constexpr (!movable_rows<V>) {
-        using element = std::remove_cvref_t<decltype(*cache.data_handle())>;
-        if (report != nullptr) { *report = report_rows<element>(cache, plan); }
+        static_assert(!std::is_const_v<std::remove_reference_t<decltype(*cache.data_handle())>>,
+                      "kvtrim: compact_in_place moves rows: pass a view of elements that are not const");
     }
+    if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
+    detail::move_survivors(cache, plan);
     return {};
+}
+
+// The same, with a report unless it is null.
+template <class V>
+    requires(strided_view<V, 3> || movable_rows<V>)
+[[nodiscard]] status compact_in_place(const V& cache, const keep_plan& plan, compaction_report* report) {
+    const status s = compact_in_place(cache, plan);
+    if (s.ok() && report != nullptr) { *report = detail::report_in_place(cache, plan); }
+    return s;
 }
 
 // Compacts keys and values; both are checked before either is changed.
 template <class K, class V>
-[[nodiscard]] status compact_in_place(const K& keys, const V& values, const keep_plan& plan,
-                                      compaction_report* report = nullptr) {
+[[nodiscard]] status compact_in_place(const K& keys, const V& values, const keep_plan& plan) {
     if (const status s = check_plan(values, plan); !s.ok()) { return s; }
-    compaction_report of_keys;
-    if (const status s = compact_in_place(keys, plan, &of_keys); !s.ok()) { return s; }
-    compaction_report of_values;
-    const status s = compact_in_place(values, plan, &of_values);
-    if (report != nullptr) { *report = of_keys + of_values; }
+    if (const status s = compact_in_place(keys, plan); !s.ok()) { return s; }
+    return compact_in_place(values, plan);
+}
+
+template <class K, class V>
+[[nodiscard]] status compact_in_place(const K& keys, const V& values, const keep_plan& plan,
+                                      compaction_report* report) {
+    const status s = compact_in_place(keys, values, plan);
+    if (s.ok() && report != nullptr) {
+        *report = detail::report_in_place(keys, plan) + detail::report_in_place(values, plan);
+    }
     return s;
 }
 

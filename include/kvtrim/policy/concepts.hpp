@@ -9,7 +9,7 @@
 //               status score(inputs, request, scores, workspace, executor) const
 //               optional: status validate(inputs, request) const
 //               optional: index_t workspace_bytes(inputs, request) const
-//   aggregator  see aggregate/attention_tile.hpp
+//   aggregator  see aggregate/attention_tile.hpp (attention_aggregator)
 //   allocator   static constexpr bool is_uniform
 //               status allocate(score_rows, total, budgets, workspace) const
 //               optional: status validate() const; index_t workspace_bytes(rows, candidates) const
@@ -35,17 +35,6 @@ concept token_scorer = requires(const S& s, const Inputs& in, const eviction_req
                                 const token_scores& out, workspace& scratch, serial_executor& ex) {
     { S::two_stage } -> std::convertible_to<bool>;
     { s.score(in, request, out, scratch, ex) } -> std::same_as<status>;
-};
-
-template <class A>
-concept attention_aggregator = requires(const A& a, const attention_tile& tile, const attention_head& head,
-                                        std::span<float> floats, index_t group_size) {
-    { A::two_stage } -> std::convertible_to<bool>;
-    { a.validate() } -> std::same_as<status>;
-    { a.halo() } -> std::same_as<index_t>;
-    { a.lanes(group_size) } -> std::same_as<index_t>;
-    a.add(tile, floats);
-    a.finish(head, floats, floats, floats);
 };
 
 template <class A>

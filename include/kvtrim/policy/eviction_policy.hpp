@@ -44,9 +44,10 @@ class eviction_policy {
     static_assert(token_selector<Selector>,
                   "kvtrim: the selector needs allocate_by_attention and needs_uniform_budgets; see "
                   "policy/concepts.hpp");
-    static_assert(!Selector::needs_uniform_budgets || Allocator::is_uniform,
-                  "kvtrim: this selector keeps the same number of tokens in every head: combine it with the "
-                  "uniform allocator; see select/shared.hpp");
+    static_assert(
+        !Selector::needs_uniform_budgets || Allocator::is_uniform,
+        "kvtrim: this selector keeps the same number of tokens in every head: combine it with the "
+        "uniform allocator (chunks of heads that compete: chunked_per_head); see select/shared.hpp");
 
   public:
     [[no_unique_address]] Scorer scorer = {};

@@ -25,6 +25,11 @@ namespace kvtrim {
 
 template <class Aggregator>
 struct window_attention {
+    static_assert(
+        attention_aggregator<Aggregator>,
+        "kvtrim: window_attention needs an aggregator with two_stage, validate, halo, lanes, add and "
+        "finish, such as mean_attention; see aggregate/attention_tile.hpp");
+
     [[no_unique_address]] Aggregator aggregator = {};
     index_t newest_queries = 0; // use only this many newest of the given queries; 0: all (TOVA: 1)
 

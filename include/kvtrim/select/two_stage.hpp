@@ -10,6 +10,8 @@
 //
 // Source: CriticalKV, arXiv:2502.03805, Alg. 1 (first share 0.5); kvpress@8bb29b9 criticalkv_press.py.
 // DefensiveKV, arXiv:2510.13334; FFY0/DefensiveKV@9251b95 efficient_defensivekv_press.py (threshold 0.9).
+// Rounding of a share: kvpress takes int(budget * first_ratio), one token short wherever the product in doubles falls
+// below the whole number that it stands for (100 x 0.29: 28); exact gives that number, truncated what kvpress gives.
 // Departures: stage one is a mark that no norm can change (the references multiply a sentinel by the norm: a
 // zero value loses its place). By mass: the attention on the protected tokens is the window's own, per KV
 // head; the sum is compared in units of the whole attention; the token that crosses the threshold counts;
@@ -21,6 +23,7 @@
 #include <kvtrim/math/top_k.hpp>
 #include <kvtrim/math/top_mass.hpp>
 
+#include <cstdint>
 #include <limits>
 
 namespace kvtrim {
@@ -39,10 +42,13 @@ inline void mark_most_attended(const token_scores& scores, index_t row, index_t 
 
 } // namespace detail
 
+enum class stage_rounding : std::uint8_t { exact, truncated };
+
 struct two_stage {
     double first_ratio = 0.5;   // share of a row's budget that stage one takes, in [0, 1]; reference 0.5
     index_t first_tokens = -1;  // >= 0: this many tokens per row instead
     index_t first_at_least = 0; // never fewer (kvpress' Ada form: the safeguard)
+    stage_rounding rounding = stage_rounding::exact; // of a share to tokens; kvpress: truncated
 
     static constexpr bool allocate_by_attention = true;
     static constexpr bool needs_uniform_budgets = false;
@@ -52,13 +58,22 @@ struct two_stage {
         return {errc::ratio_out_of_range, "two_stage: first_ratio must lie in [0, 1]"};
     }
 
+    // Tokens that stage one takes of a row with this budget.
+    [[nodiscard]] index_t first_count(index_t budget) const {
+        index_t first = first_tokens;
+        if (first < 0) {
+            first = rounding == stage_rounding::exact
+                        ? kept_tokens(budget, first_ratio)
+                        : static_cast<index_t>(static_cast<double>(budget) * first_ratio);
+        }
+        return std::min(budget, std::max(first, first_at_least));
+    }
+
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace&) const {
         expect_budgets(scores.importance_rows(), budgets);
         for (index_t r = 0; r < scores.rows(); ++r) {
-            const index_t budget = budgets[static_cast<std::size_t>(r)];
-            const index_t first = first_tokens >= 0 ? first_tokens : kept_tokens(budget, first_ratio);
-            detail::mark_most_attended(scores, r, std::min(budget, std::max(first, first_at_least)));
+            detail::mark_most_attended(scores, r, first_count(budgets[static_cast<std::size_t>(r)]));
         }
         return {};
     }
