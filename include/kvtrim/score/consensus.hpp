@@ -14,6 +14,7 @@
 // Source: kvtrim's own, shown on a small model only (README, Measured). Heads must have equal lengths.
 // Cost: three passes over the scores. Workspace: one double per column.
 
+#include <kvtrim/base/executor.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>

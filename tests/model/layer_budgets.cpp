@@ -1,0 +1,163 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/model/layer_budgets.hpp>
+
+#include "support/checks.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+namespace {
+
+status pyramid_budgets(const pyramid& p, index_t tokens, index_t window, double kept,
+                       std::vector<index_t>& budgets) {
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(p.workspace_bytes(std::ssize(budgets)));
+    return p.allocate(tokens, window, kept, budgets, scratch);
+}
+
+std::vector<index_t> pyramid_of(const pyramid& p, index_t layers, index_t tokens, index_t window,
+                                index_t kept) {
+    std::vector<index_t> budgets(static_cast<std::size_t>(layers), -7);
+    REQUIRE(pyramid_budgets(p, tokens, window, static_cast<double>(kept), budgets).ok());
+    return budgets;
+}
+
+std::vector<index_t> shares(const preference& p, const std::vector<double>& preferences,
+                            const std::vector<index_t>& caps, index_t total) {
+    std::vector<index_t> budgets(caps.size(), -7);
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(p.workspace_bytes(std::ssize(caps)));
+    REQUIRE(p.allocate(preferences, caps, total, budgets, scratch).ok());
+    return budgets;
+}
+
+index_t sum(const std::vector<index_t>& values) {
+    return std::accumulate(values.begin(), values.end(), index_t{0});
+}
+
+} // namespace
+
+TEST_CASE("pyramid: budgets fall, hold the window, and sum exactly to what all layers keep", "[model]") {
+    support::random r(911);
+    for (int i = 0; i < 500; ++i) {
+        const index_t layers = r.between(1, 40);
+        const index_t tokens = r.between(1, 3000);
+        const index_t window = r.between(0, std::min<index_t>(64, tokens));
+        const index_t kept = r.between(std::max<index_t>(1, window), tokens + 50);
+        const pyramid p{.beta = r.one_of({1.0, 2.0, 5.0, 20.0, 100.0})};
+        CAPTURE(i, layers, tokens, window, kept, p.beta);
+        const auto budgets = pyramid_of(p, layers, tokens, window, kept);
+        CHECK(sum(budgets) == layers * std::min(kept, tokens));
+        for (std::size_t l = 0; l < budgets.size(); ++l) {
+            CHECK(budgets[l] >= window);
+            CHECK(budgets[l] <= tokens);
+            if (l > 0) { CHECK(budgets[l] <= budgets[l - 1] + 1); }
+        }
+    }
+}
+
+TEST_CASE("pyramid: one layer keeps what it is asked to, and no prompt leaves its budgets to the next",
+          "[model]") {
+    CHECK(pyramid_of({}, 1, 100, 8, 40) == std::vector<index_t>{40});
+    for (const auto schedule :
+         {pyramid_schedule::adakv, pyramid_schedule::kvcache_factory, pyramid_schedule::kvpress}) {
+        CHECK(pyramid_of({.schedule = schedule}, 1, 100, 8, 40) == std::vector<index_t>{40});
+    }
+    const auto expected = pyramid_of({}, 4, 2000, 32, 500);
+    static_cast<void>(pyramid_of({}, 4, 300, 32, 500));
+    CHECK(pyramid_of({}, 4, 2000, 32, 500) == expected);
+}
+
+TEST_CASE("pyramid: the references' totals drift, the exact schedule's does not", "[model][reference]") {
+    // A step of 0: every layer gets the top of the pyramid.
+    CHECK(sum(pyramid_of({.schedule = pyramid_schedule::adakv}, 32, 2000, 8, 23)) == 32 * (8 + 30));
+    CHECK(sum(pyramid_of({}, 32, 2000, 8, 23)) == 32 * 23);
+}
+
+TEST_CASE("pyramid: bad input is refused with the budgets as they were", "[model][errors]") {
+    const auto answer = [](const pyramid& p, index_t tokens, index_t window, double kept) {
+        std::vector<index_t> budgets(3, -7);
+        const status s = pyramid_budgets(p, tokens, window, kept, budgets);
+        CHECK(budgets == std::vector<index_t>(3, -7));
+        return s;
+    };
+    CHECK(answer({.beta = 0.5}, 100, 8, 40).code() == errc::invalid_parameter);
+    CHECK(answer({.beta = std::numeric_limits<double>::quiet_NaN()}, 100, 8, 40).code() ==
+          errc::invalid_parameter);
+    CHECK(answer({}, 100, 8, 0).code() == errc::budget_zero);
+    CHECK(answer({}, 100, 8, std::numeric_limits<double>::quiet_NaN()).code() == errc::budget_zero);
+    CHECK(answer({}, 100, 101, 40).code() == errc::window_exceeds_tokens);
+    CHECK(answer({}, 100, 41, 40).code() == errc::budget_below_protection);
+    CHECK(answer({}, 100, 41, 40).needed() == 41);
+    std::vector<index_t> budgets(3, -7);
+    workspace none(std::span<std::byte>{});
+    CHECK(pyramid{}.allocate(100, 8, 40, budgets, none).code() == errc::workspace_too_small);
+    CHECK(budgets == std::vector<index_t>(3, -7));
+    std::vector<index_t> no_layers;
+    CHECK(pyramid_budgets({}, 100, 8, 40, no_layers).ok());
+}
+
+TEST_CASE("preference: shares follow the preferences, under the caps, with an exact sum", "[model]") {
+    support::random r(912);
+    for (int i = 0; i < 500; ++i) {
+        const auto layers = static_cast<std::size_t>(r.between(1, 32));
+        std::vector<double> preferences;
+        std::vector<index_t> caps;
+        for (std::size_t l = 0; l < layers; ++l) {
+            preferences.push_back(r.chance(0.1) ? 0.0 : std::exp(3 * r.normal()));
+            caps.push_back(r.between(0, 500));
+        }
+        const index_t total = r.between(0, sum(caps));
+        const auto budgets = shares({}, preferences, caps, total);
+        CAPTURE(i, layers, total);
+        CHECK(sum(budgets) == total);
+        for (std::size_t a = 0; a < layers; ++a) {
+            CHECK(budgets[a] >= 0);
+            CHECK(budgets[a] <= caps[a]);
+            for (std::size_t b = 0; b < layers; ++b) { // more preferred, not less unless capped
+                if (preferences[a] > preferences[b] && budgets[a] < caps[a]) {
+                    CHECK(budgets[a] + 1 >= budgets[b]);
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("preference: units above a cap are not lost", "[model][regression]") {
+    const std::vector<double> preferences{100, 50, 1, 1};
+    const std::vector<index_t> caps(4, 100);
+    CHECK(shares({}, preferences, caps, 300) == std::vector<index_t>{100, 100, 50, 50});
+    // The authors' single pass loses 31 of them.
+    CHECK(shares({.rule = preference_rule::authors}, preferences, caps, 300) ==
+          std::vector<index_t>{100, 100, 35, 34});
+}
+
+TEST_CASE("preference: without preferences layers are equal", "[model][odd]") {
+    const std::vector<index_t> caps(4, 100);
+    CHECK(shares({}, {0, 0, 0, 0}, caps, 10) == std::vector<index_t>{3, 3, 2, 2});
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    CHECK(shares({}, {nan, infinity, -1, 0}, caps, 10) == std::vector<index_t>{3, 3, 2, 2});
+    CHECK(shares({}, {nan, 1, 1, 0}, caps, 10) == std::vector<index_t>{0, 5, 5, 0});
+    CHECK(shares({}, {}, {}, 0).empty());
+}
+
+TEST_CASE("preference: contracts and a workspace that is too small", "[model][errors]") {
+    std::vector<index_t> budgets(2, -7);
+    const std::vector<double> preferences{1, 2};
+    const std::vector<index_t> caps{3, 4};
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(4096);
+    CHECK(violation_of([&] {
+              static_cast<void>(preference{}.allocate(preferences, caps, 8, budgets, scratch));
+          }) == "preference: the total must lie between 0 and the sum of the caps");
+    CHECK(violation_of([&] {
+              static_cast<void>(
+                  preference{}.allocate(preferences, std::span(caps).first(1), 3, budgets, scratch));
+          }) == "preference: sizes must agree");
+    workspace none(std::span<std::byte>{});
+    CHECK(preference{}.allocate(preferences, caps, 3, budgets, none).code() == errc::workspace_too_small);
+    CHECK(budgets == std::vector<index_t>(2, -7));
+}
