@@ -190,6 +190,7 @@ std::vector<prefill_row> evaluate_prefill(const recall_model& model, const prefi
     progress_bar progress(std::ssize(chosen.tokens) * std::ssize(chosen.tasks) * chosen.samples);
     for (const index_t tokens : chosen.tokens) {
         for (const std::string& task : chosen.tasks) {
+            progress.begin(fmt::format("prefill {} {}", task, tokens));
             const auto first = rows.size();
             for (const std::string& policy : prefill_policy_names()) {
                 for (const index_t budget : policy == "dense" ? std::vector<index_t>{0} : chosen.budgets) {
@@ -205,7 +206,7 @@ std::vector<prefill_row> evaluate_prefill(const recall_model& model, const prefi
                 for (auto row = rows.begin() + static_cast<std::ptrdiff_t>(first); row != rows.end(); ++row) {
                     evaluate_sample(model, asked, chosen, *row);
                 }
-                progress.step(fmt::format("prefill {} {}", task, tokens));
+                progress.step();
             }
         }
     }

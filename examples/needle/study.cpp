@@ -291,11 +291,13 @@ void run(const options& chosen) {
     const auto variants = chosen.study == "floor" ? floor_variants() : consensus_variants(chosen.lambdas);
     nlohmann::json rows = nlohmann::json::array();
     kvtrim::growing_workspace memory;
-    progress_bar progress(std::ssize(chosen.tokens) * std::ssize(chosen.tasks));
+    progress_bar progress(std::ssize(chosen.tokens) * std::ssize(chosen.tasks) * chosen.samples);
     std::map<std::tuple<index_t, double, std::size_t, std::string>, double> accuracy;
     for (const index_t tokens : chosen.tokens) {
         for (const std::string& task : chosen.tasks) {
+            progress.begin(fmt::format("{} {}", task, tokens));
             for (index_t i = 0; i < chosen.samples; ++i) {
+                progress.step();
                 const studied_sample prepared(
                     model, make_sample(parse_task(task), tokens, chosen.first_index + i), memory);
                 for (const double ratio : chosen.kept_ratios) {
@@ -305,7 +307,6 @@ void run(const options& chosen) {
                     }
                 }
             }
-            progress.step(fmt::format("{} {}", task, tokens));
         }
         for (const double ratio : chosen.kept_ratios) {
             fmt::print("\n{} tokens, {:g} % kept, {} samples a task from index {}\n\n| variant |", tokens,

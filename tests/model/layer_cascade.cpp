@@ -148,11 +148,11 @@ TEST_CASE("layer_cascade: kept and evicted are what was there before, and plans 
                 const auto l = static_cast<index_t>(k);
                 keep_plan plan;
                 REQUIRE(cascade.plan(l, prefix, suffix, plan).ok());
+                REQUIRE(plan.check_invariants(
+                    [&](index_t q) { return std::ssize(caches[k][static_cast<std::size_t>(q)]); }));
                 bool lost = false;
                 for (index_t h = 0; h < plan.rows(); ++h) {
                     auto& rows = caches[k][static_cast<std::size_t>(h)];
-                    REQUIRE(plan.check_invariants(
-                        [&](index_t q) { return std::ssize(caches[k][static_cast<std::size_t>(q)]); }));
                     lost = lost || plan.kept_tokens(h) != std::ssize(rows);
                     std::vector<index_t> survivors;
                     for (const auto row : plan.row(h)) {
