@@ -15,6 +15,8 @@
 namespace kvtrim {
 
 struct serial_executor {
+    [[nodiscard]] static constexpr index_t workers() { return 1; } // see base/for_each_item.hpp
+
     template <class Fn>
     void operator()(index_t count, Fn&& fn) const {
         for (index_t i = 0; i < count; ++i) { fn(i); }
