@@ -219,6 +219,10 @@ TEST_CASE("interval policy: a cut is due when the next tokens would pass budget 
     CHECK_FALSE(whole_layer.is_due(cached, 1));
     CHECK(whole_layer.is_due(cached, 2));
     CHECK_FALSE(decode.is_due(cache_positions(0), 100));
+    const interval_policy unlimited{streaming_llm(),
+                                    {.budget = per_head(std::numeric_limits<index_t>::max())}};
+    CHECK(unlimited.buffer_tokens == 512);
+    CHECK_FALSE(unlimited.is_due(cached, 1000000));
 }
 
 TEST_CASE("interval policy: no budget, no buffer and more tokens at a time than it holds are refused",

@@ -10,6 +10,9 @@
 
 #include <kvtrim/decode/token_rows.hpp>
 
+#include <cstdint>
+#include <limits>
+
 namespace kvtrim {
 
 class cache_positions {

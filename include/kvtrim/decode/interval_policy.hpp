@@ -28,6 +28,8 @@
 #include <kvtrim/base/executor.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
 
+#include <limits>
+
 namespace kvtrim {
 
 template <class Policy>
@@ -38,7 +40,10 @@ struct interval_policy {
 
     // Tokens of all heads that are never passed.
     [[nodiscard]] index_t limit_tokens(index_t kv_heads) const {
-        return request.budget.total(kv_heads) + kv_heads * buffer_tokens;
+        constexpr index_t most = std::numeric_limits<index_t>::max();
+        const index_t total = request.budget.total(kv_heads);
+        const index_t buffers = kv_heads * buffer_tokens;
+        return total > most - buffers ? most : total + buffers; // "everything" does not overflow
     }
 
     // Bad input, to be asked once: no buffer, or less of it than the most tokens that come at a time (needed: tokens).
@@ -78,6 +83,8 @@ struct interval_policy {
     }
 };
 
+template <class Policy>
+interval_policy(Policy, eviction_request) -> interval_policy<Policy>;
 template <class Policy>
 interval_policy(Policy, eviction_request, index_t) -> interval_policy<Policy>;
 

@@ -220,6 +220,8 @@ class running_scores {
         KVTRIM_EXPECTS(same, "running_scores: the state must have as many tokens as the cache");
     }
     void expect_new(index_t queries) const {
+        KVTRIM_EXPECTS(queries_ <= std::numeric_limits<query_number>::max() - queries,
+                       "running_scores: at most 2^31 - 1 queries");
         KVTRIM_EXPECTS(1 <= queries && queries <= unseen_,
                        "running_scores: each added query must be that of a new token: append() first");
     }
