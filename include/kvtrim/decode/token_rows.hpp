@@ -117,7 +117,7 @@ class token_rows {
         for (const index_t length : lengths_) {
             if (length < droppable_ || length > capacity_) { return false; }
         }
-        if (!in.holds<T>(heads, capacity_)) { return false; }
+        if (capacity_ != longest_row() || !in.holds<T>(heads, capacity_)) { return false; }
         values_.resize(static_cast<std::size_t>(heads * capacity_));
         return in.get(std::span(values_));
     }
