@@ -144,6 +144,55 @@ void check(const shape& s, bool token_major) {
     expect(done ? 0 : refused, 0, "compaction", s.head_dim);
 }
 
+// A generated token, a draft that is undone and a cut, once the state has its size.
+void check_decode(index_t head_dim) {
+    constexpr index_t kv_heads = 2, q_heads = 4, budget = 40, buffer = 8, window = 4, drafts = 2, slots = 64;
+    auto k = numbers<float>(kv_heads * slots * head_dim);
+    auto v = k;
+    const auto q = numbers<float>(q_heads * head_dim);
+    const strided<const float, 3> query(q.data(), {q_heads, 1, head_dim});
+    cache_positions positions(kv_heads, slots);
+    recent_queries<> queries(q_heads, window, head_dim, drafts);
+    running_scores scores(kv_heads, drafts, slots);
+    keep_plan plan;
+    growing_workspace memory;
+    bool done = true;
+    const auto live = [&](index_t steps) {
+        const eviction_request request{.budget = per_head(budget), .protect = {.window_tokens = window}};
+        const interval_policy by_window{snapkv(), request, buffer};
+        const interval_policy by_sums{eviction_policy{scores.scorer(), uniform{}, one_stage{}}, request,
+                                      buffer};
+        const auto cache = [&](std::vector<float>& data) {
+            return filled(strided(data.data(), {kv_heads, slots, head_dim}), positions.lengths());
+        };
+        const auto advance = [&] {
+            positions.append(1);
+            queries.append(query);
+            scores.append(1);
+            const auto in = layer(cache(k)).with_queries(query);
+            done = done && scores.update(in, {}, memory).ok();
+        };
+        for (index_t step = 0; step < steps; ++step) {
+            if (by_window.is_due(positions, drafts)) {
+                const auto in = layer(cache(k), cache(v)).with_queries(queries.view());
+                done =
+                    done &&
+                    (step % 2 == 0 ? by_window.plan(in, plan, memory) : by_sums.plan(in, plan, memory)).ok();
+                done = done && compact_in_place(cache(k), cache(v), plan).ok();
+                done = done && positions.compact(plan).ok() && scores.compact(plan).ok();
+            }
+            advance();
+            advance();
+            positions.rollback(1);
+            queries.rollback(1);
+            scores.rollback(1);
+        }
+    };
+    live(budget + 3 * buffer);
+    const long requests = requests_of([&] { live(3 * buffer); });
+    expect(done ? requests : refused, 0, "decode", head_dim);
+}
+
 // What would make this program blind: counters that do not count.
 void check_counters() {
     static keep_plan plan;
@@ -160,6 +209,8 @@ void check_counters() {
 
 int main() {
     check_counters();
+    check_decode(64);
+    check_decode(128);
     for (const index_t head_dim : {32, 64, 80, 96, 128, 192, 256}) {
         check<float>({.kv_heads = 2, .group = 4, .tokens = 300, .head_dim = head_dim, .queries = 32}, false);
         check<f16>({.kv_heads = 2, .group = 1, .tokens = 270, .head_dim = head_dim, .queries = 1}, true);

@@ -95,6 +95,28 @@ void check(const Policy& policy) {
     }
 }
 
+void check_decode() {
+    layer_memory memory;
+    cache_positions positions(kv_heads);
+    running_scores scores(kv_heads);
+    recent_queries<> window(q_heads, queries, head_dim);
+    positions.append(tokens);
+    scores.append(tokens);
+    window.append(memory.inputs().queries);
+    growing_workspace scratch;
+    REQUIRE_TRUE(scores.update(memory.inputs(), {}, scratch).ok());
+    const interval_policy decode{
+        eviction_policy{scores.scorer(), adaptive{}, one_stage{}}, {.budget = per_head(50)}, 100};
+    REQUIRE_TRUE(decode.is_due(positions));
+    keep_plan plan;
+    REQUIRE_TRUE(decode.plan(memory.inputs().with_queries(window.view()), plan, scratch).ok());
+    REQUIRE_TRUE(positions.compact(plan).ok() && scores.compact(plan).ok());
+    std::vector<std::byte> bytes(static_cast<std::size_t>(saved_bytes(scores)));
+    REQUIRE_TRUE(save(scores, bytes).ok() && restore(scores, bytes).ok());
+    REQUIRE_TRUE(restore(positions, bytes).code() == errc::invalid_parameter);
+    REQUIRE_TRUE(positions.total_tokens() == kv_heads * 50);
+}
+
 void check_refusals() {
     layer_memory memory;
     growing_workspace scratch;
@@ -115,5 +137,6 @@ int main() {
     check(snapkv());
     check(ada_criticalkv());
     check(defensivekv());
+    check_decode();
     check_refusals();
 }

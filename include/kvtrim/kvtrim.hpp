@@ -5,10 +5,14 @@
 // Everything but the adapters: include the header of one policy instead where compile time counts.
 
 #include <kvtrim/allocate/blended.hpp>
+#include <kvtrim/base/filled.hpp>
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/compact/shared_set.hpp>
+#include <kvtrim/decode/interval_policy.hpp>
+#include <kvtrim/decode/recent_queries.hpp>
+#include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/criticalkv.hpp>

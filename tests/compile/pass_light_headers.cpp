@@ -6,12 +6,16 @@
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/base/filled.hpp>
 #include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/ragged.hpp>
+#include <kvtrim/base/row_range.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/compact/shared_set.hpp>
+#include <kvtrim/decode/interval_policy.hpp>
+#include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/padded.hpp>
 #include <kvtrim/score/query_free.hpp>

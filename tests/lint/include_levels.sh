@@ -11,7 +11,7 @@ config\.hpp                                     0
 
 base/(contract|status|element)\.hpp             1
 base/row_source\.hpp                            2.2
-base/(layer|ragged|for_each_head|for_each_item)\.hpp 2.4
+base/(layer|ragged|filled|row_range|for_each_head|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
 kernels/cpu\.hpp                                2.5
@@ -36,6 +36,8 @@ prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4
 prefill/criticality\.hpp                        5
 prefill/[^/]+\.hpp                              5.5
 
+decode/token_rows\.hpp                           5
+decode/cache_positions\.hpp                      5.5
 decode/[^/]+\.hpp                               6
 model/layer_wise\.hpp                           6.2
 model/[^/]+\.hpp                                6

@@ -13,7 +13,7 @@
 //   random              seeded
 //
 // h2o and observed_attention need queries [q_heads, tokens, head_dim]: O(tokens^2) work, O(tokens) memory.
-// Departures: H2O's decode-time running sums are a later stage; TOVA's newest token is protected by the
+// Departures: H2O's decode-time sums are decode/running_scores.hpp; TOVA's newest token is protected by the
 // request (window_tokens = 1), not by a score.
 
 #include <kvtrim/policy/snapkv.hpp>

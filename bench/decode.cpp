@@ -1,0 +1,267 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// What a cache with a cap costs per generated token, and what it saves: decode attention over 20 % of 32768 tokens instead
+// of all. One layer, one thread; a cut every 512 tokens.
+//
+//   attention   a plain decode attention of tile_ops over all tokens, and over the kept ones (time: per token)
+//   reading     the floor of any such attention: keys and values read once
+//   state       what is done for every token: the query ring, positions, running sums (time: per token)
+//   interval    an interval of 512 tokens: the state of each, and one cut with its compaction. Time is per token; saved_ms
+//               is the attention it saves per token, measured by turns in the same loop; overhead_percent of it is spent.
+
+#include "layer.hpp"
+
+#include <chrono>
+#include <cmath>
+
+namespace {
+
+using namespace bench;
+
+constexpr index_t prompt_tokens = 32768;
+constexpr index_t kept_tokens = prompt_tokens / 5;
+constexpr index_t buffer_tokens = 512;
+constexpr index_t group = q_heads / kv_heads;
+
+// out [q_heads, head_dim] = softmax(q k^T / sqrt(head_dim)) v for one token's queries [q_heads, head_dim].
+template <class View>
+void decode_attention(const View& keys, const View& values, const float* queries, float* out) {
+    namespace kernels = kvtrim::kernels;
+    const index_t step = kernels::tile_tokens(head_dim);
+    std::vector<float> k(static_cast<std::size_t>(step * head_dim)), v(k.size());
+    std::vector<float> tile(static_cast<std::size_t>(step * group));
+    std::vector<float> q(queries, queries + q_heads * head_dim);
+    for (float& x : q) { x /= std::sqrt(static_cast<float>(head_dim)); }
+    for (index_t g = 0; g < kv_heads; ++g) {
+        float maximum[group], factor[group];
+        double sum[group] = {};
+        std::fill(maximum, maximum + group, kernels::masked_logit);
+        float* rows = out + g * group * head_dim;
+        std::fill(rows, rows + group * head_dim, 0.0f);
+        for (index_t t = 0; t < kvtrim::row_count(keys, g); t += step) {
+            const index_t count = std::min(step, kvtrim::row_count(keys, g) - t);
+            const auto key_rows = kvtrim::read_rows(keys, g, t, count, k.data());
+            kernels::logits(key_rows.data, key_rows.stride, count, q.data() + g * group * head_dim, group,
+                            head_dim, tile.data());
+            kernels::accumulate_statistics(tile.data(), count, group, {maximum, sum}, factor);
+            kernels::add_over_tokens(tile.data(), count, group, sum);
+            for (index_t i = 0; i < group * head_dim; ++i) { rows[i] *= factor[i / head_dim]; }
+            const auto value_rows = kvtrim::read_rows(values, g, t, count, v.data());
+            kernels::add_weighted_values(tile.data(), count, group, value_rows.data, value_rows.stride,
+                                         head_dim, rows);
+        }
+        for (index_t i = 0; i < group * head_dim; ++i) { rows[i] /= static_cast<float>(sum[i / head_dim]); }
+    }
+    benchmark::DoNotOptimize(out);
+}
+
+// A capped cache in the middle of its life, with room for heads that take more than others.
+template <class T>
+struct capped_cache {
+    static constexpr index_t slots = 2 * kept_tokens;
+
+    std::vector<T> k = random_elements<T>(kv_heads * slots * head_dim, 1);
+    std::vector<T> v = random_elements<T>(kv_heads * slots * head_dim, 2);
+    std::vector<float> q = random_elements<float>(q_heads * head_dim, 3);
+    std::vector<float> weights =
+        std::vector<float>(static_cast<std::size_t>(kv_heads * slots), 1.0f / kept_tokens);
+    kvtrim::cache_positions positions{kv_heads, slots};
+    kvtrim::recent_queries<> queries{q_heads, window, head_dim};
+    kvtrim::running_scores scores{kv_heads, 0, slots};
+    kvtrim::keep_plan plan;
+    kvtrim::growing_workspace memory;
+
+    capped_cache() {
+        positions.append(kept_tokens);
+        scores.append(kept_tokens);
+        queries.append(kvtrim::strided(random_elements<float>(q_heads * window * head_dim, 4).data(),
+                                       {q_heads, window, head_dim}));
+    }
+    kvtrim::filled<T> view(std::vector<T>& data) {
+        return {kvtrim::strided(data.data(), {kv_heads, slots, head_dim}), positions.lengths()};
+    }
+    kvtrim::strided<const float, 3> step_queries() const { return {q.data(), {q_heads, 1, head_dim}}; }
+
+    void add_token(bool with_scores) {
+        positions.append(1);
+        queries.append(step_queries());
+        if (!with_scores) { return; }
+        scores.append(1);
+        scores.add(kvtrim::strided<const float, 2>(weights.data(), {kv_heads, slots}));
+    }
+    template <class Policy>
+    kvtrim::status cut(const Policy& policy, bool with_scores) {
+        const kvtrim::interval_policy decode{
+            policy,
+            {.budget = kvtrim::per_head(kept_tokens), .protect = {.sink_tokens = 4, .window_tokens = window}},
+            buffer_tokens};
+        const auto in = kvtrim::layer(view(k), view(v)).with_queries(queries.view());
+        if (const auto s = decode.plan(in, plan, memory); !s.ok()) { return s; }
+        if (const auto s = kvtrim::compact_in_place(view(k), view(v), plan); !s.ok()) { return s; }
+        if (const auto s = positions.compact(plan); !s.ok()) { return s; }
+        return with_scores ? scores.compact(plan) : kvtrim::status{};
+    }
+};
+
+template <class Fn>
+double seconds_of(Fn&& fn) {
+    const auto start = std::chrono::steady_clock::now();
+    fn();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+template <class T>
+void attention(benchmark::State& state) {
+    const layer<T> data(state.range(0));
+    const auto q = random_elements<float>(q_heads * head_dim, 3);
+    std::vector<float> out(q.size());
+    for (auto _ : state) { decode_attention(data.keys(), data.values(), q.data(), out.data()); }
+    rates(state, 4.0 * q_heads * static_cast<double>(data.tokens * head_dim),
+          2.0 * static_cast<double>(kv_heads * data.tokens * head_dim) * static_cast<double>(sizeof(T)));
+}
+
+// The floor of any decode attention in f32: keys and values read once.
+void reading(benchmark::State& state) {
+    const layer<float> data(state.range(0));
+    for (auto _ : state) {
+        float sum = 0;
+        for (const auto* floats : {&data.k, &data.v}) {
+            for (index_t g = 0; g < kv_heads; ++g) {
+                const index_t count = data.tokens * head_dim;
+                sum += kvtrim::kernels::sum_of(floats->data() + g * count, count);
+            }
+        }
+        benchmark::DoNotOptimize(sum);
+    }
+    rates(state, 0, 2.0 * static_cast<double>(kv_heads * data.tokens * head_dim) * sizeof(float));
+}
+
+// The state of one token: fn(cache).
+template <class Fn>
+void state_row(benchmark::State& state, Fn&& fn) {
+    capped_cache<float> cache;
+    for (auto _ : state) {
+        fn(cache);
+        state.PauseTiming(); // back to where it was
+        if (cache.positions.total_tokens() > kv_heads * kept_tokens) { cache.positions.rollback(1); }
+        if (cache.scores.tokens(0) >= kept_tokens + buffer_tokens) {
+            cache.scores = kvtrim::running_scores(kv_heads);
+        }
+        if (cache.scores.tokens(0) == 0) { cache.scores.append(kept_tokens); }
+        state.ResumeTiming();
+    }
+}
+
+void state_queries(benchmark::State& state) {
+    state_row(state, [](auto& cache) { cache.queries.append(cache.step_queries()); });
+}
+void state_positions(benchmark::State& state) {
+    state_row(state, [](auto& cache) { cache.positions.append(1); });
+}
+void state_scores_given(benchmark::State& state) {
+    const std::vector<float> weights(static_cast<std::size_t>(q_heads * (kept_tokens + buffer_tokens)),
+                                     1e-4f);
+    const kvtrim::strided<const float, 2> attention(weights.data(), {q_heads, kept_tokens + buffer_tokens});
+    state_row(state, [&](auto& cache) {
+        cache.scores.append(1);
+        cache.scores.add(attention);
+    });
+}
+// range(0) tokens' queries at a time; time is per call, per_token_ms what counts.
+void state_scores_computed(benchmark::State& state) {
+    const index_t batch = state.range(0);
+    capped_cache<float> cache;
+    const auto q = random_elements<float>(q_heads * batch * head_dim, 6);
+    const kvtrim::strided<const float, 3> queries(q.data(), {q_heads, batch, head_dim});
+    double seconds = 0;
+    for (auto _ : state) {
+        cache.scores = kvtrim::running_scores(kv_heads, 0, capped_cache<float>::slots);
+        cache.scores.append(kept_tokens);
+        const auto in = kvtrim::layer(cache.view(cache.k)).with_queries(queries);
+        seconds += seconds_of([&] { check(state, cache.scores.update(in, {}, cache.memory)); });
+    }
+    state.counters["per_token_ms"] =
+        1e3 * seconds / static_cast<double>(batch) / static_cast<double>(state.iterations());
+}
+
+// One interval of a capped cache beside the attention it saves, by turns; manual time: overhead per token.
+template <class T, class MakePolicy>
+void interval(benchmark::State& state, bool with_scores, MakePolicy&& make_policy) {
+    const layer<T> whole(prompt_tokens);
+    capped_cache<T> cache;
+    std::vector<float> out(static_cast<std::size_t>(q_heads * head_dim));
+    double saved = 0, overhead = 0;
+    for (auto _ : state) {
+        const double all =
+            seconds_of([&] { decode_attention(whole.keys(), whole.values(), cache.q.data(), out.data()); });
+        double spent = 0, kept = 0;
+        for (index_t i = 0; i < buffer_tokens; ++i) {
+            spent += seconds_of([&] { cache.add_token(with_scores); });
+            if (i != buffer_tokens / 2) { continue; } // the mean length
+            kept = seconds_of([&] {
+                decode_attention(cache.view(cache.k), cache.view(cache.v), cache.q.data(), out.data());
+            });
+        }
+        spent += seconds_of([&] { check(state, cache.cut(make_policy(cache), with_scores)); });
+        saved += all - kept;
+        overhead += spent / buffer_tokens;
+        state.SetIterationTime(spent / buffer_tokens);
+    }
+    state.counters["saved_ms"] = 1e3 * saved / static_cast<double>(state.iterations());
+    state.counters["overhead_percent"] = 100 * overhead / saved;
+}
+
+template <class T>
+void interval_streaming(benchmark::State& state) {
+    interval<T>(state, false, [](auto&) { return kvtrim::streaming_llm(); });
+}
+template <class T>
+void interval_snapkv(benchmark::State& state) {
+    interval<T>(state, false, [](auto&) { return kvtrim::snapkv(); });
+}
+template <class T>
+void interval_ada_snapkv(benchmark::State& state) {
+    interval<T>(state, false, [](auto&) { return kvtrim::ada_snapkv(); });
+}
+template <class T>
+void interval_running_h2o(benchmark::State& state) { // attention given by the engine
+    interval<T>(state, true, [](auto& cache) {
+        return kvtrim::eviction_policy{cache.scores.scorer(), kvtrim::adaptive{}, kvtrim::one_stage{}};
+    });
+}
+
+void attention_lengths(benchmark::internal::Benchmark* b) {
+    b->ArgName("tokens")->Arg(prompt_tokens)->Arg(kept_tokens)->Unit(benchmark::kMillisecond)->UseRealTime();
+}
+void per_token(benchmark::internal::Benchmark* b) {
+    b->Unit(benchmark::kMillisecond)->UseManualTime()->Iterations(8);
+}
+void few(benchmark::internal::Benchmark* b) {
+    b->Unit(benchmark::kMicrosecond)->UseRealTime()->Iterations(4096);
+}
+
+BENCHMARK_TEMPLATE(attention, float)->Name("decode/attention_f32")->Apply(attention_lengths);
+BENCHMARK_TEMPLATE(attention, kvtrim::bf16)->Name("decode/attention_bf16")->Apply(attention_lengths);
+BENCHMARK(reading)->Name("decode/reading_f32")->Apply(attention_lengths);
+BENCHMARK(state_queries)->Name("decode/state/recent_queries")->Apply(few);
+BENCHMARK(state_positions)->Name("decode/state/cache_positions")->Apply(few);
+BENCHMARK(state_scores_given)->Name("decode/state/running_scores_given")->Apply(few);
+BENCHMARK(state_scores_computed)
+    ->Name("decode/state/running_scores_computed")
+    ->ArgName("queries")
+    ->Arg(1)
+    ->Arg(32)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_TEMPLATE(interval_streaming, float)->Name("decode/interval_f32/streaming_llm")->Apply(per_token);
+BENCHMARK_TEMPLATE(interval_running_h2o, float)
+    ->Name("decode/interval_f32/running_h2o_given")
+    ->Apply(per_token);
+BENCHMARK_TEMPLATE(interval_snapkv, float)->Name("decode/interval_f32/snapkv")->Apply(per_token);
+BENCHMARK_TEMPLATE(interval_ada_snapkv, float)->Name("decode/interval_f32/ada_snapkv")->Apply(per_token);
+BENCHMARK_TEMPLATE(interval_ada_snapkv, kvtrim::bf16)
+    ->Name("decode/interval_bf16/ada_snapkv")
+    ->Apply(per_token);
+
+} // namespace

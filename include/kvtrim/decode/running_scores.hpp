@@ -1,0 +1,285 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// H2O during generation: the attention that each cached token has received so far, per KV head.
+//
+//   sum[g, t]      += mean over the query heads h of group g of A[h, i, t]     for each new query i
+//   importance[g, t] = sum[g, t], or sum[g, t] / queries that saw t            scorer(), for an eviction_policy
+//
+//     scores.append(1);                          // the cache got a token
+//     scores.add(attention);                     // the engine has A [q_heads or kv_heads, tokens], or
+//     s = scores.update(inputs, {}, memory);     // kvtrim computes it from inputs.with_queries(new queries)
+//     ... plan with eviction_policy{scores.scorer(), uniform{}, one_stage{}}, then: s = scores.compact(plan);
+//
+// Source: H2O, arXiv:2306.14048 (sum; half of the budget is the protected window of newest tokens);
+// kvpress@8bb29b9 observed_attention_press.py (divided by the queries that saw a token: the sum favours old tokens).
+// Departures: one sum per KV head, a mean over its group; attention is that of the cache as it is, after evictions too.
+// Speculative decoding: with rollback_tokens = R the last R single queries can be undone exactly: R + 1 versions of the
+// sums are kept in turn. A query batch (a prompt) cannot be undone.
+// Cost: add() one addition per token and head; update() that of window_attention: two sweeps over the keys, so give it
+// several queries at a time where nothing has to be undone. Memory: 4 (R + 2) bytes per token and KV head.
+// Numerics: sums in float. A weight that is NaN, infinite or negative counts as 0.
+
+#include <kvtrim/aggregate/mean.hpp>
+#include <kvtrim/base/row_range.hpp>
+#include <kvtrim/decode/token_rows.hpp>
+#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/window_attention.hpp>
+
+namespace kvtrim {
+
+enum class score_lifetime : std::uint8_t { ignored, normalised };
+
+class running_scores {
+  public:
+    using query_number = std::int32_t;
+
+    // reserved_tokens: per head, so that nothing allocates up to there. Requires all >= 0.
+    explicit running_scores(index_t kv_heads, index_t rollback_tokens = 0, index_t reserved_tokens = 0)
+        : first_(kv_heads, reserved_tokens) {
+        KVTRIM_EXPECTS(rollback_tokens >= 0, "running_scores: rollback_tokens must not be negative");
+        sums_.assign(static_cast<std::size_t>(rollback_tokens + 1),
+                     token_rows<float>(kv_heads, reserved_tokens));
+    }
+
+    [[nodiscard]] index_t kv_heads() const { return first_.kv_heads(); }
+    [[nodiscard]] index_t tokens(index_t head) const { return first_.tokens(head); }
+    // [tokens(head)] attention received so far.
+    [[nodiscard]] std::span<const float> sums(index_t head) const { return newest().row(head); }
+    // How many of the added queries saw a cached token.
+    [[nodiscard]] index_t observers(index_t head, index_t token) const {
+        return queries_ - first_.row(head)[static_cast<std::size_t>(token)];
+    }
+
+    // The cache got `count` new tokens at its end, in every head.
+    void append(index_t count) {
+        for (auto& sums : sums_) {
+            sums.append(count, [](index_t) { return 0.0f; });
+        }
+        first_.append(count, [&](index_t) { return static_cast<query_number>(queries_); });
+        unseen_ += count;
+    }
+
+    // Adds attention [kv_heads or q_heads, tokens] that the engine has, summed over the newest `queries` tokens' queries.
+    // Rows are as long as their head; what lies behind is not read.
+    // Requires 1 <= queries <= tokens appended since the last query that was added.
+    template <tensor_view<2> Attention>
+    void add(const Attention& attention, index_t queries = 1) {
+        const index_t rows = extent(attention, 0);
+        KVTRIM_EXPECTS(kv_heads() > 0 && rows > 0 && rows % kv_heads() == 0,
+                       "running_scores: attention must have a row per KV head or per query head");
+        KVTRIM_EXPECTS(extent(attention, 1) >= first_.longest_row(),
+                       "running_scores: attention must cover the cached tokens");
+        expect_new(queries);
+        const index_t group = rows / kv_heads();
+        add_queries(queries, 0, [&](index_t g, index_t t) {
+            float sum = 0;
+            for (index_t h = g * group; h < (g + 1) * group; ++h) { sum += to_float(at(attention, h, t)); }
+            return sum / static_cast<float>(group);
+        });
+    }
+
+    // Adds the attention of in.queries [q_heads, n, head_dim], those of the newest n tokens.
+    // Returns window_exceeds_tokens, heads_not_divisible, invalid_parameter or workspace_too_small, with nothing changed.
+    // Requires keys of as many tokens as this state, and n <= tokens appended since the last query that was added.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] status update(const Inputs& in, const attention_options& attention, workspace& scratch,
+                                Executor&& ex = {}) {
+        expect_same_tokens(in);
+        if (const status s = attention_of_queries.validate(in, {.budget = {}, .attention = attention});
+            !s.ok()) {
+            return s;
+        }
+        if (const index_t bytes = workspace_bytes(in, attention); !scratch.holds(bytes)) {
+            return scratch.too_small(bytes);
+        }
+        const index_t queries = extent(in.queries, 1);
+        expect_new(queries);
+        const index_t single = std::min(queries, undo_capacity()); // each is a version of its own
+        if (single < queries) {
+            const auto batch = in.with_queries(row_range(in.queries, 0, queries - single));
+            if (const status s = update_batch(batch, attention, single, scratch, ex); !s.ok()) { return s; }
+        }
+        for (index_t newer = single; newer-- > 0;) {
+            const auto one = in.with_queries(row_range(in.queries, queries - 1 - newer, 1));
+            if (const status s = update_batch(one, attention, newer, scratch, ex); !s.ok()) { return s; }
+        }
+        return {};
+    }
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] status update(const Inputs& in, const attention_options& attention,
+                                growing_workspace& memory, Executor&& ex = {}) {
+        workspace scratch = memory.of_bytes(workspace_bytes(in, attention));
+        return update(in, attention, scratch, ex);
+    }
+    // Bytes of workspace that update() needs; 0 for inputs it refuses.
+    template <class Inputs>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const attention_options& attention) const {
+        const eviction_request request{.budget = {}, .attention = attention};
+        if (!attention_of_queries.validate(in, request).ok()) { return 0; }
+        workspace counting = workspace::counting();
+        static_cast<void>(counting.take<index_t>(kv_heads() + 1));
+        static_cast<void>(counting.take<float>(first_.total_tokens()));
+        static_cast<void>(counting.take<std::byte>(attention_of_queries.workspace_bytes(in, request)));
+        return counting.needed_bytes();
+    }
+
+    // The newest `count` tokens and their queries were undone; the sums are those of before, bit for bit.
+    // Requires that no head has lost one of them, and at most rollback_tokens added queries among them.
+    void rollback(index_t count) {
+        const index_t undone = std::max<index_t>(0, count - unseen_);
+        KVTRIM_EXPECTS(undone <= undoable_,
+                       "running_scores: only the last rollback_tokens queries that were added one "
+                       "at a time can be undone");
+        first_.drop_newest(count);
+        for (auto& sums : sums_) { sums.drop_newest(count); }
+        version_ = (version_ + std::ssize(sums_) - undone) % std::ssize(sums_);
+        undoable_ -= undone;
+        queries_ -= undone;
+        unseen_ -= count - undone;
+    }
+
+    // The cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
+    [[nodiscard]] status compact(const keep_plan& plan) {
+        if (const status s = first_.compact(plan); !s.ok()) { return s; }
+        for (auto& sums : sums_) { static_cast<void>(sums.compact(plan)); } // as long as first_
+        unseen_ = std::min(unseen_, first_.droppable_tokens());
+        return {};
+    }
+
+    // Ranks the cached tokens; refers to this object.
+    [[nodiscard]] auto scorer(score_lifetime lifetime = score_lifetime::ignored) const& {
+        return accumulated{this, lifetime};
+    }
+    void scorer(score_lifetime = score_lifetime::ignored) const&& = delete; // of a temporary
+
+    void write(memory_writer& out) const {
+        out.put(tag);
+        for (const index_t number : {std::ssize(sums_), version_, undoable_, queries_, unseen_}) {
+            out.put(number);
+        }
+        first_.write(out);
+        for (const auto& sums : sums_) { sums.write(out); }
+    }
+    [[nodiscard]] bool read(memory_reader& in) {
+        std::uint32_t kind = 0;
+        index_t versions = 0;
+        if (!in.get(kind) || kind != tag) { return false; }
+        for (index_t* number : {&versions, &version_, &undoable_, &queries_, &unseen_}) {
+            if (!in.get(*number) || *number < 0) { return false; }
+        }
+        if (version_ >= versions || undoable_ >= versions || !in.holds<index_t>(versions, 1) ||
+            !first_.read(in)) {
+            return false;
+        }
+        sums_.assign(static_cast<std::size_t>(versions), token_rows<float>(0));
+        for (auto& sums : sums_) {
+            if (!sums.read(in) || !same_lengths(sums)) { return false; }
+        }
+        return unseen_ <= first_.droppable_tokens();
+    }
+
+  private:
+    struct accumulated {
+        const running_scores* state;
+        score_lifetime lifetime;
+
+        static constexpr bool two_stage = false;
+
+        template <class Inputs, executor Executor>
+        [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                                   workspace&, Executor&) const {
+            state->expect_same_tokens(in);
+            detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
+                const float sum = state->sums(g)[static_cast<std::size_t>(t)];
+                const index_t observers = std::max<index_t>(1, state->observers(g, t));
+                return lifetime == score_lifetime::ignored ? sum : sum / static_cast<float>(observers);
+            });
+            return {};
+        }
+    };
+    static constexpr window_attention<mean_attention> attention_of_queries{
+        {.pool = pooling::none, .queries = query_normalisation::sum}};
+    static constexpr std::uint32_t tag = 0x31734B54;
+
+    [[nodiscard]] const token_rows<float>& newest() const {
+        return sums_[static_cast<std::size_t>(version_)];
+    }
+    [[nodiscard]] bool same_lengths(const token_rows<float>& sums) const {
+        const auto a = sums.lengths();
+        const auto b = first_.lengths();
+        return std::equal(a.begin(), a.end(), b.begin(), b.end());
+    }
+    [[nodiscard]] index_t undo_capacity() const { return std::ssize(sums_) - 1; }
+
+    template <class Inputs>
+    void expect_same_tokens(const Inputs& in) const {
+        bool same = in.kv_heads() == kv_heads();
+        for (index_t g = 0; same && g < kv_heads(); ++g) { same = in.tokens(g) == tokens(g); }
+        KVTRIM_EXPECTS(same, "running_scores: the state must have as many tokens as the cache");
+    }
+    void expect_new(index_t queries) const {
+        KVTRIM_EXPECTS(queries_ <= std::numeric_limits<query_number>::max() - queries,
+                       "running_scores: at most 2^31 - 1 queries");
+        KVTRIM_EXPECTS(1 <= queries && queries <= unseen_,
+                       "running_scores: each added query must be that of a new token: append() first");
+    }
+
+    // The queries of the tokens before the newest `newer`.
+    template <class Inputs, class Executor>
+    status update_batch(const Inputs& in, const attention_options& attention, index_t newer,
+                        workspace& scratch, Executor& ex) {
+        const workspace::frame frame(scratch);
+        const auto offsets = scratch.take<index_t>(kv_heads() + 1);
+        offsets[0] = 0;
+        for (std::size_t g = 1; g < offsets.size(); ++g) {
+            offsets[g] = offsets[g - 1] + std::max<index_t>(0, tokens(static_cast<index_t>(g) - 1) - newer);
+        }
+        const score_rows rows{offsets, scratch.take<float>(offsets.back())};
+        const eviction_request request{
+            .budget = {}, .protect = {.rollback_tokens = newer}, .attention = attention};
+        const status s = attention_of_queries.score(in, request, {rows.offsets, rows.values}, scratch, ex);
+        if (!s.ok()) { return s; }
+        add_queries(extent(in.queries, 1), newer, [&](index_t g, index_t t) {
+            return t < rows.length(g) ? rows.row(g)[static_cast<std::size_t>(t)] : 0.0f;
+        });
+        return {};
+    }
+
+    // attention(g, t), summed over the `queries` tokens before the newest `newer`.
+    template <class Fn>
+    void add_queries(index_t queries, index_t newer, Fn&& attention) {
+        const index_t next = (version_ + 1) % std::ssize(sums_);
+        for (index_t g = 0; g < kv_heads(); ++g) {
+            const auto before = sums(g);
+            const auto after = sums_[static_cast<std::size_t>(next)].row(g);
+            for (index_t t = 0; t < tokens(g); ++t) {
+                const float weight = attention(g, t);
+                const bool counts = weight > 0 && weight <= std::numeric_limits<float>::max();
+                after[static_cast<std::size_t>(t)] =
+                    before[static_cast<std::size_t>(t)] + (counts ? weight : 0.0f);
+            }
+            // A new token is seen from its own query on.
+            const auto first = first_.row(g);
+            for (index_t i = newer; i < unseen_; ++i) {
+                const index_t skipped = std::max<index_t>(0, queries - 1 - (i - newer));
+                first[first.size() - 1 - static_cast<std::size_t>(i)] =
+                    static_cast<query_number>(queries_ + skipped);
+            }
+        }
+        version_ = next;
+        undoable_ = queries == 1 ? std::min(undoable_ + 1, undo_capacity()) : 0;
+        queries_ += queries;
+        unseen_ = newer;
+    }
+
+    std::vector<token_rows<float>> sums_; // versions; version_ is the newest
+    token_rows<query_number> first_;      // the first added query that saw a token
+    index_t version_ = 0;
+    index_t undoable_ = 0;
+    index_t queries_ = 0; // added so far
+    index_t unseen_ = 0;  // newest tokens whose queries were not added
+};
+
+} // namespace kvtrim

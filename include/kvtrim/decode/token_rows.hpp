@@ -1,0 +1,155 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// One number per cached token and KV head, which lives as long as the token: the base of every per-token state.
+//
+//   row(head)  [tokens(head)]   in the order of the cache's rows
+//
+//   append       every head grows by the same new tokens
+//   compact      the cache was cut by a plan: the same rows stay here
+//   drop_newest  the newest tokens of every head are undone; they must not have been evicted
+//
+// A value: copies are forks, save() and restore() work (base/plain_memory.hpp); equal states save equal bytes. Memory:
+// [kv_heads, capacity] of T, where capacity grows when a head outgrows it, and is the longest head after a restore;
+// nothing else allocates.
+
+#include <kvtrim/base/plain_memory.hpp>
+#include <kvtrim/compact/check_plan.hpp>
+
+#include <algorithm>
+
+namespace kvtrim {
+
+template <class T>
+class token_rows {
+  public:
+    // Requires both >= 0. reserved_tokens: per head, so that nothing allocates up to there.
+    explicit token_rows(index_t kv_heads, index_t reserved_tokens = 0) : capacity_(reserved_tokens) {
+        KVTRIM_EXPECTS(kv_heads >= 0 && reserved_tokens >= 0,
+                       "token_rows: kv_heads and reserved_tokens must not be negative");
+        lengths_.resize(static_cast<std::size_t>(kv_heads));
+        values_.resize(static_cast<std::size_t>(kv_heads * reserved_tokens));
+    }
+
+    [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); }
+    [[nodiscard]] index_t tokens(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
+    // [kv_heads], as base/filled.hpp takes them; valid until the state is assigned or restored.
+    [[nodiscard]] std::span<const index_t> lengths() const { return lengths_; }
+    [[nodiscard]] index_t total_tokens() const {
+        index_t total = 0;
+        for (const index_t length : lengths_) { total += length; }
+        return total;
+    }
+    [[nodiscard]] index_t longest_row() const {
+        return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
+    }
+    [[nodiscard]] std::span<const T> row(index_t head) const {
+        return std::span(values_).subspan(begin(head), static_cast<std::size_t>(tokens(head)));
+    }
+    [[nodiscard]] std::span<T> row(index_t head) {
+        return std::span(values_).subspan(begin(head), static_cast<std::size_t>(tokens(head)));
+    }
+    // Newest tokens that no head has lost: so many can be dropped.
+    [[nodiscard]] index_t droppable_tokens() const { return droppable_; }
+
+    // `count` new tokens for every head; fn(i) is the number of the i-th of them. Requires count >= 0.
+    template <class Fn>
+    void append(index_t count, Fn&& fn) {
+        KVTRIM_EXPECTS(count >= 0, "append: the number of tokens must not be negative");
+        if (longest_row() + count > capacity_) { grow(longest_row() + count); }
+        for (index_t head = 0; head < kv_heads(); ++head) {
+            const index_t first = tokens(head);
+            lengths_[static_cast<std::size_t>(head)] += count;
+            const auto grown = row(head);
+            for (index_t i = 0; i < count; ++i) { grown[static_cast<std::size_t>(first + i)] = fn(i); }
+        }
+        droppable_ += count;
+    }
+
+    // Requires 0 <= count <= droppable_tokens().
+    void drop_newest(index_t count) {
+        KVTRIM_EXPECTS(0 <= count && count <= droppable_,
+                       "rollback: tokens that were evicted or never cached cannot be undone; protect them "
+                       "with request.protect.rollback_tokens");
+        for (index_t& length : lengths_) { length -= count; }
+        droppable_ -= count;
+    }
+
+    // Keeps the rows that the plan keeps. Returns errc::plan_mismatch, with nothing changed.
+    [[nodiscard]] status compact(const keep_plan& plan) {
+        if (const status s = check_plan(*this, plan); !s.ok()) { return s; }
+        for (index_t head = 0; head < kv_heads(); ++head) {
+            const auto kept = plan.row(head);
+            const auto values = row(head);
+            for (std::size_t i = 0; i < kept.size(); ++i) {
+                values[i] = values[static_cast<std::size_t>(kept[i])];
+            }
+            droppable_ = std::min(droppable_, newest_kept(kept, tokens(head)));
+            lengths_[static_cast<std::size_t>(head)] = std::ssize(kept);
+        }
+        return {};
+    }
+
+    // As a cache of rows without elements, for check_plan.
+    [[nodiscard]] index_t extent(std::size_t r) const {
+        return r == 0 ? kv_heads() : r == 1 ? longest_row() : 1;
+    }
+    [[nodiscard]] index_t rows(index_t head) const { return tokens(head); }
+
+    void write(memory_writer& out) const {
+        out.put(kv_heads());
+        out.put(longest_row());
+        out.put(droppable_);
+        out.put(std::span<const index_t>(lengths_));
+        for (index_t head = 0; head < kv_heads(); ++head) {
+            out.put(row(head));
+            for (index_t unused = tokens(head); unused < longest_row(); ++unused) { out.put(T{}); }
+        }
+    }
+    [[nodiscard]] bool read(memory_reader& in) {
+        index_t heads = 0;
+        if (!in.get(heads) || !in.get(capacity_) || !in.get(droppable_) || !in.holds<index_t>(heads, 1)) {
+            return false;
+        }
+        lengths_.resize(static_cast<std::size_t>(heads));
+        if (!in.get(std::span(lengths_)) || droppable_ < 0) { return false; }
+        for (const index_t length : lengths_) {
+            if (length < droppable_ || length > capacity_) { return false; }
+        }
+        if (capacity_ != longest_row() || !in.holds<T>(heads, capacity_)) { return false; }
+        values_.resize(static_cast<std::size_t>(heads * capacity_));
+        return in.get(std::span(values_));
+    }
+
+  private:
+    [[nodiscard]] std::size_t begin(index_t head) const { return static_cast<std::size_t>(head * capacity_); }
+
+    // How many of the newest of `tokens` rows are kept without a gap.
+    static index_t newest_kept(std::span<const keep_plan::table_index> kept, index_t tokens) {
+        index_t count = 0;
+        while (count < std::ssize(kept) && kept[kept.size() - 1 - static_cast<std::size_t>(count)] ==
+                                               static_cast<keep_plan::table_index>(tokens - 1 - count)) {
+            ++count;
+        }
+        return count;
+    }
+
+    void grow(index_t needed) {
+        const index_t capacity = std::max(needed, 2 * capacity_);
+        std::vector<T> grown(static_cast<std::size_t>(kv_heads() * capacity));
+        for (index_t head = 0; head < kv_heads(); ++head) {
+            const auto old = row(head);
+            std::copy(old.begin(), old.end(), grown.begin() + head * capacity);
+        }
+        values_ = std::move(grown);
+        capacity_ = capacity;
+    }
+
+    index_t capacity_ = 0;
+    index_t droppable_ = 0;
+    std::vector<index_t> lengths_; // [kv_heads]
+    std::vector<T> values_;        // [kv_heads, capacity]
+};
+
+} // namespace kvtrim
