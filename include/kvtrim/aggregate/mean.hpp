@@ -19,6 +19,7 @@
 // non-linear step. Numerics: sums in float.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
+#include <kvtrim/base/layer.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
 #include <kvtrim/math/pooling.hpp>
 
