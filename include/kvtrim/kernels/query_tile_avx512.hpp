@@ -169,12 +169,12 @@ class query_tile_avx512 {
 
     KVTRIM_TARGET_AVX512 void mask(const key_tile& tile, const logit_rules& rules, query_range queries) {
         for (index_t t = 0; t < tile.count; ++t) {
-            // Query r sees the key for first_visible <= r < end_visible.
-            const index_t first_visible = tile.first_position + t - queries.first_position;
-            const index_t end_visible =
-                rules.sliding_window > 0 ? first_visible + rules.sliding_window : max_queries;
+            const index_t first_distance = queries.first_position - (tile.first_position + t);
             for (index_t r = 0; r < max_queries; ++r) {
-                if (r < first_visible || r >= end_visible) { logits_[t * max_queries + r] = masked_logit; }
+                const index_t distance = first_distance + r;
+                if (distance < 0 || (rules.sliding_window > 0 && distance >= rules.sliding_window)) {
+                    logits_[t * max_queries + r] = masked_logit;
+                }
             }
         }
     }
