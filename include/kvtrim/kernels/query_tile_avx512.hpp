@@ -52,7 +52,8 @@ KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x) {
     return _mm512_maskz_scalef_ps(0xffff, p, x);
 }
 
-// C [Rows][32] = (or +=) A [Rows][inner] * B [inner][32]; A(i, k) is a[i * a_row + k * a_step].
+// C [Rows][32] = (or +=) A [Rows][inner] * B [inner][32]; A(i, k) is a[i * a_row + k * a_step]. The product is summed
+// before it is added to C: thousands of small terms added to one large float one by one would drift.
 template <std::size_t Rows, bool Accumulate>
 KVTRIM_TARGET_AVX512 inline void multiply(const float* a, index_t a_row, index_t a_step, const float* b,
                                           index_t inner, float* c) {
@@ -61,8 +62,8 @@ KVTRIM_TARGET_AVX512 inline void multiply(const float* a, index_t a_row, index_t
     KVTRIM_UNROLL
     for (std::size_t i = 0; i < Rows; ++i) {
         rows[i] = a + static_cast<index_t>(i) * a_row;
-        low[i] = Accumulate ? _mm512_loadu_ps(c + i * lanes) : _mm512_setzero_ps();
-        high[i] = Accumulate ? _mm512_loadu_ps(c + i * lanes + 16) : _mm512_setzero_ps();
+        low[i] = _mm512_setzero_ps();
+        high[i] = _mm512_setzero_ps();
     }
     for (index_t k = 0; k < inner; ++k) {
         const __m512 b_low = _mm512_loadu_ps(b + k * static_cast<index_t>(lanes));
@@ -76,8 +77,9 @@ KVTRIM_TARGET_AVX512 inline void multiply(const float* a, index_t a_row, index_t
     }
     KVTRIM_UNROLL
     for (std::size_t i = 0; i < Rows; ++i) {
-        _mm512_storeu_ps(c + i * lanes, low[i]);
-        _mm512_storeu_ps(c + i * lanes + 16, high[i]);
+        float* const to = c + i * lanes;
+        _mm512_storeu_ps(to, Accumulate ? _mm512_add_ps(_mm512_loadu_ps(to), low[i]) : low[i]);
+        _mm512_storeu_ps(to + 16, Accumulate ? _mm512_add_ps(_mm512_loadu_ps(to + 16), high[i]) : high[i]);
     }
 }
 
@@ -101,15 +103,17 @@ class query_tile_avx512 {
     static constexpr index_t max_queries = 32;
     [[nodiscard]] static constexpr index_t max_keys(index_t) { return 64; }
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
-        return max_queries * (head_dim + value_dim + 2);
+        return max_queries * (head_dim + value_dim + 3);
     }
     [[nodiscard]] static constexpr index_t shared_floats(index_t, index_t) {
         return max_queries * max_keys(0);
     }
 
+    // own is aligned for doubles.
     query_tile_avx512(float* own, float* shared, index_t head_dim, index_t value_dim)
         : head_dim_(head_dim), value_dim_(value_dim), queries_(own), out_(own + max_queries * head_dim),
-          maximum_(out_ + max_queries * value_dim), sum_(maximum_ + max_queries), logits_(shared) {}
+          maximum_(out_ + max_queries * value_dim), sum_(reinterpret_cast<double*>(maximum_ + max_queries)),
+          logits_(shared) {}
 
     KVTRIM_TARGET_AVX512 void begin(const float* queries, index_t query_stride, index_t count,
                                     float sink_logit, const logit_rules& rules) {
@@ -121,7 +125,7 @@ class query_tile_avx512 {
             }
         }
         std::fill_n(maximum_, max_queries, sink_logit * log2_e);
-        std::fill_n(sum_, max_queries, sink_logit == masked_logit ? 0.0f : 1.0f);
+        std::fill_n(sum_, max_queries, sink_logit == masked_logit ? 0.0 : 1.0);
         std::fill_n(out_, value_dim_ * max_queries, 0.0f);
     }
 
@@ -136,12 +140,13 @@ class query_tile_avx512 {
 
     KVTRIM_TARGET_AVX512 void finish(index_t count, float* out, float* log_sum_exp) const {
         for (index_t r = 0; r < count; ++r) {
-            const float weight = sum_[r] > 0 ? 1.0f / sum_[r] : 0.0f;
+            const auto weight = static_cast<float>(sum_[r] > 0 ? 1.0 / sum_[r] : 0.0);
             for (index_t d = 0; d < value_dim_; ++d) {
                 out[r * value_dim_ + d] = weight * out_[d * max_queries + r];
             }
             if (log_sum_exp != nullptr) {
-                log_sum_exp[r] = sum_[r] > 0 ? maximum_[r] * ln_2 + std::log(sum_[r]) : masked_logit;
+                log_sum_exp[r] =
+                    sum_[r] > 0 ? maximum_[r] * ln_2 + static_cast<float>(std::log(sum_[r])) : masked_logit;
             }
         }
     }
@@ -193,13 +198,17 @@ class query_tile_avx512 {
         const __m512 largest = _mm512_set1_ps(std::numeric_limits<float>::max());
         highest = avx512::min(avx512::max(highest, other), largest);
 
-        __m512 sum = _mm512_loadu_ps(sum_ + lane);
-        if (_mm512_cmp_ps_mask(highest, old, _CMP_GT_OQ) != 0) {
-            // Lanes that have seen nothing (-infinity) have nothing to rescale.
+        const __mmask16 higher = _mm512_cmp_ps_mask(highest, old, _CMP_GT_OQ);
+        if (higher != 0) {
+            // Lanes that have seen nothing (-infinity) have nothing to rescale; those that stay must not lose the
+            // rounding of 2^0 each time that another one rises.
             const __mmask16 seen = _mm512_cmp_ps_mask(old, _mm512_set1_ps(masked_logit), _CMP_GT_OQ);
             const __m512 distance = _mm512_maskz_sub_ps(seen, old, highest);
-            const __m512 factor = avx512::exp2(avx512::max(distance, _mm512_set1_ps(-200.0f)));
-            sum = _mm512_mul_ps(sum, factor);
+            const __m512 power = avx512::exp2(avx512::max(distance, _mm512_set1_ps(-200.0f)));
+            const __m512 factor = _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), higher, power);
+            alignas(64) float factors[16];
+            _mm512_store_ps(factors, factor);
+            for (index_t r = 0; r < 16; ++r) { sum_[lane + r] *= static_cast<double>(factors[r]); }
             for (float* o = out_ + lane; o != out_ + lane + value_dim_ * max_queries; o += max_queries) {
                 _mm512_storeu_ps(o, _mm512_mul_ps(_mm512_loadu_ps(o), factor));
             }
@@ -207,6 +216,7 @@ class query_tile_avx512 {
         }
         // A weight below e^-75 is exactly 0: nothing to a float sum, and denormals would be slow.
         const __m512 cutoff = _mm512_set1_ps(-108.0f);
+        __m512 sum = _mm512_setzero_ps(); // of this tile
         for (t = 0; t < keys; ++t) {
             const __m512 logit = avx512::min(largest, _mm512_loadu_ps(logits + t * max_queries));
             const __m512 x = _mm512_sub_ps(logit, highest);
@@ -215,7 +225,9 @@ class query_tile_avx512 {
             _mm512_storeu_ps(logits + t * max_queries, p);
             sum = _mm512_add_ps(sum, p);
         }
-        _mm512_storeu_ps(sum_ + lane, sum);
+        alignas(64) float sums[16];
+        _mm512_store_ps(sums, sum);
+        for (index_t r = 0; r < 16; ++r) { sum_[lane + r] += static_cast<double>(sums[r]); }
     }
 
     index_t head_dim_;
@@ -223,7 +235,7 @@ class query_tile_avx512 {
     float* queries_; // [head_dim][32], scaled
     float* out_;     // [value_dim][32]
     float* maximum_; // [32], units of log 2
-    float* sum_;     // [32]
+    double* sum_;    // [32]
     float* logits_;  // [max_keys][32]
 };
 
