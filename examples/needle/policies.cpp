@@ -191,12 +191,6 @@ named_policy cake_policy() {
             }};
 }
 
-// DefensiveKV's scores, each head advised by its layer; the same budget for each head.
-auto consensus_policy() {
-    const auto base = kvtrim::defensivekv();
-    return kvtrim::eviction_policy{kvtrim::consensus{base.scorer}, kvtrim::uniform{}, kvtrim::one_stage{}};
-}
-
 } // namespace
 
 const std::vector<named_policy>& all_policies() {
@@ -207,7 +201,8 @@ const std::vector<named_policy>& all_policies() {
         critical_gram(),
         named("ada_criticalkv", kvtrim::ada_criticalkv()),
         named("defensivekv", kvtrim::defensivekv()),
-        named("consensus", consensus_policy()),
+        named("consensuskv", kvtrim::consensuskv()),
+        named("consensuskv_shared", kvtrim::consensuskv_shared()),
         layer_wise("layer_ada_snapkv", kvtrim::layer_ada_snapkv()),
         layer_wise("layer_defensivekv", kvtrim::layer_defensivekv()),
         pyramid_policy(),

@@ -45,6 +45,7 @@ struct totals {
     stage_seconds plan;
     double compact = 0;
     double decode = 0;
+    double one_shot_peak = 0, cascade_peak = 0;
 
     void add(const result_row& r) {
         ++rows;
@@ -58,6 +59,8 @@ struct totals {
         plan.select += r.plan_seconds.select;
         compact += r.compact_seconds;
         decode += r.decode_seconds;
+        one_shot_peak += r.one_shot_peak_bytes;
+        cascade_peak += r.cascade_peak_bytes;
     }
     [[nodiscard]] double mean(double sum) const { return rows == 0 ? 0 : sum / static_cast<double>(rows); }
 };
@@ -70,6 +73,7 @@ void print_table(const report& results, setting when, index_t tokens, double kep
     for (const std::string& task : tasks) { fmt::print("{:>11}", task); }
     fmt::print("{:>8}{:>8}{:>9}{:>9}{:>9}{:>8}{:>8}{:>8}{:>8}{:>8}\n", "mean", "mass", "error", "err W_O",
                "KiB", "score", "alloc", "select", "compact", "decode");
+    std::string peaks;
     for (const std::string& policy : distinct(results.rows, policy_of)) {
         totals line;
         std::map<std::string, double> accuracy;
@@ -87,7 +91,13 @@ void print_table(const report& results, setting when, index_t tokens, double kep
                    line.mean(line.projected), line.mean(line.bytes) / 1024, 1e3 * line.mean(line.plan.score),
                    1e3 * line.mean(line.plan.allocate), 1e3 * line.mean(line.plan.select),
                    1e3 * line.mean(line.compact), 1e3 * line.mean(line.decode));
+        if (line.cascade_peak > 0) {
+            peaks += fmt::format("{}: most KiB held during prefill {:.0f} in one shot, {:.0f} as a cascade\n",
+                                 policy, line.mean(line.one_shot_peak) / 1024,
+                                 line.mean(line.cascade_peak) / 1024);
+        }
     }
+    fmt::print("{}", peaks);
 }
 
 nlohmann::json json_of(const result_row& r) {
@@ -102,6 +112,8 @@ nlohmann::json json_of(const result_row& r) {
             {"output_error", r.output_error},
             {"output_error_projected", r.output_error_projected},
             {"cache_bytes", r.cache_bytes},
+            {"one_shot_peak_bytes", r.one_shot_peak_bytes},
+            {"cascade_peak_bytes", r.cascade_peak_bytes},
             {"score_seconds", r.plan_seconds.score},
             {"allocate_seconds", r.plan_seconds.allocate},
             {"select_seconds", r.plan_seconds.select},

@@ -24,6 +24,8 @@ struct result_row {
     double output_error = 0;
     double output_error_projected = 0;
     double cache_bytes = 0;
+    double one_shot_peak_bytes = 0; // held during prefill; 0 for policies over one layer
+    double cascade_peak_bytes = 0;
     stage_seconds plan_seconds = {};
     double compact_seconds = 0;
     double decode_seconds = 0;

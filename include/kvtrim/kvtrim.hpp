@@ -15,13 +15,13 @@
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
 #include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/consensuskv.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/layers.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
-#include <kvtrim/score/consensus.hpp>
 #include <kvtrim/score/padded.hpp>
 #include <kvtrim/select/chunked.hpp>
 #include <kvtrim/version.hpp>
