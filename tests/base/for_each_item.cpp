@@ -3,64 +3,135 @@
 
 #include <kvtrim/base/for_each_item.hpp>
 
-#include "support/checks.hpp"
+#include "support/catch.hpp"
+#include "support/random_layer.hpp"
 
-using namespace kvtrim;
-using namespace support;
+#include <algorithm>
+#include <vector>
 
 namespace {
 
-struct two_workers {
-    [[nodiscard]] int workers() const { return 2; }
+using namespace kvtrim;
+
+// Says how many calls it runs at once.
+struct counted_executor {
+    int count;
+
+    [[nodiscard]] int workers() const { return count; }
     template <class Fn>
-    void operator()(index_t count, Fn&& fn) const {
-        thread_executor{static_cast<int>(count)}(count, fn);
+    void operator()(index_t calls, Fn&& fn) const {
+        support::thread_executor{count}(calls, fn);
     }
 };
 
+std::vector<std::byte> memory_for(const auto& ex, index_t items, index_t worker_bytes) {
+    return std::vector<std::byte>(static_cast<std::size_t>(for_each_item_bytes(ex, items, worker_bytes)));
+}
+
+// How often each item was called.
+template <class Executor>
+std::vector<int> calls_of(Executor ex, index_t items) {
+    std::vector<std::atomic<int>> calls(static_cast<std::size_t>(items));
+    auto memory = memory_for(ex, items, 100);
+    workspace scratch(memory);
+    const status s = for_each_item(
+        items, 100, scratch, ex, [&](index_t item, workspace&) { ++calls[static_cast<std::size_t>(item)]; });
+    REQUIRE(s.ok());
+    return std::vector<int>(calls.begin(), calls.end());
+}
+
 } // namespace
 
-TEST_CASE("for_each_item: every item once, with scratch of its own, on any executor", "[base]") {
-    const auto check = [](auto ex, index_t items) {
-        std::vector<std::atomic<int>> visits(static_cast<std::size_t>(items));
-        growing_workspace memory;
-        workspace scratch = memory.of_bytes(for_each_item_bytes(ex, items, 256 + workspace::alignment_bytes));
-        const status s = for_each_item(items, 256 + workspace::alignment_bytes, scratch, ex,
-                                       [&](index_t item, workspace& own) {
-                                           const auto mine = own.take<index_t>(32);
-                                           std::fill(mine.begin(), mine.end(), item);
-                                           ++visits[static_cast<std::size_t>(item)];
-                                           for (const index_t x : mine) {
-                                               visits[static_cast<std::size_t>(item)] += x == item ? 0 : 1000;
-                                           }
-                                       });
-        CHECK(s.ok());
-        for (const auto& v : visits) { CHECK(v == 1); }
-    };
-    for (const index_t items : {0, 1, 3, 200}) {
-        check(serial_executor{}, items);
-        check(two_workers{}, items);
-        check(thread_executor{4}, items);
-        check(shuffling_executor{5}, items);
+TEST_CASE("worker_count: what the executor says, else the machine's threads, at most one per item",
+          "[base]") {
+    CHECK(worker_count(counted_executor{5}, 100) == 5);
+    CHECK(worker_count(counted_executor{5}, 3) == 3);
+    CHECK(worker_count(counted_executor{5}, 0) == 1);
+    CHECK(worker_count(counted_executor{0}, 100) == 1);
+    CHECK(worker_count(counted_executor{-3}, 100) == 1);
+    const auto machine = std::max<index_t>(1, static_cast<index_t>(std::thread::hardware_concurrency()));
+    CHECK(worker_count(support::thread_executor{77}, 1000000) == machine);
+    CHECK(worker_count(support::thread_executor{77}, 1) == 1);
+}
+
+TEST_CASE("for_each_item: each item is called once, whatever the executor", "[base]") {
+    for (const index_t items : {0, 1, 2, 3, 64, 257}) {
+        const std::vector<int> once(static_cast<std::size_t>(items), 1);
+        CHECK(calls_of(serial_executor{}, items) == once);
+        CHECK(calls_of(support::thread_executor{4}, items) == once);
+        CHECK(calls_of(support::shuffling_executor{9}, items) == once);
+        CHECK(calls_of(counted_executor{1}, items) == once);
+        CHECK(calls_of(counted_executor{3}, items) == once);
+        CHECK(calls_of(counted_executor{200}, items) == once);
     }
 }
 
-TEST_CASE("for_each_item: memory for as many workers as the executor names, at most one an item", "[base]") {
-    CHECK(worker_count(serial_executor{}, 10) == 1);
-    CHECK(worker_count(two_workers{}, 10) == 2);
-    CHECK(worker_count(two_workers{}, 1) == 1);
-    CHECK(worker_count(two_workers{}, 0) == 1);
-    CHECK(worker_count(thread_executor{4}, 1000000) >= 1);
-    CHECK(for_each_item_bytes(two_workers{}, 10, 640) - for_each_item_bytes(serial_executor{}, 10, 640) ==
-          640);
+TEST_CASE("for_each_item: one worker sees the items in ascending order", "[base]") {
+    counted_executor one{1};
+    auto memory = memory_for(one, 20, 8);
+    workspace scratch(memory);
+    std::vector<index_t> seen;
+    REQUIRE(for_each_item(20, 8, scratch, one, [&](index_t item, workspace&) { seen.push_back(item); }).ok());
+    CHECK(seen.size() == 20);
+    CHECK(std::is_sorted(seen.begin(), seen.end()));
 }
 
-TEST_CASE("for_each_item: too little memory calls nothing", "[base][errors]") {
-    two_workers ex;
-    std::vector<std::byte> bytes(1000);
-    workspace scratch(bytes);
+TEST_CASE("for_each_item: each worker has its bytes to itself, and each item all of them", "[base]") {
+    constexpr index_t floats = 50;
+    const index_t worker_bytes = [] {
+        workspace counting = workspace::counting();
+        static_cast<void>(counting.take<float>(floats));
+        return counting.needed_bytes();
+    }();
+    for (const index_t bytes : {worker_bytes, worker_bytes + 1, worker_bytes + 63}) { // any alignment
+        counted_executor ex{4};
+        auto memory = memory_for(ex, 300, bytes);
+        workspace scratch(memory);
+        std::atomic<int> wrong = 0;
+        const status s = for_each_item(300, bytes, scratch, ex, [&](index_t item, workspace& own) {
+            const auto mine = own.take<float>(floats);
+            if (mine.size() != static_cast<std::size_t>(floats) || !own.fits()) {
+                ++wrong;
+                return;
+            }
+            std::fill(mine.begin(), mine.end(), static_cast<float>(item));
+            std::this_thread::yield();
+            const bool kept =
+                std::all_of(mine.begin(), mine.end(), [&](float x) { return x == static_cast<float>(item); });
+            wrong += kept ? 0 : 1;
+        });
+        CHECK(s.ok());
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("for_each_item: a workspace that is a byte too small calls nothing and says what is enough",
+          "[base]") {
+    counted_executor ex{3};
+    alignas(64) std::byte memory[1024];
+    const index_t needed = for_each_item_bytes(ex, 10, 200);
+    CHECK(needed ==
+          640 + workspace::alignment_bytes); // 600 in whole cache lines, and what alignment may cost
     int calls = 0;
-    CHECK(for_each_item(10, 1024, scratch, ex, [&](index_t, workspace&) { ++calls; }).code() ==
-          errc::workspace_too_small);
-    CHECK(calls == 0);
+    const auto answer = [&](std::size_t bytes) {
+        workspace scratch({memory, bytes});
+        return for_each_item(10, 200, scratch, ex, [&](index_t, workspace&) { ++calls; });
+    };
+    CHECK(answer(640).ok());
+    CHECK(calls == 10);
+    for (const std::size_t bytes : {std::size_t{639}, std::size_t{64}, std::size_t{0}}) {
+        const status s = answer(bytes);
+        CHECK(s.code() == errc::workspace_too_small);
+        CHECK(s.needed() == needed);
+    }
+    CHECK(calls == 10);
+}
+
+TEST_CASE("for_each_item: what it took is given back", "[base]") {
+    serial_executor ex;
+    auto memory = memory_for(ex, 10, 200);
+    workspace scratch(memory);
+    for (int turn = 0; turn < 3; ++turn) {
+        CHECK(for_each_item(10, 200, scratch, ex, [](index_t, workspace&) {}).ok());
+    }
 }

@@ -155,20 +155,31 @@ class query_tile_avx512 {
     static constexpr float log2_e = 1.44269504f;
     static constexpr float ln_2 = 0.693147181f;
 
-    // logits = log2 e * cap * tanh(logits / cap), with tanh x = 1 - 2 / (e^2x + 1).
+    // logits = log2 e * cap * tanh(logits / cap), with tanh x = 1 - 2 / (e^2x + 1); for small x, where that is mostly
+    // rounding, x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315.
     KVTRIM_TARGET_AVX512 void cap(index_t keys, float soft_cap) {
         const __m512 inward = _mm512_set1_ps(2 * log2_e / soft_cap);
         const __m512 outward = _mm512_set1_ps(log2_e * soft_cap);
         const __m512 limit = _mm512_set1_ps(60.0f); // e^2x beyond it changes nothing
         const __m512 one = _mm512_set1_ps(1.0f);
+        const __m512 small = _mm512_set1_ps(0.2f);
+        const __m512 shrink = _mm512_set1_ps(1.0f / soft_cap);
         for (float* l = logits_; l != logits_ + keys * max_queries; l += 16) {
-            const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(l), inward);
+            const __m512 logit = _mm512_loadu_ps(l);
+            const __m512 x = _mm512_mul_ps(logit, inward);
             const __m512 inside =
                 avx512::max(_mm512_sub_ps(_mm512_setzero_ps(), limit), avx512::min(limit, x));
             const __m512 power = avx512::exp2(inside);
             const __m512 tanh =
                 _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(power, one)));
-            _mm512_storeu_ps(l, _mm512_mul_ps(outward, tanh));
+            const __m512 ratio = _mm512_mul_ps(logit, shrink);
+            const __m512 square = _mm512_mul_ps(ratio, ratio);
+            __m512 series = _mm512_fmadd_ps(square, _mm512_set1_ps(-17.0f / 315), _mm512_set1_ps(2.0f / 15));
+            series = _mm512_fmadd_ps(square, series, _mm512_set1_ps(-1.0f / 3));
+            series = _mm512_fmadd_ps(square, series, one);
+            const __mmask16 is_small = _mm512_cmp_ps_mask(square, _mm512_mul_ps(small, small), _CMP_LT_OQ);
+            _mm512_storeu_ps(l, _mm512_mask_mul_ps(_mm512_mul_ps(outward, tanh), is_small,
+                                                   _mm512_mul_ps(logit, _mm512_set1_ps(log2_e)), series));
         }
     }
 

@@ -45,10 +45,12 @@ struct segment_grid {
 
     [[nodiscard]] index_t tokens() const { return end_token - first_token; }
     // The last one may be shorter.
-    [[nodiscard]] index_t segments() const { return (tokens() + segment_tokens - 1) / segment_tokens; }
+    [[nodiscard]] index_t segments() const {
+        return tokens() / segment_tokens + (tokens() % segment_tokens > 0 ? 1 : 0);
+    }
     [[nodiscard]] index_t begin(index_t segment) const { return first_token + segment * segment_tokens; }
     [[nodiscard]] index_t end(index_t segment) const {
-        return std::min(begin(segment) + segment_tokens, end_token);
+        return begin(segment) + std::min(segment_tokens, end_token - begin(segment));
     }
     [[nodiscard]] index_t segment_size(index_t segment) const { return end(segment) - begin(segment); }
     // Blocks that lie wholly before the segment.
@@ -163,6 +165,7 @@ class prune_plan {
 // The plan of dense causal attention: every segment attends every block before it.
 // Returns errc::index_overflow or the grid's own error, with the plan unchanged.
 [[nodiscard]] inline status plan_dense(const segment_grid& grid, index_t kv_heads, prune_plan& out) {
+    KVTRIM_EXPECTS(kv_heads >= 0, "plan_dense: kv_heads must not be negative");
     if (const status s = grid.validate(); !s.ok()) { return s; }
     const index_t segments = grid.segments();
     std::vector<index_t> counts(static_cast<std::size_t>(kv_heads * segments));

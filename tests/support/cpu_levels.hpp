@@ -1,0 +1,46 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The CPU levels of this machine, and one of them for the length of a scope.
+
+#include "support/catch.hpp"
+
+#include <kvtrim/kernels/cpu.hpp>
+
+#include <vector>
+
+namespace support {
+
+class cpu_level_guard {
+  public:
+    explicit cpu_level_guard(kvtrim::cpu_level level) : before_(kvtrim::active_cpu_level()) {
+        kvtrim::set_cpu_level(level);
+    }
+    cpu_level_guard(const cpu_level_guard&) = delete;
+    cpu_level_guard& operator=(const cpu_level_guard&) = delete;
+    ~cpu_level_guard() { kvtrim::set_cpu_level(before_); }
+
+  private:
+    kvtrim::cpu_level before_;
+};
+
+inline std::vector<kvtrim::cpu_level> cpu_levels() {
+    std::vector<kvtrim::cpu_level> levels{kvtrim::cpu_level::portable};
+    if (kvtrim::best_cpu_level() >= kvtrim::cpu_level::avx512) {
+        levels.push_back(kvtrim::cpu_level::avx512);
+    }
+    return levels;
+}
+
+// Calls fn() at each level of this machine.
+template <class Fn>
+void at_each_cpu_level(Fn&& fn) {
+    for (const kvtrim::cpu_level level : cpu_levels()) {
+        const cpu_level_guard guard(level);
+        CAPTURE(kvtrim::name_of(level));
+        fn();
+    }
+}
+
+} // namespace support
