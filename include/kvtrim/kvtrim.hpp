@@ -14,6 +14,7 @@
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/expected_attention.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/score/padded.hpp>
