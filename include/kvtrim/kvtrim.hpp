@@ -15,6 +15,7 @@
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/expected_attention.hpp>
+#include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/score/padded.hpp>

@@ -476,6 +476,17 @@ results run_expected_attention(const golden_case& c) {
     return with(tables_of(t.plan), {{"scores", behind_sinks(l, t.scored, sinks, padding)}});
 }
 
+results run_lagkv(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const auto sinks = c.need<index_t>("n_sink");
+    const auto policy = kvtrim::lagkv({c.need<index_t>("lag"), c.need<int>("cross_scoring") != 0});
+    trace t = plan_with(policy, kvtrim::layer(keys_of(l), values_of(l)),
+                        {.budget = kvtrim::per_head(kept_of(c, l)), .protect = {.sink_tokens = sinks}});
+    // The case lists 1 for all that always stays; kvtrim orders it, newer tokens higher.
+    for (double& s : t.scored) { s = std::min(s, 1.0); }
+    return with(tables_of(t.plan), {{"scores", behind_sinks(l, t.scored, sinks, 1.0)}});
+}
+
 results run_chunkkv(const golden_case& c) {
     const layer_data& l = only_layer(c);
     const auto chunk = c.need<index_t>("chunk_length");
@@ -598,6 +609,7 @@ const std::map<std::string, std::function<results(const golden_case&)>>& policie
         {"kept_count", run_kept_count},
         {"keydiff", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_diff()); }},
         {"knorm", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_norm()); }},
+        {"lagkv", run_lagkv},
         {"observed_attention", run_observed_attention},
         {"projected_value_norm", run_projected_value_norm},
         {"snapkv", run_snapkv},
@@ -613,7 +625,7 @@ const std::map<std::string, std::function<results(const golden_case&)>>& policie
 std::optional<std::string> reason_to_skip(const golden_case& c) {
     if (c.text("compat", "") == "repo") { return "pins a defect of the authors' code"; }
     static const std::set<std::string> later{"pyramid_budgets", "pyramidkv",         "cake",
-                                             "cake_budgets",    "layer_defensivekv", "key_rerotation", "lagkv"};
+                                             "cake_budgets",    "layer_defensivekv", "key_rerotation"};
     if (later.count(c.text("policy", "")) != 0) { return "policy not in the library yet"; }
     return std::nullopt;
 }

@@ -8,6 +8,7 @@
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/expected_attention.hpp>
+#include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/select/chunked.hpp>
 
 namespace support {
@@ -96,6 +97,8 @@ std::vector<named_policy> describe_all() {
         describe("key_diff", separate, key_diff()),
         describe("random", separate, kvtrim::random(3)),
         describe("expected_attention", separate, expected_from_window{}),
+        describe("lagkv", separate, lagkv({.lag = 8})),
+        describe("lagkv, cross scoring", separate, lagkv({.lag = 8, .cross_scoring = true})),
         describe("chunked, one set", window | one_set | across_heads,
                  eviction_policy{window_attention{mean_attention{}}, uniform{}, chunked{.chunk_tokens = 5}}),
         describe("chunked, per head", window,
