@@ -123,6 +123,17 @@ void check(const shape& s, bool token_major) {
     expect_no_allocation("key_norm", key_norm(), in, request);
     expect_no_allocation("key_diff", key_diff(), in, request);
     expect_no_allocation("streaming_llm", streaming_llm(), in, request);
+    expect_no_allocation("lagkv", lagkv({.lag = 16}), in, request);
+
+    query_statistics statistics(q_heads, s.head_dim);
+    growing_workspace chunk_memory;
+    workspace chunk_scratch = chunk_memory.of_bytes(statistics.workspace_bytes());
+    bool added = true;
+    expect(requests_of([&] { added = statistics.add(in.queries, chunk_scratch).ok(); }), 0,
+           "query_statistics", s.head_dim);
+    const std::vector<float> frequencies(static_cast<std::size_t>(s.head_dim / 2), 0.1f);
+    expect(added ? 0 : refused, 0, "query_statistics", s.head_dim);
+    expect_no_allocation("expected_attention", expected_attention(statistics, {frequencies}), in, request);
 
     const gram_projection gram(in.output_projection);
     expect_no_allocation("criticalkv, Gram form", criticalkv(), in.with_output_projection(gram.view()),

@@ -19,6 +19,8 @@
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/expected_attention.hpp>
+#include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/policy/layers.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>

@@ -406,6 +406,62 @@ results run_key_policy(const golden_case& c, const Policy& policy) {
     return with(tables_of(t.plan), {{"scores", t.scored}});
 }
 
+// The statistics of the whole prompt's queries before RoPE.
+kvtrim::query_statistics statistics_of(const layer_data& l, index_t skip) {
+    kvtrim::query_statistics statistics(l.q_heads, l.head_dim, skip);
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(statistics.workspace_bytes());
+    check(statistics.add(view(l["q_pre"], {l.q_heads, l.tokens, l.head_dim}), scratch));
+    return statistics;
+}
+
+kvtrim::rope rope_of(const layer_data& l) {
+    return {.inverse_frequencies = {l["inv_freq"], static_cast<std::size_t>(l.head_dim / 2)}};
+}
+
+// Scores of the candidates behind `protected_value` for each of the sinks.
+std::vector<double> behind_sinks(const layer_data& l, const std::vector<double>& scores, index_t sinks,
+                                 double protected_value) {
+    std::vector<double> all;
+    const index_t scored = l.tokens - sinks;
+    for (index_t g = 0; g < l.kv_heads; ++g) {
+        all.insert(all.end(), static_cast<std::size_t>(sinks), protected_value);
+        all.insert(all.end(), scores.begin() + g * scored, scores.begin() + (g + 1) * scored);
+    }
+    return all;
+}
+
+results run_expected_attention(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const auto sinks = c.need<index_t>("n_sink");
+    const kvtrim::query_statistics statistics = statistics_of(l, sinks);
+    const auto policy = kvtrim::expected_attention(
+        statistics, rope_of(l),
+        {c.need<index_t>("n_future"), c.need<int>("use_covariance") != 0, c.need<float>("epsilon")});
+    const auto in = kvtrim::layer(keys_of(l), values_of(l));
+    const kvtrim::eviction_request request{.budget = kvtrim::per_head(kept_of(c, l)),
+                                           .protect = {.sink_tokens = sinks}};
+    const trace t =
+        c.need<int>("use_vnorm") != 0
+            ? plan_with(policy, in, request)
+            : plan_with(kvtrim::eviction_policy{policy.scorer.scorer, kvtrim::uniform{}, kvtrim::one_stage{}},
+                        in, request);
+    // The case lists sinks as the maximum + 1.
+    const double padding = *std::max_element(t.scored.begin(), t.scored.end()) + 1.0;
+    return with(tables_of(t.plan), {{"scores", behind_sinks(l, t.scored, sinks, padding)}});
+}
+
+results run_lagkv(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const auto sinks = c.need<index_t>("n_sink");
+    const auto policy = kvtrim::lagkv({c.need<index_t>("lag"), c.need<int>("cross_scoring") != 0});
+    trace t = plan_with(policy, kvtrim::layer(keys_of(l), values_of(l)),
+                        {.budget = kvtrim::per_head(kept_of(c, l)), .protect = {.sink_tokens = sinks}});
+    // The case lists 1 for all that always stays; kvtrim orders it, newer tokens higher.
+    for (double& s : t.scored) { s = std::min(s, 1.0); }
+    return with(tables_of(t.plan), {{"scores", behind_sinks(l, t.scored, sinks, 1.0)}});
+}
+
 results run_chunkkv(const golden_case& c) {
     const layer_data& l = only_layer(c);
     const auto chunk = c.need<index_t>("chunk_length");
@@ -713,6 +769,7 @@ const std::map<std::string, std::function<results(const golden_case&)>>& policie
         {"critiprefill", run_critiprefill},
         {"defensivekv", run_defensivekv},
         {"eviction_loss", run_eviction_loss},
+        {"expected_attention", run_expected_attention},
         {"h2o", run_h2o},
         {"kept_count", run_kept_count},
         {"keydiff", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_diff()); }},
@@ -720,6 +777,7 @@ const std::map<std::string, std::function<results(const golden_case&)>>& policie
         {"pyramid_budgets", run_pyramid_budgets},
         {"pyramidkv", run_pyramidkv},
         {"knorm", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_norm()); }},
+        {"lagkv", run_lagkv},
         {"observed_attention", run_observed_attention},
         {"projected_value_norm", run_projected_value_norm},
         {"snapkv", run_snapkv},
@@ -734,7 +792,7 @@ const std::map<std::string, std::function<results(const golden_case&)>>& policie
 
 std::optional<std::string> reason_to_skip(const golden_case& c) {
     if (c.text("compat", "") == "repo") { return "pins a defect of the authors' code"; }
-    static const std::set<std::string> later{"key_rerotation", "expected_attention", "lagkv"};
+    static const std::set<std::string> later{"key_rerotation"};
     if (later.count(c.text("policy", "")) != 0) { return "policy not in the library yet"; }
     return std::nullopt;
 }

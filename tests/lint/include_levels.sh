@@ -15,7 +15,7 @@ base/(layer|ragged|filled|row_range|for_each_head|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
 kernels/cpu\.hpp                                2.5
-kernels/(block_ops|query_tile)\.hpp             3.2
+kernels/(block_ops|query_tile|quadratic_forms)\.hpp 3.2
 kernels/query_tile_avx512\.hpp                  3.4
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
@@ -25,7 +25,7 @@ plan/[^/]+\.hpp                                 3
 aggregate/attention_tile\.hpp                   3.8
 policy/(concepts|candidate_rows)\.hpp           4
 aggregate/[^/]+\.hpp                            4.5
-score/(value_weighted|layer_preference)\.hpp    5.5
+score/(value_weighted|layer_preference|value_norm|expected_attention|redundancy)\.hpp 5.5
 score/[^/]+\.hpp                                5
 allocate/[^/]+\.hpp                             5
 select/chunked\.hpp                             5.5

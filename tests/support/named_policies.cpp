@@ -7,6 +7,8 @@
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/expected_attention.hpp>
+#include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/select/chunked.hpp>
 
 namespace support {
@@ -46,6 +48,28 @@ constexpr auto with_gram = [](const inputs& in, auto&& fn) {
     return fn(in.with_output_projection(gram.view()));
 };
 
+// Expected attention with the statistics of the window's queries, which it does not need otherwise.
+struct expected_from_window {
+    template <class Fn>
+    static auto with_policy(const inputs& in, Fn&& fn) {
+        query_statistics statistics(in.queries.extent(0), in.queries.extent(2), 0);
+        growing_workspace memory;
+        workspace scratch = memory.of_bytes(statistics.workspace_bytes());
+        if (!statistics.add(in.queries, scratch).ok()) { throw std::logic_error("statistics failed"); }
+        const std::vector<float> frequencies(static_cast<std::size_t>(in.head_dim() / 2), 0.1f);
+        return fn(kvtrim::expected_attention(statistics, {frequencies}));
+    }
+    template <class Memory, class... Rest>
+    status plan(const inputs& in, const eviction_request& request, keep_plan& out, Memory& memory,
+                Rest&&... rest) const {
+        return with_policy(
+            in, [&](const auto& policy) { return policy.plan(in, request, out, memory, rest...); });
+    }
+    index_t workspace_bytes(const inputs& in, const eviction_request& request) const {
+        return with_policy(in, [&](const auto& policy) { return policy.workspace_bytes(in, request); });
+    }
+};
+
 std::vector<named_policy> describe_all() {
     const mean_attention adakv_repository{pooling::maximum, 7, group_reduction::mean,
                                           pooling_order::group_then_pool};
@@ -72,6 +96,9 @@ std::vector<named_policy> describe_all() {
         describe("key_norm", separate, key_norm()),
         describe("key_diff", separate, key_diff()),
         describe("random", separate, kvtrim::random(3)),
+        describe("expected_attention", separate, expected_from_window{}),
+        describe("lagkv", separate, lagkv({.lag = 8})),
+        describe("lagkv, cross scoring", separate, lagkv({.lag = 8, .cross_scoring = true})),
         describe("chunked, one set", window | one_set | across_heads,
                  eviction_policy{window_attention{mean_attention{}}, uniform{}, chunked{.chunk_tokens = 5}}),
         describe("chunked, per head", window,

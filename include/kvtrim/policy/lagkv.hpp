@@ -1,0 +1,22 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// LagKV: tokens whose keys and values stand out from those of the next partition of tokens.
+//
+// Needs values and no queries. Protect the sinks: request.protect.sink_tokens = 4. The last whole partition and the
+// rest behind it always stay: give the budget room for 2 * lag tokens and more.
+// Source: LagKV, arXiv:2504.04704; kvpress@8bb29b9 lagkv_press.py, checked through the golden vectors; its defaults.
+
+#include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/score/lag.hpp>
+#include <kvtrim/select/one_stage.hpp>
+
+namespace kvtrim {
+
+[[nodiscard]] constexpr auto lagkv(const lag_score& score = {}) {
+    return eviction_policy{score, uniform{}, one_stage{}};
+}
+
+} // namespace kvtrim

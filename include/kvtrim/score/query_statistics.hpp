@@ -1,0 +1,150 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Mean and covariance of a sequence's queries before RoPE, taken while the prompt passes by: what expected attention
+// knows about the queries to come.
+//
+//   mean[h]       = 1/c * sum of q[h, p]                             over positions p from skip_positions on
+//   covariance[h] = 1/c * sum of (q - mean) (q - mean)^T             biased; c: how many there were
+//
+// Plain data, one object per sequence and layer: add() each chunk of the prefill, and each step of decoding if the
+// statistics shall follow it. A copy is a fork; the fields are the whole state, to be stored and restored as they are.
+//
+// Source: Expected Attention, arXiv:2510.00636; kvpress@8bb29b9 expected_attention_press.py, which copies and centres the whole prompt's queries.
+// Departures: chunks are merged by their means and co-moments (Chan, Golub, LeVeque 1983), so no array of queries
+// is kept, and any cut into chunks gives the same numbers within rounding. A query that is not finite is left out.
+// Cost: q_heads * tokens * head_dim^2 multiplications. Memory: 4 * q_heads * head_dim^2 bytes. Numerics: products in
+// float on centred queries, means in double. Workspace: two tiles of queries per query head.
+
+#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/kernels/tile_ops.hpp>
+
+#include <cmath>
+#include <span>
+#include <vector>
+
+namespace kvtrim {
+
+struct query_statistics {
+    index_t q_heads;
+    index_t head_dim;
+    index_t skip_positions;        // first positions to leave out: sinks are not like later queries
+    index_t positions = 0;         // added so far, the ones left out included: the next query's position
+    std::vector<index_t> counts;   // [q_heads] queries in the sums
+    std::vector<double> means;     // [q_heads, head_dim]
+    std::vector<float> co_moments; // [q_heads, head_dim, head_dim]: counts * covariance
+
+    // Allocates all there will be.
+    query_statistics(index_t heads, index_t dim, index_t skip = 4)
+        : q_heads(heads), head_dim(dim), skip_positions(skip) {
+        KVTRIM_EXPECTS(heads >= 0 && dim >= 0 && skip >= 0, "query_statistics: counts must not be negative");
+        counts.resize(static_cast<std::size_t>(heads));
+        means.resize(static_cast<std::size_t>(heads * dim));
+        co_moments.resize(static_cast<std::size_t>(heads * dim * dim));
+    }
+
+    [[nodiscard]] std::span<const double> mean(index_t q_head) const {
+        return std::span(means).subspan(static_cast<std::size_t>(q_head * head_dim),
+                                        static_cast<std::size_t>(head_dim));
+    }
+    [[nodiscard]] std::span<const float> co_moment(index_t q_head) const {
+        return std::span(co_moments)
+            .subspan(static_cast<std::size_t>(q_head * head_dim * head_dim),
+                     static_cast<std::size_t>(head_dim * head_dim));
+    }
+
+    [[nodiscard]] index_t workspace_bytes() const {
+        workspace counting = workspace::counting();
+        static_cast<void>(tile(head_dim, counting));
+        return for_each_head_bytes(q_heads, counting.needed_bytes());
+    }
+
+    // The next queries of the sequence, [q_heads, queries, head_dim], before RoPE.
+    // Returns errc::workspace_too_small, with nothing added.
+    template <cache_view Queries, class Executor = serial_executor>
+    [[nodiscard]] status add(const Queries& queries, workspace& scratch, Executor&& ex = {}) {
+        KVTRIM_EXPECTS(extent(queries, 0) == q_heads && extent(queries, 2) == head_dim,
+                       "query_statistics: queries must be [q_heads, queries, head_dim] of this object");
+        const index_t rows = extent(queries, 1);
+        workspace counting = workspace::counting();
+        static_cast<void>(tile(head_dim, counting));
+        const status s =
+            for_each_head(q_heads, counting.needed_bytes(), scratch, ex, [&](index_t h, workspace& own) {
+                tile memory(head_dim, own);
+                const index_t step = memory.queries_at_once(head_dim);
+                for (index_t i = std::clamp<index_t>(skip_positions - positions, 0, rows); i < rows;
+                     i += step) {
+                    const index_t count = std::min(step, rows - i);
+                    merge(h, read_rows(queries, h, i, count, memory.rows.data()), count, memory);
+                }
+            });
+        if (s.ok()) { positions += rows; }
+        return s;
+    }
+
+  private:
+    // Scratch of one query head.
+    struct tile {
+        std::span<float> rows;    // [tile_tokens, head_dim]
+        std::span<float> centred; // [head_dim, tile_tokens], one column per query
+        std::span<double> mean;   // [head_dim] of the tile
+
+        tile(index_t dim, workspace& own)
+            : rows(own.take<float>(kernels::tile_tokens(dim) * dim)),
+              centred(own.take<float>(kernels::tile_tokens(dim) * dim)), mean(own.take<double>(dim)) {}
+
+        // One column of `centred` is for the distance of the means.
+        static index_t queries_at_once(index_t dim) { return kernels::tile_tokens(dim) - 1; }
+    };
+
+    // co_moment += sum of centred centred^T + n m / (n + m) * shift shift^T, where shift is the distance between the
+    // mean of the n queries before and that of the tile's m.
+    void merge(index_t q_head, float_rows rows, index_t count, tile& memory) {
+        std::fill(memory.mean.begin(), memory.mean.end(), 0.0);
+        index_t finite = 0;
+        for (index_t i = 0; i < count; ++i) {
+            const float* row = rows.data + i * rows.stride;
+            if (!is_finite(row)) { continue; }
+            for (std::size_t d = 0; d < memory.mean.size(); ++d) {
+                memory.mean[d] += static_cast<double>(row[d]);
+            }
+            ++finite;
+        }
+        if (finite == 0) { return; }
+        index_t& seen = counts[static_cast<std::size_t>(q_head)];
+        const auto n = static_cast<double>(seen);
+        const auto m = static_cast<double>(finite);
+        const double weight = std::sqrt(n * m / (n + m));
+        const index_t columns = finite + 1;
+        double* const mean_so_far = means.data() + q_head * head_dim;
+        for (std::size_t d = 0; d < memory.mean.size(); ++d) {
+            memory.mean[d] /= m;
+            const double shift = memory.mean[d] - mean_so_far[d];
+            memory.centred[d * static_cast<std::size_t>(columns)] = static_cast<float>(weight * shift);
+            mean_so_far[d] += shift * m / (n + m);
+        }
+        index_t column = 1;
+        for (index_t i = 0; i < count; ++i) {
+            const float* row = rows.data + i * rows.stride;
+            if (!is_finite(row)) { continue; }
+            for (index_t d = 0; d < head_dim; ++d) {
+                memory.centred[static_cast<std::size_t>(d * columns + column)] = static_cast<float>(
+                    static_cast<double>(row[d]) - memory.mean[static_cast<std::size_t>(d)]);
+            }
+            ++column;
+        }
+        kernels::add_gram(memory.centred.data(), columns, head_dim, columns,
+                          co_moments.data() + q_head * head_dim * head_dim);
+        seen += finite;
+    }
+
+    [[nodiscard]] bool is_finite(const float* row) const {
+        bool finite = true;
+        for (index_t d = 0; d < head_dim; ++d) { finite = finite && std::isfinite(row[d]); }
+        return finite;
+    }
+};
+
+} // namespace kvtrim
