@@ -237,7 +237,11 @@ class block_pruner {
             std::copy_n(p.logits.data() + (s - first) * blocks, allowed, row.begin());
             if (!needs_probabilities()) { continue; }
             kernels::softmax(row.data(), static_cast<index_t>(allowed));
-            if (fusion.is_on()) { state.fuse(kv_head, s, row); }
+            if (!fusion.is_on()) { continue; }
+            state.fuse(kv_head, s, row);
+            if (Allocator::is_uniform && !state.is_mixing()) { // logits rank where probabilities are 0
+                std::copy_n(p.logits.data() + (s - first) * blocks, allowed, row.begin());
+            }
         }
     }
 
