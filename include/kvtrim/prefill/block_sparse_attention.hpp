@@ -279,7 +279,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
         return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
     }
     const segment_grid& grid = plan.grid();
-    if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.longest_row() < grid.end_token) {
+    if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.shortest_row() < grid.end_token) {
         return {errc::plan_mismatch, "the prune plan was made for other queries or another cache"};
     }
     if (queries == 0) { return {}; }

@@ -62,7 +62,7 @@ class block_pruner {
             if (!s.ok()) { return s; }
         }
         return valid_pruning(options, chunk, extent(queries, 0), extent(queries, 1), extent(keys, 0),
-                             extent(keys, 1));
+                             layer(keys).shortest_row());
     }
 
     // Bytes of workspace that plan() needs with this executor; 0 for inputs it refuses.
