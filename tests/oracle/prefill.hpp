@@ -26,12 +26,12 @@ inline row maximum_of(const matrix& rows, std::size_t begin, std::size_t end) {
 }
 
 inline row minimum_of(const matrix& rows, std::size_t begin, std::size_t end) {
-    matrix negated = rows;
-    for (row& r : negated) {
-        for (double& x : r) { x = -x; }
+    row result(rows.empty() ? 0 : rows[0].size(), -masked);
+    for (std::size_t t = begin; t < end; ++t) {
+        for (std::size_t d = 0; d < result.size(); ++d) {
+            if (!std::isnan(rows[t][d])) { result[d] = std::min(result[d], rows[t][d]); }
+        }
     }
-    row result = maximum_of(negated, begin, end);
-    for (double& x : result) { x = -x; }
     return result;
 }
 
@@ -83,16 +83,19 @@ struct prefill_setup {
 inline row block_logits(const prefill_setup& s, const tensor& queries, const matrix& keys,
                         std::size_t kv_head, std::size_t group, std::size_t begin, std::size_t end,
                         std::size_t blocks) {
+    matrix q_high, q_low;
+    for (std::size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+        q_high.push_back(maximum_of(queries[h], begin, end));
+        q_low.push_back(minimum_of(queries[h], begin, end));
+    }
     row result;
     for (std::size_t b = 0; b < blocks; ++b) {
         const row k_high = maximum_of(keys, b * s.block, (b + 1) * s.block);
         const row k_low = minimum_of(keys, b * s.block, (b + 1) * s.block);
         row estimates;
-        for (std::size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-            const row q_high = maximum_of(queries[h], begin, end);
-            const row q_low = minimum_of(queries[h], begin, end);
-            estimates.push_back(s.corner ? corner_estimate(q_high, q_low, k_high, k_low)
-                                         : mid_estimate(q_high, q_low, k_high, k_low));
+        for (std::size_t j = 0; j < group; ++j) {
+            estimates.push_back(s.corner ? corner_estimate(q_high[j], q_low[j], k_high, k_low)
+                                         : mid_estimate(q_high[j], q_low[j], k_high, k_low));
         }
         const double all = sum(estimates);
         const double reduced = s.group == reduction::mean ? all / static_cast<double>(group)

@@ -11,6 +11,7 @@
 #include "support/random_layer.hpp"
 
 #include <kvtrim/plan/prune_plan.hpp>
+#include <kvtrim/prefill/prune.hpp>
 
 #include <vector>
 
@@ -89,6 +90,81 @@ inline kvtrim::prune_plan random_plan(const kvtrim::segment_grid& grid, index_t 
         }
     }
     return plan_of(grid, rows);
+}
+
+// ---- Pruning ----------------------------------------------------------------------------------------------
+
+// Small enough for the oracle; nothing is dense but what must be.
+constexpr kvtrim::pruning_options small_options{.segment_tokens = 12,
+                                                .block_tokens = 4,
+                                                .budget_tokens = 12,
+                                                .dense_below_tokens = 0,
+                                                .dense_layers = 0,
+                                                .dense_last_segment = false,
+                                                .sink_blocks = 0,
+                                                .local_blocks = 0};
+
+inline kvtrim::pruning_options random_options(random& r) {
+    kvtrim::pruning_options o = small_options;
+    o.block_tokens = r.between(1, 6);
+    o.segment_tokens = o.block_tokens * r.between(1, 4);
+    o.budget_tokens = o.block_tokens * r.between(1, 7) + r.between(0, o.block_tokens - 1);
+    o.dense_below_tokens = r.chance(0.3) ? r.between(0, 60) : 0;
+    o.dense_layers = r.chance(0.3) ? 1 : 0;
+    o.dense_last_segment = r.chance(0.5);
+    o.sink_blocks = r.chance(0.5) ? r.between(0, o.budget_blocks()) : 0;
+    o.local_blocks = r.chance(0.5) ? r.between(0, o.budget_blocks() - o.sink_blocks) : 0;
+    return o;
+}
+
+inline oracle::reduction to_oracle(kvtrim::group_reduction g) {
+    return g == kvtrim::group_reduction::mean  ? oracle::reduction::mean
+           : g == kvtrim::group_reduction::sum ? oracle::reduction::sum
+                                               : oracle::reduction::maximum;
+}
+
+template <class Estimator, class Allocator>
+oracle::prefill_setup to_oracle(const kvtrim::block_pruner<Estimator, Allocator>& policy) {
+    const auto size = [](index_t x) { return static_cast<std::size_t>(x); };
+    const kvtrim::pruning_options& o = policy.options;
+    oracle::prefill_setup s{.segment = size(o.segment_tokens),
+                            .block = size(o.block_tokens),
+                            .budget_tokens = size(o.budget_tokens),
+                            .dense_below = size(o.dense_below_tokens),
+                            .dense_layers = size(o.dense_layers),
+                            .dense_last = o.dense_last_segment,
+                            .sinks = size(o.sink_blocks),
+                            .locals = size(o.local_blocks),
+                            .corner = std::is_same_v<Estimator, kvtrim::corner_query>,
+                            .scale = static_cast<double>(policy.criticality.scale),
+                            .group = to_oracle(policy.criticality.group),
+                            .previous_weight = policy.fusion.previous_weight,
+                            .first_fused_layer = size(policy.fusion.first_fused_layer)};
+    if constexpr (requires { policy.allocator.safeguard_ratio; }) {
+        s.adaptive = true;
+        s.safeguard_ratio = policy.allocator.safeguard_ratio;
+    }
+    return s;
+}
+
+// Plans with exactly the workspace that the pruner asks for.
+template <class Pruner, class Queries, class Keys, class Executor = kvtrim::serial_executor>
+kvtrim::status plan_in_bytes(const Pruner& policy, const Queries& queries, const Keys& keys,
+                             const kvtrim::prefill_chunk& chunk, kvtrim::layer_fusion& state,
+                             kvtrim::prune_plan& out, Executor ex = {}) {
+    std::vector<std::byte> memory(static_cast<std::size_t>(policy.workspace_bytes(queries, keys, chunk, ex)));
+    kvtrim::workspace scratch(memory);
+    return policy.plan(queries, keys, chunk, state, out, scratch, ex);
+}
+
+// The plan of a whole prompt's first layer.
+template <class Pruner>
+kvtrim::prune_plan plan_prompt(const Pruner& policy, const layer_data& layer) {
+    kvtrim::layer_fusion state;
+    kvtrim::prune_plan plan;
+    const kvtrim::status s = plan_in_bytes(policy, layer.queries(), layer.keys(), {}, state, plan);
+    if (!s.ok()) { throw std::runtime_error(s.what()); }
+    return plan;
 }
 
 } // namespace support

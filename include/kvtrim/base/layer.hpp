@@ -74,6 +74,11 @@ struct layer_inputs {
     // Cached tokens of one KV head; all heads agree unless the cache is ragged.
     [[nodiscard]] constexpr index_t tokens(index_t kv_head) const { return row_count(keys, kv_head); }
     [[nodiscard]] constexpr index_t longest_row() const { return extent(keys, 1); }
+    [[nodiscard]] constexpr index_t shortest_row() const {
+        index_t shortest = longest_row();
+        for (index_t g = 0; g < kv_heads(); ++g) { shortest = tokens(g) < shortest ? tokens(g) : shortest; }
+        return shortest;
+    }
 };
 
 template <class Keys>

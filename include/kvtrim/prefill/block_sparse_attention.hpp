@@ -242,7 +242,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] index_t block_sparse_attention_bytes(const Inputs& in, const prune_plan& plan,
                                                    const attention_options& attention, const Output& out,
                                                    const Executor& ex = {}) {
-    if (in.kv_heads() == 0) { return 0; }
+    if (in.kv_heads() == 0 || extent(in.queries, 0) < in.kv_heads()) { return 0; } // refused
     return detail::with_query_tile([&]<class Tile>() {
         return for_each_item_bytes(ex, plan.rows(),
                                    detail::segment_attention_bytes<Tile>(in, attention, out));
@@ -279,7 +279,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
         return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
     }
     const segment_grid& grid = plan.grid();
-    if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.longest_row() < grid.end_token) {
+    if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.shortest_row() < grid.end_token) {
         return {errc::plan_mismatch, "the prune plan was made for other queries or another cache"};
     }
     if (queries == 0) { return {}; }

@@ -63,6 +63,8 @@ class layer_fusion {
         }
     }
 
+    // Whether the open layer is mixed with the one before.
+    [[nodiscard]] bool is_mixing() const { return weight_ > 0; }
     [[nodiscard]] index_t bytes() const { return static_cast<index_t>(fused_.size() * sizeof(float)); }
 
   private:

@@ -62,7 +62,7 @@ class block_pruner {
             if (!s.ok()) { return s; }
         }
         return valid_pruning(options, chunk, extent(queries, 0), extent(queries, 1), extent(keys, 0),
-                             extent(keys, 1));
+                             layer(keys).shortest_row());
     }
 
     // Bytes of workspace that plan() needs with this executor; 0 for inputs it refuses.
@@ -233,7 +233,11 @@ class block_pruner {
             std::copy_n(p.logits.data() + (s - first) * blocks, allowed, row.begin());
             if (!needs_probabilities()) { continue; }
             kernels::softmax(row.data(), static_cast<index_t>(allowed));
-            if (fusion.is_on()) { state.fuse(kv_head, s, row); }
+            if (!fusion.is_on()) { continue; }
+            state.fuse(kv_head, s, row);
+            if (Allocator::is_uniform && !state.is_mixing()) { // logits rank where probabilities are 0
+                std::copy_n(p.logits.data() + (s - first) * blocks, allowed, row.begin());
+            }
         }
     }
 

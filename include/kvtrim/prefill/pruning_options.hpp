@@ -40,18 +40,34 @@ struct prefill_chunk {
     return {options.segment_tokens, options.block_tokens, chunk.first_token, chunk.first_token + queries};
 }
 
+namespace detail {
+
+// Of counts that are not negative; at most the largest one.
+[[nodiscard]] constexpr index_t saturated_sum(index_t a, index_t b) {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    return a > most - b ? most : a + b;
+}
+[[nodiscard]] constexpr index_t saturated_product(index_t a, index_t b) {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    return b > 0 && a > most / b ? most : a * b;
+}
+
+} // namespace detail
+
 // Bad input: queries [q_heads, queries, ...] over keys [kv_heads, cached_tokens, ...].
-// Returns invalid_parameter, heads_not_divisible, budget_zero (a budget below one block; needed: tokens),
-// budget_below_protection (needed: tokens) or index_overflow (needed: blocks).
+// Returns invalid_parameter (needed, where the cache is too short: its rows), heads_not_divisible, budget_zero (a budget
+// below one block; needed: tokens), budget_below_protection (needed: tokens) or index_overflow (needed: tokens or
+// blocks).
 [[nodiscard]] inline status valid_pruning(const pruning_options& options, const prefill_chunk& chunk,
                                           index_t q_heads, index_t queries, index_t kv_heads,
                                           index_t cached_tokens) {
-    if (chunk.layer < 0 || options.dense_layers < 0 || options.dense_below_tokens < 0 ||
-        options.sink_blocks < 0 || options.local_blocks < 0) {
-        return {errc::invalid_parameter, "prefill: layers, thresholds and block counts must not be negative"};
+    if (chunk.layer < 0 || chunk.first_token < 0 || options.dense_layers < 0 ||
+        options.dense_below_tokens < 0 || options.sink_blocks < 0 || options.local_blocks < 0) {
+        return {errc::invalid_parameter, "prefill: layers, tokens and block counts must not be negative"};
     }
-    if (chunk.first_token < 0 || cached_tokens - queries < chunk.first_token) {
-        return {errc::invalid_parameter, "prefill: the cache must hold the chunk's own keys", queries};
+    if (cached_tokens - queries < chunk.first_token) {
+        return {errc::invalid_parameter, "prefill: the cache must hold the chunk's own keys",
+                detail::saturated_sum(chunk.first_token, queries)};
     }
     const segment_grid grid = grid_of(options, chunk, queries);
     if (const status s = grid.validate(); !s.ok()) { return s; }
@@ -60,13 +76,18 @@ struct prefill_chunk {
     }
     if (options.budget_blocks() - options.sink_blocks < options.local_blocks) {
         return {errc::budget_below_protection, "prefill: sink and local blocks alone exceed the budget",
-                (options.sink_blocks + options.local_blocks) * options.block_tokens};
+                detail::saturated_product(detail::saturated_sum(options.sink_blocks, options.local_blocks),
+                                          options.block_tokens)};
     }
     if (kv_heads == 0 || q_heads == 0 || q_heads % kv_heads != 0) {
         return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
     }
-    const index_t most = kv_heads * grid.allowed_before(grid.segments());
-    if (std::max(most, grid.end_token) > std::numeric_limits<prune_plan::table_index>::max()) {
+    // With fewer tokens than this the blocks of one head can be counted in 64 bits.
+    constexpr index_t limit = std::numeric_limits<prune_plan::table_index>::max();
+    const index_t most = grid.end_token > limit
+                             ? grid.end_token
+                             : detail::saturated_product(grid.allowed_before(grid.segments()), kv_heads);
+    if (most > limit) {
         return {errc::index_overflow, "a prune plan addresses at most 2^31 - 1 tokens and blocks", most};
     }
     return {};
