@@ -9,6 +9,7 @@
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/rope_rerotation.hpp>
 #include <kvtrim/compact/shared_set.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/recent_queries.hpp>

@@ -58,7 +58,7 @@ layer_shape random_shape_of_prompt(support::random& r) {
 
 TEST_CASE("block_sparse_attention: it equals masked attention in double, whatever the plan",
           "[prefill][oracle]") {
-    at_every_cpu_level([] {
+    at_each_cpu_level([] {
         support::random r(801);
         for (int i = 0; i < 60; ++i) {
             const layer_shape shape = random_shape_of_prompt(r);
@@ -83,7 +83,7 @@ TEST_CASE("block_sparse_attention: it equals masked attention in double, whateve
 }
 
 TEST_CASE("block_sparse_attention: a plan of everything is dense causal attention", "[prefill]") {
-    at_every_cpu_level([] {
+    at_each_cpu_level([] {
         const chunk_data data =
             random_chunk({.kv_heads = 2, .group = 4, .tokens = 700, .head_dim = 64}, 0, 802);
         const auto in = data.inputs();
@@ -110,7 +110,7 @@ TEST_CASE("block_sparse_attention: a plan of everything is dense causal attentio
 
 TEST_CASE("block_sparse_attention: chunks whose earlier keys are cached give the rows of the whole prompt",
           "[prefill]") {
-    at_every_cpu_level([] {
+    at_each_cpu_level([] {
         support::random r(803);
         const chunk_data whole =
             random_chunk({.kv_heads = 2, .group = 2, .tokens = 330, .head_dim = 16}, 0, 803);
@@ -149,7 +149,7 @@ TEST_CASE("block_sparse_attention: chunks whose earlier keys are cached give the
 
 TEST_CASE("block_sparse_attention: any layout, element and source of the same numbers gives the same result",
           "[prefill]") {
-    at_every_cpu_level([] {
+    at_each_cpu_level([] {
         support::random r(804);
         const chunk_data data =
             random_chunk({.kv_heads = 2, .group = 3, .tokens = 150, .head_dim = 24, .value_dim = 40}, 0, 804);
@@ -210,7 +210,7 @@ TEST_CASE("block_sparse_attention: it writes where the engine wants it, in the e
 }
 
 TEST_CASE("block_sparse_attention: threads do not change a bit", "[prefill]") {
-    at_every_cpu_level([] {
+    at_each_cpu_level([] {
         support::random r(806);
         const chunk_data data =
             random_chunk({.kv_heads = 3, .group = 2, .tokens = 500, .head_dim = 16}, 0, 806);
@@ -225,7 +225,7 @@ TEST_CASE("block_sparse_attention: broken keys do not spoil the others, and a ro
           "[prefill][odd]") {
     constexpr float nan = std::numeric_limits<float>::quiet_NaN();
     constexpr float infinity = std::numeric_limits<float>::infinity();
-    at_every_cpu_level([&] {
+    at_each_cpu_level([&] {
         chunk_data data =
             random_chunk({.kv_heads = 1, .group = 1, .tokens = 40, .head_dim = 8, .value_dim = 8}, 0, 807);
         prune_plan dense;
@@ -247,7 +247,7 @@ TEST_CASE("block_sparse_attention: broken keys do not spoil the others, and a ro
 }
 
 TEST_CASE("block_sparse_attention: extreme logits stay defined", "[prefill][odd]") {
-    at_every_cpu_level([] {
+    at_each_cpu_level([] {
         chunk_data data =
             random_chunk({.kv_heads = 1, .group = 2, .tokens = 50, .head_dim = 8, .value_dim = 8}, 0, 809);
         for (float& x : data.layer.k) { x *= 65504.0f; } // the largest f16

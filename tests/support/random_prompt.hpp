@@ -6,8 +6,8 @@
 // attention over such a plan is.
 
 #include "support/checks.hpp"
+#include "support/cpu_levels.hpp"
 
-#include <kvtrim/kernels/cpu.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 
 namespace support {
@@ -123,20 +123,6 @@ double distance(const View& got, const oracle::tensor& expected) {
         }
     }
     return largest;
-}
-
-// Runs fn once at every CPU level of this machine.
-template <class Fn>
-void at_every_cpu_level(Fn&& fn) {
-    struct restored {
-        kvtrim::cpu_level level = kvtrim::active_cpu_level();
-        ~restored() { kvtrim::set_cpu_level(level); }
-    } before;
-    for (const auto level : {kvtrim::cpu_level::portable, kvtrim::cpu_level::avx512}) {
-        if (kvtrim::set_cpu_level(level) != level) { continue; }
-        INFO("CPU level " << kvtrim::name_of(level));
-        fn();
-    }
 }
 
 } // namespace support
