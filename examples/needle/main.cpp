@@ -57,9 +57,10 @@ void fill_in(options& chosen) {
         chosen.policies = chosen.full
                               ? policy_names()
                               : std::vector<std::string>{
-                                    "snapkv",      "ada_snapkv",    "criticalkv",        "ada_criticalkv",
-                                    "defensivekv", "consensuskv",   "layer_defensivekv", "tova",
-                                    "h2o",         "streaming_llm", "key_diff",          "random"};
+                                    "snapkv",         "ada_snapkv",  "criticalkv",    "criticalkv_gram",
+                                    "ada_criticalkv", "defensivekv", "consensuskv",   "layer_defensivekv",
+                                    "tova",           "h2o",         "streaming_llm", "key_diff",
+                                    "random"};
     }
     if (chosen.tasks.empty()) {
         chosen.tasks =
@@ -233,7 +234,7 @@ int run(const options& chosen) {
 void add_options(CLI::App& app, options& chosen) {
     const std::vector<std::string> tasks{task_names.begin(), task_names.end()};
     app.add_flag("--full", chosen.full, "all tasks, 1024 tokens and 64 samples where not chosen otherwise");
-    app.add_option("--policies", chosen.policies, "policies to compare; default twelve of them")
+    app.add_option("--policies", chosen.policies, "policies to compare; default thirteen of them")
         ->delimiter(',')
         ->check(CLI::IsMember(policy_names()));
     app.add_option("--tasks", chosen.tasks, "tasks; default multikey, multiquery, multivalue")
