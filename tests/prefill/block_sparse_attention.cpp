@@ -3,337 +3,480 @@
 
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 
-#include "support/random_prompt.hpp"
+#include "base/own_views.hpp"
+#include "support/cpu_levels.hpp"
+#include "support/prefill.hpp"
+
+#include <limits>
+#include <string>
+#include <vector>
 
 using namespace kvtrim;
 using namespace support;
 
 namespace {
 
-struct output {
-    std::vector<float> out, log_sum_exp;
-    index_t heads, rows, columns;
+constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
+constexpr float infinity = std::numeric_limits<float>::infinity();
+constexpr float untouched = -7.5f; // exact in every element
 
-    template <class Inputs>
-    explicit output(const Inputs& in)
-        : heads(extent(in.queries, 0)), rows(extent(in.queries, 1)), columns(extent(in.values, 2)) {
-        out.assign(static_cast<std::size_t>(heads * rows * columns), -777.0f);
-        log_sum_exp.assign(static_cast<std::size_t>(heads * rows), -777.0f);
-    }
-    [[nodiscard]] strided<float, 3> get() { return {out.data(), {heads, rows, columns}}; }
-    [[nodiscard]] bool is_untouched() const {
-        return std::all_of(out.begin(), out.end(), [](float x) { return x == -777.0f; }) &&
-               std::all_of(log_sum_exp.begin(), log_sum_exp.end(), [](float x) { return x == -777.0f; });
+template <class T>
+strided<T, 3> writable(stored<T>& s) {
+    return {s.elements.data() + s.origin, s.extents, s.strides};
+}
+
+// An output in any order, filled with a mark.
+template <class T>
+stored<T> output_for(const layer_data& layer, index_t queries, layout order) {
+    const index_t dim = layer.shape.value_dim;
+    const std::vector<float> nothing = zeros(layer.shape.q_heads() * queries * dim);
+    stored<T> s = store<T>(view(nothing.data(), {layer.shape.q_heads(), queries, dim}), order);
+    std::fill(s.elements.begin(), s.elements.end(), element_traits<T>::from_float(untouched));
+    return s;
+}
+
+template <class T>
+index_t marks(const stored<T>& s) {
+    return std::count_if(s.elements.begin(), s.elements.end(),
+                         [](const T& x) { return to_float(x) == untouched; });
+}
+
+// A prompt whose values are at most 1, cut at a chunk's first token.
+struct prompt_case {
+    layer_data layer;
+    segment_grid grid;
+
+    [[nodiscard]] view queries() const { return rows_of(layer.queries(), grid.first_token, grid.end_token); }
+    [[nodiscard]] auto inputs() const {
+        return kvtrim::layer(layer.keys(), layer.values()).with_queries(queries());
     }
 };
 
-template <class Inputs, class Executor = serial_executor>
-output attend(const Inputs& in, const prune_plan& plan, const attention_options& options = {},
-              Executor ex = {}) {
-    output o(in);
-    growing_workspace memory;
-    const status s = block_sparse_attention(in, plan, options, o.get(), o.log_sum_exp, memory, ex);
-    INFO(s.what());
-    REQUIRE(s.ok());
+prompt_case make_case(const layer_shape& shape, const segment_grid& grid, std::uint64_t seed) {
+    prompt_case c{random_prompt(shape, seed), grid};
+    float largest = 1e-6f;
+    for (const float x : c.layer.v) { largest = std::max(largest, std::abs(x)); }
+    for (float& x : c.layer.v) { x /= largest; }
+    return c;
+}
+
+prompt_case random_case(support::random& r) {
+    segment_grid grid;
+    grid.block_tokens = r.one_of({1, 7, 16, 32, 5});
+    grid.segment_tokens = grid.block_tokens * r.between(1, grid.block_tokens > 10 ? 4 : 12);
+    const index_t tokens = r.between(1, 200);
+    grid.first_token =
+        r.chance(0.5) ? 0 : r.between(0, (tokens - 1) / grid.segment_tokens) * grid.segment_tokens;
+    grid.end_token = tokens;
+    const layer_shape shape{.kv_heads = r.between(1, 2),
+                            .group = r.between(1, 5),
+                            .tokens = tokens + (r.chance(0.3) ? r.between(1, 20) : 0), // cached for later
+                            .head_dim = r.one_of({4, 8, 16, 33, 64}),
+                            .value_dim = r.one_of({3, 8, 16, 40, 64})};
+    return make_case(shape, grid, r.bits());
+}
+
+attention_options random_attention_options(support::random& r, const prompt_case& c,
+                                           std::vector<float>& sinks) {
+    attention_options o;
+    o.scale = r.chance(0.3) ? static_cast<float>(0.05 + 0.3 * r.uniform()) : 0.0f;
+    o.soft_cap = r.chance(0.3) ? static_cast<float>(1 + 30 * r.uniform()) : 0.0f;
+    o.sliding_window = r.chance(0.3) ? r.between(1, c.grid.end_token + 5) : 0;
+    sinks.clear();
+    for (index_t h = 0; h < c.layer.shape.q_heads() && r.chance(0.98); ++h) {
+        sinks.push_back(static_cast<float>(2 * r.normal()));
+    }
+    if (static_cast<index_t>(sinks.size()) != c.layer.shape.q_heads() || r.chance(0.6)) { sinks.clear(); }
+    o.sink_logits = sinks;
     return o;
 }
 
-void check_against_oracle(output& got, const attention_result& expected, double tolerance) {
-    CHECK(distance(got.get(), expected.out) <= tolerance);
-    oracle::row sums;
-    for (const auto& row : expected.log_sum_exp) { sums.insert(sums.end(), row.begin(), row.end()); }
-    CHECK(difference(got.log_sum_exp, sums, 1e-5, 1e-4) == "");
+using expected_rows = std::vector<std::vector<oracle::attended_row>>;
+
+template <class Inputs>
+expected_rows expected_of(const Inputs& in, const prune_plan& plan, const attention_options& o) {
+    const segment_grid& grid = plan.grid();
+    return oracle::block_sparse_attention(to_oracle(in.queries), to_oracle(in.keys), to_oracle(in.values),
+                                          rows_of(plan), static_cast<std::size_t>(grid.segment_tokens),
+                                          static_cast<std::size_t>(grid.block_tokens),
+                                          static_cast<std::size_t>(grid.first_token),
+                                          to_oracle(eviction_request{.budget = {}, .attention = o}));
 }
 
-layer_shape random_shape_of_prompt(support::random& r) {
-    return {.kv_heads = r.between(1, 3),
-            .group = r.between(1, 5),
-            .tokens = r.between(1, 300),
-            .head_dim = r.one_of({4, 16, 33, 64}),
-            .value_dim = r.one_of({8, 20, 64}),
-            .hidden = 1};
+// An empty text, or the first difference.
+template <class T>
+std::string compare(const stored<T>& out, std::span<const float> lse, const expected_rows& expected,
+                    double tolerance, double absolute) {
+    for (std::size_t h = 0; h < expected.size(); ++h) {
+        for (std::size_t i = 0; i < expected[h].size(); ++i) {
+            std::vector<float> row;
+            for (index_t d = 0; d < out.extents[2]; ++d) {
+                row.push_back(to_float(out.get()(static_cast<index_t>(h), static_cast<index_t>(i), d)));
+            }
+            const std::string at = "head " + std::to_string(h) + ", query " + std::to_string(i) + ", ";
+            if (const auto text = difference(row, expected[h][i].out, tolerance, absolute); !text.empty()) {
+                return at + text;
+            }
+            if (lse.empty()) { continue; }
+            const float got = lse[h * expected[h].size() + i];
+            if (static_cast<double>(got) == expected[h][i].log_sum_exp) { continue; }
+            const auto text = difference({&got, 1}, {expected[h][i].log_sum_exp}, 2e-5, 2e-5);
+            if (!text.empty()) { return at + "log-sum-exp, " + text; }
+        }
+    }
+    return {};
+}
+
+// Attends with exactly the workspace that is asked for, and compares.
+template <class T = float, class Inputs, class Executor = serial_executor>
+std::string checked(const prompt_case& c, const Inputs& in, const prune_plan& plan,
+                    const attention_options& o, layout order, bool with_lse = true, Executor ex = {}) {
+    const index_t queries = c.grid.tokens();
+    stored<T> out = output_for<T>(c.layer, queries, order);
+    std::vector<float> lse = zeros(with_lse ? c.layer.shape.q_heads() * queries : 0);
+    std::vector<std::byte> memory(
+        static_cast<std::size_t>(block_sparse_attention_bytes(in, plan, o, writable(out), ex)));
+    workspace scratch(memory);
+    const status s = block_sparse_attention(in, plan, o, writable(out), lse, scratch, ex);
+    if (!s.ok()) { return s.what(); }
+    const index_t written = c.layer.shape.q_heads() * queries * c.layer.shape.value_dim;
+    const auto all = static_cast<index_t>(out.elements.size());
+    if (marks(out) != all - written) { return "what lies between the rows was written, or a row was not"; }
+    const bool wide = sizeof(T) == 4;
+    return compare(out, lse, expected_of(in, plan, o), wide ? 0 : 1e-2, wide ? 1e-5 : 1e-4);
 }
 
 } // namespace
 
-TEST_CASE("block_sparse_attention: it equals masked attention in double, whatever the plan",
-          "[prefill][oracle]") {
-    at_each_cpu_level([] {
-        support::random r(801);
-        for (int i = 0; i < 60; ++i) {
-            const layer_shape shape = random_shape_of_prompt(r);
-            const index_t block = r.one_of({1, 7, 16, 32, 64, 128});
-            const index_t segment = block * r.between(1, 4);
-            const index_t first = r.chance(0.5) ? 0 : r.between(0, (shape.tokens - 1) / segment) * segment;
-            const chunk_data data = random_chunk(shape, first, 8010 + static_cast<std::uint64_t>(i));
-            const auto in = data.inputs();
-            const prune_plan plan =
-                random_prune_plan(r, data.grid(segment, block), shape.kv_heads, r.uniform());
-            attention_options options{.scale = r.chance(0.3) ? 0.3f : 0.0f,
-                                      .soft_cap = r.chance(0.3) ? 5.0f : 0.0f,
-                                      .sliding_window = r.chance(0.3) ? r.between(1, shape.tokens) : 0};
-            std::vector<float> sinks;
-            for (index_t h = 0; h < shape.q_heads(); ++h) { sinks.push_back(static_cast<float>(r.normal())); }
-            if (r.chance(0.3)) { options.sink_logits = sinks; }
-            CAPTURE(i, shape.tokens, first, segment, block, options.sliding_window, options.soft_cap);
-            output got = attend(in, plan, options);
-            check_against_oracle(got, attention_over(in, plan, options), 2e-5);
+TEST_CASE("block_sparse_attention: random plans, shapes and options equal the oracle within 1e-5",
+          "[prefill]") {
+    support::random r(131);
+    for (int n = 0; n < 40; ++n) {
+        const prompt_case c = random_case(r);
+        const prune_plan plan = random_plan(c.grid, c.layer.shape.kv_heads, r);
+        std::vector<float> sinks;
+        const attention_options o = random_attention_options(r, c, sinks);
+        const bool with_lse = r.chance(0.7);
+        CAPTURE(n, c.grid.segment_tokens, c.grid.block_tokens, c.grid.first_token, c.grid.end_token,
+                c.layer.shape.group, c.layer.shape.head_dim, c.layer.shape.value_dim, o.sliding_window,
+                o.soft_cap);
+        at_each_cpu_level(
+            [&] { CHECK(checked(c, c.inputs(), plan, o, layout::head_major, with_lse) == ""); });
+    }
+}
+
+TEST_CASE("block_sparse_attention: every block and segment size, over borders of tiles and passes",
+          "[prefill]") {
+    support::random r(132);
+    for (const index_t block : {1, 7, 16, 32, 64, 128}) {
+        for (const index_t blocks_per_segment : {1, 2, 3}) {
+            const index_t segment = block * blocks_per_segment;
+            const index_t tokens = 2 * segment + r.between(1, segment);
+            segment_grid grid{.segment_tokens = segment, .block_tokens = block, .end_token = tokens};
+            if (r.chance(0.5)) { grid.first_token = segment; }
+            const prompt_case c = make_case(
+                {.kv_heads = 1, .group = 2, .tokens = tokens, .head_dim = 8, .value_dim = 4}, grid, r.bits());
+            const prune_plan plan = random_plan(grid, 1, r);
+            CAPTURE(block, segment, tokens);
+            at_each_cpu_level([&] { CHECK(checked(c, c.inputs(), plan, {}, layout::head_major) == ""); });
         }
-    });
+    }
+}
+
+TEST_CASE("block_sparse_attention: a segment of several passes, and groups larger than a tile", "[prefill]") {
+    support::random r(133);
+    // 1024 query rows are a pass: 1100 queries of one head, 300 of 5 heads, 70 of 40 heads.
+    const struct { index_t group, segment, tokens; } shapes[]{{1, 1104, 1150}, {5, 304, 350}, {40, 40, 75}};
+    for (const auto& s : shapes) {
+        const segment_grid grid{.segment_tokens = s.segment, .block_tokens = 8, .end_token = s.tokens};
+        const prompt_case c =
+            make_case({.kv_heads = 1, .group = s.group, .tokens = s.tokens, .head_dim = 4, .value_dim = 2},
+                      grid, r.bits());
+        const prune_plan plan = random_plan(grid, 1, r);
+        CAPTURE(s.group);
+        at_each_cpu_level([&] { CHECK(checked(c, c.inputs(), plan, {}, layout::head_major) == ""); });
+    }
 }
 
 TEST_CASE("block_sparse_attention: a plan of everything is dense causal attention", "[prefill]") {
-    at_each_cpu_level([] {
-        const chunk_data data =
-            random_chunk({.kv_heads = 2, .group = 4, .tokens = 700, .head_dim = 64}, 0, 802);
-        const auto in = data.inputs();
-        prune_plan dense;
-        REQUIRE(plan_dense(data.grid(128, 32), 2, dense).ok());
-        const oracle::tensor a = oracle::attention(to_oracle(in.queries), to_oracle(in.keys), {});
-        oracle::tensor expected;
-        for (std::size_t h = 0; h < a.size(); ++h) {
-            expected.emplace_back();
-            const oracle::tensor values = to_oracle(in.values);
-            for (const auto& weights : a[h]) {
-                expected.back().push_back(oracle::times(weights, values[h / 4]));
-            }
-        }
-        output got = attend(in, dense);
-        CHECK(distance(got.get(), expected) <= 1e-5);
-        // The division into segments and blocks is of no consequence beyond rounding.
-        prune_plan other;
-        REQUIRE(plan_dense(data.grid(64, 8), 2, other).ok());
-        output again = attend(in, other);
-        CHECK(distance(again.get(), expected) <= 1e-5);
-    });
-}
-
-TEST_CASE("block_sparse_attention: chunks whose earlier keys are cached give the rows of the whole prompt",
-          "[prefill]") {
-    at_each_cpu_level([] {
-        support::random r(803);
-        const chunk_data whole =
-            random_chunk({.kv_heads = 2, .group = 2, .tokens = 330, .head_dim = 16}, 0, 803);
-        const prune_plan plan = random_prune_plan(r, whole.grid(64, 16), 2, 0.4);
-        output expected = attend(whole.inputs(), plan);
-        for (const index_t first : {64, 192, 320}) {
-            const index_t end = std::min<index_t>(first + 128, 330);
-            const view all = whole.layer.queries();
-            const view queries(all.data_handle() + first * 16, {4, end - first, 16}, {330 * 16, 16, 1});
-            prune_plan part;
-            const segment_grid grid{64, 16, first, end};
-            std::vector<index_t> counts;
-            for (index_t g = 0; g < 2; ++g) {
-                for (index_t s = 0; s < grid.segments(); ++s) {
-                    counts.push_back(std::ssize(plan.row(g, first / 64 + s)));
-                }
-            }
-            REQUIRE(part.reset(grid, 2, counts).ok());
-            for (index_t g = 0; g < 2; ++g) {
-                for (index_t s = 0; s < grid.segments(); ++s) {
-                    const auto row = plan.row(g, first / 64 + s);
-                    std::copy(row.begin(), row.end(), part.writable_row(g, s).begin());
-                }
-            }
-            output got = attend(layer(whole.layer.keys(), whole.layer.values()).with_queries(queries), part);
-            for (index_t h = 0; h < 4; ++h) {
-                for (index_t i = first; i < end; ++i) {
-                    for (index_t d = 0; d < 16; ++d) {
-                        CHECK(got.get()(h, i - first, d) == expected.get()(h, i, d));
-                    }
+    support::random r(134);
+    for (int n = 0; n < 6; ++n) {
+        const prompt_case c = random_case(r);
+        prune_plan plan;
+        REQUIRE(plan_dense(c.grid, c.layer.shape.kv_heads, plan).ok());
+        stored<float> out = output_for<float>(c.layer, c.grid.tokens(), layout::head_major);
+        growing_workspace memory;
+        REQUIRE(block_sparse_attention(c.inputs(), plan, {}, writable(out), {}, memory).ok());
+        // Dense attention of the oracle, which knows no plan; its cache ends with the chunk.
+        const auto keys = to_oracle(rows_of(c.layer.keys(), 0, c.grid.end_token));
+        const auto values = to_oracle(c.layer.values());
+        const auto weights = oracle::attention(to_oracle(c.queries()), keys, {});
+        double worst = 0;
+        for (std::size_t h = 0; h < weights.size(); ++h) {
+            for (std::size_t i = 0; i < weights[h].size(); ++i) {
+                const oracle::row expected =
+                    oracle::times(weights[h][i], values[h / static_cast<std::size_t>(c.layer.shape.group)]);
+                for (std::size_t d = 0; d < expected.size(); ++d) {
+                    const float got =
+                        out.get()(static_cast<index_t>(h), static_cast<index_t>(i), static_cast<index_t>(d));
+                    worst = std::max(worst, std::abs(static_cast<double>(got) - expected[d]));
                 }
             }
         }
-    });
-}
-
-TEST_CASE("block_sparse_attention: any layout, element and source of the same numbers gives the same result",
-          "[prefill]") {
-    at_each_cpu_level([] {
-        support::random r(804);
-        const chunk_data data =
-            random_chunk({.kv_heads = 2, .group = 3, .tokens = 150, .head_dim = 24, .value_dim = 40}, 0, 804);
-        const auto in = data.inputs();
-        const prune_plan plan = random_prune_plan(r, data.grid(32, 16), 2, 0.5);
-        output expected = attend(in, plan);
-        for (const auto order : {layout::token_major, layout::transposed, layout::reversed, layout::gapped}) {
-            const auto k = store(in.keys, order), v = store(in.values, order), q = store(in.queries, order);
-            const output got = attend(layer(k.get(), v.get()).with_queries(q.get()), plan);
-            CHECK(got.out == expected.out);
-            CHECK(got.log_sum_exp == expected.log_sum_exp);
-        }
-        const output generic = attend(
-            layer(generic_view{in.keys}, generic_view{in.values}).with_queries(generic_view{in.queries}),
-            plan);
-        CHECK(generic.out == expected.out);
-        const output decoded = attend(layer(decoding_source(in.keys), decoding_source(in.values))
-                                          .with_queries(decoding_source(in.queries)),
-                                      plan);
-        CHECK(decoded.out == expected.out);
-        const auto check_element = [&]<class T>(T) {
-            const auto k = store<T>(in.keys, layout::head_major), v = store<T>(in.values, layout::head_major),
-                       q = store<T>(in.queries, layout::head_major);
-            const auto halves = layer(k.get(), v.get()).with_queries(q.get());
-            output got = attend(halves, plan);
-            check_against_oracle(got, attention_over(halves, plan, {}), 2e-5); // of the same rounded numbers
-        };
-        check_element(f16{});
-        check_element(bf16{});
-        check_element(double{});
-    });
-}
-
-TEST_CASE("block_sparse_attention: it writes where the engine wants it, in the engine's element",
-          "[prefill]") {
-    support::random r(805);
-    const chunk_data data =
-        random_chunk({.kv_heads = 2, .group = 2, .tokens = 70, .head_dim = 16, .value_dim = 16}, 0, 805);
-    const auto in = data.inputs();
-    const prune_plan plan = random_prune_plan(r, data.grid(32, 16), 2, 0.5);
-    output expected = attend(in, plan);
-    growing_workspace memory;
-    std::vector<bf16> token_major(70 * 4 * 16);
-    const strided<bf16, 3> heads(token_major.data(), {4, 70, 16}, {16, 64, 1});
-    REQUIRE(block_sparse_attention(in, plan, {}, heads, {}, memory).ok());
-    std::vector<float> channels_outside(70 * 4 * 16);
-    const strided<float, 3> transposed(channels_outside.data(), {4, 70, 16}, {70 * 16, 1, 70});
-    REQUIRE(block_sparse_attention(in, plan, {}, transposed, {}, memory).ok());
-    for (index_t h = 0; h < 4; ++h) {
-        for (index_t i = 0; i < 70; ++i) {
-            for (index_t d = 0; d < 16; ++d) {
-                const float x = expected.get()(h, i, d);
-                CHECK(transposed(h, i, d) == x);
-                CHECK(heads(h, i, d).bits == element_traits<bf16>::from_float(x).bits);
-            }
-        }
+        CHECK(worst <= 1e-5);
     }
 }
 
-TEST_CASE("block_sparse_attention: threads do not change a bit", "[prefill]") {
-    at_each_cpu_level([] {
-        support::random r(806);
-        const chunk_data data =
-            random_chunk({.kv_heads = 3, .group = 2, .tokens = 500, .head_dim = 16}, 0, 806);
-        const prune_plan plan = random_prune_plan(r, data.grid(64, 16), 3, 0.3);
-        const output expected = attend(data.inputs(), plan);
-        CHECK(attend(data.inputs(), plan, {}, thread_executor{4}).out == expected.out);
-        CHECK(attend(data.inputs(), plan, {}, shuffling_executor{7}).out == expected.out);
-    });
+TEST_CASE("block_sparse_attention: inputs and outputs in any order, decoded ones and 16 bits", "[prefill]") {
+    support::random r(135);
+    for (int n = 0; n < 4; ++n) {
+        const prompt_case c = random_case(r);
+        const prune_plan plan = random_plan(c.grid, c.layer.shape.kv_heads, r);
+        const view k = c.layer.keys(), v = c.layer.values(), q = c.queries();
+        constexpr layout orders[]{layout::head_major, layout::token_major, layout::transposed,
+                                  layout::reversed, layout::gapped};
+        at_each_cpu_level([&] {
+            for (const layout order : orders) {
+                const auto random_order = [&] { return r.one_of(orders); };
+                CAPTURE(n, static_cast<int>(order));
+                {
+                    const auto sk = store(k, order), sv = store(v, random_order()),
+                               sq = store(q, random_order());
+                    const auto in = kvtrim::layer(sk.get(), sv.get()).with_queries(sq.get());
+                    CHECK(checked(c, in, plan, {}, order) == "");
+                    CHECK(checked<bf16>(c, in, plan, {}, order) == "");
+                }
+                {
+                    const auto sk = store<bf16>(k, order), sv = store<bf16>(v, random_order()),
+                               sq = store<bf16>(q, random_order());
+                    const auto in = kvtrim::layer(sk.get(), sv.get()).with_queries(sq.get());
+                    CHECK(checked<bf16>(c, in, plan, {}, order) == "");
+                    CHECK(checked(c, in, plan, {}, order) == "");
+                }
+                {
+                    const auto sk = store<f16>(k, random_order()), sv = store<f16>(v, order),
+                               sq = store<f16>(q, order);
+                    const auto in = kvtrim::layer(sk.get(), sv.get()).with_queries(sq.get());
+                    CHECK(checked<f16>(c, in, plan, {}, random_order()) == "");
+                }
+            }
+            CHECK(checked(c, kvtrim::layer(decoding_source(k), generic_view{v}).with_queries(generic_view{q}),
+                          plan, {}, layout::head_major) == "");
+            CHECK(
+                checked(c,
+                        kvtrim::layer(own::quantised(k), decoding_source(v)).with_queries(decoding_source(q)),
+                        plan, {}, layout::token_major) == "");
+        });
+    }
 }
 
-TEST_CASE("block_sparse_attention: broken keys do not spoil the others, and a row that sees nothing is zero",
-          "[prefill][odd]") {
-    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-    constexpr float infinity = std::numeric_limits<float>::infinity();
-    at_each_cpu_level([&] {
-        chunk_data data =
-            random_chunk({.kv_heads = 1, .group = 1, .tokens = 40, .head_dim = 8, .value_dim = 8}, 0, 807);
-        prune_plan dense;
-        REQUIRE(plan_dense(data.grid(16, 16), 1, dense).ok());
-        data.layer.key(0, 3)[2] = nan; // counts as masked
-        output with_nan = attend(data.inputs(), dense);
-        for (const float x : with_nan.out) { CHECK(std::isfinite(x)); }
-        for (index_t t = 0; t < 40; ++t) { std::fill_n(data.layer.key(0, t), 8, nan); }
-        output all_masked = attend(data.inputs(), dense);
-        CHECK(all_masked.out == std::vector<float>(40 * 8, 0.0f));
-        CHECK(all_masked.log_sum_exp == std::vector<float>(40, -infinity));
-        // One infinite logit takes all the attention.
-        data = random_chunk({.kv_heads = 1, .group = 1, .tokens = 40, .head_dim = 8, .value_dim = 8}, 0, 808);
-        for (float& x : data.layer.q) { x = 1; }
-        std::fill_n(data.layer.key(0, 5), 8, infinity);
-        output taken = attend(data.inputs(), dense);
-        for (index_t d = 0; d < 8; ++d) { CHECK(taken.get()(0, 39, d) == Approx(data.layer.value(0, 5)[d])); }
-    });
+TEST_CASE("block_sparse_attention: executors and what else the cache holds do not change a bit",
+          "[prefill]") {
+    support::random r(136);
+    for (int n = 0; n < 4; ++n) {
+        prompt_case c = random_case(r);
+        const prune_plan plan = random_plan(c.grid, c.layer.shape.kv_heads, r);
+        at_each_cpu_level([&] {
+            const auto run = [&](const prompt_case& of, auto ex) {
+                stored<float> out = output_for<float>(of.layer, of.grid.tokens(), layout::token_major);
+                std::vector<float> lse = zeros(of.layer.shape.q_heads() * of.grid.tokens());
+                growing_workspace memory;
+                REQUIRE(block_sparse_attention(of.inputs(), plan, {}, writable(out), lse, memory, ex).ok());
+                out.elements.insert(out.elements.end(), lse.begin(), lse.end());
+                return out.elements;
+            };
+            const std::vector<float> expected = run(c, serial_executor{});
+            CHECK(run(c, thread_executor{3}) == expected);
+            CHECK(run(c, shuffling_executor{5}) == expected);
+            prompt_case other = c;
+            const layer_shape& s = c.layer.shape;
+            for (index_t g = 0; g < s.kv_heads; ++g) {
+                for (index_t t = c.grid.end_token; t < s.tokens; ++t) {
+                    std::fill_n(other.layer.key(g, t), s.head_dim, not_a_number);
+                    std::fill_n(other.layer.value(g, t), s.value_dim, not_a_number);
+                }
+            }
+            CHECK(run(other, serial_executor{}) == expected);
+        });
+    }
 }
 
-TEST_CASE("block_sparse_attention: extreme logits stay defined", "[prefill][odd]") {
-    at_each_cpu_level([] {
-        chunk_data data =
-            random_chunk({.kv_heads = 1, .group = 2, .tokens = 50, .head_dim = 8, .value_dim = 8}, 0, 809);
-        for (float& x : data.layer.k) { x *= 65504.0f; } // the largest f16
-        prune_plan dense;
-        REQUIRE(plan_dense(data.grid(16, 8), 1, dense).ok());
-        const output got = attend(data.inputs(), dense);
-        for (const float x : got.out) { CHECK(std::isfinite(x)); }
-    });
+TEST_CASE("block_sparse_attention: blocks that are not planned are not read", "[prefill]") {
+    support::random r(137);
+    const segment_grid grid{.segment_tokens = 16, .block_tokens = 4, .first_token = 32, .end_token = 60};
+    prompt_case c =
+        make_case({.kv_heads = 2, .group = 2, .tokens = 60, .head_dim = 8, .value_dim = 8}, grid, 1);
+    const oracle::plan_rows rows{{{0, 3, 7}, {2, 8}}, {{}, {1, 2, 11}}};
+    for (const auto& [head, unplanned] : {std::pair{0, std::vector<index_t>{1, 4, 5, 6}},
+                                          std::pair{1, std::vector<index_t>{0, 3, 4, 5, 6, 7}}}) {
+        for (const index_t b : unplanned) {
+            std::fill_n(c.layer.key(head, 4 * b), 32, not_a_number);
+            std::fill_n(c.layer.value(head, 4 * b), 32, not_a_number);
+        }
+    }
+    const prune_plan plan = plan_of(grid, rows);
+    at_each_cpu_level([&] { CHECK(checked(c, c.inputs(), plan, {}, layout::head_major) == ""); });
 }
 
-TEST_CASE("block_sparse_attention: bad input is answered, broken contracts are named, nothing is written",
-          "[prefill][errors]") {
-    const chunk_data data =
-        random_chunk({.kv_heads = 2, .group = 2, .tokens = 64, .head_dim = 8, .value_dim = 8}, 0, 810);
-    const auto in = data.inputs();
+TEST_CASE("block_sparse_attention: broken keys count for nothing, broken queries see nothing", "[prefill]") {
+    const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 8, .end_token = 30};
+    for (const float odd : {not_a_number, infinity, -infinity, 3e38f}) {
+        prompt_case c =
+            make_case({.kv_heads = 1, .group = 2, .tokens = 30, .head_dim = 8, .value_dim = 8}, grid, 2);
+        for (auto* values : {&c.layer.q, &c.layer.k}) {
+            for (float& x : *values) {
+                x = std::abs(x) + 0.01f;
+            } // infinity times a positive number is no NaN
+        }
+        c.layer.key(0, 5)[2] = odd;
+        c.layer.key(0, 20)[0] = odd;
+        prune_plan plan;
+        REQUIRE(plan_dense(grid, 1, plan).ok());
+        CAPTURE(odd);
+        at_each_cpu_level(
+            [&] { CHECK(checked(c, c.inputs(), plan, {}, layout::head_major, odd < 0) == ""); });
+        c.layer.q[8 * 12 + 3] = not_a_number;
+        at_each_cpu_level(
+            [&] { CHECK(checked(c, c.inputs(), plan, {}, layout::head_major, odd < 0) == ""); });
+    }
+}
+
+TEST_CASE("block_sparse_attention: an empty chunk writes nothing and needs nothing", "[prefill]") {
+    const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 16, .end_token = 16};
+    const prompt_case c =
+        make_case({.kv_heads = 2, .group = 1, .tokens = 16, .head_dim = 4, .value_dim = 4}, grid, 3);
     prune_plan plan;
-    REQUIRE(plan_dense(data.grid(32, 8), 2, plan).ok());
-    output o(in);
-    growing_workspace memory;
-    const auto answer = [&](const auto& inputs, const prune_plan& p, const attention_options& options) {
-        const status s = block_sparse_attention(inputs, p, options, o.get(), o.log_sum_exp, memory);
-        CHECK(o.is_untouched());
+    REQUIRE(plan_dense(grid, 2, plan).ok());
+    workspace none({});
+    CHECK(block_sparse_attention(c.inputs(), plan, {}, strided<float, 3>(nullptr, {2, 0, 4}), {}, none).ok());
+}
+
+TEST_CASE("block_sparse_attention: each refusal has its code and writes nothing", "[prefill]") {
+    const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 30};
+    const prompt_case c =
+        make_case({.kv_heads = 2, .group = 2, .tokens = 30, .head_dim = 4, .value_dim = 4}, grid, 4);
+    prune_plan plan;
+    REQUIRE(plan_dense(grid, 2, plan).ok());
+    stored<float> out = output_for<float>(c.layer, 30, layout::head_major);
+    std::vector<float> lse(120, untouched);
+    const auto answer_of = [&](const auto& in, const prune_plan& p, const attention_options& o) {
+        growing_workspace memory;
+        const status s = block_sparse_attention(in, p, o, writable(out), lse, memory);
+        CHECK(marks(out) == static_cast<index_t>(out.elements.size()));
+        CHECK(std::count(lse.begin(), lse.end(), untouched) == 120);
         return s.code();
     };
-    constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-    CHECK(answer(in, plan, {.scale = -1}) == errc::invalid_parameter);
-    CHECK(answer(in, plan, {.soft_cap = nan}) == errc::invalid_parameter);
-    CHECK(answer(in, plan, {.sliding_window = -1}) == errc::invalid_parameter);
+    const auto invalid = [&](const attention_options& o) { return answer_of(c.inputs(), plan, o); };
+    CHECK(invalid({.scale = -1}) == errc::invalid_parameter);
+    CHECK(invalid({.scale = not_a_number}) == errc::invalid_parameter);
+    CHECK(invalid({.soft_cap = -1}) == errc::invalid_parameter);
+    CHECK(invalid({.soft_cap = infinity}) == errc::invalid_parameter);
+    CHECK(invalid({.sliding_window = -1}) == errc::invalid_parameter);
+
     prune_plan other;
-    REQUIRE(plan_dense({32, 8, 0, 63}, 2, other).ok());
-    CHECK(answer(in, other, {}) == errc::plan_mismatch);
-    REQUIRE(plan_dense(data.grid(32, 8), 1, other).ok());
-    CHECK(answer(in, other, {}) == errc::plan_mismatch);
-    REQUIRE(plan_dense({32, 8, 32, 96}, 2, other).ok()); // the cache is too short
-    CHECK(answer(in, other, {}) == errc::plan_mismatch);
-    const auto three_heads =
-        layer(data.layer.keys(), data.layer.values()).with_queries(view(data.layer.q.data(), {3, 64, 8}));
-    {
-        std::vector<float> out(3 * 64 * 8, -777.0f);
-        const strided<float, 3> to(out.data(), {3, 64, 8});
-        CHECK(block_sparse_attention(three_heads, plan, {}, to, {}, memory).code() ==
-              errc::heads_not_divisible);
-        CHECK(out == std::vector<float>(3 * 64 * 8, -777.0f));
+    REQUIRE(plan_dense(grid, 1, other).ok());
+    CHECK(answer_of(c.inputs(), other, {}) == errc::plan_mismatch);
+    REQUIRE(plan_dense({8, 4, 0, 29}, 2, other).ok());
+    CHECK(answer_of(c.inputs(), other, {}) == errc::plan_mismatch);
+    REQUIRE(plan_dense({8, 4, 8, 38}, 2, other).ok()); // the cache ends before
+    CHECK(answer_of(c.inputs(), other, {}) == errc::plan_mismatch);
+    CHECK(answer_of(c.inputs(), prune_plan{}, {}) == errc::plan_mismatch);
+
+    const ragged_cache keys(c.layer.keys(), {30, 29}), values(c.layer.values(), {30, 29});
+    CHECK(answer_of(kvtrim::layer(keys.get(), values.get()).with_queries(c.queries()), plan, {}) ==
+          errc::plan_mismatch);
+
+    const layer_data three =
+        random_prompt({.kv_heads = 3, .group = 1, .tokens = 30, .head_dim = 4, .value_dim = 4}, 5);
+    const layer_data eight =
+        random_prompt({.kv_heads = 8, .group = 1, .tokens = 30, .head_dim = 4, .value_dim = 4}, 6);
+    for (const layer_data* cache : {&three, &eight}) { // 4 query heads over 3 and over 8 KV heads
+        const auto in = kvtrim::layer(cache->keys(), cache->values()).with_queries(c.queries());
+        CHECK(answer_of(in, plan, {}) == errc::heads_not_divisible);
+        CHECK(block_sparse_attention_bytes(in, plan, {}, writable(out)) >= 0);
     }
-    const index_t bytes = block_sparse_attention_bytes(in, plan, {}, o.get());
-    std::vector<std::byte> exact(static_cast<std::size_t>(bytes));
-    workspace too_short(std::span<std::byte>(exact).first(exact.size() / 2));
-    CHECK(block_sparse_attention(in, plan, {}, o.get(), o.log_sum_exp, too_short).code() ==
-          errc::workspace_too_small);
-    CHECK(o.is_untouched());
-
-    const auto message = [&](const auto& to, std::span<float> sums, const attention_options& options) {
-        return violation_of(
-            [&] { static_cast<void>(block_sparse_attention(in, plan, options, to, sums, memory)); });
-    };
-    CHECK(message(strided<float, 3>(o.out.data(), {4, 63, 8}), {}, {}) ==
-          "the output must be [q_heads, queries, value head_dim]");
-    CHECK(message(o.get(), std::span(o.log_sum_exp).first(5), {}) ==
-          "log_sum_exp must be empty or [q_heads * queries]");
-    const std::vector<float> sinks(3, 0.0f);
-    CHECK(message(o.get(), {}, {.sink_logits = sinks}) ==
-          "attention.sink_logits must have one entry per query head");
-    CHECK(o.is_untouched());
-    workspace enough(exact);
-    CHECK(block_sparse_attention(in, plan, {}, o.get(), o.log_sum_exp, enough).ok());
 }
 
-TEST_CASE("block_sparse_attention: no queries, no work", "[prefill][odd]") {
-    const chunk_data data = random_chunk({.kv_heads = 2, .group = 2, .tokens = 64, .head_dim = 8}, 64, 811);
+TEST_CASE("block_sparse_attention: a workspace a byte too small writes nothing and says what is enough",
+          "[prefill]") {
+    const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 30};
+    const prompt_case c =
+        make_case({.kv_heads = 2, .group = 3, .tokens = 30, .head_dim = 5, .value_dim = 7}, grid, 7);
     prune_plan plan;
-    REQUIRE(plan_dense(data.grid(32, 8), 2, plan).ok());
-    CHECK(plan.rows() == 0);
-    CHECK(attend(data.inputs(), plan).out.empty());
+    REQUIRE(plan_dense(grid, 2, plan).ok());
+    at_each_cpu_level([&] {
+        stored<float> out = output_for<float>(c.layer, 30, layout::head_major);
+        const index_t needed = block_sparse_attention_bytes(c.inputs(), plan, {}, writable(out));
+        std::vector<std::byte> memory(static_cast<std::size_t>(needed) + 64);
+        const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
+        const auto run = [&](index_t bytes) {
+            workspace scratch({memory.data() + (64 - address % 64) % 64, static_cast<std::size_t>(bytes)});
+            return block_sparse_attention(c.inputs(), plan, {}, writable(out), {}, scratch);
+        };
+        for (const index_t bytes : {needed - 65, index_t{0}}) {
+            const status s = run(bytes);
+            CHECK(s.code() == errc::workspace_too_small);
+            CHECK(s.needed() == needed);
+            CHECK(marks(out) == static_cast<index_t>(out.elements.size()));
+        }
+        CHECK(run(needed - 64).ok());
+    });
 }
 
-TEST_CASE("block_sparse_attention: its memory does not grow with the prompt", "[prefill]") {
-    const auto bytes = [](index_t tokens) {
-        const std::vector<float> none(1);
-        const strided<const float, 3> keys(none.data(), {8, tokens, 128}),
-            queries(none.data(), {32, tokens, 128});
-        std::vector<float> to(1);
-        prune_plan plan;
-        REQUIRE(plan_dense({.segment_tokens = 512, .block_tokens = 512, .end_token = tokens}, 8, plan).ok());
-        return block_sparse_attention_bytes(layer(keys, keys).with_queries(queries), plan, {},
-                                            strided<float, 3>(to.data(), {32, tokens, 128}));
+TEST_CASE("block_sparse_attention: extents that disagree are a broken contract", "[prefill]") {
+    const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 10};
+    const prompt_case c =
+        make_case({.kv_heads = 2, .group = 2, .tokens = 10, .head_dim = 4, .value_dim = 3}, grid, 8);
+    prune_plan plan;
+    REQUIRE(plan_dense(grid, 2, plan).ok());
+    std::vector<float> memory = zeros(1000), lse = zeros(1000), sinks = zeros(3);
+    const auto violation = [&](std::array<index_t, 3> extents, std::size_t lse_size,
+                               const attention_options& o = {}) {
+        return violation_of([&] {
+            growing_workspace scratch;
+            static_cast<void>(block_sparse_attention(c.inputs(), plan, o,
+                                                     strided<float, 3>(memory.data(), extents),
+                                                     std::span(lse).first(lse_size), scratch));
+        });
     };
-    CHECK(bytes(131072) == bytes(8192));
-    CHECK(bytes(131072) < 4 << 20);
+    CHECK(violation({4, 10, 3}, 40).empty());
+    const std::string output = "the output must be [q_heads, queries, value head_dim]";
+    CHECK(violation({3, 10, 3}, 0) == output);
+    CHECK(violation({4, 9, 3}, 0) == output);
+    CHECK(violation({4, 10, 4}, 0) == output);
+    CHECK(violation({4, 10, 3}, 39) == "log_sum_exp must be empty or [q_heads * queries]");
+    CHECK(violation({4, 10, 3}, 0, {.sink_logits = sinks}) ==
+          "attention.sink_logits must have one entry per query head");
+    const layer_data other = random_prompt({.kv_heads = 2, .group = 2, .tokens = 10, .head_dim = 5}, 9);
+    CHECK(violation_of([&] {
+              growing_workspace scratch;
+              static_cast<void>(block_sparse_attention(
+                  kvtrim::layer(c.layer.keys(), c.layer.values()).with_queries(other.queries()), plan, {},
+                  strided<float, 3>(memory.data(), {4, 10, 3}), {}, scratch));
+          }) == "queries and keys must agree in head_dim");
+}
+
+TEST_CASE("block_sparse_attention: scratch does not grow with the tokens", "[prefill]") {
+    struct unread {
+        std::array<index_t, 3> extents;
+        [[nodiscard]] index_t extent(std::size_t r) const { return extents[r]; }
+        void load_rows(index_t, index_t, index_t, float*) const { FAIL("rows were read"); }
+    };
+    struct one_worker {
+        static int workers() { return 1; }
+    };
+    const auto bytes = [&](index_t tokens) {
+        const unread cache{{8, tokens, 128}};
+        float nothing = 0;
+        prune_plan plan;
+        const std::vector<index_t> counts(static_cast<std::size_t>(8 * (tokens / 512)));
+        REQUIRE(plan.reset({.end_token = tokens}, 8, counts).ok());
+        return block_sparse_attention_bytes(
+            kvtrim::layer(cache, cache).with_queries(unread{{32, tokens, 128}}), plan, {},
+            strided<float, 3>(&nothing, {32, tokens, 128}), one_worker{});
+    };
+    at_each_cpu_level([&] {
+        CHECK(bytes(131072) == bytes(1024));
+        CHECK(bytes(131072) < index_t{2} << 20);
+    });
 }
