@@ -1,11 +1,13 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Compaction of keys to a fifth: into a new flat array, and in place; a plain copy of as many bytes beside them.
+// Compaction of keys to a fifth: into a new flat array, and in place; then the survivors' rotation to closed-up
+// positions; a plain copy of as many bytes beside them.
 // bytes counts the survivors read and written. In place, each iteration moves the same rows again.
 
 #include "layer.hpp"
 
+#include <cmath>
 #include <cstring>
 
 namespace {
@@ -55,6 +57,28 @@ void in_place(benchmark::State& state) {
     rates(state, 0, moved_bytes<T>(plan));
 }
 
+// The survivors, compacted before; each iteration rotates them by as much again.
+template <class T>
+void rerotate(benchmark::State& state) {
+    const layer<T> data(state.range(0));
+    const kvtrim::keep_plan plan = scattered_plan(data.tokens);
+    std::vector<T> out(static_cast<std::size_t>(plan.total_tokens() * head_dim));
+    check(state, kvtrim::gather(data.keys(), plan, std::span(out)));
+    const auto keys = kvtrim::flat_view(out.data(), plan, head_dim);
+    std::vector<float> frequencies;
+    for (index_t i = 0; i < head_dim / 2; ++i) {
+        frequencies.push_back(static_cast<float>(std::pow(5e5, -2.0 * static_cast<double>(i) / head_dim)));
+    }
+    const kvtrim::rope rope{frequencies};
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(kvtrim::rerotate_keys_bytes(keys, rope));
+    for (auto _ : state) {
+        check(state, kvtrim::rerotate_keys(keys, rope, kvtrim::positions_of(plan), scratch));
+        benchmark::ClobberMemory();
+    }
+    rates(state, 0, moved_bytes<T>(plan));
+}
+
 template <class T>
 void plain_copy(benchmark::State& state) {
     const layer<T> data(state.range(0));
@@ -70,6 +94,9 @@ BENCHMARK(gather<float>)->Name("compact/gather_f32")->Apply(token_counts);
 BENCHMARK(gather<kvtrim::bf16>)->Name("compact/gather_bf16")->Apply(token_counts);
 BENCHMARK(in_place<float>)->Name("compact/in_place_f32")->Apply(token_counts);
 BENCHMARK(in_place<kvtrim::bf16>)->Name("compact/in_place_bf16")->Apply(token_counts);
+BENCHMARK(rerotate<float>)->Name("compact/rerotate_f32")->Apply(token_counts);
+BENCHMARK(rerotate<kvtrim::f16>)->Name("compact/rerotate_f16")->Apply(token_counts);
+BENCHMARK(rerotate<kvtrim::bf16>)->Name("compact/rerotate_bf16")->Apply(token_counts);
 BENCHMARK(plain_copy<float>)->Name("compact/memcpy_f32")->Apply(token_counts);
 BENCHMARK(plain_copy<kvtrim::bf16>)->Name("compact/memcpy_bf16")->Apply(token_counts);
 

@@ -152,6 +152,12 @@ void check(const shape& s, bool token_major) {
                if (!token_major) { done = done && compact_to_flat(in.keys, plan, &report).ok(); }
            }),
            0, "compaction", s.head_dim);
+    const rope rope{frequencies};
+    growing_workspace turns;
+    workspace turn_scratch = turns.of_bytes(rerotate_keys_bytes(in.keys, rope));
+    expect(requests_of(
+               [&] { done = done && rerotate_keys(in.keys, rope, positions_of(plan), turn_scratch).ok(); }),
+           0, "rerotate_keys", s.head_dim);
     expect(requests_of([&] { done = done && streaming_llm().plan(in, request, plan, memory).ok(); }), 0,
            "growing_workspace", s.head_dim);
     expect(done ? 0 : refused, 0, "compaction", s.head_dim);

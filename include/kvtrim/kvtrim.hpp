@@ -8,6 +8,7 @@
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/rope_rerotation.hpp>
 #include <kvtrim/compact/shared_set.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
 #include <kvtrim/policy/baselines.hpp>

@@ -487,6 +487,20 @@ results run_lagkv(const golden_case& c) {
     return with(tables_of(t.plan), {{"scores", behind_sinks(l, t.scored, sinks, 1.0)}});
 }
 
+results run_key_rerotation(const golden_case& c) {
+    const layer_data& l = only_layer(c);
+    const trace t =
+        plan_with(kvtrim::snapkv(mean_of(c)), with_window(l),
+                  {.budget = kvtrim::per_head(kept_of(c, l)), .protect = {.window_tokens = l.window}});
+    std::vector<float> kept(static_cast<std::size_t>(t.plan.total_tokens() * l.head_dim));
+    check(kvtrim::gather(keys_of(l), t.plan, std::span(kept)));
+    const auto keys = kvtrim::flat_view(kept.data(), t.plan, l.head_dim);
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(kvtrim::rerotate_keys_bytes(keys, rope_of(l)));
+    check(kvtrim::rerotate_keys(keys, rope_of(l), kvtrim::positions_of(t.plan), scratch));
+    return with(tables_of(t.plan), {{"rerotated_keys", numbers(kept)}});
+}
+
 results run_chunkkv(const golden_case& c) {
     const layer_data& l = only_layer(c);
     const auto chunk = c.need<index_t>("chunk_length");
@@ -609,6 +623,7 @@ const std::map<std::string, std::function<results(const golden_case&)>>& policie
         {"kept_count", run_kept_count},
         {"keydiff", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_diff()); }},
         {"knorm", [](const golden_case& c) { return run_key_policy(c, kvtrim::key_norm()); }},
+        {"key_rerotation", run_key_rerotation},
         {"lagkv", run_lagkv},
         {"observed_attention", run_observed_attention},
         {"projected_value_norm", run_projected_value_norm},
@@ -624,8 +639,8 @@ const std::map<std::string, std::function<results(const golden_case&)>>& policie
 
 std::optional<std::string> reason_to_skip(const golden_case& c) {
     if (c.text("compat", "") == "repo") { return "pins a defect of the authors' code"; }
-    static const std::set<std::string> later{"pyramid_budgets", "pyramidkv",         "cake",
-                                             "cake_budgets",    "layer_defensivekv", "key_rerotation"};
+    static const std::set<std::string> later{"pyramid_budgets", "pyramidkv", "cake", "cake_budgets",
+                                             "layer_defensivekv"};
     if (later.count(c.text("policy", "")) != 0) { return "policy not in the library yet"; }
     return std::nullopt;
 }
