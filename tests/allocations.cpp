@@ -123,6 +123,7 @@ void check(const shape& s, bool token_major) {
     expect_no_allocation("key_norm", key_norm(), in, request);
     expect_no_allocation("key_diff", key_diff(), in, request);
     expect_no_allocation("streaming_llm", streaming_llm(), in, request);
+    expect_no_allocation("rkv", rkv(), in, request);
     expect_no_allocation("lagkv", lagkv({.lag = 16}), in, request);
 
     query_statistics statistics(q_heads, s.head_dim);

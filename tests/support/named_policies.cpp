@@ -9,6 +9,7 @@
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/expected_attention.hpp>
 #include <kvtrim/policy/lagkv.hpp>
+#include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/select/chunked.hpp>
 
 namespace support {
@@ -97,6 +98,7 @@ std::vector<named_policy> describe_all() {
         describe("key_diff", separate, key_diff()),
         describe("random", separate, kvtrim::random(3)),
         describe("expected_attention", separate, expected_from_window{}),
+        describe("rkv", window, rkv()),
         describe("lagkv", separate, lagkv({.lag = 8})),
         describe("lagkv, cross scoring", separate, lagkv({.lag = 8, .cross_scoring = true})),
         describe("chunked, one set", window | one_set | across_heads,
