@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// After the first call of a shape nothing allocates: plans in the caller's workspace and compactions, for every
+// After the first call of a shape nothing allocates: plans in the caller's workspace, compactions and prefills, for every
 // common head_dim. Counts operator new and, through Eigen's own hook, what Eigen would take from the heap.
 // A program of its own: the hook changes Eigen's inline functions, and the counters see the whole program.
 
@@ -211,6 +211,42 @@ void check_decode(index_t head_dim) {
     expect(done ? requests : refused, 0, "decode", head_dim);
 }
 
+// Plan and attention of a prompt in the caller's workspace, at each CPU level.
+template <class T, class Policy>
+void check_prefill(const char* name, Policy policy, index_t head_dim) {
+    constexpr index_t kv_heads = 2, q_heads = 6, tokens = 320;
+    policy.options = {.segment_tokens = 64, .block_tokens = 16, .budget_tokens = 48, .dense_below_tokens = 0};
+    const auto k = numbers<T>(kv_heads * tokens * head_dim);
+    const auto q = numbers<T>(q_heads * tokens * head_dim);
+    std::vector<T> o(q.size());
+    std::vector<float> lse(static_cast<std::size_t>(q_heads * tokens));
+    const strided keys(k.data(), {kv_heads, tokens, head_dim});
+    const strided queries(q.data(), {q_heads, tokens, head_dim}, {head_dim, q_heads * head_dim, 1});
+    const strided out(o.data(), {q_heads, tokens, head_dim}, {head_dim, q_heads * head_dim, 1});
+    const auto in = layer(keys, keys).with_queries(queries);
+    for (const cpu_level level : {cpu_level::portable, cpu_level::avx512}) {
+        set_cpu_level(level);
+        layer_fusion state;
+        prune_plan plan;
+        std::vector<std::byte> bytes(
+            static_cast<std::size_t>(policy.workspace_bytes(queries, keys, {.layer = 1})));
+        workspace scratch(bytes);
+        bool done = policy.plan(queries, keys, {.layer = 1}, state, plan, scratch).ok();
+        std::vector<std::byte> more(
+            static_cast<std::size_t>(block_sparse_attention_bytes(in, plan, {}, out)));
+        workspace attention_scratch(more);
+        const long requests = requests_of([&] {
+            done = done &&
+                   policy.workspace_bytes(queries, keys, {.layer = 2}) == static_cast<index_t>(bytes.size());
+            done = done && policy.plan(queries, keys, {.layer = 2}, state, plan, scratch).ok();
+            done =
+                done && block_sparse_attention(in, plan, {.soft_cap = 30}, out, lse, attention_scratch).ok();
+        });
+        expect(done ? requests : refused, 0, name, head_dim);
+    }
+    set_cpu_level(best_cpu_level());
+}
+
 // What would make this program blind: counters that do not count.
 void check_counters() {
     static keep_plan plan;
@@ -233,6 +269,9 @@ int main() {
         check<float>({.kv_heads = 2, .group = 4, .tokens = 300, .head_dim = head_dim, .queries = 32}, false);
         check<f16>({.kv_heads = 2, .group = 1, .tokens = 270, .head_dim = head_dim, .queries = 1}, true);
         check<bf16>({.kv_heads = 1, .group = 7, .tokens = 100, .head_dim = head_dim, .queries = 100}, false);
+        check_prefill<float>("critiprefill", critiprefill{}, head_dim);
+        check_prefill<bf16>("critiprefill_bound", critiprefill_bound{}, head_dim);
+        check_prefill<f16>("ada_critiprefill", ada_critiprefill{}, head_dim);
     }
     return failures == 0 ? 0 : 1;
 }

@@ -117,6 +117,34 @@ void check_decode() {
     REQUIRE_TRUE(positions.total_tokens() == kv_heads * 50);
 }
 
+// A prompt planned and attended; under a plan of everything the first query attends its own key only.
+void check_prefill() {
+    layer_memory memory;
+    const auto prompt = numbers(q_heads * tokens * head_dim, 5);
+    const strided prompt_queries(prompt.data(), {q_heads, tokens, head_dim});
+    critiprefill policy;
+    policy.options = {.segment_tokens = 32, .block_tokens = 8, .budget_tokens = 24, .dense_below_tokens = 0};
+    layer_fusion state;
+    prune_plan plan;
+    growing_workspace scratch;
+    REQUIRE_TRUE(policy.plan(prompt_queries, memory.keys(), {.layer = 1}, state, plan, scratch).ok());
+    REQUIRE_TRUE(plan.check_invariants());
+    REQUIRE_TRUE(plan.planned_pairs() < plan.dense_pairs());
+    std::vector<float> out(prompt.size());
+    const strided output(out.data(), {q_heads, tokens, head_dim});
+    const auto in = layer(memory.keys(), memory.values()).with_queries(prompt_queries);
+    workspace none({});
+    REQUIRE_TRUE(block_sparse_attention(in, plan, {}, output, {}, none).code() == errc::workspace_too_small);
+    REQUIRE_TRUE(block_sparse_attention(in, plan, {}, output, {}, scratch).ok());
+    for (index_t d = 0; d < head_dim; ++d) {
+        const float difference = output(3, 0, d) - memory.values()(1, 0, d);
+        REQUIRE_TRUE(difference < 1e-6f && difference > -1e-6f);
+    }
+    policy.options.budget_tokens = 7;
+    REQUIRE_TRUE(policy.plan(prompt_queries, memory.keys(), {.layer = 1}, state, plan, scratch).code() ==
+                 errc::budget_zero);
+}
+
 void check_refusals() {
     layer_memory memory;
     growing_workspace scratch;
@@ -138,5 +166,6 @@ int main() {
     check(ada_criticalkv());
     check(defensivekv());
     check_decode();
+    check_prefill();
     check_refusals();
 }

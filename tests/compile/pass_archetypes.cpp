@@ -127,6 +127,20 @@ struct selector {
     static constexpr bool needs_uniform_budgets = false;
 };
 
+// Prefers blocks whose largest key is large, whatever the queries.
+struct estimator {
+    explicit estimator(float f) : factor(f) {}
+
+    index_t spare_floats(index_t, index_t, index_t) const { return 0; }
+    void estimate(const bounds_rows& segments, const bounds_rows& blocks, float* out, float*) const {
+        for (index_t i = 0; i < segments.blocks * blocks.blocks; ++i) {
+            out[i] = factor * blocks.maximum[i % blocks.blocks * blocks.head_dim];
+        }
+    }
+
+    float factor;
+};
+
 struct executor {
     template <class Fn>
     void operator()(index_t count, Fn&& fn) {
@@ -145,6 +159,7 @@ static_assert(kvtrim::token_scorer<archetype::scorer, inputs>);
 static_assert(kvtrim::attention_aggregator<archetype::aggregator>);
 static_assert(kvtrim::budget_allocator<archetype::allocator>);
 static_assert(kvtrim::token_selector<archetype::selector>);
+static_assert(kvtrim::block_estimator<archetype::estimator>);
 static_assert(kvtrim::executor<archetype::executor>);
 
 // Every stage alone with the library's others, and all together.
@@ -177,4 +192,17 @@ kvtrim::status plan_all(const inputs& in, const kvtrim::eviction_request& reques
 kvtrim::status gather_both(const inputs& in, const kvtrim::keep_plan& plan, std::span<float> out) {
     if (const kvtrim::status s = kvtrim::gather(in.keys, plan, out); !s.ok()) { return s; }
     return kvtrim::gather(in.values, plan, out);
+}
+
+// A third party's estimator and allocator; keys, queries and values that can be read and no more.
+kvtrim::status prefill(const inputs& in, kvtrim::layer_fusion& state, kvtrim::prune_plan& plan,
+                       const kvtrim::strided<float, 3>& out, kvtrim::workspace& scratch) {
+    using namespace kvtrim;
+    const block_pruner<archetype::estimator, archetype::allocator> policy{
+        .estimator = archetype::estimator(2), .allocator = archetype::allocator(0)};
+    if (const status s = policy.plan(in.queries, in.keys, {}, state, plan, scratch, archetype::executor{});
+        !s.ok()) {
+        return s;
+    }
+    return block_sparse_attention(in, plan, {}, out, {}, scratch, archetype::executor{});
 }
