@@ -1,8 +1,9 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Scoring: window attention with each aggregator, key norms, and a naive loop beside them.
-// flops counts one product of queries and keys; bytes counts the keys once.
+// Scoring: window attention with each aggregator, scores without a window, and a naive loop beside them.
+// flops counts one product of window queries and keys, where there are any; bytes counts the keys once. No two keys
+// are similar, so that redundancy searches all it may.
 
 #include "layer.hpp"
 
@@ -39,7 +40,9 @@ void score(benchmark::State& state, const Scorer& scorer) {
         check(state, scorer.score(in, request, {offsets, importance, attention, mass}, scratch, ex));
         benchmark::DoNotOptimize(importance.data());
     }
-    const bool reads_queries = !std::is_same_v<Scorer, kvtrim::key_norm_score>;
+    constexpr bool reads_queries = requires {
+        scorer.aggregator;
+    };
     rates(state, reads_queries ? key_flops(data.tokens) : 0, key_bytes<T>(data.tokens));
     state.counters["workspace"] = static_cast<double>(bytes);
 }
@@ -81,6 +84,33 @@ void naive_snapkv(benchmark::State& state) {
     rates(state, key_flops(data.tokens), key_bytes<float>(data.tokens));
 }
 
+// What expected attention asks of the prefill: the statistics of `tokens` queries in chunks of 512.
+void query_statistics(benchmark::State& state) {
+    constexpr index_t chunk = 512;
+    const auto q = random_elements<float>(q_heads * chunk * head_dim, 6);
+    const kvtrim::strided<const float, 3> queries(q.data(), {q_heads, chunk, head_dim});
+    kvtrim::query_statistics statistics(q_heads, head_dim);
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(statistics.workspace_bytes());
+    for (auto _ : state) {
+        for (index_t t = 0; t < state.range(0); t += chunk) {
+            check(state, statistics.add(queries, scratch));
+        }
+    }
+    const double products = static_cast<double>(q_heads * state.range(0)) * head_dim * head_dim;
+    rates(state, 2 * products, 0);
+}
+
+void expected_attention(benchmark::State& state, bool use_covariance) {
+    const auto q = random_elements<float>(q_heads * 512 * head_dim, 6);
+    kvtrim::query_statistics statistics(q_heads, head_dim);
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(statistics.workspace_bytes());
+    check(state, statistics.add(kvtrim::strided(q.data(), {q_heads, 512, head_dim}), scratch));
+    const std::vector<float> frequencies(head_dim / 2, 0.01f);
+    score<float>(state, kvtrim::expected_attention_score{&statistics, {frequencies}, 512, use_covariance});
+}
+
 const kvtrim::window_attention<kvtrim::mean_attention> snapkv{};
 const kvtrim::window_attention<kvtrim::worst_case_attention> defensive{};
 
@@ -99,6 +129,13 @@ BENCHMARK_CAPTURE(score_f32, defensive, defensive)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, defensive, defensive)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
+BENCHMARK_CAPTURE(score_f32, lag, kvtrim::lag_score{})->Apply(token_counts);
+BENCHMARK_CAPTURE(score_f32, redundancy, kvtrim::redundancy_aware<kvtrim::recency>{})->Apply(token_counts);
+BENCHMARK(query_statistics)->Name("score_f32/query_statistics")->Apply(token_counts);
+BENCHMARK_CAPTURE(expected_attention, covariance, true)
+    ->Name("score_f32/expected_attention")
+    ->Apply(token_counts);
+BENCHMARK_CAPTURE(expected_attention, mean, false)->Name("score_f32/expected_mean_only")->Apply(token_counts);
 BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(token_counts);
 
 } // namespace

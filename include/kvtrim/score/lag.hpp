@@ -19,7 +19,7 @@
 // the request; a prompt of less than two partitions keeps its newest tokens (the reference: is not compressed).
 // A token with a NaN or an infinity scores NaN, which ranks last, and takes no part in its partition's softmax.
 // Cost: keys and values read twice; lag * log(lag) comparisons per partition. Numerics: double.
-// Workspace: a tile of rows, two rows and two numbers per token of a partition, per KV head.
+// Workspace: a tile of rows, three rows and three numbers per token of a partition, per KV head.
 
 #include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
@@ -64,17 +64,19 @@ struct lag_score {
     static constexpr index_t tile_rows = 16;
 
     struct head_scratch {
-        std::span<float> rows;            // [tile_rows, longer row]
-        std::span<float> low, high;       // [longer row] extremes of the next partition
-        std::span<double> scores, spread; // [partition] sum of both softmaxes; std(z)
+        std::span<float> rows; // [tile_rows, longer row]
+        std::span<double> low, scale,
+            z; // [longer row] minimum and 1 / width of the next partition; a row in them
+        std::span<double> scores, spread; // [partition] mean of both softmaxes; std(z)
         std::span<index_t> order;         // [partition]
 
         template <class Inputs>
         head_scratch(const Inputs& in, index_t partition, workspace& own) {
             const index_t longer = std::max(in.head_dim(), extent(in.values, 2));
             rows = own.take<float>(tile_rows * longer);
-            low = own.take<float>(longer);
-            high = own.take<float>(longer);
+            low = own.take<double>(longer);
+            scale = own.take<double>(longer);
+            z = own.take<double>(longer);
             scores = own.take<double>(partition);
             spread = own.take<double>(partition);
             order = own.take<index_t>(partition);
@@ -121,20 +123,14 @@ struct lag_score {
     // scores += half the softmax of the spread of the partition's rows from `first` on.
     template <class View>
     void add_spread(const View& view, index_t head, index_t first, const head_scratch& memory) const {
+        take_extremes(view, head, first + lag, memory);
         const auto length = static_cast<std::size_t>(extent(view, 2));
-        const std::span<float> low = memory.low.first(length);
-        const std::span<float> high = memory.high.first(length);
-        std::fill(low.begin(), low.end(), std::numeric_limits<float>::infinity());
-        std::fill(high.begin(), high.end(), -std::numeric_limits<float>::infinity());
-        for_each_row(view, head, first + lag, memory.rows, [&](index_t, const float* row) {
-            for (std::size_t d = 0; d < length; ++d) { // a NaN is not the extreme of anything
-                low[d] = std::fmin(low[d], row[d]);
-                high[d] = std::fmax(high[d], row[d]);
-            }
-        });
         double largest = 0;
         for_each_row(view, head, first, memory.rows, [&](index_t i, const float* row) {
-            const double spread = deviation(row, low, high);
+            for (std::size_t d = 0; d < length; ++d) {
+                memory.z[d] = (static_cast<double>(row[d]) - memory.low[d]) * memory.scale[d];
+            }
+            const double spread = deviation(memory.z.first(length));
             memory.spread[static_cast<std::size_t>(i)] = spread;
             largest = std::fmax(largest, spread);
         });
@@ -148,21 +144,49 @@ struct lag_score {
         }
     }
 
-    // Unbiased standard deviation of z over the channels; 0 for a single channel.
-    static double deviation(const float* row, std::span<const float> low, std::span<const float> high) {
-        const auto z = [&](std::size_t d) {
-            const double width = static_cast<double>(high[d]) - static_cast<double>(low[d]);
-            if (!(width > 0) || !std::isfinite(width)) {
-                return std::isfinite(row[d]) ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+    // low and scale of every channel; both 0 for a channel that counts nothing.
+    template <class View>
+    void take_extremes(const View& view, index_t head, index_t first, const head_scratch& memory) const {
+        const auto length = static_cast<std::size_t>(extent(view, 2));
+        const std::span<double> high = memory.scale;
+        std::fill(memory.low.begin(), memory.low.end(), std::numeric_limits<double>::infinity());
+        std::fill(high.begin(), high.end(), -std::numeric_limits<double>::infinity());
+        for_each_row(view, head, first, memory.rows, [&](index_t, const float* row) {
+            for (std::size_t d = 0; d < length; ++d) { // a NaN is not the extreme of anything
+                const auto x = static_cast<double>(row[d]);
+                memory.low[d] = x < memory.low[d] ? x : memory.low[d];
+                high[d] = x > high[d] ? x : high[d];
             }
-            return (static_cast<double>(row[d]) - static_cast<double>(low[d])) / width;
-        };
-        const std::size_t channels = low.size();
-        double mean = 0;
-        for (std::size_t d = 0; d < channels; ++d) { mean += z(d) / static_cast<double>(channels); }
-        double squares = 0;
-        for (std::size_t d = 0; d < channels; ++d) { squares += (z(d) - mean) * (z(d) - mean); }
-        return channels < 2 ? 0.0 : std::sqrt(squares / static_cast<double>(channels - 1));
+        });
+        for (std::size_t d = 0; d < length; ++d) {
+            const double width = high[d] - memory.low[d];
+            const bool counts = width > 0 && std::isfinite(width);
+            memory.low[d] = counts ? memory.low[d] : 0.0;
+            memory.scale[d] = counts ? 1 / width : 0.0;
+        }
+    }
+
+    // Unbiased; 0 for a single channel.
+    static double deviation(std::span<const double> z) {
+        if (z.size() < 2) { return z.empty() ? 0.0 : 0.0 * z[0]; } // NaN stays NaN
+        const auto channels = static_cast<double>(z.size());
+        const double mean = sum_of(z, [](double x) { return x; }) / channels;
+        return std::sqrt(sum_of(z, [mean](double x) { return (x - mean) * (x - mean); }) / (channels - 1));
+    }
+
+    // In four sums, which need not wait for each other.
+    template <class Fn>
+    static double sum_of(std::span<const double> values, Fn&& term) {
+        double a = 0, b = 0, c = 0, e = 0;
+        std::size_t d = 0;
+        for (; d + 4 <= values.size(); d += 4) {
+            a += term(values[d]);
+            b += term(values[d + 1]);
+            c += term(values[d + 2]);
+            e += term(values[d + 3]);
+        }
+        for (; d < values.size(); ++d) { a += term(values[d]); }
+        return (a + b) + (c + e);
     }
 
     // scores = (number of tokens that rank below) / lag; NaN stays.
