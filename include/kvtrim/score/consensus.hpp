@@ -90,4 +90,9 @@ struct consensus {
     }
 };
 
+template <class Scorer>
+consensus(Scorer) -> consensus<Scorer>;
+template <class Scorer>
+consensus(Scorer, float) -> consensus<Scorer>;
+
 } // namespace kvtrim
