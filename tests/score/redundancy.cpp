@@ -141,7 +141,7 @@ TEST_CASE("redundancy_aware: a key without a direction scores NaN and changes no
     }
 }
 
-TEST_CASE("redundancy_aware: zero keys are alike to none; scores that are not finite stay", "[score][odd]") {
+TEST_CASE("redundancy_aware: zero keys are alike to none, scores that are not finite stay", "[score][odd]") {
     layer_data layer = small_layer();
     std::fill(layer.k.begin(), layer.k.end(), 0.0f);
     CHECK(scores_of(redundancy_only, layer) == std::vector<float>(80, -1.0f));
