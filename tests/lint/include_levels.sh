@@ -16,7 +16,8 @@ base/[^/]+\.hpp                                 2
 
 kernels/cpu\.hpp                                2.5
 kernels/(block_ops|query_tile|quadratic_forms)\.hpp 3.2
-kernels/query_tile_avx512\.hpp                  3.4
+kernels/lanes_avx512\.hpp                       3.3
+kernels/query_tile_(avx512|amx)\.hpp            3.4
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
 math/[^/]+\.hpp                                 3
@@ -33,7 +34,7 @@ select/[^/]+\.hpp                               5
 compact/check_plan\.hpp                         4.9
 compact/[^/]+\.hpp                              5
 prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4
-prefill/criticality\.hpp                        5
+prefill/(criticality|load_tile)\.hpp            5
 prefill/[^/]+\.hpp                              5.5
 
 decode/token_rows\.hpp                           5
