@@ -31,23 +31,24 @@ struct emulated_tiles {
 
     template <int Tile>
     static void zero() {
-        tile<Tile>() = {};
+        tile(Tile) = {};
     }
     template <int Tile>
     static void load(const void* from, kvtrim::index_t stride_bytes) {
         const auto* const bytes = static_cast<const char*>(from);
-        for (int r = 0; r < 16; ++r) { std::memcpy(tile<Tile>().rows[r], bytes + r * stride_bytes, 64); }
+        for (int r = 0; r < 16; ++r) { std::memcpy(tile(Tile).rows[r], bytes + r * stride_bytes, 64); }
     }
     template <int Tile>
     static void store(void* to, kvtrim::index_t stride_bytes) {
         auto* const bytes = static_cast<char*>(to);
-        for (int r = 0; r < 16; ++r) { std::memcpy(bytes + r * stride_bytes, tile<Tile>().rows[r], 64); }
+        for (int r = 0; r < 16; ++r) { std::memcpy(bytes + r * stride_bytes, tile(Tile).rows[r], 64); }
     }
     template <int C, int A, int B>
     static void multiply_add() {
         static_assert(C != A && C != B && A != B, "the processor refuses");
-        multiply_add(tile<C>(), tile<A>(), tile<B>());
+        multiply_add(C, A, B);
     }
+    static void multiply_add(int c, int a, int b) { multiply_add(tile(c), tile(a), tile(b)); }
 
   private:
     struct tile_data {
@@ -63,14 +64,12 @@ struct emulated_tiles {
         return all;
     }
     // The processor faults on a tile that is not configured.
-    template <int Tile>
-    static tile_data& tile() {
-        static_assert(0 <= Tile && Tile < 8);
+    static tile_data& tile(int number) {
         if (!registers().configured) {
             std::fputs("emulated_tiles: a tile was used outside of configure() and release()\n", stderr);
             std::abort();
         }
-        return registers().tiles[Tile];
+        return registers().tiles[number];
     }
 
     KVTRIM_TARGET_AVX512 static void multiply_add(tile_data& c, const tile_data& a, const tile_data& b) {

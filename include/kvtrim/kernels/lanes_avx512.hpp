@@ -38,8 +38,9 @@ KVTRIM_INLINE_AVX512 __m512 min(__m512 a, __m512 b) {
     return _mm512_maskz_min_ps(0xffff, a, b);
 }
 
-// 2^x for x <= 0 and above -126; relative error 1.5e-7. x = whole + fraction, fraction in [0, 1).
-KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x) {
+// 2^x for x <= 0 and above -126, 0 in lanes that are not wanted; relative error 1.5e-7. x = whole + fraction, fraction
+// in [0, 1).
+KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x, __mmask16 wanted = 0xffff) {
     const __m512 fraction = _mm512_maskz_reduce_ps(0xffff, x, 0x09);
     __m512 p = _mm512_set1_ps(0.00187757661f);
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.00898934025f));
@@ -47,7 +48,7 @@ KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x) {
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.240153617f));
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.693153073f));
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.999999925f));
-    return _mm512_maskz_scalef_ps(0xffff, p, x);
+    return _mm512_maskz_scalef_ps(wanted, p, x);
 }
 
 // logits [keys][32] = log2 e * cap * tanh(scale * logits / cap), with tanh x = 1 - 2 / (e^2x + 1); for small x, where
@@ -110,7 +111,7 @@ KVTRIM_INLINE_AVX512 __m512 weight_of(__m512 logit, __m512 maximum) {
     const __m512 largest = _mm512_set1_ps(std::numeric_limits<float>::max());
     const __m512 x = _mm512_sub_ps(min(largest, logit), maximum);
     const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-108.0f), _CMP_GT_OQ); // false for NaN
-    return _mm512_maskz_mov_ps(counts, exp2(x));
+    return exp2(x, counts);
 }
 
 // What 32 queries know of the keys seen so far, a view. A half is the lane that 16 lanes start with: 0 or 16.

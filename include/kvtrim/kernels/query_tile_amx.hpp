@@ -37,16 +37,9 @@ inline constexpr index_t block_bytes = 64; // of each of its rows
     return (count + step - 1) / step * step;
 }
 
-// Elements [first, first + 16 or 32) of a row of that length; zeros beyond it.
-KVTRIM_INLINE_AVX512 __m512i load_32(const bf16* row, index_t first, index_t length) {
-    const auto count = static_cast<unsigned>(std::clamp<index_t>(length - first, 0, 32));
-    const auto mask = static_cast<__mmask32>((std::uint64_t{1} << count) - 1);
-    return _mm512_maskz_loadu_epi16(mask, row + first);
-}
-KVTRIM_INLINE_AVX512 __m512i load_16(const bf16* row, index_t first, index_t length) {
-    const auto count = static_cast<unsigned>(std::clamp<index_t>(length - first, 0, 16));
-    const auto mask = static_cast<__mmask16>((1u << count) - 1);
-    return _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(mask, row + first));
+// The first `count` lanes of at most 32.
+[[nodiscard]] inline __mmask32 first_lanes(index_t count) {
+    return static_cast<__mmask32>((std::uint64_t{1} << std::clamp<index_t>(count, 0, 32)) - 1);
 }
 
 // x[i] lane j and x[j] lane i change places: in quarters of four lanes, then the quarters.
@@ -128,12 +121,13 @@ class basic_query_tile_amx {
                                  const logit_rules&) {
         bf16* to = queries_;
         for (index_t d = 0; d < head_dim_; d += amx::step) {
+            const __mmask32 dims = amx::first_lanes(head_dim_ - d);
             for (index_t half = 0; half < max_queries; half += 16, to += amx::block) {
                 __m512i rows[16];
+                KVTRIM_UNROLL
                 for (index_t i = 0; i < 16; ++i) {
-                    rows[i] = half + i < count
-                                  ? amx::load_32(queries + (half + i) * query_stride, d, head_dim_)
-                                  : _mm512_setzero_si512();
+                    const index_t r = half + i;
+                    rows[i] = _mm512_maskz_loadu_epi16(r < count ? dims : 0, queries + r * query_stride + d);
                 }
                 amx::transpose(rows);
                 amx::store_block(rows, to);
@@ -183,11 +177,10 @@ class basic_query_tile_amx {
     KVTRIM_TARGET_AMX static void pack_keys(const key_tile& tile, index_t head_dim, bf16* to) {
         for (index_t first = 0; first < amx::whole_steps(tile.count); first += 16) {
             for (index_t d = 0; d < head_dim; d += amx::step) {
+                const __mmask32 dims = amx::first_lanes(head_dim - d);
                 for (index_t t = first; t < first + 16; ++t, to += amx::step) {
-                    const __m512i row = t < tile.count
-                                            ? amx::load_32(tile.keys + t * tile.key_stride, d, head_dim)
-                                            : _mm512_setzero_si512();
-                    _mm512_storeu_si512(to, row);
+                    const bf16* const key = tile.keys + t * tile.key_stride + d;
+                    _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(t < tile.count ? dims : 0, key));
                 }
             }
         }
@@ -197,13 +190,16 @@ class basic_query_tile_amx {
     KVTRIM_TARGET_AMX static void pack_values(const key_tile& tile, index_t value_dim, bf16* to) {
         for (index_t first = 0; first < tile.count; first += amx::step) {
             for (index_t d = 0; d < amx::whole_steps(value_dim); d += 16) {
-                const auto value = [&](index_t t) KVTRIM_TARGET_AMX {
-                    return t < tile.count ? amx::load_16(tile.values + t * tile.value_stride, d, value_dim)
-                                          : _mm512_setzero_si512();
+                const auto dims = static_cast<__mmask16>(amx::first_lanes(value_dim - d));
+                const auto half_row = [&](index_t t) KVTRIM_TARGET_AMX {
+                    const bf16* const value = tile.values + t * tile.value_stride + d;
+                    return _mm512_maskz_cvtepu16_epi32(
+                        0xffff, _mm256_maskz_loadu_epi16(t < tile.count ? dims : 0, value));
                 };
                 __m512i rows[16];
+                KVTRIM_UNROLL
                 for (index_t i = 0; i < 16; ++i) {
-                    const __m512i even = value(first + 2 * i), odd = value(first + 2 * i + 1);
+                    const __m512i even = half_row(first + 2 * i), odd = half_row(first + 2 * i + 1);
                     rows[i] = _mm512_or_si512(even, _mm512_maskz_slli_epi32(0xffff, odd, 16));
                 }
                 amx::transpose(rows);
