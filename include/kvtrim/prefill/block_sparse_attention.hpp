@@ -22,7 +22,7 @@
 //
 // Source: the step is online softmax, arXiv:1805.02867, as in FlashAttention-2, arXiv:2307.08691.
 // Numerics: kernels/query_tile.hpp; float accumulation whatever the elements. With AMX the weights are rounded to bf16,
-// which moves outputs by up to 1e-2 of the largest value (kernels/query_tile_amx.hpp). Each tile of queries sees its keys
+// which moves outputs by up to 2e-3 of the largest value (kernels/query_tile_amx.hpp). Each tile of queries sees its keys
 // in one order, so results do not depend on workers; they differ between CPU levels within rounding.
 // Memory: per worker 1024 query rows and a tile of keys, 1.2 MiB at head_dim 128; nothing grows with the tokens.
 // Cost: 2 * (head_dim + value head_dim) flops per planned query-key pair and query head (prune_plan::planned_pairs).

@@ -10,6 +10,8 @@
 #include <kvtrim/kernels/widen.hpp>
 
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 namespace kvtrim::detail {
 
