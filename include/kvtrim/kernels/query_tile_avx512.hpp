@@ -12,91 +12,12 @@
 //
 // Measured: see bench/NOTES.md. Numerics: as kernels/query_tile.hpp; 2^x is a polynomial with relative error 1.5e-7.
 
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/kernels/avx512.hpp>
 #include <kvtrim/kernels/query_tile.hpp>
 
 #if KVTRIM_HAS_X86
 
-#include <immintrin.h>
-
-#if defined(__clang__)
-#define KVTRIM_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define KVTRIM_UNROLL _Pragma("GCC unroll 16")
-#endif
-#define KVTRIM_INLINE_AVX512 __attribute__((always_inline)) KVTRIM_TARGET_AVX512 inline
-
 namespace kvtrim::kernels {
-
-namespace avx512 {
-
-inline constexpr std::size_t lanes = 32;
-
-// With a mask of all lanes: the plain intrinsics make GCC 12 warn about its own headers.
-KVTRIM_INLINE_AVX512 __m512 max(__m512 a, __m512 b) {
-    return _mm512_maskz_max_ps(0xffff, a, b);
-}
-KVTRIM_INLINE_AVX512 __m512 min(__m512 a, __m512 b) {
-    return _mm512_maskz_min_ps(0xffff, a, b);
-}
-
-// 2^x for x <= 0 and above -126; relative error 1.5e-7. x = whole + fraction, fraction in [0, 1).
-KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x) {
-    const __m512 fraction = _mm512_maskz_reduce_ps(0xffff, x, 0x09);
-    __m512 p = _mm512_set1_ps(0.00187757661f);
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.00898934025f));
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.0558263179f));
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.240153617f));
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.693153073f));
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.999999925f));
-    return _mm512_maskz_scalef_ps(0xffff, p, x);
-}
-
-// C [Rows][32] = (or +=) A [Rows][inner] * B [inner][32]; A(i, k) is a[i * a_row + k * a_step]. The product is summed
-// before it is added to C: thousands of small terms added to one large float one by one would drift.
-template <std::size_t Rows, bool Accumulate>
-KVTRIM_TARGET_AVX512 inline void multiply(const float* a, index_t a_row, index_t a_step, const float* b,
-                                          index_t inner, float* c) {
-    __m512 low[Rows], high[Rows];
-    const float* rows[Rows];
-    KVTRIM_UNROLL
-    for (std::size_t i = 0; i < Rows; ++i) {
-        rows[i] = a + static_cast<index_t>(i) * a_row;
-        low[i] = _mm512_setzero_ps();
-        high[i] = _mm512_setzero_ps();
-    }
-    for (index_t k = 0; k < inner; ++k) {
-        const __m512 b_low = _mm512_loadu_ps(b + k * static_cast<index_t>(lanes));
-        const __m512 b_high = _mm512_loadu_ps(b + k * static_cast<index_t>(lanes) + 16);
-        KVTRIM_UNROLL
-        for (std::size_t i = 0; i < Rows; ++i) {
-            const __m512 x = _mm512_set1_ps(rows[i][k * a_step]);
-            low[i] = _mm512_fmadd_ps(x, b_low, low[i]);
-            high[i] = _mm512_fmadd_ps(x, b_high, high[i]);
-        }
-    }
-    KVTRIM_UNROLL
-    for (std::size_t i = 0; i < Rows; ++i) {
-        float* const to = c + i * lanes;
-        _mm512_storeu_ps(to, Accumulate ? _mm512_add_ps(_mm512_loadu_ps(to), low[i]) : low[i]);
-        _mm512_storeu_ps(to + 16, Accumulate ? _mm512_add_ps(_mm512_loadu_ps(to + 16), high[i]) : high[i]);
-    }
-}
-
-// The same for any number of rows of C.
-template <bool Accumulate>
-KVTRIM_TARGET_AVX512 inline void multiply_rows(const float* a, index_t a_row, index_t a_step, const float* b,
-                                               index_t inner, float* c, index_t rows) {
-    index_t r = 0;
-    for (; r + 8 <= rows; r += 8) {
-        multiply<8, Accumulate>(a + r * a_row, a_row, a_step, b, inner, c + r * static_cast<index_t>(lanes));
-    }
-    for (; r < rows; ++r) {
-        multiply<1, Accumulate>(a + r * a_row, a_row, a_step, b, inner, c + r * static_cast<index_t>(lanes));
-    }
-}
-
-} // namespace avx512
 
 class query_tile_avx512 {
   public:
@@ -130,12 +51,16 @@ class query_tile_avx512 {
     }
 
     KVTRIM_TARGET_AVX512 void attend(const key_tile& tile, const logit_rules& rules, query_range queries) {
-        avx512::multiply_rows<false>(tile.keys, tile.key_stride, 1, queries_, head_dim_, logits_, tile.count);
-        if (rules.soft_cap > 0) { cap(tile.count, rules.soft_cap); }
+        avx512::multiply_rows<false>({tile.keys, tile.key_stride, 1}, queries_, head_dim_,
+                                     {logits_, max_queries, max_queries}, tile.count);
+        if (rules.soft_cap > 0) {
+            avx512::cap_logits(logits_, tile.count * max_queries, rules.soft_cap, log2_e);
+        }
         if (!all_visible(tile, rules, queries)) { mask(tile, rules, queries); }
         exponentials(tile.count, 0);
         exponentials(tile.count, 16);
-        avx512::multiply_rows<true>(tile.values, 1, tile.value_stride, logits_, tile.count, out_, value_dim_);
+        avx512::multiply_rows<true>({tile.values, 1, tile.value_stride}, logits_, tile.count,
+                                    {out_, max_queries, max_queries}, value_dim_);
     }
 
     KVTRIM_TARGET_AVX512 void finish(index_t count, float* out, float* log_sum_exp) const {
@@ -154,34 +79,6 @@ class query_tile_avx512 {
   private:
     static constexpr float log2_e = 1.44269504f;
     static constexpr float ln_2 = 0.693147181f;
-
-    // logits = log2 e * cap * tanh(logits / cap), with tanh x = 1 - 2 / (e^2x + 1); for small x, where that is mostly
-    // rounding, x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315.
-    KVTRIM_TARGET_AVX512 void cap(index_t keys, float soft_cap) {
-        const __m512 inward = _mm512_set1_ps(2 * log2_e / soft_cap);
-        const __m512 outward = _mm512_set1_ps(log2_e * soft_cap);
-        const __m512 limit = _mm512_set1_ps(60.0f); // e^2x beyond it changes nothing
-        const __m512 one = _mm512_set1_ps(1.0f);
-        const __m512 small = _mm512_set1_ps(0.2f);
-        const __m512 shrink = _mm512_set1_ps(1.0f / soft_cap);
-        for (float* l = logits_; l != logits_ + keys * max_queries; l += 16) {
-            const __m512 logit = _mm512_loadu_ps(l);
-            const __m512 x = _mm512_mul_ps(logit, inward);
-            const __m512 inside =
-                avx512::max(_mm512_sub_ps(_mm512_setzero_ps(), limit), avx512::min(limit, x));
-            const __m512 power = avx512::exp2(inside);
-            const __m512 tanh =
-                _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(power, one)));
-            const __m512 ratio = _mm512_mul_ps(logit, shrink);
-            const __m512 square = _mm512_mul_ps(ratio, ratio);
-            __m512 series = _mm512_fmadd_ps(square, _mm512_set1_ps(-17.0f / 315), _mm512_set1_ps(2.0f / 15));
-            series = _mm512_fmadd_ps(square, series, _mm512_set1_ps(-1.0f / 3));
-            series = _mm512_fmadd_ps(square, series, one);
-            const __mmask16 is_small = _mm512_cmp_ps_mask(square, _mm512_mul_ps(small, small), _CMP_LT_OQ);
-            _mm512_storeu_ps(l, _mm512_mask_mul_ps(_mm512_mul_ps(outward, tanh), is_small,
-                                                   _mm512_mul_ps(logit, _mm512_set1_ps(log2_e)), series));
-        }
-    }
 
     KVTRIM_TARGET_AVX512 void mask(const key_tile& tile, const logit_rules& rules, query_range queries) {
         for (index_t t = 0; t < tile.count; ++t) {
@@ -251,8 +148,5 @@ class query_tile_avx512 {
 };
 
 } // namespace kvtrim::kernels
-
-#undef KVTRIM_UNROLL
-#undef KVTRIM_INLINE_AVX512
 
 #endif // KVTRIM_HAS_X86
