@@ -15,9 +15,11 @@ base/(layer|ragged|filled|row_range|for_each_head|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
 kernels/cpu\.hpp                                2.5
-kernels/(block_ops|query_tile|quadratic_forms)\.hpp 3.2
+kernels/rows\.hpp                               3.2
+kernels/(block_ops|query_tile|quadratic_forms|window_ops|projection_ops)\.hpp 3.2
 kernels/lanes_avx512\.hpp                       3.3
-kernels/query_tile_(avx512|amx)\.hpp            3.4
+kernels/([^/]+_avx512|query_tile_amx)\.hpp      3.4
+kernels/dispatch\.hpp                           3.45
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
 math/[^/]+\.hpp                                 3

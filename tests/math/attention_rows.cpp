@@ -140,6 +140,33 @@ TEST_CASE("attention_rows: a block can be taken again, in any order, with the sa
     CHECK(tile(0) == before);
 }
 
+TEST_CASE("attention_rows: kept logits change nothing, however many tokens they are for", "[math]") {
+    for (std::uint64_t seed = 0; seed < 30; ++seed) {
+        setup s(seed);
+        const inputs in = s.layer.inputs();
+        support::random r(seed + 2000);
+        rows_of_head again(in, s.request, 0, s.newest, s.halo);
+        rows_of_head kept(in, s.request, 0, s.newest, s.halo);
+        const index_t count = std::min<index_t>(128, again->rows());
+        std::vector<float> memory(static_cast<std::size_t>(r.between(0, s.layer.shape.tokens * count)));
+        kept->keep_logits_in(memory);
+        again->begin_block(0, count, 1);
+        kept->begin_block(0, count, 1);
+        CAPTURE(seed, count, memory.size(), s.halo);
+        for (index_t t = 0; t < s.layer.shape.tokens; t += again->tile_tokens()) {
+            const index_t first = std::max<index_t>(0, t - s.halo);
+            const index_t end = std::min(t + again->tile_tokens() + s.halo, s.layer.shape.tokens);
+            const float* expected = again->attention(first, end - first);
+            const float* got = kept->attention(first, end - first);
+            bool near = true; // Eigen's products depend on the shape of a tile
+            for (index_t i = 0; i < (end - first) * count; ++i) {
+                near = near && std::abs(got[i] - expected[i]) <= 1e-5f * expected[i];
+            }
+            CHECK(near);
+        }
+    }
+}
+
 TEST_CASE("validate_attention: bad input is answered, in this order", "[math]") {
     const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);
     eviction_request request{};

@@ -4,6 +4,7 @@
 #include <kvtrim/score/projected_value_norm.hpp>
 
 #include "support/checks.hpp"
+#include "support/cpu_levels.hpp"
 
 using namespace kvtrim;
 using namespace support;
@@ -54,6 +55,10 @@ TEST_CASE("projected value norm: L1 and Gram L2 equal the norms of v W_O for ran
         CHECK(difference(norms_of(in, request.protect).importance_rows(), expected, 1e-4,
                          1e-6 * largest(expected)) == "");
 
+        const packed_projection packed(layer.projection());
+        CHECK(norms_of(in.with_output_projection(packed.view()), request.protect).importance ==
+              norms_of(in, request.protect).importance);
+
         const gram_projection gram(layer.projection());
         score_memory l2 = norms_of(in.with_output_projection(gram.view()), request.protect);
         const oracle::matrix expected_l2 = slow.norms(oracle::norm_kind::l2);
@@ -81,6 +86,23 @@ TEST_CASE("projected value norm: W_O as a checkpoint stores it gives the same no
     CHECK(norms_of(layer.inputs().with_output_projection(gram_projection(w).view()), {}).importance ==
           norms_of(layer.inputs().with_output_projection(gram_projection(layer.projection()).view()), {})
               .importance);
+}
+
+TEST_CASE("projected value norm: W_O packed at one level serves at another", "[score]") {
+    const layer_data layer = small_layer();
+    for (const cpu_level packed_at : cpu_levels()) {
+        const packed_projection packed = [&] {
+            const cpu_level_guard guard(packed_at);
+            return packed_projection(layer.projection());
+        }();
+        const std::vector<float> expected = [&] {
+            const cpu_level_guard guard(packed_at);
+            return norms_of(layer.inputs(), {}).importance;
+        }();
+        at_each_cpu_level([&] {
+            CHECK(norms_of(layer.inputs().with_output_projection(packed.view()), {}).importance == expected);
+        });
+    }
 }
 
 TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and others are not touched",
@@ -120,6 +142,13 @@ TEST_CASE("projected value norm: bad input is named, disagreeing views break the
     CHECK(violation_of([&] {
               static_cast<void>(validate_projection(layer.inputs().with_output_projection(gram.view())));
           }) == "the Gram matrices and the values must agree in head_dim");
+    const packed_projection packed(narrow);
+    CHECK(violation_of([&] {
+              static_cast<void>(validate_projection(layer.inputs().with_output_projection(packed.view())));
+          }) == "the packed W_O and the values must agree in head_dim");
+    const packed_projection packed_five(five);
+    CHECK(validate_projection(layer.inputs().with_output_projection(packed_five.view())).code() ==
+          errc::heads_not_divisible);
     const gram_projection of_five(five);
     CHECK(validate_projection(layer.inputs().with_output_projection(of_five.view())).code() ==
           errc::heads_not_divisible);

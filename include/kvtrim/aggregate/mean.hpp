@@ -20,7 +20,7 @@
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/dispatch.hpp>
 #include <kvtrim/math/pooling.hpp>
 
 #include <cstdint>
@@ -48,12 +48,15 @@ struct mean_attention {
     }
 
     void add(const attention_tile& tile, std::span<float> accumulators) const {
-        const bool one_lane = lanes(tile.head.group_size) == 1;
+        const auto add_rows = kernels::active_window_kernels().add_row_sums;
+        float* const sums = accumulators.data() + tile.first;
+        if (lanes(tile.head.group_size) == 1) {
+            add_rows(tile.column(0), tile.tokens, tile.query_rows, 0, tile.query_rows, sums);
+            return;
+        }
         tile.for_each_query_head([&](index_t query_head, index_t begin, index_t end) {
-            float* lane = accumulators.data() + (one_lane ? 0 : query_head * tile.head.candidates);
-            for (index_t t = 0; t < tile.tokens; ++t) {
-                lane[tile.first + t] += kernels::sum_of(tile.column(t) + begin, end - begin);
-            }
+            add_rows(tile.column(0), tile.tokens, tile.query_rows, begin, end,
+                     sums + query_head * tile.head.candidates);
         });
     }
 

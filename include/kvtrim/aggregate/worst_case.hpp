@@ -17,7 +17,7 @@
 // Cost: kernel_tokens multiply-adds per attention weight; lanes: 2. Numerics: float; the row's mass in double.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/dispatch.hpp>
 #include <kvtrim/math/pooling.hpp>
 
 namespace kvtrim {
@@ -40,13 +40,10 @@ struct worst_case_attention {
     void add(const attention_tile& tile, std::span<float> accumulators) const {
         float* worst = accumulators.data() + tile.first;
         float* total = accumulators.data() + tile.head.candidates + tile.first;
-        for (index_t t = 0; t < tile.tokens; ++t) {
-            total[t] += kernels::sum_of(tile.column(t), tile.query_rows);
-            const index_t begin = std::max(t - halo(), -tile.before);
-            const index_t end = std::min(t + halo() + 1, tile.tokens + tile.after);
-            worst[t] = std::max(worst[t], kernels::max_of_sums(tile.column(begin), end - begin,
-                                                               tile.query_rows, tile.pooling_factor));
-        }
+        const kernels::window_kernels& steps = kernels::active_window_kernels();
+        steps.add_row_sums(tile.column(0), tile.tokens, tile.query_rows, 0, tile.query_rows, total);
+        steps.raise_to_pooled(tile.column(0), tile.tokens, tile.before, tile.after, halo(), tile.query_rows,
+                              tile.pooling_factor, worst);
     }
 
     void finish(const attention_head& head, std::span<float> accumulators, std::span<float> importance,

@@ -89,9 +89,9 @@ struct float_rows {
     index_t stride;
 };
 
-// The same rows without a copy where the source already holds them as contiguous floats, else through tile.
+// Rows [first, ...) of a head where the source itself holds them as contiguous floats, else a null pointer.
 template <cache_view V>
-[[nodiscard]] float_rows read_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {
+[[nodiscard]] float_rows contiguous_rows(const V& view, index_t head, index_t first) {
     if constexpr (!row_source<V> && strided_view<V, 3>) {
         using value = std::remove_cvref_t<decltype(*view.data_handle())>;
         if constexpr (std::is_same_v<value, float>) {
@@ -102,8 +102,18 @@ template <cache_view V>
             }
         }
     }
-    load_rows(view, head, first, count, tile);
-    return {tile, extent(view, 2)};
+    return {nullptr, 0};
+}
+
+// The same rows without a copy where that is possible, else through tile.
+template <cache_view V>
+[[nodiscard]] float_rows read_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {
+    float_rows rows = contiguous_rows(view, head, first);
+    if (rows.data == nullptr) {
+        load_rows(view, head, first, count, tile);
+        rows = {tile, extent(view, 2)};
+    }
+    return rows;
 }
 
 } // namespace kvtrim

@@ -8,75 +8,18 @@
 //   logits [keys][32], out [value_dim][32], maximum [32], sum [32]
 //
 // All of it is vertical, one half of 16 lanes at a time. Logits are in units of log 2, so that the exponential is one of
-// base 2. Numerics: as kernels/query_tile.hpp; 2^x is a polynomial with relative error 1.5e-7.
+// base 2. Numerics: as kernels/query_tile.hpp; 2^x with relative error 1.5e-7.
 
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/kernels/avx512.hpp>
 #include <kvtrim/kernels/query_tile.hpp>
 
 #if KVTRIM_HAS_X86
 
-#include <immintrin.h>
-
-#if defined(__clang__)
-#define KVTRIM_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define KVTRIM_UNROLL _Pragma("GCC unroll 16")
-#endif
-#define KVTRIM_INLINE_AVX512 __attribute__((always_inline)) KVTRIM_TARGET_AVX512 inline
-
 namespace kvtrim::kernels::avx512 {
 
-inline constexpr index_t lanes = 32;
+inline constexpr index_t lanes = panel_columns;
 inline constexpr float log2_e = 1.44269504f;
 inline constexpr float ln_2 = 0.693147181f;
-
-// With a mask of all lanes: the plain intrinsics make GCC 12 warn about its own headers.
-KVTRIM_INLINE_AVX512 __m512 max(__m512 a, __m512 b) {
-    return _mm512_maskz_max_ps(0xffff, a, b);
-}
-KVTRIM_INLINE_AVX512 __m512 min(__m512 a, __m512 b) {
-    return _mm512_maskz_min_ps(0xffff, a, b);
-}
-
-// 2^x for x <= 0 and above -126, 0 in lanes that are not wanted; relative error 1.5e-7. x = whole + fraction, fraction
-// in [0, 1).
-KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x, __mmask16 wanted = 0xffff) {
-    const __m512 fraction = _mm512_maskz_reduce_ps(0xffff, x, 0x09);
-    __m512 p = _mm512_set1_ps(0.00187757661f);
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.00898934025f));
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.0558263179f));
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.240153617f));
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.693153073f));
-    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.999999925f));
-    return _mm512_maskz_scalef_ps(wanted, p, x);
-}
-
-// logits [keys][32] = log2 e * cap * tanh(scale * logits / cap), with tanh x = 1 - 2 / (e^2x + 1); for small x, where
-// that is mostly rounding, x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315.
-KVTRIM_TARGET_AVX512 inline void cap_logits(float* logits, index_t keys, float scale, float soft_cap) {
-    const __m512 inward = _mm512_set1_ps(2 * log2_e / soft_cap);
-    const __m512 outward = _mm512_set1_ps(log2_e * soft_cap);
-    const __m512 limit = _mm512_set1_ps(60.0f); // e^2x beyond it changes nothing
-    const __m512 one = _mm512_set1_ps(1.0f);
-    const __m512 small = _mm512_set1_ps(0.2f);
-    const __m512 shrink = _mm512_set1_ps(1.0f / soft_cap);
-    for (float* l = logits; l != logits + keys * lanes; l += 16) {
-        const __m512 logit = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_loadu_ps(l));
-        const __m512 x = _mm512_mul_ps(logit, inward);
-        const __m512 inside = max(_mm512_sub_ps(_mm512_setzero_ps(), limit), min(limit, x));
-        const __m512 power = exp2(inside);
-        const __m512 tanh =
-            _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(power, one)));
-        const __m512 ratio = _mm512_mul_ps(logit, shrink);
-        const __m512 square = _mm512_mul_ps(ratio, ratio);
-        __m512 series = _mm512_fmadd_ps(square, _mm512_set1_ps(-17.0f / 315), _mm512_set1_ps(2.0f / 15));
-        series = _mm512_fmadd_ps(square, series, _mm512_set1_ps(-1.0f / 3));
-        series = _mm512_fmadd_ps(square, series, one);
-        const __mmask16 is_small = _mm512_cmp_ps_mask(square, _mm512_mul_ps(small, small), _CMP_LT_OQ);
-        _mm512_storeu_ps(l, _mm512_mask_mul_ps(_mm512_mul_ps(outward, tanh), is_small,
-                                               _mm512_mul_ps(logit, _mm512_set1_ps(log2_e)), series));
-    }
-}
 
 // Masks, in logits [keys][32] of the keys at cache rows [first_key, ...), what the queries do not see.
 KVTRIM_TARGET_AVX512 inline void mask_logits(float* logits, index_t keys, index_t first_key,

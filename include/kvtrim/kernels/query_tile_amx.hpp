@@ -141,7 +141,8 @@ class basic_query_tile_amx {
         Tiles::configure();
         multiply_keys(keys);
         if (rules.soft_cap > 0) {
-            avx512::cap_logits(shared_.logits, tile.count, rules.scale, rules.soft_cap);
+            avx512::cap_logits(shared_.logits, tile.count * max_queries, rules.soft_cap, avx512::log2_e,
+                               rules.scale);
         }
         if (!all_visible(tile, rules, queries)) {
             avx512::mask_logits(shared_.logits, tile.count, tile.first_position, rules, queries);

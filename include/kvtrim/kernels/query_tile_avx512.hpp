@@ -18,52 +18,6 @@
 
 namespace kvtrim::kernels {
 
-namespace avx512 {
-
-// C [Rows][32] = (or +=) A [Rows][inner] * B [inner][32]; A(i, k) is a[i * a_row + k * a_step]. The product is summed
-// before it is added to C: thousands of small terms added to one large float one by one would drift.
-template <std::size_t Rows, bool Accumulate>
-KVTRIM_TARGET_AVX512 inline void multiply(const float* a, index_t a_row, index_t a_step, const float* b,
-                                          index_t inner, float* c) {
-    __m512 low[Rows], high[Rows];
-    const float* rows[Rows];
-    KVTRIM_UNROLL
-    for (std::size_t i = 0; i < Rows; ++i) {
-        rows[i] = a + static_cast<index_t>(i) * a_row;
-        low[i] = _mm512_setzero_ps();
-        high[i] = _mm512_setzero_ps();
-    }
-    for (index_t k = 0; k < inner; ++k) {
-        const __m512 b_low = _mm512_loadu_ps(b + k * lanes);
-        const __m512 b_high = _mm512_loadu_ps(b + k * lanes + 16);
-        KVTRIM_UNROLL
-        for (std::size_t i = 0; i < Rows; ++i) {
-            const __m512 x = _mm512_set1_ps(rows[i][k * a_step]);
-            low[i] = _mm512_fmadd_ps(x, b_low, low[i]);
-            high[i] = _mm512_fmadd_ps(x, b_high, high[i]);
-        }
-    }
-    KVTRIM_UNROLL
-    for (std::size_t i = 0; i < Rows; ++i) {
-        float* const to = c + static_cast<index_t>(i) * lanes;
-        _mm512_storeu_ps(to, Accumulate ? _mm512_add_ps(_mm512_loadu_ps(to), low[i]) : low[i]);
-        _mm512_storeu_ps(to + 16, Accumulate ? _mm512_add_ps(_mm512_loadu_ps(to + 16), high[i]) : high[i]);
-    }
-}
-
-// The same for any number of rows of C.
-template <bool Accumulate>
-KVTRIM_TARGET_AVX512 inline void multiply_rows(const float* a, index_t a_row, index_t a_step, const float* b,
-                                               index_t inner, float* c, index_t rows) {
-    index_t r = 0;
-    for (; r + 8 <= rows; r += 8) {
-        multiply<8, Accumulate>(a + r * a_row, a_row, a_step, b, inner, c + r * lanes);
-    }
-    for (; r < rows; ++r) { multiply<1, Accumulate>(a + r * a_row, a_row, a_step, b, inner, c + r * lanes); }
-}
-
-} // namespace avx512
-
 class query_tile_avx512 {
   public:
     using element = float;
@@ -96,15 +50,18 @@ class query_tile_avx512 {
     }
 
     KVTRIM_TARGET_AVX512 void attend(const key_tile& tile, const logit_rules& rules, query_range queries) {
-        avx512::multiply_rows<false>(tile.keys, tile.key_stride, 1, queries_, head_dim_, logits_, tile.count);
-        if (rules.soft_cap > 0) { avx512::cap_logits(logits_, tile.count, 1.0f, rules.soft_cap); }
+        avx512::multiply_rows<false>({tile.keys, tile.key_stride, 1}, queries_, head_dim_,
+                                     {logits_, max_queries, max_queries}, tile.count);
+        if (rules.soft_cap > 0) {
+            avx512::cap_logits(logits_, tile.count * max_queries, rules.soft_cap, avx512::log2_e);
+        }
         if (!all_visible(tile, rules, queries)) {
             avx512::mask_logits(logits_, tile.count, tile.first_position, rules, queries);
         }
         exponentials(tile.count, 0);
         exponentials(tile.count, 16);
-        avx512::multiply_rows<true>(tile.values, 1, tile.value_stride, logits_, tile.count, softmax_.out,
-                                    softmax_.value_dim);
+        avx512::multiply_rows<true>({tile.values, 1, tile.value_stride}, logits_, tile.count,
+                                    {softmax_.out, max_queries, max_queries}, softmax_.value_dim);
     }
 
     void finish(index_t count, float* out, float* log_sum_exp) const {

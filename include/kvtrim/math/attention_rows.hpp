@@ -10,15 +10,17 @@
 //   the queries belong to the newest rows before the rollback tail
 //   z[r] includes exp(sink_logit - m) where the model has one
 //
-// begin_block() sweeps the keys once for m and z; attention() computes any range of columns again.
+// begin_block() sweeps the keys once for m and z; attention() computes any range of columns again, or takes the logits
+// from memory that keep_logits_in() lent: the same floats, half of the products.
 // Shapes: queries [q_heads, queries, head_dim]; keys [kv_heads, tokens, head_dim]; any cache_view.
-// Numerics: see kernels/tile_ops.hpp; a fully masked row has attention 0 everywhere.
+// Numerics: see kernels/window_ops.hpp; a fully masked row has attention 0 everywhere.
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/workspace.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/kernels/dispatch.hpp>
 
 #include <cmath>
 #include <limits>
@@ -68,16 +70,19 @@ class attention_rows {
           query_begin_(tokens_ - request.protect.rollback_tokens - queries_),
           range_(candidates(request.protect, tokens_)), tile_tokens_(kernels::tile_tokens(in.head_dim())) {
         const index_t widest = tile_tokens_ + 2 * halo;
-        q_ = scratch.take<float>(kernels::tile_query_rows * in.head_dim());
+        packed_ = scratch.take<float>(kernels::tile_query_rows * in.head_dim());
         k_ = scratch.take<float>(widest * in.head_dim());
         tile_ = scratch.take<float>(widest * kernels::tile_query_rows);
         for (auto* floats : {&maximum_, &weight_, &factor_}) {
             *floats = scratch.take<float>(kernels::tile_query_rows);
         }
-        for (auto* doubles : {&sum_, &mass_, &edge_loss_}) {
+        for (auto* doubles : {&outside_, &mass_, &edge_loss_}) {
             *doubles = scratch.take<double>(kernels::tile_query_rows);
         }
     }
+
+    // Keeps the logits of as many of the first tokens as fit from begin_block() to attention(): [tokens, block rows].
+    void keep_logits_in(std::span<float> memory) { kept_logits_ = memory; }
 
     [[nodiscard]] index_t group_size() const { return group_size_; }
     [[nodiscard]] index_t queries() const { return queries_; }
@@ -94,11 +99,13 @@ class attention_rows {
         const bool one_head = first_row / queries_ == (first_row + count - 1) / queries_;
         block_queries_ = {0, queries_};
         if (one_head) { block_queries_ = {first_row % queries_, (first_row + count - 1) % queries_ + 1}; }
+        const index_t room = std::ssize(kept_logits_) / count;
+        kept_end_ = room >= visible_end() ? visible_end() : room / tile_tokens_ * tile_tokens_;
         load_queries();
         for (index_t r = 0; r < count; ++r) {
             const bool sink = !options_.sink_logits.empty();
             at(maximum_, r) = sink ? sink_logit(r) : kernels::masked_logit;
-            at(sum_, r) = sink ? 1.0 : 0.0;
+            at(outside_, r) = sink ? 1.0 : 0.0;
             at(mass_, r) = 0.0;
             at(edge_loss_, r) = 0.0;
         }
@@ -116,7 +123,7 @@ class attention_rows {
     [[nodiscard]] const float* pooling_factor() const { return factor_.data(); }
     // What the sink logit takes of a row's softmax, which the tokens share with it; 0 without one.
     [[nodiscard]] double sink_mass(index_t block_row) const {
-        const double sum = at(sum_, block_row);
+        const double sum = at(outside_, block_row) + at(mass_, block_row);
         return sum > 0 ? sink_term(block_row) / sum : 0.0;
     }
     // Sum over the block's rows of the attention to tokens outside the candidate range.
@@ -125,8 +132,9 @@ class attention_rows {
     // Attention [count, block_rows] to the cache rows [begin, begin + count); valid until the next call.
     // Requires count <= tile_tokens() + 2 * halo.
     [[nodiscard]] float* attention(index_t begin, index_t count) {
-        compute_logits(begin, count);
-        kernels::attention_from_logits(tile_.data(), count, count_, maximum_.data(), weight_.data());
+        const float* const logits =
+            are_kept(begin, count) ? kept_logits_.data() + begin * count_ : compute_logits(begin, count);
+        steps_.attention(logits, count, count_, maximum_.data(), weight_.data(), tile_.data());
         return tile_.data();
     }
 
@@ -150,27 +158,40 @@ class attention_rows {
                         static_cast<double>(at(maximum_, block_row)));
     }
 
-    // Queries scaled once, so that products are logits.
+    // Queries scaled once, so that products are logits; through the keys' tile.
     void load_queries() {
         const index_t dim = in_.head_dim();
+        const float scale = options_.scale > 0 ? options_.scale : 1.0f / std::sqrt(static_cast<float>(dim));
         for (index_t r = 0; r < count_;) {
             const index_t query = (first_row_ + r) % queries_;
-            const index_t run = std::min(queries_ - query, count_ - r);
-            load_rows(in_.queries, query_head(r), skipped_ + query, run, q_.data() + r * dim);
+            const index_t run = std::min({queries_ - query, count_ - r, tile_tokens_});
+            const float_rows queries =
+                kernels::read_rows(in_.queries, query_head(r), skipped_ + query, run, k_.data());
+            if (queries.stride == dim) {
+                steps_.pack_queries(queries.data, r, run, dim, scale, packed_.data());
+            } else {
+                for (index_t i = 0; i < run; ++i) {
+                    steps_.pack_queries(queries.data + i * queries.stride, r + i, 1, dim, scale,
+                                        packed_.data());
+                }
+            }
             r += run;
         }
-        const float scale = options_.scale > 0 ? options_.scale : 1.0f / std::sqrt(static_cast<float>(dim));
-        for (float& x : q_.first(static_cast<std::size_t>(count_ * dim))) { x *= scale; }
     }
 
-    void compute_logits(index_t begin, index_t count) {
-        const float_rows keys = read_rows(in_.keys, kv_head_, begin, count, k_.data());
-        kernels::logits(keys.data, keys.stride, count, q_.data(), count_, in_.head_dim(), tile_.data());
-        kernels::condition_logits(tile_.data(), count * count_, options_.soft_cap);
-        mask_invisible(begin, count);
+    [[nodiscard]] bool are_kept(index_t begin, index_t count) const { return begin + count <= kept_end_; }
+
+    // Logits [count, block_rows], where they are kept or in the tile.
+    float* compute_logits(index_t begin, index_t count) {
+        float* const out = are_kept(begin, count) ? kept_logits_.data() + begin * count_ : tile_.data();
+        const float_rows keys = kernels::read_rows(in_.keys, kv_head_, begin, count, k_.data());
+        steps_.logits(keys.data, keys.stride, count, packed_.data(), count_, in_.head_dim(),
+                      options_.soft_cap, out);
+        mask_invisible(begin, count, out);
+        return out;
     }
 
-    void mask_invisible(index_t begin, index_t count) {
+    void mask_invisible(index_t begin, index_t count, float* logits) const {
         const index_t window = options_.sliding_window;
         const bool all_see_end = begin + count <= query_begin_ + block_queries_.begin + 1;
         const bool all_see_begin = window == 0 || query_begin_ + block_queries_.end - 1 - begin < window;
@@ -179,26 +200,32 @@ class attention_rows {
             for (index_t r = 0; r < count_; ++r) {
                 const index_t distance = query_begin_ + (first_row_ + r) % queries_ - (begin + t);
                 if (distance < 0 || (window > 0 && distance >= window)) {
-                    tile_[static_cast<std::size_t>(t * count_ + r)] = kernels::masked_logit;
+                    logits[t * count_ + r] = kernels::masked_logit;
                 }
             }
         }
     }
 
-    // Sums of one tile: all columns, the candidates, and what pooling loses at the ends of the candidates.
+    // Sums of one tile: the candidates, the other columns, and what pooling loses at the ends of the candidates.
     void accumulate(index_t begin, index_t count, index_t half) {
-        compute_logits(begin, count);
-        kernels::accumulate_statistics(tile_.data(), count, count_, {maximum_.data(), sum_.data()},
-                                       factor_.data());
+        const float* const logits = compute_logits(begin, count);
+        steps_.raise_maximum(logits, count, count_, maximum_.data(), factor_.data());
         for (index_t r = 0; r < count_; ++r) {
-            at(mass_, r) *= static_cast<double>(at(factor_, r));
-            at(edge_loss_, r) *= static_cast<double>(at(factor_, r));
+            const auto factor = static_cast<double>(at(factor_, r));
+            at(outside_, r) *= factor;
+            at(mass_, r) *= factor;
+            at(edge_loss_, r) *= factor;
         }
-        kernels::add_over_tokens(tile_.data(), count, count_, sum_.data());
-        const token_range inside{std::max(begin, range_.begin), std::min(begin + count, range_.end)};
-        if (inside.size() <= 0) { return; }
-        kernels::add_over_tokens(tile_.data() + (inside.begin - begin) * count_, inside.size(), count_,
-                                 mass_.data());
+        const auto add = [&](index_t from, index_t to, std::span<double> sums) {
+            if (from >= to) { return; }
+            steps_.add_exponentials(logits + (from - begin) * count_, to - from, count_, maximum_.data(),
+                                    sums.data());
+        };
+        const index_t end = begin + count;
+        const token_range inside{std::clamp(range_.begin, begin, end), std::clamp(range_.end, begin, end)};
+        add(begin, inside.begin, outside_);
+        add(inside.begin, inside.end, mass_);
+        add(std::max(inside.begin, inside.end), end, outside_);
         for (index_t t = inside.begin; t < inside.end; ++t) {
             const index_t lost = std::max<index_t>(0, half - (t - range_.begin)) +
                                  std::max<index_t>(0, half - (range_.end - 1 - t));
@@ -206,23 +233,20 @@ class attention_rows {
                 t = std::max(t, std::min(inside.end, range_.end - half) - 1);
                 continue;
             }
-            const float* column = tile_.data() + (t - begin) * count_;
-            for (index_t r = 0; r < count_; ++r) {
-                at(edge_loss_, r) += static_cast<double>(lost) * static_cast<double>(column[r]);
-            }
+            for (index_t i = 0; i < lost; ++i) { add(t, t + 1, edge_loss_); }
         }
     }
 
     void finish_statistics(index_t kernel_tokens) {
         protected_mass_ = 0;
         for (index_t r = 0; r < count_; ++r) {
-            const double sum = at(sum_, r);
             const double mass = at(mass_, r);
+            const double sum = at(outside_, r) + mass;
             const double windows = static_cast<double>(kernel_tokens) * mass - at(edge_loss_, r);
             if (at(maximum_, r) == kernels::masked_logit) { at(maximum_, r) = 0.0f; }
             at(weight_, r) = sum > 0 ? static_cast<float>(1.0 / sum) : 0.0f;
             at(factor_, r) = windows > 0 ? static_cast<float>(mass / windows) : 0.0f;
-            protected_mass_ += sum > 0 ? std::max(0.0, (sum - sink_term(r) - mass) / sum) : 0.0;
+            protected_mass_ += sum > 0 ? std::max(0.0, (at(outside_, r) - sink_term(r)) / sum) : 0.0;
         }
     }
 
@@ -240,14 +264,17 @@ class attention_rows {
     index_t count_ = 0;
     token_range block_queries_; // of any query head in the block
     double protected_mass_ = 0;
-    std::span<float> q_;       // [tile_query_rows, head_dim]
-    std::span<float> k_;       // [tile tokens + 2 halo, head_dim]
-    std::span<float> tile_;    // [tile tokens + 2 halo, tile_query_rows]
-    std::span<float> maximum_; // [tile_query_rows]
-    std::span<float> weight_;  // 1 / sum
+    index_t kept_end_ = 0; // logits of the tokens before it are kept
+    const kernels::window_kernels& steps_ = kernels::active_window_kernels();
+    std::span<float> kept_logits_; // [tokens, block rows] of the first tokens
+    std::span<float> packed_;      // [tile_query_rows, head_dim] as the kernels want them
+    std::span<float> k_;           // [tile tokens + 2 halo, head_dim]
+    std::span<float> tile_;        // [tile tokens + 2 halo, tile_query_rows]
+    std::span<float> maximum_;     // [tile_query_rows]
+    std::span<float> weight_;      // 1 / sum
     std::span<float> factor_;
-    std::span<double> sum_;
-    std::span<double> mass_; // candidates' part of sum
+    std::span<double> outside_; // sum of exp(logit - maximum) of the protected tokens and the sink
+    std::span<double> mass_;    // the same of the candidates
     std::span<double> edge_loss_;
 };
 

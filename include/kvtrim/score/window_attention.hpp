@@ -7,19 +7,23 @@
 //   importance[g] = aggregator( A[h, i, candidates] for all query heads h of group g, all queries i )
 //
 // Sweep one takes each query row's softmax statistics, sweep two computes the attention again, tile by tile, and
-// folds it (math/attention_rows.hpp); no [heads, queries, tokens] array exists. With all prompt queries
+// folds it (math/attention_rows.hpp); no [heads, queries, tokens] array exists. Within a bound on memory sweep one leaves
+// its logits to sweep two; the scores are the same floats without. With all prompt queries
 // this is the full-prefill sum of H2O, with the last query alone it is TOVA.
 //
 // Source: SnapKV, arXiv:2404.14469, Sec. 4.
 // Departures: the softmax is not cast back to the cache's type (fp16 drops weights below 3e-8); keys are not
 // repeated for the query heads of a group.
-// Cost: 4 * q_heads * queries * tokens * head_dim flops, two exponentials per weight, keys read twice for
-// every 128 query rows. Workspace: O(lanes * tokens) per KV head.
+// Cost: 2 * q_heads * queries * tokens * head_dim flops where the logits are kept, twice that elsewhere; two exponentials per
+// weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and kept_logit_bytes.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/scratch_slots.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/math/attention_rows.hpp>
+
+#include <thread>
 
 namespace kvtrim {
 
@@ -32,6 +36,8 @@ struct window_attention {
 
     [[no_unique_address]] Aggregator aggregator = {};
     index_t newest_queries = 0; // use only this many newest of the given queries; 0: all (TOVA: 1)
+    index_t kept_logit_bytes = index_t{32}
+                               << 20; // most memory for logits, of all threads; 0: compute them twice
 
     static constexpr bool two_stage = Aggregator::two_stage;
 
@@ -43,13 +49,20 @@ struct window_attention {
         if (newest_queries < 0) {
             return {errc::invalid_parameter, "window_attention: newest_queries must not be negative"};
         }
+        if (kept_logit_bytes < 0) {
+            return {errc::invalid_parameter, "window_attention: kept_logit_bytes must not be negative"};
+        }
         if (const status s = aggregator.validate(); !s.ok()) { return s; }
         return validate_attention(in, request);
     }
 
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
-        return for_each_head_bytes(in.kv_heads(), head_bytes(in, request));
+        workspace counting = workspace::counting();
+        static_cast<void>(take_slots(in, counting));
+        static_cast<void>(
+            counting.take<std::byte>(for_each_head_bytes(in.kv_heads(), head_bytes(in, request))));
+        return counting.needed_bytes();
     }
 
     // Writes importance (and attention if two_stage, and protected_mass where asked for).
@@ -57,11 +70,39 @@ struct window_attention {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        const workspace::frame frame(scratch);
+        const slot_memory memory = take_slots(in, scratch);
+        if (!scratch.fits()) { return scratch.too_small(); }
+        scratch_slots slots(memory.floats, memory.slots, memory.slot_floats);
         return for_each_head(in.kv_heads(), head_bytes(in, request), scratch, ex,
-                             [&](index_t g, workspace& own) { score_head(in, request, g, out, own); });
+                             [&](index_t g, workspace& own) {
+                                 const scratch_slots::lease logits(slots);
+                                 score_head(in, request, g, out, logits.memory(), own);
+                             });
     }
 
   private:
+    struct slot_memory {
+        std::span<float> floats;
+        index_t slots;
+        index_t slot_floats;
+    };
+
+    // A slot for every head that may be under way, each with room for all logits of a block if the bound allows it.
+    template <class Inputs>
+    [[nodiscard]] slot_memory take_slots(const Inputs& in, workspace& scratch) const {
+        const auto threads = static_cast<index_t>(std::thread::hardware_concurrency());
+        const index_t slots =
+            std::clamp<index_t>(std::min(threads, in.kv_heads()), 1, scratch_slots::most_slots);
+        const index_t queries = extent(in.queries, 1);
+        const index_t rows = extent(in.queries, 0) / in.kv_heads() *
+                             (newest_queries > 0 ? std::min(newest_queries, queries) : queries);
+        const index_t all = std::min(rows, kernels::tile_query_rows) * in.longest_row();
+        const index_t bound = kept_logit_bytes / (slots * static_cast<index_t>(sizeof(float)));
+        const index_t slot_floats = std::min(all, bound);
+        return {scratch.take<float>(slots * slot_floats), slots, slot_floats};
+    }
+
     template <class Inputs>
     [[nodiscard]] index_t head_bytes(const Inputs& in, const eviction_request& request) const {
         workspace counting = workspace::counting();
@@ -73,8 +114,9 @@ struct window_attention {
 
     template <class Inputs>
     void score_head(const Inputs& in, const eviction_request& request, index_t kv_head,
-                    const token_scores& out, workspace& scratch) const {
+                    const token_scores& out, std::span<float> logits, workspace& scratch) const {
         attention_rows rows(in, request, kv_head, newest_queries, aggregator.halo(), scratch);
+        rows.keep_logits_in(logits);
         const token_range range = rows.candidate_range();
         const auto accumulators = scratch.take<float>(aggregator.lanes(rows.group_size()) * range.size());
         std::fill(accumulators.begin(), accumulators.end(), 0.0f);
@@ -116,5 +158,7 @@ template <class Aggregator>
 window_attention(Aggregator) -> window_attention<Aggregator>;
 template <class Aggregator>
 window_attention(Aggregator, index_t) -> window_attention<Aggregator>;
+template <class Aggregator>
+window_attention(Aggregator, index_t, index_t) -> window_attention<Aggregator>;
 
 } // namespace kvtrim

@@ -1,0 +1,42 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The kernels of each instruction set: the one place that chooses.
+
+#include <kvtrim/kernels/projection_ops_avx512.hpp>
+#include <kvtrim/kernels/window_ops_avx512.hpp>
+
+namespace kvtrim::kernels {
+
+[[nodiscard]] inline const window_kernels& window_kernels_of(cpu_level level) {
+    static constexpr window_kernels plain{
+        portable::pack_queries, portable::logits,       portable::raise_maximum,  portable::add_exponentials,
+        portable::attention,    portable::add_row_sums, portable::raise_to_pooled};
+#if KVTRIM_HAS_X86
+    static constexpr window_kernels wide{avx512::pack_queries,          avx512::logits,
+                                         avx512::raise_maximum_of_rows, avx512::add_exponentials_of_rows,
+                                         avx512::attention_of_rows,     avx512::add_row_sums,
+                                         avx512::raise_to_pooled};
+    if (level >= cpu_level::avx512) { return wide; }
+#endif
+    static_cast<void>(level);
+    return plain;
+}
+
+[[nodiscard]] inline const projection_kernels& projection_kernels_of(cpu_level level) {
+    static constexpr projection_kernels plain{portable::pack_matrix, portable::add_l1, portable::add_gram_l2};
+#if KVTRIM_HAS_X86
+    static constexpr projection_kernels wide{avx512::pack_matrix, avx512::add_l1, avx512::add_gram_l2};
+    if (level >= cpu_level::avx512) { return wide; }
+#endif
+    static_cast<void>(level);
+    return plain;
+}
+
+// Those that are in force now.
+[[nodiscard]] inline const window_kernels& active_window_kernels() {
+    return window_kernels_of(active_cpu_level());
+}
+
+} // namespace kvtrim::kernels

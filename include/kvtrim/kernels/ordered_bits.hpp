@@ -1,0 +1,207 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Scores as integers of the same order, and the three walks over a row that exact selection is made of.
+//
+//   order   higher score first; -0 equals +0; NaN ranks below -infinity
+//
+// The vector path gives the same numbers. Cost of a walk: one read of the row.
+
+#include <kvtrim/base/status.hpp>
+#include <kvtrim/kernels/cpu.hpp>
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <span>
+
+#if KVTRIM_HAS_X86
+#include <immintrin.h>
+#endif
+
+namespace kvtrim {
+
+// An integer with the order of the scores; 0 for NaN.
+[[nodiscard]] constexpr std::uint32_t ordered_bits(float score) {
+    const auto bits = std::bit_cast<std::uint32_t>(score);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) { return 0; }
+    if ((bits & 0x7fffffffu) == 0) { return 0x80000000u; }
+    return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+// The border of a selection: scores above `bits` are in; of those equal, the first `ties` by flat index.
+struct top_k_cut {
+    std::uint32_t bits = 0;
+    index_t ties = 0;
+};
+
+namespace kernels {
+
+// A digit of the ordered bits, among scores whose higher digits are `prefix`.
+struct radix_digit {
+    int shift;
+    std::uint32_t mask; // of the digit, at bit 0
+    std::uint32_t prefix;
+    std::uint32_t prefix_mask;
+};
+
+// How often each digit occurs; equal neighbours go to different tables, whose increments do not wait for each other.
+struct digit_histogram {
+    std::array<std::array<std::uint32_t, 2048>, 4> tables{};
+
+    [[nodiscard]] index_t count(std::uint32_t digit) const {
+        return static_cast<index_t>(tables[0][digit]) + static_cast<index_t>(tables[1][digit]) +
+               static_cast<index_t>(tables[2][digit]) + static_cast<index_t>(tables[3][digit]);
+    }
+};
+
+struct above_and_equal {
+    index_t above;
+    index_t equal;
+};
+
+namespace detail {
+
+inline void count_digits(std::span<const float> row, const radix_digit& d, digit_histogram& histogram) {
+    for (std::size_t i = 0; i < row.size(); ++i) {
+        const std::uint32_t bits = ordered_bits(row[i]);
+        if ((bits & d.prefix_mask) == d.prefix) { ++histogram.tables[i % 4][(bits >> d.shift) & d.mask]; }
+    }
+}
+
+[[nodiscard]] inline above_and_equal compare(std::span<const float> row, std::uint32_t cut_bits) {
+    above_and_equal n{0, 0};
+    for (const float score : row) {
+        const std::uint32_t bits = ordered_bits(score);
+        n.above += bits > cut_bits ? 1 : 0;
+        n.equal += bits == cut_bits ? 1 : 0;
+    }
+    return n;
+}
+
+[[nodiscard]] inline std::int32_t* write_above(std::span<const float> row, top_k_cut& cut,
+                                               std::int32_t first_index, std::int32_t* out) {
+    for (std::size_t c = 0; c < row.size(); ++c) {
+        const std::uint32_t bits = ordered_bits(row[c]);
+        if (bits < cut.bits || (bits == cut.bits && cut.ties == 0)) { continue; }
+        cut.ties -= bits == cut.bits ? 1 : 0;
+        *out++ = first_index + static_cast<std::int32_t>(c);
+    }
+    return out;
+}
+
+#if KVTRIM_HAS_X86
+
+KVTRIM_TARGET_AVX512 inline __m512i ordered_bits_avx512(const float* from, __mmask16 lanes) {
+    const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+    const __m512i bits = _mm512_maskz_loadu_epi32(lanes, from);
+    const __m512i magnitude = _mm512_andnot_si512(sign, bits);
+    const __mmask16 negative = _mm512_movepi32_mask(bits);
+    const __mmask16 zero = _mm512_cmpeq_epi32_mask(magnitude, _mm512_setzero_si512());
+    const __mmask16 number = _mm512_cmple_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
+    __m512i ordered = _mm512_or_si512(bits, sign);
+    ordered = _mm512_mask_xor_epi32(ordered, negative, bits, _mm512_set1_epi32(-1));
+    ordered = _mm512_mask_mov_epi32(ordered, zero, sign);
+    return _mm512_maskz_mov_epi32(number, ordered);
+}
+
+[[nodiscard]] inline __mmask16 lanes_left(std::size_t count) {
+    return static_cast<__mmask16>(count >= 16 ? 0xffffu : (1u << count) - 1u);
+}
+
+KVTRIM_TARGET_AVX512 inline void count_digits_avx512(std::span<const float> row, const radix_digit& d,
+                                                     digit_histogram& histogram) {
+    const __m512i prefix = _mm512_set1_epi32(static_cast<int>(d.prefix));
+    const __m512i prefix_mask = _mm512_set1_epi32(static_cast<int>(d.prefix_mask));
+    const __m512i digit_mask = _mm512_set1_epi32(static_cast<int>(d.mask));
+    const __m128i shift = _mm_cvtsi32_si128(d.shift);
+    alignas(64) std::uint32_t digits[16];
+    for (std::size_t i = 0; i < row.size(); i += 16) {
+        const __mmask16 lanes = lanes_left(row.size() - i);
+        const __m512i bits = ordered_bits_avx512(row.data() + i, lanes);
+        const __mmask16 counts =
+            _mm512_mask_cmpeq_epi32_mask(lanes, _mm512_and_si512(bits, prefix_mask), prefix);
+        if (counts == 0) { continue; }
+        const __m512i digit = _mm512_and_si512(_mm512_maskz_srl_epi32(0xffff, bits, shift), digit_mask);
+        _mm512_store_si512(digits, _mm512_maskz_compress_epi32(counts, digit));
+        if (counts == 0xffff) {
+            for (std::size_t j = 0; j < 16; ++j) { ++histogram.tables[j % 4][digits[j]]; }
+            continue;
+        }
+        const auto count = static_cast<std::size_t>(std::popcount(static_cast<unsigned>(counts)));
+        for (std::size_t j = 0; j < count; ++j) { ++histogram.tables[j % 4][digits[j]]; }
+    }
+}
+
+[[nodiscard]] KVTRIM_TARGET_AVX512 inline above_and_equal compare_avx512(std::span<const float> row,
+                                                                         std::uint32_t cut_bits) {
+    const __m512i cut = _mm512_set1_epi32(static_cast<int>(cut_bits));
+    above_and_equal n{0, 0};
+    for (std::size_t i = 0; i < row.size(); i += 16) {
+        const __mmask16 lanes = lanes_left(row.size() - i);
+        const __m512i bits = ordered_bits_avx512(row.data() + i, lanes);
+        n.above += std::popcount(static_cast<unsigned>(_mm512_mask_cmpgt_epu32_mask(lanes, bits, cut)));
+        n.equal += std::popcount(static_cast<unsigned>(_mm512_mask_cmpeq_epi32_mask(lanes, bits, cut)));
+    }
+    return n;
+}
+
+[[nodiscard]] KVTRIM_TARGET_AVX512 inline std::int32_t*
+write_above_avx512(std::span<const float> row, top_k_cut& cut, std::int32_t first_index, std::int32_t* out) {
+    const __m512i border = _mm512_set1_epi32(static_cast<int>(cut.bits));
+    __m512i index = _mm512_add_epi32(_mm512_set1_epi32(first_index),
+                                     _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    for (std::size_t i = 0; i < row.size(); i += 16) {
+        const __mmask16 lanes = lanes_left(row.size() - i);
+        const __m512i bits = ordered_bits_avx512(row.data() + i, lanes);
+        auto in = static_cast<unsigned>(_mm512_mask_cmpgt_epu32_mask(lanes, bits, border));
+        auto equal = static_cast<unsigned>(_mm512_mask_cmpeq_epi32_mask(lanes, bits, border));
+        for (; equal != 0 && cut.ties > 0; --cut.ties) { // the lowest first
+            in |= equal & (0u - equal);
+            equal &= equal - 1;
+        }
+        const auto chosen = static_cast<std::size_t>(std::popcount(in));
+        _mm512_mask_storeu_epi32(out, lanes_left(chosen),
+                                 _mm512_maskz_compress_epi32(static_cast<__mmask16>(in), index));
+        out += chosen;
+        index = _mm512_add_epi32(index, _mm512_set1_epi32(16));
+    }
+    return out;
+}
+
+#endif
+
+} // namespace detail
+
+// Adds the row's digits to the histogram.
+inline void count_digits(std::span<const float> row, const radix_digit& d, digit_histogram& histogram) {
+#if KVTRIM_HAS_X86
+    if (active_cpu_level() >= cpu_level::avx512) { return detail::count_digits_avx512(row, d, histogram); }
+#endif
+    detail::count_digits(row, d, histogram);
+}
+
+// How many scores of the row are above the cut, and how many equal to it.
+[[nodiscard]] inline above_and_equal compare(std::span<const float> row, std::uint32_t cut_bits) {
+#if KVTRIM_HAS_X86
+    if (active_cpu_level() >= cpu_level::avx512) { return detail::compare_avx512(row, cut_bits); }
+#endif
+    return detail::compare(row, cut_bits);
+}
+
+// Writes first_index + c for each selected column c of the row, ascending, and returns the end. Uses up cut.ties, so that
+// a cut over many rows is passed from row to row. Writes nothing behind the end.
+inline std::int32_t* write_above(std::span<const float> row, top_k_cut& cut, std::int32_t first_index,
+                                 std::int32_t* out) {
+#if KVTRIM_HAS_X86
+    if (active_cpu_level() >= cpu_level::avx512) {
+        return detail::write_above_avx512(row, cut, first_index, out);
+    }
+#endif
+    return detail::write_above(row, cut, first_index, out);
+}
+
+} // namespace kernels
+
+} // namespace kvtrim

@@ -1,0 +1,62 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Norms of rows times a matrix: the steps of projected value norms. The portable versions, and the readable ones.
+//
+//   packed   a matrix [inner, columns] in the order that the level's products want, panel_floats(inner, columns) floats
+//
+// Numerics: products and sums of a tile in float; norms add up in float.
+
+#include <kvtrim/kernels/tile_ops.hpp>
+
+namespace kvtrim::kernels {
+
+// A packed matrix: whole panels of 32 columns.
+[[nodiscard]] constexpr index_t panel_floats(index_t inner, index_t columns) {
+    return inner * ((columns + 31) / 32 * 32);
+}
+
+// Scratch of the norms of so many rows.
+[[nodiscard]] constexpr index_t norm_scratch_floats(index_t inner, index_t rows) {
+    return rows * std::max(inner, tile_hidden(inner));
+}
+
+// One implementation of every step per instruction set (kernels/dispatch.hpp).
+struct projection_kernels {
+    // Packs rows [first_row, first_row + count) of a matrix [inner, columns]; `rows` start every `stride` floats.
+    void (*pack)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
+                 index_t columns, float* packed);
+    // norms [rows] += sum over the columns of | x [rows, inner] * matrix |.
+    void (*add_l1)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t inner,
+                   index_t columns, float* scratch, float* norms);
+    // norms [rows] += sqrt(x G x^T) for each row x of [rows, dim], with G [dim, dim] packed.
+    void (*add_gram_l2)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
+                        float* scratch, float* norms);
+};
+
+namespace portable {
+
+inline void pack_matrix(const float* rows, index_t stride, index_t first_row, index_t count, index_t,
+                        index_t columns, float* packed) {
+    for (index_t i = 0; i < count; ++i) {
+        std::copy_n(rows + i * stride, columns, packed + (first_row + i) * columns);
+    }
+}
+
+inline void add_l1(const float* x, index_t x_stride, index_t rows, const float* packed, index_t inner,
+                   index_t columns, float* scratch, float* norms) {
+    for (index_t c = 0; c < columns; c += tile_hidden(inner)) {
+        add_projected_l1(x, x_stride, rows, packed + c, columns, inner,
+                         std::min(tile_hidden(inner), columns - c), scratch, norms);
+    }
+}
+
+inline void add_gram_l2(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
+                        float* scratch, float* norms) {
+    kernels::add_gram_l2(x, x_stride, rows, packed, dim, scratch, norms);
+}
+
+} // namespace portable
+
+} // namespace kvtrim::kernels
