@@ -15,6 +15,7 @@ base/(layer|ragged|filled|row_range|for_each_head|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
 kernels/cpu\.hpp                                2.5
+kernels/ordered_bits\.hpp                       2.7
 kernels/rows\.hpp                               3.2
 kernels/(block_ops|query_tile|quadratic_forms|window_ops|projection_ops)\.hpp 3.2
 kernels/lanes_avx512\.hpp                       3.3
