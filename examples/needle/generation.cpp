@@ -222,17 +222,6 @@ void expect_answers_of_full_cache(const generated& result, const generated& full
 
 // ---- All samples ----
 
-void validate(const generation_options& chosen) {
-    const index_t least = chosen.chunk_tokens + chosen.window_tokens + sink_tokens + 1;
-    for (const index_t cap : chosen.caps) {
-        if (cap < least) {
-            throw std::invalid_argument(fmt::format("--caps: {} tokens do not hold a chunk, the window, {} "
-                                                    "sinks and one more: {} are needed",
-                                                    cap, sink_tokens, least));
-        }
-    }
-}
-
 std::vector<generation_row> rows_for(const generation_options& chosen, const model_config& config,
                                      const std::string& task, index_t tokens) {
     std::vector<generation_row> rows;
@@ -260,6 +249,18 @@ double generation_row::standard_error() const {
     if (samples < 2) { return 0; }
     const double variance = std::max(0.0, accuracy_squares - accuracy * accuracy);
     return std::sqrt(variance / static_cast<double>(samples - 1));
+}
+
+void validate(const generation_options& chosen) {
+    for (const std::string& name : chosen.policies) { static_cast<void>(live_policy_named(name)); }
+    const index_t least = chosen.chunk_tokens + chosen.window_tokens + sink_tokens + 1;
+    for (const index_t cap : chosen.caps) {
+        if (cap < least) {
+            throw std::invalid_argument(fmt::format("--caps: {} tokens do not hold a chunk, the window, {} "
+                                                    "sinks and one more: {} are needed",
+                                                    cap, sink_tokens, least));
+        }
+    }
 }
 
 std::vector<generation_row> evaluate_generation(const recall_model& model, const generation_options& chosen) {

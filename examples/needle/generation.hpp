@@ -57,8 +57,11 @@ struct generation_row {
     [[nodiscard]] double standard_error() const;
 };
 
+// Throws std::invalid_argument for an unknown policy, or a cap that does not hold a chunk beside the protected tokens.
+void validate(const generation_options& chosen);
+
 // Throws std::runtime_error if a cache is ever above its cap, or if answers differ from those of the full cache although
-// nothing was evicted; std::invalid_argument for a cap that has no room for a chunk beside the protected tokens.
+// nothing was evicted; std::invalid_argument as validate().
 [[nodiscard]] std::vector<generation_row> evaluate_generation(const recall_model& model,
                                                               const generation_options& chosen);
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace needle {
@@ -48,7 +49,9 @@ void live_layer::append(const head_tensor& incoming, std::vector<float>& buffer)
 
 matrix live_layer::attend(const attention_inputs& incoming, const rope_table& rope) {
     const index_t new_tokens = incoming.queries.tokens();
-    if (positions_.longest_row() + new_tokens > slots_) { throw std::runtime_error("the cache is full"); }
+    if (positions_.longest_row() + new_tokens > slots_) {
+        throw std::runtime_error("a cache of " + std::to_string(slots_) + " tokens per KV head is full");
+    }
     append(incoming.keys, keys_);
     append(incoming.values, values_);
     positions_.append(new_tokens);

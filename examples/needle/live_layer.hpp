@@ -49,7 +49,7 @@ class live_layer {
     }
 
     // Caches new tokens, whose positions `rope` has, and returns their attention over the cache and, causally, themselves:
-    // [new_tokens, q_heads * head_dim]. Requires room for them.
+    // [new_tokens, q_heads * head_dim]. Throws std::runtime_error if there is no room for them.
     [[nodiscard]] matrix attend(const attention_inputs& incoming, const rope_table& rope);
 
     // Keeps what the plan keeps. Throws std::runtime_error if it is no plan for this cache.

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include "live_policies.hpp"
 
+#include "policies.hpp"
+
 #include <kvtrim/kvtrim.hpp>
 
 #include <stdexcept>
@@ -9,9 +11,6 @@
 
 namespace needle {
 namespace {
-
-// Budgets of this model are small: partitions of 128 tokens, the default, would fill them.
-constexpr kvtrim::lag_score small_lag{.lag = 16};
 
 // make(layer) gives the policy for the cache as it is now.
 template <class Make>

@@ -70,11 +70,23 @@ std::vector<std::string> names_in_any_mode() {
 }
 
 void fill_in_generation(options& chosen) {
-    if (chosen.policies.empty()) { chosen.policies = live_policy_names(); }
-    if (chosen.tasks.empty()) { chosen.tasks = {"multiquery"}; }
-    if (chosen.tokens.empty()) { chosen.tokens = {1024}; }
-    if (chosen.samples == 0) { chosen.samples = chosen.full ? 16 : 1; }
-    for (const std::string& name : chosen.policies) { static_cast<void>(live_policy_named(name)); }
+    if (chosen.policies.empty()) {
+        chosen.policies =
+            chosen.full ? live_policy_names()
+                        : std::vector<std::string>{"snapkv",      "ada_snapkv",     "criticalkv",
+                                                   "defensivekv", "consensuskv",    "tova",
+                                                   "h2o",         "h2o_normalised", "expected_attention",
+                                                   "lagkv",       "streaming_llm",  "key_diff",
+                                                   "random"};
+    }
+    generation_options& generation = chosen.generation;
+    generation.policies = chosen.policies;
+    generation.tasks = chosen.tasks.empty() ? std::vector<std::string>{"multiquery"} : chosen.tasks;
+    generation.tokens = chosen.tokens.empty() ? std::vector<index_t>{1024} : chosen.tokens;
+    generation.window_tokens = chosen.window_tokens;
+    generation.samples = chosen.samples > 0 ? chosen.samples : chosen.full ? 16 : 2;
+    generation.first_index = chosen.first_index;
+    validate(generation);
 }
 
 // What was not chosen: a selection of under two minutes, or everything.
@@ -254,16 +266,9 @@ int run(options chosen) {
         return 0;
     }
     if (chosen.generate) {
-        generation_options generation = chosen.generation;
-        generation.policies = chosen.policies;
-        generation.tasks = chosen.tasks;
-        generation.tokens = chosen.tokens;
-        generation.window_tokens = chosen.window_tokens;
-        generation.samples = chosen.samples;
-        generation.first_index = chosen.first_index;
-        const std::vector<generation_row> rows = evaluate_generation(model, generation);
-        print_generation_tables(rows, generation);
-        if (!chosen.json_file.empty()) { write_generation_json(rows, generation, chosen.json_file); }
+        const std::vector<generation_row> rows = evaluate_generation(model, chosen.generation);
+        print_generation_tables(rows, chosen.generation);
+        if (!chosen.json_file.empty()) { write_generation_json(rows, chosen.generation, chosen.json_file); }
         return 0;
     }
     const report results = evaluate_all(chosen, model);
@@ -329,8 +334,9 @@ void add_options(CLI::App& app, options& chosen) {
         ->check(CLI::PositiveNumber)
         ->needs(generate);
     app.add_option("--json", chosen.json_file, "write all results to this file");
-    app.add_option("--plot", chosen.plot_file,
-                   "draw accuracy against cache size into this .svg or .png file");
+    app.add_option("--plot", chosen.plot_file, "draw accuracy against cache size into this .svg or .png file")
+        ->excludes(prefill)
+        ->excludes(generate);
     app.add_option("--model", chosen.model_file, "weights, instead of the project's");
     app.add_option("--reference", chosen.reference_file, "recorded results, instead of the project's");
     app.add_flag("--check-only", chosen.check_only, "stop after the comparison with the recorded results");
