@@ -5,6 +5,7 @@
 #include <kvtrim/base/ragged.hpp>
 
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 
 namespace needle {
@@ -61,6 +62,22 @@ std::size_t ragged_cache::bytes() const {
     const auto tail_floats = static_cast<std::size_t>(2 * kv_heads() * tail_tokens_ * head_dim_);
     return (keys_.size() + values_.size() + tail_floats) * sizeof(float) +
            offsets_.size() * sizeof(std::int32_t);
+}
+
+ragged_cache whole_cache(const attention_inputs& layer) {
+    const index_t tokens = layer.keys.tokens();
+    const std::vector<kvtrim::index_t> counts(static_cast<std::size_t>(layer.keys.heads()), tokens);
+    kvtrim::keep_plan all;
+    const kvtrim::status done = all.reset(counts);
+    if (!done.ok()) { throw std::invalid_argument(done.what()); }
+    for (kvtrim::index_t r = 0; r < all.rows(); ++r) {
+        const auto row = all.writable_row(r);
+        std::iota(row.begin(), row.end(), 0);
+    }
+    const auto view_of = [](const head_tensor& t) {
+        return cache_view(t.data(), {t.heads(), t.tokens(), t.head_dim()});
+    };
+    return {view_of(layer.keys), view_of(layer.values), all};
 }
 
 matrix ragged_attention(const ragged_cache& cache, const head_tensor& queries) {

@@ -63,6 +63,9 @@ class ragged_cache {
     std::vector<std::vector<float>> tail_values_; // kv_heads times [tail_tokens, head_dim]
 };
 
+// Everything stays.
+[[nodiscard]] ragged_cache whole_cache(const attention_inputs& layer);
+
 // Attention of new tokens over the survivors, the tail and, causally, themselves.
 //
 // queries [q_heads, new_tokens, head_dim]; the new tokens' keys and values are already the end of

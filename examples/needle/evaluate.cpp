@@ -106,7 +106,7 @@ void cutter::plan_layers(const prefilled_sample& prepared, const named_policy& p
     request.protect.sink_tokens = std::min(sink_tokens, budget - request.protect.window_tokens);
     std::vector<layer_prompt> prompts;
     for (std::size_t layer = 0; layer < prepared.layers.size(); ++layer) {
-        prompts.push_back({prepared.layers[layer], model_.layers[layer], grams_[layer],
+        prompts.push_back({model_.config, prepared.layers[layer], model_.layers[layer], grams_[layer],
                            prepared.cached_tokens, prepared.window_tokens});
     }
     result.plans.resize(prompts.size());

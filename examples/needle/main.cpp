@@ -5,12 +5,14 @@
 
 #include "checks.hpp"
 #include "evaluate.hpp"
+#include "generation.hpp"
 #include "report.hpp"
 #include "sparse_prefill.hpp"
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <map>
@@ -42,12 +44,49 @@ struct options {
     bool check_only = false;
     bool prefill = false; // measure pruned prefill instead of eviction
     prefill_options pruning{.budgets = {32, 64, 128, 256}};
+    bool generate = false; // measure generation under a cap
+    generation_options generation{.caps = {128, 256, 512}};
 };
 
 std::vector<std::string> policy_names() {
     std::vector<std::string> names;
     for (const named_policy& p : all_policies()) { names.push_back(p.name); }
     return names;
+}
+
+std::vector<std::string> live_policy_names() {
+    std::vector<std::string> names;
+    for (const live_policy& p : live_policies()) { names.push_back(p.name); }
+    return names;
+}
+
+// The policies of both modes; each refuses those that it does not have.
+std::vector<std::string> names_in_any_mode() {
+    std::vector<std::string> names = policy_names();
+    for (const std::string& name : live_policy_names()) {
+        if (std::find(names.begin(), names.end(), name) == names.end()) { names.push_back(name); }
+    }
+    return names;
+}
+
+void fill_in_generation(options& chosen) {
+    if (chosen.policies.empty()) {
+        chosen.policies =
+            chosen.full ? live_policy_names()
+                        : std::vector<std::string>{"snapkv",      "ada_snapkv",     "criticalkv",
+                                                   "defensivekv", "consensuskv",    "tova",
+                                                   "h2o",         "h2o_normalised", "expected_attention",
+                                                   "lagkv",       "streaming_llm",  "key_diff",
+                                                   "random"};
+    }
+    generation_options& generation = chosen.generation;
+    generation.policies = chosen.policies;
+    generation.tasks = chosen.tasks.empty() ? std::vector<std::string>{"multiquery"} : chosen.tasks;
+    generation.tokens = chosen.tokens.empty() ? std::vector<index_t>{1024} : chosen.tokens;
+    generation.window_tokens = chosen.window_tokens;
+    generation.samples = chosen.samples > 0 ? chosen.samples : chosen.full ? 16 : 2;
+    generation.first_index = chosen.first_index;
+    validate(generation);
 }
 
 // What was not chosen: a selection of under two minutes, or everything.
@@ -68,6 +107,7 @@ void fill_in(options& chosen) {
     }
     if (chosen.tokens.empty()) { chosen.tokens = {chosen.full ? 1024 : 512}; }
     if (chosen.samples == 0) { chosen.samples = chosen.full ? 64 : 16; }
+    for (const std::string& name : chosen.policies) { static_cast<void>(policy_named(name)); }
 }
 
 bool check(const options& chosen, const recall_model& model) {
@@ -204,7 +244,8 @@ report evaluate_all(const options& chosen, const recall_model& model) {
     return results;
 }
 
-int run(const options& chosen) {
+int run(options chosen) {
+    chosen.generate ? fill_in_generation(chosen) : fill_in(chosen);
     if (!chosen.json_file.empty()) { expect_json_can_be_written(chosen.json_file); }
     if (!chosen.plot_file.empty()) { expect_plot_can_be_drawn(chosen.plot_file); }
     const recall_model model = load_model(chosen.model_file);
@@ -224,6 +265,12 @@ int run(const options& chosen) {
         if (!chosen.json_file.empty()) { write_prefill_json(rows, pruning, chosen.json_file); }
         return 0;
     }
+    if (chosen.generate) {
+        const std::vector<generation_row> rows = evaluate_generation(model, chosen.generation);
+        print_generation_tables(rows, chosen.generation);
+        if (!chosen.json_file.empty()) { write_generation_json(rows, chosen.generation, chosen.json_file); }
+        return 0;
+    }
     const report results = evaluate_all(chosen, model);
     print_tables(results);
     if (!chosen.json_file.empty()) { write_json(results, chosen.json_file); }
@@ -236,7 +283,7 @@ void add_options(CLI::App& app, options& chosen) {
     app.add_flag("--full", chosen.full, "all tasks, 1024 tokens and 64 samples where not chosen otherwise");
     app.add_option("--policies", chosen.policies, "policies to compare; default thirteen of them")
         ->delimiter(',')
-        ->check(CLI::IsMember(policy_names()));
+        ->check(CLI::IsMember(names_in_any_mode()));
     app.add_option("--tasks", chosen.tasks, "tasks; default multikey, multiquery, multivalue")
         ->delimiter(',')
         ->check(CLI::IsMember(tasks));
@@ -271,9 +318,25 @@ void add_options(CLI::App& app, options& chosen) {
     app.add_option("--block", chosen.pruning.block_tokens, "keys kept or skipped together; default 16")
         ->check(CLI::PositiveNumber)
         ->needs(prefill);
+    auto* const generate = app.add_flag("--generate", chosen.generate,
+                                        "measure generation, and prefill in chunks, with a cache under a cap")
+                               ->excludes(prefill);
+    app.add_option("--caps", chosen.generation.caps, "most cached tokens per KV head; default 128, 256, 512")
+        ->delimiter(',')
+        ->check(CLI::PositiveNumber)
+        ->needs(generate);
+    app.add_option("--chunk", chosen.generation.chunk_tokens,
+                   "prompt tokens that come at a time, and room that a cut makes; default 64")
+        ->check(CLI::PositiveNumber)
+        ->needs(generate);
+    app.add_option("--generated", chosen.generation.generated_tokens,
+                   "answer tokens per sequence; default 256")
+        ->check(CLI::PositiveNumber)
+        ->needs(generate);
     app.add_option("--json", chosen.json_file, "write all results to this file");
-    app.add_option("--plot", chosen.plot_file,
-                   "draw accuracy against cache size into this .svg or .png file");
+    app.add_option("--plot", chosen.plot_file, "draw accuracy against cache size into this .svg or .png file")
+        ->excludes(prefill)
+        ->excludes(generate);
     app.add_option("--model", chosen.model_file, "weights, instead of the project's");
     app.add_option("--reference", chosen.reference_file, "recorded results, instead of the project's");
     app.add_flag("--check-only", chosen.check_only, "stop after the comparison with the recorded results");
@@ -286,7 +349,6 @@ int main(int argc, char** argv) {
     CLI::App app{"Retrieval accuracy of a small real model whose KV cache kvtrim has cut"};
     add_options(app, chosen);
     CLI11_PARSE(app, argc, argv);
-    fill_in(chosen);
     try {
         return run(chosen);
     } catch (const std::exception& error) {

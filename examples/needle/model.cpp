@@ -44,6 +44,12 @@ matrix rms_norm(const matrix& x, const row_vector& weight, float eps) {
     return (x.array().colwise() * scale).rowwise() * weight.array();
 }
 
+// Radians by which pair i turns from one position to the next.
+double turn_per_position(const model_config& config, index_t pair) {
+    const double exponent = -static_cast<double>(2 * pair) / static_cast<double>(config.head_dim);
+    return std::pow(config.rope_base, exponent);
+}
+
 // Element i of each row turns with element i + head_dim / 2.
 void rotate(matrix_map x, const rope_table& rope) {
     const index_t pairs = x.cols() / 2;
@@ -110,8 +116,7 @@ rope_table make_rope_table(const model_config& config, index_t first_position, i
     const index_t pairs = config.head_dim / 2;
     rope_table rope{matrix(tokens, pairs), matrix(tokens, pairs)};
     for (index_t i = 0; i < pairs; ++i) {
-        const double exponent = -static_cast<double>(2 * i) / static_cast<double>(config.head_dim);
-        const double turn = std::pow(config.rope_base, exponent);
+        const double turn = turn_per_position(config, i);
         for (index_t t = 0; t < tokens; ++t) {
             const double angle = static_cast<double>(first_position + t) * turn;
             rope.cosines(t, i) = static_cast<float>(std::cos(angle));
@@ -119,6 +124,21 @@ rope_table make_rope_table(const model_config& config, index_t first_position, i
         }
     }
     return rope;
+}
+
+std::vector<float> rope_frequencies(const model_config& config) {
+    std::vector<float> frequencies(static_cast<std::size_t>(config.head_dim / 2));
+    for (std::size_t i = 0; i < frequencies.size(); ++i) {
+        frequencies[i] = static_cast<float>(turn_per_position(config, static_cast<index_t>(i)));
+    }
+    return frequencies;
+}
+
+head_tensor before_rotation(const head_tensor& queries, const rope_table& rope) {
+    const rope_table backwards{rope.cosines, -rope.sines};
+    head_tensor turned = queries;
+    for (index_t h = 0; h < turned.heads(); ++h) { rotate(turned.head(h), backwards); }
+    return turned;
 }
 
 matrix embed(const recall_model& model, std::span<const token_id> tokens) {

@@ -71,6 +71,12 @@ struct rope_table {
 
 [[nodiscard]] rope_table make_rope_table(const model_config& config, index_t first_position, index_t tokens);
 
+// Radians per position of each pair [head_dim / 2].
+[[nodiscard]] std::vector<float> rope_frequencies(const model_config& config);
+
+// Queries as they were before their rotation by `rope`.
+[[nodiscard]] head_tensor before_rotation(const head_tensor& queries, const rope_table& rope);
+
 // Returns the hidden state [tokens, d_model]; throws std::out_of_range for an unknown token.
 [[nodiscard]] matrix embed(const recall_model& model, std::span<const token_id> tokens);
 

@@ -81,6 +81,28 @@ named_policy critical_gram() {
             }};
 }
 
+// With the statistics of the whole prompt's queries, which an engine gathers during the prefill: not in the times.
+named_policy expected_attention() {
+    return {.name = "expected_attention",
+            .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                       stage_seconds& seconds) {
+                const model_config& config = layers.front().config;
+                const rope_table rotation =
+                    make_rope_table(config, 0, layers.front().attention.queries.tokens());
+                const std::vector<float> frequencies = rope_frequencies(config);
+                for (std::size_t l = 0; l < layers.size(); ++l) {
+                    const layer_prompt& p = layers[l];
+                    const head_tensor queries = before_rotation(p.attention.queries, rotation);
+                    kvtrim::query_statistics statistics(config.q_heads, config.head_dim);
+                    kvtrim::workspace scratch = memory.of_bytes(statistics.workspace_bytes());
+                    require(statistics.add(rows_of(queries, 0, p.tokens), scratch));
+                    run(kvtrim::expected_attention(statistics, {.inverse_frequencies = frequencies}),
+                        inputs_of(p, observed::window), request, memory, plans[l], seconds);
+                }
+            }};
+}
+
 // ---- Budgets over layers ----
 
 using layer_inputs = decltype(inputs_of(std::declval<const layer_prompt&>(), observed::window));
@@ -209,6 +231,9 @@ const std::vector<named_policy>& all_policies() {
         cake_policy(),
         named("tova", kvtrim::tova()),
         named("h2o", kvtrim::h2o(), observed::whole_prompt),
+        expected_attention(),
+        named("rkv", kvtrim::rkv()),
+        named("lagkv", kvtrim::lagkv(small_lag)),
         named("streaming_llm", kvtrim::streaming_llm()),
         named("key_norm", kvtrim::key_norm()),
         named("key_diff", kvtrim::key_diff()),

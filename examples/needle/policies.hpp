@@ -9,6 +9,7 @@
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/score/lag.hpp>
 
 #include <functional>
 #include <span>
@@ -19,12 +20,16 @@ namespace needle {
 
 // One layer of a prefilled prompt. The tensors may hold later tokens too: only the first `tokens` count.
 struct layer_prompt {
+    const model_config& config;
     const attention_inputs& attention;
     const layer_weights& weights;
     std::span<const float> gram; // Gram matrices of W_O [q_heads, head_dim, head_dim]
     index_t tokens;
     index_t window_tokens; // newest queries that the policy may observe
 };
+
+// Budgets of this model are small: partitions of 128 tokens, the default, would fill them.
+inline constexpr kvtrim::lag_score small_lag{.lag = 16};
 
 struct stage_seconds {
     double score = 0;

@@ -68,7 +68,7 @@ struct totals {
 // Accuracy of every task, and the mean of everything else, at one setting, length and ratio.
 void print_table(const report& results, setting when, index_t tokens, double kept_ratio) {
     const auto tasks = distinct(results.rows, task_of);
-    fmt::print("\n{}, {} tokens, {:g} % of the cache\n{:16}", name_of(when), tokens, 100 * kept_ratio,
+    fmt::print("\n{}, {} tokens, {:g} % of the cache\n{:20}", name_of(when), tokens, 100 * kept_ratio,
                "policy");
     for (const std::string& task : tasks) { fmt::print("{:>11}", task); }
     fmt::print("{:>8}{:>8}{:>9}{:>9}{:>9}{:>8}{:>8}{:>8}{:>8}{:>8}\n", "mean", "mass", "error", "err W_O",
@@ -84,7 +84,7 @@ void print_table(const report& results, setting when, index_t tokens, double kep
             accuracy[r.task] = r.accuracy;
             line.add(r);
         }
-        fmt::print("{:16}", policy);
+        fmt::print("{:20}", policy);
         for (const std::string& task : tasks) { fmt::print("{:>11.3f}", accuracy[task]); }
         fmt::print("{:>8.3f}{:>8.3f}{:>9.3f}{:>9.3f}{:>9.0f}{:>8.2f}{:>8.2f}{:>8.2f}{:>8.2f}{:>8.2f}\n",
                    line.mean(line.accuracy), line.mean(line.kept_mass), line.mean(line.error),

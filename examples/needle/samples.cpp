@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -240,6 +241,32 @@ sample make_sample(task_kind task, index_t haystack_tokens, index_t index) {
         break;
     }
     return made;
+}
+
+std::vector<turn> ask_every_needle(const sample& from, index_t answer_tokens, std::uint64_t seed) {
+    std::map<piece, std::vector<piece>> definitions; // of each key; KEY stands nowhere but before one
+    for (auto at = from.haystack.begin(); at != from.haystack.end(); ++at) {
+        if (*at == key_mark) { definitions[{at[1], at[2]}].push_back({at + 3, at + 6}); }
+    }
+    std::vector<turn> questions;
+    for (const auto& [key, values] : definitions) {
+        const bool asked = values.size() == 1 && values[0][0] != ref_mark;
+        if (asked) { questions.push_back({join({ask_mark}, key, {}), values[0]}); }
+    }
+    if (questions.empty()) { throw std::invalid_argument("the haystack has no needle to ask for"); }
+
+    split_mix64 random(seed);
+    std::vector<turn> stream;
+    for (index_t answered = 0; answered < answer_tokens;) {
+        for (std::size_t i = questions.size() - 1; i > 0; --i) {
+            std::swap(questions[i], questions[random.below(i + 1)]);
+        }
+        for (std::size_t i = 0; i < questions.size() && answered < answer_tokens; ++i) {
+            stream.push_back(questions[i]);
+            answered += std::ssize(questions[i].answer);
+        }
+    }
+    return stream;
 }
 
 flat_sample flatten(const sample& from) {

@@ -11,6 +11,7 @@
 #include "tensor.hpp"
 
 #include <array>
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
@@ -51,6 +52,12 @@ inline constexpr index_t max_haystack_tokens = 12288;
 
 // Throws std::invalid_argument for a length outside the limits or an index outside [0, 2^24).
 [[nodiscard]] sample make_sample(task_kind task, index_t haystack_tokens, index_t index);
+
+// Questions for all that the haystack defines once with a value of its own, each once in an order drawn from `seed`, then
+// each again in another order, and so on until their answers have at least `answer_tokens` tokens.
+// Throws std::invalid_argument if there is nothing to ask.
+[[nodiscard]] std::vector<turn> ask_every_needle(const sample& from, index_t answer_tokens,
+                                                 std::uint64_t seed);
 
 // Haystack, questions and right answers in one sequence, and where the answer tokens are in it.
 struct flat_sample {

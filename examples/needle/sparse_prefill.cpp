@@ -135,19 +135,6 @@ class pruned_attention {
     double attention_seconds_ = 0, plan_seconds_ = 0, work_share_ = 0, kept_mass_ = 0, output_error_ = 0;
 };
 
-// Everything stays: the cache after a pruned prefill is whole.
-ragged_cache whole_cache(const attention_inputs& layer) {
-    const std::vector<kvtrim::index_t> counts(static_cast<std::size_t>(layer.keys.heads()),
-                                              layer.keys.tokens());
-    kvtrim::keep_plan all;
-    require(all.reset(counts));
-    for (kvtrim::index_t r = 0; r < all.rows(); ++r) {
-        std::int32_t next = 0;
-        for (auto& token : all.writable_row(r)) { token = next++; }
-    }
-    return {view_of(layer.keys), view_of(layer.values), all};
-}
-
 void evaluate_sample(const recall_model& model, const sample& asked, const prefill_options& chosen,
                      prefill_row& row) {
     const flat_sample flat = flatten(asked);
