@@ -143,11 +143,18 @@ KVTRIM_TARGET_AVX512 inline void multiply(const matrix_in& a, const float* b, in
     for (std::size_t v = 0; v < Vectors; ++v) {
         const auto column = static_cast<index_t>(16 * v);
         const __mmask16 mask = first_lanes(c.columns - column);
+        const bool is_whole = mask == 0xffff; // what a masked store wrote is slow to read again
         KVTRIM_UNROLL
         for (std::size_t i = 0; i < Rows; ++i) {
             float* const to = c.data + (first_row + static_cast<index_t>(i)) * c.row + column;
-            const __m512 old = Accumulate ? _mm512_maskz_loadu_ps(mask, to) : _mm512_setzero_ps();
-            _mm512_mask_storeu_ps(to, mask, Accumulate ? _mm512_add_ps(old, sum[v][i]) : sum[v][i]);
+            __m512 x = sum[v][i];
+            if (is_whole) {
+                if constexpr (Accumulate) { x = _mm512_add_ps(x, _mm512_loadu_ps(to)); }
+                _mm512_storeu_ps(to, x);
+            } else {
+                if constexpr (Accumulate) { x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, to)); }
+                _mm512_mask_storeu_ps(to, mask, x);
+            }
         }
     }
 }
