@@ -19,8 +19,8 @@
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/workspace.hpp>
-#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <cmath>
 #include <limits>
@@ -186,7 +186,8 @@ class attention_rows {
         float* const out = are_kept(begin, count) ? kept_logits_.data() + begin * count_ : tile_.data();
         const float_rows keys = kernels::read_rows(in_.keys, kv_head_, begin, count, k_.data());
         steps_.logits(keys.data, keys.stride, count, packed_.data(), count_, in_.head_dim(),
-                      options_.soft_cap, out);
+                      options_.soft_cap, out,
+                      kernels::rows_in_memory(in_.keys, kv_head_, begin + count, count));
         mask_invisible(begin, count, out);
         return out;
     }
