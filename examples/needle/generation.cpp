@@ -14,7 +14,6 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
-#include <functional>
 #include <set>
 #include <stdexcept>
 #include <utility>
