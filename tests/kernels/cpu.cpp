@@ -5,6 +5,8 @@
 
 #include "support/cpu_levels.hpp"
 
+#include <algorithm>
+#include <cstdlib>
 #include <string>
 
 using namespace kvtrim;
@@ -12,7 +14,8 @@ using namespace kvtrim;
 TEST_CASE("set_cpu_level: it never exceeds the best level and answers what is in force", "[kernels]") {
     const support::cpu_level_guard guard(active_cpu_level());
     CHECK(active_cpu_level() <= best_cpu_level());
-    for (const cpu_level wanted : {cpu_level::portable, cpu_level::avx512, cpu_level::portable}) {
+    for (const cpu_level wanted :
+         {cpu_level::amx, cpu_level::portable, cpu_level::avx512, cpu_level::amx, cpu_level::portable}) {
         const cpu_level got = set_cpu_level(wanted);
         CHECK(got <= wanted);
         CHECK(got <= best_cpu_level());
@@ -32,5 +35,35 @@ TEST_CASE("cpu_level: a scope of the tests restores the level", "[kernels]") {
 TEST_CASE("cpu_level: levels have names", "[kernels]") {
     CHECK(std::string(name_of(cpu_level::portable)) == "portable");
     CHECK(std::string(name_of(cpu_level::avx512)) == "avx512");
+    CHECK(std::string(name_of(cpu_level::amx)) == "amx");
     CHECK(support::cpu_levels().back() == best_cpu_level());
+}
+
+TEST_CASE("cpu_level: detection stays below what is asked for", "[kernels]") {
+    for (const cpu_level highest : {cpu_level::portable, cpu_level::avx512, cpu_level::amx}) {
+        CHECK(detail::detect_cpu_level(highest) == std::min(highest, best_cpu_level()));
+    }
+}
+
+#if KVTRIM_HAS_X86
+TEST_CASE("cpu_level: amx means that the processor has tiles and the system lets us use them", "[kernels]") {
+    CHECK((best_cpu_level() == cpu_level::amx) ==
+          (detail::has_avx512() && detail::has_amx() && detail::is_permitted_amx()));
+}
+#endif
+
+TEST_CASE("cpu_level: the environment names a level, and what it does not name is the best", "[kernels]") {
+    const char* const before = std::getenv("KVTRIM_CPU_LEVEL");
+    const std::string restored = before != nullptr ? before : "";
+    const auto wanted = [](const char* name) {
+        setenv("KVTRIM_CPU_LEVEL", name, 1);
+        return detail::wanted_cpu_level();
+    };
+    CHECK(wanted("portable") == cpu_level::portable);
+    CHECK(wanted("avx512") == cpu_level::avx512);
+    CHECK(wanted("amx") == cpu_level::amx);
+    CHECK(wanted("") == cpu_level::amx);
+    unsetenv("KVTRIM_CPU_LEVEL");
+    CHECK(detail::wanted_cpu_level() == cpu_level::amx);
+    if (before != nullptr) { setenv("KVTRIM_CPU_LEVEL", restored.c_str(), 1); }
 }

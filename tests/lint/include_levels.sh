@@ -15,9 +15,11 @@ base/(layer|ragged|filled|row_range|for_each_head|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
 kernels/cpu\.hpp                                2.5
+kernels/ordered_bits\.hpp                       2.7
 kernels/rows\.hpp                               3.2
 kernels/(block_ops|query_tile|quadratic_forms|window_ops|projection_ops)\.hpp 3.2
-kernels/[^/]+_avx512\.hpp                       3.4
+kernels/lanes_avx512\.hpp                       3.3
+kernels/([^/]+_avx512|query_tile_amx)\.hpp      3.4
 kernels/dispatch\.hpp                           3.45
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
@@ -35,7 +37,7 @@ select/[^/]+\.hpp                               5
 compact/check_plan\.hpp                         4.9
 compact/[^/]+\.hpp                              5
 prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4
-prefill/criticality\.hpp                        5
+prefill/(criticality|load_tile)\.hpp            5
 prefill/[^/]+\.hpp                              5.5
 
 decode/token_rows\.hpp                           5

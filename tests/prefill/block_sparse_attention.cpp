@@ -5,6 +5,7 @@
 
 #include "base/own_views.hpp"
 #include "support/cpu_levels.hpp"
+#include "support/emulated_tiles.hpp"
 #include "support/prefill.hpp"
 
 #include <limits>
@@ -127,23 +128,46 @@ std::string compare(const stored<T>& out, std::span<const float> lse, const expe
     return {};
 }
 
-// Attends with exactly the workspace that is asked for, and compares.
-template <class T = float, class Inputs, class Executor = serial_executor>
-std::string checked(const prompt_case& c, const Inputs& in, const prune_plan& plan,
-                    const attention_options& o, layout order, bool with_lse = true, Executor ex = {}) {
+// Calls attend(out, log_sum_exp) and compares; tolerance is absolute, of values of at most 1, or that of T.
+template <class T = float, class Inputs, class Attend>
+std::string difference_of(const prompt_case& c, const Inputs& in, const prune_plan& plan,
+                          const attention_options& o, layout order, bool with_lse, double tolerance,
+                          Attend&& attend) {
     const index_t queries = c.grid.tokens();
     stored<T> out = output_for<T>(c.layer, queries, order);
     std::vector<float> lse = zeros(with_lse ? c.layer.shape.q_heads() * queries : 0);
-    std::vector<std::byte> memory(
-        static_cast<std::size_t>(block_sparse_attention_bytes(in, plan, o, writable(out), ex)));
-    workspace scratch(memory);
-    const status s = block_sparse_attention(in, plan, o, writable(out), lse, scratch, ex);
+    const status s = attend(writable(out), lse);
     if (!s.ok()) { return s.what(); }
     const index_t written = c.layer.shape.q_heads() * queries * c.layer.shape.value_dim;
     const auto all = static_cast<index_t>(out.elements.size());
     if (marks(out) != all - written) { return "what lies between the rows was written, or a row was not"; }
     const bool wide = sizeof(T) == 4;
-    return compare(out, lse, expected_of(in, plan, o), wide ? 0 : 1e-2, wide ? 1e-5 : 1e-4);
+    return compare(out, lse, expected_of(in, plan, o), wide ? 0 : 1e-2, std::max(tolerance, wide ? 0 : 1e-4));
+}
+
+// AMX rounds weights to bf16, each by at most 2^-9 of itself.
+constexpr double amx_tolerance = 0x1p-9 + 1e-5;
+
+template <class Inputs>
+double tolerance_of(const Inputs&) {
+    double tolerance = 1e-5;
+    detail::with_query_tile<Inputs>([&]<class Tile>() {
+        if (sizeof(typename Tile::element) == 2) { tolerance = amx_tolerance; }
+    });
+    return tolerance;
+}
+
+// Attends with exactly the workspace that is asked for, and compares.
+template <class T = float, class Inputs, class Executor = serial_executor>
+std::string checked(const prompt_case& c, const Inputs& in, const prune_plan& plan,
+                    const attention_options& o, layout order, bool with_lse = true, Executor ex = {}) {
+    return difference_of<T>(
+        c, in, plan, o, order, with_lse, tolerance_of(in), [&](const auto& out, std::span<float> lse) {
+            std::vector<std::byte> memory(
+                static_cast<std::size_t>(block_sparse_attention_bytes(in, plan, o, out, ex)));
+            workspace scratch(memory);
+            return block_sparse_attention(in, plan, o, out, lse, scratch, ex);
+        });
 }
 
 } // namespace
@@ -480,3 +504,138 @@ TEST_CASE("block_sparse_attention: scratch does not grow with the tokens", "[pre
         CHECK(bytes(131072) < index_t{2} << 20);
     });
 }
+
+#if KVTRIM_HAS_X86
+
+namespace {
+
+using emulated_tile = kernels::basic_query_tile_amx<emulated_tiles>;
+
+bool has_bf16_vectors() {
+    if (best_cpu_level() >= cpu_level::avx512 && __builtin_cpu_supports("avx512bf16")) { return true; }
+    WARN("no AVX-512 with bf16 on this machine: not tested");
+    return false;
+}
+
+// As at level amx, on any machine with AVX-512.
+template <class Inputs, class Output, class Executor>
+status attend_emulated(const Inputs& in, const prune_plan& plan, const attention_options& o,
+                       const Output& out, std::span<float> lse, Executor ex) {
+    const index_t own = detail::segment_attention_bytes<emulated_tile>(in, o, out);
+    std::vector<std::byte> memory(static_cast<std::size_t>(for_each_item_bytes(ex, plan.rows(), own)));
+    workspace scratch(memory);
+    return detail::attend_with<emulated_tile>(in, plan, o, out, lse, scratch, ex);
+}
+
+template <class T = float, class Inputs, class Executor = serial_executor>
+std::string checked_emulated(const prompt_case& c, const Inputs& in, const prune_plan& plan,
+                             const attention_options& o, layout order, Executor ex = {}) {
+    return difference_of<T>(
+        c, in, plan, o, order, true, amx_tolerance,
+        [&](const auto& out, std::span<float> lse) { return attend_emulated(in, plan, o, out, lse, ex); });
+}
+
+} // namespace
+
+TEST_CASE("block_sparse_attention: emulated AMX, random plans, shapes, options and orders equal the oracle",
+          "[prefill]") {
+    if (!has_bf16_vectors()) { return; }
+    support::random r(151);
+    constexpr layout orders[]{layout::head_major, layout::token_major, layout::transposed, layout::reversed,
+                              layout::gapped};
+    for (int n = 0; n < 40; ++n) {
+        const prompt_case c = random_case(r);
+        const prune_plan plan = random_plan(c.grid, c.layer.shape.kv_heads, r);
+        std::vector<float> sinks;
+        const attention_options o = random_attention_options(r, c, sinks);
+        const auto k = store<bf16>(c.layer.keys(), r.one_of(orders)),
+                   v = store<bf16>(c.layer.values(), r.one_of(orders)),
+                   q = store<bf16>(c.queries(), r.one_of(orders));
+        const auto in = kvtrim::layer(k.get(), v.get()).with_queries(q.get());
+        CAPTURE(n, c.grid.segment_tokens, c.grid.block_tokens, c.grid.first_token, c.grid.end_token,
+                c.layer.shape.group, c.layer.shape.head_dim, c.layer.shape.value_dim, o.sliding_window,
+                o.soft_cap);
+        CHECK(checked_emulated(c, in, plan, o, layout::head_major) == "");
+        CHECK(checked_emulated<bf16>(c, in, plan, o, r.one_of(orders)) == "");
+    }
+}
+
+TEST_CASE("block_sparse_attention: emulated AMX, prompts of several key tiles and passes", "[prefill]") {
+    if (!has_bf16_vectors()) { return; }
+    support::random r(152);
+    const struct {
+        index_t group, segment, block, tokens, head_dim;
+    } shapes[]{{1, 1104, 8, 1150, 32}, {4, 128, 32, 900, 128}, {5, 304, 8, 350, 80}, {40, 40, 8, 75, 96}};
+    for (const auto& s : shapes) {
+        const segment_grid grid{.segment_tokens = s.segment, .block_tokens = s.block, .end_token = s.tokens};
+        const prompt_case c = make_case(
+            {.kv_heads = 1, .group = s.group, .tokens = s.tokens, .head_dim = s.head_dim, .value_dim = 64},
+            grid, r.bits());
+        const auto k = store<bf16>(c.layer.keys(), layout::head_major),
+                   v = store<bf16>(c.layer.values(), layout::token_major),
+                   q = store<bf16>(c.queries(), layout::token_major);
+        const auto in = kvtrim::layer(k.get(), v.get()).with_queries(q.get());
+        CAPTURE(s.group, s.tokens);
+        prune_plan dense;
+        REQUIRE(plan_dense(grid, 1, dense).ok());
+        CHECK(checked_emulated(c, in, dense, {}, layout::token_major) == "");
+        CHECK(checked_emulated(c, in, random_plan(grid, 1, r), {}, layout::token_major) == "");
+    }
+}
+
+TEST_CASE("block_sparse_attention: emulated AMX, executors and what else the cache holds do not change a bit",
+          "[prefill]") {
+    if (!has_bf16_vectors()) { return; }
+    support::random r(153);
+    for (int n = 0; n < 4; ++n) {
+        const prompt_case c = random_case(r);
+        const prune_plan plan = random_plan(c.grid, c.layer.shape.kv_heads, r);
+        const auto run = [&](const prompt_case& of, auto ex) {
+            const auto k = store<bf16>(of.layer.keys(), layout::head_major),
+                       v = store<bf16>(of.layer.values(), layout::head_major),
+                       q = store<bf16>(of.queries(), layout::head_major);
+            const auto in = kvtrim::layer(k.get(), v.get()).with_queries(q.get());
+            stored<float> out = output_for<float>(of.layer, of.grid.tokens(), layout::token_major);
+            std::vector<float> lse = zeros(of.layer.shape.q_heads() * of.grid.tokens());
+            REQUIRE(attend_emulated(in, plan, {}, writable(out), lse, ex).ok());
+            out.elements.insert(out.elements.end(), lse.begin(), lse.end());
+            return out.elements;
+        };
+        const std::vector<float> expected = run(c, serial_executor{});
+        CHECK(run(c, thread_executor{3}) == expected);
+        CHECK(run(c, shuffling_executor{5}) == expected);
+        prompt_case other = c;
+        const layer_shape& s = c.layer.shape;
+        for (index_t g = 0; g < s.kv_heads; ++g) {
+            for (index_t t = c.grid.end_token; t < s.tokens; ++t) {
+                std::fill_n(other.layer.key(g, t), s.head_dim, not_a_number);
+                std::fill_n(other.layer.value(g, t), s.value_dim, not_a_number);
+            }
+        }
+        CHECK(run(other, serial_executor{}) == expected);
+    }
+}
+
+TEST_CASE("block_sparse_attention: AMX is for bf16 in memory only, and only at its level", "[prefill]") {
+    const prompt_case c = make_case({.kv_heads = 1, .group = 1, .tokens = 4, .head_dim = 4, .value_dim = 4},
+                                    {.segment_tokens = 4, .block_tokens = 4, .end_token = 4}, 154);
+    const auto k = store<bf16>(c.layer.keys(), layout::head_major),
+               v = store<bf16>(c.layer.values(), layout::transposed),
+               q = store<bf16>(c.queries(), layout::head_major);
+    const auto half = store<f16>(c.queries(), layout::head_major);
+    const auto tile_bytes = [](const auto& in) {
+        return detail::with_query_tile<std::remove_cvref_t<decltype(in)>>(
+            []<class Tile>() { return sizeof(typename Tile::element); });
+    };
+    at_each_cpu_level([&] {
+        const std::size_t bf16_tile = active_cpu_level() == cpu_level::amx ? 2 : 4;
+        CHECK(tile_bytes(kvtrim::layer(k.get(), v.get()).with_queries(q.get())) == bf16_tile);
+        CHECK(tile_bytes(kvtrim::layer(k.get(), v.get()).with_queries(half.get())) == 4);
+        CHECK(tile_bytes(kvtrim::layer(k.get(), v.get()).with_queries(c.queries())) == 4);
+        CHECK(tile_bytes(kvtrim::layer(k.get(), c.layer.values()).with_queries(q.get())) == 4);
+        CHECK(tile_bytes(kvtrim::layer(decoding_source(c.layer.keys()), v.get()).with_queries(q.get())) == 4);
+        CHECK(tile_bytes(c.inputs()) == 4);
+    });
+}
+
+#endif // KVTRIM_HAS_X86

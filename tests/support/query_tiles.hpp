@@ -65,6 +65,22 @@ struct tile_result {
     std::vector<float> out, log_sum_exp;
 };
 
+// Queries, keys and values as a tile of that element gets them.
+template <class Element>
+tile_case as_stored(tile_case c) {
+    for (auto* values : {&c.q, &c.k, &c.v}) {
+        for (float& x : *values) { x = kvtrim::to_float(kvtrim::element_traits<Element>::from_float(x)); }
+    }
+    return c;
+}
+
+template <class Element>
+std::vector<Element> elements_of(const std::vector<float>& values) {
+    std::vector<Element> elements;
+    for (const float x : values) { elements.push_back(kvtrim::element_traits<Element>::from_float(x)); }
+    return elements;
+}
+
 // Keys in tiles of any size, shown in any order.
 template <class Tile>
 tile_result attend_in_tiles(const tile_case& c, random& r) {
@@ -75,7 +91,10 @@ tile_result attend_in_tiles(const tile_case& c, random& r) {
     const auto shared_floats = static_cast<std::size_t>(Tile::shared_floats(c.head_dim, c.value_dim));
     std::vector<float> own(own_floats + 16, guard), shared(shared_floats + 16, guard);
     const auto tile = [&] { return Tile(own.data(), shared.data(), c.head_dim, c.value_dim); };
-    tile().begin(c.q.data(), c.head_dim + c.gap, c.queries, c.sink_logit, c.rules);
+    using element = typename Tile::element;
+    const auto queries = elements_of<element>(c.q), all_keys = elements_of<element>(c.k),
+               all_values = elements_of<element>(c.v);
+    tile().begin(queries.data(), c.head_dim + c.gap, c.queries, c.sink_logit, c.rules);
     struct piece {
         index_t begin, count;
     };
@@ -86,10 +105,14 @@ tile_result attend_in_tiles(const tile_case& c, random& r) {
     }
     for (std::size_t i = pieces.size(); i > 1; --i) { std::swap(pieces[i - 1], pieces[r.bits() % i]); }
     for (const piece& p : pieces) {
-        tile().attend({c.k.data() + p.begin * c.key_stride(), c.key_stride(),
-                       c.v.data() + p.begin * c.value_stride(), c.value_stride(), p.count,
-                       c.positions[static_cast<std::size_t>(p.begin)]},
-                      c.rules, {c.queries, c.first_query});
+        const kernels::basic_key_tile<element> keys{all_keys.data() + p.begin * c.key_stride(),
+                                                    c.key_stride(),
+                                                    all_values.data() + p.begin * c.value_stride(),
+                                                    c.value_stride(),
+                                                    p.count,
+                                                    c.positions[static_cast<std::size_t>(p.begin)]};
+        Tile::pack(keys, shared.data(), c.head_dim, c.value_dim);
+        tile().attend(keys, c.rules, {c.queries, c.first_query});
     }
     tile_result result{std::vector<float>(static_cast<std::size_t>(c.queries * c.value_dim) + 1, guard),
                        std::vector<float>(static_cast<std::size_t>(c.queries) + 1, guard)};
@@ -110,7 +133,8 @@ tile_result attend_in_tiles(const tile_case& c, random& r) {
 }
 
 // An empty text, or the first difference from the oracle.
-inline std::string difference(const tile_result& got, const tile_case& c, double tolerance) {
+inline std::string difference(const tile_result& got, const tile_case& c, double tolerance,
+                              double lse_tolerance) {
     tile_case copy = c;
     const auto floats = [](const float* p, index_t count) { return oracle::row(p, p + count); };
     oracle::matrix values;
@@ -140,21 +164,30 @@ inline std::string difference(const tile_result& got, const tile_case& c, double
         if (got.log_sum_exp.empty()) { continue; }
         const float lse = got.log_sum_exp[static_cast<std::size_t>(i)];
         if (static_cast<double>(lse) == expected.log_sum_exp) { continue; } // also where both are infinite
-        const std::string text = difference({&lse, 1}, {expected.log_sum_exp}, tolerance, tolerance);
+        const std::string text = difference({&lse, 1}, {expected.log_sum_exp}, lse_tolerance, lse_tolerance);
         if (!text.empty()) { return at + "log-sum-exp, " + text; }
     }
     return {};
 }
 
-// The rules that every version of a query tile keeps. tolerance is for logits of ordinary size.
+// The rules that every version of a query tile keeps. A tile of bf16 rounds its weights to bf16 too, so its outputs are
+// compared within that; its log-sum-exp is as exact as the others'.
 template <class Tile>
 struct query_tile_checks {
     static constexpr float infinity = std::numeric_limits<float>::infinity();
     static constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
+    using element = typename Tile::element;
+
+    // From the oracle on the elements as stored; tolerance is for logits of ordinary size.
+    static std::string difference_of(const tile_result& got, const tile_case& c, double tolerance = 2e-5) {
+        const double of_weights = sizeof(element) == 2 ? 1e-2 : 0;
+        return difference(got, as_stored<element>(c), std::max(tolerance, of_weights), tolerance);
+    }
+
     static std::string run(const tile_case& c, double tolerance = 2e-5, std::uint64_t seed = 1) {
         random r(seed);
-        return difference(attend_in_tiles<Tile>(c, r), c, tolerance);
+        return difference_of(attend_in_tiles<Tile>(c, r), c, tolerance);
     }
 
     static void random_shapes(std::uint64_t seed, int cases) {
@@ -252,7 +285,7 @@ struct query_tile_checks {
             const tile_result got = attend_in_tiles<Tile>(c, r);
             tile_result without_lse = got;
             without_lse.log_sum_exp.clear(); // of the largest float: each version in its own units
-            CHECK(difference(broken > 0 ? without_lse : got, c, 2e-5) == "");
+            CHECK(difference_of(broken > 0 ? without_lse : got, c) == "");
             for (index_t t = 0; t < 90; ++t) { c.key(t)[2] = not_a_number; }
             const tile_result nothing = attend_in_tiles<Tile>(c, r);
             CHECK(std::all_of(nothing.out.begin(), nothing.out.end(), [](float x) { return x == 0; }));
@@ -284,13 +317,17 @@ struct query_tile_checks {
         std::vector<float> own(static_cast<std::size_t>(Tile::own_floats(1, 2)) + 16);
         std::vector<float> shared(static_cast<std::size_t>(Tile::shared_floats(1, 2)) + 16);
         Tile tile(own.data(), shared.data(), 1, 2);
-        tile.begin(c.q.data(), 1, 3, kvtrim::kernels::masked_logit, c.rules);
+        const auto q = elements_of<element>(c.q), k = elements_of<element>(c.k),
+                   v = elements_of<element>(c.v);
+        tile.begin(q.data(), 1, 3, kvtrim::kernels::masked_logit, c.rules);
         for (index_t t = 0; t < 20000; t += 20) {
-            tile.attend({c.key(t), 1, c.value(t), 2, 20, t}, c.rules, {3, 20000});
+            const kvtrim::kernels::basic_key_tile<element> keys{k.data() + t, 1, v.data() + 2 * t, 2, 20, t};
+            Tile::pack(keys, shared.data(), 1, 2);
+            tile.attend(keys, c.rules, {3, 20000});
         }
         tile_result got{zeros(6), zeros(3)};
         tile.finish(3, got.out.data(), got.log_sum_exp.data());
-        CHECK(difference(got, c, 2e-5) == "");
+        CHECK(difference_of(got, c) == "");
     }
 
     // A soft cap that caps nothing changes nothing.

@@ -54,8 +54,9 @@ KVTRIM_INLINE_AVX512 float sum_of_lanes(__m512 x) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-// 2^x for x <= 0 and above -126; relative error 1.5e-7. x = whole + fraction, fraction in [0, 1).
-KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x) {
+// 2^x for x <= 0 and above -126, 0 in lanes that are not wanted; relative error 1.5e-7. x = whole + fraction, fraction
+// in [0, 1).
+KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x, __mmask16 wanted = 0xffff) {
     const __m512 fraction = _mm512_maskz_reduce_ps(0xffff, x, 0x09);
     __m512 p = _mm512_set1_ps(0.00187757661f);
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.00898934025f));
@@ -63,18 +64,19 @@ KVTRIM_INLINE_AVX512 __m512 exp2(__m512 x) {
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.240153617f));
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.693153073f));
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.999999925f));
-    return _mm512_maskz_scalef_ps(0xffff, p, x);
+    return _mm512_maskz_scalef_ps(wanted, p, x);
 }
 
 // logits = cap * tanh(logits / cap), with tanh x = 1 - 2 / (e^2x + 1); for small x, where that is mostly rounding,
-// x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315. What comes out is multiplied by `unit`.
-KVTRIM_TARGET_AVX512 inline void cap_logits(float* logits, index_t count, float soft_cap, float unit) {
-    const __m512 inward = _mm512_set1_ps(2 * 1.44269504f / soft_cap);
+// x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315. What goes in is multiplied by `scale`, what comes out by `unit`.
+KVTRIM_TARGET_AVX512 inline void cap_logits(float* logits, index_t count, float soft_cap, float unit,
+                                            float scale = 1.0f) {
+    const __m512 inward = _mm512_set1_ps(2 * 1.44269504f / soft_cap * scale);
     const __m512 outward = _mm512_set1_ps(unit * soft_cap);
     const __m512 limit = _mm512_set1_ps(60.0f); // e^2x beyond it changes nothing
     const __m512 one = _mm512_set1_ps(1.0f);
     const __m512 small = _mm512_set1_ps(0.2f);
-    const __m512 shrink = _mm512_set1_ps(1.0f / soft_cap);
+    const __m512 shrink = _mm512_set1_ps(1.0f / soft_cap * scale);
     for (index_t i = 0; i < count; i += 16) {
         const __mmask16 mask = first_lanes(count - i);
         const __m512 logit = _mm512_maskz_loadu_ps(mask, logits + i);
@@ -90,7 +92,7 @@ KVTRIM_TARGET_AVX512 inline void cap_logits(float* logits, index_t count, float 
         series = _mm512_fmadd_ps(square, series, one);
         const __mmask16 is_small = _mm512_cmp_ps_mask(square, _mm512_mul_ps(small, small), _CMP_LT_OQ);
         const __m512 capped = _mm512_mask_mul_ps(_mm512_mul_ps(outward, tanh), is_small,
-                                                 _mm512_mul_ps(logit, _mm512_set1_ps(unit)), series);
+                                                 _mm512_mul_ps(logit, _mm512_set1_ps(unit * scale)), series);
         _mm512_mask_storeu_ps(logits + i, mask, capped);
     }
 }
@@ -141,11 +143,18 @@ KVTRIM_TARGET_AVX512 inline void multiply(const matrix_in& a, const float* b, in
     for (std::size_t v = 0; v < Vectors; ++v) {
         const auto column = static_cast<index_t>(16 * v);
         const __mmask16 mask = first_lanes(c.columns - column);
+        const bool is_whole = mask == 0xffff; // what a masked store wrote is slow to read again
         KVTRIM_UNROLL
         for (std::size_t i = 0; i < Rows; ++i) {
             float* const to = c.data + (first_row + static_cast<index_t>(i)) * c.row + column;
-            const __m512 old = Accumulate ? _mm512_maskz_loadu_ps(mask, to) : _mm512_setzero_ps();
-            _mm512_mask_storeu_ps(to, mask, Accumulate ? _mm512_add_ps(old, sum[v][i]) : sum[v][i]);
+            __m512 x = sum[v][i];
+            if (is_whole) {
+                if constexpr (Accumulate) { x = _mm512_add_ps(x, _mm512_loadu_ps(to)); }
+                _mm512_storeu_ps(to, x);
+            } else {
+                if constexpr (Accumulate) { x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, to)); }
+                _mm512_mask_storeu_ps(to, mask, x);
+            }
         }
     }
 }

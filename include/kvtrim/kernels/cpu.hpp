@@ -5,8 +5,12 @@
 // Which instruction set the kernels use: found out at run time, so that a program compiled for plain x86-64 runs the
 // best path of the machine it is on.
 //
-// KVTRIM_CPU_LEVEL=portable|avx512 in the environment, or set_cpu_level(), lowers the level; a level that the
+// KVTRIM_CPU_LEVEL=portable|avx512|amx in the environment, or set_cpu_level(), lowers the level; a level that the
 // machine lacks is never used. Levels differ in speed, and in results within rounding.
+//
+// AMX needs the permission of Linux, which is asked for once, for the whole process, when the level is found out. A
+// process that must not ask (it makes signal frames larger by 8 KiB) sets KVTRIM_CPU_LEVEL=avx512 and leaves
+// best_cpu_level() and set_cpu_level() alone.
 
 #include <atomic>
 #include <cstdint>
@@ -17,37 +21,81 @@
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define KVTRIM_HAS_X86 1
 #define KVTRIM_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
+#define KVTRIM_TARGET_AMX                                                                                    \
+    __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")))
 #else
 #define KVTRIM_HAS_X86 0
 #endif
 
+#if KVTRIM_HAS_X86
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace kvtrim {
 
-enum class cpu_level : std::uint8_t { portable, avx512 };
+// amx: bf16 tiles, with AVX-512 for all else.
+enum class cpu_level : std::uint8_t { portable, avx512, amx };
 
 namespace detail {
 
-[[nodiscard]] inline cpu_level detect_cpu_level() {
 #if KVTRIM_HAS_X86
+[[nodiscard]] inline bool has_avx512() {
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("fma")) {
-        return cpu_level::avx512;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("fma");
+}
+
+// The processor multiplies bf16 tiles and the system saves them when it switches threads. Requires has_avx512().
+[[nodiscard]] inline bool has_amx() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned tiles = 1u << 24, bf16_products = 1u << 22, bf16_vectors = 1u << 5;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & tiles) == 0 || (d & bf16_products) == 0) {
+        return false;
+    }
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) == 0 || (a & bf16_vectors) == 0) { return false; }
+    unsigned low = 0, high = 0; // XCR0; AVX-512 is enabled, so xgetbv is
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    constexpr unsigned tile_states = 3u << 17; // configuration and data
+    return (low & tile_states) == tile_states;
+}
+
+// Asks for it; asking again does no harm.
+[[nodiscard]] inline bool is_permitted_amx() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr long request_permission = 0x1023, tile_data = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
+// The best level of this machine that is not above `highest`.
+[[nodiscard]] inline cpu_level detect_cpu_level(cpu_level highest) {
+#if KVTRIM_HAS_X86
+    if (highest >= cpu_level::avx512 && has_avx512()) {
+        return highest >= cpu_level::amx && has_amx() && is_permitted_amx() ? cpu_level::amx
+                                                                            : cpu_level::avx512;
     }
 #endif
+    static_cast<void>(highest);
     return cpu_level::portable;
 }
 
 [[nodiscard]] inline cpu_level wanted_cpu_level() {
-    const char* wanted = std::getenv("KVTRIM_CPU_LEVEL");
-    return wanted != nullptr && std::string_view(wanted) == "portable" ? cpu_level::portable
-                                                                       : cpu_level::avx512;
+    const char* variable = std::getenv("KVTRIM_CPU_LEVEL");
+    const std::string_view wanted = variable != nullptr ? variable : "";
+    if (wanted == "portable") { return cpu_level::portable; }
+    return wanted == "avx512" ? cpu_level::avx512 : cpu_level::amx;
 }
 
 [[nodiscard]] inline std::atomic<cpu_level>& current_cpu_level() {
-    static std::atomic<cpu_level> level{wanted_cpu_level() < detect_cpu_level() ? wanted_cpu_level()
-                                                                                : detect_cpu_level()};
+    static std::atomic<cpu_level> level{detect_cpu_level(wanted_cpu_level())};
     return level;
 }
 
@@ -55,7 +103,7 @@ namespace detail {
 
 // The best level of this machine.
 [[nodiscard]] inline cpu_level best_cpu_level() {
-    static const cpu_level best = detail::detect_cpu_level();
+    static const cpu_level best = detail::detect_cpu_level(cpu_level::amx);
     return best;
 }
 
@@ -72,7 +120,15 @@ inline cpu_level set_cpu_level(cpu_level level) {
 }
 
 [[nodiscard]] constexpr const char* name_of(cpu_level level) {
-    return level == cpu_level::avx512 ? "avx512" : "portable";
+    switch (level) {
+    case cpu_level::portable:
+        return "portable";
+    case cpu_level::avx512:
+        return "avx512";
+    case cpu_level::amx:
+        return "amx";
+    }
+    return "unknown";
 }
 
 } // namespace kvtrim

@@ -96,7 +96,7 @@ inline void count_digits(std::span<const float> row, const radix_digit& d, digit
 KVTRIM_TARGET_AVX512 inline __m512i ordered_bits_avx512(const float* from, __mmask16 lanes) {
     const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
     const __m512i bits = _mm512_maskz_loadu_epi32(lanes, from);
-    const __m512i magnitude = _mm512_andnot_si512(sign, bits);
+    const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
     const __mmask16 negative = _mm512_movepi32_mask(bits);
     const __mmask16 zero = _mm512_cmpeq_epi32_mask(magnitude, _mm512_setzero_si512());
     const __mmask16 number = _mm512_cmple_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));

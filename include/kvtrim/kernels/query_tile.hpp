@@ -8,7 +8,8 @@
 //   o[r] = sum over keys t seen of exp(l[r, t] - m[r]) v[t],  z[r] = sum of exp(l[r, t] - m[r]),  m[r] = max of l[r, t]
 //   l[r, t] = cap(<scale * q[r], k[t]>);  result o / z and m + log z
 //
-// begin(), attend() for every key tile in any order, finish(). Other versions have the same members.
+// begin(), attend() for every key tile in any order, finish(). Other versions have the same members; one that keeps keys
+// and values in an order of its own does so in pack(), once for all query tiles that attend to a key tile.
 // Numerics: products and exponentials in float, z in double across tiles; a NaN logit counts as masked, +infinity as
 // the largest float. A row that sees nothing gives 0 and -infinity.
 // Cost per attend: 2 * rows * keys * (head_dim + value_dim) flops, rows * keys exponentials.
@@ -20,15 +21,17 @@
 
 namespace kvtrim::kernels {
 
-// Keys and values of consecutive cache rows, as floats; row t of each starts at t * stride.
-struct key_tile {
-    const float* keys;
+// Keys and values of consecutive cache rows; row t of each starts at t * stride.
+template <class Element>
+struct basic_key_tile {
+    const Element* keys;
     index_t key_stride;
-    const float* values;
+    const Element* values;
     index_t value_stride;
     index_t count;
     index_t first_position; // cache row of the first key
 };
+using key_tile = basic_key_tile<float>;
 
 // How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
 struct logit_rules {
@@ -44,7 +47,9 @@ struct query_range {
 };
 
 // Whether every query sees every key of the tile.
-[[nodiscard]] inline bool all_visible(const key_tile& tile, const logit_rules& rules, query_range queries) {
+template <class Element>
+[[nodiscard]] bool all_visible(const basic_key_tile<Element>& tile, const logit_rules& rules,
+                               query_range queries) {
     const bool causal = tile.first_position + tile.count - 1 <= queries.first_position;
     return causal &&
            (rules.sliding_window == 0 ||
@@ -54,6 +59,7 @@ struct query_range {
 // A view on the tile's memory; construct it anew whenever it is needed.
 class query_tile {
   public:
+    using element = float; // of queries, keys and values
     static constexpr index_t max_queries = tile_query_rows;
     [[nodiscard]] static constexpr index_t max_keys(index_t head_dim) { return tile_tokens(head_dim); }
     // Scratch of one tile, and what all tiles of a thread share.
@@ -71,6 +77,9 @@ class query_tile {
           out_(queries_ + max_queries * head_dim), logits_(shared),
           rescale_(shared + max_queries * max_keys(head_dim)) {}
 
+    // To be called before attend() whenever `shared` is about to see other keys. Nothing is packed here.
+    static void pack(const key_tile&, float*, index_t, index_t) {}
+
     // Takes queries [count, head_dim], count <= max_queries. A model with an attention sink passes its logit, others
     // masked_logit.
     void begin(const float* queries, index_t query_stride, index_t count, float sink_logit,
@@ -85,7 +94,7 @@ class query_tile {
         std::fill_n(out_, count * value_dim_, 0.0f);
     }
 
-    // Requires tile.count <= max_keys(head_dim).
+    // Requires tile.count <= max_keys(head_dim), and the tile or a longer one packed.
     void attend(const key_tile& tile, const logit_rules& rules, query_range queries) {
         const index_t count = queries.count;
         logits(tile.keys, tile.key_stride, tile.count, queries_, count, head_dim_, logits_);

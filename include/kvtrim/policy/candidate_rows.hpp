@@ -68,12 +68,12 @@ template <class Inputs>
     if (const status s = out.reset(counts); !s.ok()) { return s; }
     for (index_t g = 0; g < in.kv_heads(); ++g) {
         const token_range range = candidates(protect, in.tokens(g));
-        auto next = out.writable_row(g).begin();
+        keep_plan::table_index* next = out.writable_row(g).data();
         const auto keep = [&](index_t token) { *next++ = static_cast<keep_plan::table_index>(token); };
         for (index_t token = 0; token < range.begin; ++token) { keep(token); }
         const auto row = importance.row(g);
         top_k_cut cut = find_top_k(row, budgets[static_cast<std::size_t>(g)]);
-        for_each_above(row, cut, [&](index_t c) { keep(range.begin + c); });
+        next = kernels::write_above(row, cut, static_cast<keep_plan::table_index>(range.begin), next);
         for (index_t token = range.end; token < in.tokens(g); ++token) { keep(token); }
     }
     return {};

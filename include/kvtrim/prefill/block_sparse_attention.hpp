@@ -17,9 +17,13 @@
 // and values are read in place where they are contiguous floats, else decoded a tile at a time. Work is handed out per
 // (KV head, segment), the last segments first, since they are the longest.
 //
+// bf16 queries, keys and values, all in strided views, are multiplied by AMX where the machine has it; all else by
+// AVX-512, or by Eigen.
+//
 // Source: the step is online softmax, arXiv:1805.02867, as in FlashAttention-2, arXiv:2307.08691.
-// Numerics: kernels/query_tile.hpp; float accumulation whatever the elements. Each tile of queries sees its keys in one
-// order, so results do not depend on workers; they differ between CPU levels within rounding.
+// Numerics: kernels/query_tile.hpp; float accumulation whatever the elements. With AMX the weights are rounded to bf16,
+// which moves outputs by up to 2e-3 of the largest value (kernels/query_tile_amx.hpp). Each tile of queries sees its keys
+// in one order, so results do not depend on workers; they differ between CPU levels within rounding.
 // Memory: per worker 1024 query rows and a tile of keys, 1.2 MiB at head_dim 128; nothing grows with the tokens.
 // Cost: 2 * (head_dim + value head_dim) flops per planned query-key pair and query head (prune_plan::planned_pairs).
 
@@ -27,35 +31,20 @@
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/kernels/query_tile.hpp>
+#include <kvtrim/kernels/query_tile_amx.hpp>
 #include <kvtrim/kernels/query_tile_avx512.hpp>
-#include <kvtrim/kernels/widen.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
+#include <kvtrim/prefill/load_tile.hpp>
 
 namespace kvtrim {
 
 namespace detail {
 
-// load_rows, with the vector path for 16-bit rows.
-template <class View>
-void load_tile(const View& view, index_t head, index_t first, index_t count, float* tile) {
-    if constexpr (!row_source<View> && strided_view<View, 3>) {
-        using value = std::remove_cvref_t<decltype(*view.data_handle())>;
-        if constexpr (std::is_same_v<value, bf16> || std::is_same_v<value, f16>) {
-            if (view.stride(2) == 1) {
-                const index_t length = extent(view, 2);
-                for (index_t t = 0; t < count; ++t) {
-                    kernels::widen(&view(head, first + t, 0), length, tile + t * length);
-                }
-                return;
-            }
-        }
-    }
-    load_rows(view, head, first, count, tile);
-}
-
 // Attention of one segment of one KV head; Tile is kernels::query_tile or a version of it.
 template <class Tile, class Inputs, class Output>
 class segment_attention {
+    using element = typename Tile::element;
+
   public:
     segment_attention(const Inputs& in, const attention_options& attention, const Output& out,
                       std::span<float> log_sum_exp, workspace& scratch)
@@ -66,9 +55,10 @@ class segment_attention {
                  attention.soft_cap, attention.sliding_window} {
         tiles_ = scratch.take<float>(tiles_per_pass() * tile_floats());
         shared_ = scratch.take<float>(Tile::shared_floats(head_dim_, value_dim_));
-        key_tile_ = scratch.take<float>(max_keys_ * head_dim_);
-        value_tile_ = scratch.take<float>(max_keys_ * value_dim_);
-        rows_ = scratch.take<float>(Tile::max_queries * std::max(head_dim_, value_dim_));
+        key_tile_ = scratch.take<element>(max_keys_ * head_dim_);
+        value_tile_ = scratch.take<element>(max_keys_ * value_dim_);
+        query_rows_ = scratch.take<element>(Tile::max_queries * head_dim_);
+        out_rows_ = scratch.take<float>(Tile::max_queries * value_dim_);
     }
 
     void run(const prune_plan& plan, index_t kv_head, index_t segment) {
@@ -114,11 +104,11 @@ class segment_attention {
     void begin_pass() {
         for_each_tile([&](Tile& tile, index_t query_head, kernels::query_range queries) {
             load_tile(in_.queries, query_head, queries.first_position - chunk_begin_, queries.count,
-                      rows_.data());
+                      query_rows_.data());
             const float sink = attention_.sink_logits.empty()
                                    ? kernels::masked_logit
                                    : attention_.sink_logits[static_cast<std::size_t>(query_head)];
-            tile.begin(rows_.data(), head_dim_, queries.count, sink, rules_);
+            tile.begin(query_rows_.data(), head_dim_, queries.count, sink, rules_);
         });
     }
 
@@ -149,26 +139,33 @@ class segment_attention {
         collected_ = 0;
     }
 
+    // Rows t of a tile start at data + t * stride.
+    struct tile_rows {
+        const element* data;
+        index_t stride;
+    };
+
     template <class View>
-    [[nodiscard]] float_rows read_tile(const View& view, index_t first, index_t count,
-                                       std::span<float> tile) const {
-        if constexpr (!row_source<View> && strided_view<View, 3>) {
-            using value = std::remove_cvref_t<decltype(*view.data_handle())>;
-            if constexpr (std::is_same_v<value, float>) {
-                return read_rows(view, kv_head_, first, count, tile.data());
+    [[nodiscard]] tile_rows read_tile(const View& view, index_t first, index_t count,
+                                      std::span<element> tile) const {
+        if constexpr (is_memory_of<View, element>()) {
+            if (view.stride(2) == 1 && view.stride(1) > 0 && extent(view, 2) > 0) {
+                return {&view(kv_head_, first, index_t{0}), static_cast<index_t>(view.stride(1))};
             }
         }
         load_tile(view, kv_head_, first, count, tile.data());
         return {tile.data(), extent(view, 2)};
     }
 
-    void attend_tile(float_rows keys, float_rows values, index_t count, index_t first_position) {
+    void attend_tile(tile_rows keys, tile_rows values, index_t count, index_t first_position) {
+        const auto tile_of = [&](index_t rows) {
+            return kernels::basic_key_tile<element>{keys.data,     keys.stride, values.data,
+                                                    values.stride, rows,        first_position};
+        };
+        Tile::pack(tile_of(count), shared_.data(), head_dim_, value_dim_);
         for_each_tile([&](Tile& tile, index_t, kernels::query_range queries) {
             const index_t visible = queries.first_position + queries.count - first_position;
-            if (visible <= 0) { return; }
-            tile.attend({keys.data, keys.stride, values.data, values.stride, std::min(count, visible),
-                         first_position},
-                        rules_, queries);
+            if (visible > 0) { tile.attend(tile_of(std::min(count, visible)), rules_, queries); }
         });
     }
 
@@ -178,7 +175,7 @@ class segment_attention {
             float* const lse = log_sum_exp_.empty()
                                    ? nullptr
                                    : log_sum_exp_.data() + query_head * extent(in_.queries, 1) + first;
-            tile.finish(queries.count, rows_.data(), lse);
+            tile.finish(queries.count, out_rows_.data(), lse);
             store(query_head, first, queries.count);
         });
     }
@@ -188,7 +185,7 @@ class segment_attention {
         const auto step = static_cast<index_t>(out_.stride(2));
         for (index_t r = 0; r < count; ++r) {
             value* const row = &out_(query_head, first + r, index_t{0});
-            const float* const from = rows_.data() + r * value_dim_;
+            const float* const from = out_rows_.data() + r * value_dim_;
             for (index_t d = 0; d < value_dim_; ++d) {
                 row[d * step] = element_traits<value>::from_float(from[d]);
             }
@@ -211,15 +208,23 @@ class segment_attention {
     index_t collected_begin_ = 0;
     std::span<float> tiles_;
     std::span<float> shared_;
-    std::span<float> key_tile_;   // [max_keys, head_dim]
-    std::span<float> value_tile_; // [max_keys, value_dim]
-    std::span<float> rows_;       // [max_queries, head_dim or value_dim]
+    std::span<element> key_tile_;   // [max_keys, head_dim]
+    std::span<element> value_tile_; // [max_keys, value_dim]
+    std::span<element> query_rows_; // [max_queries, head_dim]
+    std::span<float> out_rows_;     // [max_queries, value_dim]
 };
 
-// Calls fn<Tile>() with the tile of the active CPU level.
-template <class Fn>
+// Calls fn<Tile>() with the tile of the active CPU level for these inputs.
+template <class Inputs, class Fn>
 decltype(auto) with_query_tile(Fn&& fn) {
 #if KVTRIM_HAS_X86
+    if constexpr (is_memory_of<decltype(Inputs::keys), bf16>() &&
+                  is_memory_of<decltype(Inputs::values), bf16>() &&
+                  is_memory_of<decltype(Inputs::queries), bf16>()) {
+        if (active_cpu_level() >= cpu_level::amx) {
+            return fn.template operator()<kernels::query_tile_amx>();
+        }
+    }
     if (active_cpu_level() >= cpu_level::avx512) {
         return fn.template operator()<kernels::query_tile_avx512>();
     }
@@ -235,6 +240,18 @@ template <class Tile, class Inputs, class Output>
     return counting.needed_bytes();
 }
 
+// block_sparse_attention() with that tile, its arguments checked.
+template <class Tile, class Inputs, class Output, class Executor>
+[[nodiscard]] status attend_with(const Inputs& in, const prune_plan& plan, const attention_options& attention,
+                                 const Output& out, std::span<float> log_sum_exp, workspace& scratch,
+                                 Executor& ex) {
+    const index_t bytes = segment_attention_bytes<Tile>(in, attention, out);
+    return for_each_item(plan.rows(), bytes, scratch, ex, [&](index_t item, workspace& own) {
+        segment_attention<Tile, Inputs, Output> work(in, attention, out, log_sum_exp, own);
+        work.run(plan, item % in.kv_heads(), plan.grid().segments() - 1 - item / in.kv_heads());
+    });
+}
+
 } // namespace detail
 
 // Bytes of workspace for block_sparse_attention with this executor, at the active CPU level.
@@ -243,7 +260,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
                                                    const attention_options& attention, const Output& out,
                                                    const Executor& ex = {}) {
     if (in.kv_heads() == 0 || extent(in.queries, 0) < in.kv_heads()) { return 0; } // refused
-    return detail::with_query_tile([&]<class Tile>() {
+    return detail::with_query_tile<Inputs>([&]<class Tile>() {
         return for_each_item_bytes(ex, plan.rows(),
                                    detail::segment_attention_bytes<Tile>(in, attention, out));
     });
@@ -283,13 +300,8 @@ template <class Inputs, class Output, class Executor = serial_executor>
         return {errc::plan_mismatch, "the prune plan was made for other queries or another cache"};
     }
     if (queries == 0) { return {}; }
-    return detail::with_query_tile([&]<class Tile>() {
-        using attention_of_segment = detail::segment_attention<Tile, Inputs, Output>;
-        const index_t bytes = detail::segment_attention_bytes<Tile>(in, attention, out);
-        return for_each_item(plan.rows(), bytes, scratch, ex, [&](index_t item, workspace& own) {
-            attention_of_segment work(in, attention, out, log_sum_exp, own);
-            work.run(plan, item % in.kv_heads(), grid.segments() - 1 - item / in.kv_heads());
-        });
+    return detail::with_query_tile<Inputs>([&]<class Tile>() {
+        return detail::attend_with<Tile>(in, plan, attention, out, log_sum_exp, scratch, ex);
     });
 }
 

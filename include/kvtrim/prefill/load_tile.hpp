@@ -1,0 +1,59 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Rows of a cache as the elements that a tile of attention wants: floats of any view, or bf16 of one that holds bf16.
+//
+//   tile [count, row length]
+
+#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/kernels/widen.hpp>
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+namespace kvtrim::detail {
+
+// Whether the rows of a view lie in memory as such elements.
+template <class View, class Element>
+[[nodiscard]] constexpr bool is_memory_of() {
+    if constexpr (!row_source<View> && strided_view<View, 3>) {
+        return std::is_same_v<std::remove_cvref_t<decltype(*std::declval<const View&>().data_handle())>,
+                              Element>;
+    } else {
+        return false;
+    }
+}
+
+// load_rows, with the vector path for 16-bit rows.
+template <class View>
+void load_tile(const View& view, index_t head, index_t first, index_t count, float* tile) {
+    if constexpr (is_memory_of<View, bf16>() || is_memory_of<View, f16>()) {
+        if (view.stride(2) == 1) {
+            const index_t length = extent(view, 2);
+            for (index_t t = 0; t < count; ++t) {
+                kernels::widen(&view(head, first + t, 0), length, tile + t * length);
+            }
+            return;
+        }
+    }
+    load_rows(view, head, first, count, tile);
+}
+
+// The rows as they are.
+template <class View>
+void load_tile(const View& view, index_t head, index_t first, index_t count, bf16* tile) {
+    static_assert(is_memory_of<View, bf16>());
+    const index_t length = extent(view, 2);
+    if (length == 0) { return; }
+    for (index_t t = 0; t < count; ++t, tile += length) {
+        if (view.stride(2) == 1) {
+            std::copy_n(&view(head, first + t, index_t{0}), length, tile);
+        } else {
+            for (index_t d = 0; d < length; ++d) { tile[d] = view(head, first + t, d); }
+        }
+    }
+}
+
+} // namespace kvtrim::detail
