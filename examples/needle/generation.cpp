@@ -3,9 +3,8 @@
 #include "generation.hpp"
 
 #include "cache.hpp"
+#include "live_sequence.hpp"
 #include "report.hpp"
-
-#include <kvtrim/decode/interval_policy.hpp>
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
@@ -14,7 +13,6 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
-#include <functional>
 #include <set>
 #include <stdexcept>
 #include <utility>
@@ -22,86 +20,9 @@
 namespace needle {
 namespace {
 
-constexpr index_t sink_tokens = 4;
-
 double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
-
-void require(const kvtrim::status& done) {
-    if (!done.ok()) { throw std::runtime_error(done.what()); }
-}
-
-// One sequence over caches that are cut before they are above the cap.
-class live_sequence {
-  public:
-    // unlimited_prompt: the longest chunk that takes its room without asking, 0 if every one asks.
-    live_sequence(const recall_model& model, const live_policy& policy, const generation_options& chosen,
-                  index_t cap_tokens, index_t unlimited_prompt)
-        : model_(model), decode_{
-                             policy,
-                             {.budget = kvtrim::per_head(cap_tokens - chosen.chunk_tokens),
-                              .protect = {.sink_tokens = sink_tokens, .window_tokens = chosen.window_tokens}},
-                             chosen.chunk_tokens} {
-        const index_t longest = policy.heads_differ ? model.config.kv_heads * cap_tokens : cap_tokens;
-        for (const layer_weights& weights : model.layers) {
-            layers_.emplace_back(model.config, weights, std::max(longest, unlimited_prompt),
-                                 chosen.window_tokens, policy.state);
-        }
-    }
-
-    // Runs tokens at the next positions and returns the last one's logits [1, vocabulary].
-    matrix step(std::span<const token_id> tokens) {
-        cut_where_due(std::ssize(tokens));
-        const matrix logits = forward(tokens);
-        for (const live_layer& layer : layers_) {
-            if (layer.positions().total_tokens() > decode_.limit_tokens(model_.config.kv_heads)) {
-                throw std::runtime_error(fmt::format("{}: {} tokens in a layer at position {}, above the cap",
-                                                     decode_.policy.name, layer.positions().total_tokens(),
-                                                     layer.positions().next_position()));
-            }
-        }
-        return logits;
-    }
-
-    // The same without a limit.
-    matrix forward(std::span<const token_id> tokens) {
-        matrix hidden = embed(model_, tokens);
-        const index_t first_position = layers_.front().positions().next_position();
-        const rope_table rope = make_rope_table(model_.config, first_position, hidden.rows());
-        for (std::size_t l = 0; l < layers_.size(); ++l) {
-            const layer_weights& weights = model_.layers[l];
-            const attention_inputs incoming = project(model_.config, weights, hidden, rope);
-            finish_layer(model_.config, weights, layers_[l].attend(incoming, rope), hidden);
-        }
-        std::size_t bytes = 0;
-        for (const live_layer& layer : layers_) { bytes += layer.bytes(); }
-        most_bytes_ = std::max(most_bytes_, static_cast<double>(bytes));
-        return output_logits(model_, hidden.bottomRows(1));
-    }
-
-    // The most bytes of keys and values after any step since the last call.
-    double take_most_bytes() { return std::exchange(most_bytes_, 0.0); }
-    [[nodiscard]] index_t cuts() const { return cuts_; } // of all layers
-
-  private:
-    void cut_where_due(index_t incoming) {
-        for (live_layer& layer : layers_) {
-            if (!decode_.is_due(layer.positions(), incoming)) { continue; }
-            require(decode_.plan(layer, plan_, memory_));
-            layer.cut(plan_);
-            ++cuts_;
-        }
-    }
-
-    const recall_model& model_;
-    kvtrim::interval_policy<live_policy> decode_;
-    std::vector<live_layer> layers_;
-    kvtrim::keep_plan plan_;
-    kvtrim::growing_workspace memory_;
-    double most_bytes_ = 0;
-    index_t cuts_ = 0;
-};
 
 // ---- One sample ----
 
@@ -165,7 +86,9 @@ generated generate_capped(const recall_model& model, const sample& asked, const 
     const auto start = std::chrono::steady_clock::now();
     const std::span<const token_id> prompt(asked.haystack);
     const bool in_chunks = arrival == prompt_arrival::in_chunks;
-    live_sequence sequence(model, policy, chosen, cap_tokens, in_chunks ? 0 : std::ssize(prompt));
+    const cache_limit limit{
+        .cap_tokens = cap_tokens, .chunk_tokens = chosen.chunk_tokens, .window_tokens = chosen.window_tokens};
+    live_sequence sequence(model, policy, limit, in_chunks ? 0 : std::ssize(prompt));
     if (in_chunks) {
         const auto chunk = static_cast<std::size_t>(chosen.chunk_tokens);
         for (std::size_t at = 0; at < prompt.size(); at += chunk) {
@@ -175,13 +98,13 @@ generated generate_capped(const recall_model& model, const sample& asked, const 
         sequence.forward(prompt);
     }
     result.prompt_seconds = seconds_since(start);
-    result.most_prompt_bytes = sequence.take_most_bytes();
+    result.most_prompt_bytes = static_cast<double>(sequence.take_most_bytes());
 
     const auto decode_start = std::chrono::steady_clock::now();
     result.answers =
         answer_greedily(asked, [&](token_id token) { return sequence.step(std::span(&token, 1)); });
     result.decode_seconds = seconds_since(decode_start);
-    result.most_generation_bytes = sequence.take_most_bytes();
+    result.most_generation_bytes = static_cast<double>(sequence.take_most_bytes());
     result.cuts = sequence.cuts();
     return result;
 }
@@ -253,12 +176,12 @@ double generation_row::standard_error() const {
 
 void validate(const generation_options& chosen) {
     for (const std::string& name : chosen.policies) { static_cast<void>(live_policy_named(name)); }
-    const index_t least = chosen.chunk_tokens + chosen.window_tokens + sink_tokens + 1;
+    const index_t least = chosen.chunk_tokens + chosen.window_tokens + live_sequence::sink_tokens + 1;
     for (const index_t cap : chosen.caps) {
         if (cap < least) {
             throw std::invalid_argument(fmt::format("--caps: {} tokens do not hold a chunk, the window, {} "
                                                     "sinks and one more: {} are needed",
-                                                    cap, sink_tokens, least));
+                                                    cap, live_sequence::sink_tokens, least));
         }
     }
 }
