@@ -26,15 +26,15 @@ class query_tile_avx512 {
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
         return max_queries * (head_dim + value_dim + 3);
     }
-    [[nodiscard]] static constexpr index_t shared_floats(index_t, index_t) {
-        return max_queries * max_keys(0);
+    [[nodiscard]] static constexpr index_t shared_floats(index_t, index_t value_dim) {
+        return max_queries * max_keys(0) + max_keys(0) * value_dim;
     }
 
     // own is aligned for doubles.
     query_tile_avx512(float* own, float* shared, index_t head_dim, index_t value_dim)
         : head_dim_(head_dim), value_dim_(value_dim), queries_(own), out_(own + max_queries * head_dim),
           maximum_(out_ + max_queries * value_dim), sum_(reinterpret_cast<double*>(maximum_ + max_queries)),
-          logits_(shared) {}
+          logits_(shared), finite_(shared + max_queries * max_keys(0)) {}
 
     KVTRIM_TARGET_AVX512 void begin(const float* queries, index_t query_stride, index_t count,
                                     float sink_logit, const logit_rules& rules) {
@@ -56,11 +56,18 @@ class query_tile_avx512 {
         if (rules.soft_cap > 0) {
             avx512::cap_logits(logits_, tile.count * max_queries, rules.soft_cap, log2_e);
         }
-        if (!all_visible(tile, rules, queries)) { mask(tile, rules, queries); }
+        const bool masked = !all_visible(tile, rules, queries);
+        if (masked) { mask(tile, rules, queries); }
         exponentials(tile.count, 0);
         exponentials(tile.count, 16);
-        avx512::multiply_rows<true>({tile.values, 1, tile.value_stride}, logits_, tile.count,
-                                    {out_, max_queries, max_queries}, value_dim_);
+        if (masked && !all_finite(tile)) {
+            copy_finite_values(tile, value_dim_, finite_);
+            add_values(finite_, value_dim_, tile.count);
+            add_other_values(tile, value_dim_, {logits_, max_queries, 1}, max_queries,
+                             {out_, max_queries, 1});
+        } else {
+            add_values(tile.values, tile.value_stride, tile.count);
+        }
     }
 
     KVTRIM_TARGET_AVX512 void finish(index_t count, float* out, float* log_sum_exp) const {
@@ -79,6 +86,23 @@ class query_tile_avx512 {
   private:
     static constexpr float log2_e = 1.44269504f;
     static constexpr float ln_2 = 0.693147181f;
+
+    KVTRIM_TARGET_AVX512 void add_values(const float* values, index_t stride, index_t keys) {
+        avx512::multiply_rows<true>({values, 1, stride}, logits_, keys, {out_, max_queries, max_queries},
+                                    value_dim_);
+    }
+
+    [[nodiscard]] KVTRIM_TARGET_AVX512 bool all_finite(const key_tile& tile) const {
+        __mmask16 others = 0; // x - x is 0 or NaN
+        for (index_t t = 0; t < tile.count; ++t) {
+            const float* const row = tile.values + t * tile.value_stride;
+            for (index_t d = 0; d < value_dim_; d += 16) {
+                const __m512 x = _mm512_maskz_loadu_ps(avx512::first_lanes(value_dim_ - d), row + d);
+                others |= _mm512_cmp_ps_mask(_mm512_sub_ps(x, x), x, _CMP_UNORD_Q);
+            }
+        }
+        return others == 0;
+    }
 
     KVTRIM_TARGET_AVX512 void mask(const key_tile& tile, const logit_rules& rules, query_range queries) {
         for (index_t t = 0; t < tile.count; ++t) {
@@ -145,6 +169,7 @@ class query_tile_avx512 {
     float* maximum_; // [32], units of log 2
     double* sum_;    // [32]
     float* logits_;  // [max_keys][32]
+    float* finite_;  // [max_keys][value_dim], where some values are not
 };
 
 } // namespace kvtrim::kernels
