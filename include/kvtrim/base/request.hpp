@@ -52,11 +52,11 @@ struct token_range {
 
 // How the layer computes attention; a wrong denominator would bias every score. Bad input: see valid_attention.
 struct attention_options {
-    float scale = 0;            // logit = scale * <q, k>; 0: 1 / sqrt(head_dim)
-    float soft_cap = 0;         // logit = cap * tanh(logit / cap); 0: none
-    index_t sliding_window = 0; // a query sees this many newest rows, itself included; 0: all
-    std::span<const float> sink_logits =
-        {}; // [q_heads] a softmax logit without a value; none: empty, -infinity
+    float scale = 0;                         // logit = scale * <q, k>; 0: 1 / sqrt(head_dim)
+    float soft_cap = 0;                      // logit = cap * tanh(logit / cap); 0: none
+    index_t sliding_window = 0;              // a query sees this many newest rows, itself included; 0: all
+    std::span<const float> sink_logits = {}; // [q_heads] logits without a value; empty or -infinity: none
+}; // [q_heads] a softmax logit without a value; none: empty, -infinity
 };
 
 // Bad input: a scale or soft cap that is negative or not finite, a negative window, a sink logit that is NaN or +infinity.
