@@ -164,7 +164,6 @@ TEST_CASE("prune_plan: more blocks than 32 bits count are refused with the plan 
         CHECK(plan == planned_before());
     }
     prune_plan plan = planned_before();
-    constexpr index_t most = std::numeric_limits<index_t>::max();
     CHECK(plan.reset(grid, 1, std::vector<index_t>{most, most}).needed() == most); // no 64 bits hold the sum
     CHECK(plan == planned_before());
 }
