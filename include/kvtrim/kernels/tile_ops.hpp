@@ -112,42 +112,8 @@ inline void add_over_tokens(const float* tile, index_t tokens, index_t query_row
     }
 }
 
-// Logits to attention, in place: exp(logit - maximum) * weight, with weight = 1 / sum for each query row.
-inline void attention_from_logits(float* tile, index_t tokens, index_t query_rows, const float* maximum,
-                                  const float* weight) {
-    const detail::const_floats m(maximum, query_rows);
-    const detail::const_floats w(weight, query_rows);
-    for (index_t t = 0; t < tokens; ++t) {
-        detail::floats row(tile + t * query_rows, query_rows);
-        row = detail::exp_or_zero(row - m) * w;
-    }
-}
-
-// The sum of a few contiguous floats.
-[[nodiscard]] inline float sum_of(const float* values, index_t count) {
-    return detail::const_floats(values, count).sum();
-}
-
 [[nodiscard]] inline float dot(const float* a, const float* b, index_t count) {
     return detail::const_floats(a, count).matrix().dot(detail::const_floats(b, count).matrix());
-}
-
-// The maximum over query rows of factor[r] * (sum over `tokens` consecutive columns of column[t][r]), at
-// least 0.
-[[nodiscard]] inline float max_of_sums(const float* columns, index_t tokens, index_t query_rows,
-                                       const float* factor) {
-    constexpr index_t lanes = 16;
-    float best[lanes] = {};
-    for (index_t r = 0; r < query_rows; r += lanes) {
-        const index_t width = std::min(lanes, query_rows - r);
-        float sum[lanes] = {};
-        for (index_t t = 0; t < tokens; ++t) {
-            const float* column = columns + t * query_rows + r;
-            for (index_t i = 0; i < width; ++i) { sum[i] += column[i]; }
-        }
-        for (index_t i = 0; i < width; ++i) { best[i] = std::max(best[i], sum[i] * factor[r + i]); }
-    }
-    return *std::max_element(best, best + lanes);
 }
 
 // out [query_rows, value_dim] += tile [tokens, query_rows]^T * values [tokens, value_dim]
