@@ -140,6 +140,22 @@ void check(const shape& s, bool token_major) {
     expect_no_allocation("criticalkv, Gram form", criticalkv(), in.with_output_projection(gram.view()),
                          request);
 
+    const auto by_attention = snapkv();
+    const auto by_keys = key_norm();
+    keep_plan plans[2];
+    status answers[2];
+    std::vector<std::byte> batch_bytes;
+    bool batched = true;
+    const auto plan_all = [&] {
+        const batch_item items[]{{by_attention, in, request, plans[0]}, {by_keys, in, request, plans[1]}};
+        batch_bytes.resize(static_cast<std::size_t>(plan_batch_bytes(items)));
+        workspace batch_scratch(batch_bytes);
+        batched = batched && plan_batch(items, answers, batch_scratch).ok();
+    };
+    plan_all();
+    const long batch_requests = requests_of(plan_all);
+    expect(batched ? batch_requests : refused, 0, "plan_batch", s.head_dim);
+
     keep_plan plan;
     growing_workspace memory;
     bool done = streaming_llm().plan(in, request, plan, memory).ok();

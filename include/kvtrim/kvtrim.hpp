@@ -15,6 +15,7 @@
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
+#include <kvtrim/model/batch.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/consensuskv.hpp>
 #include <kvtrim/policy/criticalkv.hpp>

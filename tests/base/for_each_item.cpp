@@ -13,16 +13,7 @@ namespace {
 
 using namespace kvtrim;
 
-// Says how many calls it runs at once.
-struct counted_executor {
-    int count;
-
-    [[nodiscard]] int workers() const { return count; }
-    template <class Fn>
-    void operator()(index_t calls, Fn&& fn) const {
-        support::thread_executor{count}(calls, fn);
-    }
-};
+using support::counted_executor;
 
 std::vector<std::byte> memory_for(const auto& ex, index_t items, index_t worker_bytes) {
     return std::vector<std::byte>(static_cast<std::size_t>(for_each_item_bytes(ex, items, worker_bytes)));

@@ -8,6 +8,7 @@
 #include <array>
 #include <limits>
 #include <set>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -101,6 +102,20 @@ TEST_CASE("valid_ratio: ratios above 0 and at most 1 are valid, others and NaN a
     }
     for (const double ratio : {0.0, -0.0, -0.1, 1.0000000001, 2.0, not_a_number, infinity, -infinity}) {
         CHECK(valid_ratio(ratio).code() == errc::ratio_out_of_range);
+    }
+}
+
+TEST_CASE("valid_attention: a sink logit may be -infinity, which is none, but not NaN or +infinity",
+          "[base]") {
+    using limits = std::numeric_limits<float>;
+    std::vector<float> sinks{0, -limits::infinity(), limits::max(), -1};
+    CHECK(valid_attention({.sink_logits = sinks}).ok());
+    for (const float odd : {limits::quiet_NaN(), limits::infinity()}) {
+        for (float& logit : sinks) {
+            const float before = std::exchange(logit, odd);
+            CHECK(valid_attention({.sink_logits = sinks}).code() == errc::invalid_parameter);
+            logit = before;
+        }
     }
 }
 

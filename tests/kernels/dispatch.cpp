@@ -86,7 +86,7 @@ TEST_CASE("window_kernels: logits of packed queries are scaled products, capped 
                 steps.pack_queries(queries.data() + half * dim, half, rows - half, dim, 0.05f, packed.data());
                 CHECK(guard_is_whole(packed));
                 std::vector<float> out = guarded(tokens * rows);
-                steps.logits(keys.data(), stride, tokens, packed.data(), rows, dim, soft_cap, out.data());
+                steps.logits(keys.data(), stride, tokens, packed.data(), rows, dim, soft_cap, out.data(), {});
                 CHECK(guard_is_whole(out));
                 bool right = true;
                 for (index_t t = 0; t < tokens; ++t) {
@@ -120,9 +120,9 @@ TEST_CASE("window_kernels: a key's logits do not depend on the tile that it is i
         std::vector<float> packed = guarded(kernels::rows_packed(rows) * dim);
         steps.pack_queries(queries.data(), 0, rows, dim, 1.0f, packed.data());
         std::vector<float> whole = guarded(tokens * rows), part = guarded(rows);
-        steps.logits(keys.data(), dim, tokens, packed.data(), rows, dim, 0.0f, whole.data());
+        steps.logits(keys.data(), dim, tokens, packed.data(), rows, dim, 0.0f, whole.data(), {});
         for (index_t t = 0; t < tokens; ++t) {
-            steps.logits(keys.data() + t * dim, dim, 1, packed.data(), rows, dim, 0.0f, part.data());
+            steps.logits(keys.data() + t * dim, dim, 1, packed.data(), rows, dim, 0.0f, part.data(), {});
             CHECK(std::equal(part.begin(), part.begin() + rows, whole.begin() + t * rows));
         }
     });
@@ -187,7 +187,7 @@ TEST_CASE("window_kernels: an infinite logit is the largest float and takes all"
         std::vector<float> packed = guarded(32), tile = guarded(3);
         const float query = 2.0f;
         steps.pack_queries(&query, 0, 1, 1, 1.0f, packed.data());
-        steps.logits(keys.data(), 1, 3, packed.data(), 1, 1, 0.0f, tile.data());
+        steps.logits(keys.data(), 1, 3, packed.data(), 1, 1, 0.0f, tile.data(), {});
         float maximum = kernels::masked_logit, rescale = 0, weight = 1.0f;
         double sum = 0;
         steps.raise_maximum(tile.data(), 3, 1, &maximum, &rescale);

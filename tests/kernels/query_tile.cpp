@@ -43,6 +43,11 @@ TEST_CASE("query_tile: a NaN query sees nothing and disturbs no other", "[kernel
     checks::broken_queries();
 }
 
+TEST_CASE("query_tile: a value of NaN or infinity reaches only those that see it, in its channel",
+          "[kernels]") {
+    checks::odd_values();
+}
+
 TEST_CASE("query_tile: many rescalings do not add up to an error", "[kernels]") {
     checks::rising_logits();
 }

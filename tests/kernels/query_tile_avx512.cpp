@@ -60,6 +60,12 @@ TEST_CASE("query_tile_avx512: a NaN query sees nothing and disturbs no other", "
     checks::broken_queries();
 }
 
+TEST_CASE("query_tile_avx512: a value of NaN or infinity reaches only those that see it, in its channel",
+          "[kernels]") {
+    if (!runs_here()) { return; }
+    checks::odd_values();
+}
+
 TEST_CASE("query_tile_avx512: many rescalings do not add up to an error", "[kernels]") {
     if (!runs_here()) { return; }
     checks::rising_logits();

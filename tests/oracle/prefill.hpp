@@ -14,23 +14,30 @@ constexpr double masked = -std::numeric_limits<double>::infinity();
 
 // ---- Estimates --------------------------------------------------------------------------------------------
 
-// Elementwise, of rows [begin, end); NaN counts as absent.
-inline row maximum_of(const matrix& rows, std::size_t begin, std::size_t end) {
-    row result(rows.empty() ? 0 : rows[0].size(), masked);
+// One channel of rows [begin, end), without NaN; 0 if nothing else is there.
+inline row channel(const matrix& rows, std::size_t begin, std::size_t end, std::size_t d) {
+    row result;
     for (std::size_t t = begin; t < end; ++t) {
-        for (std::size_t d = 0; d < result.size(); ++d) {
-            if (!std::isnan(rows[t][d])) { result[d] = std::max(result[d], rows[t][d]); }
-        }
+        if (!std::isnan(rows[t][d])) { result.push_back(rows[t][d]); }
+    }
+    return result.empty() ? row{0.0} : result;
+}
+
+// Elementwise, of rows [begin, end).
+inline row maximum_of(const matrix& rows, std::size_t begin, std::size_t end) {
+    row result;
+    for (std::size_t d = 0; d < rows.at(begin).size(); ++d) {
+        const row x = channel(rows, begin, end, d);
+        result.push_back(*std::max_element(x.begin(), x.end()));
     }
     return result;
 }
 
 inline row minimum_of(const matrix& rows, std::size_t begin, std::size_t end) {
-    row result(rows.empty() ? 0 : rows[0].size(), -masked);
-    for (std::size_t t = begin; t < end; ++t) {
-        for (std::size_t d = 0; d < result.size(); ++d) {
-            if (!std::isnan(rows[t][d])) { result[d] = std::min(result[d], rows[t][d]); }
-        }
+    row result;
+    for (std::size_t d = 0; d < rows.at(begin).size(); ++d) {
+        const row x = channel(rows, begin, end, d);
+        result.push_back(*std::min_element(x.begin(), x.end()));
     }
     return result;
 }

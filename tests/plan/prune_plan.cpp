@@ -155,14 +155,17 @@ TEST_CASE("prune_plan: more blocks than 32 bits count are refused with the plan 
     const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 16};
     constexpr index_t limit = std::numeric_limits<std::int32_t>::max();
     for (const std::vector<index_t>& counts :
-         {std::vector<index_t>{limit, 1}, std::vector<index_t>{limit + 1, 0},
+         {std::vector<index_t>{limit, 1}, std::vector<index_t>{limit + 1, 7},
           std::vector<index_t>{0, 2 * limit}}) {
         prune_plan plan = planned_before();
         const status s = plan.reset(grid, 1, counts);
         CHECK(s.code() == errc::index_overflow);
-        CHECK(s.needed() > limit);
+        CHECK(s.needed() == counts[0] + counts[1]);
         CHECK(plan == planned_before());
     }
+    prune_plan plan = planned_before();
+    CHECK(plan.reset(grid, 1, std::vector<index_t>{most, most}).needed() == most); // no 64 bits hold the sum
+    CHECK(plan == planned_before());
 }
 
 TEST_CASE("prune_plan: a wrong grid, number of counts or sign is a broken contract", "[plan]") {

@@ -365,6 +365,41 @@ TEST_CASE("block_sparse_attention: broken keys count for nothing, broken queries
     }
 }
 
+TEST_CASE("block_sparse_attention: later keys and values change no bit of a query, whatever they are",
+          "[prefill]") {
+    support::random r(138);
+    for (int n = 0; n < 12; ++n) {
+        prompt_case c = random_case(r);
+        const prune_plan plan = random_plan(c.grid, c.layer.shape.kv_heads, r);
+        const attention_options options{.sliding_window = r.chance(0.3) ? r.between(1, 40) : 0};
+        const layer_shape& s = c.layer.shape;
+        at_each_cpu_level([&] {
+            const auto run = [&](const prompt_case& of) {
+                stored<float> out = output_for<float>(of.layer, of.grid.tokens(), layout::head_major);
+                growing_workspace memory;
+                REQUIRE(block_sparse_attention(of.inputs(), plan, options, writable(out), {}, memory).ok());
+                return out.elements;
+            };
+            const std::vector<float> expected = run(c);
+            const index_t odd_key = r.between(c.grid.first_token, c.grid.end_token - 1);
+            prompt_case odd = c;
+            const float poison = r.one_of({not_a_number, infinity, -infinity});
+            for (index_t g = 0; g < s.kv_heads; ++g) {
+                std::fill_n(odd.layer.key(g, odd_key), s.head_dim, poison);
+                std::fill_n(odd.layer.value(g, odd_key), s.value_dim, poison);
+            }
+            const std::vector<float> got = run(odd);
+            const auto row_floats = static_cast<std::ptrdiff_t>(c.grid.tokens() * s.value_dim);
+            const auto earlier = static_cast<std::ptrdiff_t>((odd_key - c.grid.first_token) * s.value_dim);
+            for (index_t h = 0; h < s.q_heads(); ++h) {
+                const auto from = expected.begin() + h * row_floats;
+                CAPTURE(n, h, odd_key, poison);
+                CHECK(std::equal(from, from + earlier, got.begin() + h * row_floats));
+            }
+        });
+    }
+}
+
 TEST_CASE("block_sparse_attention: an empty chunk writes nothing and needs nothing", "[prefill]") {
     const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 16, .end_token = 16};
     const prompt_case c =
@@ -396,6 +431,10 @@ TEST_CASE("block_sparse_attention: each refusal has its code and writes nothing"
     CHECK(invalid({.soft_cap = -1}) == errc::invalid_parameter);
     CHECK(invalid({.soft_cap = infinity}) == errc::invalid_parameter);
     CHECK(invalid({.sliding_window = -1}) == errc::invalid_parameter);
+    for (const float odd : {infinity, not_a_number}) {
+        const std::vector<float> sinks{0, -infinity, 1, odd};
+        CHECK(invalid({.sink_logits = sinks}) == errc::invalid_parameter);
+    }
 
     prune_plan other;
     REQUIRE(plan_dense(grid, 1, other).ok());
@@ -405,6 +444,16 @@ TEST_CASE("block_sparse_attention: each refusal has its code and writes nothing"
     REQUIRE(plan_dense({8, 4, 8, 38}, 2, other).ok()); // the cache ends before
     CHECK(answer_of(c.inputs(), other, {}) == errc::plan_mismatch);
     CHECK(answer_of(c.inputs(), prune_plan{}, {}) == errc::plan_mismatch);
+    // Rows that an engine wrote itself: behind the cache, among the segment's own keys, before it, not ascending.
+    for (const std::vector<std::size_t>& row :
+         {std::vector<std::size_t>{0, 1000000}, {1, 2}, {0, 8}, {1, 1}, {1, 0}}) {
+        CAPTURE(row);
+        CHECK(answer_of(c.inputs(), plan_of(grid, {{{}, row, {}, {}}, {{}, {}, {}, {}}}), {}) ==
+              errc::plan_mismatch);
+    }
+    prune_plan negative = plan_of(grid, {{{}, {0}, {}, {}}, {{}, {}, {}, {}}});
+    negative.writable_row(0, 1)[0] = -1;
+    CHECK(answer_of(c.inputs(), negative, {}) == errc::plan_mismatch);
 
     const ragged_cache keys(c.layer.keys(), {30, 29}), values(c.layer.values(), {30, 29});
     CHECK(answer_of(kvtrim::layer(keys.get(), values.get()).with_queries(c.queries()), plan, {}) ==

@@ -241,13 +241,21 @@ TEST_CASE("block_logits: odd numbers leave finite logits or masked ones", "[pref
     }
 }
 
-TEST_CASE("mid_query: a segment in which a channel is NaN only ranks all blocks alike, and lowest",
+TEST_CASE("mid_query, corner_query: a channel that is NaN only in a segment or a block adds nothing to it",
           "[prefill]") {
-    layer_data layer = random_prompt({.kv_heads = 1, .group = 1, .tokens = 20, .head_dim = 4}, 11);
-    for (index_t t = 5; t < 10; ++t) { layer.q[static_cast<std::size_t>(4 * t + 2)] = not_a_number; }
-    bounded b(layer, 5, 5);
-    const auto got = b.logits(mid_query{}, {}, 0, 0, 4, 4);
-    for (std::size_t i = 0; i < 16; ++i) { CHECK((got[i] == -infinity) == (i / 4 == 1)); }
+    const auto logits_with = [](float channel, bool of_queries, bool corner) {
+        layer_data layer = random_prompt({.kv_heads = 1, .group = 1, .tokens = 20, .head_dim = 4}, 11);
+        auto& rows = of_queries ? layer.q : layer.k;
+        for (index_t t = 5; t < 10; ++t) { rows[static_cast<std::size_t>(4 * t + 2)] = channel; }
+        bounded b(layer, 5, 5);
+        return corner ? b.logits(corner_query{}, {}, 0, 0, 4, 4) : b.logits(mid_query{}, {}, 0, 0, 4, 4);
+    };
+    for (const bool of_queries : {false, true}) {
+        for (const bool corner : {false, true}) {
+            CAPTURE(of_queries, corner);
+            CHECK(logits_with(not_a_number, of_queries, corner) == logits_with(0, of_queries, corner));
+        }
+    }
 }
 
 TEST_CASE("mid_query: extreme queries do not overflow where their middle does not", "[prefill]") {

@@ -187,7 +187,7 @@ std::vector<degenerate_case> numbers() {
     options.name = "a huge scale";
     options.request.attention = {.scale = 1e38f};
     cases.push_back(options);
-    static const std::vector<float> extreme_sinks{infinity, -infinity, nan, 1e30f};
+    static const std::vector<float> extreme_sinks{1e38f, -infinity, -1e38f, 1e30f};
     options.name = "extreme sink logits";
     options.request.attention = {.sink_logits = extreme_sinks};
     cases.push_back(options);
@@ -228,6 +228,35 @@ TEST_CASE("every policy answers lengths, windows and budgets at their limits as 
 TEST_CASE("every policy answers zeros, ties, NaN, infinities and huge numbers with a valid plan",
           "[properties][degenerate]") {
     check_every_policy(numbers());
+}
+
+TEST_CASE("a sink logit of NaN or +infinity is refused by every policy that computes attention",
+          "[properties][degenerate]") {
+    const layer_data layer = plain();
+    for (const float odd : {std::numeric_limits<float>::quiet_NaN(), infinity}) {
+        const std::vector<float> sinks{0, -infinity, odd, 0};
+        for (const named_policy& policy : named_policies()) {
+            const bool computes_attention = policy.needs_window || policy.name == "expected_attention";
+            const trace t =
+                policy(layer.inputs(), {.budget = per_head(10), .attention = {.sink_logits = sinks}});
+            CAPTURE(odd, policy.name);
+            CHECK(t.answer.code() == (computes_attention ? errc::invalid_parameter : errc::ok));
+            CHECK((t.plan == made_before()) == computes_attention);
+        }
+    }
+}
+
+TEST_CASE("sink logits of -infinity are none at all", "[properties][degenerate]") {
+    const layer_data layer = plain();
+    const std::vector<float> none(4, -infinity);
+    for (const named_policy& policy : named_policies()) {
+        const trace without = policy(layer.inputs(), {.budget = per_head(10)});
+        const trace with =
+            policy(layer.inputs(), {.budget = per_head(10), .attention = {.sink_logits = none}});
+        CAPTURE(policy.name);
+        CHECK(with.importance == without.importance);
+        CHECK(with.plan == without.plan);
+    }
 }
 
 TEST_CASE("no heads at all are an empty plan, or the status of a window without keys",

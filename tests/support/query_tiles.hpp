@@ -303,6 +303,38 @@ struct query_tile_checks {
         CHECK(run(c) == "");
     }
 
+    // What a query does not see changes no bit of its result; what it sees and is not finite spoils its channel alone.
+    static void odd_values() {
+        random r(12);
+        for (int n = 0; n < 60; ++n) {
+            tile_case c = random_tile_case(r, Tile::max_queries);
+            c.rules.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim)); // no weight is 0
+            const std::uint64_t seed = r.bits();
+            random order(seed), same_order(seed);
+            const tile_result before = attend_in_tiles<Tile>(c, order);
+            const index_t odd_key = r.between(0, c.keys() - 1);
+            const index_t channel = r.between(0, c.value_dim - 1);
+            c.value(odd_key)[channel] = r.one_of({not_a_number, infinity, -infinity});
+            const tile_result after = attend_in_tiles<Tile>(c, same_order);
+            int wrong = 0;
+            for (index_t i = 0; i < c.queries; ++i) {
+                const index_t distance = c.first_query + i - odd_key;
+                const bool sees =
+                    distance >= 0 && (c.rules.sliding_window == 0 || distance < c.rules.sliding_window);
+                for (index_t d = 0; d < c.value_dim; ++d) {
+                    const auto at = static_cast<std::size_t>(i * c.value_dim + d);
+                    const bool spoilt = sees && d == channel;
+                    const bool right =
+                        spoilt ? !std::isfinite(after.out[at]) : after.out[at] == before.out[at];
+                    wrong += right ? 0 : 1;
+                }
+            }
+            CAPTURE(n, c.queries, c.keys(), c.first_query, odd_key, channel, c.rules.sliding_window);
+            CHECK(wrong == 0);
+            CHECK(after.log_sum_exp == before.log_sum_exp);
+        }
+    }
+
     // Keys that are wanted more and more: every tile rescales, and the error does not add up.
     static void rising_logits() {
         tile_case c = empty_tile_case(1, 2, 3, 20000, 20000);

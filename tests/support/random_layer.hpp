@@ -406,6 +406,17 @@ struct thread_executor {
     }
 };
 
+// Says how many calls it runs at once.
+struct counted_executor {
+    int count;
+
+    [[nodiscard]] int workers() const { return count; }
+    template <class Fn>
+    void operator()(index_t calls, Fn&& fn) const {
+        thread_executor{count}(calls, fn);
+    }
+};
+
 // One thread, pieces in a random order.
 struct shuffling_executor {
     std::uint64_t seed = 0;

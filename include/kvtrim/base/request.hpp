@@ -50,23 +50,28 @@ struct token_range {
     return {begin, std::max(begin, tokens - p.suffix())};
 }
 
-// How the layer computes attention; a wrong denominator would bias every score. Bad input: a scale or soft cap that is
-// negative or not finite.
+// How the layer computes attention; a wrong denominator would bias every score. Bad input: see valid_attention.
 struct attention_options {
     float scale = 0;                         // logit = scale * <q, k>; 0: 1 / sqrt(head_dim)
     float soft_cap = 0;                      // logit = cap * tanh(logit / cap); 0: none
     index_t sliding_window = 0;              // a query sees this many newest rows, itself included; 0: all
-    std::span<const float> sink_logits = {}; // [q_heads] extra softmax logit without a value; empty: none
+    std::span<const float> sink_logits = {}; // [q_heads] logits without a value; empty or -infinity: none
 };
 
-// Bad input: a scale or soft cap that is negative or not finite, a negative window.
+// Bad input: a scale or soft cap that is negative or not finite, a negative window, a sink logit that is NaN or +infinity.
 [[nodiscard]] inline status valid_attention(const attention_options& o) {
-    if (o.scale >= 0 && std::isfinite(o.scale) && o.soft_cap >= 0 && std::isfinite(o.soft_cap) &&
-        o.sliding_window >= 0) {
-        return {};
+    const bool in_range = o.scale >= 0 && std::isfinite(o.scale) && o.soft_cap >= 0 &&
+                          std::isfinite(o.soft_cap) && o.sliding_window >= 0;
+    if (!in_range) {
+        return {errc::invalid_parameter,
+                "attention: scale, soft_cap and sliding_window must be finite and not negative"};
     }
-    return {errc::invalid_parameter,
-            "attention: scale, soft_cap and sliding_window must be finite and not negative"};
+    for (const float logit : o.sink_logits) {
+        if (!(logit < std::numeric_limits<float>::infinity())) {
+            return {errc::invalid_parameter, "attention: a sink logit must not be NaN or +infinity"};
+        }
+    }
+    return {};
 }
 
 // What a number of tokens is counted over.

@@ -11,7 +11,8 @@
 // begin(), attend() for every key tile in any order, finish(). Other versions have the same members; one that keeps keys
 // and values in an order of its own does so in pack(), once for all query tiles that attend to a key tile.
 // Numerics: products and exponentials in float, z in double across tiles; a NaN logit counts as masked, +infinity as
-// the largest float. A row that sees nothing gives 0 and -infinity.
+// the largest float. A row that sees nothing gives 0 and -infinity. A key that a query does not see changes no bit of its
+// result, whatever its elements; a NaN or infinite value of one that it sees spoils the channels that it is in.
 // Cost per attend: 2 * rows * keys * (head_dim + value_dim) flops, rows * keys exponentials.
 
 #include <kvtrim/kernels/tile_ops.hpp>
@@ -56,6 +57,40 @@ template <class Element>
             queries.first_position + queries.count - 1 - tile.first_position < rules.sliding_window);
 }
 
+// Where a tile is masked, a weight of 0 must hide any value, but 0 * NaN is NaN. So values that are not finite are left out
+// of the product and added to the queries that see them. finite [count, value_dim] is the rest of the values.
+inline void copy_finite_values(const key_tile& tile, index_t value_dim, float* finite) {
+    for (index_t t = 0; t < tile.count; ++t) {
+        for (index_t d = 0; d < value_dim; ++d) {
+            const float x = tile.values[t * tile.value_stride + d];
+            *finite++ = std::isfinite(x) ? x : 0.0f;
+        }
+    }
+}
+
+// A table whose element (i, r) of query r is data[i * step + r * query_step].
+template <class T>
+struct query_table {
+    T* data;
+    index_t step;
+    index_t query_step;
+};
+
+// out (d, r) += weights (t, r) * value (t, d) for the values that are not finite and the weights that are not 0.
+inline void add_other_values(const key_tile& tile, index_t value_dim, query_table<const float> weights,
+                             index_t queries, query_table<float> out) {
+    for (index_t t = 0; t < tile.count; ++t) {
+        for (index_t d = 0; d < value_dim; ++d) {
+            const float x = tile.values[t * tile.value_stride + d];
+            if (std::isfinite(x)) { continue; }
+            for (index_t r = 0; r < queries; ++r) {
+                const float weight = weights.data[t * weights.step + r * weights.query_step];
+                if (weight != 0) { out.data[d * out.step + r * out.query_step] += weight * x; }
+            }
+        }
+    }
+}
+
 // A view on the tile's memory; construct it anew whenever it is needed.
 class query_tile {
   public:
@@ -66,8 +101,8 @@ class query_tile {
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
         return max_queries * (head_dim + value_dim + 2) + 2 * max_queries;
     }
-    [[nodiscard]] static constexpr index_t shared_floats(index_t head_dim, index_t) {
-        return max_queries * (max_keys(head_dim) + 1);
+    [[nodiscard]] static constexpr index_t shared_floats(index_t head_dim, index_t value_dim) {
+        return max_queries * (max_keys(head_dim) + 1) + max_keys(head_dim) * value_dim;
     }
 
     // own is aligned for doubles.
@@ -75,7 +110,7 @@ class query_tile {
         : head_dim_(head_dim), value_dim_(value_dim), sum_(reinterpret_cast<double*>(own)),
           maximum_(own + 2 * max_queries), queries_(maximum_ + max_queries),
           out_(queries_ + max_queries * head_dim), logits_(shared),
-          rescale_(shared + max_queries * max_keys(head_dim)) {}
+          rescale_(shared + max_queries * max_keys(head_dim)), finite_(rescale_ + max_queries) {}
 
     // To be called before attend() whenever `shared` is about to see other keys. Nothing is packed here.
     static void pack(const key_tile&, float*, index_t, index_t) {}
@@ -99,13 +134,20 @@ class query_tile {
         const index_t count = queries.count;
         logits(tile.keys, tile.key_stride, tile.count, queries_, count, head_dim_, logits_);
         condition_logits(logits_, tile.count * count, rules.soft_cap);
-        if (!all_visible(tile, rules, queries)) { mask(tile, rules, queries); }
+        const bool masked = !all_visible(tile, rules, queries);
+        if (masked) { mask(tile, rules, queries); }
         accumulate_statistics(logits_, tile.count, count, {maximum_, sum_}, rescale_);
         for (index_t r = 0; r < count; ++r) {
             if (rescale_[r] != 1.0f) { detail::floats(out_ + r * value_dim_, value_dim_) *= rescale_[r]; }
         }
         add_over_tokens(logits_, tile.count, count, sum_);
-        add_weighted_values(logits_, tile.count, count, tile.values, tile.value_stride, value_dim_, out_);
+        if (masked && !all_finite(tile)) {
+            copy_finite_values(tile, value_dim_, finite_);
+            add_weighted_values(logits_, tile.count, count, finite_, value_dim_, value_dim_, out_);
+            add_other_values(tile, value_dim_, {logits_, count, 1}, count, {out_, 1, value_dim_});
+        } else {
+            add_weighted_values(logits_, tile.count, count, tile.values, tile.value_stride, value_dim_, out_);
+        }
     }
 
     // out [count, value_dim]; log_sum_exp [count] unless null.
@@ -123,6 +165,15 @@ class query_tile {
     }
 
   private:
+    // 0 * x is 0 where x is finite, and NaN where it is not.
+    [[nodiscard]] bool all_finite(const key_tile& tile) const {
+        float sum = 0;
+        for (index_t t = 0; t < tile.count; ++t) {
+            sum += (detail::const_floats(tile.values + t * tile.value_stride, value_dim_) * 0.0f).sum();
+        }
+        return sum == 0;
+    }
+
     void mask(const key_tile& tile, const logit_rules& rules, query_range queries) {
         for (index_t t = 0; t < tile.count; ++t) {
             for (index_t r = 0; r < queries.count; ++r) {
@@ -142,6 +193,7 @@ class query_tile {
     float* out_;     // [max_queries, value_dim]
     float* logits_;  // [max_keys, count]
     float* rescale_; // [max_queries]
+    float* finite_;  // [max_keys, value_dim], where some values are not
 };
 
 } // namespace kvtrim::kernels

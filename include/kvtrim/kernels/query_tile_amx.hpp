@@ -14,7 +14,7 @@
 //
 // Numerics: logits from exact products of bf16, summed in float; weights rounded to bf16 (relative 2^-9) for the product
 // with values only, so that log-sum-exp is as exact as in AVX-512 and outputs are within 2e-3 of the largest value. A
-// value that is not finite may reach queries of its tile that do not see it, as in the other versions.
+// value that is not finite may reach queries of its tile that do not see it (not so in the other versions).
 // Cost per 32 queries and 256 keys at head_dim 128, in cycles: 4096 of products (256 of 16), about 1200 of tile loads and
 // stores of C, 5500 of weights (measured); together 37 % of the peak of AMX. That is an estimate: tiles were tested through
 // an emulation and have not been measured on hardware. Packing a key tile takes 14 thousand, once for up to 1024 queries.

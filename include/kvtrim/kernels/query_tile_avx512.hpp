@@ -26,14 +26,15 @@ class query_tile_avx512 {
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
         return max_queries * head_dim + avx512::lane_softmax::floats(value_dim);
     }
-    [[nodiscard]] static constexpr index_t shared_floats(index_t, index_t) {
-        return max_queries * max_keys(0);
+    [[nodiscard]] static constexpr index_t shared_floats(index_t, index_t value_dim) {
+        return max_queries * max_keys(0) + max_keys(0) * value_dim;
     }
 
     // own is aligned for doubles.
     query_tile_avx512(float* own, float* shared, index_t head_dim, index_t value_dim)
         : head_dim_(head_dim), softmax_(own, value_dim),
-          queries_(own + avx512::lane_softmax::floats(value_dim)), logits_(shared) {}
+          queries_(own + avx512::lane_softmax::floats(value_dim)), logits_(shared),
+          finite_(shared + max_queries * max_keys(0)) {}
 
     static void pack(const key_tile&, float*, index_t, index_t) {}
 
@@ -55,13 +56,18 @@ class query_tile_avx512 {
         if (rules.soft_cap > 0) {
             avx512::cap_logits(logits_, tile.count * max_queries, rules.soft_cap, avx512::log2_e);
         }
-        if (!all_visible(tile, rules, queries)) {
-            avx512::mask_logits(logits_, tile.count, tile.first_position, rules, queries);
-        }
+        const bool masked = !all_visible(tile, rules, queries);
+        if (masked) { avx512::mask_logits(logits_, tile.count, tile.first_position, rules, queries); }
         exponentials(tile.count, 0);
         exponentials(tile.count, 16);
-        avx512::multiply_rows<true>({tile.values, 1, tile.value_stride}, logits_, tile.count,
-                                    {softmax_.out, max_queries, max_queries}, softmax_.value_dim);
+        if (masked && !all_finite(tile)) {
+            copy_finite_values(tile, softmax_.value_dim, finite_);
+            add_values(finite_, softmax_.value_dim, tile.count);
+            add_other_values(tile, softmax_.value_dim, {logits_, max_queries, 1}, max_queries,
+                             {softmax_.out, max_queries, 1});
+        } else {
+            add_values(tile.values, tile.value_stride, tile.count);
+        }
     }
 
     void finish(index_t count, float* out, float* log_sum_exp) const {
@@ -69,6 +75,23 @@ class query_tile_avx512 {
     }
 
   private:
+    KVTRIM_TARGET_AVX512 void add_values(const float* values, index_t stride, index_t keys) {
+        avx512::multiply_rows<true>({values, 1, stride}, logits_, keys,
+                                    {softmax_.out, max_queries, max_queries}, softmax_.value_dim);
+    }
+
+    [[nodiscard]] KVTRIM_TARGET_AVX512 bool all_finite(const key_tile& tile) const {
+        __mmask16 others = 0; // x - x is 0 or NaN
+        for (index_t t = 0; t < tile.count; ++t) {
+            const float* const row = tile.values + t * tile.value_stride;
+            for (index_t d = 0; d < softmax_.value_dim; d += 16) {
+                const __m512 x = _mm512_maskz_loadu_ps(avx512::first_lanes(softmax_.value_dim - d), row + d);
+                others |= _mm512_cmp_ps_mask(_mm512_sub_ps(x, x), x, _CMP_UNORD_Q);
+            }
+        }
+        return others == 0;
+    }
+
     // Sixteen lanes of logits [keys] become weights.
     KVTRIM_TARGET_AVX512 void exponentials(index_t keys, index_t half) {
         float* const logits = logits_ + half;
@@ -86,6 +109,7 @@ class query_tile_avx512 {
     avx512::lane_softmax softmax_;
     float* queries_; // [head_dim][32], scaled
     float* logits_;  // [max_keys][32]
+    float* finite_;  // [max_keys][value_dim], where some values are not
 };
 
 } // namespace kvtrim::kernels

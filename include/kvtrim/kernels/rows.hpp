@@ -7,6 +7,8 @@
 #include <kvtrim/base/row_source.hpp>
 #include <kvtrim/kernels/widen.hpp>
 
+#include <algorithm>
+
 namespace kvtrim::kernels {
 
 template <cache_view V>
@@ -42,6 +44,27 @@ template <cache_view V>
         rows = {tile, extent(view, 2)};
     }
     return rows;
+}
+
+// Memory that will be read soon: brought near by who computes meanwhile.
+struct soon_read {
+    const void* data = nullptr;
+    index_t bytes = 0;
+};
+
+// Rows [first, first + count) of a head, as many as there are, where they lie one after the other; else nothing.
+template <cache_view V>
+[[nodiscard]] soon_read rows_in_memory(const V& view, index_t head, index_t first, index_t count) {
+    if constexpr (!row_source<V> && strided_view<V, 3>) {
+        const index_t length = extent(view, 2);
+        const index_t rows = std::min(count, row_count(view, head) - first);
+        if (view.stride(2) == 1 && static_cast<index_t>(view.stride(1)) == length && rows > 0) {
+            const auto* data =
+                view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * length;
+            return {data, rows * length * static_cast<index_t>(sizeof(*data))};
+        }
+    }
+    return {};
 }
 
 } // namespace kvtrim::kernels

@@ -12,6 +12,7 @@
 // Numerics: products and exponentials in float, sums over tokens in float within a tile and in double across tiles. A
 // weight below e^-75 is exactly 0.
 
+#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
 
 namespace kvtrim::kernels {
@@ -27,8 +28,9 @@ struct window_kernels {
     void (*pack_queries)(const float* queries, index_t first_row, index_t count, index_t head_dim,
                          float scale, float* packed);
     // out [tokens, rows] = cap(<q[r], k[t]>); keys start every key_stride floats. soft_cap 0: none.
+    // `next` is what will be read after it.
     void (*logits)(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
-                   index_t head_dim, float soft_cap, float* out);
+                   index_t head_dim, float soft_cap, float* out, soon_read next);
     // maximum [rows] = max with the tile's columns; rescale [rows] = exp(maximum before - maximum), 1 if nothing was seen.
     void (*raise_maximum)(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale);
     // sums [rows] += sum over tokens of exp(tile - maximum). Requires maximum >= tile.
@@ -55,7 +57,7 @@ inline void pack_queries(const float* queries, index_t first_row, index_t count,
 }
 
 inline void logits(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
-                   index_t head_dim, float soft_cap, float* out) {
+                   index_t head_dim, float soft_cap, float* out, soon_read) {
     kernels::logits(keys, key_stride, tokens, packed, rows, head_dim, out);
     condition_logits(out, tokens * rows, soft_cap);
 }

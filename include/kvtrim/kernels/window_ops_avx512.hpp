@@ -145,10 +145,24 @@ KVTRIM_TARGET_AVX512 inline void pack_queries(const float* queries, index_t firs
 
 KVTRIM_TARGET_AVX512 inline void logits(const float* keys, index_t key_stride, index_t tokens,
                                         const float* packed, index_t rows, index_t head_dim, float soft_cap,
-                                        float* out) {
+                                        float* out, soon_read next) {
+    // The first panel alone would read the keys four times faster than memory gives them; the rest would not read at all.
+    constexpr index_t line_bytes = 64, step_tokens = 8;
+    const index_t steps =
+        (rows + panel_columns - 1) / panel_columns * ((tokens + step_tokens - 1) / step_tokens);
+    const index_t step_bytes = (next.bytes / steps + line_bytes) / line_bytes * line_bytes;
+    const char* line = static_cast<const char*>(next.data);
+    const char* const end = line + next.bytes;
     for (index_t r = 0; r < rows; r += panel_columns) {
-        multiply_rows<false>({keys, key_stride, 1}, packed + r * head_dim, head_dim,
-                             {out + r, rows, std::min(panel_columns, rows - r)}, tokens);
+        for (index_t t = 0; t < tokens; t += step_tokens) {
+            for (const char* stop = line + std::min<index_t>(step_bytes, end - line); line < stop;
+                 line += line_bytes) {
+                _mm_prefetch(line, _MM_HINT_T1);
+            }
+            multiply_rows<false>({keys + t * key_stride, key_stride, 1}, packed + r * head_dim, head_dim,
+                                 {out + t * rows + r, rows, std::min(panel_columns, rows - r)},
+                                 std::min(step_tokens, tokens - t));
+        }
     }
     if (soft_cap > 0) { cap_logits(out, tokens * rows, soft_cap, 1.0f); }
 }

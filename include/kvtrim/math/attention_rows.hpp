@@ -19,8 +19,8 @@
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/workspace.hpp>
-#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <cmath>
 #include <limits>
@@ -103,9 +103,8 @@ class attention_rows {
         kept_end_ = room >= visible_end() ? visible_end() : room / tile_tokens_ * tile_tokens_;
         load_queries();
         for (index_t r = 0; r < count; ++r) {
-            const bool sink = !options_.sink_logits.empty();
-            at(maximum_, r) = sink ? sink_logit(r) : kernels::masked_logit;
-            at(outside_, r) = sink ? 1.0 : 0.0;
+            at(maximum_, r) = sink_logit(r);
+            at(outside_, r) = sink_logit(r) == kernels::masked_logit ? 0.0 : 1.0;
             at(mass_, r) = 0.0;
             at(edge_loss_, r) = 0.0;
         }
@@ -148,12 +147,13 @@ class attention_rows {
         return kv_head_ * group_size_ + (first_row_ + block_row) / queries_;
     }
     [[nodiscard]] float sink_logit(index_t block_row) const {
+        if (options_.sink_logits.empty()) { return kernels::masked_logit; }
         return options_.sink_logits[static_cast<std::size_t>(query_head(block_row))];
     }
 
     // The sink logit's part of the row's sum.
     [[nodiscard]] double sink_term(index_t block_row) const {
-        if (options_.sink_logits.empty()) { return 0; }
+        if (sink_logit(block_row) == kernels::masked_logit) { return 0; }
         return std::exp(static_cast<double>(sink_logit(block_row)) -
                         static_cast<double>(at(maximum_, block_row)));
     }
@@ -186,7 +186,8 @@ class attention_rows {
         float* const out = are_kept(begin, count) ? kept_logits_.data() + begin * count_ : tile_.data();
         const float_rows keys = kernels::read_rows(in_.keys, kv_head_, begin, count, k_.data());
         steps_.logits(keys.data, keys.stride, count, packed_.data(), count_, in_.head_dim(),
-                      options_.soft_cap, out);
+                      options_.soft_cap, out,
+                      kernels::rows_in_memory(in_.keys, kv_head_, begin + count, count));
         mask_invisible(begin, count, out);
         return out;
     }

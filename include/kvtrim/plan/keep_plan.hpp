@@ -49,16 +49,16 @@ class keep_plan {
     }
 
     // Sizes the tables for `counts` [rows] survivors per row; the kept rows are then written through
-    // writable_row(). Returns errc::index_overflow, with the plan unchanged, beyond 2^31 - 1 in total.
+    // writable_row(). Returns errc::index_overflow (needed: tokens), with the plan unchanged, beyond 2^31 - 1 in total.
     [[nodiscard]] status reset(std::span<const index_t> counts) {
+        constexpr index_t most = std::numeric_limits<index_t>::max();
         index_t total = 0;
         for (const index_t count : counts) {
             KVTRIM_EXPECTS(count >= 0, "keep_plan: counts must not be negative");
-            if (count > std::numeric_limits<table_index>::max() - total) {
-                return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens",
-                        count > std::numeric_limits<index_t>::max() - total ? count : total + count};
-            }
-            total += count;
+            total = count > most - total ? most : total + count;
+        }
+        if (total > std::numeric_limits<table_index>::max()) {
+            return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total};
         }
         offsets_.resize(counts.size() + 1);
         kept_.resize(static_cast<std::size_t>(total));

@@ -82,19 +82,20 @@ class prune_plan {
     [[nodiscard]] std::span<const table_index> blocks() const { return blocks_; }
 
     // Sizes the tables for `counts` [kv_heads * segments] blocks per row; the rows are then written through
-    // writable_row(). Returns errc::index_overflow, with the plan unchanged, beyond 2^31 - 1 in total.
+    // writable_row(). Returns errc::index_overflow (needed: blocks), with the plan unchanged, beyond 2^31 - 1 in total.
     // Requires a valid grid and counts within the allowed blocks.
     [[nodiscard]] status reset(const segment_grid& grid, index_t kv_heads, std::span<const index_t> counts) {
         KVTRIM_EXPECTS(grid.validate().ok() && kv_heads >= 0, "prune_plan: the grid must be valid");
         KVTRIM_EXPECTS(static_cast<index_t>(counts.size()) == kv_heads * grid.segments(),
                        "prune_plan: one count per (KV head, segment)");
+        constexpr index_t most = std::numeric_limits<index_t>::max();
         index_t total = 0;
         for (const index_t count : counts) {
             KVTRIM_EXPECTS(count >= 0, "prune_plan: counts must not be negative");
-            total += count;
-            if (total > std::numeric_limits<table_index>::max()) {
-                return {errc::index_overflow, "a prune plan holds at most 2^31 - 1 blocks", total};
-            }
+            total = count > most - total ? most : total + count;
+        }
+        if (total > std::numeric_limits<table_index>::max()) {
+            return {errc::index_overflow, "a prune plan holds at most 2^31 - 1 blocks", total};
         }
         grid_ = grid;
         kv_heads_ = kv_heads;

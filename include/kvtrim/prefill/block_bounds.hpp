@@ -8,7 +8,7 @@
 //
 // Shapes: any cache view [heads, rows, head_dim]; the last block may be shorter. Bounds are floats
 // [heads, blocks, head_dim] in the caller's memory, so that an engine may keep those of cached keys.
-// Numerics: exact. A NaN element counts as absent; a channel of NaN only has maximum < minimum (-inf, +inf).
+// Numerics: exact. A NaN element counts as absent; a channel of NaN only has the bounds 0, which add nothing to an estimate.
 // Cost: every row read once.
 
 #include <kvtrim/base/for_each_item.hpp>
@@ -63,6 +63,9 @@ void bound_block(const View& view, index_t head, index_t begin, index_t end, flo
         const index_t count = std::min(bounds_tile_rows, end - t);
         const float_rows rows = read_rows(view, head, t, count, tile);
         kernels::fold_bounds(rows.data, rows.stride, count, head_dim, maximum, minimum);
+    }
+    for (index_t d = 0; d < head_dim; ++d) {
+        if (maximum[d] < minimum[d]) { maximum[d] = minimum[d] = 0; } // NaN only
     }
 }
 

@@ -266,8 +266,8 @@ template <class Inputs, class Output, class Executor = serial_executor>
     });
 }
 
-// Returns heads_not_divisible, invalid_parameter, plan_mismatch or workspace_too_small, with nothing written.
-// Requires extents that agree, a sink logit per query head if any, and a log_sum_exp of full length or none.
+// Returns heads_not_divisible, invalid_parameter, plan_mismatch (also for rows without check_invariants()) or
+// workspace_too_small, with nothing written. Requires extents that agree, a sink logit per query head if any, and a log_sum_exp of full length or none.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
                                             const attention_options& attention, const Output& out,
@@ -298,6 +298,9 @@ template <class Inputs, class Output, class Executor = serial_executor>
     const segment_grid& grid = plan.grid();
     if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.shortest_row() < grid.end_token) {
         return {errc::plan_mismatch, "the prune plan was made for other queries or another cache"};
+    }
+    if (!plan.check_invariants()) {
+        return {errc::plan_mismatch, "the prune plan lists blocks that its segments do not have before them"};
     }
     if (queries == 0) { return {}; }
     return detail::with_query_tile<Inputs>([&]<class Tile>() {

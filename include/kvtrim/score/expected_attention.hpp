@@ -117,12 +117,11 @@ struct expected_attention_score {
         for (index_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
             expected_logits(in, request.attention, kv_head, h, seen, memory);
             const std::span<const float> logits = memory.logits.first(static_cast<std::size_t>(seen.size()));
-            float largest = request.attention.sink_logits.empty() ? kernels::masked_logit : sink(request, h);
+            const float own_sink = sink_logit(request, h);
+            float largest = own_sink;
             for (const float l : logits) { largest = std::max(largest, l); }
             if (largest == kernels::masked_logit) { continue; } // nothing is seen
-            double sum = request.attention.sink_logits.empty()
-                             ? 0.0
-                             : std::exp(static_cast<double>(sink(request, h)) - static_cast<double>(largest));
+            double sum = std::exp(static_cast<double>(own_sink) - static_cast<double>(largest));
             for (const float l : logits) { sum += static_cast<double>(std::exp(l - largest)); }
             const auto weight = static_cast<float>(1.0 / (sum * static_cast<double>(group)));
             for (index_t t = std::max(range.begin, seen.begin); t < std::min(range.end, seen.end); ++t) {
@@ -132,11 +131,9 @@ struct expected_attention_score {
         }
     }
 
-    // As a logit: NaN is none, +infinity the largest float.
-    static float sink(const eviction_request& request, index_t q_head) {
-        float logit = request.attention.sink_logits[static_cast<std::size_t>(q_head)];
-        kernels::condition_logits(&logit, 1, 0);
-        return logit;
+    static float sink_logit(const eviction_request& request, index_t q_head) {
+        if (request.attention.sink_logits.empty()) { return kernels::masked_logit; }
+        return request.attention.sink_logits[static_cast<std::size_t>(q_head)];
     }
 
     template <class Inputs>

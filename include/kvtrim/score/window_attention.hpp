@@ -19,6 +19,7 @@
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/scratch_slots.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/math/attention_rows.hpp>
@@ -59,7 +60,7 @@ struct window_attention {
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
         workspace counting = workspace::counting();
-        static_cast<void>(take_slots(in, counting));
+        static_cast<void>(counting.take<float>(kept_logit_floats(in)));
         static_cast<void>(
             counting.take<std::byte>(for_each_head_bytes(in.kv_heads(), head_bytes(in, request))));
         return counting.needed_bytes();
@@ -71,36 +72,29 @@ struct window_attention {
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
         const workspace::frame frame(scratch);
-        const slot_memory memory = take_slots(in, scratch);
+        const auto logits = scratch.take<float>(kept_logit_floats(in));
         if (!scratch.fits()) { return scratch.too_small(); }
-        scratch_slots slots(memory.floats, memory.slots, memory.slot_floats);
+        // A slot for every head that may be under way.
+        const index_t slots = std::min(worker_count(ex, in.kv_heads()), scratch_slots::most_slots);
+        scratch_slots free_logits(logits, slots, std::ssize(logits) / slots);
         return for_each_head(in.kv_heads(), head_bytes(in, request), scratch, ex,
                              [&](index_t g, workspace& own) {
-                                 const scratch_slots::lease logits(slots);
-                                 score_head(in, request, g, out, logits.memory(), own);
+                                 const scratch_slots::lease lease(free_logits);
+                                 score_head(in, request, g, out, lease.memory(), own);
                              });
     }
 
   private:
-    struct slot_memory {
-        std::span<float> floats;
-        index_t slots;
-        index_t slot_floats;
-    };
-
-    // A slot for every head that may be under way, each with room for all logits of a block if the bound allows it.
+    // All logits of a block for every head that may be under way, within the bound.
     template <class Inputs>
-    [[nodiscard]] slot_memory take_slots(const Inputs& in, workspace& scratch) const {
-        const auto threads = static_cast<index_t>(std::thread::hardware_concurrency());
-        const index_t slots =
-            std::clamp<index_t>(std::min(threads, in.kv_heads()), 1, scratch_slots::most_slots);
+    [[nodiscard]] index_t kept_logit_floats(const Inputs& in) const {
+        const index_t heads = std::min<index_t>(std::thread::hardware_concurrency(), in.kv_heads());
         const index_t queries = extent(in.queries, 1);
         const index_t rows = extent(in.queries, 0) / in.kv_heads() *
                              (newest_queries > 0 ? std::min(newest_queries, queries) : queries);
-        const index_t all = std::min(rows, kernels::tile_query_rows) * in.longest_row();
-        const index_t bound = kept_logit_bytes / (slots * static_cast<index_t>(sizeof(float)));
-        const index_t slot_floats = std::min(all, bound);
-        return {scratch.take<float>(slots * slot_floats), slots, slot_floats};
+        const index_t of_head = std::min(rows, kernels::tile_query_rows) * in.longest_row();
+        return std::min(std::max<index_t>(1, heads) * of_head,
+                        kept_logit_bytes / static_cast<index_t>(sizeof(float)));
     }
 
     template <class Inputs>
