@@ -245,7 +245,11 @@ report evaluate_all(const options& chosen, const recall_model& model) {
 }
 
 int run(options chosen) {
-    chosen.generate ? fill_in_generation(chosen) : fill_in(chosen);
+    if (chosen.generate) {
+        fill_in_generation(chosen);
+    } else {
+        fill_in(chosen);
+    }
     if (!chosen.json_file.empty()) { expect_json_can_be_written(chosen.json_file); }
     if (!chosen.plot_file.empty()) { expect_plot_can_be_drawn(chosen.plot_file); }
     const recall_model model = load_model(chosen.model_file);
@@ -284,13 +288,15 @@ void add_options(CLI::App& app, options& chosen) {
     app.add_option("--policies", chosen.policies, "policies to compare; default thirteen of them")
         ->delimiter(',')
         ->check(CLI::IsMember(names_in_any_mode()));
-    app.add_option("--tasks", chosen.tasks, "tasks; default multikey, multiquery, multivalue")
+    app.add_option("--tasks", chosen.tasks,
+                   "tasks; default multikey, multiquery, multivalue; of generation multiquery")
         ->delimiter(',')
         ->check(CLI::IsMember(tasks));
     app.add_option("--settings", chosen.settings, "is the question known at the cut? default both")
         ->delimiter(',')
         ->check(CLI::IsMember({"aware", "agnostic"}));
-    app.add_option("--tokens", chosen.tokens, "haystack lengths; default 512; the model is good up to 4096")
+    app.add_option("--tokens", chosen.tokens,
+                   "haystack lengths; default 512, of generation 1024; the model is good up to 4096")
         ->delimiter(',')
         ->check(CLI::Range(min_haystack_tokens, max_haystack_tokens));
     app.add_option("--ratios", chosen.kept_ratios, "shares of the cache to keep; default 1, 0.5, 0.2, 0.1")
@@ -300,7 +306,8 @@ void add_options(CLI::App& app, options& chosen) {
             const bool valid = CLI::detail::lexical_cast(text, ratio) && kvtrim::valid_ratio(ratio).ok();
             return valid ? std::string{} : "a ratio must be above 0 and at most 1: " + text;
         });
-    app.add_option("--samples", chosen.samples, "samples per task; default 16")->check(CLI::PositiveNumber);
+    app.add_option("--samples", chosen.samples, "samples per task; default 16; of generation 2")
+        ->check(CLI::PositiveNumber);
     app.add_option("--first-index", chosen.first_index, "first sample; default 0")
         ->check(CLI::NonNegativeNumber);
     app.add_option("--window", chosen.window_tokens, "observation window, question-agnostic; default 32")
