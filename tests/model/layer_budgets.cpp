@@ -161,3 +161,65 @@ TEST_CASE("preference: contracts and a workspace that is too small", "[model][er
     CHECK(preference{}.allocate(preferences, caps, 3, budgets, none).code() == errc::workspace_too_small);
     CHECK(budgets == std::vector<index_t>(2, -7));
 }
+
+TEST_CASE("pyramid: with a floor every layer has its part of an even share, and the sum stays", "[model]") {
+    support::random r(917);
+    for (int i = 0; i < 300; ++i) {
+        const index_t layers = r.between(1, 40), tokens = r.between(1, 3000);
+        const index_t window = r.between(0, std::min<index_t>(64, tokens));
+        const index_t kept = r.between(std::max<index_t>(1, window), tokens + 50);
+        const double ratio = r.uniform();
+        CAPTURE(i, layers, tokens, window, kept, ratio);
+        const auto budgets = pyramid_of({.floor_ratio = ratio}, layers, tokens, window, kept);
+        const index_t base = std::min(kept, tokens) - window;
+        CHECK(sum(budgets) == layers * (base + window));
+        for (std::size_t l = 0; l < budgets.size(); ++l) {
+            CHECK(static_cast<double>(budgets[l] - window) >= std::floor(ratio * static_cast<double>(base)));
+            CHECK(budgets[l] <= tokens);
+            if (l > 0) { CHECK(budgets[l] <= budgets[l - 1] + 1); }
+        }
+    }
+    CHECK(pyramid_of({.floor_ratio = 1}, 4, 1000, 10, 110) == std::vector<index_t>(4, 110));
+}
+
+TEST_CASE("preference: with a floor every layer has its part of an even share, and the sum stays",
+          "[model]") {
+    support::random r(918);
+    for (int i = 0; i < 300; ++i) {
+        const auto layers = static_cast<std::size_t>(r.between(1, 40));
+        std::vector<double> preferences(layers);
+        std::vector<index_t> caps(layers);
+        for (std::size_t l = 0; l < layers; ++l) {
+            preferences[l] = r.chance(0.2) ? 0.0 : r.uniform();
+            caps[l] = r.between(0, 500);
+        }
+        const index_t total = r.between(0, sum(caps));
+        const double ratio = r.uniform();
+        CAPTURE(i, layers, total, ratio);
+        const auto budgets = shares({.floor_ratio = ratio}, preferences, caps, total);
+        CHECK(sum(budgets) == total);
+        const double even = ratio * static_cast<double>(total) / static_cast<double>(layers);
+        for (std::size_t l = 0; l < layers; ++l) {
+            CHECK(static_cast<double>(budgets[l]) >=
+                  std::floor(std::min(even, static_cast<double>(caps[l]))));
+            CHECK(budgets[l] <= caps[l]);
+        }
+    }
+    CHECK(shares({}, {0, 1}, {100, 100}, 100) == std::vector<index_t>{0, 100});
+    CHECK(shares({.floor_ratio = 0.5}, {0, 1}, {100, 100}, 100) == std::vector<index_t>{25, 75});
+    CHECK(shares({.floor_ratio = 1}, {0, 1}, {100, 100}, 100) == std::vector<index_t>{50, 50});
+}
+
+TEST_CASE("layer budgets: a floor outside [0, 1] is named, with nothing written", "[model][errors]") {
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(4096);
+    for (const double bad : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
+        std::vector<index_t> budgets(3, -7);
+        CHECK(pyramid{.floor_ratio = bad}.allocate(100, 4, 20, budgets, scratch).code() ==
+              errc::ratio_out_of_range);
+        CHECK(preference{.floor_ratio = bad}
+                  .allocate(std::vector<double>{1, 2, 3}, std::vector<index_t>{9, 9, 9}, 9, budgets, scratch)
+                  .code() == errc::ratio_out_of_range);
+        CHECK(budgets == std::vector<index_t>(3, -7));
+    }
+}

@@ -8,7 +8,8 @@
 //                budgets[l] = window + high - l * (high - low) / (layers - 1)       early layers keep more
 //   preference   budgets[l] = window + share of the total in proportion to preference[l], at most the layer's length
 //
-// Both sum exactly to layers * kept; what a layer cannot use goes to the others. A budget is per KV head and counts the
+// Both sum exactly to layers * kept; what a layer cannot use goes to the others. With floor_ratio f every layer has f of an
+// even share first (or all of a shorter layer), and the rule deals out the rest. A budget is per KV head and counts the
 // window, as eviction_request does: use it as per_head(budgets[l]) in the layer's own request.
 //
 // Source: PyramidKV, arXiv:2406.02069; FFY0/AdaKV@efe4e2e snapkv_utils.py, Zefan-Cai/KVCache-Factory@c97f9d7
@@ -36,10 +37,17 @@ enum class pyramid_schedule : std::uint8_t {
 struct pyramid {
     double beta = 20; // steepness, at least 1; the last layer keeps about b / beta of the competing tokens
     pyramid_schedule schedule = pyramid_schedule::exact;
+    double floor_ratio =
+        0; // share of the competing tokens that is dealt out evenly, in [0, 1]; exact schedule only
 
     [[nodiscard]] status validate() const {
-        if (beta >= 1 && std::isfinite(beta)) { return {}; }
-        return {errc::invalid_parameter, "pyramid: beta must be finite and at least 1"};
+        if (!(beta >= 1 && std::isfinite(beta))) {
+            return {errc::invalid_parameter, "pyramid: beta must be finite and at least 1"};
+        }
+        if (!(floor_ratio >= 0 && floor_ratio <= 1)) {
+            return {errc::ratio_out_of_range, "pyramid: floor_ratio must lie in [0, 1]"};
+        }
+        return {};
     }
 
     [[nodiscard]] static index_t workspace_bytes(index_t layers) {
@@ -52,7 +60,7 @@ struct pyramid {
 
     // kept: tokens per KV head and layer on average, window included (whole but for kvpress' schedule, which computes
     // with tokens * (1 - ratio) and may fall below the window). Fills budgets [layers].
-    // Returns invalid_parameter, budget_zero, window_exceeds_tokens (needed: tokens), budget_below_protection (needed:
+    // Returns invalid_parameter, ratio_out_of_range, budget_zero, window_exceeds_tokens (needed: tokens), budget_below_protection (needed:
     // tokens) or workspace_too_small, with budgets unchanged.
     [[nodiscard]] status allocate(index_t tokens, index_t window, double kept, std::span<index_t> budgets,
                                   workspace& scratch) const {
@@ -82,12 +90,13 @@ struct pyramid {
         if (!scratch.fits()) { return scratch.too_small(); }
         const index_t most = tokens - window;
         const index_t base = std::min(capacity - window, most);
-        const auto b = static_cast<double>(base);
-        const double high = std::min(2 * b - b / beta, static_cast<double>(most));
+        const double floor = floor_ratio * static_cast<double>(base);
+        const double b = static_cast<double>(base) - floor;
+        const double high = std::min(2 * b - b / beta, static_cast<double>(most) - floor);
         const double low = 2 * b - high;
         const double steps = static_cast<double>(budgets.size()) - 1;
         for (std::size_t l = 0; l < budgets.size(); ++l) {
-            ideal[l] = steps == 0 ? b : high - static_cast<double>(l) * (high - low) / steps;
+            ideal[l] = floor + (steps == 0 ? b : high - static_cast<double>(l) * (high - low) / steps);
             caps[l] = most;
         }
         const status s = round_to_total(ideal, caps, base * std::ssize(budgets), budgets, scratch);
@@ -148,6 +157,12 @@ enum class preference_rule : std::uint8_t {
 
 struct preference {
     preference_rule rule = preference_rule::exact;
+    double floor_ratio = 0; // share of the total that is dealt out evenly, in [0, 1]; exact rule only
+
+    [[nodiscard]] status validate() const {
+        if (floor_ratio >= 0 && floor_ratio <= 1) { return {}; }
+        return {errc::ratio_out_of_range, "preference: floor_ratio must lie in [0, 1]"};
+    }
 
     [[nodiscard]] static index_t workspace_bytes(index_t layers) {
         workspace counting = workspace::counting();
@@ -158,13 +173,14 @@ struct preference {
 
     // Deals `total` tokens out over layers that can take caps [layers] each. A preference that is not a positive finite
     // number counts as 0; if all are 0 the layers are equal.
-    // Returns workspace_too_small, with budgets unchanged. Requires 0 <= total <= the sum of the caps.
+    // Returns ratio_out_of_range or workspace_too_small, with budgets unchanged. Requires 0 <= total <= the sum of the caps.
     [[nodiscard]] status allocate(std::span<const double> preferences, std::span<const index_t> caps,
                                   index_t total, std::span<index_t> budgets, workspace& scratch) const {
         KVTRIM_EXPECTS(preferences.size() == caps.size() && caps.size() == budgets.size(),
                        "preference: sizes must agree");
         KVTRIM_EXPECTS(total >= 0 && total <= std::accumulate(caps.begin(), caps.end(), index_t{0}),
                        "preference: the total must lie between 0 and the sum of the caps");
+        if (const status s = validate(); !s.ok()) { return s; }
         const workspace::frame frame(scratch);
         const auto ideal = scratch.take<double>(std::ssize(budgets));
         if (!scratch.fits()) { return scratch.too_small(); }
@@ -182,11 +198,15 @@ struct preference {
     }
 
     // Layers whose share exceeds their cap are fixed at it; the others share the rest, until none exceeds.
-    static void fill(std::span<const double> preferences, std::span<const index_t> caps, index_t total,
-                     std::span<double> ideal) {
+    void fill(std::span<const double> preferences, std::span<const index_t> caps, index_t total,
+              std::span<double> ideal) const {
         constexpr double open = -1;
         std::fill(ideal.begin(), ideal.end(), open);
+        const double even = floor_ratio * static_cast<double>(total) / static_cast<double>(ideal.size());
+        const auto cap = [&](std::size_t l) { return static_cast<double>(caps[l]); };
+        const auto floor = [&](std::size_t l) { return std::min(even, cap(l)); };
         auto remaining = static_cast<double>(total);
+        for (std::size_t l = 0; l < ideal.size(); ++l) { remaining -= floor(l); }
         for (bool settled = false; !settled;) {
             settled = true;
             double weights = 0;
@@ -196,20 +216,22 @@ struct preference {
                 open_layers += ideal[l] == open ? 1 : 0;
             }
             const auto share = [&](std::size_t l) {
-                return remaining * (weights > 0 ? weight(preferences[l]) / weights : 1 / open_layers);
+                return floor(l) +
+                       remaining * (weights > 0 ? weight(preferences[l]) / weights : 1 / open_layers);
             };
-            double fixed = 0;
+            double fixed = 0; // beyond the floors
             for (std::size_t l = 0; l < ideal.size(); ++l) {
-                if (ideal[l] != open || share(l) <= static_cast<double>(caps[l])) { continue; }
-                ideal[l] = static_cast<double>(caps[l]);
-                fixed += ideal[l];
+                if (ideal[l] != open || share(l) <= cap(l)) { continue; }
+                ideal[l] = cap(l);
+                fixed += cap(l) - floor(l);
                 settled = false;
             }
-            remaining -= fixed;
-            if (!settled) { continue; }
-            for (std::size_t l = 0; l < ideal.size(); ++l) {
-                if (ideal[l] == open) { ideal[l] = share(l); }
+            if (settled) {
+                for (std::size_t l = 0; l < ideal.size(); ++l) {
+                    if (ideal[l] == open) { ideal[l] = share(l); }
+                }
             }
+            remaining -= fixed;
         }
     }
 
