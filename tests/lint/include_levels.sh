@@ -22,6 +22,7 @@ kernels/window_ops\.hpp                         3.3
 kernels/lanes_avx512\.hpp                       3.3
 kernels/([^/]+_avx512|query_tile_amx)\.hpp      3.4
 kernels/dispatch\.hpp                           3.45
+kernels/compiled\.hpp                           3.47
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
 math/[^/]+\.hpp                                 3

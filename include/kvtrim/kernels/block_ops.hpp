@@ -23,8 +23,9 @@ void fold_lanes(const float* row, float* maximum, float* minimum) {
 } // namespace detail
 
 // maximum, minimum [columns] folded with `count` rows; NaN elements count as absent.
-inline void fold_bounds(const float* rows, index_t row_stride, index_t count, index_t columns, float* maximum,
-                        float* minimum) {
+template <class = void>
+void fold_bounds(const float* rows, index_t row_stride, index_t count, index_t columns, float* maximum,
+                 float* minimum) {
     constexpr index_t lanes = 16;
     for (index_t t = 0; t < count; ++t) {
         const float* row = rows + t * row_stride;
@@ -37,8 +38,9 @@ inline void fold_bounds(const float* rows, index_t row_stride, index_t count, in
 }
 
 // out [rows, columns] = a [rows, inner] * b [columns, inner]^T; rows of out are out_stride apart.
-inline void inner_products(const float* a, index_t rows, const float* b, index_t columns, index_t inner,
-                           float* out, index_t out_stride) {
+template <class = void>
+void inner_products(const float* a, index_t rows, const float* b, index_t columns, index_t inner, float* out,
+                    index_t out_stride) {
     const detail::const_rows left(a, rows, inner, detail::stride(inner));
     const index_t step = tile_tokens(inner); // within Eigen's stack buffers
     for (index_t c = 0; c < columns; c += step) {
@@ -51,15 +53,17 @@ inline void inner_products(const float* a, index_t rows, const float* b, index_t
 
 // The largest <q, k> over all q between q_minimum and q_maximum and all k between k_minimum and k_maximum, channel
 // by channel [channels]: the best of the four corners.
-[[nodiscard]] inline float corner_bound(const float* q_maximum, const float* q_minimum,
-                                        const float* k_maximum, const float* k_minimum, index_t channels) {
+template <class = void>
+[[nodiscard]] float corner_bound(const float* q_maximum, const float* q_minimum, const float* k_maximum,
+                                 const float* k_minimum, index_t channels) {
     const detail::const_floats q_high(q_maximum, channels), q_low(q_minimum, channels);
     const detail::const_floats k_high(k_maximum, channels), k_low(k_minimum, channels);
     return (q_high * k_high).max(q_high * k_low).max(q_low * k_high).max(q_low * k_low).sum();
 }
 
 // A row of conditioned logits becomes exp(x - max) / sum; a row of masked logits becomes zeros.
-inline void softmax(float* row, index_t count) {
+template <class = void>
+void softmax(float* row, index_t count) {
     detail::floats x(row, count);
     const float highest = count > 0 ? x.maxCoeff() : masked_logit;
     if (highest == masked_logit) {

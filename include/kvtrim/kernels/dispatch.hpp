@@ -3,13 +3,16 @@
 #pragma once
 
 // The kernels of each instruction set: the one place that chooses.
+//
+// Templates, as all functions here that are slow to compile, so that a file pays for what it uses.
 
 #include <kvtrim/kernels/projection_ops_avx512.hpp>
 #include <kvtrim/kernels/window_ops_avx512.hpp>
 
 namespace kvtrim::kernels {
 
-[[nodiscard]] inline const window_kernels& window_kernels_of(cpu_level level) {
+template <class = void>
+[[nodiscard]] const window_kernels& window_kernels_of(cpu_level level) {
     static constexpr window_kernels plain{
         portable::pack_queries, portable::logits,       portable::raise_maximum,  portable::add_exponentials,
         portable::attention,    portable::add_row_sums, portable::raise_to_pooled};
@@ -24,7 +27,8 @@ namespace kvtrim::kernels {
     return plain;
 }
 
-[[nodiscard]] inline const projection_kernels& projection_kernels_of(cpu_level level) {
+template <class = void>
+[[nodiscard]] const projection_kernels& projection_kernels_of(cpu_level level) {
     static constexpr projection_kernels plain{portable::pack_matrix, portable::add_l1, portable::add_gram_l2};
 #if KVTRIM_HAS_X86
     static constexpr projection_kernels wide{avx512::pack_matrix, avx512::add_l1, avx512::add_gram_l2};
@@ -38,5 +42,11 @@ namespace kvtrim::kernels {
 [[nodiscard]] inline const window_kernels& active_window_kernels() {
     return window_kernels_of(active_cpu_level());
 }
+
+// Without these each including file compiles the kernels that it uses: kernels/compiled.hpp.
+#if defined(KVTRIM_COMPILED_KERNELS)
+extern template const window_kernels& window_kernels_of<void>(cpu_level);
+extern template const projection_kernels& projection_kernels_of<void>(cpu_level);
+#endif
 
 } // namespace kvtrim::kernels

@@ -37,23 +37,26 @@ struct projection_kernels {
 
 namespace portable {
 
-inline void pack_matrix(const float* rows, index_t stride, index_t first_row, index_t count, index_t,
-                        index_t columns, float* packed) {
+template <class = void>
+void pack_matrix(const float* rows, index_t stride, index_t first_row, index_t count, index_t,
+                 index_t columns, float* packed) {
     for (index_t i = 0; i < count; ++i) {
         std::copy_n(rows + i * stride, columns, packed + (first_row + i) * columns);
     }
 }
 
-inline void add_l1(const float* x, index_t x_stride, index_t rows, const float* packed, index_t inner,
-                   index_t columns, float* scratch, float* norms) {
+template <class = void>
+void add_l1(const float* x, index_t x_stride, index_t rows, const float* packed, index_t inner,
+            index_t columns, float* scratch, float* norms) {
     for (index_t c = 0; c < columns; c += tile_hidden(inner)) {
         add_projected_l1(x, x_stride, rows, packed + c, columns, inner,
                          std::min(tile_hidden(inner), columns - c), scratch, norms);
     }
 }
 
-inline void add_gram_l2(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
-                        float* scratch, float* norms) {
+template <class = void>
+void add_gram_l2(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
+                 float* scratch, float* norms) {
     kernels::add_gram_l2(x, x_stride, rows, packed, dim, scratch, norms);
 }
 

@@ -9,8 +9,9 @@
 namespace kvtrim::kernels {
 
 // out [rows] += x M x^T for each row x of data [rows, dim]; matrix [dim, dim], product [rows, dim] is scratch.
-inline void add_quadratic_forms(const float* data, index_t data_stride, index_t rows, const float* matrix,
-                                index_t dim, float* product, float* out) {
+template <class = void>
+void add_quadratic_forms(const float* data, index_t data_stride, index_t rows, const float* matrix,
+                         index_t dim, float* product, float* out) {
     const detail::const_rows x(data, rows, dim, detail::stride(data_stride));
     const detail::const_rows m(matrix, dim, dim, detail::stride(dim));
     detail::mutable_rows p(product, rows, dim, detail::stride(dim));

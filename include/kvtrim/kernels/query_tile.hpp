@@ -59,7 +59,8 @@ template <class Element>
 
 // Where a tile is masked, a weight of 0 must hide any value, but 0 * NaN is NaN. So values that are not finite are left out
 // of the product and added to the queries that see them. finite [count, value_dim] is the rest of the values.
-inline void copy_finite_values(const key_tile& tile, index_t value_dim, float* finite) {
+template <class = void>
+void copy_finite_values(const key_tile& tile, index_t value_dim, float* finite) {
     for (index_t t = 0; t < tile.count; ++t) {
         for (index_t d = 0; d < value_dim; ++d) {
             const float x = tile.values[t * tile.value_stride + d];
@@ -77,8 +78,9 @@ struct query_table {
 };
 
 // out (d, r) += weights (t, r) * value (t, d) for the values that are not finite and the weights that are not 0.
-inline void add_other_values(const key_tile& tile, index_t value_dim, query_table<const float> weights,
-                             index_t queries, query_table<float> out) {
+template <class = void>
+void add_other_values(const key_tile& tile, index_t value_dim, query_table<const float> weights,
+                      index_t queries, query_table<float> out) {
     for (index_t t = 0; t < tile.count; ++t) {
         for (index_t d = 0; d < value_dim; ++d) {
             const float x = tile.values[t * tile.value_stride + d];

@@ -50,15 +50,17 @@ template <class Array>
 } // namespace detail
 
 // out [tokens, query_rows] = keys [tokens, head_dim] * queries [query_rows, head_dim]^T
-inline void logits(const float* keys, index_t key_stride, index_t tokens, const float* queries,
-                   index_t query_rows, index_t head_dim, float* out) {
+template <class = void>
+void logits(const float* keys, index_t key_stride, index_t tokens, const float* queries, index_t query_rows,
+            index_t head_dim, float* out) {
     const detail::const_rows k(keys, tokens, head_dim, detail::stride(key_stride));
     const detail::const_rows q(queries, query_rows, head_dim, detail::stride(head_dim));
     detail::mutable_rows(out, tokens, query_rows, detail::stride(query_rows)).noalias() = k * q.transpose();
 }
 
 // Soft cap (0: none), then NaN to masked and +infinity to the largest float, in place.
-inline void condition_logits(float* logits, index_t count, float soft_cap) {
+template <class = void>
+void condition_logits(float* logits, index_t count, float soft_cap) {
     detail::floats l(logits, count);
     if (soft_cap > 0) { l = soft_cap * (l * (1.0f / soft_cap)).tanh(); }
     for (index_t i = 0; i < count; ++i) {
@@ -75,8 +77,9 @@ struct row_statistics {
 
 // Folds a logit tile into the statistics and leaves exp(logit - maximum) in it; `rescale` [query_rows] gets
 // the factor by which sums taken before this tile must be multiplied.
-inline void accumulate_statistics(float* tile, index_t tokens, index_t query_rows, row_statistics rows,
-                                  float* rescale) {
+template <class = void>
+void accumulate_statistics(float* tile, index_t tokens, index_t query_rows, row_statistics rows,
+                           float* rescale) {
     detail::floats maximum(rows.maximum, query_rows);
     detail::floats factor(rescale, query_rows);
     factor = maximum;
@@ -99,7 +102,8 @@ inline void accumulate_statistics(float* tile, index_t tokens, index_t query_row
 }
 
 // sums [query_rows] += the tile's columns: over tokens, for each query row. Float within the tile.
-inline void add_over_tokens(const float* tile, index_t tokens, index_t query_rows, double* sums) {
+template <class = void>
+void add_over_tokens(const float* tile, index_t tokens, index_t query_rows, double* sums) {
     constexpr index_t lanes = 16;
     for (index_t r = 0; r < query_rows; r += lanes) {
         const index_t width = std::min(lanes, query_rows - r);
@@ -112,13 +116,15 @@ inline void add_over_tokens(const float* tile, index_t tokens, index_t query_row
     }
 }
 
-[[nodiscard]] inline float dot(const float* a, const float* b, index_t count) {
+template <class = void>
+[[nodiscard]] float dot(const float* a, const float* b, index_t count) {
     return detail::const_floats(a, count).matrix().dot(detail::const_floats(b, count).matrix());
 }
 
 // out [query_rows, value_dim] += tile [tokens, query_rows]^T * values [tokens, value_dim]
-inline void add_weighted_values(const float* tile, index_t tokens, index_t query_rows, const float* values,
-                                index_t value_stride, index_t value_dim, float* out) {
+template <class = void>
+void add_weighted_values(const float* tile, index_t tokens, index_t query_rows, const float* values,
+                         index_t value_stride, index_t value_dim, float* out) {
     const detail::const_rows p(tile, tokens, query_rows, detail::stride(query_rows));
     const detail::const_rows v(values, tokens, value_dim, detail::stride(value_stride));
     detail::mutable_rows(out, query_rows, value_dim, detail::stride(value_dim)).noalias() +=
@@ -126,8 +132,9 @@ inline void add_weighted_values(const float* tile, index_t tokens, index_t query
 }
 
 // out [rows, columns] += a [rows, inner] * b [inner, columns]; out rows are contiguous.
-inline void add_products(const float* a, index_t a_stride, index_t rows, const float* b, index_t b_stride,
-                         index_t inner, index_t columns, float* out) {
+template <class = void>
+void add_products(const float* a, index_t a_stride, index_t rows, const float* b, index_t b_stride,
+                  index_t inner, index_t columns, float* out) {
     const detail::const_rows left(a, rows, inner, detail::stride(a_stride));
     const detail::const_rows right(b, inner, columns, detail::stride(b_stride));
     detail::mutable_rows(out, rows, columns, detail::stride(columns)).noalias() += left * right;
@@ -140,9 +147,10 @@ inline void add_products(const float* a, index_t a_stride, index_t rows, const f
 
 // norms [tokens] += sum over the columns of | values [tokens, head_dim] * projection [head_dim, columns] |.
 // product [tokens, columns] is scratch.
-inline void add_projected_l1(const float* values, index_t value_stride, index_t tokens,
-                             const float* projection, index_t projection_stride, index_t head_dim,
-                             index_t columns, float* product, float* norms) {
+template <class = void>
+void add_projected_l1(const float* values, index_t value_stride, index_t tokens, const float* projection,
+                      index_t projection_stride, index_t head_dim, index_t columns, float* product,
+                      float* norms) {
     const detail::const_rows v(values, tokens, head_dim, detail::stride(value_stride));
     const detail::const_rows w(projection, head_dim, columns, detail::stride(projection_stride));
     detail::mutable_rows p(product, tokens, columns, detail::stride(columns));
@@ -153,16 +161,18 @@ inline void add_projected_l1(const float* values, index_t value_stride, index_t 
 }
 
 // gram [head_dim, head_dim] += projection [head_dim, columns] * projection^T
-inline void add_gram(const float* projection, index_t projection_stride, index_t head_dim, index_t columns,
-                     float* gram) {
+template <class = void>
+void add_gram(const float* projection, index_t projection_stride, index_t head_dim, index_t columns,
+              float* gram) {
     const detail::const_rows w(projection, head_dim, columns, detail::stride(projection_stride));
     detail::mutable_rows(gram, head_dim, head_dim, detail::stride(head_dim)).noalias() += w * w.transpose();
 }
 
 // norms [tokens] += sqrt(v G v^T) for each row v of values [tokens, head_dim]; product is scratch of the
 // shape of values.
-inline void add_gram_l2(const float* values, index_t value_stride, index_t tokens, const float* gram,
-                        index_t head_dim, float* product, float* norms) {
+template <class = void>
+void add_gram_l2(const float* values, index_t value_stride, index_t tokens, const float* gram,
+                 index_t head_dim, float* product, float* norms) {
     const detail::const_rows v(values, tokens, head_dim, detail::stride(value_stride));
     const detail::const_rows g(gram, head_dim, head_dim, detail::stride(head_dim));
     detail::mutable_rows p(product, tokens, head_dim, detail::stride(head_dim));

@@ -50,19 +50,22 @@ struct window_kernels {
 
 namespace portable {
 
-inline void pack_queries(const float* queries, index_t first_row, index_t count, index_t head_dim,
-                         float scale, float* packed) {
+template <class = void>
+void pack_queries(const float* queries, index_t first_row, index_t count, index_t head_dim, float scale,
+                  float* packed) {
     detail::floats(packed + first_row * head_dim, count * head_dim) =
         scale * detail::const_floats(queries, count * head_dim);
 }
 
-inline void logits(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
-                   index_t head_dim, float soft_cap, float* out, soon_read) {
+template <class = void>
+void logits(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
+            index_t head_dim, float soft_cap, float* out, soon_read) {
     kernels::logits(keys, key_stride, tokens, packed, rows, head_dim, out);
     condition_logits(out, tokens * rows, soft_cap);
 }
 
-inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
+template <class = void>
+void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
     detail::floats(rescale, rows) = detail::const_floats(maximum, rows);
     detail::floats highest(maximum, rows);
     for (index_t t = 0; t < tokens; ++t) {
@@ -73,8 +76,8 @@ inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float
     }
 }
 
-inline void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum,
-                             double* sums) {
+template <class = void>
+void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum, double* sums) {
     float shift[tile_query_rows], partial[tile_query_rows];
     for (index_t r = 0; r < rows; ++r) { // a row that has seen masked logits only: 0, not NaN
         shift[r] = maximum[r] == masked_logit ? 0.0f : maximum[r];
@@ -88,8 +91,9 @@ inline void add_exponentials(const float* tile, index_t tokens, index_t rows, co
     for (index_t r = 0; r < rows; ++r) { sums[r] += static_cast<double>(partial[r]); }
 }
 
-inline void attention(const float* tile, index_t tokens, index_t rows, const float* maximum,
-                      const float* weight, float* out) {
+template <class = void>
+void attention(const float* tile, index_t tokens, index_t rows, const float* maximum, const float* weight,
+               float* out) {
     const detail::const_floats m(maximum, rows);
     const detail::const_floats w(weight, rows);
     for (index_t t = 0; t < tokens; ++t) {
@@ -98,15 +102,17 @@ inline void attention(const float* tile, index_t tokens, index_t rows, const flo
     }
 }
 
-inline void add_row_sums(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
-                         float* sums) {
+template <class = void>
+void add_row_sums(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
+                  float* sums) {
     for (index_t t = 0; t < tokens; ++t) {
         sums[t] += detail::const_floats(attention + t * rows + begin, end - begin).sum();
     }
 }
 
-inline void raise_to_pooled(const float* attention, index_t tokens, index_t before, index_t after,
-                            index_t half, index_t rows, const float* factor, float* best) {
+template <class = void>
+void raise_to_pooled(const float* attention, index_t tokens, index_t before, index_t after, index_t half,
+                     index_t rows, const float* factor, float* best) {
     float pooled[tile_query_rows];
     detail::floats sum(pooled, rows);
     const detail::const_floats factors(factor, rows);
