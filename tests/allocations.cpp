@@ -240,7 +240,7 @@ void check_prefill(const char* name, Policy policy, index_t head_dim) {
     const strided queries(q.data(), {q_heads, tokens, head_dim}, {head_dim, q_heads * head_dim, 1});
     const strided out(o.data(), {q_heads, tokens, head_dim}, {head_dim, q_heads * head_dim, 1});
     const auto in = layer(keys, keys).with_queries(queries);
-    for (const cpu_level level : {cpu_level::portable, cpu_level::avx512, cpu_level::amx}) {
+    for (const cpu_level level : {cpu_level::portable, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
         set_cpu_level(level);
         layer_fusion state;
         prune_plan plan;

@@ -14,8 +14,8 @@ using namespace kvtrim;
 TEST_CASE("set_cpu_level: it never exceeds the best level and answers what is in force", "[kernels]") {
     const support::cpu_level_guard guard(active_cpu_level());
     CHECK(active_cpu_level() <= best_cpu_level());
-    for (const cpu_level wanted :
-         {cpu_level::amx, cpu_level::portable, cpu_level::avx512, cpu_level::amx, cpu_level::portable}) {
+    for (const cpu_level wanted : {cpu_level::amx, cpu_level::portable, cpu_level::avx512, cpu_level::avx2,
+                                   cpu_level::amx, cpu_level::portable}) {
         const cpu_level got = set_cpu_level(wanted);
         CHECK(got <= wanted);
         CHECK(got <= best_cpu_level());
@@ -34,13 +34,15 @@ TEST_CASE("cpu_level: a scope of the tests restores the level", "[kernels]") {
 
 TEST_CASE("cpu_level: levels have names", "[kernels]") {
     CHECK(std::string(name_of(cpu_level::portable)) == "portable");
+    CHECK(std::string(name_of(cpu_level::avx2)) == "avx2");
     CHECK(std::string(name_of(cpu_level::avx512)) == "avx512");
     CHECK(std::string(name_of(cpu_level::amx)) == "amx");
     CHECK(support::cpu_levels().back() == best_cpu_level());
 }
 
 TEST_CASE("cpu_level: detection stays below what is asked for", "[kernels]") {
-    for (const cpu_level highest : {cpu_level::portable, cpu_level::avx512, cpu_level::amx}) {
+    for (const cpu_level highest :
+         {cpu_level::portable, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
         CHECK(detail::detect_cpu_level(highest) == std::min(highest, best_cpu_level()));
     }
 }
@@ -60,6 +62,7 @@ TEST_CASE("cpu_level: the environment names a level, and what it does not name i
         return detail::wanted_cpu_level();
     };
     CHECK(wanted("portable") == cpu_level::portable);
+    CHECK(wanted("avx2") == cpu_level::avx2);
     CHECK(wanted("avx512") == cpu_level::avx512);
     CHECK(wanted("amx") == cpu_level::amx);
     CHECK(wanted("") == cpu_level::amx);

@@ -16,11 +16,12 @@ base/[^/]+\.hpp                                 2
 
 kernels/cpu\.hpp                                2.5
 kernels/ordered_bits\.hpp                       2.7
+kernels/avx2\.hpp                               2.9
 kernels/rows\.hpp                               3.2
 kernels/(block_ops|query_tile|quadratic_forms|projection_ops)\.hpp 3.2
 kernels/window_ops\.hpp                         3.3
 kernels/lanes_avx512\.hpp                       3.3
-kernels/([^/]+_avx512|query_tile_amx)\.hpp      3.4
+kernels/([^/]+_avx(2|512)|query_tile_amx)\.hpp  3.4
 kernels/dispatch\.hpp                           3.45
 kernels/compiled\.hpp                           3.47
 kernels/[^/]+\.hpp                              3

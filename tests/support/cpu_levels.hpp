@@ -27,8 +27,8 @@ class cpu_level_guard {
 
 inline std::vector<kvtrim::cpu_level> cpu_levels() {
     std::vector<kvtrim::cpu_level> levels;
-    for (const auto level :
-         {kvtrim::cpu_level::portable, kvtrim::cpu_level::avx512, kvtrim::cpu_level::amx}) {
+    for (const auto level : {kvtrim::cpu_level::portable, kvtrim::cpu_level::avx2, kvtrim::cpu_level::avx512,
+                             kvtrim::cpu_level::amx}) {
         if (level <= kvtrim::best_cpu_level()) { levels.push_back(level); }
     }
     return levels;

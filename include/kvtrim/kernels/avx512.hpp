@@ -12,21 +12,10 @@
 // Numerics: each element of C is one chain of fused multiply-adds in the order of `inner`, whatever rows are computed with
 // it, so results do not depend on how a cache is cut into tiles.
 
-#include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
-
-#include <algorithm>
-#include <cstddef>
+#include <kvtrim/kernels/avx2.hpp>
 
 #if KVTRIM_HAS_X86
 
-#include <immintrin.h>
-
-#if defined(__clang__)
-#define KVTRIM_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define KVTRIM_UNROLL _Pragma("GCC unroll 16")
-#endif
 #define KVTRIM_INLINE_AVX512 __attribute__((always_inline)) KVTRIM_TARGET_AVX512 inline
 
 namespace kvtrim::kernels::avx512 {
@@ -47,11 +36,8 @@ KVTRIM_INLINE_AVX512 __m512 min(__m512 a, __m512 b) {
 }
 
 KVTRIM_INLINE_AVX512 float sum_of_lanes(__m512 x) {
-    const __m256 eight =
-        _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1));
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    return avx2::sum_of_lanes(
+        _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1)));
 }
 
 // 2^x for x <= 0 and above -126, 0 in lanes that are not wanted; relative error 1.5e-7. x = whole + fraction, fraction
@@ -96,20 +82,6 @@ KVTRIM_TARGET_AVX512 inline void cap_logits(float* logits, index_t count, float 
         _mm512_mask_storeu_ps(logits + i, mask, capped);
     }
 }
-
-// Element (i, k) is data[i * row + k * step].
-struct matrix_in {
-    const float* data;
-    index_t row;
-    index_t step;
-};
-
-// Element (i, j) is data[i * row + j], j < columns <= panel_columns; what lies behind `columns` is not touched.
-struct panel_out {
-    float* data;
-    index_t row;
-    index_t columns;
-};
 
 // sum [v][i] = A [i][inner] * B [inner][16 * v ...], for Rows rows from `first_row` on.
 template <std::size_t Rows, std::size_t Vectors>

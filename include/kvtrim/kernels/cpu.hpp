@@ -5,7 +5,7 @@
 // Which instruction set the kernels use: found out at run time, so that a program compiled for plain x86-64 runs the
 // best path of the machine it is on.
 //
-// KVTRIM_CPU_LEVEL=portable|avx512|amx in the environment, or set_cpu_level(), lowers the level; a level that the
+// KVTRIM_CPU_LEVEL=portable|avx2|avx512|amx in the environment, or set_cpu_level(), lowers the level; a level that the
 // machine lacks is never used. Levels differ in speed, and in results within rounding.
 //
 // AMX needs the permission of Linux, which is asked for once, for the whole process, when the level is found out. A
@@ -20,6 +20,7 @@
 // The functions of a level are compiled for it one by one; the rest of the program is not touched.
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define KVTRIM_HAS_X86 1
+#define KVTRIM_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
 #define KVTRIM_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
 #define KVTRIM_TARGET_AMX                                                                                    \
     __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")))
@@ -37,12 +38,20 @@
 
 namespace kvtrim {
 
-// amx: bf16 tiles, with AVX-512 for all else.
-enum class cpu_level : std::uint8_t { portable, avx512, amx };
+// avx2: with FMA and F16C. amx: bf16 tiles, with AVX-512 for all else.
+enum class cpu_level : std::uint8_t { portable, avx2, avx512, amx };
 
 namespace detail {
 
 #if KVTRIM_HAS_X86
+[[nodiscard]] inline bool has_avx2() {
+    __builtin_cpu_init();
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned f16_conversions = 1u << 29; // which clang 14 has no name for
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & f16_conversions) != 0;
+}
+
 [[nodiscard]] inline bool has_avx512() {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -82,6 +91,7 @@ namespace detail {
         return highest >= cpu_level::amx && has_amx() && is_permitted_amx() ? cpu_level::amx
                                                                             : cpu_level::avx512;
     }
+    if (highest >= cpu_level::avx2 && has_avx2()) { return cpu_level::avx2; }
 #endif
     static_cast<void>(highest);
     return cpu_level::portable;
@@ -91,6 +101,7 @@ namespace detail {
     const char* variable = std::getenv("KVTRIM_CPU_LEVEL");
     const std::string_view wanted = variable != nullptr ? variable : "";
     if (wanted == "portable") { return cpu_level::portable; }
+    if (wanted == "avx2") { return cpu_level::avx2; }
     return wanted == "avx512" ? cpu_level::avx512 : cpu_level::amx;
 }
 
@@ -123,6 +134,8 @@ inline cpu_level set_cpu_level(cpu_level level) {
     switch (level) {
     case cpu_level::portable:
         return "portable";
+    case cpu_level::avx2:
+        return "avx2";
     case cpu_level::avx512:
         return "avx512";
     case cpu_level::amx:

@@ -6,7 +6,9 @@
 //
 // Templates, as all functions here that are slow to compile, so that a file pays for what it uses.
 
+#include <kvtrim/kernels/projection_ops_avx2.hpp>
 #include <kvtrim/kernels/projection_ops_avx512.hpp>
+#include <kvtrim/kernels/window_ops_avx2.hpp>
 #include <kvtrim/kernels/window_ops_avx512.hpp>
 
 namespace kvtrim::kernels {
@@ -17,11 +19,15 @@ template <class = void>
         portable::pack_queries, portable::logits,       portable::raise_maximum,  portable::add_exponentials,
         portable::attention,    portable::add_row_sums, portable::raise_to_pooled};
 #if KVTRIM_HAS_X86
-    static constexpr window_kernels wide{avx512::pack_queries,          avx512::logits,
-                                         avx512::raise_maximum_of_rows, avx512::add_exponentials_of_rows,
-                                         avx512::attention_of_rows,     avx512::add_row_sums,
-                                         avx512::raise_to_pooled};
-    if (level >= cpu_level::avx512) { return wide; }
+    static constexpr window_kernels eight{avx2::pack_queries,     avx2::logits,    avx2::raise_maximum,
+                                          avx2::add_exponentials, avx2::attention, avx2::add_row_sums,
+                                          avx2::raise_to_pooled};
+    static constexpr window_kernels sixteen{avx512::pack_queries,          avx512::logits,
+                                            avx512::raise_maximum_of_rows, avx512::add_exponentials_of_rows,
+                                            avx512::attention_of_rows,     avx512::add_row_sums,
+                                            avx512::raise_to_pooled};
+    if (level >= cpu_level::avx512) { return sixteen; }
+    if (level >= cpu_level::avx2) { return eight; }
 #endif
     static_cast<void>(level);
     return plain;
@@ -31,8 +37,10 @@ template <class = void>
 [[nodiscard]] const projection_kernels& projection_kernels_of(cpu_level level) {
     static constexpr projection_kernels plain{portable::pack_matrix, portable::add_l1, portable::add_gram_l2};
 #if KVTRIM_HAS_X86
-    static constexpr projection_kernels wide{avx512::pack_matrix, avx512::add_l1, avx512::add_gram_l2};
-    if (level >= cpu_level::avx512) { return wide; }
+    static constexpr projection_kernels eight{avx2::pack_matrix, avx2::add_l1, avx2::add_gram_l2};
+    static constexpr projection_kernels sixteen{avx512::pack_matrix, avx512::add_l1, avx512::add_gram_l2};
+    if (level >= cpu_level::avx512) { return sixteen; }
+    if (level >= cpu_level::avx2) { return eight; }
 #endif
     static_cast<void>(level);
     return plain;

@@ -6,7 +6,7 @@
 //
 //   order   higher score first; -0 equals +0; NaN ranks below -infinity
 //
-// The vector path gives the same numbers. Cost of a walk: one read of the row.
+// The vector paths give the same numbers. Cost of a walk: one read of the row.
 
 #include <kvtrim/base/status.hpp>
 #include <kvtrim/kernels/cpu.hpp>
@@ -93,6 +93,90 @@ inline void count_digits(std::span<const float> row, const radix_digit& d, digit
 
 #if KVTRIM_HAS_X86
 
+// AVX2 compares signed integers only: the ordered bits, their highest one flipped.
+inline constexpr std::uint32_t signed_order = 0x80000000u;
+
+KVTRIM_TARGET_AVX2 inline __m256i signed_bits_avx2(const float* from) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    const __m256i negative = _mm256_srai_epi32(bits, 31);
+    const __m256i is_nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000));
+    // Scores below zero become -1 - magnitude, which leaves -1 for the zero that has a sign.
+    const __m256i below = _mm256_xor_si256(magnitude, negative);
+    const __m256i is_zero = _mm256_cmpeq_epi32(magnitude, _mm256_setzero_si256());
+    const __m256i ordered = _mm256_andnot_si256(is_zero, below);
+    return _mm256_blendv_epi8(ordered, _mm256_set1_epi32(static_cast<int>(signed_order)), is_nan);
+}
+
+// One bit per lane.
+KVTRIM_TARGET_AVX2 inline unsigned lanes_of(__m256i comparison) {
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(comparison)));
+}
+
+// The walks do whole eights and leave the rest of the row to the plain ones.
+[[nodiscard]] inline std::size_t whole_eights(std::span<const float> row) {
+    return row.size() / 8 * 8;
+}
+
+KVTRIM_TARGET_AVX2 inline void count_digits_avx2(std::span<const float> row, const radix_digit& d,
+                                                 digit_histogram& histogram) {
+    const __m256i prefix = _mm256_set1_epi32(static_cast<int>(d.prefix));
+    const __m256i prefix_mask = _mm256_set1_epi32(static_cast<int>(d.prefix_mask));
+    const __m256i digit_mask = _mm256_set1_epi32(static_cast<int>(d.mask));
+    const __m256i flip = _mm256_set1_epi32(static_cast<int>(signed_order));
+    const __m128i shift = _mm_cvtsi32_si128(d.shift);
+    alignas(32) std::uint32_t digits[8];
+    const std::size_t whole = whole_eights(row);
+    for (std::size_t i = 0; i < whole; i += 8) {
+        const __m256i bits = _mm256_xor_si256(signed_bits_avx2(row.data() + i), flip);
+        unsigned in = lanes_of(_mm256_cmpeq_epi32(_mm256_and_si256(bits, prefix_mask), prefix));
+        if (in == 0) { continue; }
+        const __m256i digit = _mm256_and_si256(_mm256_srl_epi32(bits, shift), digit_mask);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(digits), digit);
+        if (in == 0xff) {
+            for (std::size_t j = 0; j < 8; ++j) { ++histogram.tables[j % 4][digits[j]]; }
+            continue;
+        }
+        for (; in != 0; in &= in - 1) {
+            const auto j = static_cast<std::size_t>(std::countr_zero(in));
+            ++histogram.tables[j % 4][digits[j]];
+        }
+    }
+    count_digits(row.subspan(whole), d, histogram);
+}
+
+[[nodiscard]] KVTRIM_TARGET_AVX2 inline above_and_equal compare_avx2(std::span<const float> row,
+                                                                     std::uint32_t cut_bits) {
+    const __m256i cut = _mm256_set1_epi32(static_cast<int>(cut_bits ^ signed_order));
+    const std::size_t whole = whole_eights(row);
+    above_and_equal n = compare(row.subspan(whole), cut_bits);
+    for (std::size_t i = 0; i < whole; i += 8) {
+        const __m256i bits = signed_bits_avx2(row.data() + i);
+        n.above += std::popcount(lanes_of(_mm256_cmpgt_epi32(bits, cut)));
+        n.equal += std::popcount(lanes_of(_mm256_cmpeq_epi32(bits, cut)));
+    }
+    return n;
+}
+
+[[nodiscard]] KVTRIM_TARGET_AVX2 inline std::int32_t*
+write_above_avx2(std::span<const float> row, top_k_cut& cut, std::int32_t first_index, std::int32_t* out) {
+    const __m256i border = _mm256_set1_epi32(static_cast<int>(cut.bits ^ signed_order));
+    const std::size_t whole = whole_eights(row);
+    for (std::size_t i = 0; i < whole; i += 8) {
+        const __m256i bits = signed_bits_avx2(row.data() + i);
+        unsigned in = lanes_of(_mm256_cmpgt_epi32(bits, border));
+        unsigned equal = lanes_of(_mm256_cmpeq_epi32(bits, border));
+        for (; equal != 0 && cut.ties > 0; --cut.ties) { // the lowest first
+            in |= equal & (0u - equal);
+            equal &= equal - 1;
+        }
+        for (; in != 0; in &= in - 1) {
+            *out++ = first_index + static_cast<std::int32_t>(i) + std::countr_zero(in);
+        }
+    }
+    return write_above(row.subspan(whole), cut, first_index + static_cast<std::int32_t>(whole), out);
+}
+
 KVTRIM_TARGET_AVX512 inline __m512i ordered_bits_avx512(const float* from, __mmask16 lanes) {
     const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
     const __m512i bits = _mm512_maskz_loadu_epi32(lanes, from);
@@ -177,7 +261,9 @@ write_above_avx512(std::span<const float> row, top_k_cut& cut, std::int32_t firs
 // Adds the row's digits to the histogram.
 inline void count_digits(std::span<const float> row, const radix_digit& d, digit_histogram& histogram) {
 #if KVTRIM_HAS_X86
-    if (active_cpu_level() >= cpu_level::avx512) { return detail::count_digits_avx512(row, d, histogram); }
+    const cpu_level level = active_cpu_level();
+    if (level >= cpu_level::avx512) { return detail::count_digits_avx512(row, d, histogram); }
+    if (level >= cpu_level::avx2) { return detail::count_digits_avx2(row, d, histogram); }
 #endif
     detail::count_digits(row, d, histogram);
 }
@@ -185,7 +271,9 @@ inline void count_digits(std::span<const float> row, const radix_digit& d, digit
 // How many scores of the row are above the cut, and how many equal to it.
 [[nodiscard]] inline above_and_equal compare(std::span<const float> row, std::uint32_t cut_bits) {
 #if KVTRIM_HAS_X86
-    if (active_cpu_level() >= cpu_level::avx512) { return detail::compare_avx512(row, cut_bits); }
+    const cpu_level level = active_cpu_level();
+    if (level >= cpu_level::avx512) { return detail::compare_avx512(row, cut_bits); }
+    if (level >= cpu_level::avx2) { return detail::compare_avx2(row, cut_bits); }
 #endif
     return detail::compare(row, cut_bits);
 }
@@ -195,9 +283,9 @@ inline void count_digits(std::span<const float> row, const radix_digit& d, digit
 inline std::int32_t* write_above(std::span<const float> row, top_k_cut& cut, std::int32_t first_index,
                                  std::int32_t* out) {
 #if KVTRIM_HAS_X86
-    if (active_cpu_level() >= cpu_level::avx512) {
-        return detail::write_above_avx512(row, cut, first_index, out);
-    }
+    const cpu_level level = active_cpu_level();
+    if (level >= cpu_level::avx512) { return detail::write_above_avx512(row, cut, first_index, out); }
+    if (level >= cpu_level::avx2) { return detail::write_above_avx2(row, cut, first_index, out); }
 #endif
     return detail::write_above(row, cut, first_index, out);
 }

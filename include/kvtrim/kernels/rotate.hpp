@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Rotations of the channel pairs of one row: plain loops, compiled once more for AVX-512.
+// Rotations of the channel pairs of one row: plain loops, compiled once more for AVX2 and AVX-512.
 //
 // A turn is two rows [pairs] of cosines and sines in double. Two turns are combined by angle addition while a row is
 // rotated, and rounded to float once; the row itself is float.
@@ -35,6 +35,10 @@ template <int step>
 
 #if KVTRIM_HAS_X86
 template <int step>
+KVTRIM_TARGET_AVX2 void rotate_avx2(turn_row a, turn_row b, index_t pairs, float* first, float* second) {
+    rotate_pairs<step>(a, b, pairs, first, second);
+}
+template <int step>
 KVTRIM_TARGET_AVX512 void rotate_avx512(turn_row a, turn_row b, index_t pairs, float* first, float* second) {
     rotate_pairs<step>(a, b, pairs, first, second);
 }
@@ -43,7 +47,9 @@ KVTRIM_TARGET_AVX512 void rotate_avx512(turn_row a, turn_row b, index_t pairs, f
 template <int step>
 void rotate(turn_row a, turn_row b, index_t pairs, float* first, float* second) {
 #if KVTRIM_HAS_X86
-    if (active_cpu_level() >= cpu_level::avx512) { return rotate_avx512<step>(a, b, pairs, first, second); }
+    const cpu_level level = active_cpu_level();
+    if (level >= cpu_level::avx512) { return rotate_avx512<step>(a, b, pairs, first, second); }
+    if (level >= cpu_level::avx2) { return rotate_avx2<step>(a, b, pairs, first, second); }
 #endif
     rotate_pairs<step>(a, b, pairs, first, second);
 }

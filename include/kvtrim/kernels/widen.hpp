@@ -22,6 +22,24 @@ void widen_portable(const Half* from, index_t count, float* to) {
 }
 
 #if KVTRIM_HAS_X86
+KVTRIM_TARGET_AVX2 inline index_t widen_avx2(const bf16* from, index_t count, float* to) {
+    index_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+        const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+        _mm256_storeu_ps(to + i, _mm256_castsi256_ps(wide));
+    }
+    return i;
+}
+KVTRIM_TARGET_AVX2 inline index_t widen_avx2(const f16* from, index_t count, float* to) {
+    index_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(bits));
+    }
+    return i;
+}
+
 KVTRIM_TARGET_AVX512 inline index_t widen_avx512(const bf16* from, index_t count, float* to) {
     index_t i = 0;
     for (; i + 16 <= count; i += 16) {
@@ -47,7 +65,12 @@ template <class Half>
 void widen(const Half* from, index_t count, float* to) {
     index_t done = 0;
 #if KVTRIM_HAS_X86
-    if (active_cpu_level() >= cpu_level::avx512) { done = detail::widen_avx512(from, count, to); }
+    const cpu_level level = active_cpu_level();
+    if (level >= cpu_level::avx512) {
+        done = detail::widen_avx512(from, count, to);
+    } else if (level >= cpu_level::avx2) {
+        done = detail::widen_avx2(from, count, to);
+    }
 #endif
     detail::widen_portable(from + done, count - done, to + done);
 }

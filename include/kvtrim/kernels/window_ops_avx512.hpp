@@ -38,11 +38,8 @@ KVTRIM_INLINE_AVX512 __m512 finite_or_zero(__m512 maximum) {
 }
 
 KVTRIM_INLINE_AVX512 float highest_of_lanes(__m512 x) {
-    const __m256 eight =
-        _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1));
-    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+    return avx2::highest_of_lanes(
+        _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1)));
 }
 
 // ---- 16 * Vectors rows from `first` on ----

@@ -32,6 +32,7 @@
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/kernels/query_tile.hpp>
 #include <kvtrim/kernels/query_tile_amx.hpp>
+#include <kvtrim/kernels/query_tile_avx2.hpp>
 #include <kvtrim/kernels/query_tile_avx512.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 #include <kvtrim/prefill/load_tile.hpp>
@@ -228,6 +229,7 @@ decltype(auto) with_query_tile(Fn&& fn) {
     if (active_cpu_level() >= cpu_level::avx512) {
         return fn.template operator()<kernels::query_tile_avx512>();
     }
+    if (active_cpu_level() >= cpu_level::avx2) { return fn.template operator()<kernels::query_tile_avx2>(); }
 #endif
     return fn.template operator()<kernels::query_tile>();
 }
