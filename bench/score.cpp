@@ -123,10 +123,17 @@ void score_bf16(benchmark::State& state, const Scorer& scorer) {
     score<kvtrim::bf16>(state, scorer);
 }
 
+template <class Scorer>
+void score_f16(benchmark::State& state, const Scorer& scorer) {
+    score<kvtrim::f16>(state, scorer);
+}
+
 BENCHMARK_CAPTURE(score_f32, snapkv, snapkv)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, snapkv, snapkv)->Apply(token_counts);
+BENCHMARK_CAPTURE(score_f16, snapkv, snapkv)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, defensive, defensive)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, defensive, defensive)->Apply(token_counts);
+BENCHMARK_CAPTURE(score_f16, defensive, defensive)->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, lag, kvtrim::lag_score{})->Apply(token_counts);
