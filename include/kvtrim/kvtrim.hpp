@@ -9,6 +9,8 @@
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/move_rows.hpp>
+#include <kvtrim/compact/page_moves.hpp>
 #include <kvtrim/compact/rope_rerotation.hpp>
 #include <kvtrim/compact/shared_set.hpp>
 #include <kvtrim/decode/interval_policy.hpp>

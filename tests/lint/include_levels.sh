@@ -27,6 +27,7 @@ kernels/compiled\.hpp                           3.47
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
 math/[^/]+\.hpp                                 3
+plan/move_plan\.hpp                             3.1
 plan/[^/]+\.hpp                                 3
 
 aggregate/attention_tile\.hpp                   3.8
@@ -37,7 +38,7 @@ score/[^/]+\.hpp                                5
 allocate/[^/]+\.hpp                             5
 select/chunked\.hpp                             5.5
 select/[^/]+\.hpp                               5
-compact/check_plan\.hpp                         4.9
+compact/(check_plan|page_fates)\.hpp            4.9
 compact/[^/]+\.hpp                              5
 prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4
 prefill/(criticality|load_tile)\.hpp            5

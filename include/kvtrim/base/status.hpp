@@ -23,6 +23,9 @@ enum class errc : std::uint8_t {
     rows_differ,             // one shared token set asked for heads of different lengths
     plan_mismatch,           // a plan made for another cache
     index_overflow,          // more tokens than a 32-bit table can address
+    invalid_table,           // a page table with impossible numbers, or a page twice where it may be once
+    page_shared,             // a page that others read stands where something must change
+    pages_too_few,           // fewer free pages than copies need; needed: pages
     workspace_too_small,     // needed: bytes
 };
 

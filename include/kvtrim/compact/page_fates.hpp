@@ -1,0 +1,272 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What becomes of each page when a row of a page table keeps some of its tokens: the half of the page planner that decides.
+// See compact/page_moves.hpp for what it decides and why; this header is about one row.
+//
+//   survivors [heads]: tokens of each page that stay  ->  a fate per page, and how many new pages the row needs
+//
+// Cost: linear in kept tokens, pages of the row and heads * page_tokens.
+
+#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/plan/page_table.hpp>
+
+#include <algorithm>
+
+namespace kvtrim {
+
+enum class move_order : std::uint8_t { fewest, from_tail, in_order };
+enum class shared_pages : std::uint8_t { stay_whole, copied };
+
+struct page_pool {
+    index_t pages = 0;
+    index_t page_tokens = 16;
+    index_t heads = 1;                             // that share pages, with token sets of their own
+    std::span<const std::int32_t> ref_counts = {}; // [pages]; empty: no page is shared
+    std::span<const std::int32_t> free_pages = {}; // for copies, taken from the first on
+
+    [[nodiscard]] bool is_shared(std::int32_t page) const {
+        return !ref_counts.empty() && ref_counts[static_cast<std::size_t>(page)] > 1;
+    }
+};
+
+struct page_move_options {
+    move_order order = move_order::fewest;
+    shared_pages shared = shared_pages::stay_whole;
+};
+
+namespace detail {
+
+enum class page_fate : std::uint8_t {
+    stays,
+    ends_row, // stays, with its first slots only
+    leaves,   // owned: freed
+    copied,   // shared: released
+    replaced, // shared: released, and a free page takes its place in the row
+};
+
+class page_fates {
+  public:
+    page_fates(const page_table& table, const page_pool& pool, const page_move_options& options,
+               workspace& scratch)
+        : table_(table), pool_(pool), options_(options), page_tokens_(pool.page_tokens),
+          columns_(table.longest_row() + 1), first_(scratch.take<std::int32_t>(pool.heads * columns_)),
+          survivors_(scratch.take<std::int32_t>(columns_)),
+          histogram_(scratch.take<std::int32_t>(pool.heads * page_tokens_ + 1)),
+          fates_(scratch.take<page_fate>(columns_)) {}
+
+    // Returns errc::rows_differ or page_shared. Requires a plan of this table.
+    [[nodiscard]] status decide(const keep_plan& plan, index_t row) {
+        pages_ = table_.row(row);
+        row_tokens_ = table_.tokens(row, page_tokens_);
+        fresh_pages_ = 0;
+        count_survivors(plan, row);
+        if (const status s = count_kept(plan, row); !s.ok()) { return s; }
+        new_pages_ = (kept_ + page_tokens_ - 1) / page_tokens_;
+        used_of_last_ = kept_ - std::max<index_t>(0, new_pages_ - 1) * page_tokens_;
+        if (kept_ == row_tokens_) {
+            std::fill_n(fates_.begin(), pages_.size(), page_fate::stays);
+            if (kept_ > 0) { fates_[pages_.size() - 1] = page_fate::ends_row; }
+            return {};
+        }
+        return options_.order == move_order::in_order ? decide_in_order() : decide_by_holes(plan, row);
+    }
+
+    [[nodiscard]] std::size_t pages() const { return pages_.size(); }
+    [[nodiscard]] std::int32_t page(std::size_t j) const { return pages_[j]; }
+    [[nodiscard]] page_fate operator[](std::size_t j) const { return fates_[j]; }
+    [[nodiscard]] bool is_shared(std::size_t j) const { return pool_.is_shared(pages_[j]); }
+    [[nodiscard]] index_t page_length(std::size_t j) const {
+        return std::min(page_tokens_, row_tokens_ - static_cast<index_t>(j) * page_tokens_);
+    }
+    // Survivors of one head in page j are kept[first(head)[j]] up to kept[first(head)[j + 1]].
+    [[nodiscard]] std::int32_t* first(index_t head) const { return first_.data() + head * columns_; }
+    [[nodiscard]] index_t kept() const { return kept_; }               // tokens of each head afterwards
+    [[nodiscard]] index_t fresh_pages() const { return fresh_pages_; } // to be taken from the free ones
+    [[nodiscard]] index_t used_of_last() const {
+        return used_of_last_;
+    } // slots of the last page, 0 without pages
+
+  private:
+    void count_survivors(const keep_plan& plan, index_t row) {
+        std::fill_n(survivors_.begin(), pages_.size(), 0);
+        for (index_t head = 0; head < pool_.heads; ++head) {
+            const auto kept = plan.row(row * pool_.heads + head);
+            std::int32_t* const begin_of = first(head);
+            const auto* next = kept.data();
+            const auto* const end = next + kept.size();
+            for (std::size_t j = 0; j < pages_.size(); ++j) {
+                const auto* const begin = next;
+                const index_t page_end = static_cast<index_t>(j + 1) * page_tokens_;
+                next =
+                    std::lower_bound(begin, begin + std::min<index_t>(page_tokens_, end - begin), page_end);
+                begin_of[j] = static_cast<std::int32_t>(begin - kept.data());
+                survivors_[j] += static_cast<std::int32_t>(next - begin);
+            }
+            begin_of[pages_.size()] = static_cast<std::int32_t>(kept.size());
+        }
+    }
+
+    // Tokens of each head that stay, and survivors of each page, with those of shared pages that stay whole.
+    [[nodiscard]] status count_kept(const keep_plan& plan, index_t row) {
+        const auto extends = [&](std::size_t j) {
+            return options_.shared == shared_pages::stay_whole && is_shared(j) && survivors_[j] > 0;
+        };
+        const std::size_t sharable = pool_.ref_counts.empty() ? 0 : pages_.size();
+        for (index_t head = 0; head < pool_.heads; ++head) {
+            index_t kept = plan.kept_tokens(row * pool_.heads + head);
+            for (std::size_t j = 0; j < sharable; ++j) {
+                if (extends(j)) { kept += page_length(j) - (first(head)[j + 1] - first(head)[j]); }
+            }
+            if (head > 0 && kept != kept_) {
+                return {errc::rows_differ, "heads that share pages must keep equally many tokens"};
+            }
+            kept_ = kept;
+        }
+        for (std::size_t j = 0; j < sharable; ++j) {
+            if (extends(j)) { survivors_[j] = static_cast<std::int32_t>(page_length(j) * pool_.heads); }
+        }
+        return {};
+    }
+
+    // A page whose tokens are all where they end stays; of the others, the first to hold tokens become destinations.
+    [[nodiscard]] status decide_in_order() {
+        bool in_place = true;
+        index_t destinations = 0;
+        for (std::size_t j = 0; j < pages_.size(); ++j) {
+            if (survivors_[j] == 0) {
+                fates_[j] = is_shared(j) ? page_fate::copied : page_fate::leaves;
+                continue;
+            }
+            in_place = in_place && survivors_[j] == page_length(j) * pool_.heads;
+            const bool is_destination = destinations++ < new_pages_;
+            if (!is_shared(j)) {
+                fates_[j] = is_destination ? page_fate::stays : page_fate::leaves;
+            } else if (in_place) {
+                fates_[j] = page_fate::stays;
+            } else if (options_.shared == shared_pages::stay_whole) {
+                return {errc::page_shared,
+                        "tokens cannot keep their order around a shared page: let it be copied"};
+            } else {
+                fates_[j] = is_destination ? page_fate::replaced : page_fate::copied;
+                fresh_pages_ += is_destination ? 1 : 0;
+            }
+        }
+        return {};
+    }
+
+    [[nodiscard]] status decide_by_holes(const keep_plan& plan, index_t row) {
+        index_t owned = 0;
+        index_t needed = new_pages_;
+        for (std::size_t j = 0; j < pages_.size(); ++j) {
+            fates_[j] = page_fate::leaves;
+            if (!is_shared(j)) {
+                ++owned;
+            } else if (survivors_[j] == page_tokens_ * pool_.heads) {
+                fates_[j] = page_fate::stays;
+                --needed;
+            } else if (survivors_[j] == 0 || options_.shared == shared_pages::copied) {
+                fates_[j] = page_fate::copied;
+            } else {
+                return {errc::page_shared,
+                        "a shared last page that is not full cannot stay: let it be copied"};
+            }
+        }
+        fresh_pages_ = std::max<index_t>(0, needed - owned);
+        if (fresh_pages_ > 0) {
+            std::replace(fates_.begin(), fates_.begin() + std::ssize(pages_), page_fate::leaves,
+                         page_fate::stays);
+        } else if (options_.order == move_order::from_tail) {
+            keep_first(needed);
+        } else if (needed > 0) {
+            mark_fullest(needed - 1);
+            end_row_with_best(plan, row);
+        }
+        return {};
+    }
+
+    void keep_first(index_t count) {
+        for (std::size_t j = 0; count > 0; ++j) {
+            if (fates_[j] != page_fate::leaves) { continue; }
+            fates_[j] = --count == 0 ? page_fate::ends_row : page_fate::stays;
+        }
+    }
+
+    // Of the pages that would leave, the `count` with the most survivors stay; ties to the first.
+    void mark_fullest(index_t count) {
+        std::fill(histogram_.begin(), histogram_.end(), 0);
+        for (std::size_t j = 0; j < pages_.size(); ++j) {
+            if (fates_[j] == page_fate::leaves) { ++histogram_[static_cast<std::size_t>(survivors_[j])]; }
+        }
+        std::size_t least = histogram_.size() - 1;
+        while (least > 0 && count > histogram_[least]) { count -= histogram_[least--]; }
+        for (std::size_t j = 0; j < pages_.size(); ++j) {
+            const auto found = static_cast<std::size_t>(survivors_[j]);
+            if (fates_[j] != page_fate::leaves || found < least) { continue; }
+            if (found == least && count-- <= 0) { continue; }
+            fates_[j] = page_fate::stays;
+        }
+    }
+
+    // One page more ends the row, with used_of_last slots: the one after which most survivors are in place. If it is
+    // among those that stay, the fullest of the others stays for it. Ties to the last page.
+    void end_row_with_best(const keep_plan& plan, index_t row) {
+        std::size_t next = pages_.size();
+        for (std::size_t j = 0; j < pages_.size(); ++j) {
+            if (fates_[j] != page_fate::leaves) { continue; }
+            if (next == pages_.size() || survivors_[j] > survivors_[next]) { next = j; }
+        }
+        std::size_t best = next;
+        index_t best_gain = -1;
+        for (std::size_t j = 0; j < pages_.size(); ++j) {
+            const bool swaps = fates_[j] == page_fate::stays && !is_shared(j);
+            if (!swaps && fates_[j] != page_fate::leaves) { continue; }
+            const index_t swap = swaps ? index_t{survivors_[next]} - survivors_[j] : 0;
+            const index_t most = std::min<index_t>(survivors_[j], used_of_last_ * pool_.heads) + swap;
+            if (most < best_gain) { continue; }
+            const index_t gain = survivors_in_front(j, plan, row) + swap;
+            if (gain < best_gain) { continue; }
+            best_gain = gain;
+            best = j;
+        }
+        if (fates_[best] == page_fate::stays) { fates_[next] = page_fate::stays; }
+        fates_[best] = page_fate::ends_row;
+    }
+
+    // Survivors of all heads in the slots of page j that would be used if it ended the row.
+    [[nodiscard]] index_t survivors_in_front(std::size_t j, const keep_plan& plan, index_t row) const {
+        index_t count = 0;
+        for (index_t head = 0; head < pool_.heads; ++head) {
+            const auto kept = plan.row(row * pool_.heads + head);
+            const auto begin = kept.begin() + first(head)[j];
+            const auto end = kept.begin() + first(head)[j + 1];
+            count +=
+                std::lower_bound(begin, end, static_cast<index_t>(j) * page_tokens_ + used_of_last_) - begin;
+        }
+        return count;
+    }
+
+    const page_table& table_;
+    const page_pool& pool_;
+    const page_move_options& options_;
+    index_t page_tokens_;
+    index_t columns_;
+    std::span<std::int32_t> first_;     // [heads, columns]
+    std::span<std::int32_t> survivors_; // [columns], of all heads
+    std::span<std::int32_t> histogram_; // [heads * page_tokens + 1]
+    std::span<page_fate> fates_;        // [columns]
+
+    // Of the row at hand.
+    std::span<const std::int32_t> pages_;
+    index_t row_tokens_ = 0;
+    index_t kept_ = 0;
+    index_t new_pages_ = 0;
+    index_t used_of_last_ = 0;
+    index_t fresh_pages_ = 0;
+};
+
+} // namespace detail
+
+} // namespace kvtrim

@@ -1,0 +1,97 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What an engine with pages does after an eviction: copies between slots, a new page table, and pages that it gets back.
+//
+//   moves(r)          slot_move {from, to}, in the order of execution; slot = page * page_tokens + token of the page
+//   table()           the new indptr, indices, last_page_len
+//   freed_pages()     pages that the table owned and no longer names
+//   released_pages()  shared pages that a row no longer names: one reference less for each time they stand here
+//   taken_pages()     how many of the free pages that were offered now belong to the table, from the first on
+//   origins(r)        for each slot of a row, in the order of its new table, the cache row whose token it holds now
+//
+// Rows r are those of the keep_plan: a row of the table, or a (row of the table, head) where heads share pages but not
+// their tokens. Rows are independent of each other; moves of one row run in order. The tables keep their capacity, so that
+// a plan made again for the same sizes allocates nothing. To make one: compact/page_moves.hpp.
+
+#include <kvtrim/plan/page_table.hpp>
+
+#include <vector>
+
+namespace kvtrim {
+
+struct slot_move {
+    std::int32_t from = 0;
+    std::int32_t to = 0;
+
+    friend constexpr bool operator==(const slot_move&, const slot_move&) = default;
+};
+
+namespace detail {
+class page_planner;
+}
+
+class move_plan {
+  public:
+    [[nodiscard]] index_t rows() const {
+        return move_offsets_.empty() ? 0 : static_cast<index_t>(move_offsets_.size()) - 1;
+    }
+    // Plan rows per row of the table: 1 where a slot moves with everything it holds.
+    [[nodiscard]] index_t heads() const { return heads_; }
+    [[nodiscard]] std::span<const slot_move> moves(index_t row) const {
+        return part(moves_, move_offsets_, row);
+    }
+    [[nodiscard]] index_t total_moves() const { return static_cast<index_t>(moves_.size()); }
+
+    [[nodiscard]] page_table table() const { return {indptr_, indices_, last_page_len_}; }
+    [[nodiscard]] std::span<const std::int32_t> freed_pages() const { return freed_; }
+    [[nodiscard]] std::span<const std::int32_t> released_pages() const { return released_; }
+    [[nodiscard]] index_t taken_pages() const { return taken_; }
+
+    [[nodiscard]] std::span<const std::int32_t> origins(index_t row) const {
+        return part(origins_, origin_offsets_, row);
+    }
+    [[nodiscard]] index_t kept_tokens(index_t row) const { return static_cast<index_t>(origins(row).size()); }
+    // Tokens that stay although the keep_plan evicts them, because they lie in shared pages; all rows together.
+    [[nodiscard]] index_t extra_tokens() const { return extra_; }
+
+    // The position of the token in each slot of a row, where cache row t had position positions[t].
+    // Requires positions of the whole row, and out.size() >= kept_tokens(row).
+    template <class Position>
+    void gather_positions(index_t row, std::span<const Position> positions, std::span<Position> out) const {
+        const auto origins = this->origins(row);
+        KVTRIM_EXPECTS(out.size() >= origins.size(), "gather_positions: the output is too short");
+        for (std::size_t i = 0; i < origins.size(); ++i) {
+            out[i] = positions[static_cast<std::size_t>(origins[i])];
+        }
+    }
+
+    friend bool operator==(const move_plan&, const move_plan&) = default;
+
+  private:
+    friend class detail::page_planner;
+
+    template <class T>
+    static std::span<const T> part(const std::vector<T>& all, const std::vector<std::int32_t>& offsets,
+                                   index_t row) {
+        const auto r = static_cast<std::size_t>(row);
+        return std::span(all).subspan(static_cast<std::size_t>(offsets[r]),
+                                      static_cast<std::size_t>(offsets[r + 1] - offsets[r]));
+    }
+
+    index_t heads_ = 1;
+    index_t taken_ = 0;
+    index_t extra_ = 0;
+    std::vector<slot_move> moves_;
+    std::vector<std::int32_t> move_offsets_; // [rows + 1]
+    std::vector<std::int32_t> origins_;
+    std::vector<std::int32_t> origin_offsets_; // [rows + 1]
+    std::vector<std::int32_t> indptr_;
+    std::vector<std::int32_t> indices_;
+    std::vector<std::int32_t> last_page_len_;
+    std::vector<std::int32_t> freed_;
+    std::vector<std::int32_t> released_;
+};
+
+} // namespace kvtrim
