@@ -74,6 +74,11 @@ class page_fates {
         return options_.order == move_order::in_order ? decide_in_order() : decide_by_holes(plan, row);
     }
 
+    // The errors of decide(), kept() and fresh_pages(); for pages that nobody shares, in O(heads).
+    [[nodiscard]] status check(const keep_plan& plan, index_t row) {
+        return pool_.ref_counts.empty() ? count_kept(plan, row) : decide(plan, row);
+    }
+
     [[nodiscard]] std::size_t pages() const { return pages_.size(); }
     [[nodiscard]] std::int32_t page(std::size_t j) const { return pages_[j]; }
     [[nodiscard]] page_fate operator[](std::size_t j) const { return fates_[j]; }
@@ -100,8 +105,11 @@ class page_fates {
             for (std::size_t j = 0; j < pages_.size(); ++j) {
                 const auto* const begin = next;
                 const index_t page_end = static_cast<index_t>(j + 1) * page_tokens_;
-                next =
-                    std::lower_bound(begin, begin + std::min<index_t>(page_tokens_, end - begin), page_end);
+                if (end - next >= page_tokens_ && next[page_tokens_ - 1] < page_end) { // all of it
+                    next += page_tokens_;
+                } else {
+                    while (next != end && *next < page_end) { ++next; }
+                }
                 begin_of[j] = static_cast<std::int32_t>(begin - kept.data());
                 survivors_[j] += static_cast<std::int32_t>(next - begin);
             }
@@ -220,14 +228,12 @@ class page_fates {
         }
         std::size_t best = next;
         index_t best_gain = -1;
-        for (std::size_t j = 0; j < pages_.size(); ++j) {
+        for (std::size_t j = pages_.size(); j-- > 0 && best_gain < survivors_[next];) { // no page gains more
             const bool swaps = fates_[j] == page_fate::stays && !is_shared(j);
             if (!swaps && fates_[j] != page_fate::leaves) { continue; }
             const index_t swap = swaps ? index_t{survivors_[next]} - survivors_[j] : 0;
-            const index_t most = std::min<index_t>(survivors_[j], used_of_last_ * pool_.heads) + swap;
-            if (most < best_gain) { continue; }
             const index_t gain = survivors_in_front(j, plan, row) + swap;
-            if (gain < best_gain) { continue; }
+            if (gain <= best_gain) { continue; }
             best_gain = gain;
             best = j;
         }

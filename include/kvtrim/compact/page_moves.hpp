@@ -64,7 +64,7 @@ class page_planner {
         index_t fresh_pages = 0;
         index_t total_tokens = 0;
         for (index_t row = 0; row < table_.rows(); ++row) {
-            if (const status s = row_.decide(plan, row); !s.ok()) { return s; }
+            if (const status s = row_.check(plan, row); !s.ok()) { return s; }
             fresh_pages += row_.fresh_pages();
             total_tokens += row_.kept() * pool_.heads;
         }
@@ -78,9 +78,7 @@ class page_planner {
     void write(const keep_plan& plan, move_plan& out) {
         clear(out);
         for (index_t row = 0; row < table_.rows(); ++row) {
-            if (table_.rows() > 1) {
-                static_cast<void>(row_.decide(plan, row));
-            } // a single one is still at hand
+            static_cast<void>(row_.decide(plan, row));
             write_pages(out);
             for (index_t head = 0; head < pool_.heads; ++head) {
                 write_moves(plan.row(row * pool_.heads + head), head, out);

@@ -1,0 +1,154 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// A paged cache of 100 000 pages cut to a fifth: planning the moves, and making them, against a plain copy of as many bytes.
+//
+//   span_heads   pages of 16 tokens span 8 heads, one token set: a slot moves as a whole, 2 KiB of keys
+//   per_head     a table per (request, KV head), as head-wise budgets need: 256 bytes of keys
+//
+// Survivors: heavy hitters spread over the prompt and a window of new tokens in each request. bytes counts rows read and
+// written; each iteration makes the same moves again.
+
+#include "layer.hpp"
+
+#include <cstring>
+
+namespace {
+
+using namespace bench;
+
+constexpr index_t page_tokens = 16;
+constexpr index_t pages = 100000;
+
+struct paged_layer {
+    index_t heads; // in a page
+    std::vector<std::int32_t> indptr{0}, indices, last_page_len;
+    kvtrim::keep_plan plan;
+
+    // Requests of 32768 tokens.
+    explicit paged_layer(index_t heads_in_page) : heads(heads_in_page) {
+        constexpr index_t row_pages = 32768 / page_tokens;
+        std::vector<std::int32_t> order(pages);
+        for (std::size_t i = 0; i < order.size();
+             ++i) { // a permutation: 7919 is prime to the number of pages
+            order[i] = static_cast<std::int32_t>(i * 7919 % order.size());
+        }
+        indices = order;
+        for (index_t begin = 0; begin < pages; begin += row_pages) {
+            indptr.push_back(static_cast<std::int32_t>(std::min(begin + row_pages, pages)));
+            last_page_len.push_back(page_tokens);
+        }
+        cut();
+    }
+
+    [[nodiscard]] kvtrim::page_table table() const { return {indptr, indices, last_page_len}; }
+    [[nodiscard]] kvtrim::page_pool pool() const { return {.pages = pages, .page_tokens = page_tokens}; }
+    [[nodiscard]] std::vector<kvtrim::bf16> keys() const {
+        return std::vector<kvtrim::bf16>(static_cast<std::size_t>(pages * page_tokens * heads * head_dim));
+    }
+    [[nodiscard]] kvtrim::paged_memory<kvtrim::bf16> memory(std::vector<kvtrim::bf16>& k) const {
+        return {k.data(),
+                {page_tokens, page_tokens * heads * head_dim, heads * head_dim, head_dim},
+                heads,
+                head_dim};
+    }
+
+  private:
+    void cut() {
+        const auto rows = table().rows();
+        std::vector<index_t> lengths, counts;
+        for (index_t r = 0; r < rows; ++r) {
+            lengths.push_back(table().tokens(r, page_tokens));
+            counts.push_back(lengths.back() / 5);
+        }
+        if (!plan.reset(counts).ok()) { std::abort(); }
+        for (index_t r = 0; r < rows; ++r) {
+            auto scores = random_elements<float>(lengths[static_cast<std::size_t>(r)], 7);
+            const index_t budget = counts[static_cast<std::size_t>(r)] - window;
+            const std::span candidates(scores.data(), scores.size() - window);
+            kvtrim::top_k_cut best = kvtrim::find_top_k(candidates, budget);
+            auto next = plan.writable_row(r).begin();
+            kvtrim::for_each_above(candidates, best,
+                                   [&](index_t t) { *next++ = static_cast<std::int32_t>(t); });
+            for (auto t = static_cast<std::int32_t>(candidates.size()); t < std::ssize(scores); ++t) {
+                *next++ = t;
+            }
+        }
+    }
+};
+
+double moved_bytes(const paged_layer& layer, const kvtrim::move_plan& plan) {
+    return 2.0 * static_cast<double>(plan.total_moves() * layer.heads * head_dim) * sizeof(kvtrim::bf16);
+}
+
+void plan_moves(benchmark::State& state, index_t heads, kvtrim::move_order order) {
+    const paged_layer layer(heads);
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(kvtrim::plan_page_moves_bytes(layer.table(), layer.pool()));
+    kvtrim::move_plan plan;
+    for (auto _ : state) {
+        check(state, kvtrim::plan_page_moves(layer.plan, layer.table(), layer.pool(), {.order = order}, plan,
+                                             scratch));
+        benchmark::DoNotOptimize(plan);
+    }
+    state.counters["moves"] = static_cast<double>(plan.total_moves());
+    state.counters["freed"] = static_cast<double>(plan.freed_pages().size());
+}
+
+void make_moves(benchmark::State& state, index_t heads, kvtrim::move_order order) {
+    const paged_layer layer(heads);
+    auto keys = layer.keys();
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(kvtrim::plan_page_moves_bytes(layer.table(), layer.pool()));
+    kvtrim::move_plan plan;
+    check(state,
+          kvtrim::plan_page_moves(layer.plan, layer.table(), layer.pool(), {.order = order}, plan, scratch));
+    for (auto _ : state) {
+        kvtrim::move_rows(layer.memory(keys), plan);
+        benchmark::ClobberMemory();
+    }
+    rates(state, 0, moved_bytes(layer, plan));
+}
+
+// As many bytes as `fewest` moves, from one contiguous array to another.
+void plain_copy(benchmark::State& state, index_t heads) {
+    const paged_layer layer(heads);
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(kvtrim::plan_page_moves_bytes(layer.table(), layer.pool()));
+    kvtrim::move_plan plan;
+    check(state, kvtrim::plan_page_moves(layer.plan, layer.table(), layer.pool(), {}, plan, scratch));
+    const auto keys = layer.keys();
+    std::vector<kvtrim::bf16> out(static_cast<std::size_t>(plan.total_moves() * heads * head_dim));
+    for (auto _ : state) {
+        std::memcpy(out.data(), keys.data(), out.size() * sizeof(kvtrim::bf16));
+        benchmark::ClobberMemory();
+    }
+    rates(state, 0, moved_bytes(layer, plan));
+}
+
+void milliseconds(benchmark::internal::Benchmark* b) {
+    b->Unit(benchmark::kMillisecond);
+}
+
+using kvtrim::move_order;
+BENCHMARK_CAPTURE(plan_moves, span_heads, kv_heads, move_order::fewest)
+    ->Name("page_moves/plan")
+    ->Apply(milliseconds);
+BENCHMARK_CAPTURE(plan_moves, from_tail, kv_heads, move_order::from_tail)
+    ->Name("page_moves/plan_from_tail")
+    ->Apply(milliseconds);
+BENCHMARK_CAPTURE(plan_moves, in_order, kv_heads, move_order::in_order)
+    ->Name("page_moves/plan_in_order")
+    ->Apply(milliseconds);
+BENCHMARK_CAPTURE(make_moves, span_heads, kv_heads, move_order::fewest)
+    ->Name("page_moves/move_span_heads")
+    ->Apply(milliseconds);
+BENCHMARK_CAPTURE(plain_copy, span_heads, kv_heads)
+    ->Name("page_moves/memcpy_span_heads")
+    ->Apply(milliseconds);
+BENCHMARK_CAPTURE(make_moves, per_head, 1, move_order::fewest)
+    ->Name("page_moves/move_per_head")
+    ->Apply(milliseconds);
+BENCHMARK_CAPTURE(plain_copy, per_head, 1)->Name("page_moves/memcpy_per_head")->Apply(milliseconds);
+
+} // namespace
