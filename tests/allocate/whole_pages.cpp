@@ -1,0 +1,116 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/allocate/whole_pages.hpp>
+
+#include <kvtrim/allocate/uniform.hpp>
+
+#include "support/allocate.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+namespace {
+
+// Deals out what it is told.
+struct given_budgets {
+    std::array<index_t, 4> values{};
+
+    static constexpr bool is_uniform = false;
+
+    [[nodiscard]] status allocate(const score_rows& scores, index_t, std::span<index_t> budgets,
+                                  workspace&) const {
+        std::copy_n(values.begin(), scores.rows(), budgets.begin());
+        return {};
+    }
+};
+
+oracle::counts rounded(const std::array<index_t, 4>& budgets, page_rounding rounding,
+                       index_t protected_tokens, std::array<std::size_t, 4> lengths = {100, 100, 100, 100}) {
+    oracle::matrix rows;
+    for (const std::size_t length : lengths) { rows.emplace_back(length, 1.0); }
+    const whole_pages<given_budgets> pages{{budgets}, 10, protected_tokens, rounding};
+    return allocate(pages, rows, 0);
+}
+
+} // namespace
+
+TEST_CASE("whole_pages: budgets are rounded to whole pages, protected tokens included", "[allocate]") {
+    using enum page_rounding;
+    CHECK(rounded({13, 20, 29, 5}, up, 0) == oracle::counts{20, 20, 30, 10});
+    CHECK(rounded({13, 20, 29, 5}, down, 0) == oracle::counts{10, 20, 20, 10});   // no row loses all
+    CHECK(rounded({13, 20, 29, 15}, dealt, 0) == oracle::counts{10, 20, 30, 10}); // 77 tokens are 7 pages
+    CHECK(rounded({15, 15, 15, 15}, dealt, 0) == oracle::counts{20, 20, 10, 10});
+    CHECK(rounded({13, 20, 29, 0}, up, 4) == oracle::counts{16, 26, 36, 6});
+    CHECK(rounded({13, 20, 29, 0}, down, 4) == oracle::counts{6, 16, 26, 6});
+    CHECK(rounded({13, 20, 29, 0}, dealt, 14) == oracle::counts{6, 16, 26, 6}); // 118 tokens are 11 pages
+    CHECK(rounded({0, 0, 0, 0}, up, 0) == oracle::counts{0, 0, 0, 0});
+    CHECK(rounded({0, 0, 0, 0}, down, 0) == oracle::counts{0, 0, 0, 0});
+}
+
+TEST_CASE("whole_pages: a row has no more tokens than it has, and one that is all protected is left out",
+          "[allocate]") {
+    using enum page_rounding;
+    CHECK(rounded({13, 20, 29, 0}, up, 0, {14, 20, 29, 0}) == oracle::counts{14, 20, 29, 0});
+    CHECK(rounded({13, 20, 29, 0}, down, 0, {14, 20, 29, 0}) == oracle::counts{10, 20, 20, 0});
+    CHECK(rounded({13, 20, 29, 0}, up, 4, {100, 100, 100, 0}) == oracle::counts{16, 26, 36, 0});
+}
+
+TEST_CASE("whole_pages: what each rounding promises, for any lengths and protection",
+          "[allocate][properties]") {
+    support::random r(1);
+    for (int i = 0; i < 500; ++i) {
+        const oracle::matrix rows = random_scores(r, score_kind::distinct);
+        const auto total = static_cast<std::size_t>(r.between(0, static_cast<index_t>(total_length(rows))));
+        const index_t page_tokens = r.one_of({1, 2, 3, 16});
+        const index_t protected_tokens = r.one_of({0, 1, 5, 33});
+        const oracle::counts plain = allocate(uniform{}, rows, total);
+        std::size_t kept = 0, dealt_pages = 0, forced = 0;
+        for (const page_rounding rounding : {page_rounding::up, page_rounding::down, page_rounding::dealt}) {
+            const whole_pages<uniform> pages{{}, page_tokens, protected_tokens, rounding};
+            const oracle::counts got = allocate(pages, rows, total);
+            const auto size = static_cast<std::size_t>(page_tokens);
+            const auto fixed = static_cast<std::size_t>(protected_tokens);
+            CAPTURE(i, rounding, page_tokens, protected_tokens, plain, got);
+            for (std::size_t g = 0; g < rows.size(); ++g) {
+                if (rows[g].empty()) { continue; }
+                const std::size_t before = fixed + plain[g], after = fixed + got[g];
+                CHECK(got[g] <= rows[g].size());
+                CHECK((after % size == 0 || got[g] == rows[g].size())); // whole pages, or the whole row
+                CHECK((before == 0) == (after == 0));
+                const std::size_t least =
+                    std::max<std::size_t>(before > 0 ? 1 : 0, (fixed + size - 1) / size);
+                if (rounding == page_rounding::up) {
+                    CHECK(after >= before);
+                    CHECK((after + size - 1) / size == (before + size - 1) / size);
+                } else {
+                    CHECK((after < before + size && before < after + size));
+                }
+                if (rounding == page_rounding::down && before / size >= least) { CHECK(after <= before); }
+                if (rounding == page_rounding::dealt) {
+                    kept += before;
+                    dealt_pages += (after + size - 1) / size;
+                    forced += std::max(before / size, least);
+                }
+            }
+            if (rounding == page_rounding::dealt) { CHECK(dealt_pages == std::max(forced, kept / size)); }
+        }
+    }
+}
+
+TEST_CASE("whole_pages: bad fields, contracts and a small workspace are answered as by any allocator",
+          "[allocate][errors]") {
+    CHECK(whole_pages<uniform>{}.validate().ok());
+    CHECK(whole_pages<uniform>{{}, 0}.validate().code() == errc::invalid_parameter);
+    CHECK(whole_pages<uniform>{{}, 16, -1}.validate().code() == errc::invalid_parameter);
+    require_allocation_contracts(whole_pages<uniform>{});
+    score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5}});
+    std::vector<index_t> budgets{7, 7};
+    std::vector<std::byte> few(100);
+    workspace scratch(few);
+    const whole_pages<uniform> pages;
+    const status s = pages.allocate(memory.importance_rows(), 2, budgets, scratch);
+    CHECK(s.code() == errc::workspace_too_small);
+    CHECK(s.needed() == pages.workspace_bytes(2, 5));
+    CHECK(budgets == std::vector<index_t>{7, 7});
+}
