@@ -36,6 +36,7 @@ aggregate/[^/]+\.hpp                            4.5
 score/(value_weighted|layer_preference|value_norm|expected_attention|redundancy)\.hpp 5.5
 score/[^/]+\.hpp                                5
 allocate/[^/]+\.hpp                             5
+select/row_fold\.hpp                            4.9
 select/chunked\.hpp                             5.5
 select/[^/]+\.hpp                               5
 compact/(check_plan|page_fates)\.hpp            4.9
