@@ -138,20 +138,18 @@ KVTRIM_TARGET_AVX2 inline void cap_logits(float* logits, index_t count, float so
 template <std::size_t Rows, std::size_t Vectors>
 KVTRIM_INLINE_AVX2 void products(const matrix_in& a, index_t first_row, const float* b, index_t inner,
                                  __m256 (&sum)[Vectors][Rows]) {
-    const float* rows[Rows];
     KVTRIM_UNROLL
     for (std::size_t i = 0; i < Rows; ++i) {
-        rows[i] = a.data + (first_row + static_cast<index_t>(i)) * a.row;
         for (std::size_t v = 0; v < Vectors; ++v) { sum[v][i] = _mm256_setzero_ps(); }
     }
-    for (index_t k = 0; k < inner; ++k) {
+    const float* column = a.data + first_row * a.row;
+    const index_t row = a.row, step = a.step;
+    for (index_t k = 0; k < inner; ++k, column += step, b += panel_columns) {
         __m256 panel[Vectors];
-        for (std::size_t v = 0; v < Vectors; ++v) {
-            panel[v] = _mm256_loadu_ps(b + k * panel_columns + static_cast<index_t>(8 * v));
-        }
+        for (std::size_t v = 0; v < Vectors; ++v) { panel[v] = _mm256_loadu_ps(b + 8 * v); }
         KVTRIM_UNROLL
         for (std::size_t i = 0; i < Rows; ++i) {
-            const __m256 x = _mm256_broadcast_ss(rows[i] + k * a.step);
+            const __m256 x = _mm256_broadcast_ss(column + static_cast<index_t>(i) * row);
             for (std::size_t v = 0; v < Vectors; ++v) { sum[v][i] = _mm256_fmadd_ps(x, panel[v], sum[v][i]); }
         }
     }

@@ -38,7 +38,8 @@ KVTRIM_TARGET_AVX2 inline void fold_products(const matrix_in& x, const float* pa
     __m256 product[2][Rows];
     products<Rows, 2>(x, first_row, panel, inner, product);
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    for (std::size_t v = 0; v < 2; ++v) {
+    KVTRIM_UNROLL // else the products go through memory
+        for (std::size_t v = 0; v < 2; ++v) {
         const index_t column = first_column + static_cast<index_t>(8 * v);
         const first_lanes some(columns - column);
         // A column that is not there is infinity times 0 in a broken row.
