@@ -13,6 +13,7 @@
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/page_moves.hpp>
 #include <kvtrim/compact/rope_rerotation.hpp>
+#include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/compact/shared_set.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
