@@ -6,6 +6,9 @@
 //   span_heads   pages of 16 tokens span 8 heads, one token set: a slot moves as a whole, 2 KiB of keys
 //   per_head     a table per (request, KV head), as head-wise budgets need: 256 bytes of keys
 //
+// And a flat ragged cache of 8 heads that is fed token by token: flat_cache with room behind each head, its spreads included,
+// against a copy of the whole cache for each token, as AdaKV does it. Rows show the time of 4096 tokens, keys only.
+//
 // Survivors: heavy hitters spread over the prompt and a window of new tokens in each request. bytes counts rows read and
 // written; each iteration makes the same moves again.
 
@@ -126,6 +129,56 @@ void plain_copy(benchmark::State& state, index_t heads) {
     rates(state, 0, moved_bytes(layer, plan));
 }
 
+// Rows of each head before the first token, as head-wise budgets leave them: 1024 to 15360, 8192 on average.
+kvtrim::keep_plan uneven_rows() {
+    std::vector<index_t> counts;
+    for (index_t g = 0; g < kv_heads; ++g) { counts.push_back(1024 + g * 2048); }
+    kvtrim::keep_plan plan;
+    if (!plan.reset(counts).ok()) { std::abort(); }
+    return plan;
+}
+
+constexpr index_t new_tokens = 4096;
+
+void append(benchmark::State& state, double growth) {
+    const kvtrim::keep_plan rows = uneven_rows();
+    std::vector<kvtrim::bf16> keys(static_cast<std::size_t>(4 * rows.total_tokens() * head_dim));
+    const auto token = random_elements<kvtrim::bf16>(kv_heads * head_dim, 3);
+    index_t spreads = 0;
+    for (auto _ : state) {
+        kvtrim::flat_cache cache(rows, growth);
+        const kvtrim::flat_rows<kvtrim::bf16> view(keys.data(), cache, head_dim);
+        spreads = 0;
+        for (index_t t = 0; t < new_tokens; ++t) {
+            if (const auto full = cache.append(1); !full.ok()) {
+                check(state, cache.spread(full.needed(), [&](index_t from, index_t to, index_t count) {
+                    view.move(from, to, count);
+                }));
+                check(state, cache.append(1));
+                ++spreads;
+            }
+            for (index_t g = 0; g < kv_heads; ++g) {
+                std::copy_n(token.data() + g * head_dim, head_dim, view.row(g, cache.rows(g) - 1));
+            }
+        }
+        benchmark::ClobberMemory();
+    }
+    state.counters["spreads"] = static_cast<double>(spreads);
+}
+
+// One copy of the cache as it is before the first token, scaled to as many tokens.
+void copy_per_token(benchmark::State& state) {
+    const kvtrim::keep_plan rows = uneven_rows();
+    const std::vector<kvtrim::bf16> keys(static_cast<std::size_t>(rows.total_tokens() * head_dim));
+    std::vector<kvtrim::bf16> copy(keys.size());
+    for (auto _ : state) {
+        scaled_iteration(state, new_tokens, [&] {
+            std::memcpy(copy.data(), keys.data(), keys.size() * sizeof(kvtrim::bf16));
+            benchmark::ClobberMemory();
+        });
+    }
+}
+
 void milliseconds(benchmark::internal::Benchmark* b) {
     b->Unit(benchmark::kMillisecond);
 }
@@ -150,5 +203,11 @@ BENCHMARK_CAPTURE(make_moves, per_head, 1, move_order::fewest)
     ->Name("page_moves/move_per_head")
     ->Apply(milliseconds);
 BENCHMARK_CAPTURE(plain_copy, per_head, 1)->Name("page_moves/memcpy_per_head")->Apply(milliseconds);
+
+BENCHMARK_CAPTURE(append, growth_quarter, 0.25)->Name("flat_cache/append/growth:0.25")->Apply(milliseconds);
+BENCHMARK_CAPTURE(append, growth_sixteenth, 0.0625)
+    ->Name("flat_cache/append/growth:0.0625")
+    ->Apply(milliseconds);
+BENCHMARK(copy_per_token)->Name("flat_cache/copy_per_token")->Apply(milliseconds)->UseManualTime();
 
 } // namespace

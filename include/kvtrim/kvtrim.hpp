@@ -9,6 +9,7 @@
 #include <kvtrim/base/filled.hpp>
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/page_moves.hpp>

@@ -26,6 +26,7 @@ enum class errc : std::uint8_t {
     invalid_table,           // a page table with impossible numbers, or a page twice where it may be once
     page_shared,             // a page that others read stands where something must change
     pages_too_few,           // fewer free pages than copies need; needed: pages
+    no_room,                 // a cache whose memory is full; needed: rows of memory
     workspace_too_small,     // needed: bytes
 };
 

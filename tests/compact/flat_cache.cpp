@@ -1,0 +1,206 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/compact/flat_cache.hpp>
+
+#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/in_place.hpp>
+
+#include "compact/random_cache.hpp"
+
+using namespace kvtrim;
+
+namespace {
+
+// A flat cache with keys of its own beside it, and the rows that each head must have.
+struct grown_cache {
+    flat_cache table;
+    index_t dim;
+    std::vector<f16> keys;
+    std::vector<std::vector<std::uint16_t>>
+        expected; // the first element of each row; the others follow from it
+    index_t moved_rows = 0;
+    index_t appended_rows = 0;
+    index_t allocations = 0;
+
+    grown_cache(index_t heads, index_t head_dim, double growth)
+        : table(heads, growth), dim(head_dim), expected(static_cast<std::size_t>(heads)) {}
+
+    [[nodiscard]] flat_rows<f16> view() { return {keys.data(), table, dim}; }
+
+    void append(support::random& r, index_t count) {
+        status s = table.append(count);
+        if (s.code() == errc::no_room) {
+            const index_t rows = s.needed();
+            CHECK(rows >= table.capacity());
+            if (rows > table.capacity()) {
+                ++allocations;
+                keys.resize(static_cast<std::size_t>(rows * dim), f16{0xdead});
+            }
+            CHECK(table
+                      .spread(rows,
+                              [&](index_t from, index_t to, index_t n) {
+                                  flat_rows<f16>(keys.data(), table, dim).move(from, to, n);
+                                  moved_rows += n;
+                              })
+                      .ok());
+            CHECK(table.capacity() == rows);
+            s = table.append(count);
+        }
+        CHECK(s.ok());
+        for (index_t g = 0; g < table.kv_heads(); ++g) {
+            for (index_t i = table.rows(g) - count; i < table.rows(g); ++i) {
+                const auto first = static_cast<std::uint16_t>(r.bits());
+                expected[static_cast<std::size_t>(g)].push_back(first);
+                for (index_t d = 0; d < dim; ++d) {
+                    view().row(g, i)[d] = {static_cast<std::uint16_t>(first + static_cast<std::uint16_t>(d))};
+                }
+                ++appended_rows;
+            }
+        }
+    }
+    void cut(const keep_plan& plan) {
+        CHECK(compact_in_place(view(), plan).ok());
+        CHECK(table.compact(plan).ok());
+        for (index_t g = 0; g < table.kv_heads(); ++g) {
+            std::vector<std::uint16_t> left;
+            for (const auto token : plan.row(g)) {
+                left.push_back(expected[static_cast<std::size_t>(g)][static_cast<std::size_t>(token)]);
+            }
+            expected[static_cast<std::size_t>(g)] = left;
+        }
+    }
+    [[nodiscard]] bool holds_its_rows() {
+        for (index_t g = 0; g < table.kv_heads(); ++g) {
+            const auto& rows = expected[static_cast<std::size_t>(g)];
+            if (table.rows(g) != std::ssize(rows)) { return false; }
+            if (table.row(g, table.rows(g)) > table.begins()[static_cast<std::size_t>(g) + 1]) {
+                return false;
+            }
+            for (index_t i = 0; i < table.rows(g); ++i) {
+                for (index_t d = 0; d < dim; ++d) {
+                    const auto want = static_cast<std::uint16_t>(rows[static_cast<std::size_t>(i)] + d);
+                    if (view().row(g, i)[d].bits != want) { return false; }
+                }
+            }
+        }
+        return true;
+    }
+};
+
+} // namespace
+
+TEST_CASE("flat_cache: through any appends and evictions each head holds its rows, bit for bit",
+          "[compact][properties]") {
+    support::random r(1);
+    for (int round = 0; round < 150; ++round) {
+        grown_cache cache(r.between(0, 5), r.between(1, 3), r.one_of({0.05, 0.25, 1.0, 3.0}));
+        for (int step = 0; step < 30; ++step) {
+            if (r.chance(0.2)) {
+                cache.cut(support::any_plan(r, support::lengths_of(cache.view())));
+            } else {
+                cache.append(r, r.chance(0.1) ? 0 : r.between(1, r.chance(0.2) ? 20 : 2));
+            }
+            CAPTURE(round, step);
+            REQUIRE(cache.holds_its_rows());
+        }
+    }
+}
+
+TEST_CASE("flat_cache: a row is moved a few times at most for each that is appended, whatever the length",
+          "[compact]") {
+    for (const double growth : {0.1, 0.25, 1.0}) {
+        support::random r(2);
+        grown_cache cache(3, 1, growth);
+        cache.append(r, 500);
+        cache.cut(support::plan_of({{0, 1, 2}, {4}, {}})); // very uneven heads
+        const index_t before = cache.appended_rows;
+        for (int token = 0; token < 6000; ++token) { cache.append(r, 1); }
+        const auto moved =
+            static_cast<double>(cache.moved_rows) / static_cast<double>(cache.appended_rows - before);
+        CAPTURE(growth, moved, cache.allocations);
+        CHECK(moved < 1 / growth + 1);
+        CHECK(static_cast<double>(cache.table.capacity()) <
+              (1 + growth) * static_cast<double>(cache.table.total_rows()) + 2000);
+        CHECK(cache.allocations < 60);
+    }
+}
+
+TEST_CASE("flat_cache: what an eviction frees is room, also for other heads, without new memory",
+          "[compact]") {
+    support::random r(3);
+    grown_cache cache(2, 2, 0.25);
+    cache.append(r, 100);
+    const index_t capacity = cache.table.capacity();
+    CHECK(capacity == 200);
+    std::vector<std::size_t> all(100);
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    cache.cut(support::plan_of({all, {3, 5}})); // head 0 has no room, head 1 has all of it
+    CHECK(cache.table.room() == 0);
+    cache.append(r, 1);
+    CHECK(cache.table.capacity() == capacity);
+    CHECK(cache.table.room() == 48);
+    CHECK(cache.holds_its_rows());
+}
+
+TEST_CASE("flat_cache: it takes over what compact_to_flat left, and spreads into another memory",
+          "[compact]") {
+    support::random r(4);
+    support::random_cache<float> cache(r, {3, 12, 2}, {0, 1, 2}, false, false);
+    const keep_plan plan = support::plan_of({{0, 5, 11}, {}, {2, 3}});
+    const std::vector<float> expected = support::survivors(cache.view(), plan);
+    REQUIRE(compact_to_flat(cache.view(), plan).ok());
+    flat_cache table(plan);
+    CHECK(table.capacity() == 5);
+    CHECK(table.room() == 0);
+    std::vector<float> wide(14 * 2, -1.0f);
+    REQUIRE(table
+                .spread_into(14,
+                             [&](index_t from, index_t to, index_t rows) {
+                                 std::copy_n(cache.elements.begin() + from * 2, rows * 2,
+                                             wide.begin() + to * 2);
+                             })
+                .ok());
+    CHECK(std::vector<std::int32_t>(table.begins().begin(), table.begins().end()) ==
+          std::vector<std::int32_t>{0, 6, 9, 14});
+    CHECK(std::vector<std::int32_t>(table.lengths().begin(), table.lengths().end()) ==
+          std::vector<std::int32_t>{3, 0, 2});
+    const flat_rows<float> rows(wide.data(), table, 2);
+    std::vector<float> tile(6), got;
+    for (index_t g = 0; g < 3; ++g) {
+        rows.load_rows(g, 0, rows.rows(g), tile.data());
+        got.insert(got.end(), tile.begin(), tile.begin() + rows.rows(g) * 2);
+    }
+    CHECK(support::bytes_of(got) == support::bytes_of(expected));
+    CHECK(rows.extent(1) == 3);
+    CHECK(flat_cache(keep_plan{}).kv_heads() == 0);
+    CHECK(flat_cache(0).append(5).ok());
+}
+
+TEST_CASE("flat_cache: too little memory, too much, and plans of other caches change nothing",
+          "[compact][errors]") {
+    flat_cache table(support::plan_of({{0, 1}, {0, 1, 2}}), 1.0);
+    const auto no_call = [](index_t, index_t, index_t) { CHECK(false); };
+    CHECK(table.append(1).code() == errc::no_room);
+    CHECK(table.append(1).needed() == 5 + 2 * 3);
+    CHECK(table.append(7).needed() == 5 + 2 * 7);
+    CHECK(table.spread(4, no_call).code() == errc::no_room);
+    CHECK(table.spread(4, no_call).needed() == 5);
+    CHECK(table.spread_into(index_t{1} << 31, no_call).code() == errc::index_overflow);
+    CHECK(table.compact(support::plan_of({{0, 1}})).code() == errc::plan_mismatch);
+    CHECK(table.compact(support::plan_of({{0, 2}, {0}})).code() == errc::plan_mismatch);
+    CHECK(table.total_rows() == 5);
+    CHECK(table.capacity() == 5);
+}
+
+TEST_CASE("flat_cache: wrong arguments break their contracts", "[compact][contract]") {
+    const auto bad = [](auto&& fn) { return support::violation_of(fn); };
+    const std::string construction = "flat_cache: kv_heads must not be negative, growth be positive";
+    CHECK(bad([] { flat_cache(-1); }) == construction);
+    CHECK(bad([] { flat_cache(2, 0.0); }) == construction);
+    flat_cache table(support::plan_of({{0, 1}}));
+    CHECK(bad([&] { (void)table.append(-1); }) == "flat_cache: the number of tokens must not be negative");
+    float* nowhere = nullptr;
+    CHECK(bad([&] { flat_rows<float>(nowhere, table, 1); }) == "flat_rows: data must not be null");
+    CHECK(bad([&] { flat_rows<float>(nowhere, table, -1); }) == "flat_rows: head_dim must not be negative");
+}
