@@ -22,6 +22,7 @@
 #include <kvtrim/measure/eviction_loss.hpp>
 #include <kvtrim/model/batch.hpp>
 #include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/blocks.hpp>
 #include <kvtrim/policy/consensuskv.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/critiprefill.hpp>
