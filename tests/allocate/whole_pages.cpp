@@ -25,6 +25,8 @@ struct given_budgets {
     }
 };
 
+static_assert(!whole_pages<given_budgets>::is_uniform && whole_pages<uniform>::is_uniform);
+
 oracle::counts rounded(const std::array<index_t, 4>& budgets, page_rounding rounding,
                        index_t protected_tokens, std::array<std::size_t, 4> lengths = {100, 100, 100, 100}) {
     oracle::matrix rows;
