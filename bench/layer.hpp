@@ -38,19 +38,18 @@ std::vector<T> random_elements(index_t count, std::uint32_t seed) {
 template <class T>
 struct layer {
     index_t tokens;
-    std::vector<T> k, v;
-    std::vector<float> q, w_o;
+    std::vector<T> k, v, q, w_o;
 
     explicit layer(index_t token_count)
         : tokens(token_count), k(random_elements<T>(kv_heads * tokens * head_dim, 1)),
           v(random_elements<T>(kv_heads * tokens * head_dim, 2)),
-          q(random_elements<float>(q_heads * window * head_dim, 3)),
-          w_o(random_elements<float>(q_heads * head_dim * hidden, 4)) {}
+          q(random_elements<T>(q_heads * window * head_dim, 3)),
+          w_o(random_elements<T>(q_heads * head_dim * hidden, 4)) {}
 
     kvtrim::strided<const T, 3> keys() const { return {k.data(), {kv_heads, tokens, head_dim}}; }
     kvtrim::strided<const T, 3> values() const { return {v.data(), {kv_heads, tokens, head_dim}}; }
-    kvtrim::strided<const float, 3> queries() const { return {q.data(), {q_heads, window, head_dim}}; }
-    kvtrim::strided<const float, 3> output_projection() const {
+    kvtrim::strided<const T, 3> queries() const { return {q.data(), {q_heads, window, head_dim}}; }
+    kvtrim::strided<const T, 3> output_projection() const {
         return {w_o.data(), {q_heads, head_dim, hidden}};
     }
     auto inputs() const { return kvtrim::layer(keys(), values()).with_queries(queries()); }

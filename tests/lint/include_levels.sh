@@ -21,7 +21,8 @@ kernels/rows\.hpp                               3.2
 kernels/(block_ops|query_tile|quadratic_forms|projection_ops)\.hpp 3.2
 kernels/window_ops\.hpp                         3.3
 kernels/lanes_avx512\.hpp                       3.3
-kernels/([^/]+_avx(2|512)|query_tile_amx)\.hpp  3.4
+kernels/amx_blocks\.hpp                         3.3
+kernels/([^/]+_avx(2|512)|[^/]+_ops_amx|query_tile_amx)\.hpp 3.4
 kernels/dispatch\.hpp                           3.45
 kernels/compiled\.hpp                           3.47
 kernels/[^/]+\.hpp                              3

@@ -4,6 +4,8 @@
 #include <kvtrim/math/attention_rows.hpp>
 
 #include "support/checks.hpp"
+#include "support/cpu_levels.hpp"
+#include "support/emulated_tiles.hpp"
 
 #include <algorithm>
 #include <vector>
@@ -166,6 +168,93 @@ TEST_CASE("attention_rows: kept logits change nothing, however many tokens they 
         }
     }
 }
+
+#if KVTRIM_HAS_X86
+namespace {
+
+// Keys and queries as bf16; the keys token by token, or channel by channel.
+struct bf16_layer {
+    support::layer_shape shape;
+    std::vector<bf16> k, q;
+
+    bf16_layer(const support::layer_data& from, bool channels_outside) : shape(from.shape) {
+        for (const float x : from.q) { q.push_back(element_traits<bf16>::from_float(x)); }
+        for (index_t g = 0; g < shape.kv_heads; ++g) {
+            const index_t outer = channels_outside ? shape.head_dim : shape.tokens;
+            const index_t inner = channels_outside ? shape.tokens : shape.head_dim;
+            for (index_t i = 0; i < outer * inner; ++i) {
+                const index_t t = channels_outside ? i % inner : i / inner;
+                const index_t d = channels_outside ? i / inner : i % inner;
+                const float x = from.k[static_cast<std::size_t>((g * shape.tokens + t) * shape.head_dim + d)];
+                k.push_back(element_traits<bf16>::from_float(x));
+            }
+        }
+        key_stride = channels_outside ? 1 : shape.head_dim;
+        channel_stride = channels_outside ? shape.tokens : 1;
+    }
+
+    // Attention [tokens, count] of head 1's first rows.
+    [[nodiscard]] std::vector<float> attention(const eviction_request& request, index_t count,
+                                               const kernels::window_kernels& steps) const {
+        const strided<const bf16, 3> keys(k.data(), {shape.kv_heads, shape.tokens, shape.head_dim},
+                                          {shape.tokens * shape.head_dim, key_stride, channel_stride});
+        const strided<const bf16, 3> queries(q.data(), {shape.q_heads(), shape.queries, shape.head_dim});
+        const auto in = kvtrim::layer(keys).with_queries(queries);
+        growing_workspace memory;
+        workspace counting = workspace::counting();
+        static_cast<void>(attention_rows(in, request, 1, 0, 0, counting, steps));
+        workspace scratch = memory.of_bytes(counting.needed_bytes());
+        attention_rows rows(in, request, 1, 0, 0, scratch, steps);
+        rows.begin_block(0, count, 1);
+        std::vector<float> all;
+        for (index_t t = 0; t < shape.tokens; t += rows.tile_tokens()) {
+            const index_t length = std::min(rows.tile_tokens(), shape.tokens - t);
+            const float* const tile = rows.attention(t, length);
+            all.insert(all.end(), tile, tile + length * count);
+        }
+        return all;
+    }
+
+    index_t key_stride = 0;
+    index_t channel_stride = 0;
+};
+
+} // namespace
+
+TEST_CASE("attention_rows: keys and queries of bf16 in AMX tiles give what they give widened", "[math]") {
+    if (best_cpu_level() < cpu_level::avx512) {
+        WARN("no AVX-512 on this machine: not tested");
+        return;
+    }
+    const kernels::window_kernels& widened = kernels::window_kernels_of(cpu_level::avx512);
+    kernels::window_kernels tiles = widened;
+    tiles.pack_bf16_queries = kernels::amx::pack_queries;
+    tiles.bf16_logits = kernels::amx::logits<support::emulated_tiles>;
+    support::random r(91);
+    for (const index_t dim : {24, 64, 80}) {
+        eviction_request request;
+        request.attention.soft_cap = r.chance(0.5) ? 20.0f : 0.0f;
+        request.attention.sliding_window = r.chance(0.5) ? 100 : 0;
+        request.attention.scale = r.chance(0.5) ? 0.25f : 0.0f;
+        const support::layer_data layer = support::random_layer(
+            {.kv_heads = 2, .group = 3, .tokens = 300, .head_dim = dim, .queries = 13}, 92);
+        const bf16_layer rows(layer, false), channels(layer, true);
+        for (const index_t count : {16, 39}) {
+            CAPTURE(dim, count, request.attention.soft_cap, request.attention.sliding_window);
+            const std::vector<float> expected = rows.attention(request, count, widened);
+            const std::vector<float> got = rows.attention(request, count, tiles);
+            bool near = true;
+            for (std::size_t i = 0; i < expected.size(); ++i) {
+                near = near && std::abs(got[i] - expected[i]) <= 2e-5f * expected[i] + 1e-30f;
+            }
+            CHECK(near);
+            CHECK(got != expected); // another order of summation: they were computed in tiles
+            // Channels that are not neighbours are not read in place.
+            CHECK(channels.attention(request, count, tiles) == expected);
+        }
+    }
+}
+#endif
 
 TEST_CASE("validate_attention: bad input is answered, in this order", "[math]") {
     const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);

@@ -49,6 +49,21 @@ template <class V>
     return static_cast<index_t>(view.extent(static_cast<std::size_t>(r)));
 }
 
+namespace detail {
+
+// Whether the rows of a view lie in memory as such elements.
+template <class View, class Element>
+[[nodiscard]] constexpr bool is_memory_of() {
+    if constexpr (!row_source<View> && strided_view<View, 3>) {
+        return std::is_same_v<std::remove_cvref_t<decltype(*std::declval<const View&>().data_handle())>,
+                              Element>;
+    } else {
+        return false;
+    }
+}
+
+} // namespace detail
+
 // Copies rows [first, first + count) of a head into tile [count, extent(2)], as floats.
 template <cache_view V>
 void load_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {

@@ -8,6 +8,7 @@
 
 #include <kvtrim/kernels/projection_ops_avx2.hpp>
 #include <kvtrim/kernels/projection_ops_avx512.hpp>
+#include <kvtrim/kernels/window_ops_amx.hpp>
 #include <kvtrim/kernels/window_ops_avx2.hpp>
 #include <kvtrim/kernels/window_ops_avx512.hpp>
 
@@ -15,17 +16,36 @@ namespace kvtrim::kernels {
 
 template <class = void>
 [[nodiscard]] const window_kernels& window_kernels_of(cpu_level level) {
-    static constexpr window_kernels plain{
-        portable::pack_queries, portable::logits,       portable::raise_maximum,  portable::add_exponentials,
-        portable::attention,    portable::add_row_sums, portable::raise_to_pooled};
+    static constexpr window_kernels plain{portable::pack_queries,
+                                          portable::logits,
+                                          nullptr,
+                                          nullptr,
+                                          portable::raise_maximum,
+                                          portable::add_exponentials,
+                                          portable::attention,
+                                          portable::add_row_sums,
+                                          portable::raise_to_pooled};
 #if KVTRIM_HAS_X86
-    static constexpr window_kernels eight{avx2::pack_queries,     avx2::logits,    avx2::raise_maximum,
-                                          avx2::add_exponentials, avx2::attention, avx2::add_row_sums,
-                                          avx2::raise_to_pooled};
-    static constexpr window_kernels sixteen{avx512::pack_queries,          avx512::logits,
-                                            avx512::raise_maximum_of_rows, avx512::add_exponentials_of_rows,
-                                            avx512::attention_of_rows,     avx512::add_row_sums,
+    static constexpr window_kernels eight{
+        avx2::pack_queries,   avx2::logits,           nullptr,         nullptr,
+        avx2::raise_maximum,  avx2::add_exponentials, avx2::attention, avx2::add_row_sums,
+        avx2::raise_to_pooled};
+    static constexpr window_kernels sixteen{avx512::pack_queries,
+                                            avx512::logits,
+                                            nullptr,
+                                            nullptr,
+                                            avx512::raise_maximum_of_rows,
+                                            avx512::add_exponentials_of_rows,
+                                            avx512::attention_of_rows,
+                                            avx512::add_row_sums,
                                             avx512::raise_to_pooled};
+    static constexpr window_kernels tiles = [] {
+        window_kernels steps = sixteen;
+        steps.pack_bf16_queries = amx::pack_queries;
+        steps.bf16_logits = amx::logits<amx_tiles>;
+        return steps;
+    }();
+    if (level >= cpu_level::amx) { return tiles; }
     if (level >= cpu_level::avx512) { return sixteen; }
     if (level >= cpu_level::avx2) { return eight; }
 #endif

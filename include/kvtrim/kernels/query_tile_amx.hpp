@@ -19,8 +19,7 @@
 // stores of C, 5500 of weights (measured); together 37 % of the peak of AMX. That is an estimate: tiles were tested through
 // an emulation and have not been measured on hardware. Packing a key tile takes 14 thousand, once for up to 1024 queries.
 
-#include <kvtrim/base/element.hpp>
-#include <kvtrim/kernels/amx_tiles.hpp>
+#include <kvtrim/kernels/amx_blocks.hpp>
 #include <kvtrim/kernels/lanes_avx512.hpp>
 
 #if KVTRIM_HAS_X86
@@ -28,19 +27,6 @@
 namespace kvtrim::kernels {
 
 namespace amx {
-
-inline constexpr index_t step = 32;       // of the inner dimension, and the edge of C
-inline constexpr index_t block = 16 * 32; // elements of a tile of bf16
-inline constexpr index_t block_row_bytes = 64;
-
-[[nodiscard]] constexpr index_t whole_steps(index_t count) {
-    return (count + step - 1) / step * step;
-}
-
-// The first `count` lanes of at most 32.
-[[nodiscard]] inline __mmask32 first_lanes(index_t count) {
-    return static_cast<__mmask32>((std::uint64_t{1} << std::clamp<index_t>(count, 0, 32)) - 1);
-}
 
 // x[i] lane j and x[j] lane i change places: in quarters of four lanes, then the quarters.
 KVTRIM_INLINE_AVX512 void transpose(__m512i (&x)[16]) {
@@ -213,33 +199,16 @@ class basic_query_tile_amx {
     // b [steps][2][16][16][2].
     KVTRIM_TARGET_AMX static void multiply(const bf16* a, index_t a_half, const bf16* b, index_t steps) {
         for (index_t s = 0; s < steps; ++s, a += amx::block, b += 2 * amx::block) {
-            Tiles::template load<4>(a, amx::block_row_bytes);
-            Tiles::template load<6>(b, amx::block_row_bytes);
-            Tiles::template multiply_add<0, 4, 6>();
-            Tiles::template load<7>(b + amx::block, amx::block_row_bytes);
-            Tiles::template multiply_add<1, 4, 7>();
-            Tiles::template load<5>(a + a_half, amx::block_row_bytes);
-            Tiles::template multiply_add<2, 5, 6>();
-            Tiles::template multiply_add<3, 5, 7>();
+            amx::multiply_step<Tiles>(a, a + a_half, amx::block_row_bytes, b);
         }
-    }
-
-    KVTRIM_TARGET_AMX static void store(float* c) {
-        Tiles::template store<0>(c, row_bytes);
-        Tiles::template store<1>(c + 16, row_bytes);
-        Tiles::template store<2>(c + 16 * max_queries, row_bytes);
-        Tiles::template store<3>(c + 16 * max_queries + 16, row_bytes);
     }
 
     KVTRIM_TARGET_AMX void multiply_keys(index_t keys) {
         const index_t dims = amx::whole_steps(head_dim_);
         for (index_t t = 0; t < keys; t += amx::step) {
-            Tiles::template zero<0>();
-            Tiles::template zero<1>();
-            Tiles::template zero<2>();
-            Tiles::template zero<3>();
+            amx::zero_c<Tiles>();
             multiply(shared_.keys + t * dims, 16 * dims, queries_, dims / amx::step);
-            store(shared_.logits + t * max_queries);
+            amx::store_c<Tiles>(shared_.logits + t * max_queries, row_bytes);
         }
     }
 
@@ -251,7 +220,7 @@ class basic_query_tile_amx {
             Tiles::template load<2>(c + 16 * max_queries, row_bytes);
             Tiles::template load<3>(c + 16 * max_queries + 16, row_bytes);
             multiply(shared_.values + d * most_keys, 16 * most_keys, shared_.weights, keys / amx::step);
-            store(c);
+            amx::store_c<Tiles>(c, row_bytes);
         }
     }
 

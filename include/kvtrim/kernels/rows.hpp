@@ -46,6 +46,28 @@ template <cache_view V>
     return rows;
 }
 
+// Rows of bf16 where they lie; row t starts at t * stride.
+struct bf16_rows {
+    const bf16* data;
+    index_t stride;
+};
+
+// Whether a view is memory of bf16 whose rows can be read in place.
+template <cache_view V>
+[[nodiscard]] bool has_bf16_rows(const V& view) {
+    if constexpr (kvtrim::detail::is_memory_of<V, bf16>()) { return view.stride(2) == 1; }
+    static_cast<void>(view);
+    return false;
+}
+
+// Requires has_bf16_rows().
+template <cache_view V>
+[[nodiscard]] bf16_rows rows_of_bf16(const V& view, index_t head, index_t first) {
+    static_assert(kvtrim::detail::is_memory_of<V, bf16>());
+    const auto stride = static_cast<index_t>(view.stride(1));
+    return {view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * stride, stride};
+}
+
 // Memory that will be read soon: brought near by who computes meanwhile.
 struct soon_read {
     const void* data = nullptr;

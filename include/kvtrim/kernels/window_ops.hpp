@@ -22,6 +22,11 @@ namespace kvtrim::kernels {
     return (rows + 31) / 32 * 32;
 }
 
+// The elements that bf16 queries pack into: whole steps of 32 dimensions.
+[[nodiscard]] constexpr index_t packed_bf16(index_t rows, index_t head_dim) {
+    return rows_packed(rows) * ((head_dim + 31) / 32 * 32);
+}
+
 // One implementation of every step per instruction set (kernels/dispatch.hpp).
 struct window_kernels {
     // Packs scale * queries [count, head_dim] as rows [first_row, first_row + count).
@@ -31,6 +36,12 @@ struct window_kernels {
     // `next` is what will be read after it.
     void (*logits)(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
                    index_t head_dim, float soft_cap, float* out, soon_read next);
+    // The same for queries and keys of bf16 as they lie, the scale after the product; null where the level has none.
+    void (*pack_bf16_queries)(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
+                              index_t head_dim, bf16* packed);
+    void (*bf16_logits)(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed,
+                        index_t rows, index_t head_dim, float scale, float soft_cap, float* out,
+                        soon_read next);
     // maximum [rows] = max with the tile's columns; rescale [rows] = exp(maximum before - maximum), 1 if nothing was seen.
     void (*raise_maximum)(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale);
     // sums [rows] += sum over tokens of exp(tile - maximum). Requires maximum >= tile.

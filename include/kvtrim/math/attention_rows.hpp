@@ -62,15 +62,22 @@ class attention_rows {
     // Takes its scratch; it is usable if the workspace fits. `newest` > 0 uses only so many newest queries;
     // `halo` widens the tiles that attention() can produce.
     attention_rows(const Inputs& in, const eviction_request& request, index_t kv_head, index_t newest,
-                   index_t halo, workspace& scratch)
+                   index_t halo, workspace& scratch,
+                   const kernels::window_kernels& steps = kernels::active_window_kernels())
         : in_(in), options_(request.attention), kv_head_(kv_head), tokens_(in.tokens(kv_head)),
           group_size_(extent(in.queries, 0) / in.kv_heads()),
           queries_(newest > 0 ? std::min(newest, extent(in.queries, 1)) : extent(in.queries, 1)),
           skipped_(extent(in.queries, 1) - queries_),
           query_begin_(tokens_ - request.protect.rollback_tokens - queries_),
-          range_(candidates(request.protect, tokens_)), tile_tokens_(kernels::tile_tokens(in.head_dim())) {
+          range_(candidates(request.protect, tokens_)), tile_tokens_(kernels::tile_tokens(in.head_dim())),
+          steps_(steps) {
         const index_t widest = tile_tokens_ + 2 * halo;
         packed_ = scratch.take<float>(kernels::tile_query_rows * in.head_dim());
+        if constexpr (may_stay_bf16) {
+            packed_bf16_ = scratch.take<bf16>(kernels::packed_bf16(kernels::tile_query_rows, in.head_dim()));
+            stays_bf16_ = steps_.bf16_logits != nullptr && kernels::has_bf16_rows(in.keys) &&
+                          kernels::has_bf16_rows(in.queries);
+        }
         k_ = scratch.take<float>(widest * in.head_dim());
         tile_ = scratch.take<float>(widest * kernels::tile_query_rows);
         for (auto* floats : {&maximum_, &weight_, &factor_}) {
@@ -138,6 +145,9 @@ class attention_rows {
     }
 
   private:
+    static constexpr bool may_stay_bf16 = detail::is_memory_of<decltype(Inputs::keys), bf16>() &&
+                                          detail::is_memory_of<decltype(Inputs::queries), bf16>();
+
     template <class T>
     static T& at(std::span<T> values, index_t i) {
         return values[static_cast<std::size_t>(i)];
@@ -158,20 +168,31 @@ class attention_rows {
                         static_cast<double>(at(maximum_, block_row)));
     }
 
-    // Queries scaled once, so that products are logits; through the keys' tile.
+    [[nodiscard]] float scale() const {
+        return options_.scale > 0 ? options_.scale : 1.0f / std::sqrt(static_cast<float>(in_.head_dim()));
+    }
+
+    // Queries scaled once, so that products are logits; through the keys' tile. Those of bf16 stay as they are.
     void load_queries() {
         const index_t dim = in_.head_dim();
-        const float scale = options_.scale > 0 ? options_.scale : 1.0f / std::sqrt(static_cast<float>(dim));
         for (index_t r = 0; r < count_;) {
             const index_t query = (first_row_ + r) % queries_;
             const index_t run = std::min({queries_ - query, count_ - r, tile_tokens_});
+            if constexpr (may_stay_bf16) {
+                if (stays_bf16_) {
+                    const auto rows = kernels::rows_of_bf16(in_.queries, query_head(r), skipped_ + query);
+                    steps_.pack_bf16_queries(rows.data, rows.stride, r, run, dim, packed_bf16_.data());
+                    r += run;
+                    continue;
+                }
+            }
             const float_rows queries =
                 kernels::read_rows(in_.queries, query_head(r), skipped_ + query, run, k_.data());
             if (queries.stride == dim) {
-                steps_.pack_queries(queries.data, r, run, dim, scale, packed_.data());
+                steps_.pack_queries(queries.data, r, run, dim, scale(), packed_.data());
             } else {
                 for (index_t i = 0; i < run; ++i) {
-                    steps_.pack_queries(queries.data + i * queries.stride, r + i, 1, dim, scale,
+                    steps_.pack_queries(queries.data + i * queries.stride, r + i, 1, dim, scale(),
                                         packed_.data());
                 }
             }
@@ -184,12 +205,24 @@ class attention_rows {
     // Logits [count, block_rows], where they are kept or in the tile.
     float* compute_logits(index_t begin, index_t count) {
         float* const out = are_kept(begin, count) ? kept_logits_.data() + begin * count_ : tile_.data();
-        const float_rows keys = kernels::read_rows(in_.keys, kv_head_, begin, count, k_.data());
-        steps_.logits(keys.data, keys.stride, count, packed_.data(), count_, in_.head_dim(),
-                      options_.soft_cap, out,
-                      kernels::rows_in_memory(in_.keys, kv_head_, begin + count, count));
+        multiply(begin, count, out);
         mask_invisible(begin, count, out);
         return out;
+    }
+
+    void multiply(index_t begin, index_t count, float* out) {
+        const auto next = kernels::rows_in_memory(in_.keys, kv_head_, begin + count, count);
+        if constexpr (may_stay_bf16) {
+            if (stays_bf16_) {
+                const auto keys = kernels::rows_of_bf16(in_.keys, kv_head_, begin);
+                steps_.bf16_logits(keys.data, keys.stride, count, packed_bf16_.data(), count_, in_.head_dim(),
+                                   scale(), options_.soft_cap, out, next);
+                return;
+            }
+        }
+        const float_rows keys = kernels::read_rows(in_.keys, kv_head_, begin, count, k_.data());
+        steps_.logits(keys.data, keys.stride, count, packed_.data(), count_, in_.head_dim(),
+                      options_.soft_cap, out, next);
     }
 
     void mask_invisible(index_t begin, index_t count, float* logits) const {
@@ -261,14 +294,16 @@ class attention_rows {
     index_t query_begin_;
     token_range range_;
     index_t tile_tokens_;
+    const kernels::window_kernels& steps_;
+    bool stays_bf16_ = false; // keys and queries are multiplied as they lie
     index_t first_row_ = 0;
     index_t count_ = 0;
     token_range block_queries_; // of any query head in the block
     double protected_mass_ = 0;
-    index_t kept_end_ = 0; // logits of the tokens before it are kept
-    const kernels::window_kernels& steps_ = kernels::active_window_kernels();
+    index_t kept_end_ = 0;         // logits of the tokens before it are kept
     std::span<float> kept_logits_; // [tokens, block rows] of the first tokens
     std::span<float> packed_;      // [tile_query_rows, head_dim] as the kernels want them
+    std::span<bf16> packed_bf16_;  // the same of bf16
     std::span<float> k_;           // [tile tokens + 2 halo, head_dim]
     std::span<float> tile_;        // [tile tokens + 2 halo, tile_query_rows]
     std::span<float> maximum_;     // [tile_query_rows]

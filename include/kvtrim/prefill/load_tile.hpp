@@ -10,21 +10,8 @@
 #include <kvtrim/kernels/widen.hpp>
 
 #include <algorithm>
-#include <type_traits>
-#include <utility>
 
 namespace kvtrim::detail {
-
-// Whether the rows of a view lie in memory as such elements.
-template <class View, class Element>
-[[nodiscard]] constexpr bool is_memory_of() {
-    if constexpr (!row_source<View> && strided_view<View, 3>) {
-        return std::is_same_v<std::remove_cvref_t<decltype(*std::declval<const View&>().data_handle())>,
-                              Element>;
-    } else {
-        return false;
-    }
-}
 
 // load_rows, with the vector path for 16-bit rows.
 template <class View>
