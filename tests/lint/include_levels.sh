@@ -22,7 +22,7 @@ kernels/(block_ops|query_tile|quadratic_forms|projection_ops)\.hpp 3.2
 kernels/window_ops\.hpp                         3.3
 kernels/lanes_avx512\.hpp                       3.3
 kernels/amx_blocks\.hpp                         3.3
-kernels/([^/]+_avx(2|512)|[^/]+_ops_amx|query_tile_amx)\.hpp 3.4
+kernels/([^/]+_avx(2|512)|(window|projection)_ops_amx|query_tile_amx)\.hpp 3.4
 kernels/dispatch\.hpp                           3.45
 kernels/compiled\.hpp                           3.47
 kernels/[^/]+\.hpp                              3
@@ -35,6 +35,7 @@ aggregate/attention_tile\.hpp                   3.8
 policy/(concepts|candidate_rows)\.hpp           4
 aggregate/[^/]+\.hpp                            4.5
 score/(value_weighted|layer_preference|value_norm|expected_attention|redundancy)\.hpp 5.5
+score/prepared_projection\.hpp                   4.5
 score/[^/]+\.hpp                                5
 allocate/[^/]+\.hpp                             5
 select/row_fold\.hpp                            4.9

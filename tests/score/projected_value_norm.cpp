@@ -5,6 +5,7 @@
 
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
+#include "support/emulated_tiles.hpp"
 
 using namespace kvtrim;
 using namespace support;
@@ -104,6 +105,76 @@ TEST_CASE("projected value norm: W_O packed at one level serves at another", "[s
         });
     }
 }
+
+#if KVTRIM_HAS_X86
+TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the norms of their floats",
+          "[score]") {
+    if (best_cpu_level() < cpu_level::avx512) {
+        WARN("no AVX-512 on this machine: not tested");
+        return;
+    }
+    const cpu_level_guard guard(cpu_level::avx512);
+    kernels::projection_kernels tiles = kernels::projection_kernels_of(cpu_level::avx512);
+    tiles.pack_bf16 = kernels::amx::pack_matrix;
+    tiles.add_bf16_l1 = kernels::amx::add_l1<emulated_tiles>;
+    for (const index_t value_dim : {8, 40, 64}) {
+        layer_data layer =
+            random_layer({.kv_heads = 2, .group = 3, .tokens = 470, .value_dim = value_dim}, 3);
+        const layer_shape& s = layer.shape;
+        std::vector<bf16> v, w, channels(layer.v.size()); // values token by token, and channel by channel
+        for (float& x : layer.v) { x = to_float(v.emplace_back(element_traits<bf16>::from_float(x))); }
+        for (float& x : layer.w) { x = to_float(w.emplace_back(element_traits<bf16>::from_float(x))); }
+        for (index_t i = 0; i < std::ssize(v); ++i) {
+            const index_t g = i / (s.tokens * value_dim), t = i / value_dim % s.tokens, d = i % value_dim;
+            channels[static_cast<std::size_t>((g * value_dim + d) * s.tokens + t)] =
+                v[static_cast<std::size_t>(i)];
+        }
+        const strided<const bf16, 3> w_o(w.data(), {s.q_heads(), value_dim, s.hidden});
+        const strided<const bf16, 3> values(v.data(), {s.kv_heads, s.tokens, value_dim});
+        const strided<const bf16, 3> by_channel(channels.data(), {s.kv_heads, s.tokens, value_dim},
+                                                {s.tokens * value_dim, 1, s.tokens});
+        const auto in = kvtrim::layer(layer.keys(), values);
+        const std::vector<float> expected = norms_of(layer.inputs(), {}).importance;
+        const auto is_near = [&](const std::vector<float>& got) {
+            bool near = got.size() == expected.size();
+            for (std::size_t i = 0; near && i < got.size(); ++i) {
+                near = std::abs(got[i] - expected[i]) <= 1e-5f * expected[i];
+            }
+            return near;
+        };
+        CAPTURE(value_dim);
+
+        const packed_projection packed(w_o, tiles);
+        CHECK(packed.view().blocks != nullptr);
+        const std::vector<float> from_packed =
+            norms_of(in.with_output_projection(packed.view()), {}).importance;
+        CHECK(is_near(from_packed));
+        CHECK(from_packed != expected); // another order of summation: they were computed in tiles
+
+        const auto unprepared = in.with_output_projection(w_o);
+        growing_workspace memory;
+        workspace scratch = memory.of_bytes(detail::projected_norm_scratch::bytes(unprepared));
+        const detail::projected_norm_scratch own(unprepared, scratch);
+        std::vector<float> got(expected.size());
+        for (index_t g = 0; g < s.kv_heads; ++g) {
+            const auto tokens = static_cast<std::size_t>(s.tokens);
+            detail::projected_norms_of_head(
+                unprepared, g, {0, s.tokens}, own,
+                std::span(got).subspan(static_cast<std::size_t>(g) * tokens, tokens), tiles);
+        }
+        CHECK(got == from_packed);
+
+        // Values that are no rows of bf16 are multiplied by W_O as floats.
+        CHECK(norms_of(layer.inputs().with_output_projection(packed.view()), {}).importance == expected);
+        CHECK(norms_of(kvtrim::layer(layer.keys(), by_channel).with_output_projection(packed.view()), {})
+                  .importance == expected);
+        // So they are where W_O was packed as floats.
+        const packed_projection floats(w_o);
+        CHECK(floats.view().blocks == nullptr);
+        CHECK(norms_of(in.with_output_projection(floats.view()), {}).importance == expected);
+    }
+}
+#endif
 
 TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and others are not touched",
           "[score][odd]") {

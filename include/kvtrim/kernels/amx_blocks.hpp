@@ -14,8 +14,6 @@
 #include <kvtrim/kernels/amx_tiles.hpp>
 #include <kvtrim/kernels/avx512.hpp>
 
-#if KVTRIM_HAS_X86
-
 namespace kvtrim::kernels::amx {
 
 inline constexpr index_t step = 32;       // of the inner dimension, and the edge of C
@@ -25,6 +23,14 @@ inline constexpr index_t block_row_bytes = 64;
 [[nodiscard]] constexpr index_t whole_steps(index_t count) {
     return (count + step - 1) / step * step;
 }
+
+// Where element (inner, column) of a matrix [inner_steps whole steps][..] goes that multiply_panel() reads.
+[[nodiscard]] constexpr index_t packed_index(index_t inner_dim, index_t inner, index_t column) {
+    return column / step * step * whole_steps(inner_dim) + inner / step * 2 * block +
+           column % step / 16 * block + inner % step / 2 * step + column % 16 * 2 + inner % 2;
+}
+
+#if KVTRIM_HAS_X86
 
 // The first `count` lanes of at most 32.
 [[nodiscard]] inline __mmask32 first_lanes(index_t count) {
@@ -90,12 +96,6 @@ KVTRIM_TARGET_AMX void multiply_panel(const rows_in& a, index_t first, const bf1
     }
 }
 
-// Where element (inner, column) of a matrix [inner_steps whole steps][..] goes that multiply_panel() reads.
-[[nodiscard]] constexpr index_t packed_index(index_t inner_dim, index_t inner, index_t column) {
-    return column / step * step * whole_steps(inner_dim) + inner / step * 2 * block +
-           column % step / 16 * block + inner % step / 2 * step + column % 16 * 2 + inner % 2;
-}
+#endif // KVTRIM_HAS_X86
 
 } // namespace kvtrim::kernels::amx
-
-#endif // KVTRIM_HAS_X86

@@ -6,6 +6,7 @@
 //
 // Templates, as all functions here that are slow to compile, so that a file pays for what it uses.
 
+#include <kvtrim/kernels/projection_ops_amx.hpp>
 #include <kvtrim/kernels/projection_ops_avx2.hpp>
 #include <kvtrim/kernels/projection_ops_avx512.hpp>
 #include <kvtrim/kernels/window_ops_amx.hpp>
@@ -55,10 +56,16 @@ template <class = void>
 
 template <class = void>
 [[nodiscard]] const projection_kernels& projection_kernels_of(cpu_level level) {
-    static constexpr projection_kernels plain{portable::pack_matrix, portable::add_l1, portable::add_gram_l2};
+    static constexpr projection_kernels plain{portable::pack_matrix, portable::add_l1, portable::add_gram_l2,
+                                              nullptr, nullptr};
 #if KVTRIM_HAS_X86
-    static constexpr projection_kernels eight{avx2::pack_matrix, avx2::add_l1, avx2::add_gram_l2};
-    static constexpr projection_kernels sixteen{avx512::pack_matrix, avx512::add_l1, avx512::add_gram_l2};
+    static constexpr projection_kernels eight{avx2::pack_matrix, avx2::add_l1, avx2::add_gram_l2, nullptr,
+                                              nullptr};
+    static constexpr projection_kernels sixteen{avx512::pack_matrix, avx512::add_l1, avx512::add_gram_l2,
+                                                nullptr, nullptr};
+    static constexpr projection_kernels tiles{avx512::pack_matrix, avx512::add_l1, avx512::add_gram_l2,
+                                              amx::pack_matrix, amx::add_l1<amx_tiles>};
+    if (level >= cpu_level::amx) { return tiles; }
     if (level >= cpu_level::avx512) { return sixteen; }
     if (level >= cpu_level::avx2) { return eight; }
 #endif
@@ -69,6 +76,9 @@ template <class = void>
 // Those that are in force now.
 [[nodiscard]] inline const window_kernels& active_window_kernels() {
     return window_kernels_of(active_cpu_level());
+}
+[[nodiscard]] inline const projection_kernels& active_projection_kernels() {
+    return projection_kernels_of(active_cpu_level());
 }
 
 // Without these each including file compiles the kernels that it uses: kernels/compiled.hpp.

@@ -8,6 +8,7 @@
 //
 // Numerics: products and sums of a tile in float; norms add up in float.
 
+#include <kvtrim/base/element.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
 
 namespace kvtrim::kernels {
@@ -15,6 +16,11 @@ namespace kvtrim::kernels {
 // A packed matrix: whole panels of 32 columns.
 [[nodiscard]] constexpr index_t panel_floats(index_t inner, index_t columns) {
     return inner * ((columns + 31) / 32 * 32);
+}
+
+// A packed matrix of bf16: whole steps of 32 rows and columns.
+[[nodiscard]] constexpr index_t panel_bf16(index_t inner, index_t columns) {
+    return panel_floats((inner + 31) / 32 * 32, columns);
 }
 
 // Scratch of the norms of so many rows.
@@ -33,6 +39,11 @@ struct projection_kernels {
     // norms [rows] += sqrt(x G x^T) for each row x of [rows, dim], with G [dim, dim] packed.
     void (*add_gram_l2)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
                         float* scratch, float* norms);
+    // pack and add_l1 for a matrix whose floats are bf16 exactly and x of bf16; null where the level has none.
+    void (*pack_bf16)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
+                      index_t columns, bf16* packed);
+    void (*add_bf16_l1)(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,
+                        index_t columns, float* scratch, float* norms);
 };
 
 namespace portable {

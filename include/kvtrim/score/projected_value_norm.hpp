@@ -22,110 +22,12 @@
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/kernels/dispatch.hpp>
 #include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/score/prepared_projection.hpp>
 
 #include <span>
-#include <vector>
 
 namespace kvtrim {
-
-// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to
-// choose the L2 form.
-struct gram_view {
-    const float* data = nullptr;
-    index_t q_heads = 0;
-    index_t head_dim = 0;
-
-    [[nodiscard]] const float* head(index_t q_head) const { return data + q_head * head_dim * head_dim; }
-};
-
-// G_h of every query head, prepared once per layer and kept by the engine.
-class gram_projection {
-  public:
-    // W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats.
-    template <cache_view W>
-    explicit gram_projection(const W& w_o) : q_heads_(extent(w_o, 0)), head_dim_(row_count(w_o, 0)) {
-        const index_t hidden = extent(w_o, 2);
-        gram_.assign(static_cast<std::size_t>(q_heads_ * head_dim_ * head_dim_), 0.0f);
-        std::vector<float> tile(static_cast<std::size_t>(head_dim_ * hidden));
-        for (index_t h = 0; h < q_heads_; ++h) {
-            const float_rows w = kernels::read_rows(w_o, h, 0, head_dim_, tile.data());
-            const index_t step = kernels::tile_hidden(head_dim_);
-            for (index_t c = 0; c < hidden; c += step) {
-                kernels::add_gram(w.data + c, w.stride, head_dim_, std::min(step, hidden - c),
-                                  gram_.data() + h * head_dim_ * head_dim_);
-            }
-        }
-    }
-
-    [[nodiscard]] gram_view view() const { return {gram_.data(), q_heads_, head_dim_}; }
-
-  private:
-    index_t q_heads_;
-    index_t head_dim_;
-    std::vector<float> gram_;
-};
-
-// View of W_O packed for the kernels of one instruction set. Pass it as the output projection.
-struct packed_view {
-    const float* data = nullptr;
-    index_t q_heads = 0;
-    index_t head_dim = 0;
-    index_t hidden = 0;
-    cpu_level level = cpu_level::portable;
-
-    [[nodiscard]] const float* head(index_t q_head) const {
-        return data + q_head * kernels::panel_floats(head_dim, hidden);
-    }
-};
-
-namespace detail {
-
-inline constexpr index_t packed_rows_at_once = 8;
-
-// Packs matrix `head` [inner, columns] of a view; tile [packed_rows_at_once, columns] is scratch.
-template <cache_view W>
-void pack_head(const W& w, index_t head, const kernels::projection_kernels& steps, float* tile,
-               float* packed) {
-    const index_t inner = row_count(w, head);
-    for (index_t i = 0; i < inner; i += packed_rows_at_once) {
-        const index_t count = std::min(packed_rows_at_once, inner - i);
-        const float_rows rows = kernels::read_rows(w, head, i, count, tile);
-        steps.pack(rows.data, rows.stride, i, count, inner, extent(w, 2), packed);
-    }
-}
-
-} // namespace detail
-
-// W_O of every query head, packed once per layer and kept by the engine: exact norms without packing it for each prompt.
-class packed_projection {
-  public:
-    // W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns.
-    template <cache_view W>
-    explicit packed_projection(const W& w_o)
-        : view_{nullptr, extent(w_o, 0), row_count(w_o, 0), extent(w_o, 2), active_cpu_level()} {
-        const index_t floats = kernels::panel_floats(view_.head_dim, view_.hidden);
-        packed_.resize(static_cast<std::size_t>(view_.q_heads * floats));
-        std::vector<float> tile(static_cast<std::size_t>(detail::packed_rows_at_once * view_.hidden));
-        for (index_t h = 0; h < view_.q_heads; ++h) {
-            detail::pack_head(w_o, h, kernels::projection_kernels_of(view_.level), tile.data(),
-                              packed_.data() + h * floats);
-        }
-    }
-
-    // Valid while this object lives and does not change.
-    [[nodiscard]] packed_view view() const& {
-        packed_view v = view_;
-        v.data = packed_.data();
-        return v;
-    }
-    packed_view view() const&& = delete;
-
-  private:
-    packed_view view_;
-    std::vector<float> packed_;
-};
 
 namespace detail {
 
@@ -145,12 +47,37 @@ template <class Inputs>
     }
 }
 
+// Not for a Gram matrix.
+template <class Inputs>
+[[nodiscard]] index_t hidden_of(const Inputs& in) {
+    if constexpr (uses_packed<Inputs>) {
+        return in.output_projection.hidden;
+    } else {
+        return extent(in.output_projection, 2);
+    }
+}
+
+// Values and W_O are both memory of bf16, or W_O was packed: tiles of bf16 may multiply them as they lie.
+template <class Inputs>
+inline constexpr bool may_stay_bf16 = is_memory_of<decltype(Inputs::values), bf16>() &&
+                                      (uses_packed<Inputs> || is_memory_of<projection_of<Inputs>, bf16>());
+
+// Whether they do.
+template <class Inputs>
+[[nodiscard]] bool stays_bf16(const Inputs& in, const kernels::projection_kernels& steps) {
+    if constexpr (may_stay_bf16<Inputs> && uses_packed<Inputs>) {
+        return in.output_projection.blocks != nullptr && kernels::has_bf16_rows(in.values);
+    }
+    return may_stay_bf16<Inputs> && steps.add_bf16_l1 != nullptr && kernels::has_bf16_rows(in.values);
+}
+
 // Scratch of one KV head.
 struct projected_norm_scratch {
     std::span<float> values; // [tile_tokens, head_dim]
     std::span<float> norms;  // of the kernels
     std::span<float> rows;   // [packed_rows_at_once, hidden]; empty where nothing is to be read
     std::span<float> packed; // W_O or the Gram matrix of one query head; empty where it is prepared
+    std::span<bf16> blocks;  // the same where it may stay bf16
 
     template <class Inputs>
     projected_norm_scratch(const Inputs& in, workspace& own) {
@@ -160,8 +87,14 @@ struct projected_norm_scratch {
         norms = own.take<float>(kernels::norm_scratch_floats(value_dim, tokens));
         if constexpr (uses_gram<Inputs>) {
             packed = own.take<float>(kernels::panel_floats(value_dim, value_dim));
-        } else if constexpr (!uses_packed<Inputs>) {
-            const index_t hidden = extent(in.output_projection, 2);
+        } else {
+            const index_t hidden = hidden_of(in);
+            if constexpr (uses_packed<Inputs>) {
+                const packed_view& w_o = in.output_projection;
+                if (w_o.blocks == nullptr || stays_bf16(in, *w_o.steps)) { return; }
+            } else if constexpr (may_stay_bf16<Inputs>) {
+                blocks = own.take<bf16>(kernels::panel_bf16(value_dim, hidden));
+            }
             rows = own.take<float>(packed_rows_at_once * hidden);
             packed = own.take<float>(kernels::panel_floats(value_dim, hidden));
         }
@@ -175,28 +108,66 @@ struct projected_norm_scratch {
     }
 };
 
-// norms [range] of one KV head.
+// W_O or the Gram matrix of query head h, packed.
 template <class Inputs>
-void projected_norms_of_head(const Inputs& in, index_t kv_head, token_range range,
-                             const projected_norm_scratch& scratch, std::span<float> norms) {
+[[nodiscard]] const float* packed_head(const Inputs& in, index_t h, const kernels::projection_kernels& steps,
+                                       const projected_norm_scratch& scratch) {
     const auto& w_o = in.output_projection;
-    cpu_level level = active_cpu_level();
-    if constexpr (uses_packed<Inputs>) { level = w_o.level; }
-    const kernels::projection_kernels& steps = kernels::projection_kernels_of(level);
+    float* const packed = scratch.packed.data();
+    if constexpr (uses_gram<Inputs>) {
+        const index_t dim = w_o.head_dim;
+        steps.pack(w_o.head(h), dim, 0, dim, dim, dim, packed);
+    } else if constexpr (uses_packed<Inputs>) {
+        if (w_o.blocks == nullptr) { return w_o.head(h); }
+        pack_head(unpacked_rows{w_o}, h, steps.pack, scratch.rows.data(), packed);
+    } else {
+        pack_head(w_o, h, steps.pack, scratch.rows.data(), packed);
+    }
+    return packed;
+}
+
+// norms [range] += those of query head h, of bf16 as it lies.
+template <class Inputs>
+void add_bf16_norms(const Inputs& in, index_t kv_head, index_t h, token_range range,
+                    const kernels::projection_kernels& steps, const projected_norm_scratch& scratch,
+                    float* norms) {
+    const index_t value_dim = extent(in.values, 2);
+    const index_t step = kernels::tile_tokens(value_dim);
+    const bf16* blocks = scratch.blocks.data();
+    if constexpr (uses_packed<Inputs>) {
+        blocks = in.output_projection.head_blocks(h);
+    } else {
+        pack_head(in.output_projection, h, steps.pack_bf16, scratch.rows.data(), scratch.blocks.data());
+    }
+    for (index_t t = range.begin; t < range.end; t += step) {
+        const kernels::bf16_rows v = kernels::rows_of_bf16(in.values, kv_head, t);
+        steps.add_bf16_l1(v.data, v.stride, std::min(step, range.end - t), blocks, value_dim, hidden_of(in),
+                          scratch.norms.data(), norms + (t - range.begin));
+    }
+}
+
+// norms [range] of one KV head; a packed W_O brings its own steps.
+template <class Inputs>
+void projected_norms_of_head(
+    const Inputs& in, index_t kv_head, token_range range, const projected_norm_scratch& scratch,
+    std::span<float> norms,
+    const kernels::projection_kernels& active = kernels::active_projection_kernels()) {
+    const kernels::projection_kernels* chosen = &active;
+    if constexpr (uses_packed<Inputs>) { chosen = in.output_projection.steps; }
+    const kernels::projection_kernels& steps = *chosen;
     const index_t value_dim = extent(in.values, 2);
     const index_t step = kernels::tile_tokens(value_dim);
     const index_t group_size = projection_heads(in) / in.kv_heads();
     std::fill(norms.begin(), norms.end(), 0.0f);
     // Query heads outside: W_O of a head is packed once, the values are read once per query head of the group.
     for (index_t h = kv_head * group_size; h < (kv_head + 1) * group_size; ++h) {
-        const float* packed = scratch.packed.data();
-        if constexpr (uses_packed<Inputs>) {
-            packed = w_o.head(h);
-        } else if constexpr (uses_gram<Inputs>) {
-            steps.pack(w_o.head(h), value_dim, 0, value_dim, value_dim, value_dim, scratch.packed.data());
-        } else {
-            pack_head(w_o, h, steps, scratch.rows.data(), scratch.packed.data());
+        if constexpr (may_stay_bf16<Inputs>) {
+            if (stays_bf16(in, steps)) {
+                add_bf16_norms(in, kv_head, h, range, steps, scratch, norms.data());
+                continue;
+            }
         }
+        const float* const packed = packed_head(in, h, steps, scratch);
         for (index_t t = range.begin; t < range.end; t += step) {
             const index_t count = std::min(step, range.end - t);
             const float_rows v = kernels::read_rows(in.values, kv_head, t, count, scratch.values.data());
@@ -204,13 +175,8 @@ void projected_norms_of_head(const Inputs& in, index_t kv_head, token_range rang
             if constexpr (uses_gram<Inputs>) {
                 steps.add_gram_l2(v.data, v.stride, count, packed, value_dim, scratch.norms.data(), out);
             } else {
-                index_t hidden = 0;
-                if constexpr (uses_packed<Inputs>) {
-                    hidden = w_o.hidden;
-                } else {
-                    hidden = extent(w_o, 2);
-                }
-                steps.add_l1(v.data, v.stride, count, packed, value_dim, hidden, scratch.norms.data(), out);
+                steps.add_l1(v.data, v.stride, count, packed, value_dim, hidden_of(in), scratch.norms.data(),
+                             out);
             }
         }
     }

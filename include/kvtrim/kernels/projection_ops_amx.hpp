@@ -1,0 +1,73 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The L1 norms of projection_ops in AMX, for rows and a matrix of bf16.
+//
+//   packed   panels of 32 columns, [inner / 32][2 halves][16 pairs of rows][16 columns][2]
+//
+// Rows are read where they are, 64 at a time past all panels: at inner 128 these rows (16 KiB) and a panel (8 KiB) stay in
+// the first level cache. Products are folded as soon as they have left the tiles, while the next ones are made.
+//
+// Numerics: products of bf16 are exact, their sums float; each row sums in 16 lanes. Elements below 2^-126 count as 0.
+// Cost per 32 rows and 32 columns at inner 128, in cycles: 256 of products, 64 vectors of C folded. An estimate: tiles were
+// tested through an emulation, not measured on hardware.
+
+#include <kvtrim/kernels/amx_blocks.hpp>
+#include <kvtrim/kernels/projection_ops.hpp>
+
+#if KVTRIM_HAS_X86
+
+namespace kvtrim::kernels::amx {
+
+inline void pack_matrix(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
+                        index_t columns, bf16* packed) {
+    const bool is_last = first_row + count == inner; // whoever packs the last row fills up with zeros
+    for (index_t i = first_row; i < (is_last ? whole_steps(inner) : first_row + count); ++i) {
+        for (index_t c = 0; c < whole_steps(columns); ++c) {
+            const bool exists = i < inner && c < columns;
+            packed[packed_index(inner, i, c)] =
+                exists ? element_traits<bf16>::from_float(rows[(i - first_row) * stride + c]) : bf16{0};
+        }
+    }
+}
+
+// sums [rows][16] += |c [rows][32]|, of as many columns as there are.
+KVTRIM_INLINE_AVX512 void fold_absolute(const float* c, index_t rows, index_t columns, float* sums) {
+    const __mmask16 left = avx512::first_lanes(columns), right = avx512::first_lanes(columns - 16);
+    for (index_t t = 0; t < rows; ++t) {
+        __m512 sum = _mm512_loadu_ps(sums + t * 16);
+        sum = _mm512_mask_add_ps(sum, left, sum, _mm512_abs_ps(_mm512_load_ps(c + t * step)));
+        sum = _mm512_mask_add_ps(sum, right, sum, _mm512_abs_ps(_mm512_load_ps(c + t * step + 16)));
+        _mm512_storeu_ps(sums + t * 16, sum);
+    }
+}
+
+// Tiles: amx_tiles, or an emulation.
+template <class Tiles>
+KVTRIM_TARGET_AMX void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed,
+                              index_t inner, index_t columns, float* scratch, float* norms) {
+    constexpr index_t rows_at_once = 64;
+    const rows_in a{x, x_stride, rows, inner};
+    alignas(64) float c[step * step];
+    std::fill_n(scratch, rows * 16, 0.0f);
+    Tiles::configure();
+    for (index_t begin = 0; begin < rows; begin += rows_at_once) {
+        const index_t end = std::min(begin + rows_at_once, rows);
+        for (index_t column = 0; column < columns; column += step) {
+            for (index_t r = begin; r < end; r += step) {
+                multiply_panel<Tiles>(a, r, packed + column * whole_steps(inner));
+                store_c<Tiles>(c, step * static_cast<index_t>(sizeof(float)));
+                fold_absolute(c, std::min(step, end - r), columns - column, scratch + r * 16);
+            }
+        }
+    }
+    Tiles::release();
+    for (index_t r = 0; r < rows; ++r) {
+        norms[r] += avx512::sum_of_lanes(_mm512_loadu_ps(scratch + r * 16));
+    }
+}
+
+} // namespace kvtrim::kernels::amx
+
+#endif // KVTRIM_HAS_X86

@@ -1,0 +1,150 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// W_O prepared once per model layer for the norms of projected values (score/projected_value_norm.hpp).
+//
+//   gram_projection     G_h = W_O[h] * W_O[h]^T  [head_dim, head_dim] of every query head, for the L2 form
+//   packed_projection   W_O in the order that the kernels read, for the exact L1 form
+//
+// W_O is [q_heads, head_dim, hidden]; a torch weight [hidden, q_heads * head_dim] is the strided view
+// {head_dim, 1, q_heads * head_dim}. Both allocate their storage; their views are what is passed as the output projection.
+// Cost: Gram 2 * q_heads * head_dim^2 * hidden flops; packing reads and writes W_O once.
+
+#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/rows.hpp>
+
+#include <vector>
+
+namespace kvtrim {
+
+// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to
+// choose the L2 form.
+struct gram_view {
+    const float* data = nullptr;
+    index_t q_heads = 0;
+    index_t head_dim = 0;
+
+    [[nodiscard]] const float* head(index_t q_head) const { return data + q_head * head_dim * head_dim; }
+};
+
+// G_h of every query head, prepared once per layer and kept by the engine.
+class gram_projection {
+  public:
+    // W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats.
+    template <cache_view W>
+    explicit gram_projection(const W& w_o) : q_heads_(extent(w_o, 0)), head_dim_(row_count(w_o, 0)) {
+        const index_t hidden = extent(w_o, 2);
+        gram_.assign(static_cast<std::size_t>(q_heads_ * head_dim_ * head_dim_), 0.0f);
+        std::vector<float> tile(static_cast<std::size_t>(head_dim_ * hidden));
+        for (index_t h = 0; h < q_heads_; ++h) {
+            const float_rows w = kernels::read_rows(w_o, h, 0, head_dim_, tile.data());
+            const index_t step = kernels::tile_hidden(head_dim_);
+            for (index_t c = 0; c < hidden; c += step) {
+                kernels::add_gram(w.data + c, w.stride, head_dim_, std::min(step, hidden - c),
+                                  gram_.data() + h * head_dim_ * head_dim_);
+            }
+        }
+    }
+
+    [[nodiscard]] gram_view view() const { return {gram_.data(), q_heads_, head_dim_}; }
+
+  private:
+    index_t q_heads_;
+    index_t head_dim_;
+    std::vector<float> gram_;
+};
+
+// View of W_O packed for the kernels of one instruction set: as floats, or as bf16. Pass it as the output projection.
+struct packed_view {
+    const float* data = nullptr;
+    const bf16* blocks = nullptr;
+    index_t q_heads = 0;
+    index_t head_dim = 0;
+    index_t hidden = 0;
+    const kernels::projection_kernels* steps = nullptr;
+
+    [[nodiscard]] const float* head(index_t q_head) const {
+        return data + q_head * kernels::panel_floats(head_dim, hidden);
+    }
+    [[nodiscard]] const bf16* head_blocks(index_t q_head) const {
+        return blocks + q_head * kernels::panel_bf16(head_dim, hidden);
+    }
+};
+
+namespace detail {
+
+inline constexpr index_t packed_rows_at_once = 8;
+
+// Packs matrix `head` [inner, columns] of a view; tile [packed_rows_at_once, columns] is scratch.
+template <cache_view W, class Pack, class Packed>
+void pack_head(const W& w, index_t head, Pack pack, float* tile, Packed* packed) {
+    const index_t inner = row_count(w, head);
+    for (index_t i = 0; i < inner; i += packed_rows_at_once) {
+        const index_t count = std::min(packed_rows_at_once, inner - i);
+        const float_rows rows = kernels::read_rows(w, head, i, count, tile);
+        pack(rows.data, rows.stride, i, count, inner, extent(w, 2), packed);
+    }
+}
+
+// The rows of a W_O packed as bf16, for values that are not.
+struct unpacked_rows {
+    packed_view from;
+
+    [[nodiscard]] index_t extent(std::size_t r) const {
+        return r == 0 ? from.q_heads : r == 1 ? from.head_dim : from.hidden;
+    }
+    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+        const bf16* const blocks = from.head_blocks(head);
+        for (index_t i = first; i < first + count; ++i) {
+            for (index_t c = 0; c < from.hidden; ++c) {
+                *tile++ = to_float(blocks[kernels::amx::packed_index(from.head_dim, i, c)]);
+            }
+        }
+    }
+};
+
+} // namespace detail
+
+// W_O of every query head, packed once per layer and kept by the engine: exact norms without packing it for each prompt.
+class packed_projection {
+  public:
+    // W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
+    // elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx).
+    template <cache_view W>
+    explicit packed_projection(
+        const W& w_o, const kernels::projection_kernels& steps = kernels::active_projection_kernels())
+        : view_{nullptr, nullptr, extent(w_o, 0), row_count(w_o, 0), extent(w_o, 2), &steps} {
+        std::vector<float> tile(static_cast<std::size_t>(detail::packed_rows_at_once * view_.hidden));
+        const auto pack_all = [&](auto pack, auto& packed, index_t elements) {
+            packed.resize(static_cast<std::size_t>(view_.q_heads * elements));
+            for (index_t h = 0; h < view_.q_heads; ++h) {
+                detail::pack_head(w_o, h, pack, tile.data(), packed.data() + h * elements);
+            }
+        };
+        if constexpr (detail::is_memory_of<W, bf16>()) {
+            if (steps.pack_bf16 != nullptr) {
+                pack_all(steps.pack_bf16, blocks_, kernels::panel_bf16(view_.head_dim, view_.hidden));
+                return;
+            }
+        }
+        pack_all(steps.pack, packed_, kernels::panel_floats(view_.head_dim, view_.hidden));
+    }
+
+    // Valid while this object lives and does not change.
+    [[nodiscard]] packed_view view() const& {
+        packed_view v = view_;
+        v.data = packed_.data();
+        v.blocks = blocks_.empty() ? nullptr : blocks_.data();
+        return v;
+    }
+    packed_view view() const&& = delete;
+
+  private:
+    packed_view view_;
+    std::vector<float> packed_;
+    std::vector<bf16> blocks_;
+};
+
+} // namespace kvtrim
