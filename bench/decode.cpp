@@ -4,7 +4,7 @@
 // What a cache with a cap costs per generated token, and what it saves: decode attention over 20 % of 32768 tokens instead
 // of all. One layer, one thread; a cut every 512 tokens.
 //
-//   attention   a plain decode attention of tile_ops over all tokens, and over the kept ones (time: per token)
+//   attention   ragged_attention over all tokens, and over the kept ones (time: per token)
 //   reading     the floor of any such attention: keys and values read once
 //   state       what is done for every token: the query ring, positions, running sums (time: per token)
 //   interval    an interval of 512 tokens: the state of each, and one cut with its compaction. Time is per token; saved_ms
@@ -22,38 +22,16 @@ using namespace bench;
 constexpr index_t prompt_tokens = 32768;
 constexpr index_t kept_tokens = prompt_tokens / 5;
 constexpr index_t buffer_tokens = 512;
-constexpr index_t group = q_heads / kv_heads;
 
-// out [q_heads, head_dim] = softmax(q k^T / sqrt(head_dim)) v for one token's queries [q_heads, head_dim].
+// out [q_heads, head_dim] for one token's queries [q_heads, head_dim].
 template <class View>
-void decode_attention(const View& keys, const View& values, const float* queries, float* out) {
-    namespace kernels = kvtrim::kernels;
-    const index_t step = kernels::tile_tokens(head_dim);
-    std::vector<float> k(static_cast<std::size_t>(step * head_dim)), v(k.size());
-    std::vector<float> tile(static_cast<std::size_t>(step * group));
-    std::vector<float> q(queries, queries + q_heads * head_dim);
-    for (float& x : q) { x /= std::sqrt(static_cast<float>(head_dim)); }
-    for (index_t g = 0; g < kv_heads; ++g) {
-        float maximum[group], factor[group];
-        double sum[group] = {};
-        std::fill(maximum, maximum + group, kernels::masked_logit);
-        float* rows = out + g * group * head_dim;
-        std::fill(rows, rows + group * head_dim, 0.0f);
-        for (index_t t = 0; t < kvtrim::row_count(keys, g); t += step) {
-            const index_t count = std::min(step, kvtrim::row_count(keys, g) - t);
-            const auto key_rows = kvtrim::read_rows(keys, g, t, count, k.data());
-            kernels::logits(key_rows.data, key_rows.stride, count, q.data() + g * group * head_dim, group,
-                            head_dim, tile.data());
-            kernels::accumulate_statistics(tile.data(), count, group, {maximum, sum}, factor);
-            kernels::add_over_tokens(tile.data(), count, group, sum);
-            for (index_t i = 0; i < group * head_dim; ++i) { rows[i] *= factor[i / head_dim]; }
-            const auto value_rows = kvtrim::read_rows(values, g, t, count, v.data());
-            kernels::add_weighted_values(tile.data(), count, group, value_rows.data, value_rows.stride,
-                                         head_dim, rows);
-        }
-        for (index_t i = 0; i < group * head_dim; ++i) { rows[i] /= static_cast<float>(sum[i / head_dim]); }
-    }
-    benchmark::DoNotOptimize(out);
+kvtrim::status decode_attention(const View& keys, const View& values, const std::vector<float>& queries,
+                                std::vector<float>& out, kvtrim::growing_workspace& memory) {
+    const kvtrim::strided<const float, 3> q(queries.data(), {q_heads, 1, head_dim});
+    const kvtrim::strided<float, 3> to(out.data(), {q_heads, 1, head_dim});
+    const auto s = kvtrim::ragged_attention(kvtrim::layer(keys, values).with_queries(q), {}, to, {}, memory);
+    benchmark::DoNotOptimize(out.data());
+    return s;
 }
 
 // A capped cache in the middle of its life, with room for heads that take more than others.
@@ -116,12 +94,13 @@ void attention(benchmark::State& state) {
     const layer<T> data(state.range(0));
     const auto q = random_elements<float>(q_heads * head_dim, 3);
     std::vector<float> out(q.size());
-    for (auto _ : state) { decode_attention(data.keys(), data.values(), q.data(), out.data()); }
+    kvtrim::growing_workspace memory;
+    for (auto _ : state) { check(state, decode_attention(data.keys(), data.values(), q, out, memory)); }
     rates(state, 4.0 * q_heads * static_cast<double>(data.tokens * head_dim),
           2.0 * static_cast<double>(kv_heads * data.tokens * head_dim) * static_cast<double>(sizeof(T)));
 }
 
-// The floor of any decode attention in f32: keys and values read once.
+// The floor of any decode attention: keys and values read once; 16-bit ones take as long as half as many tokens.
 void reading(benchmark::State& state) {
     const layer<float> data(state.range(0));
     for (auto _ : state) {
@@ -191,16 +170,18 @@ void interval(benchmark::State& state, bool with_scores, MakePolicy&& make_polic
     const layer<T> whole(prompt_tokens);
     capped_cache<T> cache;
     std::vector<float> out(static_cast<std::size_t>(q_heads * head_dim));
+    kvtrim::growing_workspace memory;
     double saved = 0, overhead = 0;
     for (auto _ : state) {
-        const double all =
-            seconds_of([&] { decode_attention(whole.keys(), whole.values(), cache.q.data(), out.data()); });
+        const double all = seconds_of(
+            [&] { check(state, decode_attention(whole.keys(), whole.values(), cache.q, out, memory)); });
         double spent = 0, kept = 0;
         for (index_t i = 0; i < buffer_tokens; ++i) {
             spent += seconds_of([&] { cache.add_token(with_scores); });
             if (i != buffer_tokens / 2) { continue; } // the mean length
             kept = seconds_of([&] {
-                decode_attention(cache.view(cache.k), cache.view(cache.v), cache.q.data(), out.data());
+                check(state,
+                      decode_attention(cache.view(cache.k), cache.view(cache.v), cache.q, out, memory));
             });
         }
         spent += seconds_of([&] { check(state, cache.cut(make_policy(cache), with_scores)); });
@@ -232,7 +213,12 @@ void interval_running_h2o(benchmark::State& state) { // attention given by the e
 }
 
 void attention_lengths(benchmark::internal::Benchmark* b) {
-    b->ArgName("tokens")->Arg(prompt_tokens)->Arg(kept_tokens)->Unit(benchmark::kMillisecond)->UseRealTime();
+    b->ArgName("tokens")
+        ->Arg(kept_tokens)
+        ->Arg(prompt_tokens)
+        ->Arg(131072)
+        ->Unit(benchmark::kMillisecond)
+        ->UseRealTime();
 }
 void per_token(benchmark::internal::Benchmark* b) {
     b->Unit(benchmark::kMillisecond)->UseManualTime()->Iterations(8);
@@ -242,6 +228,7 @@ void few(benchmark::internal::Benchmark* b) {
 }
 
 BENCHMARK_TEMPLATE(attention, float)->Name("decode/attention_f32")->Apply(attention_lengths);
+BENCHMARK_TEMPLATE(attention, kvtrim::f16)->Name("decode/attention_f16")->Apply(attention_lengths);
 BENCHMARK_TEMPLATE(attention, kvtrim::bf16)->Name("decode/attention_bf16")->Apply(attention_lengths);
 BENCHMARK(reading)->Name("decode/reading_f32")->Apply(attention_lengths);
 BENCHMARK(state_queries)->Name("decode/state/recent_queries")->Apply(few);

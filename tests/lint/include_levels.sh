@@ -20,7 +20,7 @@ kernels/avx2\.hpp                               2.9
 kernels/rows\.hpp                               3.2
 kernels/(block_ops|query_tile|quadratic_forms|projection_ops)\.hpp 3.2
 kernels/window_ops\.hpp                         3.3
-kernels/lanes_avx512\.hpp                       3.3
+kernels/(lanes_avx512|decode_tile)\.hpp                3.3
 kernels/amx_blocks\.hpp                         3.3
 kernels/([^/]+_avx(2|512)|(window|projection)_ops_amx|query_tile_amx)\.hpp 3.4
 kernels/dispatch\.hpp                           3.45
@@ -48,7 +48,7 @@ prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4
 prefill/(criticality|load_tile)\.hpp            5
 prefill/[^/]+\.hpp                              5.5
 
-decode/token_rows\.hpp                           5
+decode/(token_rows|attention_parts)\.hpp         5
 decode/cache_positions\.hpp                      5.5
 decode/[^/]+\.hpp                               6
 model/layer_wise\.hpp                           6.2

@@ -1,0 +1,311 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Attention of one token, or of a few, over a cache whose heads may have different lengths: a decode step after eviction.
+//
+//   out[h, i] = sum over t of softmax(l[h, i, .])[t] * v[t],   l[h, i, t] = cap(scale * <q[h, i], k[t]>)
+//   z includes exp(sink_logit) where the model has one
+//
+//   in      layer(keys, values).with_queries(queries): keys, values [kv_heads, tokens, head_dim], any cache view (their
+//           head_dims may differ); queries [q_heads, new tokens, head_dim], any cache view
+//   out     [q_heads, new tokens, value head_dim], strided and writable, of any element
+//   log_sum_exp   [q_heads * new tokens] natural log of z, or empty
+//
+// The rows of the new tokens are the newest of every head, so the last query sees all rows, the one before it all but the
+// last, and so on. A sliding window counts rows of the cache: they are positions only where nothing was evicted within
+// the window. A query that sees no row gives 0 and log_sum_exp of the sink logit, or -infinity.
+//
+// All query heads of a KV head share each row of keys and values, which is read once: in place where float, f16 or bf16
+// elements lie in memory row by row (strided, filled and ragged views), else copied or decoded a tile at a time.
+// The rows of a head are cut into parts of at most 4096; parts are handed out, and merged in their order.
+//
+// Source: online softmax, arXiv:1805.02867; the split over tokens as in Flash-Decoding, pytorch.org/blog/flash-decoding.
+// Numerics: kernels/query_tile.hpp; float accumulation whatever the elements; parts are merged in float with weights
+// from double. Parts depend on a head's length alone, so results do not depend on workers; they differ between CPU
+// levels within rounding.
+// Memory: value head_dim + 1 floats per part and query row; per worker the queries of a KV head and a tile.
+// Cost: keys and values read once; 2 * (head_dim + value head_dim) flops per row and query. Up to four query heads of a
+// group come at the price of one.
+
+#include <kvtrim/base/for_each_item.hpp>
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/request.hpp>
+#include <kvtrim/decode/attention_parts.hpp>
+#include <kvtrim/kernels/decode_tile.hpp>
+#include <kvtrim/kernels/decode_tile_avx512.hpp>
+#include <kvtrim/prefill/load_tile.hpp>
+
+namespace kvtrim {
+
+namespace detail {
+
+// The element of the rows that a view has in memory; void where it has none.
+template <class View>
+[[nodiscard]] constexpr auto stored_element() {
+    if constexpr (requires(const View& v, index_t i) {
+                      element_traits<std::remove_cvref_t<decltype(*v.row(i, i))>>{};
+                  }) {
+        return std::type_identity<std::remove_cvref_t<decltype(*std::declval<const View&>().row(0, 0))>>{};
+    } else if constexpr (!row_source<View> && strided_view<View, 3>) {
+        return std::type_identity<
+            std::remove_cvref_t<decltype(*std::declval<const View&>().data_handle())>>{};
+    } else {
+        return std::type_identity<void>{};
+    }
+}
+
+// What a tile of the rows of a view consists of: its own elements where the kernel reads them, else floats.
+template <class Tile, class View>
+using decode_element =
+    std::conditional_t<Tile::template reads<typename decltype(stored_element<View>())::type>,
+                       typename decltype(stored_element<View>())::type, float>;
+
+// Consecutive rows of a head for the kernel.
+template <class Element>
+struct read_rows_result {
+    kernels::element_rows<Element> rows;
+    bool in_place;
+};
+
+template <class View, class Element>
+[[nodiscard]] read_rows_result<Element> read_elements(const View& view, index_t head, index_t first,
+                                                      index_t count, std::span<Element> tile) {
+    const index_t length = extent(view, 2);
+    if constexpr (std::is_same_v<typename decltype(stored_element<View>())::type, Element>) {
+        if constexpr (row_source<View>) {
+            return {{view.row(head, first), length}, true};
+        } else {
+            if (view.stride(2) == 1 && length > 0) {
+                return {{&view(head, first, index_t{0}), static_cast<index_t>(view.stride(1))}, true};
+            }
+            for (index_t t = 0; t < count; ++t) {
+                for (index_t d = 0; d < length; ++d) {
+                    tile[static_cast<std::size_t>(t * length + d)] = view(head, first + t, d);
+                }
+            }
+        }
+    } else {
+        load_tile(view, head, first, count, tile.data());
+    }
+    return {{tile.data(), length}, false};
+}
+
+// Attention over one part of one KV head; Tile is kernels::decode_tile or a version of it.
+template <class Tile, class Inputs>
+class part_attention {
+    using key_element = decode_element<Tile, decltype(Inputs::keys)>;
+    using value_element = decode_element<Tile, decltype(Inputs::values)>;
+
+  public:
+    part_attention(const Inputs& in, const attention_options& attention, workspace& scratch)
+        : in_(in), head_dim_(in.head_dim()), value_dim_(extent(in.values, 2)),
+          max_keys_(Tile::max_keys(head_dim_)), group_size_(extent(in.queries, 0) / in.kv_heads()),
+          queries_(extent(in.queries, 1)), rules_{attention.scale > 0
+                                                      ? attention.scale
+                                                      : 1.0f / std::sqrt(static_cast<float>(head_dim_)),
+                                                  attention.soft_cap, attention.sliding_window} {
+        tiles_ = scratch.take<float>(queries_ * tiles_per_query() * tile_floats());
+        shared_ = scratch.take<float>(Tile::shared_floats(head_dim_, value_dim_));
+        key_tile_ = scratch.take<key_element>(max_keys_ * head_dim_);
+        value_tile_ = scratch.take<value_element>(max_keys_ * value_dim_);
+        query_rows_ = scratch.take<float>(Tile::max_queries * head_dim_);
+    }
+
+    void run(index_t kv_head, index_t part, const decode_partials& to) {
+        const decode_parts parts(in_.tokens(kv_head), queries_, rules_.sliding_window);
+        if (part >= parts.count()) { return; }
+        begin(kv_head);
+        const token_range rows = parts.rows(part);
+        for (index_t t = rows.begin; t < rows.end; t += max_keys_) {
+            attend(kv_head, {t, std::min(t + max_keys_, rows.end)}, parts);
+        }
+        for_each_tile([&](Tile& tile, index_t query, index_t first, index_t count) {
+            const index_t row = to.at(kv_head, part, query * group_size_ + first);
+            tile.template finish<value_element>(count, to.out.data() + row * value_dim_,
+                                                to.log_sum_exp.data() + row);
+        });
+    }
+
+  private:
+    [[nodiscard]] index_t tiles_per_query() const {
+        return (group_size_ + Tile::max_queries - 1) / Tile::max_queries;
+    }
+    [[nodiscard]] index_t tile_floats() const {
+        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // whole cache lines
+    }
+
+    // Calls fn(tile, query, first, count) for the query heads [first, first + count) of the group.
+    template <class Fn>
+    void for_each_tile(Fn&& fn) {
+        float* own = tiles_.data();
+        for (index_t i = 0; i < queries_; ++i) {
+            for (index_t j = 0; j < group_size_; j += Tile::max_queries, own += tile_floats()) {
+                Tile tile(own, shared_.data(), head_dim_, value_dim_);
+                fn(tile, i, j, std::min(Tile::max_queries, group_size_ - j));
+            }
+        }
+    }
+
+    void begin(index_t kv_head) {
+        for_each_tile([&](Tile& tile, index_t query, index_t first, index_t count) {
+            for (index_t j = 0; j < count; ++j) {
+                load_rows(in_.queries, kv_head * group_size_ + first + j, query, 1,
+                          query_rows_.data() + j * head_dim_);
+            }
+            tile.template begin<key_element>(query_rows_.data(), head_dim_, count, rules_);
+        });
+    }
+
+    void attend(index_t kv_head, token_range rows, const decode_parts& parts) {
+        const auto keys = read_elements(in_.keys, kv_head, rows.begin, rows.size(), key_tile_);
+        const auto values = read_elements(in_.values, kv_head, rows.begin, rows.size(), value_tile_);
+        const index_t behind = std::min(max_keys_, in_.tokens(kv_head) - rows.end);
+        for_each_tile([&](Tile& tile, index_t query, index_t, index_t count) {
+            const token_range seen = parts.seen_by(query);
+            const index_t first = std::max(rows.begin, seen.begin) - rows.begin;
+            const index_t end = std::min(rows.end, seen.end) - rows.begin;
+            if (first >= end) { return; }
+            const bool fetches = keys.in_place && values.in_place && end == rows.size();
+            tile.attend(keys.rows.from(first), values.rows.from(first), end - first, count, rules_,
+                        fetches ? behind : 0);
+        });
+    }
+
+    const Inputs& in_;
+    index_t head_dim_;
+    index_t value_dim_;
+    index_t max_keys_;
+    index_t group_size_;
+    index_t queries_;
+    kernels::logit_rules rules_;
+    std::span<float> tiles_;
+    std::span<float> shared_;
+    std::span<key_element> key_tile_;     // [max_keys, head_dim]
+    std::span<value_element> value_tile_; // [max_keys, value_dim]
+    std::span<float> query_rows_;         // [max_queries, head_dim]
+};
+
+// Calls fn<Tile>() with the tile of the active CPU level.
+template <class Fn>
+decltype(auto) with_decode_tile(Fn&& fn) {
+#if KVTRIM_HAS_X86
+    if (active_cpu_level() >= cpu_level::avx512) {
+        return fn.template operator()<kernels::decode_tile_avx512>();
+    }
+#endif
+    return fn.template operator()<kernels::decode_tile>();
+}
+
+template <class Tile, class Inputs>
+[[nodiscard]] index_t part_attention_bytes(const Inputs& in, const attention_options& attention) {
+    workspace counting = workspace::counting();
+    static_cast<void>(part_attention<Tile, Inputs>(in, attention, counting));
+    return counting.needed_bytes();
+}
+
+template <class Inputs>
+[[nodiscard]] decode_partials take_partials(const Inputs& in, const attention_options& attention,
+                                            workspace& scratch) {
+    const index_t queries = extent(in.queries, 1);
+    const decode_parts longest(in.longest_row(), queries, attention.sliding_window);
+    return {in.kv_heads(), longest.count(), queries * (extent(in.queries, 0) / in.kv_heads()),
+            extent(in.values, 2), scratch};
+}
+
+// Whether there is anything to compute with; what is not is refused, or nothing to do.
+template <class Inputs>
+[[nodiscard]] bool has_query_rows(const Inputs& in) {
+    return in.kv_heads() > 0 && extent(in.queries, 0) >= in.kv_heads() && extent(in.queries, 1) > 0;
+}
+
+} // namespace detail
+
+// Bytes of workspace for ragged_attention with this executor, at the active CPU level.
+template <class Inputs, class Executor = serial_executor>
+[[nodiscard]] index_t ragged_attention_bytes(const Inputs& in, const attention_options& attention,
+                                             const Executor& ex = {}) {
+    if (!detail::has_query_rows(in) || !valid_attention(attention).ok()) { return 0; }
+    workspace counting = workspace::counting();
+    const auto found = detail::take_partials(in, attention, counting);
+    static_cast<void>(counting.take<float>(found.value_dim));
+    const index_t part_bytes = detail::with_decode_tile(
+        [&]<class Tile>() { return detail::part_attention_bytes<Tile>(in, attention); });
+    static_cast<void>(
+        counting.take<std::byte>(for_each_item_bytes(ex, in.kv_heads() * found.parts, part_bytes)));
+    return counting.needed_bytes();
+}
+
+// Returns heads_not_divisible, invalid_parameter or workspace_too_small, with nothing written. Requires extents that agree,
+// a sink logit per query head if any, and a log_sum_exp of full length or none.
+template <class Inputs, class Output, class Executor = serial_executor>
+[[nodiscard]] status ragged_attention(const Inputs& in, const attention_options& attention, const Output& out,
+                                      std::span<float> log_sum_exp, workspace& scratch, Executor&& ex = {}) {
+    static_assert(
+        Inputs::has_values && Inputs::has_queries,
+        "kvtrim: ragged_attention needs layer(keys, values).with_queries(queries); see base/layer.hpp");
+    static_assert(
+        strided_view<Output, 3>,
+        "kvtrim: ragged_attention writes to a strided view [q_heads, new tokens, value head_dim]; see "
+        "base/tensor_view.hpp");
+    const index_t q_heads = extent(in.queries, 0);
+    const index_t queries = extent(in.queries, 1);
+    KVTRIM_EXPECTS(extent(in.queries, 2) == in.head_dim(), "queries and keys must agree in head_dim");
+    KVTRIM_EXPECTS(extent(out, 0) == q_heads && extent(out, 1) == queries &&
+                       extent(out, 2) == extent(in.values, 2),
+                   "the output must be [q_heads, queries, value head_dim]");
+    KVTRIM_EXPECTS(log_sum_exp.empty() || static_cast<index_t>(log_sum_exp.size()) == q_heads * queries,
+                   "log_sum_exp must be empty or [q_heads * queries]");
+    KVTRIM_EXPECTS(attention.sink_logits.empty() ||
+                       static_cast<index_t>(attention.sink_logits.size()) == q_heads,
+                   "attention.sink_logits must have one entry per query head");
+    if (const status s = valid_attention(attention); !s.ok()) { return s; }
+    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
+        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
+    }
+    if (queries == 0) { return {}; }
+    const index_t bytes = ragged_attention_bytes(in, attention, ex);
+    if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+    const workspace::frame frame(scratch);
+    const auto found = detail::take_partials(in, attention, scratch);
+    const auto row = scratch.take<float>(found.value_dim);
+
+    const status s = detail::with_decode_tile([&]<class Tile>() {
+        const index_t part_bytes = detail::part_attention_bytes<Tile>(in, attention);
+        return for_each_item(in.kv_heads() * found.parts, part_bytes, scratch, ex,
+                             [&](index_t item, workspace& own) {
+                                 detail::part_attention<Tile, Inputs>(in, attention, own)
+                                     .run(item / found.parts, item % found.parts, found);
+                             });
+    });
+    if (!s.ok()) { return s; }
+
+    using value = std::remove_cvref_t<decltype(*out.data_handle())>;
+    const index_t group_size = q_heads / in.kv_heads();
+    for (index_t h = 0; h < q_heads; ++h) {
+        const index_t g = h / group_size;
+        const detail::decode_parts parts(in.tokens(g), queries, attention.sliding_window);
+        const float sink = attention.sink_logits.empty() ? kernels::masked_logit
+                                                         : attention.sink_logits[static_cast<std::size_t>(h)];
+        for (index_t i = 0; i < queries; ++i) {
+            const float log_sum =
+                detail::merge_parts(found, g, parts.count(), i * group_size + h % group_size, sink, row);
+            for (index_t d = 0; d < found.value_dim; ++d) {
+                out(h, i, d) = element_traits<value>::from_float(row[static_cast<std::size_t>(d)]);
+            }
+            if (!log_sum_exp.empty()) { log_sum_exp[static_cast<std::size_t>(h * queries + i)] = log_sum; }
+        }
+    }
+    return {};
+}
+
+// The same with a workspace that grows on first use and then stays.
+template <class Inputs, class Output, class Executor = serial_executor>
+[[nodiscard]] status ragged_attention(const Inputs& in, const attention_options& attention, const Output& out,
+                                      std::span<float> log_sum_exp, growing_workspace& memory,
+                                      Executor&& ex = {}) {
+    workspace scratch = memory.of_bytes(ragged_attention_bytes(in, attention, ex));
+    return ragged_attention(in, attention, out, log_sum_exp, scratch, ex);
+}
+
+} // namespace kvtrim
