@@ -36,4 +36,7 @@
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/score/padded.hpp>
 #include <kvtrim/select/chunked.hpp>
+#include <kvtrim/source/cells.hpp>
+#include <kvtrim/source/indexed.hpp>
+#include <kvtrim/source/paged.hpp>
 #include <kvtrim/version.hpp>

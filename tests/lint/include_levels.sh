@@ -31,6 +31,8 @@ math/[^/]+\.hpp                                 3
 plan/move_plan\.hpp                             3.1
 plan/[^/]+\.hpp                                 3
 
+source/[^/]+\.hpp                               4
+
 aggregate/attention_tile\.hpp                   3.8
 policy/(concepts|candidate_rows)\.hpp           4
 aggregate/[^/]+\.hpp                            4.5

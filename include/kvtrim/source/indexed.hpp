@@ -1,0 +1,59 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A cache read through one index per token: row t of every head is row indices[t] of the slots.
+//
+//   slots     [kv_heads, slots, row length], any cache view: a pool [slots, kv_heads, head_dim] with its strides, another source
+//   indices   [tokens] int32 slots, in the order of the sequence: a row of SGLang's req_to_token, llama.cpp's cells of a
+//             sequence (source/cells.hpp)
+//
+// The indices must live as long as the source. Runs of neighbouring slots are read at once.
+
+#include <kvtrim/kernels/rows.hpp>
+
+#include <cstdint>
+#include <span>
+
+namespace kvtrim {
+
+// Bad input: an index outside [0, slots) (invalid_table). O(tokens).
+[[nodiscard]] inline status validate_indices(std::span<const std::int32_t> indices, index_t slots) {
+    for (const std::int32_t slot : indices) {
+        if (slot < 0 || slot >= slots) {
+            return {errc::invalid_table, "row indices: a slot lies outside the pool"};
+        }
+    }
+    return {};
+}
+
+template <cache_view Slots>
+class indexed_rows {
+  public:
+    // Requires indices that validate_indices accepts; heads of equal length.
+    indexed_rows(const Slots& slots, std::span<const std::int32_t> indices)
+        : slots_(slots), indices_(indices) {}
+
+    [[nodiscard]] index_t extent(std::size_t r) const {
+        return r == 1 ? static_cast<index_t>(indices_.size()) : static_cast<index_t>(slots_.extent(r));
+    }
+    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+        const std::int32_t* slot = indices_.data() + first;
+        const std::int32_t* const end = slot + count;
+        while (slot != end) {
+            const std::int32_t* run_end = slot + 1;
+            while (run_end != end && *run_end == run_end[-1] + 1) { ++run_end; }
+            kernels::load_rows(slots_, head, *slot, run_end - slot, tile);
+            tile += (run_end - slot) * extent(2);
+            slot = run_end;
+        }
+    }
+    [[nodiscard]] index_t row_bytes() const requires requires(const Slots& s) { s.row_bytes(); }
+    { return slots_.row_bytes(); }
+
+  private:
+    Slots slots_;
+    std::span<const std::int32_t> indices_;
+};
+
+} // namespace kvtrim

@@ -1,0 +1,160 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Keys or values in a pool of pages, as a row source: one request of a page table.
+//
+//   paged_rows        all KV heads share the request's pages (vLLM, FlashInfer, TensorRT-LLM)
+//   paged_head_rows   each KV head has a row of the table, and so a length, of its own: row = request * kv_heads + head
+//
+// Token t of head h starts at element  page * page_stride + (t % page_tokens) * token_stride + h * head_stride  of the pool,
+// page = the row's (t / page_tokens)-th; its head_dim elements are contiguous. paged_head_rows: a page holds one head, no
+// head_stride. Keys and values in one pool are two sources with a base pointer each (and twice the page_stride).
+//
+// Read tables that validate() accepts (plan/page_table.hpp). The views they are made of must live as long as the source.
+// Cost: as a contiguous cache, and one step per page. To evict: compact/page_moves.hpp.
+
+#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/plan/page_table.hpp>
+
+namespace kvtrim {
+
+// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together.
+[[nodiscard]] constexpr page_layout nhd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim) {
+    return {page_tokens, page_tokens * kv_heads * head_dim, kv_heads * head_dim, head_dim};
+}
+// Pages [kv_heads, page_tokens, head_dim]: the tokens of a head lie together.
+[[nodiscard]] constexpr page_layout hnd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim) {
+    return {page_tokens, page_tokens * kv_heads * head_dim, head_dim, page_tokens * head_dim};
+}
+
+// A block table [requests, most_pages] with lengths in tokens (vLLM), as the rows of a page_table. indptr [requests + 1],
+// indices [sum of the pages in use] and last_page_len [requests] are the caller's; what is written is what table() of them
+// views. Returns invalid_table (a length that is negative or needs more pages than the table has columns) or invalid_parameter,
+// with nothing written; invalid_table with `needed` pages if indices are too short. O(pages in use).
+struct block_table {
+    std::span<const std::int32_t> pages; // row-major
+    index_t most_pages;                  // columns
+    std::span<const std::int32_t> tokens;
+};
+
+[[nodiscard]] inline status write_page_table(const block_table& blocks, index_t page_tokens,
+                                             std::span<std::int32_t> indptr, std::span<std::int32_t> indices,
+                                             std::span<std::int32_t> last_page_len, page_table& out) {
+    const std::size_t requests = blocks.tokens.size();
+    KVTRIM_EXPECTS(indptr.size() == requests + 1 && last_page_len.size() == requests,
+                   "write_page_table: indptr must have one entry more than requests, last_page_len as many");
+    KVTRIM_EXPECTS(static_cast<index_t>(blocks.pages.size()) ==
+                       static_cast<index_t>(requests) * blocks.most_pages,
+                   "write_page_table: pages must be [requests, most_pages]");
+    if (page_tokens <= 0) { return {errc::invalid_parameter, "block table: a page must hold tokens"}; }
+    index_t total = 0;
+    for (const std::int32_t tokens : blocks.tokens) {
+        if (tokens < 0 || tokens > blocks.most_pages * page_tokens) {
+            return {errc::invalid_table, "block table: a length is negative or beyond its pages"};
+        }
+        total += (tokens + page_tokens - 1) / page_tokens;
+    }
+    if (total > static_cast<index_t>(indices.size())) {
+        return {errc::invalid_table, "block table: indices have too little room; needed: pages", total};
+    }
+    indptr[0] = 0;
+    for (std::size_t r = 0; r < requests; ++r) {
+        const index_t tokens = blocks.tokens[r];
+        const index_t used = (tokens + page_tokens - 1) / page_tokens;
+        const auto first = blocks.pages.begin() + static_cast<index_t>(r) * blocks.most_pages;
+        std::copy_n(first, used, indices.begin() + indptr[r]);
+        indptr[r + 1] = indptr[r] + static_cast<std::int32_t>(used);
+        last_page_len[r] = static_cast<std::int32_t>(used == 0 ? 0 : tokens - (used - 1) * page_tokens);
+    }
+    out = {indptr, indices.first(static_cast<std::size_t>(total)), last_page_len};
+    return {};
+}
+
+namespace detail {
+
+// Tokens [first, first + count) of a row of pages, as floats [count, head_dim]; `from` is the pool, shifted to the head.
+template <class T>
+void load_paged(const T* from, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
+                index_t count, index_t head_dim, float* tile) {
+    while (count > 0) {
+        const index_t offset = first % layout.page_tokens;
+        const index_t run = std::min(layout.page_tokens - offset, count);
+        const T* rows = from +
+                        pages[static_cast<std::size_t>(first / layout.page_tokens)] * layout.page_stride +
+                        offset * layout.token_stride;
+        const strided<const T, 3> page(rows, {1, run, head_dim}, {0, layout.token_stride, 1});
+        kernels::load_rows(page, 0, 0, run, tile);
+        first += run;
+        count -= run;
+        tile += run * head_dim;
+    }
+}
+
+} // namespace detail
+
+template <class T>
+class paged_rows {
+  public:
+    // Requires a row that the table has.
+    paged_rows(const T* pool, const page_layout& layout, const page_table& table, index_t request,
+               index_t kv_heads, index_t head_dim)
+        : pool_(pool), layout_(layout), kv_heads_(kv_heads), head_dim_(head_dim) {
+        KVTRIM_EXPECTS(request >= 0 && request < table.rows(), "paged_rows: the table has no such request");
+        pages_ = table.row(request);
+        tokens_ = table.tokens(request, layout.page_tokens);
+    }
+
+    [[nodiscard]] index_t extent(std::size_t r) const {
+        return r == 0 ? kv_heads_ : r == 1 ? tokens_ : head_dim_;
+    }
+    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+        detail::load_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
+                           tile);
+    }
+    [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+
+  private:
+    const T* pool_;
+    page_layout layout_;
+    std::span<const std::int32_t> pages_;
+    index_t kv_heads_;
+    index_t tokens_ = 0;
+    index_t head_dim_;
+};
+
+template <class T>
+class paged_head_rows {
+  public:
+    // Requires kv_heads rows of the table for the request.
+    paged_head_rows(const T* pool, const page_layout& layout, const page_table& table, index_t request,
+                    index_t kv_heads, index_t head_dim)
+        : pool_(pool), layout_(layout), table_(table), first_row_(request * kv_heads), kv_heads_(kv_heads),
+          head_dim_(head_dim) {
+        KVTRIM_EXPECTS(request >= 0 && first_row_ + kv_heads <= table.rows(),
+                       "paged_head_rows: the table has no rows for this request");
+        for (index_t h = 0; h < kv_heads; ++h) { longest_ = std::max(longest_, rows(h)); }
+    }
+
+    [[nodiscard]] index_t extent(std::size_t r) const {
+        return r == 0 ? kv_heads_ : r == 1 ? longest_ : head_dim_;
+    }
+    [[nodiscard]] index_t rows(index_t head) const {
+        return table_.tokens(first_row_ + head, layout_.page_tokens);
+    }
+    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+        detail::load_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+    }
+    [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+
+  private:
+    const T* pool_;
+    page_layout layout_;
+    page_table table_;
+    index_t first_row_;
+    index_t kv_heads_;
+    index_t longest_ = 0;
+    index_t head_dim_;
+};
+
+} // namespace kvtrim
