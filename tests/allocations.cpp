@@ -275,10 +275,44 @@ void check_counters() {
     expect(requests_of([&] { b.noalias() = a * a; }) > 0 ? 1 : 0, 1, "a product that packs on the heap", 700);
 }
 
+// Page moves of a table, and a flat cache that has its memory.
+void check_caches_of_engines(index_t head_dim) {
+    constexpr index_t pages = 12, page_tokens = 4;
+    const std::vector<std::int32_t> indptr{0, 5, 12}, indices{7, 1, 9, 3, 0, 2, 4, 5, 6, 8, 10, 11},
+        last{3, 4};
+    const page_table table{indptr, indices, last};
+    const page_pool pool{.pages = pages, .page_tokens = page_tokens};
+    keep_plan plan;
+    const std::vector<index_t> counts{7, 9};
+    bool done = plan.reset(counts).ok();
+    for (index_t row = 0; row < 2; ++row) {
+        std::int32_t next = 0;
+        for (auto& token : plan.writable_row(row)) { token = next += 2; }
+    }
+    auto k = numbers<float>(pages * page_tokens * head_dim);
+    const paged_memory keys{k.data(), page_layout{page_tokens, page_tokens * head_dim, head_dim, head_dim}, 1,
+                            head_dim};
+    std::vector<std::byte> bytes(static_cast<std::size_t>(plan_page_moves_bytes(table, pool)));
+    workspace scratch(bytes);
+    move_plan moves;
+    flat_cache cache(plan);
+    const auto run = [&] {
+        for (const move_order order : {move_order::fewest, move_order::from_tail, move_order::in_order}) {
+            done = done && plan_page_moves(plan, table, pool, {.order = order}, moves, scratch).ok();
+            move_rows(keys, moves);
+        }
+        done = done && cache.spread(40, [](index_t, index_t, index_t) {}).ok() && cache.append(1).ok();
+    };
+    run();
+    const long requests = requests_of(run);
+    expect(done ? requests : refused, 0, "page moves, flat_cache", head_dim);
+}
+
 } // namespace
 
 int main() {
     check_counters();
+    check_caches_of_engines(64);
     check_decode(64);
     check_decode(128);
     for (const index_t head_dim : {32, 64, 80, 96, 128, 192, 256}) {

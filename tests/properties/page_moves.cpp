@@ -227,6 +227,23 @@ TEST_CASE("page moves: unless order is kept, moves may run in any order and rows
     }
 }
 
+TEST_CASE("page moves: rows may run on any thread", "[properties][compact][executor]") {
+    support::random r(905);
+    for (int round = 0; round < 40; ++round) {
+        random_case c = any_case(r, 0.5);
+        c.options.shared = shared_pages::copied;
+        const auto p = support::plan_moves(c.plan, c.cache.table(), pool_of(c), c.options);
+        REQUIRE(p.answer.ok());
+        paged_cache on_threads = c.cache;
+        paged_cache shuffled = c.cache;
+        c.cache.move(p.plan);
+        move_rows(on_threads.keys(), p.plan, support::thread_executor{3});
+        move_rows(shuffled.keys(), p.plan, support::shuffling_executor{static_cast<std::uint64_t>(round)});
+        CHECK(support::bytes_of(on_threads.k) == support::bytes_of(c.cache.k));
+        CHECK(support::bytes_of(shuffled.k) == support::bytes_of(c.cache.k));
+    }
+}
+
 TEST_CASE("page moves: attention over the moved cache is masked attention over the full one",
           "[properties][compact]") {
     support::random r(903);
