@@ -1,16 +1,18 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// A paged cache of 100 000 pages cut to a fifth: planning the moves, and making them, against a plain copy of as many bytes.
+// A paged cache of 100 000 pages cut to a fifth: planning the moves, and making them, against a plain copy of as
+// many bytes.
 //
 //   span_heads   pages of 16 tokens span 8 heads, one token set: a slot moves as a whole, 2 KiB of keys
 //   per_head     a table per (request, KV head), as head-wise budgets need: 256 bytes of keys
 //
-// And a flat ragged cache of 8 heads that is fed token by token: flat_cache with room behind each head, its spreads included,
-// against a copy of the whole cache for each token, as AdaKV does it. Rows show the time of 4096 tokens, keys only.
+// And a flat ragged cache of 8 heads that is fed token by token: flat_cache with room behind each head, its
+// spreads included, against a copy of the whole cache for each token, as AdaKV does it. Rows show the time of 4096
+// tokens, keys only.
 //
-// Survivors: heavy hitters spread over the prompt and a window of new tokens in each request. bytes counts rows read and
-// written; each iteration makes the same moves again.
+// Survivors: heavy hitters spread over the prompt and a window of new tokens in each request. bytes counts rows
+// read and written; each iteration makes the same moves again.
 
 #include "layer.hpp"
 

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Pools of pages with random tables over them, random plans for the tables, and what a planned and executed move must leave.
+// Pools of pages with random tables over them, random plans for the tables, and what a planned and executed move
+// must leave.
 
 #include "compact/random_cache.hpp"
 
@@ -16,8 +17,8 @@ namespace support {
 
 using int32s = std::vector<std::int32_t>;
 
-// Keys [pages, page_tokens, heads, key_dim] or [pages, heads, page_tokens, key_dim], values and positions beside them, and a
-// table over some of the pages.
+// Keys [pages, page_tokens, heads, key_dim] or [pages, heads, page_tokens, key_dim], values and positions beside
+// them, and a table over some of the pages.
 struct paged_cache {
     index_t page_tokens = 4;
     index_t pages = 0;
@@ -68,7 +69,8 @@ inline std::int32_t slot_of(const kvtrim::page_table& table, index_t row, index_
            static_cast<std::int32_t>(token % page_tokens);
 }
 
-// Rows of these lengths over pages in random order. Some pages have a second reader, and some rows share their first pages.
+// Rows of these lengths over pages in random order. Some pages have a second reader, and some rows share their
+// first pages.
 inline paged_cache random_pages(random& r, const std::vector<index_t>& lengths, double shared) {
     paged_cache c;
     c.page_tokens = r.one_of({1, 2, 3, 4, 8});

@@ -2,17 +2,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Budgets in whole pages: what another allocator deals out, rounded so that no row ends with a page it only half needs.
+// Budgets in whole pages: what another allocator deals out, rounded so that no row ends with a page it only half
+// needs.
 //
 //   kept[r]  = protected_tokens + budgets[r]          as the other allocator says
 //   pages[r] = ceil(kept[r] / page_tokens)            up: pages that are there anyway are filled
 //              floor(kept[r] / page_tokens)           down: partly used pages become free
-//              either, so that the pages sum to       dealt: the rows with the largest part of a page get it; by largest
-//              floor(sum of kept / page_tokens)       remainder, ties to the lower row
+//              either, so that the pages sum to       dealt: by largest remainder, ties to the lower row
+//              floor(sum of kept / page_tokens)
 //   kept[r]  = min(pages[r] * page_tokens, tokens of the row)
 //
-// A row keeps the pages that its protected tokens fill, and one at least if it kept anything: down and dealt may so exceed the
-// budget of small rows. Rows of fewer tokens than protected_tokens keep all, and are left out.
+// A row keeps the pages that its protected tokens fill, and one at least if it kept anything: down and dealt may
+// so exceed the budget of small rows. Rows of fewer tokens than protected_tokens keep all, and are left out.
 // In tokens, up gives at least the budget; down and dealt, with that exception, at most.
 // Cost: the other allocator's, and O(rows log rows). Workspace: 40 bytes per row more.
 

@@ -2,15 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A flat ragged cache that grows: room behind the rows of each head, so that a new token is written where it belongs and
-// nothing else moves.
+// A flat ragged cache that grows: room behind the rows of each head, so that a new token is written where it
+// belongs and nothing else moves.
 //
 //   memory   | rows of head 0 | room | rows of head 1 | room | ...        one array each for keys, values, positions
 //   begins   [kv_heads + 1]   int32   where the rows of each head start; the last one is the capacity   cu_seqlens_k
 //   lengths  [kv_heads]       int32   rows of each head                                                 seqused_k
 //
-// The memory is the caller's; this is the table of it. When append() finds no room it answers how many rows of memory are
-// enough; the caller grows its arrays to so many (or finds that they are as large), and spread() says which rows to move.
+// The memory is the caller's; this is the table of it. When append() finds no room it answers how many rows of
+// memory are enough; the caller grows its arrays to so many (or finds that they are as large), and spread() says
+// which rows to move.
 //
 //     status s = cache.append(1);
 //     if (s.code() == errc::no_room) {
@@ -21,9 +22,9 @@
 //         s = cache.append(1);
 //     }
 //
-// Every head gets as much room, for every token needs a row of each: `growth` of the mean row count, so that each row is moved
-// at most 1 / growth times per row appended, on average, and growth is the memory that waits. After an eviction the room
-// is what the plan freed: several evictions need no spread().
+// Every head gets as much room, for every token needs a row of each: `growth` of the mean row count, so that each
+// row is moved at most 1 / growth times per row appended, on average, and growth is the memory that waits. After
+// an eviction the room is what the plan freed: several evictions need no spread().
 // Source: FFY0/AdaKV@efe4e2e copies the whole flat cache for each generated token.
 // Memory: 12 bytes per KV head. Cost: append O(kv_heads).
 
@@ -99,9 +100,9 @@ class flat_cache {
         return std::max(capacity(), total_rows() + room * kv_heads());
     }
 
-    // Divides memory of `rows` rows anew, the free ones equally between the heads. Calls move(from, to, count) for each head
-    // whose rows change their place in it: ranges of one head may overlap (memmove), no call destroys rows of another.
-    // Returns errc::no_room (needed: rows) or index_overflow, with no call made.
+    // Divides memory of `rows` rows anew, the free ones equally between the heads. Calls move(from, to, count) for
+    // each head whose rows change their place in it: ranges of one head may overlap (memmove), no call destroys
+    // rows of another. Returns errc::no_room (needed: rows) or index_overflow, with no call made.
     template <class Move>
     [[nodiscard]] status spread(index_t rows, Move&& move) {
         if (const status s = valid_capacity(rows); !s.ok()) { return s; }
@@ -125,8 +126,8 @@ class flat_cache {
         return {};
     }
 
-    // The rows were cut by a plan (compact_in_place of flat_rows): each head keeps its place, and what it lost as room.
-    // Returns errc::plan_mismatch, with nothing changed.
+    // The rows were cut by a plan (compact_in_place of flat_rows): each head keeps its place, and what it lost as
+    // room. Returns errc::plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (const status s = check_plan(*this, plan); !s.ok()) { return s; }
         for (index_t h = 0; h < kv_heads(); ++h) {
@@ -175,7 +176,8 @@ class flat_cache {
     double growth_;
 };
 
-// One of the arrays of a flat_cache, as a cache to be scored (row_source) and cut (compact_in_place). The table must outlive it.
+// One of the arrays of a flat_cache, as a cache to be scored (row_source) and cut (compact_in_place). The table
+// must outlive it.
 template <element T>
 class flat_rows {
   public:

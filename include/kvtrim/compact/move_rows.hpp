@@ -2,12 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Carries out the moves of a move_plan in a pool of pages on the CPU: keys, values, positions, or anything kept per slot.
+// Carries out the moves of a move_plan in a pool of pages on the CPU: keys, values, positions, or anything kept
+// per slot.
 //
 //   element d of head h in slot (page, token)   data[page * page_stride + token * token_stride + h * head_stride + d]
 //
-// Bits are copied, so any element type serves: quantised rows as bytes (row_length in bytes), positions as rows of one number.
-// A GPU engine hands moves() to its own copy kernel instead.
+// Bits are copied, so any element type serves: quantised rows as bytes (row_length in bytes), positions as rows of
+// one number. A GPU engine hands moves() to its own copy kernel instead.
 // Cost: each moved row read and written once.
 
 #include <kvtrim/base/executor.hpp>
@@ -59,8 +60,8 @@ void move_slots(const paged_memory<T>& memory, std::span<const slot_move> moves,
 
 } // namespace detail
 
-// Requires memory with the heads that the plan has (or a plan of one: then all heads of a slot move together), and the
-// page_tokens it was made for. Rows of the plan may run on any thread.
+// Requires memory with the heads that the plan has (or a plan of one: then all heads of a slot move together), and
+// the page_tokens it was made for. Rows of the plan may run on any thread.
 template <class T, executor Executor = serial_executor>
 void move_rows(const paged_memory<T>& memory, const move_plan& plan, Executor&& ex = {}) {
     KVTRIM_EXPECTS(plan.heads() == 1 || plan.heads() == memory.heads,

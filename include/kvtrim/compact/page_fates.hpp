@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What becomes of each page when a row of a page table keeps some of its tokens: the half of the page planner that decides.
-// See compact/page_moves.hpp for what it decides and why; this header is about one row.
+// What becomes of each page when a row of a page table keeps some of its tokens: the half of the page planner that
+// decides. See compact/page_moves.hpp for what it decides and why; this header is about one row.
 //
 //   survivors [heads]: tokens of each page that stay  ->  a fate per page, and how many new pages the row needs
 //

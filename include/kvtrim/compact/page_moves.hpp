@@ -10,30 +10,31 @@
 //   in_order    [a b c d] [e f g]    freed        5 moves
 //
 // A row keeps ceil(kept / page_tokens) pages. Order of moves:
-//   fewest     pages with the most survivors stay, survivors of the others fill their holes. No other choice of pages, and of
-//              the page that ends the row, needs fewer moves. A window of new tokens, all kept, mostly stays where it is
+//   fewest     pages with the most survivors stay, survivors of the others fill their holes. No other choice of
+//              pages, and of the page that ends the row, needs fewer moves. A window of new tokens, all kept,
+//              mostly stays where it is
 //   from_tail  the first pages of a row stay: one move for each survivor beyond the new length, no other
 //   in_order   pages close up and tokens keep their order: one move for each survivor whose slot changes
-// In the first two no destination is a source, so moves may run in any order. In the third no slot is overwritten before it
-// is read if the moves of a row run as listed. There is no second buffer.
+// In the first two no destination is a source, so moves may run in any order. In the third no slot is overwritten
+// before it is read if the moves of a row run as listed. There is no second buffer.
 //
-// Heads: plan rows per row of the table. 1: a slot moves with everything it holds; for tables per (request, KV head), and for
-// one token set for all heads. More: pages span `heads` heads, each with tokens of its own (row * heads + head of the plan),
-// equally many in one row; moves are per head.
+// Heads: plan rows per row of the table. 1: a slot moves with everything it holds; for tables per (request, KV
+// head), and for one token set for all heads. More: pages span `heads` heads, each with tokens of its own (row *
+// heads + head of the plan), equally many in one row; moves are per head.
 //
-// Shared pages (ref_counts above 1) are never written and never freed. One without survivors is released, one of which all
-// heads keep everything stays. Of one that is kept in part
+// Shared pages (ref_counts above 1) are never written and never freed. One without survivors is released, one of
+// which all heads keep everything stays. Of one that is kept in part
 //   stay_whole   all tokens stay, also those that the plan evicts; extra_tokens() counts them
-//   copied       survivors are copied into pages that the row owns, and what those cannot hold into free_pages; in_order, a
-//                free page takes the place of each one that is copied
+//   copied       survivors are copied into pages that the row owns, and what those cannot hold into free_pages;
+//                in_order, a free page takes the place of each one that is copied
 // A page stands in the table at most as often as its ref_count says; without ref_counts, once.
 //
-// Errors: those of validate(table); plan_mismatch; rows_differ (heads that share pages keep different numbers of tokens);
-// invalid_table (a page too often, or a free page that is in use); page_shared (stay_whole: a page would have to change that
-// others read: a last one that is not full, or in_order one behind an evicted token); pages_too_few (needed: pages);
-// index_overflow; workspace_too_small. Nothing is written then.
-// Cost: linear in kept tokens, pages of the pool, and heads * page_tokens for each row. Workspace: an int per page of the pool,
-// heads + 2 for each page of the longest row.
+// Errors: those of validate(table); plan_mismatch; rows_differ (heads that share pages keep different numbers of
+// tokens); invalid_table (a page too often, or a free page that is in use); page_shared (stay_whole: a page would
+// have to change that others read: a last one that is not full, or in_order one behind an evicted token);
+// pages_too_few (needed: pages); index_overflow; workspace_too_small. Nothing is written then.
+// Cost: linear in kept tokens, pages of the pool, and heads * page_tokens for each row. Workspace: an int per page
+// of the pool, heads + 2 for each page of the longest row, and heads * page_tokens.
 
 #include <kvtrim/compact/page_fates.hpp>
 #include <kvtrim/plan/move_plan.hpp>
@@ -284,17 +285,22 @@ class page_planner {
     page_fates row_;
 };
 
+// Of a valid table.
+[[nodiscard]] inline index_t page_planner_bytes(const page_table& table, const page_pool& pool) {
+    workspace counting = workspace::counting();
+    static_cast<void>(page_planner(table, pool, {}, counting));
+    return counting.needed_bytes();
+}
+
 } // namespace detail
 
 // Bytes of workspace for this table; 0 for one that validate() refuses.
 [[nodiscard]] inline index_t plan_page_moves_bytes(const page_table& table, const page_pool& pool) {
-    if (!validate(table, pool.pages, pool.page_tokens).ok() || pool.heads <= 0) { return 0; }
-    workspace counting = workspace::counting();
-    static_cast<void>(detail::page_planner(table, pool, {}, counting));
-    return counting.needed_bytes();
+    const bool is_valid = pool.heads > 0 && validate(table, pool.pages, pool.page_tokens).ok();
+    return is_valid ? detail::page_planner_bytes(table, pool) : 0;
 }
 
-// Plans the moves. Requires ref_counts of all pages, if any. `out` must not hold the tables that `table` views.
+// Plans the moves. Requires ref_counts of all pages, if any, and another `out` than the one that holds `table`.
 [[nodiscard]] inline status plan_page_moves(const keep_plan& plan, const page_table& table,
                                             const page_pool& pool, const page_move_options& options,
                                             move_plan& out, workspace& scratch) {
@@ -304,7 +310,7 @@ class page_planner {
     KVTRIM_EXPECTS(table.indptr.data() != out.table().indptr.data() || out.rows() == 0,
                    "plan_page_moves: the output must be another plan than the one whose table is read");
     if (const status s = validate(table, pool.pages, pool.page_tokens); !s.ok()) { return s; }
-    const index_t bytes = plan_page_moves_bytes(table, pool);
+    const index_t bytes = detail::page_planner_bytes(table, pool);
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
     const workspace::frame frame(scratch);
     detail::page_planner planner(table, pool, options, scratch);

@@ -2,19 +2,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Caches whose cell holds one token for all heads and layers (llama.cpp): one token set from the scores of all layers, and the
-// position ranges that the engine removes and shifts.
+// Caches whose cell holds one token for all heads and layers (llama.cpp): one token set from the scores of all
+// layers, and the position ranges that the engine removes and shifts.
 //
-//   cell_scores     folds the rows of layer after layer (sum, maximum or votes: select/row_fold.hpp); plan() keeps the best
+//   cell_scores     folds the rows of layer after layer (sum, maximum or votes: select/row_fold.hpp); plan() keeps
+//                   the best
 //   edit_cells      remove(token_range)      arguments of seq_rm(sequence, begin, end): as few as possible, ascending
-//                   shift(position_shift)    arguments of seq_add(sequence, begin, end, delta): one per run of tokens that move
-//                                            by the same distance, in an order in which no two tokens meet
+//                   shift(position_shift)    arguments of seq_add(sequence, begin, end, delta): one per run of
+//                                            tokens that move by the same distance, in an order in which no two
+//                                            tokens meet
 //
-// Closing: keep_positions shifts nothing. towards_first: survivors follow the first one without gaps (the end of the sequence
-// comes closer; a shared prefix that is kept whole is not shifted). towards_horizon: survivors before the horizon close up to
-// it from below, so the newest tokens, and the position of the next one, stay.
+// Closing: keep_positions shifts nothing. towards_first: survivors follow the first one without gaps (the end of
+// the sequence comes closer; a shared prefix that is kept whole is not shifted). towards_horizon: survivors before
+// the horizon close up to it from below, so the newest tokens, and the position of the next one, stay.
 // Tokens at positions from `horizon` on (drafts that may be undone) are neither removed nor shifted.
-// Shifts rotate keys: engines refuse them for multi-position RoPE; cells that other sequences share are shifted for those too.
+// Shifts rotate keys: engines refuse them for multi-position RoPE; cells that other sequences share are shifted
+// for those too.
 //
 // Cost: linear in tokens; a fold per row. Workspace of cell_scores: select/row_fold.hpp.
 
@@ -63,7 +66,8 @@ class cell_scores {
         }
     };
 
-    // Requires a valid request. The memory must live, and its workspace stay untouched below it, until plan() is done.
+    // Requires a valid request. The memory must live, and its workspace stay untouched below it, until plan() is
+    // done.
     cell_scores(const request& asked, workspace& memory)
         : asked_(asked), fold_(asked.reduction, asked.range().size(), memory),
           status_(memory.fits() ? status{} : memory.too_small()) {
@@ -123,8 +127,8 @@ struct cell_edit_options {
 
 namespace detail {
 
-// Survivor i gets position `first` + i. Calls shift for each run that moves by one distance. All go down or all go up, the
-// earlier the farther: in the order of the way they go, none meets another.
+// Survivor i gets position `first` + i. Calls shift for each run that moves by one distance. All go down or all go
+// up, the earlier the farther: in the order of the way they go, none meets another.
 template <class Shift>
 void shift_runs(std::span<const std::int32_t> kept, std::span<const std::int32_t> positions, index_t first,
                 Shift&& shift) {
@@ -156,10 +160,11 @@ void shift_runs(std::span<const std::int32_t> kept, std::span<const std::int32_t
 
 } // namespace detail
 
-// Calls remove for each range of positions that goes, then shift for each that moves; their order is that of execution.
-// kept: the cells that stay, as indices of positions, ascending; positions: of all cells of the sequence, ascending.
-// Returns errc::plan_mismatch (cells the sequence does not have, or positions that do not ascend), or invalid_parameter (a
-// token at or behind the horizon would be removed, or shifted by towards_first), with no call made.
+// Calls remove for each range of positions that goes, then shift for each that moves; their order is that of
+// execution. kept: the cells that stay, as indices of positions, ascending; positions: of all cells of the
+// sequence, ascending. Returns errc::plan_mismatch (cells the sequence does not have, or positions that do not
+// ascend), or invalid_parameter (a token at or behind the horizon would be removed, or shifted by towards_first),
+// with no call made.
 template <class Remove, class Shift>
 [[nodiscard]] status edit_cells(std::span<const keep_plan::table_index> kept,
                                 std::span<const std::int32_t> positions, const cell_edit_options& options,

@@ -2,18 +2,19 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What an engine with pages does after an eviction: copies between slots, a new page table, and pages that it gets back.
+// What an engine with pages does after an eviction: copies between slots, a new page table, and pages that it gets
+// back.
 //
 //   moves(r)          slot_move {from, to}, in the order of execution; slot = page * page_tokens + token of the page
-//   table()           the new indptr, indices, last_page_len
+//   table()           the new indptr, indices, last_page_len (0 for a row without pages)
 //   freed_pages()     pages that the table owned and no longer names
 //   released_pages()  shared pages that a row no longer names: one reference less for each time they stand here
 //   taken_pages()     how many of the free pages that were offered now belong to the table, from the first on
 //   origins(r)        for each slot of a row, in the order of its new table, the cache row whose token it holds now
 //
-// Rows r are those of the keep_plan: a row of the table, or a (row of the table, head) where heads share pages but not
-// their tokens. Rows are independent of each other; moves of one row run in order. The tables keep their capacity, so that
-// a plan made again for the same sizes allocates nothing. To make one: compact/page_moves.hpp.
+// Rows r are those of the keep_plan: a row of the table, or a (row of the table, head) where heads share pages but
+// not their tokens. Rows are independent of each other; moves of one row run in order. The tables keep their
+// capacity, so that a plan made again for the same sizes allocates nothing. To make one: compact/page_moves.hpp.
 
 #include <kvtrim/plan/page_table.hpp>
 

@@ -2,13 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Where the tokens of each row lie in a pool of pages, as CSR: FlashInfer's convention, and vLLM's block tables once flat.
+// Where the tokens of each row lie in a pool of pages, as CSR: FlashInfer's convention, and vLLM's block tables
+// once flat.
 //
 //   indptr         [rows + 1]      int32; pages of row r are indices[indptr[r], indptr[r + 1])
 //   indices        [indptr[rows]]  int32 pages of the pool, in the order of the row's tokens
-//   last_page_len  [rows]          int32 tokens in the row's last page, 1 ... page_tokens; not read where a row is empty
+//   last_page_len  [rows]          int32 tokens in the row's last page, 1 ... page_tokens; not read where a row is
+//                                  empty
 //
-// A row is a request, or a (request, KV head) with pages of its own: row = request * kv_heads + head. Token t of row r is
+// A row is a request, or a (request, KV head) with pages of its own: row = request * kv_heads + head. Token t of
+// row r is
 // slot  indices[indptr[r] + t / page_tokens] * page_tokens + t % page_tokens  of the pool.
 
 #include <kvtrim/base/contract.hpp>
@@ -53,10 +56,10 @@ struct page_table {
     }
 };
 
-// Bad input: page counts or sizes that are not positive or whose slots exceed 2^31 - 1 (index_overflow), offsets that do
-// not ascend from 0 to the number of indices, pages outside the pool, a last page without tokens or with too many
-// (invalid_table). A page may be named more than once: readers share prefixes. Requires indptr and last_page_len of
-// sizes that agree. O(rows + pages named).
+// Bad input: page counts or sizes that are not positive or whose slots exceed 2^31 - 1 (index_overflow), offsets
+// that do not ascend from 0 to the number of indices, pages outside the pool, a last page without tokens or with
+// too many (invalid_table). A page may be named more than once: readers share prefixes. Requires indptr and
+// last_page_len of sizes that agree. O(rows + pages named).
 [[nodiscard]] inline status validate(const page_table& table, index_t pool_pages, index_t page_tokens) {
     constexpr index_t most = std::numeric_limits<std::int32_t>::max();
     KVTRIM_EXPECTS(table.indptr.size() == table.last_page_len.size() + 1,

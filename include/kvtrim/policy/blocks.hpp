@@ -2,19 +2,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Eviction in whole blocks, for engines that free nothing smaller (OpenVINO GenAI): block scores in, logical block indices out,
-// equally many in every row. A row is a layer, or a (layer, KV head), of one sequence.
+// Eviction in whole blocks, for engines that free nothing smaller (OpenVINO GenAI): block scores in, logical block
+// indices out, equally many in every row. A row is a layer, or a (layer, KV head), of one sequence.
 //
-//   tokens   | start  .  .  .  | .  .  .  . | .  .  .  . | recent .  .  . | .  .     block_tokens 4; the last may be partial
+//   tokens   | start  .  .  .  | .  .  .  . | .  .  .  . | recent .  .  . | .  .     block_tokens 4; the last may
+//                                                      be partial
 //   blocks          0                1            2              3            4
 //
-//   score_blocks     block b = sum, mean or maximum of the scores of its tokens; a partial block is reduced over what it has
+//   score_blocks     block b = sum, mean or maximum of the scores of its tokens; a partial block is reduced over
+//                    what it has
 //   plan_blocks      the kept_blocks best of each row, protected ones included; ties to the lower index
 //   evicted_blocks   the others, as ascending ranges of logical blocks
-//   expand_blocks    the same plan in tokens, for attention masks, positions, or compact/page_moves.hpp: there no slot moves
+//   expand_blocks    the same plan in tokens, for attention masks, positions, or compact/page_moves.hpp: there no
+//                    slot moves
 //
-// Protection counts blocks here: sink_tokens is the start area, window_tokens the recent area, which must hold the partial
-// block. Cost: linear in scores. Workspace: that of the policy.
+// Protection counts blocks here: sink_tokens is the start area, window_tokens the recent area, which must hold the
+// partial block. Cost: linear in scores. Workspace: that of the policy.
 
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/compact/shared_set.hpp>
@@ -28,7 +31,8 @@ namespace kvtrim {
 
 enum class block_reduction : std::uint8_t { sum, mean, maximum };
 
-// Scores of one row. Requires block_tokens > 0 and blocks.size() = ceil(tokens.size() / block_tokens). maximum ignores NaN.
+// Scores of one row. Requires block_tokens > 0 and blocks.size() = ceil(tokens.size() / block_tokens). maximum
+// ignores NaN.
 inline void score_blocks(std::span<const float> tokens, index_t block_tokens, block_reduction reduction,
                          std::span<float> blocks) {
     KVTRIM_EXPECTS(block_tokens > 0, "score_blocks: block_tokens must be positive");
@@ -98,7 +102,8 @@ void evicted_blocks(const keep_plan& plan, index_t row, index_t blocks, Fn&& fn)
 }
 
 // The tokens of the kept blocks, of rows with `tokens` tokens. Requires &out != &plan and block_tokens > 0.
-// Returns plan_mismatch (blocks that such rows do not have), index_overflow or workspace_too_small, with out unchanged.
+// Returns plan_mismatch (blocks that such rows do not have), index_overflow or workspace_too_small, with out
+// unchanged.
 [[nodiscard]] inline status expand_blocks(const keep_plan& plan, index_t block_tokens, index_t tokens,
                                           keep_plan& out, workspace& scratch) {
     KVTRIM_EXPECTS(&plan != &out, "expand_blocks: the output must be another plan");

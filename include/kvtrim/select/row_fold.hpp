@@ -2,16 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Many rows of scores folded into one that ranks the columns for all of them. Rows come one after the other, so that those of
-// all heads and layers never have to be in memory together.
+// Many rows of scores folded into one that ranks the columns for all of them. Rows come one after the other, so
+// that those of all heads and layers never have to be in memory together.
 //
 //   sum, maximum   of the rows' scores
-//   votes          +infinity for the chosen columns, the votes for the others; chosen are the `budget` first by number of rows
-//                  whose own best `budget` hold the column, then sum of scores, then lower index
+//   votes          +infinity for the chosen columns, the votes for the others; chosen are the `budget` first by
+//                  number of rows whose own best `budget` hold the column, then sum of scores, then lower index
 //
 // Numerics: sums in float, those of votes in double. A NaN sum ranks last (among equal votes); maximum ignores NaN.
-// Cost: one read of each row; votes: a top-k per row, and a partial sort at the end. Workspace: a float per column; votes: 20
-// bytes per column.
+// Cost: one read of each row; votes: a top-k per row, and a partial sort at the end. Workspace: a float per
+// column; votes: 20 bytes per column.
 
 #include <kvtrim/base/workspace.hpp>
 #include <kvtrim/math/top_k.hpp>
@@ -54,7 +54,8 @@ class row_fold {
         }
     }
 
-    // What ranks the columns. Votes and sums do not fit one float, so with votes the columns are chosen here and marked.
+    // What ranks the columns. Votes and sums do not fit one float, so with votes the columns are chosen here and
+    // marked.
     [[nodiscard]] std::span<float> finish(index_t budget) const {
         if (reduction_ == head_reduction::votes) { mark_chosen(budget); }
         return folded_;
