@@ -5,6 +5,7 @@
 // many bytes.
 //
 //   span_heads   pages of 16 tokens span 8 heads, one token set: a slot moves as a whole, 2 KiB of keys
+//   own_sets     the same pages, each head with a token set of its own: rows move head by head
 //   per_head     a table per (request, KV head), as head-wise budgets need: 256 bytes of keys
 //
 // And a flat ragged cache of 8 heads that is fed token by token: flat_cache with room behind each head, its
@@ -27,18 +28,16 @@ constexpr index_t pages = 100000;
 
 struct paged_layer {
     index_t heads; // in a page
+    index_t sets;  // token sets of a request: 1, or one for each head
     std::vector<std::int32_t> indptr{0}, indices, last_page_len;
     kvtrim::keep_plan plan;
 
     // Requests of 32768 tokens.
-    explicit paged_layer(index_t heads_in_page) : heads(heads_in_page) {
+    paged_layer(index_t heads_in_page, index_t token_sets) : heads(heads_in_page), sets(token_sets) {
         constexpr index_t row_pages = 32768 / page_tokens;
-        std::vector<std::int32_t> order(pages);
-        for (std::size_t i = 0; i < order.size();
-             ++i) { // a permutation: 7919 is prime to the number of pages
-            order[i] = static_cast<std::int32_t>(i * 7919 % order.size());
+        for (index_t i = 0; i < pages; ++i) { // a permutation: 7919 is prime to the number of pages
+            indices.push_back(static_cast<std::int32_t>(i * 7919 % pages));
         }
-        indices = order;
         for (index_t begin = 0; begin < pages; begin += row_pages) {
             indptr.push_back(static_cast<std::int32_t>(std::min(begin + row_pages, pages)));
             last_page_len.push_back(page_tokens);
@@ -47,47 +46,51 @@ struct paged_layer {
     }
 
     [[nodiscard]] kvtrim::page_table table() const { return {indptr, indices, last_page_len}; }
-    [[nodiscard]] kvtrim::page_pool pool() const { return {.pages = pages, .page_tokens = page_tokens}; }
+    [[nodiscard]] kvtrim::page_pool pool() const {
+        return {.pages = pages, .page_tokens = page_tokens, .heads = sets};
+    }
     [[nodiscard]] std::vector<kvtrim::bf16> keys() const {
         return std::vector<kvtrim::bf16>(static_cast<std::size_t>(pages * page_tokens * heads * head_dim));
     }
     [[nodiscard]] kvtrim::paged_memory<kvtrim::bf16> memory(std::vector<kvtrim::bf16>& k) const {
-        return {k.data(),
-                {page_tokens, page_tokens * heads * head_dim, heads * head_dim, head_dim},
-                heads,
-                head_dim};
+        const index_t slot = heads * head_dim;
+        return {k.data(), {page_tokens, page_tokens * slot, slot, head_dim}, heads, head_dim};
+    }
+    [[nodiscard]] kvtrim::move_plan moves(kvtrim::move_order order) const {
+        kvtrim::growing_workspace memory;
+        kvtrim::workspace scratch = memory.of_bytes(kvtrim::plan_page_moves_bytes(table(), pool()));
+        kvtrim::move_plan out;
+        if (!kvtrim::plan_page_moves(plan, table(), pool(), {.order = order}, out, scratch).ok()) {
+            std::abort();
+        }
+        return out;
+    }
+    [[nodiscard]] index_t moved_elements(const kvtrim::move_plan& out) const {
+        return out.total_moves() * head_dim * (sets == 1 ? heads : 1);
     }
 
   private:
     void cut() {
-        const auto rows = table().rows();
-        std::vector<index_t> lengths, counts;
-        for (index_t r = 0; r < rows; ++r) {
-            lengths.push_back(table().tokens(r, page_tokens));
-            counts.push_back(lengths.back() / 5);
+        std::vector<index_t> counts;
+        for (index_t r = 0; r < table().rows() * sets; ++r) {
+            counts.push_back(table().tokens(r / sets, page_tokens) / 5);
         }
         if (!plan.reset(counts).ok()) { std::abort(); }
-        for (index_t r = 0; r < rows; ++r) {
-            auto scores = random_elements<float>(lengths[static_cast<std::size_t>(r)], 7);
-            const index_t budget = counts[static_cast<std::size_t>(r)] - window;
+        for (index_t r = 0; r < plan.rows(); ++r) {
+            auto scores = random_elements<float>(table().tokens(r / sets, page_tokens),
+                                                 static_cast<std::uint32_t>(7 + r));
             const std::span candidates(scores.data(), scores.size() - window);
-            kvtrim::top_k_cut best = kvtrim::find_top_k(candidates, budget);
+            kvtrim::top_k_cut best = kvtrim::find_top_k(candidates, plan.kept_tokens(r) - window);
             auto next = plan.writable_row(r).begin();
-            kvtrim::for_each_above(candidates, best,
-                                   [&](index_t t) { *next++ = static_cast<std::int32_t>(t); });
-            for (auto t = static_cast<std::int32_t>(candidates.size()); t < std::ssize(scores); ++t) {
-                *next++ = t;
-            }
+            const auto keep = [&](index_t t) { *next++ = static_cast<std::int32_t>(t); };
+            kvtrim::for_each_above(candidates, best, keep);
+            for (index_t t = std::ssize(candidates); t < std::ssize(scores); ++t) { keep(t); }
         }
     }
 };
 
-double moved_bytes(const paged_layer& layer, const kvtrim::move_plan& plan) {
-    return 2.0 * static_cast<double>(plan.total_moves() * layer.heads * head_dim) * sizeof(kvtrim::bf16);
-}
-
-void plan_moves(benchmark::State& state, index_t heads, kvtrim::move_order order) {
-    const paged_layer layer(heads);
+void plan_moves(benchmark::State& state, index_t sets, kvtrim::move_order order) {
+    const paged_layer layer(sets, sets);
     kvtrim::growing_workspace memory;
     kvtrim::workspace scratch = memory.of_bytes(kvtrim::plan_page_moves_bytes(layer.table(), layer.pool()));
     kvtrim::move_plan plan;
@@ -100,35 +103,29 @@ void plan_moves(benchmark::State& state, index_t heads, kvtrim::move_order order
     state.counters["freed"] = static_cast<double>(plan.freed_pages().size());
 }
 
-void make_moves(benchmark::State& state, index_t heads, kvtrim::move_order order) {
-    const paged_layer layer(heads);
+void make_moves(benchmark::State& state, index_t heads, index_t sets) {
+    const paged_layer layer(heads, sets);
+    const kvtrim::move_plan plan = layer.moves(kvtrim::move_order::fewest);
     auto keys = layer.keys();
-    kvtrim::growing_workspace memory;
-    kvtrim::workspace scratch = memory.of_bytes(kvtrim::plan_page_moves_bytes(layer.table(), layer.pool()));
-    kvtrim::move_plan plan;
-    check(state,
-          kvtrim::plan_page_moves(layer.plan, layer.table(), layer.pool(), {.order = order}, plan, scratch));
     for (auto _ : state) {
         kvtrim::move_rows(layer.memory(keys), plan);
         benchmark::ClobberMemory();
     }
-    rates(state, 0, moved_bytes(layer, plan));
+    rates(state, 0, 2.0 * static_cast<double>(layer.moved_elements(plan)) * sizeof(kvtrim::bf16));
 }
 
-// As many bytes as `fewest` moves, from one contiguous array to another.
-void plain_copy(benchmark::State& state, index_t heads) {
-    const paged_layer layer(heads);
-    kvtrim::growing_workspace memory;
-    kvtrim::workspace scratch = memory.of_bytes(kvtrim::plan_page_moves_bytes(layer.table(), layer.pool()));
-    kvtrim::move_plan plan;
-    check(state, kvtrim::plan_page_moves(layer.plan, layer.table(), layer.pool(), {}, plan, scratch));
+// As many bytes, from one contiguous array to another.
+void plain_copy(benchmark::State& state, index_t heads, index_t sets) {
+    const paged_layer layer(heads, sets);
+    const auto elements =
+        static_cast<std::size_t>(layer.moved_elements(layer.moves(kvtrim::move_order::fewest)));
     const auto keys = layer.keys();
-    std::vector<kvtrim::bf16> out(static_cast<std::size_t>(plan.total_moves() * heads * head_dim));
+    std::vector<kvtrim::bf16> out(elements);
     for (auto _ : state) {
-        std::memcpy(out.data(), keys.data(), out.size() * sizeof(kvtrim::bf16));
+        std::memcpy(out.data(), keys.data(), elements * sizeof(kvtrim::bf16));
         benchmark::ClobberMemory();
     }
-    rates(state, 0, moved_bytes(layer, plan));
+    rates(state, 0, 2.0 * static_cast<double>(elements) * sizeof(kvtrim::bf16));
 }
 
 // Rows of each head before the first token, as head-wise budgets leave them: 1024 to 15360, 8192 on average.
@@ -186,25 +183,32 @@ void milliseconds(benchmark::internal::Benchmark* b) {
 }
 
 using kvtrim::move_order;
-BENCHMARK_CAPTURE(plan_moves, span_heads, kv_heads, move_order::fewest)
-    ->Name("page_moves/plan")
+BENCHMARK_CAPTURE(plan_moves, fewest, 1, move_order::fewest)
+    ->Name("page_moves/plan/fewest")
     ->Apply(milliseconds);
-BENCHMARK_CAPTURE(plan_moves, from_tail, kv_heads, move_order::from_tail)
-    ->Name("page_moves/plan_from_tail")
+BENCHMARK_CAPTURE(plan_moves, from_tail, 1, move_order::from_tail)
+    ->Name("page_moves/plan/from_tail")
     ->Apply(milliseconds);
-BENCHMARK_CAPTURE(plan_moves, in_order, kv_heads, move_order::in_order)
-    ->Name("page_moves/plan_in_order")
+BENCHMARK_CAPTURE(plan_moves, in_order, 1, move_order::in_order)
+    ->Name("page_moves/plan/in_order")
     ->Apply(milliseconds);
-BENCHMARK_CAPTURE(make_moves, span_heads, kv_heads, move_order::fewest)
-    ->Name("page_moves/move_span_heads")
+BENCHMARK_CAPTURE(plan_moves, own_sets, kv_heads, move_order::fewest)
+    ->Name("page_moves/plan/own_sets")
     ->Apply(milliseconds);
-BENCHMARK_CAPTURE(plain_copy, span_heads, kv_heads)
-    ->Name("page_moves/memcpy_span_heads")
+BENCHMARK_CAPTURE(make_moves, span_heads, kv_heads, 1)
+    ->Name("page_moves/move/span_heads")
     ->Apply(milliseconds);
-BENCHMARK_CAPTURE(make_moves, per_head, 1, move_order::fewest)
-    ->Name("page_moves/move_per_head")
+BENCHMARK_CAPTURE(plain_copy, span_heads, kv_heads, 1)
+    ->Name("page_moves/memcpy/span_heads")
     ->Apply(milliseconds);
-BENCHMARK_CAPTURE(plain_copy, per_head, 1)->Name("page_moves/memcpy_per_head")->Apply(milliseconds);
+BENCHMARK_CAPTURE(make_moves, own_sets, kv_heads, kv_heads)
+    ->Name("page_moves/move/own_sets")
+    ->Apply(milliseconds);
+BENCHMARK_CAPTURE(plain_copy, own_sets, kv_heads, kv_heads)
+    ->Name("page_moves/memcpy/own_sets")
+    ->Apply(milliseconds);
+BENCHMARK_CAPTURE(make_moves, per_head, 1, 1)->Name("page_moves/move/per_head")->Apply(milliseconds);
+BENCHMARK_CAPTURE(plain_copy, per_head, 1, 1)->Name("page_moves/memcpy/per_head")->Apply(milliseconds);
 
 BENCHMARK_CAPTURE(append, growth_quarter, 0.25)->Name("flat_cache/append/growth:0.25")->Apply(milliseconds);
 BENCHMARK_CAPTURE(append, growth_sixteenth, 0.0625)
