@@ -110,7 +110,7 @@ TEST_CASE("plan_page_moves: no choice of pages needs fewer moves than `fewest`; 
           "[compact][oracle]") {
     support::random r(1);
     for (int round = 0; round < 400; ++round) {
-        const index_t page_tokens = r.between(1, 5);
+        const index_t page_tokens = r.chance(0.1) ? r.between(60, 140) : r.between(1, 5);
         const index_t pages = r.between(1, 5);
         const index_t heads = r.between(1, 3);
         const one_row row(pages * page_tokens - r.between(0, page_tokens - 1), page_tokens);

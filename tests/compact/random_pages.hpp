@@ -73,7 +73,7 @@ inline std::int32_t slot_of(const kvtrim::page_table& table, index_t row, index_
 // first pages.
 inline paged_cache random_pages(random& r, const std::vector<index_t>& lengths, double shared) {
     paged_cache c;
-    c.page_tokens = r.one_of({1, 2, 3, 4, 8});
+    c.page_tokens = r.one_of({1, 2, 3, 4, 8, 70});
     c.heads = r.between(1, 3);
     c.key_dim = r.between(1, 4);
     c.value_dim = r.between(1, 3);

@@ -22,7 +22,7 @@ struct random_case {
 
 random_case any_case(support::random& r, double shared) {
     random_case c;
-    c.cache = support::random_pages(r, support::random_lengths(r, 4, 40), shared);
+    c.cache = support::random_pages(r, support::random_lengths(r, 4, r.chance(0.05) ? 300 : 40), shared);
     c.heads = r.chance(0.5) ? c.cache.heads : 1;
     c.plan = support::random_page_plan(r, c.cache, c.heads);
     c.options = {r.one_of({move_order::fewest, move_order::from_tail, move_order::in_order}),

@@ -96,24 +96,18 @@ class page_fates {
 
   private:
     void count_survivors(const keep_plan& plan, index_t row) {
+        const auto page_tokens = static_cast<std::uint32_t>(page_tokens_);
         std::fill_n(survivors_.begin(), pages_.size(), 0);
         for (index_t head = 0; head < pool_.heads; ++head) {
-            const auto kept = plan.row(row * pool_.heads + head);
-            std::int32_t* const begin_of = first(head);
-            const auto* next = kept.data();
-            const auto* const end = next + kept.size();
-            for (std::size_t j = 0; j < pages_.size(); ++j) {
-                const auto* const begin = next;
-                const index_t page_end = static_cast<index_t>(j + 1) * page_tokens_;
-                if (end - next >= page_tokens_ && next[page_tokens_ - 1] < page_end) { // all of it
-                    next += page_tokens_;
-                } else {
-                    while (next != end && *next < page_end) { ++next; }
-                }
-                begin_of[j] = static_cast<std::int32_t>(begin - kept.data());
-                survivors_[j] += static_cast<std::int32_t>(next - begin);
+            const std::span begins(first(head), pages_.size() + 1);
+            std::fill(begins.begin(), begins.end(), 0);
+            for (const std::int32_t token : plan.row(row * pool_.heads + head)) {
+                ++begins[static_cast<std::uint32_t>(token) / page_tokens + 1];
             }
-            begin_of[pages_.size()] = static_cast<std::int32_t>(kept.size());
+            for (std::size_t j = 0; j < pages_.size(); ++j) {
+                survivors_[j] += begins[j + 1];
+                begins[j + 1] += begins[j];
+            }
         }
     }
 

@@ -39,6 +39,7 @@
 #include <kvtrim/compact/page_fates.hpp>
 #include <kvtrim/plan/move_plan.hpp>
 
+#include <bit>
 #include <numeric>
 
 namespace kvtrim {
@@ -212,12 +213,8 @@ class page_planner {
                           std::int32_t* origin, slot_move* move) const {
         const std::int32_t* const first = row_.first(head);
         movers others{*this, kept, first};
-        const auto fill = [&](index_t slot, index_t used) {
-            for (index_t i = 0; i < used; ++i) {
-                move->from = others.take(*origin++);
-                move->to = static_cast<std::int32_t>(slot + i);
-                ++move;
-            }
+        const auto fill = [&](index_t slot, std::int32_t& hole) {
+            *move++ = {others.take(hole), static_cast<std::int32_t>(slot)};
         };
         const auto keep_page = [&](std::size_t j, index_t used) {
             const auto begin = static_cast<std::int32_t>(first_token(j));
@@ -226,15 +223,23 @@ class page_planner {
                 origin += used;
                 return;
             }
-            const index_t slot = row_.page(j) * tokens_;
+            const std::int32_t* next = kept + first[j];
             const std::int32_t* const end = kept + first[j + 1];
-            index_t next = 0;
-            for (const std::int32_t* k = kept + first[j]; k != end && *k - begin < used; ++k) {
-                fill(slot + next, *k - begin - next);
-                *origin++ = *k;
-                next = *k - begin + 1;
+            for (index_t part = 0; part < used; part += 64) { // a bit for each hole
+                const index_t count = std::min<index_t>(64, used - part);
+                std::uint64_t holes = ~std::uint64_t{0} >> (64 - count);
+                for (; next != end && *next - begin < part + count; ++next) {
+                    const index_t i = *next - begin - part;
+                    origin[i] = *next;
+                    holes &= ~(std::uint64_t{1} << i);
+                }
+                const index_t slot = row_.page(j) * tokens_ + part;
+                for (; holes != 0; holes &= holes - 1) {
+                    const index_t i = std::countr_zero(holes);
+                    fill(slot + i, origin[i]);
+                }
+                origin += count;
             }
-            fill(slot + next, used - next);
         };
         std::size_t last = row_.pages();
         for (std::size_t j = 0; j < row_.pages(); ++j) {
@@ -244,7 +249,8 @@ class page_planner {
         if (last < row_.pages()) { keep_page(last, row_.used_of_last()); }
         for (index_t fresh = row_.fresh_pages(); fresh > 0; --fresh) {
             const std::int32_t page = new_pages[new_pages.size() - static_cast<std::size_t>(fresh)];
-            fill(page * tokens_, fresh == 1 ? row_.used_of_last() : tokens_);
+            const index_t used = fresh == 1 ? row_.used_of_last() : tokens_;
+            for (index_t i = 0; i < used; ++i) { fill(page * tokens_ + i, *origin++); }
         }
         return move;
     }
