@@ -3,8 +3,13 @@
 
 #include <kvtrim/allocate/whole_pages.hpp>
 
+#include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/select/one_stage.hpp>
 
+#include "compact/random_pages.hpp"
 #include "support/allocate.hpp"
 
 using namespace kvtrim;
@@ -115,4 +120,31 @@ TEST_CASE("whole_pages: bad fields, contracts and a small workspace are answered
     CHECK(s.code() == errc::workspace_too_small);
     CHECK(s.needed() == pages.workspace_bytes(2, 5));
     CHECK(budgets == std::vector<index_t>{7, 7});
+}
+
+TEST_CASE("whole_pages: in a policy, heads compete for pages, and the pages of the budget are all that a "
+          "page table keeps",
+          "[allocate][policy][compact]") {
+    constexpr index_t page_tokens = 8, heads = 4, tokens = 96;
+    const layer_data layer = random_layer({.kv_heads = heads, .tokens = tokens}, 1);
+    const protection protect{.sink_tokens = 2, .window_tokens = 5};
+    const whole_pages<adaptive> by_pages{{}, page_tokens, protect.prefix() + protect.suffix()};
+    const eviction_policy policy{random_score{.seed = 3}, by_pages, one_stage{}};
+    keep_plan plan;
+    growing_workspace memory;
+    REQUIRE(policy.plan(layer.inputs(), {.budget = per_head(27), .protect = protect}, plan, memory).ok());
+    index_t pages = 0;
+    for (index_t g = 0; g < heads; ++g) {
+        CHECK(plan.kept_tokens(g) % page_tokens == 0);
+        pages += plan.kept_tokens(g) / page_tokens;
+    }
+    CHECK(pages == heads * 27 / page_tokens);
+    int32s indptr, indices(heads * tokens / page_tokens), last(heads, page_tokens);
+    for (std::int32_t g = 0; g <= heads; ++g) { indptr.push_back(g * tokens / page_tokens); }
+    std::iota(indices.begin(), indices.end(), 0);
+    const page_pool pool{.pages = std::ssize(indices), .page_tokens = page_tokens};
+    const auto moved = plan_moves(plan, {indptr, indices, last}, pool);
+    REQUIRE(moved.answer.ok());
+    CHECK(std::ssize(moved.plan.table().indices) == pages);
+    for (const auto length : moved.plan.table().last_page_len) { CHECK(length == page_tokens); }
 }

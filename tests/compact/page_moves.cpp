@@ -105,7 +105,7 @@ TEST_CASE("plan_page_moves: each order of moves on the example of its header", "
     }
 }
 
-TEST_CASE("plan_page_moves: no choice of pages needs fewer moves than `fewest`; from_tail moves what lies "
+TEST_CASE("plan_page_moves: fewest moves no more than any choice of pages, from_tail what lies "
           "beyond the new length",
           "[compact][oracle]") {
     support::random r(1);
@@ -148,7 +148,7 @@ TEST_CASE("plan_page_moves: no choice of pages needs fewer moves than `fewest`; 
     }
 }
 
-TEST_CASE("plan_page_moves: what is kept whole stays as it is; what keeps nothing gives all its pages back",
+TEST_CASE("plan_page_moves: what is kept whole stays as it is, what keeps nothing gives all its pages back",
           "[compact]") {
     const int32s indptr{0, 2, 2, 4}, indices{5, 1, 0, 3}, last{2, 0, 4};
     const page_pool pool{.pages = 6, .page_tokens = 4};

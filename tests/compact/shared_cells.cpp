@@ -174,7 +174,7 @@ TEST_CASE("edit_cells: what it cannot do is refused, with no call made", "[compa
     CHECK(refusal({0, 1, 2, 3}, {0, 1, 2, 3}, {.horizon = 3, .close = closing::towards_first}) == errc::ok);
 }
 
-TEST_CASE("cell_scores: layer after layer gives what `shared` gives for the rows of all layers at once",
+TEST_CASE("cell_scores: layer after layer gives what shared gives for the rows of all layers at once",
           "[compact]") {
     support::random r(2);
     for (int round = 0; round < 200; ++round) {
@@ -224,7 +224,7 @@ TEST_CASE("cell_scores: layer after layer gives what `shared` gives for the rows
     }
 }
 
-TEST_CASE("cell_scores: bad input is named; rows of another length and a small workspace add nothing",
+TEST_CASE("cell_scores: bad input is named, rows of another length and a small workspace add nothing",
           "[compact][errors]") {
     const cell_scores::request good{.tokens = 10, .kept_tokens = 6, .protect = {.window_tokens = 4}};
     CHECK(good.validate().ok());

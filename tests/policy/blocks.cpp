@@ -65,9 +65,9 @@ TEST_CASE("plan_blocks: equally many blocks in every layer, start and recent are
     CHECK(plan_in_exact_memory(view, 3, {.sink_tokens = -1}).answer.code() == errc::invalid_parameter);
 }
 
-TEST_CASE(
-    "expand_blocks: the tokens of kept blocks; on a page table nothing moves and the other pages are freed",
-    "[policy][compact]") {
+TEST_CASE("expand_blocks: the tokens of kept blocks, and on a page table nothing moves and the other pages "
+          "are freed",
+          "[policy][compact]") {
     support::random r(1);
     for (int round = 0; round < 200; ++round) {
         const index_t block_tokens = r.between(1, 5);

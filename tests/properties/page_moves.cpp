@@ -169,7 +169,7 @@ std::vector<double> attention(const paged_memory<float>& keys, const paged_memor
 } // namespace
 
 TEST_CASE(
-    "page moves: each row holds exactly its tokens, bit for bit; shared pages are untouched, no page is lost",
+    "page moves: each row holds exactly its tokens, bit for bit, shared pages are untouched, no page is lost",
     "[properties][compact]") {
     support::random r(901);
     std::array<int, 3> planned{};
