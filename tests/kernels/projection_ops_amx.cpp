@@ -55,7 +55,7 @@ norms_case random_case(support::random& r, index_t rows, index_t inner, index_t 
 template <class Tiles>
 std::vector<float> norms_of(const norms_case& c) {
     std::vector<bf16> packed(static_cast<std::size_t>(kernels::panel_bf16(c.inner, c.columns)), bf16{0x7fff});
-    const index_t half = c.inner / 2;
+    const index_t half = c.inner / 4 * 2;
     kernels::amx::pack_matrix(c.matrix.data(), c.stride, 0, half, c.inner, c.columns, packed.data());
     kernels::amx::pack_matrix(c.matrix.data() + half * c.stride, c.stride, half, c.inner - half, c.inner,
                               c.columns, packed.data());

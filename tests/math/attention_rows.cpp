@@ -205,7 +205,11 @@ struct bf16_layer {
         static_cast<void>(attention_rows(in, request, 1, 0, 0, counting, steps));
         workspace scratch = memory.of_bytes(counting.needed_bytes());
         attention_rows rows(in, request, 1, 0, 0, scratch, steps);
+        std::vector<float> lent(static_cast<std::size_t>(shape.tokens * count), -31337.0f);
+        rows.keep_logits_in(lent);
         rows.begin_block(0, count, 1);
+        const bool in_tiles = steps.bf16_logits != nullptr && channel_stride == 1;
+        CHECK((lent.front() == -31337.0f) == in_tiles); // tiles keep nothing
         std::vector<float> all;
         for (index_t t = 0; t < shape.tokens; t += rows.tile_tokens()) {
             const index_t length = std::min(rows.tile_tokens(), shape.tokens - t);

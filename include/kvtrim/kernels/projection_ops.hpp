@@ -39,7 +39,8 @@ struct projection_kernels {
     // norms [rows] += sqrt(x G x^T) for each row x of [rows, dim], with G [dim, dim] packed.
     void (*add_gram_l2)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
                         float* scratch, float* norms);
-    // pack and add_l1 for a matrix whose floats are bf16 exactly and x of bf16; null where the level has none.
+    // pack and add_l1 for a matrix whose floats are bf16 exactly and x of bf16; null where the level has none. Rows are
+    // packed two by two: first_row is even, and so is count unless the matrix ends there.
     void (*pack_bf16)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
                       index_t columns, bf16* packed);
     void (*add_bf16_l1)(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,

@@ -20,14 +20,20 @@
 
 namespace kvtrim::kernels::amx {
 
-inline void pack_matrix(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
-                        index_t columns, bf16* packed) {
+// Two rows at a time: first_row is even, and so is count unless the matrix ends there.
+KVTRIM_TARGET_AVX512 inline void pack_matrix(const float* rows, index_t stride, index_t first_row,
+                                             index_t count, index_t inner, index_t columns, bf16* packed) {
     const bool is_last = first_row + count == inner; // whoever packs the last row fills up with zeros
-    for (index_t i = first_row; i < (is_last ? whole_steps(inner) : first_row + count); ++i) {
-        for (index_t c = 0; c < whole_steps(columns); ++c) {
-            const bool exists = i < inner && c < columns;
-            packed[packed_index(inner, i, c)] =
-                exists ? element_traits<bf16>::from_float(rows[(i - first_row) * stride + c]) : bf16{0};
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    for (index_t i = first_row; i < (is_last ? whole_steps(inner) : first_row + count); i += 2) {
+        const float* const even = rows + (i - first_row) * stride;
+        for (index_t c = 0; c < whole_steps(columns); c += 16) {
+            const __mmask16 mask = avx512::first_lanes(columns - c);
+            const __m512i low = _mm512_maskz_loadu_epi32(i < inner ? mask : 0, even + c);
+            const __m512i high = _mm512_maskz_loadu_epi32(i + 1 < inner ? mask : 0, even + stride + c);
+            const __m512i pairs =
+                _mm512_or_si512(_mm512_maskz_srli_epi32(0xffff, low, 16), _mm512_and_si512(high, upper));
+            _mm512_storeu_si512(packed + packed_index(inner, i, c), pairs);
         }
     }
 }

@@ -36,16 +36,18 @@ inline void pack_queries(const bf16* queries, index_t query_stride, index_t firs
 KVTRIM_INLINE_AVX512 void copy_scaled(const float* c, index_t tokens, float scale, float* out, index_t rows,
                                       index_t first_row) {
     const __m512 unit = _mm512_set1_ps(scale);
-    for (index_t half = 0; half < step; half += 16) {
-        const __mmask16 mask = avx512::first_lanes(rows - first_row - half);
-        for (index_t t = 0; t < tokens; ++t) {
-            float* const to = out + t * rows + first_row + half;
-            const __m512 x = _mm512_mul_ps(unit, _mm512_load_ps(c + t * step + half));
-            if (mask == 0xffff) { // what a masked store wrote is slow to read again
-                _mm512_storeu_ps(to, x);
-            } else {
-                _mm512_mask_storeu_ps(to, mask, x);
-            }
+    const __mmask16 left = avx512::first_lanes(rows - first_row);
+    const __mmask16 right = avx512::first_lanes(rows - first_row - 16);
+    for (index_t t = 0; t < tokens; ++t, c += step) {
+        float* const to = out + t * rows + first_row;
+        const __m512 low = _mm512_mul_ps(unit, _mm512_load_ps(c));
+        const __m512 high = _mm512_mul_ps(unit, _mm512_load_ps(c + 16));
+        if (right == 0xffff) { // what a masked store wrote is slow to read again
+            _mm512_storeu_ps(to, low);
+            _mm512_storeu_ps(to + 16, high);
+        } else {
+            _mm512_mask_storeu_ps(to, left, low);
+            _mm512_mask_storeu_ps(to + 16, right, high);
         }
     }
 }

@@ -13,6 +13,7 @@
 // begin_block() sweeps the keys once for m and z; attention() computes any range of columns again, or takes the logits
 // from memory that keep_logits_in() lent: the same floats, half of the products.
 // Shapes: queries [q_heads, queries, head_dim]; keys [kv_heads, tokens, head_dim]; any cache_view.
+// Keys and queries both of bf16 in memory are multiplied as they lie where the CPU has tiles for it; all else as floats.
 // Numerics: see kernels/window_ops.hpp; a fully masked row has attention 0 everywhere.
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
@@ -89,7 +90,10 @@ class attention_rows {
     }
 
     // Keeps the logits of as many of the first tokens as fit from begin_block() to attention(): [tokens, block rows].
-    void keep_logits_in(std::span<float> memory) { kept_logits_ = memory; }
+    // Not those of tiles, which multiply again sooner than memory would keep and give them back.
+    void keep_logits_in(std::span<float> memory) {
+        if (!stays_bf16_) { kept_logits_ = memory; }
+    }
 
     [[nodiscard]] index_t group_size() const { return group_size_; }
     [[nodiscard]] index_t queries() const { return queries_; }

@@ -75,7 +75,7 @@ struct packed_view {
 
 namespace detail {
 
-inline constexpr index_t packed_rows_at_once = 8;
+inline constexpr index_t packed_rows_at_once = 8; // even: bf16 is packed in pairs of rows
 
 // Packs matrix `head` [inner, columns] of a view; tile [packed_rows_at_once, columns] is scratch.
 template <cache_view W, class Pack, class Packed>
@@ -111,7 +111,7 @@ struct unpacked_rows {
 class packed_projection {
   public:
     // W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
-    // elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx).
+    // elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this object.
     template <cache_view W>
     explicit packed_projection(
         const W& w_o, const kernels::projection_kernels& steps = kernels::active_projection_kernels())
