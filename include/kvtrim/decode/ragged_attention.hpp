@@ -33,6 +33,7 @@
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/decode/attention_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
+#include <kvtrim/kernels/decode_tile_avx2.hpp>
 #include <kvtrim/kernels/decode_tile_avx512.hpp>
 #include <kvtrim/prefill/load_tile.hpp>
 
@@ -193,6 +194,7 @@ decltype(auto) with_decode_tile(Fn&& fn) {
     if (active_cpu_level() >= cpu_level::avx512) {
         return fn.template operator()<kernels::decode_tile_avx512>();
     }
+    if (active_cpu_level() >= cpu_level::avx2) { return fn.template operator()<kernels::decode_tile_avx2>(); }
 #endif
     return fn.template operator()<kernels::decode_tile>();
 }

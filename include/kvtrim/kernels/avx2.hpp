@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 
 #if KVTRIM_HAS_X86
 
@@ -48,6 +49,8 @@ struct panel_out {
 namespace avx2 {
 
 inline constexpr index_t panel_columns = 16;
+inline constexpr float log2_e = 1.44269504f;
+inline constexpr float ln_2 = 0.693147181f;
 
 // How eight lanes reach memory: all of them, or the first few, the others reading 0 and writing nothing. A loop is
 // compiled for each, because masked stores are slow, and slow to read again.
@@ -101,6 +104,14 @@ KVTRIM_INLINE_AVX2 __m256 exp2(__m256 x) {
     p = _mm256_fmadd_ps(p, fraction, _mm256_set1_ps(0.999999925f));
     const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+}
+
+// 2^(logit - maximum), 0 for NaN and below e^-75; the logit at most the largest float.
+KVTRIM_INLINE_AVX2 __m256 power_of_two(__m256 logit, __m256 maximum) {
+    const __m256 largest = _mm256_set1_ps(std::numeric_limits<float>::max());
+    const __m256 x =
+        _mm256_sub_ps(_mm256_min_ps(largest, logit), maximum); // min gives its second operand for NaN
+    return _mm256_and_ps(exp2(x), _mm256_cmp_ps(x, _mm256_set1_ps(-108.0f), _CMP_GT_OQ));
 }
 
 // cap * tanh(logit / cap) of eight logits as in kernels/avx512.hpp; what comes out is multiplied by `unit`.

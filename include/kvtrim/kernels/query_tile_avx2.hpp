@@ -41,13 +41,13 @@ class query_tile_avx2 {
     void begin(const float* queries, index_t query_stride, index_t count, float sink_logit,
                const logit_rules& rules) {
         // With a soft cap the logits stay natural until they are capped.
-        const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * log2_e;
+        const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * avx2::log2_e;
         for (index_t d = 0; d < head_dim_; ++d) {
             for (index_t r = 0; r < max_queries; ++r) { // lanes without a query repeat the last one
                 queries_[d * max_queries + r] = scale * queries[std::min(r, count - 1) * query_stride + d];
             }
         }
-        std::fill_n(maximum_, max_queries, sink_logit * log2_e);
+        std::fill_n(maximum_, max_queries, sink_logit * avx2::log2_e);
         std::fill_n(sum_, max_queries, sink_logit == masked_logit ? 0.0 : 1.0);
         std::fill_n(out_, value_dim_ * max_queries, 0.0f);
     }
@@ -56,7 +56,7 @@ class query_tile_avx2 {
         avx2::multiply_rows<false>({tile.keys, tile.key_stride, 1}, queries_, head_dim_,
                                    {logits_, max_queries, max_queries}, tile.count);
         if (rules.soft_cap > 0) {
-            avx2::cap_logits(logits_, tile.count * max_queries, rules.soft_cap, log2_e);
+            avx2::cap_logits(logits_, tile.count * max_queries, rules.soft_cap, avx2::log2_e);
         }
         const bool masked = !all_visible(tile, rules, queries);
         if (masked) { mask(tile, rules, queries); }
@@ -79,16 +79,14 @@ class query_tile_avx2 {
                 out[r * value_dim_ + d] = weight * out_[d * max_queries + r];
             }
             if (log_sum_exp != nullptr) {
-                log_sum_exp[r] =
-                    sum_[r] > 0 ? maximum_[r] * ln_2 + static_cast<float>(std::log(sum_[r])) : masked_logit;
+                log_sum_exp[r] = sum_[r] > 0
+                                     ? maximum_[r] * avx2::ln_2 + static_cast<float>(std::log(sum_[r]))
+                                     : masked_logit;
             }
         }
     }
 
   private:
-    static constexpr float log2_e = 1.44269504f;
-    static constexpr float ln_2 = 0.693147181f;
-
     KVTRIM_TARGET_AVX2 void add_values(const float* values, index_t stride, index_t keys) {
         avx2::multiply_rows<true>({values, 1, stride}, logits_, keys, {out_, max_queries, max_queries},
                                   value_dim_);
@@ -122,20 +120,13 @@ class query_tile_avx2 {
         }
     }
 
-    // 2^(logit - maximum), 0 for NaN and below e^-75; the logit at most the largest float.
-    KVTRIM_INLINE_AVX2 static __m256 weight_of(__m256 logit, __m256 maximum) {
-        const __m256 largest = _mm256_set1_ps(std::numeric_limits<float>::max());
-        const __m256 x = _mm256_sub_ps(_mm256_min_ps(largest, logit), maximum);
-        return _mm256_and_ps(avx2::exp2(x), _mm256_cmp_ps(x, _mm256_set1_ps(-108.0f), _CMP_GT_OQ));
-    }
-
     // Eight lanes of logits [keys] become weights.
     KVTRIM_TARGET_AVX2 void make_weights(index_t keys, index_t half) {
         float* const logits = logits_ + half;
         const __m256 maximum = raise(logits, keys, half);
         __m256 sum = _mm256_setzero_ps();
         for (index_t t = 0; t < keys; ++t) {
-            const __m256 p = weight_of(_mm256_loadu_ps(logits + t * max_queries), maximum);
+            const __m256 p = avx2::power_of_two(_mm256_loadu_ps(logits + t * max_queries), maximum);
             _mm256_storeu_ps(logits + t * max_queries, p);
             sum = _mm256_add_ps(sum, p);
         }
@@ -160,7 +151,8 @@ class query_tile_avx2 {
         if (_mm256_movemask_ps(higher) == 0) { return highest; }
         // Lanes that have seen nothing (-infinity) have nothing to rescale, so any factor will do; those that stay must
         // not lose the rounding of 2^0 each time that another one rises.
-        const __m256 factor = _mm256_blendv_ps(_mm256_set1_ps(1.0f), weight_of(old, highest), higher);
+        const __m256 factor =
+            _mm256_blendv_ps(_mm256_set1_ps(1.0f), avx2::power_of_two(old, highest), higher);
         alignas(32) float factors[8];
         _mm256_store_ps(factors, factor);
         for (index_t r = 0; r < 8; ++r) { sum_[half + r] *= static_cast<double>(factors[r]); }
