@@ -49,20 +49,30 @@ TEST_CASE("ordered_bits: every level counts, compares and writes the same", "[ke
             const std::uint32_t border = ordered_bits(at);
             CAPTURE(run, row.size(), border);
 
-            kernels::digit_histogram histogram;
-            const kernels::radix_digit digit{10, 0x7ffu, border & 0xffe00000u, 0xffe00000u};
-            kernels::count_digits(row, digit, histogram);
+            kernels::key_histogram histogram;
+            const std::uint32_t width = r.one_of({0u, 1u, 2047u, 2048u, 1u << 20, 0xffffffffu});
+            const std::uint32_t low = width == 0xffffffffu ? 0 : border - std::min(border, width / 3);
+            const kernels::key_range range{low, low + std::min(0xffffffffu - low, width)};
+            kernels::count_keys(row, range, histogram);
+            index_t above_range = 0;
             kernels::above_and_equal expected{0, 0};
             std::vector<index_t> counts(2048);
             for (const float x : row) {
                 const std::uint32_t bits = ordered_bits(x);
                 expected.above += bits > border ? 1 : 0;
                 expected.equal += bits == border ? 1 : 0;
-                if ((bits & digit.prefix_mask) == digit.prefix) { ++counts[bits >> 10 & 0x7ffu]; }
+                above_range += bits > range.high ? 1 : 0;
+                if (bits < range.low || bits > range.high) { continue; }
+                std::uint32_t bucket = 0;
+                while (range.bucket(bucket).high < bits) { ++bucket; }
+                ++counts[bucket];
             }
             bool right = true;
             for (std::uint32_t d = 0; d < 2048; ++d) { right = right && histogram.count(d) == counts[d]; }
             CHECK(right);
+            CHECK(histogram.above == above_range);
+            CHECK(range.last_bucket() < 2048);
+            CHECK(range.bucket(range.last_bucket()).high == range.high);
 
             const kernels::above_and_equal got = kernels::compare(row, border);
             CHECK(got.above == expected.above);

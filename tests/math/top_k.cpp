@@ -171,6 +171,48 @@ TEST_CASE("find_top_k: one long row is cut as sorting cuts it", "[math][oracle]"
     }
 }
 
+TEST_CASE("find_top_k: a sample that says nothing about the rows costs time, not exactness",
+          "[math][oracle]") {
+    support::random r(3);
+    for (int kind = 0; kind < 5; ++kind) {
+        rows scores;
+        for (const index_t length : {20000, 0, 13001}) {
+            std::vector<float> row;
+            for (index_t c = 0; c < length; ++c) {
+                const auto any = static_cast<float>(r.normal());
+                const bool sampled = c % 128 == 0; // of the first row, as it happens
+                const float choices[]{sampled ? 9.0f : any, sampled ? -9.0f : any, sampled ? any : 1.0f, 2.0f,
+                                      sampled ? not_a_number : any};
+                row.push_back(choices[kind]);
+            }
+            scores.add(row);
+        }
+        for (const index_t k : {1, 150, 156, 157, 300, 20000, 33000, 33001}) {
+            CAPTURE(kind, k);
+            CHECK(selected(scores.get(), k, every_row) == naive(scores.get(), k, every_row));
+        }
+    }
+}
+
+TEST_CASE("find_top_k: the cut of another row is taken where it is this row's, and not where it is not",
+          "[math]") {
+    support::random r(4);
+    for (int round = 0; round < 300; ++round) {
+        std::vector<float> row = random_scores(r, r.between(1, 40));
+        const auto length = static_cast<index_t>(row.size());
+        const float other = r.chance(0.7) ? row[static_cast<std::size_t>(r.between(0, length - 1))] : 0.5f;
+        const index_t k = r.between(0, length);
+        top_k_cut guessed = find_top_k(std::span(row), k, ordered_bits(other)),
+                  found = find_top_k(std::span(row), k);
+        flat_indices a, b;
+        for_each_above(row, guessed, [&](index_t c) { a.push_back(c); });
+        for_each_above(row, found, [&](index_t c) { b.push_back(c); });
+        CAPTURE(round, k);
+        CHECK(a == b);
+        CHECK(static_cast<index_t>(a.size()) == k);
+    }
+}
+
 TEST_CASE("find_top_k: of equal scores those with the lower flat index are in, row by row", "[math]") {
     rows scores;
     scores.add({1, 2, 1, 2});

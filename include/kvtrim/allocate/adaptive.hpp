@@ -15,8 +15,7 @@
 // window protects nothing. safeguard_tokens gives kvpress' count exactly. Budgets sum exactly.
 // Method: rows whose count under the common cut stays below their safeguard are fixed at it, and the cut is
 // taken again over the others, until none is below: the same result as marking the forced tokens, without
-// a copy of the scores. Cost: five linear reads of the scores, plus as many per round (rounds <= rows + 1,
-// one or two in practice).
+// a copy of the scores. Cost: three linear reads of the scores per round (rounds <= rows + 1, one or two in practice).
 
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/workspace.hpp>
@@ -39,28 +38,26 @@ struct adaptive {
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace&) const {
         expect_total(scores, total, budgets);
-        constexpr index_t open = -1;
-        std::fill(budgets.begin(), budgets.end(), open);
-        const auto is_open = [&](index_t r) { return budgets[static_cast<std::size_t>(r)] == open; };
+        // The budget of a row that is still open: ~count under the last cut, which is negative.
+        std::fill(budgets.begin(), budgets.end(), ~index_t{0});
+        const auto is_open = [&](index_t r) { return budgets[static_cast<std::size_t>(r)] < 0; };
         const auto safeguard = [&, share = safeguard_of(total, scores.rows())](index_t r) {
             return std::min(share, scores.length(r));
         };
         index_t remaining = total;
-        top_k_cut cut{};
         for (bool settled = false; !settled;) {
             settled = true;
-            cut = find_top_k(scores, remaining, is_open);
-            top_k_cut walked = cut;
+            top_k_cut cut = find_top_k(scores, remaining, is_open);
             for (index_t r = 0; r < scores.rows(); ++r) {
-                if (!is_open(r) || count_above(scores.row(r), walked) >= safeguard(r)) { continue; }
-                budgets[static_cast<std::size_t>(r)] = safeguard(r);
-                remaining -= safeguard(r);
-                settled = false;
+                if (!is_open(r)) { continue; }
+                const index_t count = count_above(scores.row(r), cut);
+                const bool is_below = count < safeguard(r);
+                budgets[static_cast<std::size_t>(r)] = is_below ? safeguard(r) : ~count;
+                remaining -= is_below ? safeguard(r) : 0;
+                settled = settled && !is_below;
             }
         }
-        for (index_t r = 0; r < scores.rows(); ++r) {
-            if (is_open(r)) { budgets[static_cast<std::size_t>(r)] = count_above(scores.row(r), cut); }
-        }
+        for (index_t& budget : budgets) { budget = budget < 0 ? ~budget : budget; }
         return {};
     }
 

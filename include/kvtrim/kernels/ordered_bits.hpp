@@ -11,6 +11,7 @@
 #include <kvtrim/base/status.hpp>
 #include <kvtrim/kernels/cpu.hpp>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>
@@ -38,21 +39,30 @@ struct top_k_cut {
 
 namespace kernels {
 
-// A digit of the ordered bits, among scores whose higher digits are `prefix`.
-struct radix_digit {
-    int shift;
-    std::uint32_t mask; // of the digit, at bit 0
-    std::uint32_t prefix;
-    std::uint32_t prefix_mask;
+// A range of the ordered bits, both ends included, in at most 2048 buckets of 2^shift.
+struct key_range {
+    std::uint32_t low = 0;
+    std::uint32_t high = 0xffffffffu;
+
+    [[nodiscard]] constexpr int shift() const {
+        return std::max(0, static_cast<int>(std::bit_width(high - low)) - 11);
+    }
+    [[nodiscard]] constexpr std::uint32_t last_bucket() const { return (high - low) >> shift(); }
+    [[nodiscard]] constexpr key_range bucket(std::uint32_t b) const {
+        const std::uint32_t first = low + (b << shift());
+        return {first, first + std::min(high - first, (1u << shift()) - 1u)};
+    }
 };
 
-// How often each digit occurs; equal neighbours go to different tables, whose increments do not wait for each other.
-struct digit_histogram {
+// How many scores lie above a range, and in each of its buckets; equal neighbours go to different tables, whose increments
+// do not wait for each other.
+struct key_histogram {
+    index_t above = 0;
     std::array<std::array<std::uint32_t, 2048>, 4> tables{};
 
-    [[nodiscard]] index_t count(std::uint32_t digit) const {
-        return static_cast<index_t>(tables[0][digit]) + static_cast<index_t>(tables[1][digit]) +
-               static_cast<index_t>(tables[2][digit]) + static_cast<index_t>(tables[3][digit]);
+    [[nodiscard]] index_t count(std::uint32_t bucket) const {
+        return static_cast<index_t>(tables[0][bucket]) + static_cast<index_t>(tables[1][bucket]) +
+               static_cast<index_t>(tables[2][bucket]) + static_cast<index_t>(tables[3][bucket]);
     }
 };
 
@@ -63,10 +73,14 @@ struct above_and_equal {
 
 namespace detail {
 
-inline void count_digits(std::span<const float> row, const radix_digit& d, digit_histogram& histogram) {
+inline void count_keys(std::span<const float> row, const key_range& range, key_histogram& histogram) {
+    const int shift = range.shift();
     for (std::size_t i = 0; i < row.size(); ++i) {
         const std::uint32_t bits = ordered_bits(row[i]);
-        if ((bits & d.prefix_mask) == d.prefix) { ++histogram.tables[i % 4][(bits >> d.shift) & d.mask]; }
+        histogram.above += bits > range.high ? 1 : 0;
+        if (range.low <= bits && bits <= range.high) {
+            ++histogram.tables[i % 4][(bits - range.low) >> shift];
+        }
     }
 }
 
@@ -118,31 +132,31 @@ KVTRIM_TARGET_AVX2 inline unsigned lanes_of(__m256i comparison) {
     return row.size() / 8 * 8;
 }
 
-KVTRIM_TARGET_AVX2 inline void count_digits_avx2(std::span<const float> row, const radix_digit& d,
-                                                 digit_histogram& histogram) {
-    const __m256i prefix = _mm256_set1_epi32(static_cast<int>(d.prefix));
-    const __m256i prefix_mask = _mm256_set1_epi32(static_cast<int>(d.prefix_mask));
-    const __m256i digit_mask = _mm256_set1_epi32(static_cast<int>(d.mask));
-    const __m256i flip = _mm256_set1_epi32(static_cast<int>(signed_order));
-    const __m128i shift = _mm_cvtsi32_si128(d.shift);
-    alignas(32) std::uint32_t digits[8];
+KVTRIM_TARGET_AVX2 inline void count_keys_avx2(std::span<const float> row, const key_range& range,
+                                               key_histogram& histogram) {
+    const __m256i low = _mm256_set1_epi32(static_cast<int>(range.low ^ signed_order));
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(range.high ^ signed_order));
+    const __m128i shift = _mm_cvtsi32_si128(range.shift());
+    alignas(32) std::uint32_t buckets[8];
     const std::size_t whole = whole_eights(row);
     for (std::size_t i = 0; i < whole; i += 8) {
-        const __m256i bits = _mm256_xor_si256(signed_bits_avx2(row.data() + i), flip);
-        unsigned in = lanes_of(_mm256_cmpeq_epi32(_mm256_and_si256(bits, prefix_mask), prefix));
-        if (in == 0) { continue; }
-        const __m256i digit = _mm256_and_si256(_mm256_srl_epi32(bits, shift), digit_mask);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(digits), digit);
-        if (in == 0xff) {
-            for (std::size_t j = 0; j < 8; ++j) { ++histogram.tables[j % 4][digits[j]]; }
+        const __m256i bits = signed_bits_avx2(row.data() + i);
+        const unsigned above = lanes_of(_mm256_cmpgt_epi32(bits, high));
+        unsigned inside = ~(above | lanes_of(_mm256_cmpgt_epi32(low, bits))) & 0xffu;
+        histogram.above += std::popcount(above);
+        if (inside == 0) { continue; }
+        const __m256i bucket = _mm256_srl_epi32(_mm256_sub_epi32(bits, low), shift);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(buckets), bucket);
+        if (inside == 0xff) {
+            for (std::size_t j = 0; j < 8; ++j) { ++histogram.tables[j % 4][buckets[j]]; }
             continue;
         }
-        for (; in != 0; in &= in - 1) {
-            const auto j = static_cast<std::size_t>(std::countr_zero(in));
-            ++histogram.tables[j % 4][digits[j]];
+        for (; inside != 0; inside &= inside - 1) {
+            const auto j = static_cast<std::size_t>(std::countr_zero(inside));
+            ++histogram.tables[j % 4][buckets[j]];
         }
     }
-    count_digits(row.subspan(whole), d, histogram);
+    count_keys(row.subspan(whole), range, histogram);
 }
 
 [[nodiscard]] KVTRIM_TARGET_AVX2 inline above_and_equal compare_avx2(std::span<const float> row,
@@ -180,55 +194,73 @@ write_above_avx2(std::span<const float> row, top_k_cut& cut, std::int32_t first_
 KVTRIM_TARGET_AVX512 inline __m512i ordered_bits_avx512(const float* from, __mmask16 lanes) {
     const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
     const __m512i bits = _mm512_maskz_loadu_epi32(lanes, from);
-    const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
-    const __mmask16 negative = _mm512_movepi32_mask(bits);
-    const __mmask16 zero = _mm512_cmpeq_epi32_mask(magnitude, _mm512_setzero_si512());
-    const __mmask16 number = _mm512_cmple_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
-    __m512i ordered = _mm512_or_si512(bits, sign);
-    ordered = _mm512_mask_xor_epi32(ordered, negative, bits, _mm512_set1_epi32(-1));
-    ordered = _mm512_mask_mov_epi32(ordered, zero, sign);
-    return _mm512_maskz_mov_epi32(number, ordered);
+    const __m512 score = _mm512_castsi512_ps(bits);
+    const __mmask16 number = _mm512_cmp_ps_mask(score, score, _CMP_ORD_Q);
+    const __m512i negative = _mm512_maskz_srai_epi32(0xffff, bits, 31);
+    constexpr int flip = 0x1e; // bits ^ (negative | sign)
+    const __m512i ordered = _mm512_maskz_ternarylogic_epi32(number, bits, negative, sign, flip);
+    return _mm512_mask_mov_epi32(ordered, _mm512_cmpeq_epi32_mask(bits, sign), sign); // -0 is 0
+}
+
+KVTRIM_TARGET_AVX512 inline index_t sum_of_counts(__m512i counts) {
+    alignas(64) std::uint32_t lanes[16];
+    _mm512_store_si512(lanes, counts);
+    index_t sum = 0;
+    for (const std::uint32_t n : lanes) { sum += n; }
+    return sum;
 }
 
 [[nodiscard]] inline __mmask16 lanes_left(std::size_t count) {
-    return static_cast<__mmask16>(count >= 16 ? 0xffffu : (1u << count) - 1u);
+    return static_cast<__mmask16>((1u << std::min<std::size_t>(count, 16)) - 1u);
 }
 
-KVTRIM_TARGET_AVX512 inline void count_digits_avx512(std::span<const float> row, const radix_digit& d,
-                                                     digit_histogram& histogram) {
-    const __m512i prefix = _mm512_set1_epi32(static_cast<int>(d.prefix));
-    const __m512i prefix_mask = _mm512_set1_epi32(static_cast<int>(d.prefix_mask));
-    const __m512i digit_mask = _mm512_set1_epi32(static_cast<int>(d.mask));
-    const __m128i shift = _mm_cvtsi32_si128(d.shift);
-    alignas(64) std::uint32_t digits[16];
+// Buckets are collected first: few vectors have no score in the range, and few are full of them, so a loop over those of
+// each vector would be mispredicted every time.
+KVTRIM_TARGET_AVX512 inline void count_keys_avx512(std::span<const float> row, const key_range& range,
+                                                   key_histogram& histogram) {
+    const __m512i low = _mm512_set1_epi32(static_cast<int>(range.low));
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(range.high));
+    const __m512i width = _mm512_set1_epi32(static_cast<int>(range.high - range.low));
+    const __m512i one = _mm512_set1_epi32(1);
+    const __m128i shift = _mm_cvtsi32_si128(range.shift());
+    __m512i above = _mm512_setzero_si512();
+    alignas(64) std::uint32_t buckets[1024 + 16];
+    std::size_t collected = 0;
+    const auto add_collected = [&] {
+        std::size_t j = 0;
+        for (; j + 4 <= collected; j += 4) {
+            for (std::size_t table = 0; table < 4; ++table) { ++histogram.tables[table][buckets[j + table]]; }
+        }
+        for (; j < collected; ++j) { ++histogram.tables[0][buckets[j]]; }
+        collected = 0;
+    };
     for (std::size_t i = 0; i < row.size(); i += 16) {
         const __mmask16 lanes = lanes_left(row.size() - i);
         const __m512i bits = ordered_bits_avx512(row.data() + i, lanes);
-        const __mmask16 counts =
-            _mm512_mask_cmpeq_epi32_mask(lanes, _mm512_and_si512(bits, prefix_mask), prefix);
-        if (counts == 0) { continue; }
-        const __m512i digit = _mm512_and_si512(_mm512_maskz_srl_epi32(0xffff, bits, shift), digit_mask);
-        _mm512_store_si512(digits, _mm512_maskz_compress_epi32(counts, digit));
-        if (counts == 0xffff) {
-            for (std::size_t j = 0; j < 16; ++j) { ++histogram.tables[j % 4][digits[j]]; }
-            continue;
-        }
-        const auto count = static_cast<std::size_t>(std::popcount(static_cast<unsigned>(counts)));
-        for (std::size_t j = 0; j < count; ++j) { ++histogram.tables[j % 4][digits[j]]; }
+        const __m512i offset = _mm512_sub_epi32(bits, low); // wraps around below the range
+        const __mmask16 inside = _mm512_mask_cmple_epu32_mask(lanes, offset, width);
+        above = _mm512_mask_add_epi32(above, _mm512_mask_cmpgt_epu32_mask(lanes, bits, high), above, one);
+        const __m512i bucket = _mm512_maskz_srl_epi32(0xffff, offset, shift);
+        _mm512_storeu_si512(buckets + collected, _mm512_maskz_compress_epi32(inside, bucket));
+        collected += static_cast<std::size_t>(std::popcount(static_cast<unsigned>(inside)));
+        if (collected > 1024) { add_collected(); }
     }
+    add_collected();
+    histogram.above += sum_of_counts(above);
 }
 
 [[nodiscard]] KVTRIM_TARGET_AVX512 inline above_and_equal compare_avx512(std::span<const float> row,
                                                                          std::uint32_t cut_bits) {
     const __m512i cut = _mm512_set1_epi32(static_cast<int>(cut_bits));
-    above_and_equal n{0, 0};
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512i above = _mm512_setzero_si512(), equal = _mm512_setzero_si512();
     for (std::size_t i = 0; i < row.size(); i += 16) {
         const __mmask16 lanes = lanes_left(row.size() - i);
         const __m512i bits = ordered_bits_avx512(row.data() + i, lanes);
-        n.above += std::popcount(static_cast<unsigned>(_mm512_mask_cmpgt_epu32_mask(lanes, bits, cut)));
-        n.equal += std::popcount(static_cast<unsigned>(_mm512_mask_cmpeq_epi32_mask(lanes, bits, cut)));
+        above = _mm512_mask_add_epi32(above, _mm512_mask_cmpgt_epu32_mask(lanes, bits, cut), above, one);
+        equal = _mm512_mask_add_epi32(equal, _mm512_mask_cmpeq_epi32_mask(lanes, bits, cut), equal, one);
     }
-    return n;
+    return {sum_of_counts(above), sum_of_counts(equal)};
 }
 
 [[nodiscard]] KVTRIM_TARGET_AVX512 inline std::int32_t*
@@ -258,14 +290,14 @@ write_above_avx512(std::span<const float> row, top_k_cut& cut, std::int32_t firs
 
 } // namespace detail
 
-// Adds the row's digits to the histogram.
-inline void count_digits(std::span<const float> row, const radix_digit& d, digit_histogram& histogram) {
+// Adds the row's scores to the histogram of a range.
+inline void count_keys(std::span<const float> row, const key_range& range, key_histogram& histogram) {
 #if KVTRIM_HAS_X86
     const cpu_level level = active_cpu_level();
-    if (level >= cpu_level::avx512) { return detail::count_digits_avx512(row, d, histogram); }
-    if (level >= cpu_level::avx2) { return detail::count_digits_avx2(row, d, histogram); }
+    if (level >= cpu_level::avx512) { return detail::count_keys_avx512(row, range, histogram); }
+    if (level >= cpu_level::avx2) { return detail::count_keys_avx2(row, range, histogram); }
 #endif
-    detail::count_digits(row, d, histogram);
+    detail::count_keys(row, range, histogram);
 }
 
 // How many scores of the row are above the cut, and how many equal to it.

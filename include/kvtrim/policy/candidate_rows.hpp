@@ -12,6 +12,9 @@
 #include <kvtrim/math/top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
+#include <algorithm>
+#include <functional>
+
 namespace kvtrim {
 
 // Lengths summed over the KV heads of a layer.
@@ -66,13 +69,21 @@ template <class Inputs>
         counts[g] = tokens - candidates(protect, tokens).size() + budgets[g];
     }
     if (const status s = out.reset(counts); !s.ok()) { return s; }
+    // Heads that compete for one budget were cut at the same score, all but those that a safeguard keeps above it.
+    const bool may_share =
+        std::adjacent_find(budgets.begin(), budgets.end(), std::not_equal_to<>()) != budgets.end();
+    std::uint32_t shared_bits = 0xffffffffu;
+    bool is_shared = false;
     for (index_t g = 0; g < in.kv_heads(); ++g) {
         const token_range range = candidates(protect, in.tokens(g));
         keep_plan::table_index* next = out.writable_row(g).data();
         const auto keep = [&](index_t token) { *next++ = static_cast<keep_plan::table_index>(token); };
         for (index_t token = 0; token < range.begin; ++token) { keep(token); }
         const auto row = importance.row(g);
-        top_k_cut cut = find_top_k(row, budgets[static_cast<std::size_t>(g)]);
+        const index_t budget = budgets[static_cast<std::size_t>(g)];
+        top_k_cut cut = may_share ? find_top_k(row, budget, shared_bits) : find_top_k(row, budget);
+        is_shared = is_shared || (g > 0 && cut.bits == shared_bits);
+        if (!is_shared) { shared_bits = cut.bits; }
         next = kernels::write_above(row, cut, static_cast<keep_plan::table_index>(range.begin), next);
         for (index_t token = range.end; token < in.tokens(g); ++token) { keep(token); }
     }
