@@ -20,6 +20,7 @@
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/decode/running_scores.hpp>
+#include <kvtrim/decode/value_norms.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
 #include <kvtrim/model/batch.hpp>
 #include <kvtrim/policy/baselines.hpp>

@@ -13,6 +13,9 @@
 // W_O is [q_heads, head_dim, hidden]; a torch weight [hidden, q_heads * head_dim] is the strided view
 // {head_dim, 1, q_heads * head_dim}.
 //
+// A token's norm depends on its value alone, so an engine may take it when the token enters the cache
+// (newest_value_norms; decode/value_norms.hpp keeps them as long as their tokens) and give known_norms to the scorers.
+//
 // Source: CriticalKV, arXiv:2502.03805, Sec. 4, Eq. 8; kvpress@8bb29b9 criticalkv_press.py:vwl1norm.
 // Departures: values are not repeated per query head; the norms of fp16 values are taken in float.
 // Cost: L1 2 * q_heads * tokens * head_dim * hidden flops, and packing W_O where it was not prepared; Gram
@@ -29,6 +32,11 @@
 
 namespace kvtrim {
 
+// Norms that are known already, [kv_heads, tokens or more], rows without gaps. Pass them as the output projection.
+struct known_norms {
+    strided<const float, 2> rows;
+};
+
 namespace detail {
 
 template <class Inputs>
@@ -37,6 +45,8 @@ template <class Inputs>
 inline constexpr bool uses_gram = std::is_same_v<projection_of<Inputs>, gram_view>;
 template <class Inputs>
 inline constexpr bool uses_packed = std::is_same_v<projection_of<Inputs>, packed_view>;
+template <class Inputs>
+inline constexpr bool knows_norms = std::is_same_v<projection_of<Inputs>, known_norms>;
 
 template <class Inputs>
 [[nodiscard]] index_t projection_heads(const Inputs& in) {
@@ -183,17 +193,8 @@ void projected_norms_of_head(
     for (float& norm : norms) { norm /= static_cast<float>(group_size); }
 }
 
-} // namespace detail
-
-// Bad input of the norms. Returns errc::heads_not_divisible. Requires W_O rows of the values' head_dim, and as
-// many query heads as the queries have where the layer has queries.
 template <class Inputs>
-[[nodiscard]] status validate_projection(const Inputs& in) {
-    static_assert(Inputs::has_values, "kvtrim: projected value norms need the values: pass "
-                                      "layer(keys, values); see base/layer.hpp");
-    static_assert(Inputs::has_output_projection,
-                  "kvtrim: projected value norms need W_O: pass "
-                  "layer(keys, values).with_output_projection(w_o); see base/layer.hpp");
+[[nodiscard]] status validate_w_o(const Inputs& in) {
     const index_t q_heads = detail::projection_heads(in);
     if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
         return {errc::heads_not_divisible, "W_O must have a positive multiple of kv_heads query heads"};
@@ -214,9 +215,55 @@ template <class Inputs>
     return {};
 }
 
+// Of the rows range_of(g) of every KV head, to norms_of(g).
+template <class Inputs, class RangeOf, class NormsOf, class Executor>
+[[nodiscard]] status projected_norms(const Inputs& in, RangeOf&& range_of, NormsOf&& norms_of,
+                                     workspace& scratch, Executor& ex) {
+    if constexpr (knows_norms<Inputs>) {
+        for (index_t g = 0; g < in.kv_heads(); ++g) {
+            const token_range range = range_of(g);
+            if (range.size() > 0) {
+                std::copy_n(&in.output_projection.rows(g, range.begin), range.size(), norms_of(g).begin());
+            }
+        }
+        return {};
+    } else {
+        return for_each_head(in.kv_heads(), projected_norm_scratch::bytes(in), scratch, ex,
+                             [&](index_t g, workspace& own) {
+                                 const projected_norm_scratch memory(in, own);
+                                 projected_norms_of_head(in, g, range_of(g), memory, norms_of(g));
+                             });
+    }
+}
+
+} // namespace detail
+
+// Bad input of the norms. Returns errc::heads_not_divisible. Requires W_O rows of the values' head_dim, and as
+// many query heads as the queries have where the layer has queries.
+template <class Inputs>
+[[nodiscard]] status validate_projection(const Inputs& in) {
+    static_assert(Inputs::has_values, "kvtrim: projected value norms need the values: pass "
+                                      "layer(keys, values); see base/layer.hpp");
+    static_assert(Inputs::has_output_projection,
+                  "kvtrim: projected value norms need W_O: pass "
+                  "layer(keys, values).with_output_projection(w_o); see base/layer.hpp");
+    if constexpr (detail::knows_norms<Inputs>) {
+        const auto& rows = in.output_projection.rows;
+        KVTRIM_EXPECTS(extent(rows, 0) == in.kv_heads() && extent(rows, 1) >= in.longest_row(),
+                       "known norms must be [kv_heads, tokens or more]");
+        KVTRIM_EXPECTS(rows.stride(1) == 1, "known norms must lie one after the other");
+        return {};
+    } else {
+        return detail::validate_w_o(in);
+    }
+}
 template <class Inputs>
 [[nodiscard]] index_t projected_value_norms_bytes(const Inputs& in) {
-    return for_each_head_bytes(in.kv_heads(), detail::projected_norm_scratch::bytes(in));
+    if constexpr (detail::knows_norms<Inputs>) {
+        return 0;
+    } else {
+        return for_each_head_bytes(in.kv_heads(), detail::projected_norm_scratch::bytes(in));
+    }
 }
 
 // norms [offsets[kv_heads]] of the candidates of every KV head, in the layout of `norms.offsets`.
@@ -225,12 +272,30 @@ template <class Inputs, executor Executor>
 [[nodiscard]] status projected_value_norms(const Inputs& in, const protection& protect,
                                            const score_rows& norms, workspace& scratch, Executor& ex) {
     if (const status s = validate_projection(in); !s.ok()) { return s; }
-    return for_each_head(in.kv_heads(), detail::projected_norm_scratch::bytes(in), scratch, ex,
-                         [&](index_t g, workspace& own) {
-                             const detail::projected_norm_scratch memory(in, own);
-                             detail::projected_norms_of_head(in, g, candidates(protect, in.tokens(g)), memory,
-                                                             norms.row(g));
-                         });
+    return detail::projected_norms(
+        in, [&](index_t g) { return candidates(protect, in.tokens(g)); },
+        [&](index_t g) { return norms.row(g); }, scratch, ex);
+}
+
+// norms [kv_heads, count] of the newest `count` tokens of every KV head, the same as if all were taken at once.
+// Returns errc::heads_not_divisible or workspace_too_small (projected_value_norms_bytes), with nothing written.
+// Requires 0 <= count <= the tokens of any head, and norms that lie one after the other in a head.
+template <class Inputs, executor Executor>
+[[nodiscard]] status newest_value_norms(const Inputs& in, index_t count, const strided<float, 2>& norms,
+                                        workspace& scratch, Executor& ex) {
+    KVTRIM_EXPECTS(0 <= count && count <= in.shortest_row(),
+                   "newest_value_norms: no head may have fewer tokens");
+    KVTRIM_EXPECTS(norms.extent(0) == in.kv_heads() && norms.extent(1) == count && norms.stride(1) == 1,
+                   "newest_value_norms: norms must be [kv_heads, count], one after the other in a head");
+    if (const status s = validate_projection(in); !s.ok()) { return s; }
+    if (count == 0) { return {}; }
+    return detail::projected_norms(
+        in,
+        [&](index_t g) {
+            return token_range{in.tokens(g) - count, in.tokens(g)};
+        },
+        [&](index_t g) { return std::span(&norms(g, index_t{0}), static_cast<std::size_t>(count)); }, scratch,
+        ex);
 }
 
 } // namespace kvtrim
