@@ -51,8 +51,8 @@ class token_rows {
         return std::span(values_).subspan(begin(head), static_cast<std::size_t>(tokens(head)));
     }
     // [kv_heads, longest row]; what lies behind a shorter row is not its own. Valid until the state changes.
-    [[nodiscard]] strided<const T, 2> view() const {
-        return {values_.data(), {kv_heads(), longest_row()}, {capacity_, 1}};
+    [[nodiscard]] auto view() const requires element<T> {
+        return strided<const T, 2>(values_.data(), {kv_heads(), longest_row()}, {capacity_, 1});
     }
     // Newest tokens that no head has lost: so many can be dropped.
     [[nodiscard]] index_t droppable_tokens() const { return droppable_; }
