@@ -210,19 +210,3 @@ TEST_CASE(
     CHECK(report.bytes_after == 2 * 5 * 8);
     CHECK(compact_in_place(packed{}, plan, nullptr).ok());
 }
-
-TEST_CASE("for_each_moved_run: neighbours that move together are one run, rows in place are none",
-          "[compact]") {
-    using run = std::array<index_t, 3>;
-    const auto runs = [](const std::vector<std::int32_t>& kept) {
-        std::vector<run> seen;
-        detail::for_each_moved_run(kept, [&](index_t from, index_t to, index_t count) {
-            seen.push_back({from, to, count});
-        });
-        return seen;
-    };
-    CHECK(runs({}).empty());
-    CHECK(runs({0, 1, 2}).empty());
-    CHECK(runs({0, 1, 4, 5, 9}) == std::vector<run>{{4, 2, 2}, {9, 4, 1}});
-    CHECK(runs({3}) == std::vector<run>{{3, 0, 1}});
-}

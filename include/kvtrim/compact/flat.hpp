@@ -17,8 +17,7 @@
 
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/check_plan.hpp>
-
-#include <cstring>
+#include <kvtrim/kernels/move_rows.hpp>
 
 namespace kvtrim {
 
@@ -41,28 +40,42 @@ template <class V, class T>
                    "gather: out must hold total_tokens * head_dim elements");
     T* to = out.data();
     const index_t heads = length == 0 ? 0 : extent(cache, 0); // rows without elements may have no memory
+    const index_t row_size = length * static_cast<index_t>(sizeof(T));
+    const kernels::row_mover mover(row_size, plan.total_tokens() * row_size);
     for (index_t g = 0; g < heads; ++g) {
-        for (const auto token : plan.row(g)) {
-            if constexpr (is_ragged<V>) {
-                using element = std::remove_cvref_t<decltype(*cache.row(g, token))>;
-                static_assert(std::is_same_v<element, T>,
-                              "kvtrim: gather needs an output of the cache's own element type");
-                std::memcpy(to, cache.row(g, token), static_cast<std::size_t>(length) * sizeof(T));
-            } else if constexpr (strided_view<V, 3>) {
-                using element = std::remove_cvref_t<decltype(*cache.data_handle())>;
-                static_assert(std::is_same_v<element, T>,
-                              "kvtrim: gather needs an output of the cache's own element type");
-                const auto step = static_cast<index_t>(cache.stride(2));
-                const auto* from = cache.data_handle() + g * static_cast<index_t>(cache.stride(0)) +
-                                   token * static_cast<index_t>(cache.stride(1));
-                for (index_t d = 0; d < length; ++d) { to[d] = from[d * step]; }
+        const auto kept = plan.row(g);
+        if constexpr (is_ragged<V>) {
+            using element = std::remove_cvref_t<decltype(*cache.row(g, 0))>;
+            static_assert(std::is_same_v<element, T>,
+                          "kvtrim: gather needs an output of the cache's own element type");
+            mover.move(kept.size(), [&](std::size_t i) {
+                return kernels::row_move{cache.row(g, kept[i]), to + static_cast<index_t>(i) * length};
+            });
+        } else if constexpr (strided_view<V, 3>) {
+            using element = std::remove_cvref_t<decltype(*cache.data_handle())>;
+            static_assert(std::is_same_v<element, T>,
+                          "kvtrim: gather needs an output of the cache's own element type");
+            const auto step = static_cast<index_t>(cache.stride(2));
+            const auto row = static_cast<index_t>(cache.stride(1));
+            const auto* const from = cache.data_handle() + g * static_cast<index_t>(cache.stride(0));
+            if (step == 1) {
+                mover.move(kept.size(), [&](std::size_t i) {
+                    return kernels::row_move{from + kept[i] * row, to + static_cast<index_t>(i) * length};
+                });
             } else {
-                static_assert(std::is_same_v<T, float>,
-                              "kvtrim: this cache is read as floats: gather into float");
-                load_rows(cache, g, token, 1, to);
+                for (std::size_t i = 0; i < kept.size(); ++i) {
+                    T* const target = to + static_cast<index_t>(i) * length;
+                    for (index_t d = 0; d < length; ++d) { target[d] = from[kept[i] * row + d * step]; }
+                }
             }
-            to += length;
+        } else {
+            static_assert(std::is_same_v<T, float>,
+                          "kvtrim: this cache is read as floats: gather into float");
+            for (std::size_t i = 0; i < kept.size(); ++i) {
+                load_rows(cache, g, kept[i], 1, to + static_cast<index_t>(i) * length);
+            }
         }
+        to += std::ssize(kept) * length;
     }
     if (report != nullptr) {
         const index_t written = length * static_cast<index_t>(sizeof(T));
@@ -80,12 +93,15 @@ template <class T, class HeadBegin>
 void flatten(T* data, index_t length, const keep_plan& plan, HeadBegin&& head_begin) {
     T* to = data;
     if (length == 0) { return; } // rows without elements may have no memory
+    const index_t row_size = length * static_cast<index_t>(sizeof(T));
+    const kernels::row_mover mover(row_size, plan.total_tokens() * row_size);
     for (index_t g = 0; g < plan.rows(); ++g) {
-        for (const auto token : plan.row(g)) {
-            const T* from = data + (head_begin(g) + token) * length;
-            if (from != to) { std::memmove(to, from, static_cast<std::size_t>(length) * sizeof(T)); }
-            to += length;
-        }
+        const auto kept = plan.row(g);
+        const T* const from = data + head_begin(g) * length;
+        mover.move(kept.size(), [&](std::size_t i) {
+            return kernels::row_move{from + kept[i] * length, to + static_cast<index_t>(i) * length};
+        });
+        to += std::ssize(kept) * length;
     }
 }
 

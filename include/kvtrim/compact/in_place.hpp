@@ -15,8 +15,7 @@
 // Errors: errc::plan_mismatch, with the cache unchanged. Cost: every moved row read and written once.
 
 #include <kvtrim/compact/check_plan.hpp>
-
-#include <cstring>
+#include <kvtrim/kernels/move_rows.hpp>
 
 namespace kvtrim {
 
@@ -28,53 +27,44 @@ concept movable_rows = requires(const V& v, index_t i) {
 
 namespace detail {
 
-// Calls fn(from, to, count) for each run of neighbouring survivors that moves.
-template <class Fn>
-void for_each_moved_run(std::span<const keep_plan::table_index> kept, Fn&& fn) {
-    for (std::size_t i = 0; i < kept.size();) {
-        std::size_t end = i + 1;
-        while (end < kept.size() && kept[end] == kept[end - 1] + 1) { ++end; }
-        if (kept[i] != static_cast<keep_plan::table_index>(i)) {
-            fn(index_t{kept[i]}, static_cast<index_t>(i), static_cast<index_t>(end - i));
-        }
-        i = end;
-    }
-}
-
+// Moves the survivors of a head whose rows have strides.
 template <class V>
-void move_strided_run(const V& cache, index_t head, index_t from, index_t to, index_t count) {
-    using element = std::remove_cvref_t<decltype(*cache.data_handle())>;
+void move_strided_rows(const V& cache, index_t head, std::span<const keep_plan::table_index> kept,
+                       const kernels::row_mover& mover) {
     const auto row = static_cast<index_t>(cache.stride(1));
     const auto step = static_cast<index_t>(cache.stride(2));
     const index_t length = extent(cache, 2);
     if (length == 0) { return; } // rows without elements may have no memory
     auto* base = cache.data_handle() + head * static_cast<index_t>(cache.stride(0));
     if (step == 1) {
-        const bool touching = row == length; // rows without gaps move as one block
-        const index_t blocks = touching ? 1 : count;
-        const auto bytes = static_cast<std::size_t>(touching ? count * length : length) * sizeof(element);
-        for (index_t i = 0; i < blocks; ++i) {
-            std::memmove(base + (to + i) * row, base + (from + i) * row, bytes);
-        }
+        mover.move(kept.size(), [&](std::size_t i) {
+            return kernels::row_move{base + kept[i] * row, base + static_cast<index_t>(i) * row};
+        });
         return;
     }
     for (index_t d = 0; d < length; ++d) { // transposed: one channel after the other
         auto* channel = base + d * step;
-        for (index_t i = 0; i < count; ++i) { channel[(to + i) * row] = channel[(from + i) * row]; }
+        for (std::size_t i = 0; i < kept.size(); ++i) {
+            channel[static_cast<index_t>(i) * row] = channel[kept[i] * row];
+        }
     }
 }
 
 // Moves the survivors of a plan that fits the cache.
 template <class V>
 void move_survivors(const V& cache, const keep_plan& plan) {
-    for (index_t g = 0; g < extent(cache, 0); ++g) {
-        detail::for_each_moved_run(plan.row(g), [&](index_t from, index_t to, index_t count) {
-            if constexpr (movable_rows<V>) {
-                for (index_t i = 0; i < count; ++i) { cache.move_row(g, from + i, to + i); }
-            } else {
-                move_strided_run(cache, g, from, to, count);
+    if constexpr (movable_rows<V>) {
+        for (index_t g = 0; g < extent(cache, 0); ++g) {
+            const auto kept = plan.row(g);
+            for (std::size_t i = 0; i < kept.size(); ++i) {
+                const auto to = static_cast<index_t>(i);
+                if (kept[i] != to) { cache.move_row(g, kept[i], to); }
             }
-        });
+        }
+    } else {
+        const index_t row_size = extent(cache, 2) * static_cast<index_t>(sizeof(*cache.data_handle()));
+        const kernels::row_mover mover(row_size, plan.total_tokens() * row_size);
+        for (index_t g = 0; g < extent(cache, 0); ++g) { move_strided_rows(cache, g, plan.row(g), mover); }
     }
 }
 
