@@ -3,7 +3,8 @@
 
 // Compaction of keys to a fifth: into a new flat array, and in place; then the survivors' rotation to closed-up
 // positions; a plain copy of as many bytes beside them.
-// bytes counts the survivors read and written. In place, each iteration moves the same rows again.
+// Limit: the survivors read and written at the speed of memcpy. In place, each iteration moves the same rows again.
+// Checked: survivors against the rows that the plan names.
 
 #include "layer.hpp"
 
@@ -29,38 +30,60 @@ kvtrim::keep_plan scattered_plan(index_t tokens) {
 }
 
 template <class T>
-double moved_bytes(const kvtrim::keep_plan& plan) {
-    return 2.0 * static_cast<double>(plan.total_tokens() * head_dim) * static_cast<double>(sizeof(T));
+work moved(const kvtrim::keep_plan& plan) {
+    return {.copied_bytes = 2.0 * static_cast<double>(plan.total_tokens() * head_dim) * sizeof(T)};
+}
+
+// Whether `rows` [head_dim] of each head, `stride` tokens from one head to the next or packed where it is 0, are the
+// survivors.
+template <class T>
+bool are_survivors(const layer<T>& data, const kvtrim::keep_plan& plan, const std::vector<T>& rows,
+                   index_t stride) {
+    for (index_t g = 0; g < kv_heads; ++g) {
+        const T* own =
+            rows.data() + (stride == 0 ? plan.offsets()[static_cast<std::size_t>(g)] : g * stride) * head_dim;
+        for (const auto token : plan.row(g)) {
+            const T* from = data.k.data() + (g * data.tokens + token) * head_dim;
+            if (std::memcmp(own, from, head_dim * sizeof(T)) != 0) { return false; }
+            own += head_dim;
+        }
+    }
+    return true;
 }
 
 template <class T>
 void gather(benchmark::State& state) {
-    const layer<T> data(state.range(0));
+    const auto& data = shared_layer<T>(state.range(0));
     const kvtrim::keep_plan plan = scattered_plan(data.tokens);
     std::vector<T> out(static_cast<std::size_t>(plan.total_tokens() * head_dim));
+    check(state, kvtrim::gather(data.keys(), plan, std::span(out)));
+    if (!are_survivors(data, plan, out, 0)) { return state.SkipWithError("not the survivors"); }
     for (auto _ : state) {
         check(state, kvtrim::gather(data.keys(), plan, std::span(out)));
         benchmark::ClobberMemory();
     }
-    rates(state, 0, moved_bytes<T>(plan));
+    describe(state, {.stages = {moved<T>(plan)}});
 }
 
 template <class T>
 void in_place(benchmark::State& state) {
-    layer<T> data(state.range(0));
+    const auto& data = shared_layer<T>(state.range(0));
     const kvtrim::keep_plan plan = scattered_plan(data.tokens);
-    const kvtrim::strided keys(data.k.data(), {kv_heads, data.tokens, head_dim});
+    std::vector<T> cache = data.k;
+    const kvtrim::strided keys(cache.data(), {kv_heads, data.tokens, head_dim});
+    check(state, kvtrim::compact_in_place(keys, plan));
+    if (!are_survivors(data, plan, cache, data.tokens)) { return state.SkipWithError("not the survivors"); }
     for (auto _ : state) {
         check(state, kvtrim::compact_in_place(keys, plan));
         benchmark::ClobberMemory();
     }
-    rates(state, 0, moved_bytes<T>(plan));
+    describe(state, {.stages = {moved<T>(plan)}});
 }
 
 // The survivors, compacted before; each iteration rotates them by as much again.
 template <class T>
 void rerotate(benchmark::State& state) {
-    const layer<T> data(state.range(0));
+    const auto& data = shared_layer<T>(state.range(0));
     const kvtrim::keep_plan plan = scattered_plan(data.tokens);
     std::vector<T> out(static_cast<std::size_t>(plan.total_tokens() * head_dim));
     check(state, kvtrim::gather(data.keys(), plan, std::span(out)));
@@ -76,18 +99,18 @@ void rerotate(benchmark::State& state) {
         check(state, kvtrim::rerotate_keys(keys, rope, kvtrim::positions_of(plan), scratch));
         benchmark::ClobberMemory();
     }
-    rates(state, 0, moved_bytes<T>(plan));
+    describe(state, {.stages = {moved<T>(plan)}});
 }
 
 template <class T>
 void plain_copy(benchmark::State& state) {
-    const layer<T> data(state.range(0));
+    const auto& data = shared_layer<T>(state.range(0));
     std::vector<T> out(data.k.size() / 5);
     for (auto _ : state) {
         std::memcpy(out.data(), data.k.data(), out.size() * sizeof(T));
         benchmark::ClobberMemory();
     }
-    rates(state, 0, 2.0 * static_cast<double>(out.size() * sizeof(T)));
+    describe(state, {.stages = {{.copied_bytes = 2.0 * static_cast<double>(out.size() * sizeof(T))}}});
 }
 
 BENCHMARK(gather<float>)->Name("compact/gather_f32")->Apply(token_counts);

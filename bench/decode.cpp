@@ -12,7 +12,6 @@
 
 #include "layer.hpp"
 
-#include <chrono>
 #include <cmath>
 
 namespace {
@@ -82,27 +81,46 @@ struct capped_cache {
     }
 };
 
-template <class Fn>
-double seconds_of(Fn&& fn) {
-    const auto start = std::chrono::steady_clock::now();
-    fn();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+// The last query head of the last KV head.
+template <class T>
+bool is_right(const layer<T>& data, const std::vector<float>& queries, const std::vector<float>& out) {
+    const index_t rows = (kv_heads - 1) * data.tokens, query = (q_heads - 1) * head_dim;
+    const auto read = [](const std::vector<T>& from, index_t i) {
+        return static_cast<double>(kvtrim::element_traits<T>::to_float(from[static_cast<std::size_t>(i)]));
+    };
+    double sum = 0, distance = 0, expected[head_dim] = {};
+    for (index_t t = rows; t < rows + data.tokens; ++t) {
+        double logit = 0;
+        for (index_t d = 0; d < head_dim; ++d) {
+            logit += static_cast<double>(queries[static_cast<std::size_t>(query + d)]) * read(data.k, t * head_dim + d);
+        }
+        const double weight = std::exp(logit / std::sqrt(static_cast<double>(head_dim)));
+        sum += weight;
+        for (index_t d = 0; d < head_dim; ++d) { expected[d] += weight * read(data.v, t * head_dim + d); }
+    }
+    for (index_t d = 0; d < head_dim; ++d) {
+        const auto own = static_cast<double>(out[static_cast<std::size_t>(query + d)]);
+        distance = std::max(distance, std::abs(own - expected[d] / sum));
+    }
+    return distance < 1e-4;
 }
 
 template <class T>
 void attention(benchmark::State& state) {
-    const layer<T> data(state.range(0));
+    const auto& data = shared_layer<T>(state.range(0));
     const auto q = random_elements<float>(q_heads * head_dim, 3);
     std::vector<float> out(q.size());
     kvtrim::growing_workspace memory;
+    check(state, decode_attention(data.keys(), data.values(), q, out, memory));
+    if (!is_right(data, q, out)) { return state.SkipWithError("attention differs from a loop in double"); }
     for (auto _ : state) { check(state, decode_attention(data.keys(), data.values(), q, out, memory)); }
-    rates(state, 4.0 * q_heads * static_cast<double>(data.tokens * head_dim),
-          2.0 * static_cast<double>(kv_heads * data.tokens * head_dim) * static_cast<double>(sizeof(T)));
+    describe(state, {.stages = {{.flops = 4.0 * q_heads * static_cast<double>(data.tokens * head_dim),
+                                 .read_bytes = 2 * data.bytes_of_keys()}}});
 }
 
 // The floor of any decode attention: keys and values read once; 16-bit ones take as long as half as many tokens.
 void reading(benchmark::State& state) {
-    const layer<float> data(state.range(0));
+    const auto& data = shared_layer<float>(state.range(0));
     for (auto _ : state) {
         float sum = 0;
         for (const auto* floats : {&data.k, &data.v}) {
@@ -113,7 +131,7 @@ void reading(benchmark::State& state) {
         }
         benchmark::DoNotOptimize(sum);
     }
-    rates(state, 0, 2.0 * static_cast<double>(kv_heads * data.tokens * head_dim) * sizeof(float));
+    describe(state, {.stages = {{.read_bytes = 2 * data.bytes_of_keys()}}});
 }
 
 // The state of one token: fn(cache).
@@ -167,7 +185,7 @@ void state_scores_computed(benchmark::State& state) {
 // One interval of a capped cache beside the attention it saves, by turns; manual time: overhead per token.
 template <class T, class MakePolicy>
 void interval(benchmark::State& state, bool with_scores, MakePolicy&& make_policy) {
-    const layer<T> whole(prompt_tokens);
+    const auto& whole = shared_layer<T>(prompt_tokens);
     capped_cache<T> cache;
     std::vector<float> out(static_cast<std::size_t>(q_heads * head_dim));
     kvtrim::growing_workspace memory;

@@ -130,10 +130,10 @@ double thread_seconds() {
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-// Starts its threads anew in each call, as the simplest engine would.
-struct threads {
+// As threads, but it knows the CPU time of the busiest thread of each call, summed.
+struct timed_threads {
     index_t count;
-    double* busiest; // CPU time of the busiest thread of each call, summed
+    double* busiest;
 
     [[nodiscard]] index_t workers() const { return count; }
     template <class Fn>
@@ -191,7 +191,7 @@ void batch_loop(benchmark::State& state, const Policy& policy) {
     batch b;
     kvtrim::growing_workspace memory;
     double busiest = 0;
-    const threads ex{state.range(0), &busiest};
+    const timed_threads ex{state.range(0), &busiest};
     for (auto _ : state) {
         for (std::size_t i = 0; i < batch::sequences; ++i) {
             check(state, policy.plan(b.in[i], b.requests[i], b.plans[i], memory, ex));
@@ -206,7 +206,7 @@ void plan_batch(benchmark::State& state, const Policy& policy) {
     batch b;
     kvtrim::growing_workspace memory;
     double busiest = 0;
-    const threads ex{state.range(0), &busiest};
+    const timed_threads ex{state.range(0), &busiest};
     for (auto _ : state) {
         check(state, kvtrim::plan_batch(policy, std::span<const batch::inputs>(b.in), b.requests, b.plans,
                                         b.answers, memory, ex));

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 
 // Scoring: window attention with each aggregator, scores without a window, and a naive loop beside them.
-// flops counts one product of window queries and keys, where there are any; bytes counts the keys once. No two keys
-// are similar, so that redundancy searches all it may.
+// Limit: one product of window queries and keys, where there are any, with the keys read once. No two keys are similar, so
+// that redundancy searches all it may. Checked: window scores against the naive loop, levels against the portable one.
 
 #include "layer.hpp"
 
@@ -13,75 +13,143 @@ namespace {
 
 using namespace bench;
 
-double key_flops(index_t tokens) {
-    return 2.0 * static_cast<double>(q_heads * window) * static_cast<double>(tokens * head_dim);
+// Importance of a layer's candidates; the memory is made once and serves all rows.
+template <class T, class Scorer>
+class scoring {
+  public:
+    scoring(const layer<T>& data, const Scorer& scorer)
+        : data_(data), scorer_(scorer),
+          columns_(kvtrim::candidates(data.request().protect, data.tokens).size()),
+          offsets_(even_offsets(kv_heads, columns_)),
+          importance_(static_cast<std::size_t>(kv_heads * columns_)), attention_(importance_.size()) {}
+
+    [[nodiscard]] index_t workspace_bytes() const {
+        return scorer_.workspace_bytes(data_.inputs(), data_.request());
+    }
+    [[nodiscard]] kvtrim::status run(threads ex = {}) {
+        static kvtrim::growing_workspace memory;
+        kvtrim::workspace scratch = memory.of_bytes(workspace_bytes());
+        const kvtrim::status s = scorer_.score(data_.inputs(), data_.request(),
+                                               {offsets_, importance_, attention_, mass_}, scratch, ex);
+        benchmark::DoNotOptimize(importance_.data());
+        return s;
+    }
+    [[nodiscard]] const std::vector<float>& importance() const { return importance_; }
+
+  private:
+    const layer<T>& data_;
+    const Scorer& scorer_;
+    index_t columns_;
+    std::vector<index_t> offsets_;
+    std::vector<float> importance_, attention_;
+    std::vector<float> mass_ = std::vector<float>(kv_heads);
+};
+
+// The textbook loop: all logits of a query row in an array, softmax, mean; no pooling. For the first `heads` query heads;
+// [kv_heads, tokens], the window's own columns included.
+std::vector<float> naive_snapkv_scores(const layer<float>& data, index_t heads) {
+    std::vector<float> importance(static_cast<std::size_t>(kv_heads * data.tokens));
+    std::vector<float> row(static_cast<std::size_t>(data.tokens));
+    for (index_t h = 0; h < heads; ++h) {
+        const index_t g = h / group;
+        for (index_t i = 0; i < window; ++i) {
+            const float* q = &data.q[static_cast<std::size_t>((h * window + i) * head_dim)];
+            const index_t visible = data.tokens - window + i + 1;
+            float largest = -INFINITY;
+            for (index_t t = 0; t < visible; ++t) {
+                const float* k = &data.k[static_cast<std::size_t>((g * data.tokens + t) * head_dim)];
+                float dot = 0;
+                for (index_t d = 0; d < head_dim; ++d) { dot += q[d] * k[d]; }
+                row[static_cast<std::size_t>(t)] = dot / std::sqrt(static_cast<float>(head_dim));
+                largest = std::max(largest, row[static_cast<std::size_t>(t)]);
+            }
+            float sum = 0;
+            for (index_t t = 0; t < visible; ++t) {
+                float& x = row[static_cast<std::size_t>(t)];
+                x = std::exp(x - largest);
+                sum += x;
+            }
+            for (index_t t = 0; t < visible; ++t) {
+                importance[static_cast<std::size_t>(g * data.tokens + t)] +=
+                    row[static_cast<std::size_t>(t)] / sum / static_cast<float>(group * window);
+            }
+        }
+    }
+    return importance;
 }
 
-template <class T>
-double key_bytes(index_t tokens) {
-    return static_cast<double>(kv_heads * tokens * head_dim) * static_cast<double>(sizeof(T));
+void naive_snapkv(benchmark::State& state) {
+    const auto& data = shared_layer<float>(state.range(0));
+    const index_t heads = data.tokens > 8192 ? 1 : group;
+    for (auto _ : state) {
+        scaled_iteration(state, static_cast<double>(q_heads) / static_cast<double>(heads), [&] {
+            const auto importance = naive_snapkv_scores(data, heads);
+            benchmark::DoNotOptimize(importance.data());
+        });
+    }
+    const std::string tokens = std::to_string(data.tokens);
+    describe(state, {.note = "scaled from " + std::to_string(heads) + " of " + std::to_string(q_heads) +
+                             " query heads",
+                     .beside = "score_f32/snapkv/tokens:" + tokens + "/threads:1",
+                     .level = "compiler's"});
+}
+
+constexpr index_t checked_tokens = 640;
+
+// The mean of the window's attention, not pooled, as the naive loop has it.
+const char* disagreement_with_naive_loop() {
+    const layer<float> data(checked_tokens);
+    const kvtrim::window_attention<kvtrim::mean_attention> scorer{{.kernel_tokens = 1}};
+    scoring own(data, scorer);
+    if (!own.run().ok()) { return "the checked layer was refused"; }
+    const std::vector<float> all = naive_snapkv_scores(data, q_heads);
+    std::vector<float> candidates;
+    for (index_t g = 0; g < kv_heads; ++g) {
+        const auto row = all.begin() + g * checked_tokens;
+        candidates.insert(candidates.end(), row, row + checked_tokens - window);
+    }
+    return agree(own.importance(), candidates, 1e-4f) ? nullptr
+                                                      : "window scores differ from the naive loop's";
+}
+
+// bf16 tiles round the queries; all else is float.
+template <class T, class Scorer>
+const char* disagreement_with_portable(const Scorer& scorer) {
+    const layer<T> data(checked_tokens);
+    scoring own(data, scorer), portable(data, scorer);
+    bool is_done = own.run().ok();
+    const at_level lowered(kvtrim::cpu_level::portable);
+    is_done = is_done && portable.run().ok();
+    return is_done && agree(own.importance(), portable.importance(), 1e-2f)
+               ? nullptr
+               : "scores differ from the portable level's";
+}
+
+template <class Scorer>
+constexpr bool reads_queries = requires(const Scorer& scorer) {
+    scorer.aggregator;
+};
+
+template <class T, class Scorer>
+void score(benchmark::State& state, const Scorer& scorer, index_t thread_count = 1) {
+    static const char* const wrong = disagreement_with_portable<T>(scorer);
+    if (wrong != nullptr) { return state.SkipWithError(wrong); }
+    const auto& data = shared_layer<T>(state.range(0));
+    const threads ex{thread_count};
+    scoring own(data, scorer);
+    check(state, own.run(ex));
+    for (auto _ : state) { check(state, own.run(ex)); }
+    describe(state, {.stages = {products<T>(reads_queries<Scorer> ? window_flops(data.tokens) : 0,
+                                            data.bytes_of_keys())},
+                     .threads = ex.count,
+                     .workspace_bytes = static_cast<double>(own.workspace_bytes())});
 }
 
 template <class T, class Scorer>
-void score(benchmark::State& state, const Scorer& scorer) {
-    const layer<T> data(state.range(0));
-    const auto in = data.inputs();
-    const auto request = data.request();
-    const index_t columns = kvtrim::candidates(request.protect, data.tokens).size();
-    std::vector<index_t> offsets;
-    for (index_t g = 0; g <= kv_heads; ++g) { offsets.push_back(g * columns); }
-    std::vector<float> importance(static_cast<std::size_t>(kv_heads * columns)), attention(importance.size());
-    std::vector<float> mass(kv_heads);
-    kvtrim::growing_workspace memory;
-    kvtrim::serial_executor ex;
-    const index_t bytes = scorer.workspace_bytes(in, request);
-    for (auto _ : state) {
-        kvtrim::workspace scratch = memory.of_bytes(bytes);
-        check(state, scorer.score(in, request, {offsets, importance, attention, mass}, scratch, ex));
-        benchmark::DoNotOptimize(importance.data());
-    }
-    constexpr bool reads_queries = requires {
-        scorer.aggregator;
-    };
-    rates(state, reads_queries ? key_flops(data.tokens) : 0, key_bytes<T>(data.tokens));
-    state.counters["workspace"] = static_cast<double>(bytes);
-}
-
-// The textbook loop: all logits of a query row in an array, softmax, mean; no pooling.
-void naive_snapkv(benchmark::State& state) {
-    const layer<float> data(state.range(0));
-    std::vector<float> importance(static_cast<std::size_t>(kv_heads * data.tokens));
-    std::vector<float> row(static_cast<std::size_t>(data.tokens));
-    for (auto _ : state) {
-        std::fill(importance.begin(), importance.end(), 0.0f);
-        for (index_t h = 0; h < q_heads; ++h) {
-            const index_t g = h / (q_heads / kv_heads);
-            for (index_t i = 0; i < window; ++i) {
-                const float* q = &data.q[static_cast<std::size_t>((h * window + i) * head_dim)];
-                const index_t visible = data.tokens - window + i + 1;
-                float largest = -INFINITY;
-                for (index_t t = 0; t < visible; ++t) {
-                    const float* k = &data.k[static_cast<std::size_t>((g * data.tokens + t) * head_dim)];
-                    float dot = 0;
-                    for (index_t d = 0; d < head_dim; ++d) { dot += q[d] * k[d]; }
-                    row[static_cast<std::size_t>(t)] = dot / std::sqrt(static_cast<float>(head_dim));
-                    largest = std::max(largest, row[static_cast<std::size_t>(t)]);
-                }
-                float sum = 0;
-                for (index_t t = 0; t < visible; ++t) {
-                    float& x = row[static_cast<std::size_t>(t)];
-                    x = std::exp(x - largest);
-                    sum += x;
-                }
-                for (index_t t = 0; t < visible; ++t) {
-                    importance[static_cast<std::size_t>(g * data.tokens + t)] +=
-                        row[static_cast<std::size_t>(t)] / sum;
-                }
-            }
-        }
-        benchmark::DoNotOptimize(importance.data());
-    }
-    rates(state, key_flops(data.tokens), key_bytes<float>(data.tokens));
+void window_score(benchmark::State& state, const Scorer& scorer) {
+    static const char* const wrong = disagreement_with_naive_loop();
+    if (wrong != nullptr) { return state.SkipWithError(wrong); }
+    score<T>(state, scorer, state.range(1));
 }
 
 // What expected attention asks of the prefill: the statistics of `tokens` queries in chunks of 512.
@@ -97,8 +165,7 @@ void query_statistics(benchmark::State& state) {
             check(state, statistics.add(queries, scratch));
         }
     }
-    const double products = static_cast<double>(q_heads * state.range(0)) * head_dim * head_dim;
-    rates(state, 2 * products, 0);
+    describe(state, {.stages = {{.flops = projection_flops(state.range(0), head_dim)}}});
 }
 
 void expected_attention(benchmark::State& state, bool use_covariance) {
@@ -124,16 +191,36 @@ void score_bf16(benchmark::State& state, const Scorer& scorer) {
 }
 
 template <class Scorer>
-void score_f16(benchmark::State& state, const Scorer& scorer) {
-    score<kvtrim::f16>(state, scorer);
+void window_f32(benchmark::State& state, const Scorer& scorer) {
+    window_score<float>(state, scorer);
+}
+template <class Scorer>
+void window_bf16(benchmark::State& state, const Scorer& scorer) {
+    window_score<kvtrim::bf16>(state, scorer);
+}
+template <class Scorer>
+void window_f16(benchmark::State& state, const Scorer& scorer) {
+    window_score<kvtrim::f16>(state, scorer);
 }
 
-BENCHMARK_CAPTURE(score_f32, snapkv, snapkv)->Apply(token_counts);
-BENCHMARK_CAPTURE(score_bf16, snapkv, snapkv)->Apply(token_counts);
-BENCHMARK_CAPTURE(score_f16, snapkv, snapkv)->Apply(token_counts);
-BENCHMARK_CAPTURE(score_f32, defensive, defensive)->Apply(token_counts);
-BENCHMARK_CAPTURE(score_bf16, defensive, defensive)->Apply(token_counts);
-BENCHMARK_CAPTURE(score_f16, defensive, defensive)->Apply(token_counts);
+void snapkv_portable(benchmark::State& state) {
+    const at_level lowered(kvtrim::cpu_level::portable);
+    window_score<float>(state, snapkv);
+}
+
+BENCHMARK_CAPTURE(window_f32, snapkv, snapkv)->Name("score_f32/snapkv")->Apply(token_and_thread_counts);
+BENCHMARK_CAPTURE(window_bf16, snapkv, snapkv)->Name("score_bf16/snapkv")->Apply(token_and_thread_counts);
+BENCHMARK_CAPTURE(window_f16, snapkv, snapkv)->Name("score_f16/snapkv")->Apply(token_and_thread_counts);
+BENCHMARK_CAPTURE(window_f32, defensive, defensive)
+    ->Name("score_f32/defensive")
+    ->Apply(token_and_thread_counts);
+BENCHMARK_CAPTURE(window_bf16, defensive, defensive)
+    ->Name("score_bf16/defensive")
+    ->Apply(token_and_thread_counts);
+BENCHMARK_CAPTURE(window_f16, defensive, defensive)
+    ->Name("score_f16/defensive")
+    ->Apply(token_and_thread_counts);
+BENCHMARK(snapkv_portable)->Name("score_f32_portable/snapkv")->Apply(token_and_thread_counts);
 BENCHMARK_CAPTURE(score_f32, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, lag, kvtrim::lag_score{})->Apply(token_counts);
@@ -143,6 +230,6 @@ BENCHMARK_CAPTURE(expected_attention, covariance, true)
     ->Name("score_f32/expected_attention")
     ->Apply(token_counts);
 BENCHMARK_CAPTURE(expected_attention, mean, false)->Name("score_f32/expected_mean_only")->Apply(token_counts);
-BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(token_counts);
+BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(scaled_token_counts);
 
 } // namespace

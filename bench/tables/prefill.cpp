@@ -11,6 +11,8 @@
 // One table per element and number of threads; where the machine has AMX, bf16 is measured unless other elements are asked
 // for, and the speed of its tile products alone is printed beside.
 
+#include "limits.hpp"
+
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 
@@ -20,6 +22,7 @@
 #include <chrono>
 #include <cmath>
 #include <random>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -304,39 +307,25 @@ void run(const std::vector<index_t>& lengths, const std::vector<index_t>& budget
     }
 }
 
-#if KVTRIM_HAS_X86
-// Tile products from registers into four accumulators, GFLOP/s of one thread.
-KVTRIM_TARGET_AMX double amx_peak_gflops() {
-    using tiles = kvtrim::kernels::amx_tiles;
-    constexpr int steps = 100000;
-    std::vector<double> rates;
+// Tile products alone, GFLOP/s of one thread; 0 without AMX.
+double amx_peak_gflops() {
+    const bench::register_loop loop = bench::product_limits().back();
+    if (std::string_view(loop.name) != "products_amx") { return 0; }
+    std::vector<double> times;
     for (int r = 0; r < 11; ++r) {
-        const double time = seconds([] {
-            tiles::configure(); // all zeros
-            for (int i = 0; i < steps; ++i) {
-                tiles::multiply_add<0, 4, 6>();
-                tiles::multiply_add<1, 4, 7>();
-                tiles::multiply_add<2, 5, 6>();
-                tiles::multiply_add<3, 5, 7>();
-            }
-            tiles::release();
-        });
-        rates.push_back(1e-9 * steps * 4 * (2 * 16 * 16 * 32) / time);
+        times.push_back(seconds([&] { loop.run(loop.steps); }));
     }
-    return median(rates);
+    return 1e-9 * static_cast<double>(loop.steps) * loop.per_step / median(times);
 }
-#endif
 
 // One table.
 void print_table(const std::string& element, const std::vector<index_t>& lengths,
                  const std::vector<index_t>& budgets, const setup& s) {
     fmt::print("{}, {} thread{}, CPU level {}; seconds per layer, median ± half the interquartile range\n",
                element, s.threads, s.threads == 1 ? "" : "s", kvtrim::name_of(kvtrim::active_cpu_level()));
-#if KVTRIM_HAS_X86
     if (element == "bf16" && kvtrim::active_cpu_level() >= kvtrim::cpu_level::amx) {
         fmt::print("tile products alone: {:.0f} GFLOP/s a thread\n", amx_peak_gflops());
     }
-#endif
     fmt::print(
         "\n| policy | tokens | budget | dense s | GFLOP/s | estimate ms | plan ms | sparse s | speed-up "
         "| bound "
