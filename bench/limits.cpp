@@ -31,10 +31,11 @@ template <class T>
 
 // ---- Products ----------------------------------------------------------------------------------
 
-// As many independent sums as hide the latency and fit the registers.
+// As many independent sums as hide the latency and fit the registers; they start apart, or they would be computed once.
 
 void multiply_add_portable(index_t steps) {
-    four_floats sum[12] = {};
+    four_floats sum[12];
+    for (auto& s : sum) { s = four_floats{} + one; }
     const four_floats factor = four_floats{} + half, addend = four_floats{} + one;
     for (index_t i = 0; i < steps; ++i) {
         for (auto& s : sum) { s = s * factor + addend; }
@@ -45,7 +46,8 @@ void multiply_add_portable(index_t steps) {
 #if KVTRIM_HAS_X86
 
 KVTRIM_TARGET_AVX2 void multiply_add_avx2(index_t steps) {
-    __m256 sum[12] = {};
+    __m256 sum[12];
+    for (auto& s : sum) { s = _mm256_set1_ps(one); }
     const __m256 factor = _mm256_set1_ps(half), addend = _mm256_set1_ps(one);
     for (index_t i = 0; i < steps; ++i) {
         KVTRIM_UNROLL
@@ -55,7 +57,8 @@ KVTRIM_TARGET_AVX2 void multiply_add_avx2(index_t steps) {
 }
 
 KVTRIM_TARGET_AVX512 void multiply_add_avx512(index_t steps) {
-    __m512 sum[16] = {};
+    __m512 sum[16];
+    for (auto& s : sum) { s = _mm512_set1_ps(one); }
     const __m512 factor = _mm512_set1_ps(half), addend = _mm512_set1_ps(one);
     for (index_t i = 0; i < steps; ++i) {
         KVTRIM_UNROLL

@@ -182,6 +182,7 @@ struct batch {
 };
 
 void report_busiest(benchmark::State& state, double seconds) {
+    describe(state, {.threads = state.range(0)});
     state.counters["busiest_ms"] = {1e3 * seconds, benchmark::Counter::kAvgIterations};
 }
 

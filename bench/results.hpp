@@ -16,7 +16,7 @@ struct measured_row {
     row_facts facts;            // of its last round
     std::vector<double> ms;     // one per round it took part in
     std::string error;          // empty where all went well
-    double seconds_of_call = 0; // what its first round took, preparation included
+    double seconds_of_call = 0; // of its shortest round; the first one may prepare data for all
 };
 
 // Medians, limits and goals as one document; its form is that of the files in bench/results/.

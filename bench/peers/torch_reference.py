@@ -12,9 +12,12 @@ one wastes memory: norms in tiles of rows, rows picked by index_select.
 """
 import array
 import math
+import os
 import pathlib
 import sys
 import time
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import torch
 import torch.nn.functional as F
