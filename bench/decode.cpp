@@ -92,7 +92,8 @@ bool is_right(const layer<T>& data, const std::vector<float>& queries, const std
     for (index_t t = rows; t < rows + data.tokens; ++t) {
         double logit = 0;
         for (index_t d = 0; d < head_dim; ++d) {
-            logit += static_cast<double>(queries[static_cast<std::size_t>(query + d)]) * read(data.k, t * head_dim + d);
+            logit += static_cast<double>(queries[static_cast<std::size_t>(query + d)]) *
+                     read(data.k, t * head_dim + d);
         }
         const double weight = std::exp(logit / std::sqrt(static_cast<double>(head_dim)));
         sum += weight;

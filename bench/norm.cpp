@@ -85,14 +85,14 @@ void norms(benchmark::State& state, const Projection& projection, index_t column
 template <class T>
 void exact_l1(benchmark::State& state) {
     constexpr index_t heads = 2;
-    static const kvtrim::strided<const float, 3> w_o(output_weights().data(), {heads, head_dim, hidden});
+    static const kvtrim::strided<const T, 3> w_o(output_weights<T>().data(), {heads, head_dim, hidden});
     norms<T>(state, w_o, hidden, heads);
 }
 
 template <class T>
 void gram_l2(benchmark::State& state) {
     static const kvtrim::gram_projection gram(
-        kvtrim::strided<const float, 3>(output_weights().data(), {q_heads, head_dim, hidden}));
+        kvtrim::strided<const T, 3>(output_weights<T>().data(), {q_heads, head_dim, hidden}));
     norms<T>(state, gram.view(), head_dim, q_heads);
 }
 
@@ -100,7 +100,7 @@ void gram_l2(benchmark::State& state) {
 void naive_l1(benchmark::State& state) {
     constexpr index_t tokens = 1024;
     const auto& data = shared_layer<float>(state.range(0));
-    const auto& w_o = output_weights();
+    const auto& w_o = output_weights<float>();
     std::vector<float> out(static_cast<std::size_t>(tokens)), projected(hidden);
     const double factor = static_cast<double>(q_heads * data.tokens) / static_cast<double>(tokens);
     for (auto _ : state) {

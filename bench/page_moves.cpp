@@ -111,7 +111,8 @@ void make_moves(benchmark::State& state, index_t heads, index_t sets) {
         kvtrim::move_rows(layer.memory(keys), plan);
         benchmark::ClobberMemory();
     }
-    rates(state, 0, 2.0 * static_cast<double>(layer.moved_elements(plan)) * sizeof(kvtrim::bf16));
+    describe(state, {.stages = {{.copied_bytes = 2.0 * static_cast<double>(layer.moved_elements(plan)) *
+                                                 sizeof(kvtrim::bf16)}}});
 }
 
 // As many bytes, from one contiguous array to another.
@@ -125,7 +126,8 @@ void plain_copy(benchmark::State& state, index_t heads, index_t sets) {
         std::memcpy(out.data(), keys.data(), elements * sizeof(kvtrim::bf16));
         benchmark::ClobberMemory();
     }
-    rates(state, 0, 2.0 * static_cast<double>(elements) * sizeof(kvtrim::bf16));
+    describe(state,
+             {.stages = {{.copied_bytes = 2.0 * static_cast<double>(elements) * sizeof(kvtrim::bf16)}}});
 }
 
 // Rows of each head before the first token, as head-wise budgets leave them: 1024 to 15360, 8192 on average.

@@ -52,7 +52,7 @@ void by_attention(benchmark::State& state, const Policy& policy) {
 template <class Policy>
 void by_gram_norms(benchmark::State& state, const Policy& policy) {
     static const kvtrim::gram_projection gram(
-        kvtrim::strided<const float, 3>(output_weights().data(), {q_heads, head_dim, hidden}));
+        kvtrim::strided<const element, 3>(output_weights<element>().data(), {q_heads, head_dim, hidden}));
     const auto& data = shared_layer<element>(state.range(0));
     run(state, data, data.inputs().with_output_projection(gram.view()), policy,
         {score_work(data), norm_work(data, head_dim)});

@@ -179,9 +179,11 @@ void write_file(const std::filesystem::path& path, const std::string& content) {
     fmt::print(stderr, "wrote {}\n", path.string());
 }
 
+// Prints the files' common stem, for ./dev.
 void write_report(const nlohmann::ordered_json& document, std::filesystem::path stem) {
     write_file(stem.replace_extension(".md"), markdown_of(document));
     write_file(stem.replace_extension(".dat"), plot_data_of(document));
+    fmt::print("{}\n", std::filesystem::absolute(stem.replace_extension("")).string());
 }
 
 int run_suite(const options& o) {
@@ -193,7 +195,6 @@ int run_suite(const options& o) {
     std::filesystem::create_directories(o.results);
     write_file(stem.replace_extension(".json"), document.dump(1) + "\n");
     write_report(document, stem);
-    fmt::print("{}\n", std::filesystem::absolute(stem.replace_extension("")).string()); // for ./dev
     return std::any_of(rows.begin(), rows.end(), [](const auto& row) { return !row.error.empty(); }) ? 1 : 0;
 }
 

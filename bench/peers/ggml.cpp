@@ -121,7 +121,7 @@ void decode(benchmark::State& state) {
     auto& attention = made[state.range(0)];
     if (attention == nullptr) { attention = std::make_unique<flash_attention>(kv_heads, state.range(0), 1); }
     measure(state, *attention, 1,
-            {.beside = "decode/ragged_bf16/tokens:" + std::to_string(state.range(0)) + "/threads:1"});
+            {.beside = "decode/attention_f16/tokens:" + std::to_string(state.range(0))});
 }
 
 // The same two KV heads and the same segment of 512 queries as prefill/dense_f32.

@@ -71,7 +71,7 @@ int write_reference_data(const std::string& folder) {
     write("k", data.k);
     write("v", data.v);
     write("q", data.q);
-    write("w_o", output_weights());
+    write("w_o", output_weights<float>());
     write("snapkv", scores_of<kvtrim::mean_attention>(data));
     write("defensive", scores_of<kvtrim::worst_case_attention>(data));
     write("norms", norms_of(data));

@@ -12,6 +12,7 @@
 
 #include <array>
 #include <cstdio>
+#include <fcntl.h>
 #include <memory>
 #include <sstream>
 #include <stdexcept>
@@ -27,12 +28,14 @@ class peer_process {
   public:
     explicit peer_process(const std::string& command) {
         std::array<int, 2> in{}, out{};
-        if (pipe(in.data()) != 0 || pipe(out.data()) != 0) { throw std::runtime_error("no pipe for a peer"); }
+        // Closed in other peers: one that held the end of another's input open would keep it from ending.
+        if (pipe2(in.data(), O_CLOEXEC) != 0 || pipe2(out.data(), O_CLOEXEC) != 0) {
+            throw std::runtime_error("no pipe for a peer");
+        }
         child_ = fork();
         if (child_ == 0) {
             dup2(in[0], STDIN_FILENO);
             dup2(out[1], STDOUT_FILENO);
-            for (const int end : {in[0], in[1], out[0], out[1]}) { close(end); }
             execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
             _exit(127);
         }
