@@ -11,12 +11,10 @@
 #include "results.hpp"
 
 #include <CLI/CLI.hpp>
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include <cctype>
-#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <regex>
