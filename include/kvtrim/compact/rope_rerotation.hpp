@@ -123,10 +123,10 @@ template <class V>
     }
 }
 
-// load_rows, with the kernel for contiguous half elements.
+// load_rows, with the kernel for contiguous narrow elements.
 template <class T>
 void widen_rows(const strided<T, 3>& rows, index_t first, index_t count, float* tile) {
-    if constexpr (std::is_same_v<T, f16> || std::is_same_v<T, bf16>) {
+    if constexpr (kernels::is_widened<T>) {
         if (rows.stride(2) == 1) {
             for (index_t i = 0; i < count; ++i) {
                 kernels::widen(rows.data_handle() + (first + i) * rows.stride(1), rows.extent(2),

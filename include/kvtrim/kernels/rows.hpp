@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// base/row_source.hpp's load_rows and read_rows, with the vector path for contiguous f16 and bf16 rows. The same floats.
+// base/row_source.hpp's load_rows and read_rows, with the vector path for contiguous f16, bf16 and fp8 rows. The same floats.
 
 #include <kvtrim/base/row_source.hpp>
 #include <kvtrim/kernels/widen.hpp>
@@ -15,7 +15,7 @@ template <cache_view V>
 void load_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {
     if constexpr (!row_source<V> && strided_view<V, 3>) {
         using value = std::remove_cvref_t<decltype(*view.data_handle())>;
-        if constexpr (std::is_same_v<value, f16> || std::is_same_v<value, bf16>) {
+        if constexpr (is_widened<value>) {
             if (view.stride(2) == 1) {
                 const index_t length = extent(view, 2);
                 const auto row_stride = static_cast<index_t>(view.stride(1));
