@@ -35,6 +35,7 @@ plan/[^/]+\.hpp                                 3
 source/[^/]+\.hpp                               4
 
 aggregate/attention_tile\.hpp                   3.8
+source/[^/]+\.hpp                               3.9
 policy/(concepts|candidate_rows)\.hpp           4
 aggregate/[^/]+\.hpp                            4.5
 score/(value_weighted|layer_preference|value_norm|expected_attention|redundancy)\.hpp 5.5
