@@ -172,3 +172,17 @@ TEMPLATE_TEST_CASE("ggml_rows: rows move whole, head by head, and report their b
         }
     }
 }
+
+TEST_CASE("ggml_rows: heads that begin inside a block and odd strides break the contract",
+          "[source][contract]") {
+    std::vector<block_q8_0> data(8);
+    const auto violation = [&](index_t head_dim, index_t stride) {
+        return support::violation_of([&] {
+            ggml_rows<block_q8_0>(data.data(), {1, 2, head_dim}, {stride, stride});
+        });
+    };
+    CHECK(violation(48, 68) ==
+          "ggml_rows: a head must begin on a block border: head_dim must be a multiple of 32");
+    CHECK(violation(64, 69) == "ggml_rows: strides must be even");
+    CHECK(violation(64, 68).empty());
+}
