@@ -6,9 +6,6 @@
 
 #include "layer.hpp"
 
-#include <kvtrim/source/ggml_blocks.hpp>
-#include <kvtrim/source/scaled.hpp>
-
 namespace {
 
 using namespace bench;

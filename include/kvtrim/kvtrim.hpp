@@ -7,6 +7,7 @@
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/allocate/whole_pages.hpp>
 #include <kvtrim/base/filled.hpp>
+#include <kvtrim/base/fp8.hpp>
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
@@ -35,9 +36,13 @@
 #include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
+#include <kvtrim/score/combined_projection.hpp>
 #include <kvtrim/score/padded.hpp>
 #include <kvtrim/select/chunked.hpp>
 #include <kvtrim/source/cells.hpp>
+#include <kvtrim/source/ggml_blocks.hpp>
 #include <kvtrim/source/indexed.hpp>
+#include <kvtrim/source/latent.hpp>
 #include <kvtrim/source/paged.hpp>
+#include <kvtrim/source/scaled.hpp>
 #include <kvtrim/version.hpp>
