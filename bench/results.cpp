@@ -114,6 +114,7 @@ json row_entry(const measured_row& row, const machine& limits) {
     entry["ms"] = rounded(median(row.ms));
     entry["variation"] = rounded(variation(row.ms));
     entry["repetitions"] = row.ms.size();
+    entry["call_seconds"] = rounded(row.seconds_of_call); // of the suite's ten minutes
     if (const auto limit = limits.limit_of(row.facts)) {
         entry["limit_ms"] = rounded(limit->ms);
         entry["limited_by"] = limit->by;
