@@ -146,3 +146,22 @@ TEST_CASE("candidates: they are the tokens that no protected range covers, for e
     }
     CHECK(wrong.empty());
 }
+
+TEST_CASE("keeping_live_window: the rows that the next query may see are protected, whatever else is",
+          "[base]") {
+    const auto protected_by = [](index_t sliding_window, const protection& protect) {
+        eviction_request request{.budget = per_head(5), .protect = protect};
+        request.attention.sliding_window = sliding_window;
+        const eviction_request live = keeping_live_window(request);
+        CHECK(live.budget.tokens == 5);
+        CHECK(live.attention.sliding_window == sliding_window);
+        CHECK(live.protect.rollback_tokens == protect.rollback_tokens);
+        return candidates(live.protect, 100);
+    };
+    CHECK(protected_by(0, {.window_tokens = 3}) == token_range{0, 97});
+    CHECK(protected_by(1, {}) == token_range{0, 100}); // it sees itself alone
+    CHECK(protected_by(10, {.sink_tokens = 2}) == token_range{2, 91});
+    CHECK(protected_by(10, {.window_tokens = 32}) == token_range{0, 68});
+    CHECK(protected_by(10, {.rollback_tokens = 4}) == token_range{0, 87});
+    CHECK(protected_by(1000, {}).size() == 0);
+}

@@ -109,3 +109,38 @@ TEST_CASE("random: a seed is a plan, another seed is another", "[policy]") {
     const auto sets = kept_sets(run(kvtrim::random(1), in, request).plan);
     CHECK(std::set<oracle::token_set>(sets.begin(), sets.end()).size() == 3);
 }
+
+TEST_CASE("sliding windows: eviction behind the live window leaves the next query what it sees; or all stays",
+          "[policy]") {
+    support::random r(641);
+    const layer_data layer = random_layer({.tokens = 90, .queries = 6}, 641);
+    const auto in = layer.inputs();
+    for (int i = 0; i < 20; ++i) {
+        eviction_request request{};
+        request.protect = {.sink_tokens = r.between(0, 2), .window_tokens = r.between(0, 8)};
+        request.protect.rollback_tokens = r.between(0, 3);
+        request.attention.sliding_window = r.between(1, 60);
+        const index_t oldest = 90 - request.protect.rollback_tokens - request.attention.sliding_window + 1;
+        request.budget = per_head(r.between(75, 80));
+        CAPTURE(i, request.attention.sliding_window, request.protect.rollback_tokens);
+        for (const trace& t : {run(key_norm(), in, keeping_live_window(request)),
+                               run(snapkv(), in, keeping_live_window(request))}) {
+            REQUIRE(t.answer.ok());
+            for (index_t g = 0; g < in.kv_heads(); ++g) {
+                const auto row = t.plan.row(g);
+                REQUIRE(std::ssize(row) == request.budget.tokens);
+                REQUIRE(std::count_if(row.begin(), row.end(), [&](index_t kept) { return kept >= oldest; }) ==
+                        90 - oldest);
+            }
+        }
+        const trace all = run(snapkv(), in, keeping_all(request));
+        REQUIRE(all.answer.ok());
+        REQUIRE(all.importance.empty()); // nothing was scored
+        REQUIRE(all.plan.kept().size() == static_cast<std::size_t>(90 * in.kv_heads()));
+        request.budget = per_head(90 - oldest - 1);
+        if (request.budget.tokens > 0) {
+            REQUIRE(run(snapkv(), in, keeping_live_window(request)).answer.code() ==
+                    errc::budget_below_protection);
+        }
+    }
+}

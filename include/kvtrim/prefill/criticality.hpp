@@ -16,6 +16,8 @@
 // arXiv:2406.10774, Sec. 3.3.
 // Departures: scale is 1 / sqrt(head_dim) unless given; the authors leave it out (scale = 1), which makes the softmax
 // of layer fusion almost one-hot. The mean of the max-query and the min-query products is one product.
+// Of the attention options only the scale is asked for: blocks are ranked by logits, whose order a soft cap keeps, and a
+// sink logit takes the same share from all blocks of a segment. Layers with a sliding window are not for pruning.
 // Numerics: products in float; a NaN estimate ranks lowest, +infinity becomes the largest float.
 // Cost: mid_query 4 * head_dim flops per segment, block and query head; corner_query about 8 * head_dim.
 
