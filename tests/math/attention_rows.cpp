@@ -3,6 +3,9 @@
 
 #include <kvtrim/math/attention_rows.hpp>
 
+#include <kvtrim/source/indexed.hpp>
+#include <kvtrim/source/paged.hpp>
+
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
@@ -198,6 +201,13 @@ struct bf16_layer {
                                                const kernels::window_kernels& steps) const {
         const strided<const bf16, 3> keys(k.data(), {shape.kv_heads, shape.tokens, shape.head_dim},
                                           {shape.tokens * shape.head_dim, key_stride, channel_stride});
+        return attention_over(keys, request, count, steps, channel_stride == 1);
+    }
+
+    template <class Keys>
+    [[nodiscard]] std::vector<float> attention_over(const Keys& keys, const eviction_request& request,
+                                                    index_t count, const kernels::window_kernels& steps,
+                                                    bool may_stay_bf16) const {
         const strided<const bf16, 3> queries(q.data(), {shape.q_heads(), shape.queries, shape.head_dim});
         const auto in = kvtrim::layer(keys).with_queries(queries);
         growing_workspace memory;
@@ -208,7 +218,7 @@ struct bf16_layer {
         std::vector<float> lent(static_cast<std::size_t>(shape.tokens * count), -31337.0f);
         rows.keep_logits_in(lent);
         rows.begin_block(0, count, 1);
-        const bool in_tiles = steps.bf16_logits != nullptr && channel_stride == 1;
+        const bool in_tiles = steps.bf16_logits != nullptr && may_stay_bf16;
         CHECK((lent.front() == -31337.0f) == in_tiles); // tiles keep nothing
         std::vector<float> all;
         for (index_t t = 0; t < shape.tokens; t += rows.tile_tokens()) {
@@ -221,6 +231,45 @@ struct bf16_layer {
 
     index_t key_stride = 0;
     index_t channel_stride = 0;
+};
+
+// The keys of a layer in pages of 16 tokens, the last page first; token t in slot of_token[t].
+struct scattered_rows {
+    static constexpr index_t page_tokens = 16;
+
+    support::layer_shape shape;
+    std::vector<std::int32_t> indptr{0}, pages, last_page_len, of_token;
+    std::vector<bf16> pool; // [slots, kv_heads, head_dim]
+
+    explicit scattered_rows(const bf16_layer& from) : shape(from.shape) {
+        const index_t used = (shape.tokens + page_tokens - 1) / page_tokens;
+        for (index_t i = used; i-- > 0;) { pages.push_back(static_cast<std::int32_t>(i)); }
+        indptr.push_back(static_cast<std::int32_t>(used));
+        last_page_len.push_back(static_cast<std::int32_t>(shape.tokens - (used - 1) * page_tokens));
+        pool.resize(static_cast<std::size_t>(slots() * shape.kv_heads * shape.head_dim));
+        for (index_t t = 0; t < shape.tokens; ++t) {
+            const index_t page = pages[static_cast<std::size_t>(t / page_tokens)];
+            of_token.push_back(static_cast<std::int32_t>(page * page_tokens + t % page_tokens));
+            for (index_t g = 0; g < shape.kv_heads; ++g) {
+                std::copy_n(from.k.begin() + (g * shape.tokens + t) * shape.head_dim, shape.head_dim,
+                            pool.begin() + (of_token.back() * shape.kv_heads + g) * shape.head_dim);
+            }
+        }
+    }
+    [[nodiscard]] index_t slots() const { return std::ssize(pages) * page_tokens; }
+    [[nodiscard]] paged_rows<bf16> paged() const {
+        return {pool.data(),
+                nhd_pages(page_tokens, shape.kv_heads, shape.head_dim),
+                {indptr, pages, last_page_len},
+                0,
+                shape.kv_heads,
+                shape.head_dim};
+    }
+    [[nodiscard]] auto indexed() const {
+        return indexed_rows(strided<const bf16, 3>(pool.data(), {shape.kv_heads, slots(), shape.head_dim},
+                                                   {shape.head_dim, shape.kv_heads * shape.head_dim, 1}),
+                            of_token);
+    }
 };
 
 } // namespace
@@ -255,6 +304,12 @@ TEST_CASE("attention_rows: keys and queries of bf16 in AMX tiles give what they 
             CHECK(got != expected); // another order of summation: they were computed in tiles
             // Channels that are not neighbours are not read in place.
             CHECK(channels.attention(request, count, tiles) == expected);
+            // Rows in pages or slots are copied first: the same floats.
+            const scattered_rows moved(rows);
+            CHECK(rows.attention_over(moved.paged(), request, count, tiles, true) == got);
+            CHECK(rows.attention_over(moved.indexed(), request, count, tiles, true) == got);
+            CHECK(rows.attention_over(moved.paged(), request, count, widened, true) == expected);
+            CHECK(rows.attention_over(moved.indexed(), request, count, widened, true) == expected);
         }
     }
 }

@@ -13,7 +13,8 @@
 //                        load_rows(head, first, count, float* tile): paged, indirect, quantised caches.
 //                        Heads of different length say so with rows(head); extent(1) is then the longest.
 //                        Optional: row_bytes(), the bytes that a row occupies where it is kept, for the
-//                        reports of compaction
+//                        reports of compaction; has_bf16_rows() and load_bf16_rows(head, first, count, bf16* tile),
+//                        the rows as they are kept, for processors that multiply bf16 (kernels/rows.hpp)
 //
 // All three give the same floats, so a policy's result does not depend on the layout.
 

@@ -46,26 +46,62 @@ template <cache_view V>
     return rows;
 }
 
-// Rows of bf16 where they lie; row t starts at t * stride.
+// Rows of bf16 somewhere in memory; row t starts at t * stride.
 struct bf16_rows {
     const bf16* data;
     index_t stride;
 };
 
-// Whether a view is memory of bf16 whose rows can be read in place.
+// A row_source that can hand out its rows as bf16 [count, row length], where has_bf16_rows() says so.
+template <class V>
+concept bf16_row_source = row_source<V> && requires(const V& v, index_t i, bf16* tile) {
+    { v.has_bf16_rows() } -> std::convertible_to<bool>;
+    v.load_bf16_rows(i, i, i, tile);
+};
+
+// Whether rows of bf16 can be had of a view: where they lie in memory, or by a copy.
 template <cache_view V>
 [[nodiscard]] bool has_bf16_rows(const V& view) {
     if constexpr (kvtrim::detail::is_memory_of<V, bf16>()) { return view.stride(2) == 1; }
+    if constexpr (bf16_row_source<V>) { return view.has_bf16_rows(); }
     static_cast<void>(view);
     return false;
 }
 
-// Requires has_bf16_rows().
+// Of memory, where they lie. Requires has_bf16_rows().
 template <cache_view V>
 [[nodiscard]] bf16_rows rows_of_bf16(const V& view, index_t head, index_t first) {
     static_assert(kvtrim::detail::is_memory_of<V, bf16>());
     const auto stride = static_cast<index_t>(view.stride(1));
     return {view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * stride, stride};
+}
+
+// Without a copy where that is possible, else through tile. Requires has_bf16_rows().
+template <cache_view V>
+[[nodiscard]] bf16_rows read_bf16_rows(const V& view, index_t head, index_t first, index_t count,
+                                       bf16* tile) {
+    if constexpr (bf16_row_source<V>) {
+        view.load_bf16_rows(head, first, count, tile);
+        return {tile, extent(view, 2)};
+    } else {
+        static_cast<void>(count);
+        static_cast<void>(tile);
+        return rows_of_bf16(view, head, first);
+    }
+}
+
+// Copies rows [first, first + count) of a head into tile [count, row length]. Requires has_bf16_rows().
+template <cache_view V>
+void load_bf16_rows(const V& view, index_t head, index_t first, index_t count, bf16* tile) {
+    if constexpr (bf16_row_source<V>) {
+        view.load_bf16_rows(head, first, count, tile);
+    } else {
+        const bf16_rows rows = rows_of_bf16(view, head, first);
+        const index_t length = extent(view, 2);
+        for (index_t t = 0; t < count; ++t) {
+            std::copy_n(rows.data + t * rows.stride, length, tile + t * length);
+        }
+    }
 }
 
 // Memory that will be read soon: brought near by who computes meanwhile.

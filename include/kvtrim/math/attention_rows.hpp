@@ -79,6 +79,7 @@ class attention_rows {
             stays_bf16_ = steps_.bf16_logits != nullptr && kernels::has_bf16_rows(in.keys) &&
                           kernels::has_bf16_rows(in.queries);
         }
+        if constexpr (may_stay_bf16 && copies_bf16) { k_bf16_ = scratch.take<bf16>(widest * in.head_dim()); }
         k_ = scratch.take<float>(widest * in.head_dim());
         tile_ = scratch.take<float>(widest * kernels::tile_query_rows);
         for (auto* floats : {&maximum_, &weight_, &factor_}) {
@@ -149,8 +150,10 @@ class attention_rows {
     }
 
   private:
-    static constexpr bool may_stay_bf16 = detail::is_memory_of<decltype(Inputs::keys), bf16>() &&
-                                          detail::is_memory_of<decltype(Inputs::queries), bf16>();
+    static constexpr bool copies_bf16 = kernels::bf16_row_source<decltype(Inputs::keys)>;
+    static constexpr bool may_stay_bf16 =
+        (copies_bf16 || detail::is_memory_of<decltype(Inputs::keys), bf16>()) &&
+        detail::is_memory_of<decltype(Inputs::queries), bf16>();
 
     template <class T>
     static T& at(std::span<T> values, index_t i) {
@@ -218,7 +221,7 @@ class attention_rows {
         const auto next = kernels::rows_in_memory(in_.keys, kv_head_, begin + count, count);
         if constexpr (may_stay_bf16) {
             if (stays_bf16_) {
-                const auto keys = kernels::rows_of_bf16(in_.keys, kv_head_, begin);
+                const auto keys = kernels::read_bf16_rows(in_.keys, kv_head_, begin, count, k_bf16_.data());
                 steps_.bf16_logits(keys.data, keys.stride, count, packed_bf16_.data(), count_, in_.head_dim(),
                                    scale(), options_.soft_cap, out, next);
                 return;
@@ -308,6 +311,7 @@ class attention_rows {
     std::span<float> kept_logits_; // [tokens, block rows] of the first tokens
     std::span<float> packed_;      // [tile_query_rows, head_dim] as the kernels want them
     std::span<bf16> packed_bf16_;  // the same of bf16
+    std::span<bf16> k_bf16_;       // [tile tokens + 2 halo, head_dim], where the source copies its rows
     std::span<float> k_;           // [tile tokens + 2 halo, head_dim]
     std::span<float> tile_;        // [tile tokens + 2 halo, tile_query_rows]
     std::span<float> maximum_;     // [tile_query_rows]

@@ -38,20 +38,36 @@ class indexed_rows {
         return r == 1 ? static_cast<index_t>(indices_.size()) : static_cast<index_t>(slots_.extent(r));
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        const std::int32_t* slot = indices_.data() + first;
-        const std::int32_t* const end = slot + count;
-        while (slot != end) {
-            const std::int32_t* run_end = slot + 1;
-            while (run_end != end && *run_end == run_end[-1] + 1) { ++run_end; }
-            kernels::load_rows(slots_, head, *slot, run_end - slot, tile);
-            tile += (run_end - slot) * extent(2);
-            slot = run_end;
-        }
+        for_each_run(first, count, [&](index_t slot, index_t run) {
+            kernels::load_rows(slots_, head, slot, run, tile);
+            tile += run * extent(2);
+        });
+    }
+    [[nodiscard]] bool has_bf16_rows() const { return kernels::has_bf16_rows(slots_); }
+    void load_bf16_rows(index_t head, index_t first, index_t count, bf16* tile) const
+        requires(kvtrim::detail::is_memory_of<Slots, bf16>() || kernels::bf16_row_source<Slots>) {
+        for_each_run(first, count, [&](index_t slot, index_t run) {
+            kernels::load_bf16_rows(slots_, head, slot, run, tile);
+            tile += run * extent(2);
+        });
     }
     [[nodiscard]] index_t row_bytes() const requires requires(const Slots& s) { s.row_bytes(); }
     { return slots_.row_bytes(); }
 
   private:
+    // fn(slot, run) for tokens [first, first + count), neighbouring slots at once.
+    template <class Fn>
+    void for_each_run(index_t first, index_t count, Fn&& fn) const {
+        const std::int32_t* slot = indices_.data() + first;
+        const std::int32_t* const end = slot + count;
+        while (slot != end) {
+            const std::int32_t* run_end = slot + 1;
+            while (run_end != end && *run_end == run_end[-1] + 1) { ++run_end; }
+            fn(index_t{*slot}, run_end - slot);
+            slot = run_end;
+        }
+    }
+
     Slots slots_;
     std::span<const std::int32_t> indices_;
 };

@@ -12,7 +12,7 @@
 // head_stride. Keys and values in one pool are two sources with a base pointer each (and twice the page_stride).
 //
 // Read tables that validate() accepts (plan/page_table.hpp). The views they are made of must live as long as the source.
-// Cost: as a contiguous cache, and one step per page. To evict: compact/page_moves.hpp.
+// Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first. To evict: compact/page_moves.hpp.
 
 #include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/plan/page_table.hpp>
@@ -73,10 +73,11 @@ struct block_table {
 
 namespace detail {
 
-// Tokens [first, first + count) of a row of pages, as floats [count, head_dim]; `from` is the pool, shifted to the head.
-template <class T>
+// Tokens [first, first + count) of a row of pages, as floats or as bf16 [count, head_dim]; `from` is the pool, shifted to
+// the head.
+template <class T, class Out>
 void load_paged(const T* from, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
-                index_t count, index_t head_dim, float* tile) {
+                index_t count, index_t head_dim, Out* tile) {
     while (count > 0) {
         const index_t offset = first % layout.page_tokens;
         const index_t run = std::min(layout.page_tokens - offset, count);
@@ -84,7 +85,11 @@ void load_paged(const T* from, const page_layout& layout, std::span<const std::i
                         pages[static_cast<std::size_t>(first / layout.page_tokens)] * layout.page_stride +
                         offset * layout.token_stride;
         const strided<const T, 3> page(rows, {1, run, head_dim}, {0, layout.token_stride, 1});
-        kernels::load_rows(page, 0, 0, run, tile);
+        if constexpr (std::is_same_v<Out, bf16>) {
+            kernels::load_bf16_rows(page, 0, 0, run, tile);
+        } else {
+            kernels::load_rows(page, 0, 0, run, tile);
+        }
         first += run;
         count -= run;
         tile += run * head_dim;
@@ -109,6 +114,12 @@ class paged_rows {
         return r == 0 ? kv_heads_ : r == 1 ? tokens_ : head_dim_;
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+        detail::load_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
+                           tile);
+    }
+    [[nodiscard]] static constexpr bool has_bf16_rows() { return std::is_same_v<T, bf16>; }
+    void load_bf16_rows(index_t head, index_t first, index_t count,
+                        bf16* tile) const requires std::is_same_v<T, bf16> {
         detail::load_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
                            tile);
     }
@@ -143,6 +154,11 @@ class paged_head_rows {
         return table_.tokens(first_row_ + head, layout_.page_tokens);
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+        detail::load_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+    }
+    [[nodiscard]] static constexpr bool has_bf16_rows() { return std::is_same_v<T, bf16>; }
+    void load_bf16_rows(index_t head, index_t first, index_t count,
+                        bf16* tile) const requires std::is_same_v<T, bf16> {
         detail::load_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
