@@ -12,7 +12,8 @@
 // head_stride. Keys and values in one pool are two sources with a base pointer each (and twice the page_stride).
 //
 // Read tables that validate() accepts (plan/page_table.hpp). The views they are made of must live as long as the source.
-// Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first. To evict: compact/page_moves.hpp.
+// Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
+// To evict: compact/page_moves.hpp.
 
 #include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/plan/page_table.hpp>
