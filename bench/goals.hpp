@@ -73,6 +73,7 @@ inline constexpr auto goals = std::to_array<goal>({
     {"policy criticalkv (exact), share of dense prefill at the machine's level", "policy/criticalkv_exact/tokens:32768", dense_bf16, sense::at_most, 0, 0},
     {"extra memory of scoring, f32, 131072 tokens, MiB", "score_f32/snapkv/tokens:131072/threads:1", workspace, sense::at_most, 64, 0},
     {"extra memory of worst-case scoring, f32, 131072 tokens, MiB", "score_f32/defensive/tokens:131072/threads:1", workspace, sense::at_most, 64, 0},
+    {"SnapKV score of q8_0 against bf16", "quantised/snapkv_q8_0/tokens:32768", "quantised/snapkv_bf16/tokens:32768", sense::at_most, 1.3, 0, "avx512"},
     {"SnapKV score in pages of 16 (NHD) against contiguous, bf16", "source/snapkv_paged_nhd/tokens:32768", "source/snapkv_contiguous/tokens:32768", sense::at_most, 1.3, 0},
     {"SnapKV score in pages of 16 (HND) against contiguous, bf16", "source/snapkv_paged_hnd/tokens:32768", "source/snapkv_contiguous/tokens:32768", sense::at_most, 1.3, 0},
     {"SnapKV score, f32: 131072 over 16 times 8192 tokens", "score_f32/snapkv/tokens:131072/threads:1", "16 * score_f32/snapkv/tokens:8192/threads:1", sense::at_most, 1.3, 0},

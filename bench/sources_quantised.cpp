@@ -3,6 +3,7 @@
 
 // Quantised caches beside contiguous bf16: SnapKV's scores, and reading every key once. Token-major, all heads together,
 // where the format has no other place (ggml). Codes are random, so that each row costs what it costs in a model.
+// Limit: one product in f32, with the codes read once.
 
 #include "layer.hpp"
 
@@ -59,6 +60,11 @@ struct int8_keys {
     }
 };
 
+template <class T>
+double bytes_of(const std::vector<T>& data) {
+    return static_cast<double>(data.size() * sizeof(T));
+}
+
 template <class Keys>
 void snapkv(benchmark::State& state) {
     const index_t tokens = state.range(0);
@@ -81,7 +87,8 @@ void snapkv(benchmark::State& state) {
         check(state, scorer.score(in, request, {offsets, importance, {}, mass}, scratch, ex));
         benchmark::DoNotOptimize(importance.data());
     }
-    rates(state, 2.0 * static_cast<double>(q_heads * window) * static_cast<double>(tokens * head_dim), 0);
+    describe(state, {.stages = {{.flops = window_flops(tokens), .read_bytes = bytes_of(keys.data)}},
+                     .workspace_bytes = static_cast<double>(bytes)});
 }
 
 template <class Keys>
@@ -100,7 +107,7 @@ void load(benchmark::State& state) {
             }
         }
     }
-    rates(state, 0, static_cast<double>(kv_heads * tokens * head_dim) * sizeof(float));
+    describe(state, {.stages = {{.read_bytes = bytes_of(keys.data)}}});
 }
 
 #define KVTRIM_BENCH_KEYS(name, type)                                                                        \
