@@ -51,6 +51,8 @@ struct token_range {
 }
 
 // How the layer computes attention; a wrong denominator would bias every score. Bad input: see valid_attention.
+// Every scorer that computes attention follows all of it (window_attention, running_scores, expected_attention_score and
+// what wraps one of them); those that look at keys and values alone, at positions or at given scores compute none.
 struct attention_options {
     float scale = 0;                         // logit = scale * <q, k>; 0: 1 / sqrt(head_dim)
     float soft_cap = 0;                      // logit = cap * tanh(logit / cap); 0: none
@@ -133,5 +135,21 @@ struct eviction_request {
     protection protect = {};
     attention_options attention = {};
 };
+
+// The request for a layer with a sliding window, whose rows behind the window no later query sees. Either the engine
+// drops those itself and the layer is skipped, or eviction stays behind the rows that the next query may still see.
+
+// Nothing is evicted, and nothing scored. A policy over all layers (model/layer_wise.hpp) is not given such layers.
+[[nodiscard]] constexpr eviction_request keeping_all(eviction_request request) {
+    request.budget = over_all_heads(std::numeric_limits<index_t>::max());
+    return request;
+}
+// The sliding_window - 1 newest rows before a rollback tail are protected too: the next query's output does not change.
+// A budget below them is refused (budget_below_protection). Without a sliding window it is the request itself.
+[[nodiscard]] constexpr eviction_request keeping_live_window(eviction_request request) {
+    auto& p = request.protect;
+    p.window_tokens = std::max(p.window_tokens, request.attention.sliding_window - 1);
+    return request;
+}
 
 } // namespace kvtrim
