@@ -1,0 +1,142 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// Decode attention in ggml over a cache that kvtrim compacted in ggml's own memory, beside kvtrim's attention over the
+// same survivors: with ggml_flash_attn_ext, and with ggml_mul_mat and ggml_soft_max_ext over a transposed V.
+#include <kvtrim/adapter/ggml.hpp>
+#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/decode/ragged_attention.hpp>
+#include <kvtrim/policy/snapkv.hpp>
+
+#include <ggml-cpu.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+namespace {
+
+using namespace kvtrim;
+
+constexpr index_t q_heads = 8, kv_heads = 2, tokens = 512, head_dim = 64, window = 16, kept = 128;
+const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
+
+void fill(const auto& view, std::uint32_t seed) {
+    using value = std::remove_cvref_t<decltype(view(0, 0, 0))>;
+    for (index_t h = 0; h < view.extent(0); ++h) {
+        for (index_t t = 0; t < view.extent(1); ++t) {
+            for (index_t d = 0; d < view.extent(2); ++d) {
+                seed = seed * 1664525u + 1013904223u;
+                view(h, t, d) =
+                    element_traits<value>::from_float(static_cast<float>(seed >> 8) / 8388608 - 1);
+            }
+        }
+    }
+}
+
+void compute(ggml_context* context, ggml_tensor* out) {
+    ggml_cgraph* graph = ggml_new_graph(context);
+    ggml_build_forward_expand(graph, out);
+    ggml_graph_compute_with_ctx(context, graph, 1);
+}
+
+// The first `kept` tokens of a cache whose tokens are axis `axis`.
+ggml_tensor* survivors(ggml_context* context, ggml_tensor* cache, int axis) {
+    int64_t ne[] = {cache->ne[0], cache->ne[1], cache->ne[2]};
+    ne[axis] = kept;
+    return ggml_view_3d(context, cache, ne[0], ne[1], ne[2], cache->nb[1], cache->nb[2], 0);
+}
+
+// What ggml wrote, [head_dim, q_heads] from flash attention, against kvtrim's [q_heads, 1, head_dim].
+float distance(const ggml_tensor* got, const std::vector<float>& expected) {
+    const auto* values = static_cast<const float*>(got->data);
+    float worst = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        worst = std::max(worst, std::abs(values[i] - expected[i]));
+    }
+    return worst;
+}
+
+status run(ggml_context* context, bool is_transposed, float& worst) {
+    ggml_tensor* k = ggml_new_tensor_3d(context, GGML_TYPE_F16, head_dim, tokens, kv_heads);
+    ggml_tensor* v = is_transposed ? ggml_new_tensor_3d(context, GGML_TYPE_F16, tokens, head_dim, kv_heads)
+                                   : ggml_new_tensor_3d(context, GGML_TYPE_F16, head_dim, tokens, kv_heads);
+    ggml_tensor* observed = ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, window, q_heads);
+    ggml_tensor* q = ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, 1, q_heads);
+
+    strided<f16, 3> keys{nullptr, {0, 0, 0}}, values = keys;
+    strided<float, 3> queries{nullptr, {0, 0, 0}}, query = queries;
+    const ggml_axes v_axes = is_transposed ? ggml_axes::transposed() : ggml_axes::attended();
+    if (const status s = view_ggml(*k, keys); !s.ok()) { return s; }
+    if (const status s = view_ggml(*v, values, v_axes); !s.ok()) { return s; }
+    if (const status s = view_ggml(*observed, queries); !s.ok()) { return s; }
+    if (const status s = view_ggml(*q, query); !s.ok()) { return s; }
+    fill(keys, 1);
+    fill(values, 2);
+    fill(queries, 3);
+    fill(query, 4);
+
+    // An operator over one tensor needs heads of one length: snapkv, not ada_snapkv.
+    const eviction_request request{.budget = per_head(kept),
+                                   .protect = {.sink_tokens = 4, .window_tokens = window}};
+    keep_plan plan;
+    growing_workspace memory;
+    if (const status s = snapkv().plan(layer(keys).with_queries(queries), request, plan, memory); !s.ok()) {
+        return s;
+    }
+
+    // Ours reads the survivors where they lay, before they move.
+    std::vector<float> expected(static_cast<std::size_t>(q_heads * head_dim));
+    std::vector<f16> gathered_k, gathered_v;
+    for (index_t h = 0; h < kv_heads; ++h) {
+        for (const auto t : plan.row(h)) {
+            for (index_t d = 0; d < head_dim; ++d) {
+                gathered_k.push_back(keys(h, t, d));
+                gathered_v.push_back(values(h, t, d));
+            }
+        }
+    }
+    const strided own_keys(gathered_k.data(), {kv_heads, kept, head_dim});
+    const strided own_values(gathered_v.data(), {kv_heads, kept, head_dim});
+    const strided out(expected.data(), {q_heads, 1, head_dim});
+    if (const status s =
+            ragged_attention(layer(own_keys, own_values).with_queries(query), {}, out, {}, memory);
+        !s.ok()) {
+        return s;
+    }
+
+    if (const status s = compact_in_place(keys, values, plan); !s.ok()) { return s; }
+    ggml_tensor* few_k = survivors(context, k, 1);
+    ggml_tensor* few_v = survivors(context, v, is_transposed ? 0 : 1);
+    ggml_tensor* got = nullptr;
+    if (is_transposed) {
+        ggml_tensor* logits = ggml_mul_mat(context, few_k, q);
+        got = ggml_mul_mat(context, few_v, ggml_soft_max_ext(context, logits, nullptr, scale, 0));
+    } else {
+        got = ggml_flash_attn_ext(context, q, few_k, few_v, nullptr, scale, 0, 0);
+    }
+    compute(context, got);
+    worst = distance(got, expected);
+    return {};
+}
+
+} // namespace
+
+int main() {
+    ggml_cpu_init();
+    bool all_equal = true;
+    for (const bool is_transposed : {false, true}) {
+        ggml_context* context = ggml_init({16u << 20, nullptr, false});
+        float worst = 0;
+        const status s = run(context, is_transposed, worst);
+        ggml_free(context);
+        if (!s.ok()) { return std::puts(s.what()), 1; }
+        std::printf("%s: %d of %d tokens, at most %.2g from kvtrim's attention\n",
+                    is_transposed ? "mul_mat, transposed V" : "flash_attn_ext", static_cast<int>(kept),
+                    static_cast<int>(tokens), static_cast<double>(worst));
+        // ggml sums values in f16 there.
+        all_equal = all_equal && worst < 2e-3f;
+    }
+    return all_equal ? 0 : 1;
+}

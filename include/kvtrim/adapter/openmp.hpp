@@ -1,0 +1,40 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// An executor (base/executor.hpp) on OpenMP's threads. Compile and link with OpenMP (CMake: OpenMP::OpenMP_CXX);
+// without it, the calling thread does the work, with the same result.
+//
+// Pieces go to whoever is free. The executor waits for all of them. Called from inside a parallel region it runs on
+// the calling thread, unless nested parallelism is on.
+
+#include <kvtrim/base/executor.hpp>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace kvtrim {
+
+struct openmp_executor {
+    int threads = 0; // 0: omp_get_max_threads()
+
+    [[nodiscard]] index_t workers() const {
+#if defined(_OPENMP)
+        return threads > 0 ? threads : omp_get_max_threads();
+#else
+        return 1;
+#endif
+    }
+
+    template <class Fn>
+    void operator()(index_t count, Fn&& fn) const {
+#if defined(_OPENMP)
+        const int team = static_cast<int>(workers());
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team)
+#endif
+        for (index_t i = 0; i < count; ++i) { fn(i); }
+    }
+};
+
+} // namespace kvtrim
