@@ -103,11 +103,15 @@ status invalid(const char* text) {
 // Runs fn() -> status; nothing but an allocation throws in the library.
 template <class Fn>
 kvtrim_code guarded(kvtrim_error* error, Fn&& fn) {
+#if defined(__cpp_exceptions)
     try {
         return answer(fn(), error);
     } catch (const std::bad_alloc&) {
         return answer(KVTRIM_OUT_OF_MEMORY, 0, "out of memory", error);
     } catch (...) { return answer(KVTRIM_FAILED, 0, "an unexpected failure", error); }
+#else
+    return answer(fn(), error); // built so, an allocation that fails ends the program
+#endif
 }
 
 status valid_tensor(const kvtrim_tensor& t) {
