@@ -127,6 +127,20 @@ KVTRIM_TARGET_AVX512 inline void decode_avx512(const block_q4_0* blocks, index_t
 
 } // namespace detail
 
+// Brings blocks near that will soon be decoded.
+template <class Block>
+void fetch_blocks(const Block* blocks, index_t count) {
+#if KVTRIM_HAS_X86
+    const auto* begin = reinterpret_cast<const char*>(blocks);
+    for (index_t b = 0; b < count * static_cast<index_t>(sizeof(Block)); b += 64) {
+        _mm_prefetch(begin + b, _MM_HINT_T0);
+    }
+#else
+    static_cast<void>(blocks);
+    static_cast<void>(count);
+#endif
+}
+
 // to [32 * count] = the elements of consecutive blocks.
 template <class Block>
 void decode_blocks(const Block* blocks, index_t count, float* to) {

@@ -57,8 +57,11 @@ class ggml_rows {
             kernels::decode_blocks(row(head, first), count * blocks_per_row(), tile);
             return;
         }
-        for (index_t t = 0; t < count; ++t) {
-            kernels::decode_blocks(row(head, first + t), blocks_per_row(), tile + t * extents_[2]);
+        for (index_t t = first; t < first + count; ++t, tile += extents_[2]) {
+            if (t + rows_ahead < extents_[1]) {
+                kernels::fetch_blocks(row(head, t + rows_ahead), blocks_per_row());
+            }
+            kernels::decode_blocks(row(head, t), blocks_per_row(), tile);
         }
     }
     void move_row(index_t head, index_t from, index_t to) const requires(!std::is_const_v<Block>) {
@@ -74,6 +77,9 @@ class ggml_rows {
     }
 
   private:
+    // Rows with gaps are few cache lines here and there, which no processor guesses.
+    static constexpr index_t rows_ahead = 12;
+
     [[nodiscard]] index_t blocks_per_row() const { return extents_[2] / block::elements; }
 
     Block* data_;
