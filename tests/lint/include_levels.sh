@@ -32,8 +32,6 @@ math/[^/]+\.hpp                                 3
 plan/move_plan\.hpp                             3.1
 plan/[^/]+\.hpp                                 3
 
-source/[^/]+\.hpp                               4
-
 aggregate/attention_tile\.hpp                   3.8
 source/[^/]+\.hpp                               3.9
 policy/(concepts|candidate_rows)\.hpp           4

@@ -110,7 +110,7 @@ TEST_CASE("random: a seed is a plan, another seed is another", "[policy]") {
     CHECK(std::set<oracle::token_set>(sets.begin(), sets.end()).size() == 3);
 }
 
-TEST_CASE("sliding windows: eviction behind the live window leaves the next query what it sees; or all stays",
+TEST_CASE("sliding windows: eviction behind the live window leaves the next query what it sees, or all stays",
           "[policy]") {
     support::random r(641);
     const layer_data layer = random_layer({.tokens = 90, .queries = 6}, 641);
