@@ -3,13 +3,15 @@
 
 // FlashInfer's page tables: the same requests as NHD with K and V apart, and as HND with both in one five-axis pool
 // [pages, 2, heads, page_tokens, head_dim]. Both give the same plan; pages are freed, and each slot of the new table holds
-// the token that it should.
+// the token that it should. Attention over the new table is attention over the survivors.
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/page_moves.hpp>
+#include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/source/paged.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <vector>
 
@@ -97,6 +99,35 @@ bool holds_survivors(kv_pool& p, const move_plan& moves) {
     return true;
 }
 
+// The largest difference between attention over the new table of a request and over its survivors, gathered; < 0: an error.
+float attention_distance(kv_pool& p, const keep_plan& plan, const page_table& table, index_t request) {
+    std::vector<float> gathered[2], q(q_heads * head_dim), got(q.size()), expected(q.size());
+    for (std::size_t i = 0; i < q.size(); ++i) { q[i] = number(0, 0, 0, 900, static_cast<index_t>(i)); }
+    for (int which = 0; which < 2; ++which) {
+        for (index_t h = 0; h < kv_heads; ++h) {
+            for (const auto t : plan.row(request * kv_heads + h)) {
+                for (index_t d = 0; d < head_dim; ++d) {
+                    gathered[which].push_back(number(which, request, h, t, d));
+                }
+            }
+        }
+    }
+    const strided query(q.data(), {q_heads, 1, head_dim});
+    const paged_rows<float> keys(p.part(0).data, p.layout, table, request, kv_heads, head_dim);
+    const paged_rows<float> values(p.part(1).data, p.layout, table, request, kv_heads, head_dim);
+    const strided own_keys(gathered[0].data(), {kv_heads, kept, head_dim});
+    const strided own_values(gathered[1].data(), {kv_heads, kept, head_dim});
+    growing_workspace memory;
+    const status a = ragged_attention(layer(keys, values).with_queries(query), {},
+                                      strided(got.data(), {q_heads, 1, head_dim}), {}, memory);
+    const status b = ragged_attention(layer(own_keys, own_values).with_queries(query), {},
+                                      strided(expected.data(), {q_heads, 1, head_dim}), {}, memory);
+    if (!a.ok() || !b.ok()) { return -1; }
+    float worst = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) { worst = std::max(worst, std::abs(got[i] - expected[i])); }
+    return worst;
+}
+
 status evict(kv_pool& p, keep_plan& plan, move_plan& moves) {
     // 100 tokens in 13 pages and 163 in 21, scattered.
     const std::int32_t indptr[] = {0, 13, 34}, last_page_len[] = {4, 3};
@@ -132,8 +163,16 @@ int main() {
     for (const status s : {evict(nhd, plan, moves), evict(hnd, other_plan, other_moves)}) {
         if (!s.ok()) { return std::puts(s.what()), 1; }
     }
-    const bool is_right = plan == other_plan && moves == other_moves && holds_survivors(nhd, moves) &&
-                          holds_survivors(hnd, other_moves) && moves.freed_pages().size() == 24;
+    bool is_equal = true;
+    for (index_t request = 0; request < 2; ++request) {
+        for (kv_pool* p : {&nhd, &hnd}) {
+            const float distance = attention_distance(*p, plan, moves.table(), request);
+            is_equal = is_equal && distance >= 0 && distance < 1e-5f;
+        }
+    }
+    const bool is_right = is_equal && plan == other_plan && moves == other_moves &&
+                          holds_survivors(nhd, moves) && holds_survivors(hnd, other_moves) &&
+                          moves.freed_pages().size() == 24;
     std::printf("NHD and HND: %d rows moved, %zu of 34 pages freed, %s\n",
                 static_cast<int>(moves.total_moves()), moves.freed_pages().size(),
                 is_right ? "each survivor in its slot" : "WRONG");

@@ -2,9 +2,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// ggml tensors of f32, f16 and bf16 as kvtrim views: permuted, transposed or padded, by their nb[]. No copy.
+// ggml tensors as kvtrim views: permuted, transposed or padded, by their nb[]. No copy.
 //
-//     kvtrim::strided<kvtrim::f16, 3> keys{nullptr, {0, 0, 0}};
+//     kvtrim::strided<kvtrim::f16, 3> keys{nullptr, {0, 0, 0}};            // or float, bf16
+//     kvtrim::ggml_rows<kvtrim::block_q8_0> keys{nullptr, {0, 0, 0}, {0, 0}};      // or block_q4_0
 //     kvtrim::status s = kvtrim::view_ggml(*k, keys);                      // [kv_heads, tokens, head_dim]
 //
 // ggml counts axes from the innermost, so the roles of ne[0], ne[1], ne[2] are named:
@@ -18,6 +19,7 @@
 // The tensor must outlive the view, and have its data in memory of the CPU.
 
 #include <kvtrim/base/tensor_view.hpp>
+#include <kvtrim/source/ggml_blocks.hpp>
 
 #include <ggml-backend.h>
 #include <ggml.h>
@@ -47,6 +49,18 @@ template <class T>
                                         : GGML_TYPE_BF16;
 }
 
+[[nodiscard]] inline status valid_ggml(const ggml_tensor& tensor, ggml_type type) {
+    if (tensor.type != type) {
+        return {errc::invalid_parameter, "ggml: the tensor has another type than the view"};
+    }
+    if (tensor.ne[3] != 1) { return {errc::invalid_parameter, "ggml: the tensor must have 3 axes"}; }
+    if (tensor.data == nullptr) { return {errc::invalid_parameter, "ggml: the tensor has no data"}; }
+    if (tensor.buffer != nullptr && !ggml_backend_buffer_is_host(tensor.buffer)) {
+        return {errc::invalid_parameter, "ggml: the tensor must be in memory of the CPU"};
+    }
+    return {};
+}
+
 } // namespace detail
 
 // Returns invalid_parameter, with `out` as it was: another type, a fourth axis, strides that are no whole elements, no
@@ -56,14 +70,7 @@ template <element T>
                                ggml_axes axes = ggml_axes::attended()) {
     KVTRIM_EXPECTS(((1 << axes.head) | (1 << axes.row) | (1 << axes.element)) == 7,
                    "view_ggml: axes must be a permutation of 0, 1, 2");
-    if (tensor.type != detail::ggml_type_for<T>()) {
-        return {errc::invalid_parameter, "ggml: the tensor has another type than the view"};
-    }
-    if (tensor.ne[3] != 1) { return {errc::invalid_parameter, "ggml: the tensor must have 3 axes"}; }
-    if (tensor.data == nullptr) { return {errc::invalid_parameter, "ggml: the tensor has no data"}; }
-    if (tensor.buffer != nullptr && !ggml_backend_buffer_is_host(tensor.buffer)) {
-        return {errc::invalid_parameter, "ggml: the tensor must be in memory of the CPU"};
-    }
+    if (const status s = detail::valid_ggml(tensor, detail::ggml_type_for<T>()); !s.ok()) { return s; }
     typename strided<T, 3>::indices extents{}, strides{};
     const int order[] = {axes.head, axes.row, axes.element};
     for (std::size_t r = 0; r < 3; ++r) {
@@ -75,6 +82,28 @@ template <element T>
         strides[r] = bytes / static_cast<index_t>(sizeof(T));
     }
     out = {static_cast<T*>(tensor.data), extents, strides};
+    return {};
+}
+
+// The same for blocks; elements of a row are axis 0. Returns invalid_parameter also for blocks that are not contiguous in a
+// row, or strides that are odd.
+template <class Block>
+[[nodiscard]] status view_ggml(const ggml_tensor& tensor, ggml_rows<Block>& out,
+                               ggml_axes axes = ggml_axes::attended()) {
+    using block = std::remove_const_t<Block>;
+    KVTRIM_EXPECTS(axes.element == 0 && axes.head + axes.row == 3 && axes.head * axes.row == 2,
+                   "view_ggml: blocks lie along axis 0");
+    constexpr auto type = std::is_same_v<block, block_q8_0> ? GGML_TYPE_Q8_0 : GGML_TYPE_Q4_0;
+    if (const status s = detail::valid_ggml(tensor, type); !s.ok()) { return s; }
+    const auto head = static_cast<index_t>(tensor.nb[axes.head]);
+    const auto row = static_cast<index_t>(tensor.nb[axes.row]);
+    if (tensor.nb[0] != sizeof(block) || tensor.ne[0] % block::elements != 0 || head % 2 != 0 ||
+        row % 2 != 0) {
+        return {errc::invalid_parameter, "ggml: rows must be whole blocks, one after the other"};
+    }
+    out = {static_cast<Block*>(tensor.data),
+           {tensor.ne[axes.head], tensor.ne[axes.row], tensor.ne[0]},
+           {head, row}};
     return {};
 }
 

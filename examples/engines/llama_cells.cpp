@@ -1,0 +1,120 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// A cache of cells, as llama.cpp keeps it: one cell is one token for all heads and layers, cells of several sequences lie
+// between each other, K is token-major and V transposed. The scores of all layers become one token set, and that becomes
+// calls of seq_rm.
+#include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/policy/snapkv.hpp>
+#include <kvtrim/source/cells.hpp>
+#include <kvtrim/source/indexed.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+namespace {
+
+using namespace kvtrim;
+
+constexpr index_t layers = 3, q_heads = 4, kv_heads = 2, head_dim = 16, cells = 400, window = 8, kept = 64;
+
+// The engine's side: which sequence a cell belongs to (-1: none), and at which position.
+struct cell_array {
+    std::vector<std::int32_t> position = std::vector<std::int32_t>(cells);
+    std::vector<int> sequence = std::vector<int>(cells, -1);
+
+    // Returns how many cells were freed.
+    index_t seq_rm(int which, index_t begin, index_t end) {
+        index_t freed = 0;
+        for (std::size_t c = 0; c < cells; ++c) {
+            if (sequence[c] != which || position[c] < begin || position[c] >= end) { continue; }
+            sequence[c] = -1;
+            ++freed;
+        }
+        return freed;
+    }
+    [[nodiscard]] auto use_by(int which) const {
+        return [this, which](index_t c) {
+            return sequence[static_cast<std::size_t>(c)] == which ? cell_use::owned : cell_use::not_used;
+        };
+    }
+};
+
+std::vector<float> numbers(index_t count, std::uint32_t seed) {
+    std::vector<float> out(static_cast<std::size_t>(count));
+    for (float& x : out) {
+        seed = seed * 1664525u + 1013904223u;
+        x = static_cast<float>(seed >> 8) / 8388608 - 1;
+    }
+    return out;
+}
+
+} // namespace
+
+int main() {
+    cell_array engine; // two sequences by turns, then holes
+    for (std::int32_t c = 0; c < 360; ++c) {
+        const auto i = static_cast<std::size_t>(c);
+        engine.sequence[i] = c % 3 == 0 ? 1 : 0;
+        engine.position[i] = c % 3 == 0 ? c / 3 : c - c / 3 - 1;
+    }
+    std::vector<std::int32_t> room(cells);
+    const cell_list list = list_cells(engine.position, engine.use_by(0), room);
+    const auto tokens = std::ssize(list.cells);
+
+    const cell_scores::request asked{
+        .tokens = tokens,
+        .kept_tokens = kept,
+        .protect = {.sink_tokens = 4, .pinned_tokens = list.shared_prefix, .window_tokens = window}};
+    growing_workspace fold_memory, memory;
+    workspace fold_scratch = fold_memory.of_bytes(asked.workspace_bytes());
+    cell_scores all_layers(asked, fold_scratch);
+    status s;
+    for (std::uint32_t l = 0; l < layers && s.ok(); ++l) {
+        const auto k = numbers(cells * kv_heads * head_dim, l);
+        const auto v = numbers(cells * kv_heads * head_dim, 50 + l);
+        const auto q = numbers(q_heads * window * head_dim, 100 + l);
+        const strided keys(k.data(), {kv_heads, cells, head_dim}, {head_dim, kv_heads * head_dim, 1});
+        const strided values(v.data(), {kv_heads, cells, head_dim},
+                             {head_dim * cells, 1, cells}); // transposed
+        const auto in = layer(indexed_rows(keys, list.cells), indexed_rows(values, list.cells))
+                            .with_queries(strided(q.data(), {q_heads, window, head_dim}));
+        keep_plan of_layer; // its scores are what is wanted
+        status added;
+        s = snapkv().plan(in, {.budget = per_head(kept), .protect = asked.protect}, of_layer, memory,
+                          serial_executor{}, [&](const plan_progress& now) {
+                              if (now.stage == plan_stage::scored) {
+                                  added = all_layers.add(now.scores.importance_rows());
+                              }
+                          });
+        if (s.ok()) { s = added; }
+    }
+    keep_plan plan;
+    if (s.ok()) { s = all_layers.plan(plan); }
+    if (!s.ok()) { return std::puts(s.what()), 1; }
+
+    std::vector<std::int32_t> positions, survivors; // of the sequence's tokens; of those that stay
+    for (const auto c : list.cells) { positions.push_back(engine.position[static_cast<std::size_t>(c)]); }
+    for (const auto t : plan.row(0)) { survivors.push_back(positions[static_cast<std::size_t>(t)]); }
+    int calls = 0;
+    index_t freed = 0;
+    s = edit_cells(
+        plan.row(0), positions, {},
+        [&](token_range r) {
+            ++calls;
+            freed += engine.seq_rm(0, r.begin, r.end);
+        },
+        [](const position_shift&) {}); // positions are kept
+    if (!s.ok()) { return std::puts(s.what()), 1; }
+
+    std::vector<std::int32_t> room_after(cells), left;
+    const cell_list after = list_cells(engine.position, engine.use_by(0), room_after);
+    for (const auto c : after.cells) { left.push_back(engine.position[static_cast<std::size_t>(c)]); }
+    const auto others = std::count(engine.sequence.begin(), engine.sequence.end(), 1);
+    const bool is_right = left == survivors && std::ssize(left) == kept && freed == tokens - kept &&
+                          others == 120 && left.back() == tokens - 1;
+    std::printf("%d of %d cells freed in %d calls of seq_rm, %s\n", static_cast<int>(freed),
+                static_cast<int>(tokens), calls, is_right ? "the survivors at their positions" : "WRONG");
+    return is_right ? 0 : 1;
+}
