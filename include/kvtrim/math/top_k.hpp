@@ -27,9 +27,9 @@ namespace detail {
 template <class UseRow>
 [[nodiscard]] kernels::key_range likely_range(const score_rows& scores, index_t k, index_t length,
                                               UseRow&& use_row) {
-    constexpr index_t spacing = 128, least = 128;
-    std::array<std::uint32_t, 2048> sample;
-    const index_t step = std::max(spacing, length / std::ssize(sample) + 1);
+    constexpr index_t spacing = 128, least = 128, most = 2048;
+    std::array<std::uint32_t, most> sample;
+    const index_t step = std::max(spacing, length / most + 1);
     if (length / step < least) { return {}; }
     std::size_t count = 0;
     index_t next = 0; // within the row
