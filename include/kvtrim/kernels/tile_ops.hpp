@@ -40,11 +40,13 @@ using mutable_rows = Eigen::Map<row_major_matrix, 0, stride>;
 using floats = Eigen::Map<Eigen::ArrayXf>;
 using const_floats = Eigen::Map<const Eigen::ArrayXf>;
 
-// Below e^-75 a weight is exactly 0: it is nothing to a float sum, while denormal weights make products ten
-// times slower, and Eigen's vectorised exp returns one (4e-39) even for -infinity.
+// Below e^-75 a weight is exactly 0: it is nothing to a float sum, while denormal weights make products ten times slower,
+// and Eigen's vectorised exp returns one (4e-39) even for -infinity. What is taken off all weights instead of comparing,
+// which Eigen 3.4 does one by one, is just above e^-75 and changes none above 5e-26.
 template <class Array>
 [[nodiscard]] auto exp_or_zero(const Array& x) {
-    return (x < -75.0f).select(0.0f, x.exp());
+    constexpr float least = 2.679e-33f;
+    return (x.max(-75.0f).exp() - least).max(0.0f);
 }
 
 } // namespace detail

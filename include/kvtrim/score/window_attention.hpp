@@ -37,8 +37,9 @@ struct window_attention {
 
     [[no_unique_address]] Aggregator aggregator = {};
     index_t newest_queries = 0; // use only this many newest of the given queries; 0: all (TOVA: 1)
-    index_t kept_logit_bytes = index_t{32}
-                               << 20; // most memory for logits, of all threads; 0: compute them twice
+    // Most memory for logits, of all threads; 0: compute them twice. 48 MiB hold three quarters of a KV head's 128 query
+    // rows at 131072 tokens, and leave room below 64 MiB for all else.
+    index_t kept_logit_bytes = index_t{48} << 20;
 
     static constexpr bool two_stage = Aggregator::two_stage;
 
