@@ -7,6 +7,8 @@
 
 #include <kvtrim/kernels/tile_ops.hpp>
 
+#include <cmath>
+
 namespace kvtrim::kernels {
 
 namespace detail {
@@ -61,7 +63,8 @@ template <class = void>
     return (q_high * k_high).max(q_high * k_low).max(q_low * k_high).max(q_low * k_low).sum();
 }
 
-// A row of conditioned logits becomes exp(x - max) / sum; a row of masked logits becomes zeros.
+// A row of conditioned logits becomes exp(x - max) / sum; a row of masked logits becomes zeros. One by one, because rows lie
+// anywhere: Eigen's vectors would round the same logit differently at another alignment.
 template <class = void>
 void softmax(float* row, index_t count) {
     detail::floats x(row, count);
@@ -70,8 +73,12 @@ void softmax(float* row, index_t count) {
         x.setZero();
         return;
     }
-    x = detail::exp_or_zero(x - highest);
-    x *= 1.0f / x.sum();
+    float sum = 0;
+    for (index_t i = 0; i < count; ++i) {
+        row[i] = row[i] - highest < -75.0f ? 0.0f : std::exp(row[i] - highest);
+        sum += row[i];
+    }
+    x *= 1.0f / sum;
 }
 
 } // namespace kvtrim::kernels

@@ -89,7 +89,8 @@ void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maxim
 
 template <class = void>
 void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum, double* sums) {
-    float shift[tile_query_rows], partial[tile_query_rows];
+    // Aligned, so that Eigen takes vectors from the first row on, wherever the stack lies.
+    alignas(64) float shift[tile_query_rows], partial[tile_query_rows];
     for (index_t r = 0; r < rows; ++r) { // a row that has seen masked logits only: 0, not NaN
         shift[r] = maximum[r] == masked_logit ? 0.0f : maximum[r];
     }
