@@ -5,45 +5,13 @@
 // Limit: one product of window queries and keys, where there are any, with the keys read once. No two keys are similar, so
 // that redundancy searches all it may. Checked: window scores against the naive loop, levels against the portable one.
 
-#include "layer.hpp"
+#include "scoring.hpp"
 
 #include <cmath>
 
 namespace {
 
 using namespace bench;
-
-// Importance of a layer's candidates; the memory is made once and serves all rows.
-template <class T, class Scorer>
-class scoring {
-  public:
-    scoring(const layer<T>& data, const Scorer& scorer)
-        : data_(data), scorer_(scorer),
-          columns_(kvtrim::candidates(data.request().protect, data.tokens).size()),
-          offsets_(even_offsets(kv_heads, columns_)),
-          importance_(static_cast<std::size_t>(kv_heads * columns_)), attention_(importance_.size()) {}
-
-    [[nodiscard]] index_t workspace_bytes() const {
-        return scorer_.workspace_bytes(data_.inputs(), data_.request());
-    }
-    [[nodiscard]] kvtrim::status run(threads ex = {}) {
-        static kvtrim::growing_workspace memory;
-        kvtrim::workspace scratch = memory.of_bytes(workspace_bytes());
-        const kvtrim::status s = scorer_.score(data_.inputs(), data_.request(),
-                                               {offsets_, importance_, attention_, mass_}, scratch, ex);
-        benchmark::DoNotOptimize(importance_.data());
-        return s;
-    }
-    [[nodiscard]] const std::vector<float>& importance() const { return importance_; }
-
-  private:
-    const layer<T>& data_;
-    const Scorer& scorer_;
-    index_t columns_;
-    std::vector<index_t> offsets_;
-    std::vector<float> importance_, attention_;
-    std::vector<float> mass_ = std::vector<float>(kv_heads);
-};
 
 // The textbook loop: all logits of a query row in an array, softmax, mean; no pooling. For the first `heads` query heads;
 // [kv_heads, tokens], the window's own columns included.
@@ -100,7 +68,7 @@ constexpr index_t checked_tokens = 640;
 const char* disagreement_with_naive_loop() {
     const layer<float> data(checked_tokens);
     const kvtrim::window_attention<kvtrim::mean_attention> scorer{{.kernel_tokens = 1}};
-    scoring own(data, scorer);
+    scoring own(data.inputs(), data.request(), scorer);
     if (!own.run().ok()) { return "the checked layer was refused"; }
     const std::vector<float> all = naive_snapkv_scores(data, q_heads);
     std::vector<float> candidates;
@@ -116,7 +84,7 @@ const char* disagreement_with_naive_loop() {
 template <class T, class Scorer>
 const char* disagreement_with_portable(const Scorer& scorer) {
     const layer<T> data(checked_tokens);
-    scoring own(data, scorer), portable(data, scorer);
+    scoring own(data.inputs(), data.request(), scorer), portable(data.inputs(), data.request(), scorer);
     bool is_done = own.run().ok();
     const at_level lowered(kvtrim::cpu_level::portable);
     is_done = is_done && portable.run().ok();
@@ -136,7 +104,7 @@ void score(benchmark::State& state, const Scorer& scorer, index_t thread_count =
     if (wrong != nullptr) { return state.SkipWithError(wrong); }
     const auto& data = shared_layer<T>(state.range(0));
     const threads ex{thread_count};
-    scoring own(data, scorer);
+    scoring own(data.inputs(), data.request(), scorer);
     // Its memory is there, as from an engine's second layer on.
     if constexpr (reads_queries<Scorer>) { check(state, own.run(ex)); }
     for (auto _ : state) { check(state, own.run(ex)); }

@@ -8,7 +8,7 @@
 // are, else float), and has view(). Limit: one product of queries and keys, the keys as they are kept read once.
 // Checked: the scores against those of contiguous keys.
 
-#include "layer.hpp"
+#include "scoring.hpp"
 
 #include <type_traits>
 
@@ -25,38 +25,12 @@ struct contiguous {
     auto view() const { return data.keys(); }
 };
 
-// SnapKV's importance of the candidates.
+// SnapKV's scores of these keys.
 template <class Keys>
-class scoring {
-  public:
-    scoring(const Keys& keys, const layer<bf16>& data)
-        : in_(kvtrim::layer(keys.view()).with_queries(data.queries())), request_(data.request()),
-          columns_(kvtrim::candidates(request_.protect, data.tokens).size()),
-          offsets_(even_offsets(kv_heads, columns_)),
-          importance_(static_cast<std::size_t>(kv_heads * columns_)) {}
-
-    [[nodiscard]] index_t workspace_bytes() const { return scorer_.workspace_bytes(in_, request_); }
-    [[nodiscard]] kvtrim::status run() {
-        static kvtrim::growing_workspace memory;
-        kvtrim::workspace scratch = memory.of_bytes(workspace_bytes());
-        kvtrim::serial_executor ex;
-        const kvtrim::status s =
-            scorer_.score(in_, request_, {offsets_, importance_, {}, mass_}, scratch, ex);
-        benchmark::DoNotOptimize(importance_.data());
-        return s;
-    }
-    [[nodiscard]] const std::vector<float>& importance() const { return importance_; }
-
-  private:
-    using inputs = decltype(kvtrim::layer(std::declval<const Keys&>().view())
-                                .with_queries(std::declval<const layer<bf16>&>().queries()));
-    kvtrim::window_attention<kvtrim::mean_attention> scorer_;
-    inputs in_;
-    kvtrim::eviction_request request_;
-    index_t columns_;
-    std::vector<index_t> offsets_;
-    std::vector<float> importance_, mass_ = std::vector<float>(kv_heads);
-};
+auto snapkv_scoring(const Keys& keys, const layer<bf16>& data) {
+    static const kvtrim::window_attention<kvtrim::mean_attention> scorer;
+    return scoring(kvtrim::layer(keys.view()).with_queries(data.queries()), data.request(), scorer);
+}
 
 // Quantised keys are near the others, no nearer.
 template <class Keys>
@@ -65,8 +39,8 @@ const char* disagreement() {
     const layer<bf16> data(640);
     const Keys keys(data);
     const contiguous same(data);
-    scoring own(keys, data);
-    scoring expected(same, data);
+    auto own = snapkv_scoring(keys, data);
+    auto expected = snapkv_scoring(same, data);
     return own.run().ok() && expected.run().ok() && agree(own.importance(), expected.importance(), tolerance)
                ? nullptr
                : "scores differ from those of contiguous keys";
@@ -88,7 +62,7 @@ void snapkv(benchmark::State& state) {
     if (wrong != nullptr) { return state.SkipWithError(wrong); }
     const auto& data = shared_layer<bf16>(state.range(0));
     const Keys keys(data);
-    scoring own(keys, data);
+    auto own = snapkv_scoring(keys, data);
     check(state, own.run());
     for (auto _ : state) { check(state, own.run()); }
     describe(state, {.stages = {products<typename Keys::multiplied>(window_flops(data.tokens),
