@@ -7,8 +7,6 @@
 
 #include <kvtrim/kernels/tile_ops.hpp>
 
-#include <cmath>
-
 namespace kvtrim::kernels {
 
 namespace detail {
@@ -75,7 +73,7 @@ void softmax(float* row, index_t count) {
     }
     float sum = 0;
     for (index_t i = 0; i < count; ++i) {
-        row[i] = row[i] - highest < -75.0f ? 0.0f : std::exp(row[i] - highest);
+        row[i] = detail::exp_or_zero(row[i] - highest);
         sum += row[i];
     }
     x *= 1.0f / sum;

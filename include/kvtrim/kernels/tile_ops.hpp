@@ -18,6 +18,7 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace kvtrim::kernels {
@@ -43,10 +44,15 @@ using const_floats = Eigen::Map<const Eigen::ArrayXf>;
 // Below e^-75 a weight is exactly 0: it is nothing to a float sum, while denormal weights make products ten times slower,
 // and Eigen's vectorised exp returns one (4e-39) even for -infinity. What is taken off all weights instead of comparing,
 // which Eigen 3.4 does one by one, is just above e^-75 and changes none above 5e-26.
+inline constexpr float zero_below = -75.0f;
+
 template <class Array>
 [[nodiscard]] auto exp_or_zero(const Array& x) {
     constexpr float least = 2.679e-33f;
-    return (x.max(-75.0f).exp() - least).max(0.0f);
+    return (x.max(zero_below).exp() - least).max(0.0f);
+}
+[[nodiscard]] inline float exp_or_zero(float x) {
+    return x < zero_below ? 0.0f : std::exp(x);
 }
 
 } // namespace detail
