@@ -3,6 +3,8 @@
 
 // A framework's tensors through DLPack: a batch [batch, kv_heads, tokens, head_dim] of f16 comes in, each sequence is cut in
 // the framework's own memory, and a narrower tensor over the same memory goes back. kvtrim never owns it.
+#include "numbers.hpp"
+
 #include <kvtrim/adapter/dlpack.hpp>
 #include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/policy/baselines.hpp>
@@ -22,11 +24,8 @@ struct framework_tensor {
 
     explicit framework_tensor(std::vector<std::int64_t> extents) : shape(std::move(extents)) {
         const auto count = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>{});
-        std::uint32_t seed = 1;
-        for (std::int64_t i = 0; i < count; ++i) {
-            seed = seed * 1664525u + 1013904223u;
-            data.push_back(
-                kvtrim::element_traits<kvtrim::f16>::from_float(static_cast<float>(seed >> 8) / 8388608 - 1));
+        for (const float x : numbers(count, 1)) {
+            data.push_back(kvtrim::element_traits<kvtrim::f16>::from_float(x));
         }
         managed.dl_tensor = {data.data(),
                              {kDLCPU, 0},

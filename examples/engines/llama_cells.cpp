@@ -4,6 +4,8 @@
 // A cache of cells, as llama.cpp keeps it: one cell is one token for all heads and layers, cells of several sequences lie
 // between each other, K is token-major and V transposed. The scores of all layers become one token set, and that becomes
 // calls of seq_rm.
+#include "numbers.hpp"
+
 #include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/source/cells.hpp>
@@ -40,15 +42,6 @@ struct cell_array {
         };
     }
 };
-
-std::vector<float> numbers(index_t count, std::uint32_t seed) {
-    std::vector<float> out(static_cast<std::size_t>(count));
-    for (float& x : out) {
-        seed = seed * 1664525u + 1013904223u;
-        x = static_cast<float>(seed >> 8) / 8388608 - 1;
-    }
-    return out;
-}
 
 } // namespace
 

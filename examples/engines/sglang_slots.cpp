@@ -3,6 +3,8 @@
 
 // One slot per token, found through a row of slot ids (SGLang): the kept ids overwrite the row, the others go to the free
 // list, and nothing moves. A locked prefix stays. Attention over the shorter row is attention over the survivors.
+#include "numbers.hpp"
+
 #include <kvtrim/compact/shared_set.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/snapkv.hpp>
@@ -20,15 +22,6 @@ using namespace kvtrim;
 
 constexpr index_t q_heads = 4, kv_heads = 2, head_dim = 16, slots = 500, tokens = 200, window = 8;
 constexpr index_t kept = 50, locked_prefix = 20;
-
-std::vector<float> numbers(index_t count, std::uint32_t seed) {
-    std::vector<float> out(static_cast<std::size_t>(count));
-    for (float& x : out) {
-        seed = seed * 1664525u + 1013904223u;
-        x = static_cast<float>(seed >> 8) / 8388608 - 1;
-    }
-    return out;
-}
 
 // Attention of query head h over slots, in double: the definition.
 std::vector<double> attend(const auto& q, const auto& keys, const auto& values, index_t h,
