@@ -22,19 +22,20 @@ class ragged {
   public:
     using element_type = T;
 
-    // Requires offsets that start at 0 and do not decrease, one more than there are heads.
+    /// Not valid, and empty: offsets that do not start at 0 or decrease, a negative head_dim, rows without data. O(heads).
     ragged(T* data, std::span<const std::int32_t> offsets, index_t head_dim)
-        : data_(data), offsets_(offsets), head_dim_(head_dim) {
-        KVTRIM_EXPECTS(!offsets.empty() && offsets.front() == 0, "ragged: offsets must start with 0");
-        KVTRIM_EXPECTS(head_dim >= 0, "ragged: head_dim must not be negative");
-        KVTRIM_EXPECTS(data != nullptr || offsets.back() == 0 || head_dim == 0,
-                       "ragged: data must not be null");
-        for (std::size_t h = 0; h + 1 < offsets.size(); ++h) {
-            KVTRIM_EXPECTS(offsets[h] <= offsets[h + 1], "ragged: offsets must not decrease");
-            longest_ = std::max<index_t>(longest_, offsets[h + 1] - offsets[h]);
+        : data_(data), offsets_(offsets), head_dim_(head_dim), validity_(check()) {
+        if (!validity_.ok()) {
+            static constexpr std::int32_t none[] = {0};
+            offsets_ = none;
+            head_dim_ = 0;
+        }
+        for (std::size_t h = 0; h + 1 < offsets_.size(); ++h) {
+            longest_ = std::max<index_t>(longest_, offsets_[h + 1] - offsets_[h]);
         }
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? static_cast<index_t>(offsets_.size()) - 1 : r == 1 ? longest_ : head_dim_;
     }
@@ -55,9 +56,24 @@ class ragged {
     }
 
   private:
+    [[nodiscard]] status check() const {
+        if (offsets_.empty() || offsets_.front() != 0) {
+            return {errc::invalid_table, "ragged: offsets must start with 0"};
+        }
+        if (!std::is_sorted(offsets_.begin(), offsets_.end())) {
+            return {errc::invalid_table, "ragged: offsets must not decrease"};
+        }
+        if (head_dim_ < 0) { return {errc::invalid_parameter, "ragged: head_dim must not be negative"}; }
+        if (data_ == nullptr && offsets_.back() > 0 && head_dim_ > 0) {
+            return {errc::invalid_parameter, "ragged: data must not be null"};
+        }
+        return {};
+    }
+
     T* data_;
     std::span<const std::int32_t> offsets_;
     index_t head_dim_;
+    status validity_;
     index_t longest_ = 0;
 };
 

@@ -14,10 +14,12 @@
 //                        Heads of different length say so with rows(head); extent(1) is then the longest.
 //                        Optional: row_bytes(), the bytes that a row occupies where it is kept, for the
 //                        reports of compaction; has_bf16_rows() and load_bf16_rows(head, first, count, bf16* tile),
-//                        the rows as they are kept, for processors that multiply bf16 (kernels/rows.hpp)
+//                        the rows as they are kept, for processors that multiply bf16 (kernels/rows.hpp);
+//                        validate(), a status that says why a view is not to be read (base/status.hpp)
 //
 // All three give the same floats, so a policy's result does not depend on the layout.
 
+#include <kvtrim/base/contract.hpp> // until every violation is a status
 #include <kvtrim/base/tensor_view.hpp>
 
 #include <cstring>
@@ -48,6 +50,29 @@ template <class V>
 template <class V>
 [[nodiscard]] constexpr index_t extent(const V& view, int r) {
     return static_cast<index_t>(view.extent(static_cast<std::size_t>(r)));
+}
+
+/// Whether a view may be read: its own answer where it has one; else no extent may be negative, and elements need memory.
+/// Every public call that takes views asks it first. O(1).
+template <class V>
+[[nodiscard]] constexpr status validate(const V& view) {
+    if constexpr (requires { view.validate(); }) {
+        return view.validate();
+    } else if constexpr (cache_view<V>) {
+        bool empty = false;
+        for (int r = 0; r < 3; ++r) {
+            if (extent(view, r) < 0) {
+                return {errc::invalid_parameter, "view: extents must not be negative"};
+            }
+            empty = empty || extent(view, r) == 0;
+        }
+        if constexpr (requires { view.data_handle() == nullptr; }) {
+            if (!empty && view.data_handle() == nullptr) {
+                return {errc::invalid_parameter, "view: data must not be null"};
+            }
+        }
+    }
+    return {};
 }
 
 namespace detail {

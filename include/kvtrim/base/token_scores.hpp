@@ -12,9 +12,9 @@
 // Column c of row r is cache row candidates(protect, tokens(r)).begin + c. Order: higher first, then the
 // lower flat index; NaN ranks below everything; +infinity marks a token that no finite score outranks.
 
-#include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/status.hpp>
 
+#include <algorithm>
 #include <span>
 
 namespace kvtrim {
@@ -52,23 +52,45 @@ struct token_scores {
     }
 };
 
-// What every allocator requires of an engine that enters here: candidates for `total`, a place for each budget.
-inline void expect_total(const score_rows& scores, index_t total, std::span<const index_t> budgets) {
-    KVTRIM_EXPECTS(static_cast<index_t>(budgets.size()) == scores.rows(),
-                   "allocate: budgets must have one entry per row");
-    KVTRIM_EXPECTS(0 <= total && total <= scores.candidates(),
-                   "allocate: total must be between 0 and the number of candidates");
+/// Whether offsets begin at 0 or above, do not decrease, and lie within the values. invalid_table; O(rows).
+[[nodiscard]] inline status validate(const score_rows& scores) {
+    if (scores.offsets.empty() || scores.offsets.front() < 0 ||
+        scores.offsets.back() > static_cast<index_t>(scores.values.size()) ||
+        !std::is_sorted(scores.offsets.begin(), scores.offsets.end())) {
+        return {errc::invalid_table, "scores: offsets must ascend within the values"};
+    }
+    return {};
 }
 
-// What selection requires of an allocator, or of an engine that enters here. O(rows).
-inline void expect_budgets(const score_rows& scores, std::span<const index_t> budgets) {
-    KVTRIM_EXPECTS(static_cast<index_t>(budgets.size()) == scores.rows(),
-                   "select: budgets must have one entry per row");
+/// What every allocator asks of an engine that enters here: candidates for `total`, a place for each budget. O(rows).
+[[nodiscard]] inline status validate_total(const score_rows& scores, index_t total,
+                                           std::span<const index_t> budgets) {
+    if (const status s = validate(scores); !s.ok()) { return s; }
+    if (static_cast<index_t>(budgets.size()) != scores.rows()) {
+        return {errc::invalid_parameter, "allocate: budgets must have one entry per row", scores.rows()};
+    }
+    if (total < 0 || total > scores.candidates()) {
+        return {errc::invalid_parameter, "allocate: total must be between 0 and the number of candidates",
+                scores.candidates()};
+    }
+    return {};
+}
+
+/// What selection asks of an allocator, or of an engine that enters here. O(rows).
+[[nodiscard]] inline status validate_budgets(const score_rows& scores, std::span<const index_t> budgets) {
+    if (const status s = validate(scores); !s.ok()) { return s; }
+    if (static_cast<index_t>(budgets.size()) != scores.rows()) {
+        return {errc::invalid_parameter, "select: budgets must have one entry per row", scores.rows()};
+    }
     for (index_t r = 0; r < scores.rows(); ++r) {
         const index_t budget = budgets[static_cast<std::size_t>(r)];
-        KVTRIM_EXPECTS(0 <= budget && budget <= scores.length(r),
-                       "select: a budget must be between 0 and the number of candidates of its row");
+        if (budget < 0 || budget > scores.length(r)) {
+            return {errc::invalid_parameter,
+                    "select: a budget must be between 0 and the number of candidates of its row",
+                    scores.length(r)};
+        }
     }
+    return {};
 }
 
 } // namespace kvtrim

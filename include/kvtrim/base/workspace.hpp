@@ -9,12 +9,12 @@
 // Who knows that number beforehand asks holds() instead, and can then name all that is missing in its answer.
 // Every block is aligned to a cache line. Blocks taken inside a frame are given back when it ends.
 
-#include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/status.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -37,13 +37,15 @@ class workspace {
     // Gives no memory and counts what was asked for.
     [[nodiscard]] static workspace counting() { return workspace(std::span<std::byte>{}); }
 
-    // `count` uninitialised elements, or an empty span if they do not fit.
+    // `count` uninitialised elements, or an empty span if they do not fit. A count that no memory holds, or one below 0
+    // (an overflow of the caller's product), counts as the most there can be.
     template <class T>
     [[nodiscard]] std::span<T> take(index_t count) {
         static_assert(std::is_trivial_v<T>, "kvtrim: workspace holds plain data only");
-        const index_t bytes = round_up(count * static_cast<index_t>(sizeof(T)));
+        const bool possible = 0 <= count && count <= most_bytes / static_cast<index_t>(sizeof(T));
+        const index_t bytes = possible ? round_up(count * static_cast<index_t>(sizeof(T))) : most_bytes;
         const index_t begin = used_;
-        used_ += bytes;
+        used_ = std::min(used_ + bytes, most_bytes);
         peak_ = std::max(peak_, used_);
         if (used_ > capacity_ || base_ == nullptr) { return {}; }
         return {reinterpret_cast<T*>(base_ + begin), static_cast<std::size_t>(count)};
@@ -82,6 +84,9 @@ class workspace {
     };
 
   private:
+    static constexpr index_t most_bytes =
+        std::numeric_limits<index_t>::max() / 4 / alignment_bytes * alignment_bytes;
+
     static constexpr index_t with_alignment(index_t bytes) {
         return bytes == 0 ? 0 : bytes + alignment_bytes;
     }

@@ -227,7 +227,7 @@ template <class Inputs>
 template <class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t ragged_attention_bytes(const Inputs& in, const attention_options& attention,
                                              const Executor& ex = {}) {
-    if (!detail::has_query_rows(in) || !valid_attention(attention).ok()) { return 0; }
+    if (!detail::has_query_rows(in) || !valid_attention(attention, extent(in.queries, 0)).ok()) { return 0; }
     workspace counting = workspace::counting();
     const auto found = detail::take_partials(in, attention, counting);
     static_cast<void>(counting.take<float>(found.value_dim));
@@ -258,10 +258,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
                    "the output must be [q_heads, queries, value head_dim]");
     KVTRIM_EXPECTS(log_sum_exp.empty() || static_cast<index_t>(log_sum_exp.size()) == q_heads * queries,
                    "log_sum_exp must be empty or [q_heads * queries]");
-    KVTRIM_EXPECTS(attention.sink_logits.empty() ||
-                       static_cast<index_t>(attention.sink_logits.size()) == q_heads,
-                   "attention.sink_logits must have one entry per query head");
-    if (const status s = valid_attention(attention); !s.ok()) { return s; }
+    if (const status s = valid_attention(attention, q_heads); !s.ok()) { return s; }
     if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
         return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
     }

@@ -10,11 +10,11 @@
 // nine digits, so that rounding noise in a share does not decide. A row at its cap is passed over.
 // Cost: O(rows log rows). Workspace: one index per row.
 
-#include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/workspace.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <span>
 
 namespace kvtrim {
@@ -23,8 +23,12 @@ namespace kvtrim {
 // Returns errc::workspace_too_small with out unchanged.
 [[nodiscard]] inline status round_to_total(std::span<const double> ideal, std::span<const index_t> caps,
                                            index_t total, std::span<index_t> out, workspace& scratch) {
-    KVTRIM_EXPECTS(ideal.size() == caps.size() && ideal.size() == out.size(),
-                   "round_to_total: sizes must agree");
+    if (ideal.size() != caps.size() || ideal.size() != out.size()) {
+        return {errc::invalid_parameter, "round_to_total: sizes must agree", std::ssize(ideal)};
+    }
+    if (std::accumulate(caps.begin(), caps.end(), index_t{0}) < total) {
+        return {errc::invalid_parameter, "round_to_total: the caps are below the total"};
+    }
     const workspace::frame frame(scratch);
     const auto order = scratch.take<index_t>(static_cast<index_t>(ideal.size()));
     if (!scratch.fits()) { return scratch.too_small(); }
@@ -43,7 +47,6 @@ namespace kvtrim {
         return fraction(a) > fraction(b) || (fraction(a) == fraction(b) && a < b);
     });
     while (missing > 0) {
-        const index_t before = missing;
         for (const index_t i : order) {
             const auto row = static_cast<std::size_t>(i);
             if (missing == 0) { break; }
@@ -51,7 +54,6 @@ namespace kvtrim {
             ++out[row];
             --missing;
         }
-        KVTRIM_EXPECTS(missing < before, "round_to_total: the caps are below the total");
     }
     return {};
 }

@@ -63,7 +63,7 @@ template <class Inputs>
 template <class Inputs>
 [[nodiscard]] status plan_best(const Inputs& in, const protection& protect, const score_rows& importance,
                                std::span<const index_t> budgets, std::span<index_t> counts, keep_plan& out) {
-    expect_budgets(importance, budgets);
+    if (const status s = validate_budgets(importance, budgets); !s.ok()) { return s; }
     for (std::size_t g = 0; g < budgets.size(); ++g) {
         const index_t tokens = in.tokens(static_cast<index_t>(g));
         counts[g] = tokens - candidates(protect, tokens).size() + budgets[g];

@@ -11,7 +11,7 @@
 // A prompt within the budget is kept whole, without being scored. Budgets count protected tokens; an allocator
 // deals out what is left after them.
 //
-// Errors: status, with plan untouched (base/status.hpp). Contracts: views that agree in their extents.
+// Errors: status, with plan untouched (base/status.hpp).
 // Memory: workspace_bytes() bytes of the caller's, and the tables of the plan; nothing else is allocated.
 // Determinism: equal inputs give equal plans, for any executor.
 
@@ -57,6 +57,7 @@ class eviction_policy {
     // Everything plan() checks before it computes; the budget included.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
+        if (const status s = in.validate(); !s.ok()) { return s; }
         const protection& p = request.protect;
         if (p.sink_tokens < 0 || p.pinned_tokens < 0 || p.window_tokens < 0 || p.rollback_tokens < 0) {
             return {errc::invalid_parameter, "protected token counts must not be negative"};
@@ -103,8 +104,10 @@ class eviction_policy {
                       "kvtrim: an executor is called as ex(count, fn) and calls fn(i) for each i in [0, "
                       "count); see base/executor.hpp");
         if constexpr (requires { in.keys.offsets().data() == out.offsets().data(); }) {
-            KVTRIM_EXPECTS(out.rows() == 0 || in.keys.offsets().data() != out.offsets().data(),
-                           "plan: the output must be another plan than the one that the ragged view reads");
+            if (out.rows() > 0 && in.keys.offsets().data() == out.offsets().data()) {
+                return {errc::invalid_parameter,
+                        "plan: the output must be another plan than the one that the ragged view reads"};
+            }
         }
         if (const status s = validate(in, request); !s.ok()) { return s; }
         const cache_lengths all = count_lengths(in, request.protect);

@@ -49,16 +49,13 @@ struct expected_attention_score {
         KVTRIM_EXPECTS(rope.rotary_dim() <= in.head_dim(),
                        "expected_attention: rope rotates at most head_dim channels");
         const auto& options = request.attention;
-        KVTRIM_EXPECTS(options.sink_logits.empty() ||
-                           static_cast<index_t>(options.sink_logits.size()) == statistics->q_heads,
-                       "attention.sink_logits must have one entry per query head");
         if (in.kv_heads() > 0 && (statistics->q_heads == 0 || statistics->q_heads % in.kv_heads() != 0)) {
             return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
         }
         if (future_positions <= 0) {
             return {errc::invalid_parameter, "expected_attention: future_positions must be positive"};
         }
-        if (const status s = valid_attention(options); !s.ok()) { return s; }
+        if (const status s = valid_attention(options, statistics->q_heads); !s.ok()) { return s; }
         return valid_rope(rope);
     }
 

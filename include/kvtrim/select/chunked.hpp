@@ -90,7 +90,7 @@ struct chunked_per_head {
     // Returns errc::workspace_too_small, with nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
-        expect_budgets(scores.importance_rows(), budgets);
+        if (const status s = validate_budgets(scores.importance_rows(), budgets); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(scores.rows(), scores.importance_rows().candidates());
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         for (index_t r = 0; r < scores.rows(); ++r) {
@@ -134,7 +134,7 @@ struct chunked {
     // Returns errc::workspace_too_small or rows_differ, with nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
-        expect_budgets(scores.importance_rows(), budgets);
+        if (const status s = validate_budgets(scores.importance_rows(), budgets); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(scores.rows(), scores.importance_rows().candidates());
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         if (const status s = shared{}.before_selection(scores, budgets, scratch); !s.ok()) { return s; }

@@ -30,10 +30,13 @@ namespace kvtrim {
 template <cache_view Slots>
 class indexed_rows {
   public:
-    // Requires indices that validate_indices accepts; heads of equal length.
+    /// Not valid, and empty: slots that are not, heads of different lengths, an index outside the slots. O(tokens).
     indexed_rows(const Slots& slots, std::span<const std::int32_t> indices)
-        : slots_(slots), indices_(indices) {}
+        : slots_(slots), indices_(indices), validity_(check()) {
+        if (!validity_.ok()) { indices_ = {}; }
+    }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 1 ? static_cast<index_t>(indices_.size()) : static_cast<index_t>(slots_.extent(r));
     }
@@ -55,6 +58,17 @@ class indexed_rows {
     { return slots_.row_bytes(); }
 
   private:
+    [[nodiscard]] status check() const {
+        if (const status s = kvtrim::validate(slots_); !s.ok()) { return s; }
+        const index_t slots = kvtrim::extent(slots_, 1);
+        for (index_t h = 0; h < kvtrim::extent(slots_, 0); ++h) {
+            if (row_count(slots_, h) != slots) {
+                return {errc::rows_differ, "indexed_rows: slots hold a row of every head"};
+            }
+        }
+        return validate_indices(indices_, slots);
+    }
+
     // fn(slot, run) for tokens [first, first + count), neighbouring slots at once.
     template <class Fn>
     void for_each_run(index_t first, index_t count, Fn&& fn) const {
@@ -70,6 +84,7 @@ class indexed_rows {
 
     Slots slots_;
     std::span<const std::int32_t> indices_;
+    status validity_;
 };
 
 } // namespace kvtrim

@@ -11,7 +11,8 @@
 // page = the row's (t / page_tokens)-th; its head_dim elements are contiguous. paged_head_rows: a page holds one head, no
 // head_stride. Keys and values in one pool are two sources with a base pointer each (and twice the page_stride).
 //
-// Read tables that validate() accepts (plan/page_table.hpp). The views they are made of must live as long as the source.
+// The row of the table is checked when the source is made (plan/page_table.hpp); give the layout the number of pages, and a page
+// outside the pool is refused. The views they are made of must live, and stay as they were, as long as the source.
 // Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
 // To evict: compact/page_moves.hpp.
 
@@ -20,19 +21,11 @@
 
 namespace kvtrim {
 
-// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together.
-[[nodiscard]] constexpr page_layout nhd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim) {
-    return {page_tokens, page_tokens * kv_heads * head_dim, kv_heads * head_dim, head_dim};
-}
-// Pages [kv_heads, page_tokens, head_dim]: the tokens of a head lie together.
-[[nodiscard]] constexpr page_layout hnd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim) {
-    return {page_tokens, page_tokens * kv_heads * head_dim, head_dim, page_tokens * head_dim};
-}
-
 // A block table [requests, most_pages] with lengths in tokens (vLLM), as the rows of a page_table. indptr [requests + 1],
 // indices [sum of the pages in use] and last_page_len [requests] are the caller's; what is written is what table() of them
-// views. Returns invalid_table (a length that is negative or needs more pages than the table has columns) or invalid_parameter,
-// with nothing written; invalid_table with `needed` pages if indices are too short. O(pages in use).
+// views. Returns invalid_table (a length that is negative or needs more pages than the table has columns, a negative page, a table
+// of another size than it says) or invalid_parameter, with nothing written; invalid_table with `needed` pages if indices are too
+// short. Whether pages lie in the pool is asked by who reads the table. O(pages in use).
 struct block_table {
     std::span<const std::int32_t> pages; // row-major
     index_t most_pages;                  // columns
@@ -43,18 +36,30 @@ struct block_table {
                                              std::span<std::int32_t> indptr, std::span<std::int32_t> indices,
                                              std::span<std::int32_t> last_page_len, page_table& out) {
     const std::size_t requests = blocks.tokens.size();
-    KVTRIM_EXPECTS(indptr.size() == requests + 1 && last_page_len.size() == requests,
-                   "write_page_table: indptr must have one entry more than requests, last_page_len as many");
-    KVTRIM_EXPECTS(static_cast<index_t>(blocks.pages.size()) ==
-                       static_cast<index_t>(requests) * blocks.most_pages,
-                   "write_page_table: pages must be [requests, most_pages]");
-    if (page_tokens <= 0) { return {errc::invalid_parameter, "block table: a page must hold tokens"}; }
+    if (indptr.size() != requests + 1 || last_page_len.size() != requests) {
+        return {errc::invalid_parameter,
+                "block table: indptr must have one entry more than requests, last_page_len as many"};
+    }
+    constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+    if (page_tokens <= 0 || page_tokens > most || blocks.most_pages < 0 || blocks.most_pages > most) {
+        return {errc::invalid_parameter, "block table: a page must hold tokens, and counts fit into 32 bits"};
+    }
+    if (std::ssize(blocks.pages) != static_cast<index_t>(requests) * blocks.most_pages) {
+        return {errc::invalid_table, "block table: pages must be [requests, most_pages]"};
+    }
     index_t total = 0;
     for (const std::int32_t tokens : blocks.tokens) {
         if (tokens < 0 || tokens > blocks.most_pages * page_tokens) {
             return {errc::invalid_table, "block table: a length is negative or beyond its pages"};
         }
         total += (tokens + page_tokens - 1) / page_tokens;
+    }
+    for (std::size_t r = 0; r < requests; ++r) {
+        const auto used = static_cast<std::size_t>((blocks.tokens[r] + page_tokens - 1) / page_tokens);
+        const auto row = blocks.pages.subspan(r * static_cast<std::size_t>(blocks.most_pages), used);
+        if (std::any_of(row.begin(), row.end(), [](std::int32_t page) { return page < 0; })) {
+            return {errc::invalid_table, "block table: a page in use has a negative number"};
+        }
     }
     if (total > static_cast<index_t>(indices.size())) {
         return {errc::invalid_table, "block table: indices have too little room; needed: pages", total};
@@ -97,20 +102,50 @@ void load_paged(const T* from, const page_layout& layout, std::span<const std::i
     }
 }
 
+// Rows of a page table that a source reads.
+struct table_rows {
+    index_t first;
+    index_t count;
+};
+
+[[nodiscard]] inline status validate_paged(const void* pool, const page_layout& layout,
+                                           const page_table& table, table_rows rows, index_t kv_heads,
+                                           index_t head_dim) {
+    if (kv_heads < 0 || head_dim < 0) {
+        return {errc::invalid_parameter, "paged rows: kv_heads and head_dim must not be negative"};
+    }
+    if (const status s = validate_rows(table, rows.first, rows.count, layout); !s.ok()) { return s; }
+    if (pool == nullptr && !table.indices.empty() && kv_heads > 0 && head_dim > 0) {
+        return {errc::invalid_parameter, "paged rows: data must not be null"};
+    }
+    return {};
+}
+
+// Row of the table where a request's heads begin; -1, which no table has, for numbers that cannot be.
+[[nodiscard]] constexpr index_t first_row_of(index_t request, index_t kv_heads) {
+    constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+    const bool possible = 0 <= request && request <= most && 0 <= kv_heads && kv_heads <= most;
+    return possible ? request * kv_heads : -1;
+}
+
 } // namespace detail
 
 template <class T>
 class paged_rows {
   public:
-    // Requires a row that the table has.
+    /// Not valid, and empty: what validate_rows() says of the request's row, negative extents, rows without data. O(pages).
     paged_rows(const T* pool, const page_layout& layout, const page_table& table, index_t request,
                index_t kv_heads, index_t head_dim)
-        : pool_(pool), layout_(layout), kv_heads_(kv_heads), head_dim_(head_dim) {
-        KVTRIM_EXPECTS(request >= 0 && request < table.rows(), "paged_rows: the table has no such request");
+        : pool_(pool), layout_(layout),
+          validity_(detail::validate_paged(pool, layout, table, {request, 1}, kv_heads, head_dim)) {
+        if (!validity_.ok()) { return; }
+        kv_heads_ = kv_heads;
+        head_dim_ = head_dim;
         pages_ = table.row(request);
         tokens_ = table.tokens(request, layout.page_tokens);
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads_ : r == 1 ? tokens_ : head_dim_;
     }
@@ -129,25 +164,29 @@ class paged_rows {
   private:
     const T* pool_;
     page_layout layout_;
+    status validity_;
     std::span<const std::int32_t> pages_;
-    index_t kv_heads_;
+    index_t kv_heads_ = 0;
     index_t tokens_ = 0;
-    index_t head_dim_;
+    index_t head_dim_ = 0;
 };
 
 template <class T>
 class paged_head_rows {
   public:
-    // Requires kv_heads rows of the table for the request.
+    /// Not valid, and empty: what validate_rows() says of the request's kv_heads rows, negative extents, rows without data.
+    /// O(pages of all heads).
     paged_head_rows(const T* pool, const page_layout& layout, const page_table& table, index_t request,
                     index_t kv_heads, index_t head_dim)
-        : pool_(pool), layout_(layout), table_(table), first_row_(request * kv_heads), kv_heads_(kv_heads),
-          head_dim_(head_dim) {
-        KVTRIM_EXPECTS(request >= 0 && first_row_ + kv_heads <= table.rows(),
-                       "paged_head_rows: the table has no rows for this request");
+        : pool_(pool), layout_(layout), table_(table), first_row_(detail::first_row_of(request, kv_heads)),
+          validity_(detail::validate_paged(pool, layout, table, {first_row_, kv_heads}, kv_heads, head_dim)) {
+        if (!validity_.ok()) { return; }
+        kv_heads_ = kv_heads;
+        head_dim_ = head_dim;
         for (index_t h = 0; h < kv_heads; ++h) { longest_ = std::max(longest_, rows(h)); }
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads_ : r == 1 ? longest_ : head_dim_;
     }
@@ -169,9 +208,10 @@ class paged_head_rows {
     page_layout layout_;
     page_table table_;
     index_t first_row_;
-    index_t kv_heads_;
+    status validity_;
+    index_t kv_heads_ = 0;
     index_t longest_ = 0;
-    index_t head_dim_;
+    index_t head_dim_ = 0;
 };
 
 } // namespace kvtrim
