@@ -17,7 +17,8 @@
 //                        the rows as they are kept, for processors that multiply bf16 (kernels/rows.hpp);
 //                        validate(), a status that says why a view is not to be read (base/status.hpp)
 //
-// All three give the same floats, so a policy's result does not depend on the layout.
+// All three give the same floats, so a policy's result does not depend on the layout. The one exception: on a processor with
+// AMX, keys and queries that both are bf16 rows are multiplied as such, and scores are the same within rounding.
 
 #include <kvtrim/base/contract.hpp> // until every violation is a status
 #include <kvtrim/base/tensor_view.hpp>
