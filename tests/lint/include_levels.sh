@@ -34,7 +34,8 @@ plan/[^/]+\.hpp                                 3
 
 aggregate/attention_tile\.hpp                   3.8
 source/[^/]+\.hpp                               3.9
-policy/(concepts|candidate_rows)\.hpp           4
+policy/(concepts|candidate_rows|score_table)\.hpp 4
+policy/pipeline\.hpp                            5.9
 aggregate/[^/]+\.hpp                            4.5
 score/(value_weighted|layer_preference|value_norm|expected_attention|redundancy)\.hpp 5.5
 score/prepared_projection\.hpp                   4.5
