@@ -4,9 +4,8 @@
 #include "limits.hpp"
 
 #include <kvtrim/kernels/amx_tiles.hpp>
-#include <kvtrim/kernels/avx2.hpp>
-#include <kvtrim/kernels/avx512.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/simd.hpp>
 
 #include <Eigen/Core>
 
@@ -98,7 +97,7 @@ KVTRIM_TARGET_AVX512 void exponentials_avx512(index_t steps) {
     for (index_t i = 0; i < steps; ++i) {
         KVTRIM_UNROLL
         for (auto& p : power) { // of what it was, negative again
-            p = kvtrim::kernels::avx512::exp2(_mm512_sub_ps(_mm512_setzero_ps(), p));
+            p = kvtrim::simd::avx512::exp2(_mm512_sub_ps(_mm512_setzero_ps(), p));
         }
     }
     use(power);

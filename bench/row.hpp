@@ -18,7 +18,7 @@
 #include <kvtrim/base/element.hpp>
 #include <kvtrim/base/executor.hpp>
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #include <benchmark/benchmark.h>
 

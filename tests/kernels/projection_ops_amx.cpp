@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/projection_ops.hpp>
 
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
@@ -59,8 +59,7 @@ std::vector<float> norms_of(const norms_case& c) {
     kernels::amx::pack_matrix(c.matrix.data(), c.stride, 0, half, c.inner, c.columns, packed.data());
     kernels::amx::pack_matrix(c.matrix.data() + half * c.stride, c.stride, half, c.inner - half, c.inner,
                               c.columns, packed.data());
-    std::vector<float> scratch(static_cast<std::size_t>(kernels::norm_scratch_floats(c.inner, c.rows) + 1),
-                               guard);
+    std::vector<float> scratch(static_cast<std::size_t>(kernels::norm_scratch_floats(c.rows) + 1), guard);
     std::vector<float> norms(static_cast<std::size_t>(c.rows + 1), 0.5f);
     norms.back() = guard;
     kernels::amx::add_l1<Tiles>(c.x.data(), c.x_stride, c.rows, packed.data(), c.inner, c.columns,

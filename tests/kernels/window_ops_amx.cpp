@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/window_ops.hpp>
 
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"

@@ -10,7 +10,7 @@
 
 #include <kvtrim/base/element.hpp>
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #if KVTRIM_HAS_X86
 

@@ -20,7 +20,7 @@
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/window_ops.hpp>
 #include <kvtrim/math/pooling.hpp>
 
 #include <cstdint>

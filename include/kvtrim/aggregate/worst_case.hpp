@@ -17,7 +17,7 @@
 // Cost: kernel_tokens multiply-adds per attention weight; lanes: 2. Numerics: float; the row's mass in double.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/window_ops.hpp>
 #include <kvtrim/math/pooling.hpp>
 
 namespace kvtrim {

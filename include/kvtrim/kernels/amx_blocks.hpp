@@ -12,7 +12,9 @@
 
 #include <kvtrim/base/element.hpp>
 #include <kvtrim/kernels/amx_tiles.hpp>
-#include <kvtrim/kernels/avx512.hpp>
+#include <kvtrim/kernels/panel_product.hpp>
+
+#define KVTRIM_INLINE_AVX512 __attribute__((always_inline)) KVTRIM_TARGET_AVX512 inline
 
 namespace kvtrim::kernels::amx {
 

@@ -15,7 +15,7 @@
 // template argument, and say nothing of the memory that they read, so that it may move the stores before them.
 
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #if KVTRIM_HAS_X86
 

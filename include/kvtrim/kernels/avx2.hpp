@@ -13,7 +13,8 @@
 // it, so results do not depend on how a cache is cut into tiles.
 
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/kernels/panel_product.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -23,30 +24,11 @@
 
 #include <immintrin.h>
 
-#if defined(__clang__)
-#define KVTRIM_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define KVTRIM_UNROLL _Pragma("GCC unroll 16")
-#endif
 #define KVTRIM_INLINE_AVX2 __attribute__((always_inline)) KVTRIM_TARGET_AVX2 inline
 
 namespace kvtrim::kernels {
 
-// The operands of a small product, in any vector width. Element (i, k) is data[i * row + k * step].
-struct matrix_in {
-    const float* data;
-    index_t row;
-    index_t step;
-};
-
-// Element (i, j) is data[i * row + j], j < columns <= those of a panel; what lies behind `columns` is not touched.
-struct panel_out {
-    float* data;
-    index_t row;
-    index_t columns;
-};
-
-namespace avx2 {
+namespace tile_avx2 {
 
 inline constexpr index_t panel_columns = 16;
 inline constexpr float log2_e = 1.44269504f;
@@ -210,7 +192,7 @@ KVTRIM_TARGET_AVX2 inline void multiply_rows(const matrix_in& a, const float* b,
     }
 }
 
-} // namespace avx2
+} // namespace tile_avx2
 
 } // namespace kvtrim::kernels
 

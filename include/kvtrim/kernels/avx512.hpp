@@ -12,13 +12,12 @@
 // Numerics: each element of C is one chain of fused multiply-adds in the order of `inner`, whatever rows are computed with
 // it, so results do not depend on how a cache is cut into tiles.
 
+#include <kvtrim/kernels/amx_blocks.hpp>
 #include <kvtrim/kernels/avx2.hpp>
 
 #if KVTRIM_HAS_X86
 
-#define KVTRIM_INLINE_AVX512 __attribute__((always_inline)) KVTRIM_TARGET_AVX512 inline
-
-namespace kvtrim::kernels::avx512 {
+namespace kvtrim::kernels::tile_avx512 {
 
 inline constexpr index_t panel_columns = 32;
 
@@ -36,7 +35,7 @@ KVTRIM_INLINE_AVX512 __m512 min(__m512 a, __m512 b) {
 }
 
 KVTRIM_INLINE_AVX512 float sum_of_lanes(__m512 x) {
-    return avx2::sum_of_lanes(
+    return tile_avx2::sum_of_lanes(
         _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1)));
 }
 
@@ -150,6 +149,6 @@ KVTRIM_TARGET_AVX512 inline void multiply_rows(const matrix_in& a, const float* 
     }
 }
 
-} // namespace kvtrim::kernels::avx512
+} // namespace kvtrim::kernels::tile_avx512
 
 #endif // KVTRIM_HAS_X86

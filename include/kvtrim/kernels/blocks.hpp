@@ -12,7 +12,7 @@
 
 #include <kvtrim/base/element.hpp>
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #include <array>
 #include <cstddef>

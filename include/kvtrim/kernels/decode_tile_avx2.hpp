@@ -20,7 +20,7 @@
 
 namespace kvtrim::kernels {
 
-namespace avx2 {
+namespace tile_avx2 {
 
 KVTRIM_INLINE_AVX2 __m256 load_eight(const float* from) {
     return _mm256_loadu_ps(from);
@@ -90,7 +90,7 @@ KVTRIM_INLINE_AVX2 __m256 swap_halves(__m256 x) {
     return _mm256_permute2f128_ps(x, x, 0x01);
 }
 
-} // namespace avx2
+} // namespace tile_avx2
 
 class decode_tile_avx2 {
   public:
@@ -114,7 +114,7 @@ class decode_tile_avx2 {
 
     template <class Key>
     void begin(const float* queries, index_t query_stride, index_t count, const logit_rules& rules) {
-        const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * avx2::log2_e;
+        const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * tile_avx2::log2_e;
         std::fill(queries_, out_, 0.0f);
         for (index_t r = 0; r < count; ++r) {
             for (index_t d = 0; d < head_dim_; ++d) {
@@ -131,12 +131,14 @@ class decode_tile_avx2 {
                                    index_t, const logit_rules& rules, index_t ahead) {
         for (index_t t = 0; t < keys;
              t += 2) { // the last key of an odd number stands in for the one that is not there
-            const avx2::two_rows<Key> rows{
+            const tile_avx2::two_rows<Key> rows{
                 {key_rows.from(t).data, key_rows.from(std::min(t + 1, keys - 1)).data},
                 t + 2 <= ahead ? keys * key_rows.stride : 0};
-            _mm256_storeu_ps(logits_ + 4 * t, avx2::logits_of(rows, head_dim_, queries_));
+            _mm256_storeu_ps(logits_ + 4 * t, tile_avx2::logits_of(rows, head_dim_, queries_));
         }
-        if (rules.soft_cap > 0) { avx2::cap_logits(logits_, 4 * keys, rules.soft_cap, avx2::log2_e); }
+        if (rules.soft_cap > 0) {
+            tile_avx2::cap_logits(logits_, 4 * keys, rules.soft_cap, tile_avx2::log2_e);
+        }
         std::fill(logits_ + 4 * keys, logits_ + 4 * padded(keys, 2), masked_logit);
         make_weights(keys);
         for (index_t d = 0; d < value_dim_; d += value_channels) {
@@ -153,8 +155,9 @@ class decode_tile_avx2 {
         for (index_t r = 0; r < count; ++r) {
             const auto weight = static_cast<float>(sum_[r] > 0 ? 1.0 / sum_[r] : 0.0);
             for (index_t d = 0; d < value_dim_; ++d) { out[r * value_dim_ + d] = weight * row_of(r)[d]; }
-            log_sum_exp[r] =
-                sum_[r] > 0 ? maximum_[r] * avx2::ln_2 + static_cast<float>(std::log(sum_[r])) : masked_logit;
+            log_sum_exp[r] = sum_[r] > 0
+                                 ? maximum_[r] * tile_avx2::ln_2 + static_cast<float>(std::log(sum_[r]))
+                                 : masked_logit;
         }
     }
 
@@ -174,15 +177,15 @@ class decode_tile_avx2 {
         for (index_t t = 0; t < keys; t += 2) { // max returns its second operand for NaN
             highest = _mm256_max_ps(_mm256_loadu_ps(logits_ + 4 * t), highest);
         }
-        const __m256 maximum = raise(_mm256_max_ps(highest, avx2::swap_halves(highest)));
+        const __m256 maximum = raise(_mm256_max_ps(highest, tile_avx2::swap_halves(highest)));
         __m256 sum = _mm256_setzero_ps();
         for (index_t t = 0; t < keys; t += 2) {
-            const __m256 p = avx2::power_of_two(_mm256_loadu_ps(logits_ + 4 * t), maximum);
+            const __m256 p = tile_avx2::power_of_two(_mm256_loadu_ps(logits_ + 4 * t), maximum);
             _mm256_storeu_ps(logits_ + 4 * t, p);
             sum = _mm256_add_ps(sum, p);
         }
         alignas(32) float sums[8];
-        _mm256_store_ps(sums, _mm256_add_ps(sum, avx2::swap_halves(sum)));
+        _mm256_store_ps(sums, _mm256_add_ps(sum, tile_avx2::swap_halves(sum)));
         for (index_t r = 0; r < 4; ++r) { sum_[r] += static_cast<double>(sums[r]); }
     }
 
@@ -194,8 +197,8 @@ class decode_tile_avx2 {
         const __m256 higher = _mm256_cmp_ps(highest, old, _CMP_GT_OQ);
         if (_mm256_movemask_ps(higher) == 0) { return highest; }
         alignas(32) float factors[8]; // a maximum that stays must not lose the rounding of 2^0 each time
-        _mm256_store_ps(factors,
-                        _mm256_blendv_ps(_mm256_set1_ps(1.0f), avx2::power_of_two(old, highest), higher));
+        _mm256_store_ps(
+            factors, _mm256_blendv_ps(_mm256_set1_ps(1.0f), tile_avx2::power_of_two(old, highest), higher));
         for (index_t r = 0; r < 4; ++r) {
             sum_[r] *= static_cast<double>(factors[r]);
             const __m256 factor = _mm256_set1_ps(factors[r]);
@@ -217,9 +220,10 @@ class decode_tile_avx2 {
         const Value* row = values.data + d;
         for (index_t t = 0; t < keys; ++t, row += values.stride) {
             const Value* const next = row - d + (t < ahead ? keys * values.stride : 0);
-            avx2::prefetch_line(next, d);
-            const __m256 first = Whole ? avx2::load_eight(row) : avx2::load_first(row, channels);
-            const __m256 second = Whole ? avx2::load_eight(row + 8) : avx2::load_first(row + 8, channels - 8);
+            tile_avx2::prefetch_line(next, d);
+            const __m256 first = Whole ? tile_avx2::load_eight(row) : tile_avx2::load_first(row, channels);
+            const __m256 second =
+                Whole ? tile_avx2::load_eight(row + 8) : tile_avx2::load_first(row + 8, channels - 8);
             KVTRIM_UNROLL
             for (std::size_t r = 0; r < 4; ++r) {
                 const __m256 weight = _mm256_broadcast_ss(logits_ + 4 * t + r);

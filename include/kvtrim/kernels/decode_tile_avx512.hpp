@@ -21,7 +21,7 @@
 
 namespace kvtrim::kernels {
 
-namespace avx512 {
+namespace tile_avx512 {
 
 inline constexpr index_t block_channels = 32;
 
@@ -146,7 +146,7 @@ KVTRIM_INLINE_AVX512 __m512 sum_over_keys(__m512 x) {
     return _mm512_add_ps(x, _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0xb1));
 }
 
-} // namespace avx512
+} // namespace tile_avx512
 
 class decode_tile_avx512 {
   public:
@@ -157,7 +157,7 @@ class decode_tile_avx512 {
 
     [[nodiscard]] static constexpr index_t max_keys(index_t) { return 64; }
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
-        return 32 + 4 * (padded(head_dim, avx512::block_channels) + padded(value_dim, value_channels));
+        return 32 + 4 * (padded(head_dim, tile_avx512::block_channels) + padded(value_dim, value_channels));
     }
     [[nodiscard]] static constexpr index_t shared_floats(index_t, index_t) {
         return max_keys(0) * max_queries;
@@ -167,17 +167,17 @@ class decode_tile_avx512 {
     decode_tile_avx512(float* own, float* shared, index_t head_dim, index_t value_dim)
         : head_dim_(head_dim), value_dim_(value_dim), sum_(reinterpret_cast<double*>(own)),
           maximum_(own + 16), queries_(own + 32),
-          out_(queries_ + 4 * padded(head_dim, avx512::block_channels)), logits_(shared) {}
+          out_(queries_ + 4 * padded(head_dim, tile_avx512::block_channels)), logits_(shared) {}
 
     template <class Key>
     void begin(const float* queries, index_t query_stride, index_t count, const logit_rules& rules) {
-        const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * avx512::log2_e;
+        const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * tile_avx512::log2_e;
         std::fill(queries_, out_, 0.0f);
         for (index_t r = 0; r < count; ++r) {
             for (index_t d = 0; d < head_dim_; ++d) {
-                const index_t block = d / avx512::block_channels;
-                const index_t lane = avx512::lane_of<Key>(d % avx512::block_channels);
-                queries_[(4 * block + r) * avx512::block_channels + lane] =
+                const index_t block = d / tile_avx512::block_channels;
+                const index_t lane = tile_avx512::lane_of<Key>(d % tile_avx512::block_channels);
+                queries_[(4 * block + r) * tile_avx512::block_channels + lane] =
                     scale * queries[r * query_stride + d];
             }
         }
@@ -191,11 +191,13 @@ class decode_tile_avx512 {
                                      index_t, const logit_rules& rules, index_t ahead) {
         for (index_t t = 0; t < keys; t += 4) {
             const auto row = [&](index_t k) { return key_rows.from(std::min(t + k, keys - 1)).data; };
-            const avx512::four_rows<Key> rows{{row(0), row(1), row(2), row(3)},
-                                              t + 4 <= ahead ? keys * key_rows.stride : 0};
-            _mm512_storeu_ps(logits_ + 4 * t, avx512::logits_of(rows, head_dim_, queries_));
+            const tile_avx512::four_rows<Key> rows{{row(0), row(1), row(2), row(3)},
+                                                   t + 4 <= ahead ? keys * key_rows.stride : 0};
+            _mm512_storeu_ps(logits_ + 4 * t, tile_avx512::logits_of(rows, head_dim_, queries_));
         }
-        if (rules.soft_cap > 0) { avx512::cap_logits(logits_, 4 * keys, rules.soft_cap, avx512::log2_e); }
+        if (rules.soft_cap > 0) {
+            tile_avx512::cap_logits(logits_, 4 * keys, rules.soft_cap, tile_avx512::log2_e);
+        }
         exponentials(keys);
         for (index_t d = 0; d < value_dim_; d += value_channels) {
             if (d + value_channels <= value_dim_) {
@@ -211,17 +213,18 @@ class decode_tile_avx512 {
         for (index_t r = 0; r < count; ++r) {
             const auto weight = static_cast<float>(sum_[r] > 0 ? 1.0 / sum_[r] : 0.0);
             for (index_t d = 0; d < value_dim_; ++d) {
-                const index_t lane = avx512::lane_of<Value>(d % avx512::block_channels);
+                const index_t lane = tile_avx512::lane_of<Value>(d % tile_avx512::block_channels);
                 out[r * value_dim_ + d] =
-                    weight * row_of(r)[d / avx512::block_channels * avx512::block_channels + lane];
+                    weight * row_of(r)[d / tile_avx512::block_channels * tile_avx512::block_channels + lane];
             }
-            log_sum_exp[r] = sum_[r] > 0 ? maximum_[r] * avx512::ln_2 + static_cast<float>(std::log(sum_[r]))
-                                         : masked_logit;
+            log_sum_exp[r] = sum_[r] > 0
+                                 ? maximum_[r] * tile_avx512::ln_2 + static_cast<float>(std::log(sum_[r]))
+                                 : masked_logit;
         }
     }
 
   private:
-    static constexpr index_t value_channels = 2 * avx512::block_channels;
+    static constexpr index_t value_channels = 2 * tile_avx512::block_channels;
 
     [[nodiscard]] static constexpr index_t padded(index_t count, index_t multiple) {
         return (count + multiple - 1) / multiple * multiple;
@@ -236,34 +239,34 @@ class decode_tile_avx512 {
         __m512 highest = masked;
         for (index_t t = 0; t < keys; t += 4) { // max returns its second operand for NaN
             const __m512 x = _mm512_mask_loadu_ps(masked, lanes_of(keys - t), logits_ + 4 * t);
-            highest = avx512::max(x, highest);
+            highest = tile_avx512::max(x, highest);
         }
-        const __m512 maximum = raise(avx512::max_over_keys(highest));
+        const __m512 maximum = raise(tile_avx512::max_over_keys(highest));
         __m512 sum = _mm512_setzero_ps();
         for (index_t t = 0; t < keys; t += 4) {
             const __m512 x = _mm512_mask_loadu_ps(masked, lanes_of(keys - t), logits_ + 4 * t);
-            const __m512 p = avx512::weight_of(x, maximum);
+            const __m512 p = tile_avx512::weight_of(x, maximum);
             _mm512_storeu_ps(logits_ + 4 * t, p);
             sum = _mm512_add_ps(sum, p);
         }
         alignas(64) float sums[16];
-        _mm512_store_ps(sums, avx512::sum_over_keys(sum));
+        _mm512_store_ps(sums, tile_avx512::sum_over_keys(sum));
         for (index_t r = 0; r < 4; ++r) { sum_[r] += static_cast<double>(sums[r]); }
     }
 
     // The lanes of that many keys, four at most.
-    [[nodiscard]] static __mmask16 lanes_of(index_t keys) { return avx512::first_lanes(4 * keys); }
+    [[nodiscard]] static __mmask16 lanes_of(index_t keys) { return tile_avx512::first_lanes(4 * keys); }
 
     // Raises the maximum of each query to what was found, the largest float at most, and returns it; sum and out follow.
     KVTRIM_TARGET_AVX512 __m512 raise(__m512 found) {
         const __m512 old = _mm512_loadu_ps(maximum_);
         const __m512 highest =
-            avx512::min(avx512::max(found, old), _mm512_set1_ps(std::numeric_limits<float>::max()));
+            tile_avx512::min(tile_avx512::max(found, old), _mm512_set1_ps(std::numeric_limits<float>::max()));
         const __mmask16 higher = _mm512_cmp_ps_mask(highest, old, _CMP_GT_OQ);
         if (higher == 0) { return highest; }
         const __mmask16 seen = _mm512_cmp_ps_mask(old, _mm512_set1_ps(masked_logit), _CMP_GT_OQ);
         const __m512 distance = _mm512_maskz_sub_ps(seen, old, highest);
-        const __m512 power = avx512::exp2(avx512::max(distance, _mm512_set1_ps(-200.0f)));
+        const __m512 power = tile_avx512::exp2(tile_avx512::max(distance, _mm512_set1_ps(-200.0f)));
         alignas(64) float factors[16];
         _mm512_store_ps(factors, _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), higher, power));
         for (index_t r = 0; r < 4; ++r) {
@@ -281,17 +284,18 @@ class decode_tile_avx512 {
     template <bool Whole, class Value>
     KVTRIM_TARGET_AVX512 void add_values(element_rows<Value> values, index_t d, index_t keys, index_t ahead) {
         const index_t channels = std::min(value_channels, value_dim_ - d);
-        const __mmask32 wanted[2] = {avx512::first_channels(channels), avx512::first_channels(channels - 32)};
+        const __mmask32 wanted[2] = {tile_avx512::first_channels(channels),
+                                     tile_avx512::first_channels(channels - 32)};
         __m512 sum[4][4];
         KVTRIM_UNROLL
         for (std::size_t i = 0; i < 16; ++i) { sum[i / 4][i % 4] = _mm512_setzero_ps(); }
         const Value* row = values.data + d;
         for (index_t t = 0; t < keys; ++t, row += values.stride) {
             const Value* const next = row + (t < ahead ? keys * values.stride : 0);
-            avx512::prefetch_block(next);
-            avx512::prefetch_block(next + 32);
-            const avx512::wide_block first = avx512::load_block<Whole>(row, wanted[0]);
-            const avx512::wide_block second = avx512::load_block<Whole>(row + 32, wanted[1]);
+            tile_avx512::prefetch_block(next);
+            tile_avx512::prefetch_block(next + 32);
+            const tile_avx512::wide_block first = tile_avx512::load_block<Whole>(row, wanted[0]);
+            const tile_avx512::wide_block second = tile_avx512::load_block<Whole>(row + 32, wanted[1]);
             KVTRIM_UNROLL
             for (std::size_t r = 0; r < 4; ++r) {
                 const __m512 weight = _mm512_set1_ps(logits_[4 * t + static_cast<index_t>(r)]);

@@ -15,7 +15,7 @@
 
 #if KVTRIM_HAS_X86
 
-namespace kvtrim::kernels::avx512 {
+namespace kvtrim::kernels::tile_avx512 {
 
 inline constexpr index_t lanes = panel_columns;
 inline constexpr float log2_e = 1.44269504f;
@@ -119,6 +119,6 @@ struct lane_softmax {
     }
 };
 
-} // namespace kvtrim::kernels::avx512
+} // namespace kvtrim::kernels::tile_avx512
 
 #endif // KVTRIM_HAS_X86

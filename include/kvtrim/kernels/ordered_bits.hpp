@@ -9,7 +9,7 @@
 // The vector paths give the same numbers. Cost of a walk: one read of the row.
 
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #include <algorithm>
 #include <array>

@@ -2,18 +2,27 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Norms of rows times a matrix: the steps of projected value norms. The portable versions, and the readable ones.
+// Norms of rows times a matrix: the steps of projected value norms.
 //
 //   packed   a matrix [inner, columns] in the order that the level's products want, panel_floats(inner, columns) floats
 //
-// Numerics: products and sums of a tile in float; norms add up in float.
+// A panel of the matrix stays in the first level cache while all rows of a tile pass it; the products are folded as they
+// leave the registers, and none is written.
+//
+// Numerics: products in float, each row sums in the lanes of one vector; norms add up in float. A row's norm depends on
+// no other row, nor on where it lies.
 
 #include <kvtrim/base/element.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/panel_product.hpp>
+#include <kvtrim/kernels/projection_ops_amx.hpp>
+#include <kvtrim/kernels/tile_size.hpp>
+#include <kvtrim/simd/choose.hpp>
+
+#include <cmath>
 
 namespace kvtrim::kernels {
 
-// A packed matrix: whole panels of 32 columns.
+// A packed matrix: whole panels, of 32 columns at most.
 [[nodiscard]] constexpr index_t panel_floats(index_t inner, index_t columns) {
     return inner * ((columns + 31) / 32 * 32);
 }
@@ -24,11 +33,11 @@ namespace kvtrim::kernels {
 }
 
 // Scratch of the norms of so many rows.
-[[nodiscard]] constexpr index_t norm_scratch_floats(index_t inner, index_t rows) {
-    return rows * std::max(inner, tile_hidden(inner));
+[[nodiscard]] constexpr index_t norm_scratch_floats(index_t rows) {
+    return rows * 16;
 }
 
-// One implementation of every step per instruction set (kernels/dispatch.hpp).
+// One implementation of every step per instruction set.
 struct projection_kernels {
     // Packs rows [first_row, first_row + count) of a matrix [inner, columns]; `rows` start every `stride` floats.
     void (*pack)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
@@ -39,39 +48,46 @@ struct projection_kernels {
     // norms [rows] += sqrt(x G x^T) for each row x of [rows, dim], with G [dim, dim] packed.
     void (*add_gram_l2)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
                         float* scratch, float* norms);
+    // forms [rows] += x M x^T likewise.
+    void (*add_forms)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
+                      float* scratch, float* forms);
     // pack and add_l1 for a matrix whose floats are bf16 exactly and x of bf16; null where the level has none. Rows are
     // packed two by two: first_row is even, and so is count unless the matrix ends there.
     void (*pack_bf16)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
-                      index_t columns, bf16* packed);
+                      index_t columns, bf16* packed) = nullptr;
     void (*add_bf16_l1)(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,
-                        index_t columns, float* scratch, float* norms);
+                        index_t columns, float* scratch, float* norms) = nullptr;
 };
 
-namespace portable {
+} // namespace kvtrim::kernels
 
+#define KVTRIM_BODY <kvtrim/kernels/projection_ops.inl>
+#include <kvtrim/simd/for_each_target.inl>
+
+namespace kvtrim::kernels {
+
+// Those of a level.
 template <class = void>
-void pack_matrix(const float* rows, index_t stride, index_t first_row, index_t count, index_t,
-                 index_t columns, float* packed) {
-    for (index_t i = 0; i < count; ++i) {
-        std::copy_n(rows + i * stride, columns, packed + (first_row + i) * columns);
-    }
+[[nodiscard]] const projection_kernels& projection_kernels_of(cpu_level level) {
+#if KVTRIM_HAS_X86
+    static constexpr projection_kernels tiles = [] {
+        projection_kernels steps = avx512::projection_table;
+        steps.pack_bf16 = amx::pack_matrix;
+        steps.add_bf16_l1 = amx::add_l1<amx_tiles>;
+        return steps;
+    }();
+    if (level >= cpu_level::amx) { return tiles; }
+#endif
+    return KVTRIM_CHOOSE(level, projection_table);
 }
 
-template <class = void>
-void add_l1(const float* x, index_t x_stride, index_t rows, const float* packed, index_t inner,
-            index_t columns, float* scratch, float* norms) {
-    for (index_t c = 0; c < columns; c += tile_hidden(inner)) {
-        add_projected_l1(x, x_stride, rows, packed + c, columns, inner,
-                         std::min(tile_hidden(inner), columns - c), scratch, norms);
-    }
-}
+#if defined(KVTRIM_COMPILED_KERNELS) // kernels/compiled.hpp
+extern template const projection_kernels& projection_kernels_of<void>(cpu_level);
+#endif
 
-template <class = void>
-void add_gram_l2(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
-                 float* scratch, float* norms) {
-    kernels::add_gram_l2(x, x_stride, rows, packed, dim, scratch, norms);
+// Those that are in force now.
+[[nodiscard]] inline const projection_kernels& active_projection_kernels() {
+    return projection_kernels_of(active_cpu_level());
 }
-
-} // namespace portable
 
 } // namespace kvtrim::kernels

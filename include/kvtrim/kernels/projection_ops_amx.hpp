@@ -14,7 +14,6 @@
 // tested through an emulation, not measured on hardware.
 
 #include <kvtrim/kernels/amx_blocks.hpp>
-#include <kvtrim/kernels/projection_ops.hpp>
 
 #if KVTRIM_HAS_X86
 
@@ -28,9 +27,11 @@ KVTRIM_TARGET_AVX512 inline void pack_matrix(const float* rows, index_t stride, 
     for (index_t i = first_row; i < (is_last ? whole_steps(inner) : first_row + count); i += 2) {
         const float* const even = rows + (i - first_row) * stride;
         for (index_t c = 0; c < whole_steps(columns); c += 16) {
-            const __mmask16 mask = avx512::first_lanes(columns - c);
-            const __m512i low = _mm512_maskz_loadu_epi32(i < inner ? mask : 0, even + c);
-            const __m512i high = _mm512_maskz_loadu_epi32(i + 1 < inner ? mask : 0, even + stride + c);
+            const auto row = [&](index_t r) KVTRIM_TARGET_AVX512 {
+                const avx512::first_lanes some(r < inner ? columns - c : 0);
+                return _mm512_castps_si512(some.load(even + (r - i) * stride + c));
+            };
+            const __m512i low = row(i), high = row(i + 1);
             const __m512i pairs =
                 _mm512_or_si512(_mm512_maskz_srli_epi32(0xffff, low, 16), _mm512_and_si512(high, upper));
             _mm512_storeu_si512(packed + packed_index(inner, i, c), pairs);
@@ -40,12 +41,10 @@ KVTRIM_TARGET_AVX512 inline void pack_matrix(const float* rows, index_t stride, 
 
 // sums [rows][16] += |c [rows][32]|, of as many columns as there are.
 KVTRIM_INLINE_AVX512 void fold_absolute(const float* c, index_t rows, index_t columns, float* sums) {
-    const __mmask16 left = avx512::first_lanes(columns), right = avx512::first_lanes(columns - 16);
-    for (index_t t = 0; t < rows; ++t) {
-        __m512 sum = _mm512_loadu_ps(sums + t * 16);
-        sum = _mm512_mask_add_ps(sum, left, sum, _mm512_abs_ps(_mm512_load_ps(c + t * step)));
-        sum = _mm512_mask_add_ps(sum, right, sum, _mm512_abs_ps(_mm512_load_ps(c + t * step + 16)));
-        _mm512_storeu_ps(sums + t * 16, sum);
+    const avx512::first_lanes left(columns), right(columns - 16); // zeros elsewhere
+    for (index_t t = 0; t < rows; ++t, c += step, sums += 16) {
+        const __m512 sum = _mm512_loadu_ps(sums) + _mm512_abs_ps(left.load(c));
+        _mm512_storeu_ps(sums, sum + _mm512_abs_ps(right.load(c + 16)));
     }
 }
 

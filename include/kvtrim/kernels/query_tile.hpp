@@ -140,7 +140,8 @@ class query_tile {
         if (masked) { mask(tile, rules, queries); }
         accumulate_statistics(logits_, tile.count, count, {maximum_, sum_}, rescale_);
         for (index_t r = 0; r < count; ++r) {
-            if (rescale_[r] != 1.0f) { detail::floats(out_ + r * value_dim_, value_dim_) *= rescale_[r]; }
+            if (rescale_[r] == 1.0f) { continue; }
+            for (index_t d = 0; d < value_dim_; ++d) { out_[r * value_dim_ + d] *= rescale_[r]; }
         }
         add_over_tokens(logits_, tile.count, count, sum_);
         if (masked && !all_finite(tile)) {
@@ -171,7 +172,8 @@ class query_tile {
     [[nodiscard]] bool all_finite(const key_tile& tile) const {
         float sum = 0;
         for (index_t t = 0; t < tile.count; ++t) {
-            sum += (detail::const_floats(tile.values + t * tile.value_stride, value_dim_) * 0.0f).sum();
+            const float* const row = tile.values + t * tile.value_stride;
+            for (index_t d = 0; d < value_dim_; ++d) { sum += row[d] * 0.0f; }
         }
         return sum == 0;
     }

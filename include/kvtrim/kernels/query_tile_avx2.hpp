@@ -20,7 +20,7 @@ namespace kvtrim::kernels {
 class query_tile_avx2 {
   public:
     using element = float;
-    static constexpr index_t max_queries = avx2::panel_columns;
+    static constexpr index_t max_queries = tile_avx2::panel_columns;
     [[nodiscard]] static constexpr index_t max_keys(index_t) { return 64; }
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
         return max_queries * (head_dim + value_dim + 3);
@@ -41,22 +41,22 @@ class query_tile_avx2 {
     void begin(const float* queries, index_t query_stride, index_t count, float sink_logit,
                const logit_rules& rules) {
         // With a soft cap the logits stay natural until they are capped.
-        const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * avx2::log2_e;
+        const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * tile_avx2::log2_e;
         for (index_t d = 0; d < head_dim_; ++d) {
             for (index_t r = 0; r < max_queries; ++r) { // lanes without a query repeat the last one
                 queries_[d * max_queries + r] = scale * queries[std::min(r, count - 1) * query_stride + d];
             }
         }
-        std::fill_n(maximum_, max_queries, sink_logit * avx2::log2_e);
+        std::fill_n(maximum_, max_queries, sink_logit * tile_avx2::log2_e);
         std::fill_n(sum_, max_queries, sink_logit == masked_logit ? 0.0 : 1.0);
         std::fill_n(out_, value_dim_ * max_queries, 0.0f);
     }
 
     KVTRIM_TARGET_AVX2 void attend(const key_tile& tile, const logit_rules& rules, query_range queries) {
-        avx2::multiply_rows<false>({tile.keys, tile.key_stride, 1}, queries_, head_dim_,
-                                   {logits_, max_queries, max_queries}, tile.count);
+        tile_avx2::multiply_rows<false>({tile.keys, tile.key_stride, 1}, queries_, head_dim_,
+                                        {logits_, max_queries, max_queries}, tile.count);
         if (rules.soft_cap > 0) {
-            avx2::cap_logits(logits_, tile.count * max_queries, rules.soft_cap, avx2::log2_e);
+            tile_avx2::cap_logits(logits_, tile.count * max_queries, rules.soft_cap, tile_avx2::log2_e);
         }
         const bool masked = !all_visible(tile, rules, queries);
         if (masked) { mask(tile, rules, queries); }
@@ -80,7 +80,7 @@ class query_tile_avx2 {
             }
             if (log_sum_exp != nullptr) {
                 log_sum_exp[r] = sum_[r] > 0
-                                     ? maximum_[r] * avx2::ln_2 + static_cast<float>(std::log(sum_[r]))
+                                     ? maximum_[r] * tile_avx2::ln_2 + static_cast<float>(std::log(sum_[r]))
                                      : masked_logit;
             }
         }
@@ -88,8 +88,8 @@ class query_tile_avx2 {
 
   private:
     KVTRIM_TARGET_AVX2 void add_values(const float* values, index_t stride, index_t keys) {
-        avx2::multiply_rows<true>({values, 1, stride}, logits_, keys, {out_, max_queries, max_queries},
-                                  value_dim_);
+        tile_avx2::multiply_rows<true>({values, 1, stride}, logits_, keys, {out_, max_queries, max_queries},
+                                       value_dim_);
     }
 
     [[nodiscard]] KVTRIM_TARGET_AVX2 bool all_finite(const key_tile& tile) const {
@@ -97,7 +97,7 @@ class query_tile_avx2 {
         for (index_t t = 0; t < tile.count; ++t) {
             const float* const row = tile.values + t * tile.value_stride;
             for (index_t d = 0; d < value_dim_; d += 8) {
-                const __m256 x = avx2::first_lanes(value_dim_ - d).load(row + d);
+                const __m256 x = tile_avx2::first_lanes(value_dim_ - d).load(row + d);
                 const __m256 difference = _mm256_sub_ps(x, x);
                 others = _mm256_or_ps(others, _mm256_cmp_ps(difference, difference, _CMP_UNORD_Q));
             }
@@ -126,7 +126,7 @@ class query_tile_avx2 {
         const __m256 maximum = raise(logits, keys, half);
         __m256 sum = _mm256_setzero_ps();
         for (index_t t = 0; t < keys; ++t) {
-            const __m256 p = avx2::power_of_two(_mm256_loadu_ps(logits + t * max_queries), maximum);
+            const __m256 p = tile_avx2::power_of_two(_mm256_loadu_ps(logits + t * max_queries), maximum);
             _mm256_storeu_ps(logits + t * max_queries, p);
             sum = _mm256_add_ps(sum, p);
         }
@@ -152,7 +152,7 @@ class query_tile_avx2 {
         // Lanes that have seen nothing (-infinity) have nothing to rescale, so any factor will do; those that stay must
         // not lose the rounding of 2^0 each time that another one rises.
         const __m256 factor =
-            _mm256_blendv_ps(_mm256_set1_ps(1.0f), avx2::power_of_two(old, highest), higher);
+            _mm256_blendv_ps(_mm256_set1_ps(1.0f), tile_avx2::power_of_two(old, highest), higher);
         alignas(32) float factors[8];
         _mm256_store_ps(factors, factor);
         for (index_t r = 0; r < 8; ++r) { sum_[half + r] *= static_cast<double>(factors[r]); }

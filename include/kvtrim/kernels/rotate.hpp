@@ -8,7 +8,7 @@
 // rotated, and rounded to float once; the row itself is float.
 
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 namespace kvtrim::kernels {
 

@@ -110,6 +110,25 @@ struct soon_read {
     index_t bytes = 0;
 };
 
+// Prefetches such memory to the second level cache in so many even steps.
+class even_prefetch {
+  public:
+    even_prefetch(const soon_read& next, index_t steps)
+        : line_(static_cast<const char*>(next.data)), end_(line_ + next.bytes),
+          step_bytes_((next.bytes / steps + line_bytes) / line_bytes * line_bytes) {}
+
+    void step() {
+        const char* const stop = line_ + std::min<index_t>(step_bytes_, end_ - line_);
+        for (; line_ < stop; line_ += line_bytes) { __builtin_prefetch(line_, 0, 2); }
+    }
+
+  private:
+    static constexpr index_t line_bytes = 64;
+    const char* line_;
+    const char* end_;
+    index_t step_bytes_;
+};
+
 // Rows [first, first + count) of a head, as many as there are, where they lie one after the other; else nothing.
 template <cache_view V>
 [[nodiscard]] soon_read rows_in_memory(const V& view, index_t head, index_t first, index_t count) {

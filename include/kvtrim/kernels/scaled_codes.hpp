@@ -11,7 +11,7 @@
 
 #include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #include <cstdint>
 

@@ -6,7 +6,7 @@
 
 #include <kvtrim/base/fp8.hpp>
 #include <kvtrim/base/status.hpp>
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #if KVTRIM_HAS_X86
 #include <immintrin.h>

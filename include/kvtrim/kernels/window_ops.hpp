@@ -2,22 +2,26 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The steps of window scoring on one logit tile. The portable versions, and the readable ones of all others.
+// The steps of window scoring on one logit tile: query rows side by side in the lanes, keys read where they are.
 //
 //   logit tile  [tokens, rows]   the query rows of one token are contiguous, rows <= tile_query_rows: statistics per
 //                                query are vertical vector operations, sums per token horizontal ones
 //   packed      queries in the order that the level's products want, rows_packed(rows) * head_dim floats
 //
-// A tile may hold anything: NaN counts as masked, +infinity as the largest float.
-// Numerics: products and exponentials in float, sums over tokens in float within a tile and in double across tiles. A
-// weight below e^-75 is exactly 0.
+// A tile may hold anything: NaN counts as masked, +infinity as the largest float; every step reads it so.
+// Numerics: products and exponentials in float, sums over tokens in float within a tile and in double across tiles. The
+// exponential is 2^(x log2 e) with relative error 3e-7 for x > -10 and 6e-8 |x| beyond; a weight below e^-75 is exactly 0.
+// What a step makes of a row or a token depends on nothing else in the tile, nor on where it lies.
 
+#include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/rows.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/tile_size.hpp>
+#include <kvtrim/kernels/window_ops_amx.hpp>
+#include <kvtrim/simd/choose.hpp>
 
 namespace kvtrim::kernels {
 
-// Query rows as a level packs them: whole panels of 32.
+// Query rows as a level packs them: whole panels, of 32 at most.
 [[nodiscard]] constexpr index_t rows_packed(index_t rows) {
     return (rows + 31) / 32 * 32;
 }
@@ -27,7 +31,7 @@ namespace kvtrim::kernels {
     return rows_packed(rows) * ((head_dim + 31) / 32 * 32);
 }
 
-// One implementation of every step per instruction set (kernels/dispatch.hpp).
+// One implementation of every step per instruction set.
 struct window_kernels {
     // Packs scale * queries [count, head_dim] as rows [first_row, first_row + count).
     void (*pack_queries)(const float* queries, index_t first_row, index_t count, index_t head_dim,
@@ -36,12 +40,6 @@ struct window_kernels {
     // `next` is what will be read after it.
     void (*logits)(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
                    index_t head_dim, float soft_cap, float* out, soon_read next);
-    // The same for queries and keys of bf16 as they lie, the scale after the product; null where the level has none.
-    void (*pack_bf16_queries)(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
-                              index_t head_dim, bf16* packed);
-    void (*bf16_logits)(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed,
-                        index_t rows, index_t head_dim, float scale, float soft_cap, float* out,
-                        soon_read next);
     // maximum [rows] = max with the tile's columns; rescale [rows] = exp(maximum before - maximum), 1 if nothing was seen.
     void (*raise_maximum)(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale);
     // sums [rows] += sum over tokens of exp(tile - maximum). Requires maximum >= tile.
@@ -57,87 +55,44 @@ struct window_kernels {
     // j in [-before, tokens + after) exist, attention points at row 0.
     void (*raise_to_pooled)(const float* attention, index_t tokens, index_t before, index_t after,
                             index_t half, index_t rows, const float* factor, float* best);
+    // pack_queries and logits for queries and keys of bf16 as they lie, the scale after the product; null where the level
+    // has no such product.
+    void (*pack_bf16_queries)(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
+                              index_t head_dim, bf16* packed) = nullptr;
+    void (*bf16_logits)(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed,
+                        index_t rows, index_t head_dim, float scale, float soft_cap, float* out,
+                        soon_read next) = nullptr;
 };
 
-namespace portable {
+} // namespace kvtrim::kernels
 
+#define KVTRIM_BODY <kvtrim/kernels/window_ops.inl>
+#include <kvtrim/simd/for_each_target.inl>
+
+namespace kvtrim::kernels {
+
+// Those of a level. A template that is not inline, so that who links to the compiled kernels does not compile them.
 template <class = void>
-void pack_queries(const float* queries, index_t first_row, index_t count, index_t head_dim, float scale,
-                  float* packed) {
-    detail::floats(packed + first_row * head_dim, count * head_dim) =
-        scale * detail::const_floats(queries, count * head_dim);
+[[nodiscard]] const window_kernels& window_kernels_of(cpu_level level) {
+#if KVTRIM_HAS_X86
+    static constexpr window_kernels tiles = [] {
+        window_kernels steps = avx512::window_table;
+        steps.pack_bf16_queries = amx::pack_queries;
+        steps.bf16_logits = amx::logits<amx_tiles>;
+        return steps;
+    }();
+    if (level >= cpu_level::amx) { return tiles; }
+#endif
+    return KVTRIM_CHOOSE(level, window_table);
 }
 
-template <class = void>
-void logits(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
-            index_t head_dim, float soft_cap, float* out, soon_read) {
-    kernels::logits(keys, key_stride, tokens, packed, rows, head_dim, out);
-    condition_logits(out, tokens * rows, soft_cap);
-}
+#if defined(KVTRIM_COMPILED_KERNELS) // kernels/compiled.hpp
+extern template const window_kernels& window_kernels_of<void>(cpu_level);
+#endif
 
-template <class = void>
-void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
-    detail::floats(rescale, rows) = detail::const_floats(maximum, rows);
-    detail::floats highest(maximum, rows);
-    for (index_t t = 0; t < tokens; ++t) {
-        highest = highest.max(detail::const_floats(tile + t * rows, rows));
-    }
-    for (index_t r = 0; r < rows; ++r) {
-        rescale[r] = maximum[r] == masked_logit ? 1.0f : std::exp(rescale[r] - maximum[r]);
-    }
+// Those that are in force now.
+[[nodiscard]] inline const window_kernels& active_window_kernels() {
+    return window_kernels_of(active_cpu_level());
 }
-
-template <class = void>
-void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum, double* sums) {
-    // Aligned, so that Eigen takes vectors from the first row on, wherever the stack lies.
-    alignas(64) float shift[tile_query_rows], partial[tile_query_rows];
-    for (index_t r = 0; r < rows; ++r) { // a row that has seen masked logits only: 0, not NaN
-        shift[r] = maximum[r] == masked_logit ? 0.0f : maximum[r];
-    }
-    const detail::const_floats shifts(shift, rows);
-    detail::floats sum(partial, rows);
-    sum.setZero();
-    for (index_t t = 0; t < tokens; ++t) {
-        sum += detail::exp_or_zero(detail::const_floats(tile + t * rows, rows) - shifts);
-    }
-    for (index_t r = 0; r < rows; ++r) { sums[r] += static_cast<double>(partial[r]); }
-}
-
-template <class = void>
-void attention(const float* tile, index_t tokens, index_t rows, const float* maximum, const float* weight,
-               float* out) {
-    const detail::const_floats m(maximum, rows);
-    const detail::const_floats w(weight, rows);
-    for (index_t t = 0; t < tokens; ++t) {
-        detail::floats(out + t * rows, rows) =
-            detail::exp_or_zero(detail::const_floats(tile + t * rows, rows) - m) * w;
-    }
-}
-
-template <class = void>
-void add_row_sums(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
-                  float* sums) {
-    for (index_t t = 0; t < tokens; ++t) {
-        sums[t] += detail::const_floats(attention + t * rows + begin, end - begin).sum();
-    }
-}
-
-template <class = void>
-void raise_to_pooled(const float* attention, index_t tokens, index_t before, index_t after, index_t half,
-                     index_t rows, const float* factor, float* best) {
-    float pooled[tile_query_rows];
-    detail::floats sum(pooled, rows);
-    const detail::const_floats factors(factor, rows);
-    for (index_t t = 0; t < tokens; ++t) {
-        const index_t end = std::min(t + half + 1, tokens + after);
-        sum.setZero();
-        for (index_t j = std::max(t - half, -before); j < end; ++j) {
-            sum += detail::const_floats(attention + j * rows, rows);
-        }
-        best[t] = std::max(best[t], (sum * factors).maxCoeff());
-    }
-}
-
-} // namespace portable
 
 } // namespace kvtrim::kernels

@@ -16,7 +16,7 @@
 // estimate, as in kernels/query_tile_amx.hpp: tiles were tested through an emulation, not measured on hardware.
 
 #include <kvtrim/kernels/amx_blocks.hpp>
-#include <kvtrim/kernels/window_ops.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #if KVTRIM_HAS_X86
 
@@ -33,23 +33,11 @@ inline void pack_queries(const bf16* queries, index_t query_stride, index_t firs
 }
 
 // out [tokens, rows] from column `first_row` on = scale * c [tokens][32], as far as there are columns.
+template <class Lanes>
 KVTRIM_INLINE_AVX512 void copy_scaled(const float* c, index_t tokens, float scale, float* out, index_t rows,
-                                      index_t first_row) {
+                                      Lanes some) {
     const __m512 unit = _mm512_set1_ps(scale);
-    const __mmask16 left = avx512::first_lanes(rows - first_row);
-    const __mmask16 right = avx512::first_lanes(rows - first_row - 16);
-    for (index_t t = 0; t < tokens; ++t, c += step) {
-        float* const to = out + t * rows + first_row;
-        const __m512 low = _mm512_mul_ps(unit, _mm512_load_ps(c));
-        const __m512 high = _mm512_mul_ps(unit, _mm512_load_ps(c + 16));
-        if (right == 0xffff) { // what a masked store wrote is slow to read again
-            _mm512_storeu_ps(to, low);
-            _mm512_storeu_ps(to + 16, high);
-        } else {
-            _mm512_mask_storeu_ps(to, left, low);
-            _mm512_mask_storeu_ps(to + 16, right, high);
-        }
-    }
+    for (index_t t = 0; t < tokens; ++t) { some.store(out + t * rows, unit * _mm512_load_ps(c + t * step)); }
 }
 
 // Tiles: amx_tiles, or an emulation.
@@ -57,27 +45,28 @@ template <class Tiles>
 KVTRIM_TARGET_AMX void logits(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed,
                               index_t rows, index_t head_dim, float scale, float soft_cap, float* out,
                               soon_read next) {
-    constexpr index_t line_bytes = 64;
-    const index_t steps = (tokens + step - 1) / step;
-    const index_t step_bytes = (next.bytes / steps + line_bytes) / line_bytes * line_bytes;
-    const char* line = static_cast<const char*>(next.data);
-    const char* const end = line + next.bytes;
+    even_prefetch soon(next, (tokens + step - 1) / step);
     alignas(64) float c[step * step];
     Tiles::configure();
     for (index_t t = 0; t < tokens; t += step) {
-        for (const char* stop = line + std::min<index_t>(step_bytes, end - line); line < stop;
-             line += line_bytes) {
-            _mm_prefetch(line, _MM_HINT_T1);
-        }
+        soon.step();
         for (index_t r = 0; r < rows; r += step) {
             multiply_panel<Tiles>({keys, key_stride, tokens, head_dim}, t,
                                   packed + r * whole_steps(head_dim));
             store_c<Tiles>(c, step * static_cast<index_t>(sizeof(float)));
-            copy_scaled(c, std::min(step, tokens - t), scale, out + t * rows, rows, r);
+            for (index_t half = 0; half < std::min(step, rows - r); half += 16) {
+                const index_t count = std::min(step, tokens - t), columns = rows - r - half;
+                float* const to = out + t * rows + r + half;
+                if (columns >= 16) { // what a masked store wrote is slow to read again
+                    copy_scaled(c + half, count, scale, to, rows, avx512::all_lanes{});
+                } else {
+                    copy_scaled(c + half, count, scale, to, rows, avx512::first_lanes(columns));
+                }
+            }
         }
     }
     Tiles::release();
-    if (soft_cap > 0) { avx512::cap_logits(out, tokens * rows, soft_cap, 1.0f); }
+    if (soft_cap > 0) { avx512::cap_logits(out, tokens * rows, {soft_cap}); }
 }
 
 } // namespace kvtrim::kernels::amx

@@ -20,8 +20,8 @@
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/workspace.hpp>
-#include <kvtrim/kernels/dispatch.hpp>
 #include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/kernels/window_ops.hpp>
 
 #include <cmath>
 #include <limits>

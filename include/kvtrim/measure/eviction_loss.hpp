@@ -22,6 +22,7 @@
 // Numerics: products float, sums over queries double; E, F and S are each summed, not taken from 1. A query whose kept
 // mass is 0 contributes || y ||.
 
+#include <kvtrim/kernels/tile_ops.hpp>
 #include <kvtrim/math/attention_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 

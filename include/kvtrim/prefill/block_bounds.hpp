@@ -13,7 +13,7 @@
 
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/row_source.hpp>
-#include <kvtrim/kernels/block_ops.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
 
 #include <limits>
 

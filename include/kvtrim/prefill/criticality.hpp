@@ -22,6 +22,8 @@
 // Cost: mid_query 4 * head_dim flops per segment, block and query head; corner_query about 8 * head_dim.
 
 #include <kvtrim/base/layer.hpp>
+#include <kvtrim/kernels/products.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/prefill/block_bounds.hpp>
 
 #include <cmath>

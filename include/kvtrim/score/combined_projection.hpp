@@ -18,8 +18,8 @@
 
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/kernels/narrow.hpp>
+#include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/rows.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
 
 #include <span>
 
@@ -60,9 +60,9 @@ void combine_head(const Up& w_uv, const W& w_o, index_t head, const combined_pro
         for (index_t c = 0; c < hidden; c += step) {
             const index_t columns = std::min(step, hidden - c);
             float* const product = memory.product.data();
-            std::fill_n(product, rows * columns, 0.0f);
-            kernels::add_products(left.data, left.stride, rows, right.data + c, right.stride, value_dim,
-                                  columns, product);
+            kernels::active_product_kernels().multiply({left.data, left.stride, 1}, rows,
+                                                       {right.data + c, right.stride, 1}, value_dim, columns,
+                                                       product, columns);
             for (index_t r = 0; r < rows; ++r) {
                 kernels::narrow(product + r * columns, columns, out + (l + r) * hidden + c);
             }

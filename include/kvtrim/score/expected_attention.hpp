@@ -27,7 +27,8 @@
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/rope.hpp>
 #include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/kernels/quadratic_forms.hpp>
+#include <kvtrim/kernels/projection_ops.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/score/query_statistics.hpp>
 
 namespace kvtrim {
@@ -76,14 +77,16 @@ struct expected_attention_score {
   private:
     struct head_scratch {
         std::span<float> keys;    // [tile_tokens, head_dim]
-        std::span<float> product; // [tile_tokens, head_dim]
+        std::span<float> scratch; // of the kernels
         std::span<float> matrix;  // [head_dim, head_dim]
+        std::span<float> packed;  // the matrix as the kernels read it
         std::span<float> query;   // [head_dim]
         std::span<float> logits;  // [tokens]
 
         head_scratch(index_t dim, index_t tokens, workspace& own)
             : keys(own.take<float>(kernels::tile_tokens(dim) * dim)),
-              product(own.take<float>(kernels::tile_tokens(dim) * dim)), matrix(own.take<float>(dim * dim)),
+              scratch(own.take<float>(kernels::norm_scratch_floats(kernels::tile_tokens(dim)))),
+              matrix(own.take<float>(dim * dim)), packed(own.take<float>(kernels::panel_floats(dim, dim))),
               query(own.take<float>(dim)), logits(own.take<float>(tokens)) {}
     };
 
@@ -141,17 +144,20 @@ struct expected_attention_score {
                                  ? static_cast<double>(options.scale)
                                  : 1.0 / std::sqrt(static_cast<double>(std::max<index_t>(1, dim)));
         expect_query(q_head, scale, memory);
+        const kernels::projection_kernels& steps = kernels::active_projection_kernels();
+        const kernels::row_kernels& rows = kernels::active_row_kernels();
+        if (use_covariance) { steps.pack(memory.matrix.data(), dim, 0, dim, dim, dim, memory.packed.data()); }
         const index_t step = kernels::tile_tokens(dim);
         for (index_t t = seen.begin; t < seen.end; t += step) {
             const index_t count = std::min(step, seen.end - t);
             const float_rows k = read_rows(in.keys, kv_head, t, count, memory.keys.data());
             float* logits = memory.logits.data() + (t - seen.begin);
-            kernels::logits(k.data, k.stride, count, memory.query.data(), 1, dim, logits);
+            rows.dots(k.data, k.stride, count, dim, memory.query.data(), logits);
             if (use_covariance) {
-                kernels::add_quadratic_forms(k.data, k.stride, count, memory.matrix.data(), dim,
-                                             memory.product.data(), logits);
+                steps.add_forms(k.data, k.stride, count, memory.packed.data(), dim, memory.scratch.data(),
+                                logits);
             }
-            kernels::condition_logits(logits, count, options.soft_cap);
+            rows.condition_logits(logits, count, options.soft_cap);
         }
     }
 

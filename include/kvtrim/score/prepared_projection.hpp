@@ -12,7 +12,8 @@
 // Cost: Gram 2 * q_heads * head_dim^2 * hidden flops; packing reads and writes W_O once.
 
 #include <kvtrim/base/row_source.hpp>
-#include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/products.hpp>
+#include <kvtrim/kernels/projection_ops.hpp>
 #include <kvtrim/kernels/rows.hpp>
 
 #include <vector>

@@ -94,7 +94,7 @@ struct projected_norm_scratch {
         const index_t value_dim = extent(in.values, 2);
         const index_t tokens = kernels::tile_tokens(value_dim);
         values = own.take<float>(tokens * value_dim);
-        norms = own.take<float>(kernels::norm_scratch_floats(value_dim, tokens));
+        norms = own.take<float>(kernels::norm_scratch_floats(tokens));
         if constexpr (uses_gram<Inputs>) {
             packed = own.take<float>(kernels::panel_floats(value_dim, value_dim));
         } else {

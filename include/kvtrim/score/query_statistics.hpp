@@ -19,7 +19,7 @@
 
 #include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/row_source.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/products.hpp>
 
 #include <cmath>
 #include <span>

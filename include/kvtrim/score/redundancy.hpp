@@ -29,7 +29,8 @@
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/products.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
 
 #include <cmath>
 #include <limits>

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/window_ops.hpp>
 
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
@@ -66,14 +66,14 @@ void for_each_level(Fn&& fn) {
     for (const cpu_level level : support::cpu_levels()) {
         CAPTURE(name_of(level));
         support::random r(17);
-        fn(kernels::window_kernels_of(level), r, level == cpu_level::portable);
+        fn(kernels::window_kernels_of(level), r);
     }
 }
 
 } // namespace
 
 TEST_CASE("window_kernels: logits of packed queries are scaled products, capped where asked", "[kernels]") {
-    for_each_level([](const kernels::window_kernels& steps, support::random& r, bool) {
+    for_each_level([](const kernels::window_kernels& steps, support::random& r) {
         for (const index_t rows : row_counts) {
             for (const float soft_cap : {0.0f, 5.0f}) {
                 const index_t dim = r.between(1, 70), tokens = r.between(1, 40),
@@ -113,8 +113,7 @@ TEST_CASE("window_kernels: logits of packed queries are scaled products, capped 
 
 TEST_CASE("window_kernels: a key's logits do not depend on the tile that it is in", "[kernels]") {
     const index_t rows = 128, dim = 64, tokens = 50;
-    for_each_level([&](const kernels::window_kernels& steps, support::random& r, bool is_portable) {
-        if (is_portable) { return; } // Eigen chooses its order of summation by the shape
+    for_each_level([&](const kernels::window_kernels& steps, support::random& r) {
         const std::vector<float> queries = random_logits(r, rows * dim, false);
         const std::vector<float> keys = random_logits(r, tokens * dim, false);
         std::vector<float> packed = guarded(kernels::rows_packed(rows) * dim);
@@ -129,10 +128,10 @@ TEST_CASE("window_kernels: a key's logits do not depend on the tile that it is i
 }
 
 TEST_CASE("window_kernels: running maximum, its rescaling, and sums relative to it", "[kernels]") {
-    for_each_level([](const kernels::window_kernels& steps, support::random& r, bool is_portable) {
+    for_each_level([](const kernels::window_kernels& steps, support::random& r) {
         for (const index_t rows : row_counts) {
             const index_t tokens = r.between(1, 70);
-            std::vector<float> tile = random_logits(r, tokens * rows, !is_portable);
+            std::vector<float> tile = random_logits(r, tokens * rows, true);
             for (index_t t = 0; t < tokens; ++t) { // row 0 sees nothing
                 tile[static_cast<std::size_t>(t * rows)] = kernels::masked_logit;
             }
@@ -169,7 +168,7 @@ TEST_CASE("window_kernels: running maximum, its rescaling, and sums relative to 
 }
 
 TEST_CASE("window_kernels: a maximum that rises rescales by exp of the rise", "[kernels]") {
-    for_each_level([](const kernels::window_kernels& steps, support::random&, bool) {
+    for_each_level([](const kernels::window_kernels& steps, support::random&) {
         std::vector<float> maximum = guarded(2, 1.0f), rescale = guarded(2);
         const std::vector<float> tile{3.5f, 0.5f};
         steps.raise_maximum(tile.data(), 1, 2, maximum.data(), rescale.data());
@@ -181,8 +180,7 @@ TEST_CASE("window_kernels: a maximum that rises rescales by exp of the rise", "[
 }
 
 TEST_CASE("window_kernels: an infinite logit is the largest float and takes all", "[kernels]") {
-    for_each_level([](const kernels::window_kernels& steps, support::random&, bool) {
-        // As products give it: the portable level conditions there, the others where they read.
+    for_each_level([](const kernels::window_kernels& steps, support::random&) {
         const std::vector<float> keys{1.0f, infinity, not_a_number};
         std::vector<float> packed = guarded(32), tile = guarded(3);
         const float query = 2.0f;
@@ -202,7 +200,7 @@ TEST_CASE("window_kernels: an infinite logit is the largest float and takes all"
 }
 
 TEST_CASE("window_kernels: sums over rows, and the highest pooled row", "[kernels]") {
-    for_each_level([](const kernels::window_kernels& steps, support::random& r, bool) {
+    for_each_level([](const kernels::window_kernels& steps, support::random& r) {
         for (const index_t rows : row_counts) {
             const index_t tokens = r.between(1, 40), half = r.between(0, 4);
             const index_t before = r.between(0, half), after = r.between(0, half);
@@ -237,91 +235,4 @@ TEST_CASE("window_kernels: sums over rows, and the highest pooled row", "[kernel
             CHECK(right);
         }
     });
-}
-
-// ---- Norms of projected rows ----
-
-TEST_CASE("projection_kernels: L1 and Gram norms of random shapes equal their sums", "[kernels]") {
-    for (const cpu_level level : support::cpu_levels()) {
-        CAPTURE(name_of(level));
-        const kernels::projection_kernels& steps = kernels::projection_kernels_of(level);
-        support::random r(23);
-        for (int run = 0; run < 40; ++run) {
-            const index_t dim = r.between(1, 70), columns = r.between(1, 100), rows = r.between(1, 30);
-            const index_t x_stride = dim + r.between(0, 3), stride = columns + r.between(0, 3);
-            const std::vector<float> x = random_logits(r, rows * x_stride, false);
-            const std::vector<float> matrix = random_logits(r, dim * stride, false);
-            std::vector<float> packed = guarded(kernels::panel_floats(dim, columns));
-            const index_t half = dim / 2; // packed in two calls
-            steps.pack(matrix.data(), stride, 0, half, dim, columns, packed.data());
-            steps.pack(matrix.data() + half * stride, stride, half, dim - half, dim, columns, packed.data());
-            std::vector<float> scratch = guarded(kernels::norm_scratch_floats(dim, rows));
-            std::vector<float> norms = guarded(rows, 0.5f);
-            steps.add_l1(x.data(), x_stride, rows, packed.data(), dim, columns, scratch.data(), norms.data());
-            CHECK((guard_is_whole(packed) && guard_is_whole(scratch) && guard_is_whole(norms)));
-            bool right = true;
-            for (index_t i = 0; i < rows; ++i) {
-                double norm = 0.5, size = 0.5;
-                for (index_t c = 0; c < columns; ++c) {
-                    double sum = 0;
-                    for (index_t d = 0; d < dim; ++d) {
-                        const double term = wide(at(x, i * x_stride + d)) * wide(at(matrix, d * stride + c));
-                        sum += term;
-                        size += std::abs(term);
-                    }
-                    norm += std::abs(sum);
-                }
-                right = right && std::abs(wide(at(norms, i)) - norm) <= 1e-6 * size;
-            }
-            CAPTURE(run, dim, columns, rows);
-            CHECK(right);
-
-            // G = M M^T of the same matrix: sqrt(x G x^T) = || x M ||_2.
-            std::vector<float> gram = guarded(dim * dim);
-            for (index_t i = 0; i < dim; ++i) {
-                for (index_t j = 0; j < dim; ++j) {
-                    double sum = 0;
-                    for (index_t c = 0; c < columns; ++c) {
-                        sum += wide(at(matrix, i * stride + c)) * wide(at(matrix, j * stride + c));
-                    }
-                    gram[static_cast<std::size_t>(i * dim + j)] = static_cast<float>(sum);
-                }
-            }
-            std::vector<float> packed_gram = guarded(kernels::panel_floats(dim, dim));
-            steps.pack(gram.data(), dim, 0, dim, dim, dim, packed_gram.data());
-            std::vector<float> l2 = guarded(rows, 0.5f);
-            steps.add_gram_l2(x.data(), x_stride, rows, packed_gram.data(), dim, scratch.data(), l2.data());
-            CHECK((guard_is_whole(packed_gram) && guard_is_whole(scratch) && guard_is_whole(l2)));
-            for (index_t i = 0; i < rows; ++i) {
-                double square = 0, size = 0;
-                for (index_t j = 0; j < dim; ++j) {
-                    for (index_t k = 0; k < dim; ++k) {
-                        const double term = wide(at(x, i * x_stride + j)) * wide(at(gram, j * dim + k)) *
-                                            wide(at(x, i * x_stride + k));
-                        square += term;
-                        size += std::abs(term);
-                    }
-                }
-                const double got = wide(at(l2, i)) - 0.5;
-                right = right && std::abs(got * got - square) <= 1e-5 * size;
-            }
-            CHECK(right);
-        }
-    }
-}
-
-TEST_CASE("projection_kernels: a broken row keeps its norm to itself", "[kernels]") {
-    for (const cpu_level level : support::cpu_levels()) {
-        CAPTURE(name_of(level));
-        const kernels::projection_kernels& steps = kernels::projection_kernels_of(level);
-        const std::vector<float> matrix{1.0f, -2.0f, 3.0f}; // [1, 3]
-        std::vector<float> packed = guarded(32), scratch = guarded(kernels::norm_scratch_floats(1, 3));
-        steps.pack(matrix.data(), 3, 0, 1, 1, 3, packed.data());
-        const std::vector<float> x{2.0f, infinity, not_a_number};
-        std::vector<float> norms = guarded(3);
-        steps.add_l1(x.data(), 1, 3, packed.data(), 1, 3, scratch.data(), norms.data());
-        CHECK(norms[0] == 12.0f);
-        CHECK(norms[1] == infinity);
-        CHECK(std::isnan(norms[2]));
-    }
 }

@@ -7,26 +7,18 @@
 //
 // KVTRIM_CPU_LEVEL=portable|avx2|avx512|amx in the environment, or set_cpu_level(), lowers the level; a level that the
 // machine lacks is never used. Levels differ in speed, and in results within rounding.
+// portable is what every processor of the architecture has: SSE2 on x86-64, NEON on aarch64.
 //
 // AMX needs the permission of Linux, which is asked for once, for the whole process, when the level is found out. A
 // process that must not ask (it makes signal frames larger by 8 KiB) sets KVTRIM_CPU_LEVEL=avx512 and leaves
 // best_cpu_level() and set_cpu_level() alone.
 
+#include <kvtrim/simd/region.hpp>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
-
-// The functions of a level are compiled for it one by one; the rest of the program is not touched.
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define KVTRIM_HAS_X86 1
-#define KVTRIM_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
-#define KVTRIM_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")))
-#define KVTRIM_TARGET_AMX                                                                                    \
-    __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")))
-#else
-#define KVTRIM_HAS_X86 0
-#endif
 
 #if KVTRIM_HAS_X86
 #include <cpuid.h>

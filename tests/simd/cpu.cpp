@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #include "support/cpu_levels.hpp"
 

@@ -1,0 +1,87 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Reductions and elementwise steps on rows of floats: what scorers without queries, and pruning, are made of.
+//
+// Numerics: float; sums in the lanes of four vectors, in an order that the length alone decides, so that equal rows give
+// equal results wherever they lie.
+
+#include <kvtrim/kernels/panel_product.hpp>
+#include <kvtrim/simd/choose.hpp>
+
+namespace kvtrim::kernels {
+
+struct row_kernels {
+    // out [count] = <row i, other>, with other null: <row i, row i>. Rows [length] start every `stride` floats.
+    void (*dots)(const float* rows, index_t stride, index_t count, index_t length, const float* other,
+                 float* out);
+    // out [count] += sum of |row i|
+    void (*add_absolute)(const float* rows, index_t stride, index_t count, index_t length, float* out);
+    // Soft cap (0: none), then NaN to masked and +infinity to the largest float, in place.
+    void (*condition_logits)(float* logits, index_t count, float soft_cap);
+    // sums [columns] += the columns of tile [rows, columns]: over rows. Float within the tile.
+    void (*add_over_rows)(const float* tile, index_t rows, index_t columns, double* sums);
+    // maximum, minimum [length] folded with `count` rows; NaN elements count as absent.
+    void (*fold_bounds)(const float* rows, index_t stride, index_t count, index_t length, float* maximum,
+                        float* minimum);
+    // The largest <q, k> over all q between q_minimum and q_maximum and all k between k_minimum and k_maximum, channel by
+    // channel [channels]: the best of the four corners.
+    float (*corner_bound)(const float* q_maximum, const float* q_minimum, const float* k_maximum,
+                          const float* k_minimum, index_t channels);
+    // A row of conditioned logits becomes exp(x - max) / sum; a row of masked logits becomes zeros.
+    void (*softmax)(float* row, index_t count);
+};
+
+} // namespace kvtrim::kernels
+
+#define KVTRIM_BODY <kvtrim/kernels/row_ops.inl>
+#include <kvtrim/simd/for_each_target.inl>
+
+namespace kvtrim::kernels {
+
+template <class = void>
+[[nodiscard]] const row_kernels& row_kernels_of(cpu_level level) {
+    return KVTRIM_CHOOSE(level, row_table);
+}
+
+#if defined(KVTRIM_COMPILED_KERNELS) // kernels/compiled.hpp
+extern template const row_kernels& row_kernels_of<void>(cpu_level);
+#endif
+
+[[nodiscard]] inline const row_kernels& active_row_kernels() {
+    return row_kernels_of(active_cpu_level());
+}
+
+// ---- By their names ----
+
+[[nodiscard]] inline float dot(const float* a, const float* b, index_t count) {
+    float sum = 0;
+    active_row_kernels().dots(a, count, 1, count, b, &sum);
+    return sum;
+}
+
+inline void condition_logits(float* logits, index_t count, float soft_cap) {
+    active_row_kernels().condition_logits(logits, count, soft_cap);
+}
+
+// sums [query_rows] += the tile's columns: over tokens, for each query row. Float within the tile.
+inline void add_over_tokens(const float* tile, index_t tokens, index_t query_rows, double* sums) {
+    active_row_kernels().add_over_rows(tile, tokens, query_rows, sums);
+}
+
+inline void fold_bounds(const float* rows, index_t row_stride, index_t count, index_t columns, float* maximum,
+                        float* minimum) {
+    active_row_kernels().fold_bounds(rows, row_stride, count, columns, maximum, minimum);
+}
+
+[[nodiscard]] inline float corner_bound(const float* q_maximum, const float* q_minimum,
+                                        const float* k_maximum, const float* k_minimum, index_t channels) {
+    return active_row_kernels().corner_bound(q_maximum, q_minimum, k_maximum, k_minimum, channels);
+}
+
+inline void softmax(float* row, index_t count) {
+    active_row_kernels().softmax(row, count);
+}
+
+} // namespace kvtrim::kernels

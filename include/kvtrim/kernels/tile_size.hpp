@@ -1,0 +1,26 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// How large tiles are: what products read again and again stays in the L2 cache.
+
+#include <kvtrim/base/status.hpp>
+
+#include <algorithm>
+
+namespace kvtrim::kernels {
+
+inline constexpr index_t tile_query_rows = 128;
+
+// Tokens of a tile: 96 KiB of keys, 256 tokens at most.
+[[nodiscard]] constexpr index_t tile_tokens(index_t head_dim) {
+    constexpr index_t tile_floats = 24 * 1024;
+    return std::clamp<index_t>(tile_floats / std::max<index_t>(1, head_dim) / 16 * 16, 16, 256);
+}
+
+// Columns of W_O that one product covers.
+[[nodiscard]] constexpr index_t tile_hidden(index_t head_dim) {
+    return tile_tokens(head_dim);
+}
+
+} // namespace kvtrim::kernels

@@ -1,0 +1,192 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+namespace kvtrim::kernels::KVTRIM_TARGET {
+
+using namespace simd::KVTRIM_TARGET;
+
+// A row that has seen masked logits only has no finite maximum; relative to 0 its weights are 0.
+KVTRIM_INLINE floats finite_or_zero(floats maximum) {
+    return keep(greater(maximum, broadcast(masked_logit)), maximum);
+}
+
+// Calls step.run<Vectors>(first row, lanes) until all rows are done: four vectors at a time, one, and what is left.
+template <class Step>
+KVTRIM_INLINE void for_all_rows(index_t rows, const Step& step) {
+    index_t r = 0;
+    for (; r + 4 * lanes <= rows; r += 4 * lanes) { step.template run<4>(r, all_lanes{}); }
+    for (; r + lanes <= rows; r += lanes) { step.template run<1>(r, all_lanes{}); }
+    if (r < rows) { step.template run<1>(r, first_lanes(rows - r)); }
+}
+
+struct maximum_step {
+    const float* tile;
+    index_t tokens, rows;
+    float* maximum;
+    float* rescale;
+
+    template <index_t Vectors, class Lanes>
+    void run(index_t first, Lanes some) const {
+        registers<Vectors> highest;
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < Vectors; ++v) { highest[v] = broadcast(masked_logit); }
+        for (index_t t = 0; t < tokens; ++t) {
+            KVTRIM_UNROLL
+            for (index_t v = 0; v < Vectors; ++v) {
+                highest[v] = max(some.load(tile + t * rows + first + lanes * v), highest[v]);
+            }
+        }
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < Vectors; ++v) {
+            const index_t row = first + lanes * v;
+            const floats old = some.load(maximum + row);
+            const floats raised = min(max(highest[v], old), broadcast(largest_logit));
+            // A maximum that stays must not lose the rounding of 2^0 each time.
+            const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
+            some.store(maximum + row, raised);
+            some.store(rescale + row, factor);
+        }
+    }
+};
+
+struct exponentials_step {
+    const float* tile;
+    index_t tokens, rows;
+    const float* maximum;
+    double* sums;
+
+    template <index_t Vectors, class Lanes>
+    void run(index_t first, Lanes some) const {
+        registers<Vectors> highest, sum;
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < Vectors; ++v) {
+            highest[v] = finite_or_zero(some.load(maximum + first + lanes * v));
+            sum[v] = broadcast(0.0f);
+        }
+        for (index_t t = 0; t < tokens; ++t) {
+            KVTRIM_UNROLL
+            for (index_t v = 0; v < Vectors; ++v) {
+                const floats logit = some.load(tile + t * rows + first + lanes * v);
+                sum[v] = sum[v] + weight_of(logit, highest[v]);
+            }
+        }
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < Vectors; ++v) {
+            float partial[lanes];
+            store(partial, sum[v]);
+            double* const to = sums + first + lanes * v;
+            for (index_t r = 0; r < some.count(); ++r) { to[r] += static_cast<double>(partial[r]); }
+        }
+    }
+};
+
+struct attention_step {
+    const float* tile;
+    index_t tokens, rows;
+    const float* maximum;
+    const float* weight;
+    float* out;
+
+    template <index_t Vectors, class Lanes>
+    void run(index_t first, Lanes some) const {
+        registers<Vectors> highest, weights;
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < Vectors; ++v) {
+            highest[v] = some.load(maximum + first + lanes * v);
+            weights[v] = some.load(weight + first + lanes * v);
+        }
+        for (index_t t = 0; t < tokens; ++t) {
+            KVTRIM_UNROLL
+            for (index_t v = 0; v < Vectors; ++v) {
+                const index_t at = t * rows + first + lanes * v;
+                some.store(out + at, weight_of(some.load(tile + at), highest[v]) * weights[v]);
+            }
+        }
+    }
+};
+
+inline void pack_queries(const float* queries, index_t first_row, index_t count, index_t head_dim,
+                         float scale, float* packed) {
+    for (index_t i = 0; i < count; ++i) {
+        const index_t row = first_row + i;
+        float* const to = packed + row / panel_columns * panel_columns * head_dim + row % panel_columns;
+        for (index_t d = 0; d < head_dim; ++d) { to[d * panel_columns] = scale * queries[i * head_dim + d]; }
+    }
+}
+
+inline void logits(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
+                   index_t head_dim, float soft_cap, float* out, soon_read next) {
+    // What comes next is brought near evenly over all panels: the first panel alone would read the keys four times faster
+    // than memory gives them, and the rest would not read at all.
+    constexpr index_t step_tokens = 2 * product_rows(product_vectors);
+    const index_t panels = (rows + panel_columns - 1) / panel_columns;
+    even_prefetch soon(next, panels * ((tokens + step_tokens - 1) / step_tokens));
+    for (index_t r = 0; r < rows; r += panel_columns) {
+        for (index_t t = 0; t < tokens; t += step_tokens) {
+            soon.step();
+            multiply_rows<false>({keys + t * key_stride, key_stride, 1}, packed + r * head_dim, head_dim,
+                                 {out + t * rows + r, rows, std::min(panel_columns, rows - r)},
+                                 std::min(step_tokens, tokens - t));
+        }
+    }
+    if (soft_cap > 0) { cap_logits(out, tokens * rows, logit_cap{soft_cap}); }
+}
+
+inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
+    for_all_rows(rows, maximum_step{tile, tokens, rows, maximum, rescale});
+}
+
+inline void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum,
+                             double* sums) {
+    for_all_rows(rows, exponentials_step{tile, tokens, rows, maximum, sums});
+}
+
+inline void attention(const float* tile, index_t tokens, index_t rows, const float* maximum,
+                      const float* weight, float* out) {
+    for_all_rows(rows, attention_step{tile, tokens, rows, maximum, weight, out});
+}
+
+inline void add_row_sums(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
+                         float* sums) {
+    const index_t whole = begin + (end - begin) / lanes * lanes;
+    const first_lanes rest(end - whole);
+    for (index_t t = 0; t < tokens; ++t) {
+        const float* const row = attention + t * rows;
+        floats sum = broadcast(0.0f);
+        for (index_t r = begin; r < whole; r += lanes) { sum = sum + load(row + r); }
+        if (whole < end) { sum = sum + rest.load(row + whole); }
+        sums[t] += sum_of_lanes(sum);
+    }
+}
+
+// The sum over rows [first, end) of attention [.., rows] times a factor, a vector of columns.
+template <class Lanes>
+KVTRIM_INLINE floats pooled_rows(const float* attention, index_t first, index_t end, index_t rows,
+                                 const float* factor, Lanes some) {
+    floats sum = broadcast(0.0f);
+    for (index_t j = first; j < end; ++j) { sum = sum + some.load(attention + j * rows); }
+    return sum * some.load(factor);
+}
+
+inline void raise_to_pooled(const float* attention, index_t tokens, index_t before, index_t after,
+                            index_t half, index_t rows, const float* factor, float* best) {
+    const index_t whole = rows / lanes * lanes;
+    const first_lanes rest(rows - whole);
+    for (index_t t = 0; t < tokens; ++t) {
+        const index_t first = std::max(t - half, -before);
+        const index_t end = std::min(t + half + 1, tokens + after);
+        floats highest = broadcast(0.0f); // attention is not negative
+        for (index_t r = 0; r < whole; r += lanes) {
+            highest = max(pooled_rows(attention + r, first, end, rows, factor + r, all_lanes{}), highest);
+        }
+        if (whole < rows) {
+            highest = max(pooled_rows(attention + whole, first, end, rows, factor + whole, rest), highest);
+        }
+        best[t] = std::max(best[t], highest_of_lanes(highest));
+    }
+}
+
+inline constexpr window_kernels window_table{pack_queries, logits,       raise_maximum,  add_exponentials,
+                                             attention,    add_row_sums, raise_to_pooled};
+
+} // namespace kvtrim::kernels::KVTRIM_TARGET

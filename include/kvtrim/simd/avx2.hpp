@@ -1,0 +1,172 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Eight lanes of AVX2 with FMA and F16C. What each primitive means is said in simd/simd.hpp.
+
+#include <kvtrim/base/fp8.hpp>
+#include <kvtrim/base/status.hpp>
+#include <kvtrim/simd/region.hpp>
+
+#include <algorithm>
+#include <cstddef>
+
+#if KVTRIM_HAS_X86
+
+#include <immintrin.h>
+
+KVTRIM_BEGIN_AVX2
+
+namespace kvtrim::simd::avx2 {
+
+using floats = __m256;
+using mask = __m256; // all bits of a lane, or none
+
+inline constexpr index_t lanes = 8, product_registers = 12, product_vectors = 2;
+
+KVTRIM_INLINE floats broadcast(float x) {
+    return _mm256_set1_ps(x);
+}
+KVTRIM_INLINE floats load(const float* from) {
+    return _mm256_loadu_ps(from);
+}
+KVTRIM_INLINE void store(float* to, floats x) {
+    _mm256_storeu_ps(to, x);
+}
+KVTRIM_INLINE floats fma(floats a, floats b, floats c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+KVTRIM_INLINE floats min(floats a, floats b) {
+    return _mm256_min_ps(a, b);
+}
+KVTRIM_INLINE floats max(floats a, floats b) {
+    return _mm256_max_ps(a, b);
+}
+KVTRIM_INLINE mask greater(floats a, floats b) {
+    return _mm256_cmp_ps(a, b, _CMP_GT_OQ);
+}
+KVTRIM_INLINE floats select(mask m, floats a, floats b) {
+    return _mm256_blendv_ps(b, a, m);
+}
+KVTRIM_INLINE floats keep(mask m, floats x) {
+    return _mm256_and_ps(m, x);
+}
+KVTRIM_INLINE floats absolute(floats x) {
+    return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)));
+}
+KVTRIM_INLINE bool any(mask m) {
+    return _mm256_movemask_ps(m) != 0;
+}
+KVTRIM_INLINE float sum_of_lanes(floats x) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+KVTRIM_INLINE float highest_of_lanes(floats x) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+// x = whole + fraction; the whole part is added to the exponent's bits.
+KVTRIM_INLINE floats exp2(floats x) {
+    const floats whole = _mm256_floor_ps(x);
+    const floats fraction = x - whole;
+    floats p = broadcast(0.00187757661f);
+    p = fma(p, fraction, broadcast(0.00898934025f));
+    p = fma(p, fraction, broadcast(0.0558263179f));
+    p = fma(p, fraction, broadcast(0.240153617f));
+    p = fma(p, fraction, broadcast(0.693153073f));
+    p = fma(p, fraction, broadcast(0.999999925f));
+    const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+}
+
+class first_lanes {
+  public:
+    explicit first_lanes(index_t count) : count_(std::clamp<index_t>(count, 0, lanes)) {}
+
+    [[nodiscard]] KVTRIM_INLINE floats load(const float* from) const {
+        return _mm256_maskload_ps(from, wanted());
+    }
+    KVTRIM_INLINE void store(float* to, floats x) const { _mm256_maskstore_ps(to, wanted(), x); }
+    [[nodiscard]] KVTRIM_INLINE floats keep(floats x) const {
+        return _mm256_and_ps(_mm256_castsi256_ps(wanted()), x);
+    }
+    [[nodiscard]] index_t count() const { return count_; }
+
+  private:
+    [[nodiscard]] KVTRIM_INLINE __m256i wanted() const {
+        const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count_)), lane);
+    }
+
+    index_t count_;
+};
+
+// ---- Other elements ----
+
+KVTRIM_INLINE __m128i load_bits(const void* from, std::integral_constant<int, 16>) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(from));
+}
+KVTRIM_INLINE __m128i load_bits(const void* from, std::integral_constant<int, 8>) {
+    return _mm_loadl_epi64(static_cast<const __m128i*>(from));
+}
+template <class T>
+KVTRIM_INLINE __m128i bits_of(const T* from) {
+    return load_bits(from, std::integral_constant<int, 8 * sizeof(T)>{});
+}
+
+KVTRIM_INLINE floats load(const bf16* from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits_of(from)), 16));
+}
+KVTRIM_INLINE floats load(const f16* from) {
+    return _mm256_cvtph_ps(bits_of(from));
+}
+// fp8 by way of f16: e5m2 is its high byte; e4m3 moves to its place below the sign, 2^8 too small.
+KVTRIM_INLINE floats load(const f8_e5m2* from) {
+    return _mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), bits_of(from)));
+}
+KVTRIM_INLINE floats load(const f8_e4m3* from) {
+    const __m128i magnitude = _mm_set1_epi16(0x3f80);
+    const __m128i half =
+        _mm_and_si128(_mm_slli_epi16(_mm_cvtepi8_epi16(bits_of(from)), 7), _mm_set1_epi16(-0x4080)); // 0xbf80
+    const __m128i is_nan = _mm_cmpeq_epi16(_mm_and_si128(half, magnitude), magnitude);
+    const __m128i kept = _mm_or_si128(half, _mm_and_si128(is_nan, _mm_set1_epi16(0x7e00)));
+    return _mm256_cvtph_ps(kept) * broadcast(256.0f);
+}
+KVTRIM_INLINE floats load(const std::int8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bits_of(from)));
+}
+KVTRIM_INLINE floats load_low_nibbles(const std::uint8_t* from) {
+    const __m256i codes = _mm256_and_si256(_mm256_cvtepu8_epi32(bits_of(from)), _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)));
+}
+KVTRIM_INLINE floats load_high_nibbles(const std::uint8_t* from) {
+    const __m256i codes = _mm256_srli_epi32(_mm256_cvtepu8_epi32(bits_of(from)), 4);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)));
+}
+
+KVTRIM_INLINE void store(f16* to, floats x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+KVTRIM_INLINE void store(bf16* to, floats x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+}
+
+#define KVTRIM_SIMD_TARGET avx2
+#include <kvtrim/simd/common.inl>
+#undef KVTRIM_SIMD_TARGET
+
+} // namespace kvtrim::simd::avx2
+
+KVTRIM_END_REGION
+
+#endif // KVTRIM_HAS_X86

@@ -1,0 +1,156 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Sixteen lanes of AVX-512 (F, BW, DQ, VL). What each primitive means is said in simd/simd.hpp.
+//
+// Many intrinsics are called with a mask of all lanes: the plain ones make GCC 12 warn about its own headers.
+
+#include <kvtrim/simd/avx2.hpp>
+
+#if KVTRIM_HAS_X86
+
+KVTRIM_BEGIN_AVX512
+
+namespace kvtrim::simd::avx512 {
+
+using floats = __m512;
+using mask = __mmask16;
+
+inline constexpr index_t lanes = 16, product_registers = 16, product_vectors = 2;
+
+KVTRIM_INLINE floats broadcast(float x) {
+    return _mm512_set1_ps(x);
+}
+KVTRIM_INLINE floats load(const float* from) {
+    return _mm512_loadu_ps(from);
+}
+KVTRIM_INLINE void store(float* to, floats x) {
+    _mm512_storeu_ps(to, x);
+}
+KVTRIM_INLINE floats fma(floats a, floats b, floats c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+KVTRIM_INLINE floats min(floats a, floats b) {
+    return _mm512_maskz_min_ps(0xffff, a, b);
+}
+KVTRIM_INLINE floats max(floats a, floats b) {
+    return _mm512_maskz_max_ps(0xffff, a, b);
+}
+KVTRIM_INLINE mask greater(floats a, floats b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+}
+KVTRIM_INLINE floats select(mask m, floats a, floats b) {
+    return _mm512_mask_mov_ps(b, m, a);
+}
+KVTRIM_INLINE floats keep(mask m, floats x) {
+    return _mm512_maskz_mov_ps(m, x);
+}
+KVTRIM_INLINE floats absolute(floats x) {
+    return _mm512_abs_ps(x);
+}
+KVTRIM_INLINE bool any(mask m) {
+    return m != 0;
+}
+KVTRIM_INLINE float sum_of_lanes(floats x) {
+    return avx2::sum_of_lanes(_mm512_maskz_extractf32x8_ps(0xff, x, 0) +
+                              _mm512_maskz_extractf32x8_ps(0xff, x, 1));
+}
+KVTRIM_INLINE float highest_of_lanes(floats x) {
+    return avx2::highest_of_lanes(
+        _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1)));
+}
+KVTRIM_INLINE floats exp2(floats x) {
+    const floats fraction = _mm512_maskz_reduce_ps(0xffff, x, 0x09);
+    floats p = broadcast(0.00187757661f);
+    p = fma(p, fraction, broadcast(0.00898934025f));
+    p = fma(p, fraction, broadcast(0.0558263179f));
+    p = fma(p, fraction, broadcast(0.240153617f));
+    p = fma(p, fraction, broadcast(0.693153073f));
+    p = fma(p, fraction, broadcast(0.999999925f));
+    return _mm512_maskz_scalef_ps(0xffff, p, x);
+}
+
+class first_lanes {
+  public:
+    explicit first_lanes(index_t count)
+        : mask_(static_cast<mask>((1u << std::clamp<index_t>(count, 0, lanes)) - 1u)) {}
+
+    [[nodiscard]] KVTRIM_INLINE floats load(const float* from) const {
+        return _mm512_maskz_loadu_ps(mask_, from);
+    }
+    KVTRIM_INLINE void store(float* to, floats x) const { _mm512_mask_storeu_ps(to, mask_, x); }
+    [[nodiscard]] KVTRIM_INLINE floats keep(floats x) const { return _mm512_maskz_mov_ps(mask_, x); }
+    [[nodiscard]] index_t count() const { return __builtin_popcount(mask_); }
+
+  private:
+    mask mask_;
+};
+
+// ---- Other elements ----
+
+template <class T>
+KVTRIM_INLINE auto bits_of(const T* from) {
+    if constexpr (sizeof(T) == 2) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    } else {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    }
+}
+
+KVTRIM_INLINE floats load(const bf16* from) {
+    const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, bits_of(from));
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, wide, 16));
+}
+KVTRIM_INLINE floats load(const f16* from) {
+    return _mm512_maskz_cvtph_ps(0xffff, bits_of(from));
+}
+// fp8 by way of f16, as in AVX2.
+KVTRIM_INLINE floats load(const f8_e5m2* from) {
+    return _mm512_maskz_cvtph_ps(0xffff, _mm256_slli_epi16(_mm256_cvtepu8_epi16(bits_of(from)), 8));
+}
+KVTRIM_INLINE floats load(const f8_e4m3* from) {
+    const __m256i magnitude = _mm256_set1_epi16(0x3f80);
+    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(bits_of(from)), 7),
+                                          _mm256_set1_epi16(-0x4080)); // 0xbf80
+    const __m256i is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(half, magnitude), magnitude);
+    const __m256i kept = _mm256_or_si256(half, _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7e00)));
+    return _mm512_maskz_cvtph_ps(0xffff, kept) * broadcast(256.0f);
+}
+KVTRIM_INLINE floats load(const std::int8_t* from) {
+    return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bits_of(from)));
+}
+KVTRIM_INLINE floats from_nibbles(__m128i codes) {
+    const __m128i centred = _mm_sub_epi8(_mm_and_si128(codes, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+    return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, centred));
+}
+KVTRIM_INLINE floats load_low_nibbles(const std::uint8_t* from) {
+    return from_nibbles(bits_of(from));
+}
+KVTRIM_INLINE floats load_high_nibbles(const std::uint8_t* from) {
+    return from_nibbles(_mm_srli_epi16(bits_of(from), 4));
+}
+
+KVTRIM_INLINE void store(f16* to, floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT));
+}
+KVTRIM_INLINE void store(bf16* to, floats x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i last = _mm512_and_si512(_mm512_maskz_srli_epi32(0xffff, bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+    const mask is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm512_maskz_cvtepi32_epi16(0xffff, _mm512_maskz_srli_epi32(0xffff, kept, 16)));
+}
+
+#define KVTRIM_SIMD_TARGET avx512
+#include <kvtrim/simd/common.inl>
+#undef KVTRIM_SIMD_TARGET
+
+} // namespace kvtrim::simd::avx512
+
+KVTRIM_END_REGION
+
+#endif // KVTRIM_HAS_X86

@@ -1,0 +1,30 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Vectors of floats in the words of every instruction set: one header per target, with the same names in each.
+//
+//   lanes                                   floats of a vector
+//   product_registers, product_vectors      register blocking: sums that a product keeps in registers; vectors of a panel
+//   floats, mask                            + - * / of floats are those of the language
+//   broadcast(x), load(p), store(p, x)      p anywhere; load() also from bf16, f16, fp8 and int8, store() also to bf16, f16
+//   fma(a, b, c)                            a * b + c
+//   min(a, b), max(a, b)                    b where a is NaN
+//   greater(a, b), any(m)                   false for NaN; whether any lane is true
+//   select(m, a, b), keep(m, x)             a where m, else b; x where m, else 0, whatever x
+//   absolute(x), sum_of_lanes(x), highest_of_lanes(x)
+//   exp2(x)                                 2^x for -126 < x < 127 with relative error 1.5e-7 (2.2e-7 where fma rounds twice); anything elsewhere
+//   load_low_nibbles(p), load_high_nibbles(p)      codes of 4 bits minus 8, of as many bytes as there are lanes
+//   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the
+//                                           first n lanes, the others reading 0 and writing nothing
+//
+// Kernels are written once in these words, in a .inl file that simd/for_each_target.inl includes for each target; a new
+// target is a header here, a block there, and a line in simd/choose.hpp.
+//
+// Why not Google Highway 1.0.3: it would be a second dependency of every user, its headers cost a file 0.9 s and cover
+// targets that nothing here runs on, and it has neither fp8 nor tiles of bf16; these headers are 500 lines that a reader
+// sees through. Should SVE, RVV or WASM be wanted, this is the place where it would come in.
+
+#include <kvtrim/simd/avx2.hpp>
+#include <kvtrim/simd/avx512.hpp>
+#include <kvtrim/simd/portable.hpp>
