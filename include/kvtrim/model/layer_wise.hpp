@@ -85,7 +85,7 @@ class layer_wise {
                 if (!s.ok()) { return s; }
             }
         }
-        const token_scores all{t.offsets, t.importance, t.attention, t.protected_mass};
+        const token_scores all{t.offsets, t.importance, t.attention, t.protected_mass, t.protected_tokens};
         observer(plan_progress{plan_stage::scored, all, {}});
         const score_rows ranked =
             Selector::allocate_by_attention ? all.attention_rows() : all.importance_rows();
@@ -171,13 +171,14 @@ class layer_wise {
 
   private:
     struct tables {
-        std::span<index_t> offsets;      // [rows of all layers + 1]
-        std::span<float> importance;     // [candidates of all layers]
-        std::span<float> attention;      // likewise if the scorer has two stages
-        std::span<float> protected_mass; // [rows of all layers]
-        std::span<index_t> budgets;      // [rows of all layers]
-        std::span<index_t> counts;       // [kv_heads]
-        std::span<index_t> own_offsets;  // [kv_heads + 1] of one layer, from 0
+        std::span<index_t> offsets;          // [rows of all layers + 1]
+        std::span<float> importance;         // [candidates of all layers]
+        std::span<float> attention;          // likewise if the scorer has two stages
+        std::span<float> protected_mass;     // [rows of all layers]
+        std::span<index_t> protected_tokens; // [rows of all layers]
+        std::span<index_t> budgets;          // [rows of all layers]
+        std::span<index_t> counts;           // [kv_heads]
+        std::span<index_t> own_offsets;      // [kv_heads + 1] of one layer, from 0
     };
 
     template <class Inputs>
@@ -191,13 +192,15 @@ class layer_wise {
         t.importance = scratch.take<float>(all);
         t.attention = scratch.take<float>(Scorer::two_stage ? all : 0);
         t.protected_mass = scratch.take<float>(rows);
+        t.protected_tokens = scratch.take<index_t>(rows);
         t.budgets = scratch.take<index_t>(rows);
         t.counts = scratch.take<index_t>(heads);
         t.own_offsets = scratch.take<index_t>(heads + 1);
         if (t.offsets.empty()) { return t; } // a counting run
         t.offsets[0] = 0;
         for (std::size_t l = 0; l < layers.size(); ++l) {
-            fill_candidate_offsets(layers[l], request.protect, layer_offsets(layers, t.offsets, l));
+            fill_candidate_offsets(layers[l], request.protect, layer_offsets(layers, t.offsets, l),
+                                   layer_rows(layers, t.protected_tokens, l));
         }
         std::fill(t.protected_mass.begin(), t.protected_mass.end(), 0.0f);
         return t;
@@ -271,7 +274,7 @@ class layer_wise {
         const auto count = static_cast<std::size_t>(t.own_offsets.back());
         return {t.own_offsets, t.importance.subspan(begin, count),
                 Scorer::two_stage ? t.attention.subspan(begin, count) : std::span<float>{},
-                layer_rows(layers, t.protected_mass, layer)};
+                layer_rows(layers, t.protected_mass, layer), layer_rows(layers, t.protected_tokens, layer)};
     }
 
     template <class Inputs>

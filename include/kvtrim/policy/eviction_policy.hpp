@@ -59,9 +59,7 @@ class eviction_policy {
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         if (const status s = in.validate(); !s.ok()) { return s; }
         const protection& p = request.protect;
-        if (p.sink_tokens < 0 || p.pinned_tokens < 0 || p.window_tokens < 0 || p.rollback_tokens < 0) {
-            return {errc::invalid_parameter, "protected token counts must not be negative"};
-        }
+        if (const status s = valid_protection(p); !s.ok()) { return s; }
         if (request.budget.tokens <= 0) {
             return {errc::budget_zero, "the budget must be at least one token"};
         }
@@ -119,8 +117,8 @@ class eviction_policy {
         }
         const tables t = take(in, all, scratch);
         t.offsets[0] = 0;
-        fill_candidate_offsets(in, request.protect, t.offsets);
-        const token_scores scores{t.offsets, t.importance, t.attention, t.protected_mass};
+        fill_candidate_offsets(in, request.protect, t.offsets, t.protected_tokens);
+        const token_scores scores{t.offsets, t.importance, t.attention, t.protected_mass, t.protected_tokens};
         std::fill(t.protected_mass.begin(), t.protected_mass.end(), 0.0f);
 
         if (const status s = scorer.score(in, request, scores, scratch, ex); !s.ok()) { return s; }
@@ -132,7 +130,10 @@ class eviction_policy {
         }
         const score_rows ranked =
             Selector::allocate_by_attention ? scores.attention_rows() : scores.importance_rows();
+        std::fill(t.budgets.begin(), t.budgets.end(),
+                  index_t{-1}); // what an allocator leaves out is no budget
         if (const status s = allocator.allocate(ranked, total, t.budgets, scratch); !s.ok()) { return s; }
+        if (const status s = validate_budgets(ranked, t.budgets); !s.ok()) { return s; }
         observer(plan_progress{plan_stage::allocated, scores, t.budgets});
 
         if constexpr (requires { selector.before_selection(scores, t.budgets, scratch); }) {
@@ -154,12 +155,13 @@ class eviction_policy {
 
   private:
     struct tables {
-        std::span<index_t> offsets;      // [rows + 1]
-        std::span<float> importance;     // [candidates]
-        std::span<float> attention;      // [candidates] if the scorer has two stages
-        std::span<float> protected_mass; // [rows]
-        std::span<index_t> budgets;      // [rows]
-        std::span<index_t> kept_counts;  // [rows]
+        std::span<index_t> offsets;          // [rows + 1]
+        std::span<float> importance;         // [candidates]
+        std::span<float> attention;          // [candidates] if the scorer has two stages
+        std::span<float> protected_mass;     // [rows]
+        std::span<index_t> protected_tokens; // [rows]
+        std::span<index_t> budgets;          // [rows]
+        std::span<index_t> kept_counts;      // [rows]
     };
 
     template <class Stage>
@@ -203,6 +205,7 @@ class eviction_policy {
         t.importance = scratch.take<float>(all.candidates());
         t.attention = scratch.take<float>(Scorer::two_stage ? all.candidates() : 0);
         t.protected_mass = scratch.take<float>(in.kv_heads());
+        t.protected_tokens = scratch.take<index_t>(in.kv_heads());
         t.budgets = scratch.take<index_t>(in.kv_heads());
         t.kept_counts = scratch.take<index_t>(in.kv_heads());
         return t;
