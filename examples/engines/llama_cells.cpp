@@ -53,7 +53,8 @@ int main() {
         engine.position[i] = c % 3 == 0 ? c / 3 : c - c / 3 - 1;
     }
     std::vector<std::int32_t> room(cells);
-    const cell_list list = list_cells(engine.position, engine.use_by(0), room);
+    cell_list list;
+    status s = list_cells(engine.position, engine.use_by(0), room, list);
     const auto tokens = std::ssize(list.cells);
 
     const cell_scores::request asked{
@@ -63,7 +64,6 @@ int main() {
     growing_workspace fold_memory, memory;
     workspace fold_scratch = fold_memory.of_bytes(asked.workspace_bytes());
     cell_scores all_layers(asked, fold_scratch);
-    status s;
     for (std::uint32_t l = 0; l < layers && s.ok(); ++l) {
         const auto k = numbers(cells * kv_heads * head_dim, l);
         const auto v = numbers(cells * kv_heads * head_dim, 50 + l);
@@ -102,7 +102,9 @@ int main() {
     if (!s.ok()) { return std::puts(s.what()), 1; }
 
     std::vector<std::int32_t> room_after(cells), left;
-    const cell_list after = list_cells(engine.position, engine.use_by(0), room_after);
+    cell_list after;
+    s = list_cells(engine.position, engine.use_by(0), room_after, after);
+    if (!s.ok()) { return std::puts(s.what()), 1; }
     for (const auto c : after.cells) { left.push_back(engine.position[static_cast<std::size_t>(c)]); }
     const auto others = std::count(engine.sequence.begin(), engine.sequence.end(), 1);
     const bool is_right = left == survivors && std::ssize(left) == kept && freed == tokens - kept &&

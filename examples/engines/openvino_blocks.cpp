@@ -23,8 +23,10 @@ int main() {
     for (index_t l = 0; l < layers; ++l) {
         std::vector<float> of_tokens(tokens, 0.01f);
         of_tokens[static_cast<std::size_t>(64 + 32 * l)] = 1; // one token that matters, in block 4 + 2 l
-        score_blocks(of_tokens, block_tokens, block_reduction::sum,
-                     std::span(scores).subspan(static_cast<std::size_t>(l * blocks), blocks));
+        const status scored =
+            score_blocks(of_tokens, block_tokens, block_reduction::sum,
+                         std::span(scores).subspan(static_cast<std::size_t>(l * blocks), blocks));
+        if (!scored.ok()) { return std::puts(scored.what()), 1; }
     }
     const protection start_and_recent{.sink_tokens = 2, .window_tokens = 3}; // in blocks
     keep_plan plan;

@@ -71,5 +71,5 @@ TEST_CASE("adaptive: a safeguard ratio outside [0, 1] is named", "[allocate][err
 
 TEST_CASE("adaptive: a total above the candidates and budgets of other rows break its contract",
           "[allocate][contract]") {
-    require_allocation_contracts(adaptive{});
+    require_allocation_refusals(adaptive{});
 }

@@ -109,6 +109,6 @@ TEST_CASE("blended: a floor outside [0, 1] is named, a workspace that is too sma
 
 TEST_CASE("blended: a total above the candidates and budgets of other rows break its contract",
           "[allocate][contract]") {
-    require_allocation_contracts(blended{});
-    require_allocation_contracts(blended{.weight_by_kept_mass = true});
+    require_allocation_refusals(blended{});
+    require_allocation_refusals(blended{.weight_by_kept_mass = true});
 }

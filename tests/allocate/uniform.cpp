@@ -29,5 +29,5 @@ TEST_CASE("uniform: what a short row cannot use goes to the others", "[allocate]
 
 TEST_CASE("uniform: a total above the candidates and budgets of other rows break its contract",
           "[allocate][contract]") {
-    require_allocation_contracts(uniform{});
+    require_allocation_refusals(uniform{});
 }

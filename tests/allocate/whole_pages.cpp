@@ -110,7 +110,7 @@ TEST_CASE("whole_pages: bad fields, contracts and a small workspace are answered
     CHECK(whole_pages<uniform>{}.validate().ok());
     CHECK(whole_pages<uniform>{{}, 0}.validate().code() == errc::invalid_parameter);
     CHECK(whole_pages<uniform>{{}, 16, -1}.validate().code() == errc::invalid_parameter);
-    require_allocation_contracts(whole_pages<uniform>{});
+    require_allocation_refusals(whole_pages<uniform>{});
     score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5}});
     std::vector<index_t> budgets{7, 7};
     std::vector<std::byte> few(100);

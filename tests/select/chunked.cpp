@@ -120,8 +120,8 @@ TEST_CASE("chunked: a workspace that suffices for the first row only is refused 
 }
 
 TEST_CASE("chunked: budgets that the rows cannot fill break its contract", "[select][contract]") {
-    require_selection_contracts(chunked{});
-    require_selection_contracts(chunked_per_head{});
+    require_selection_refusals(chunked{});
+    require_selection_refusals(chunked_per_head{});
 }
 
 TEST_CASE("chunked_per_head: heads may compete for the layer's budget, and each keeps whole chunks",

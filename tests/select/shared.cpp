@@ -107,6 +107,6 @@ TEST_CASE("shared: a workspace that is too small is refused with nothing written
 }
 
 TEST_CASE("shared: budgets that the rows cannot fill break its contract", "[select][contract]") {
-    require_selection_contracts(shared{});
-    require_selection_contracts(shared{head_reduction::votes});
+    require_selection_refusals(shared{});
+    require_selection_refusals(shared{head_reduction::votes});
 }

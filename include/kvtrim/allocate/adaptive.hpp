@@ -37,6 +37,7 @@ struct adaptive {
     // Fills budgets [rows]; their sum is total.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace&) const {
+        if (const status s = validate(); !s.ok()) { return s; }
         if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
         // The budget of a row that is still open: ~count under the last cut, which is negative.
         std::fill(budgets.begin(), budgets.end(), ~index_t{0});

@@ -70,8 +70,8 @@ struct layer_inputs {
         return {keys, values, queries, w};
     }
 
-    /// Returns the answer of a view that is not valid, or invalid_parameter where values or queries belong to another layer
-    /// than the keys. O(kv_heads).
+    /// Returns the answer of a view that is not valid; invalid_parameter where values, queries or W_O belong to another layer
+    /// than the keys, or to each other's; rows_differ where query heads have different numbers of queries. O(heads).
     [[nodiscard]] constexpr status validate() const {
         if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }
         if constexpr (has_values) {
@@ -92,8 +92,11 @@ struct layer_inputs {
                 return {errc::invalid_parameter, "layer: queries and keys must agree in head_dim",
                         head_dim()};
             }
+            if (!detail::heads_have_rows(queries, extent(queries, 1))) {
+                return {errc::rows_differ, "layer: every query head must have the same number of queries"};
+            }
         }
-        if constexpr (has_output_projection) { return kvtrim::validate(output_projection); }
+        if constexpr (has_output_projection) { return validate_output_projection(); }
         return {};
     }
 
@@ -106,6 +109,28 @@ struct layer_inputs {
         index_t shortest = longest_row();
         for (index_t g = 0; g < kv_heads(); ++g) { shortest = tokens(g) < shortest ? tokens(g) : shortest; }
         return shortest;
+    }
+
+  private:
+    // A prepared form of W_O without extents is asked by who reads it.
+    [[nodiscard]] constexpr status validate_output_projection() const {
+        if (const status s = kvtrim::validate(output_projection); !s.ok()) { return s; }
+        if constexpr (requires { output_projection.extent(std::size_t{}); }) {
+            if constexpr (has_queries) {
+                if (extent(output_projection, 0) != extent(queries, 0)) {
+                    return {errc::invalid_parameter, "layer: W_O and the queries must agree in q_heads",
+                            extent(queries, 0)};
+                }
+            }
+            if constexpr (has_values) {
+                if (!detail::heads_have_rows(output_projection, extent(values, 2))) {
+                    return {errc::invalid_parameter,
+                            "layer: W_O must be [q_heads, head_dim, hidden] with the values' head_dim",
+                            extent(values, 2)};
+                }
+            }
+        }
+        return {};
     }
 };
 

@@ -12,6 +12,7 @@
 #include <kvtrim/base/row_source.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -22,7 +23,8 @@ class ragged {
   public:
     using element_type = T;
 
-    /// Not valid, and empty: offsets that do not start at 0 or decrease, a negative head_dim, rows without data. O(heads).
+    /// Not valid, and empty: offsets that do not start at 0 or decrease, a head_dim that is negative or more than memory can
+    /// hold, rows without data. O(heads).
     ragged(T* data, std::span<const std::int32_t> offsets, index_t head_dim)
         : data_(data), offsets_(offsets), head_dim_(head_dim), validity_(check()) {
         if (!validity_.ok()) {
@@ -64,6 +66,10 @@ class ragged {
             return {errc::invalid_table, "ragged: offsets must not decrease"};
         }
         if (head_dim_ < 0) { return {errc::invalid_parameter, "ragged: head_dim must not be negative"}; }
+        const std::array<index_t, 2> shape{offsets_.back(), head_dim_};
+        if (!kvtrim::detail::fits_in_memory(shape, sizeof(T))) {
+            return {errc::invalid_parameter, "ragged: more elements than memory can hold"};
+        }
         if (data_ == nullptr && offsets_.back() > 0 && head_dim_ > 0) {
             return {errc::invalid_parameter, "ragged: data must not be null"};
         }

@@ -53,19 +53,30 @@ template <class V>
     return static_cast<index_t>(view.extent(static_cast<std::size_t>(r)));
 }
 
-/// Whether a view may be read: its own answer where it has one; else no extent may be negative, and elements need memory.
-/// Every public call that takes views asks it first. O(1).
+/// Whether a view may be read: its own answer where it has one; else no extent may be negative or more than memory can hold,
+/// no head may have more rows than the longest, and elements need memory. Every public call that takes views asks it first.
+/// O(1), O(heads) where heads have rows of their own.
 template <class V>
 [[nodiscard]] constexpr status validate(const V& view) {
     if constexpr (requires { view.validate(); }) {
         return view.validate();
-    } else if constexpr (cache_view<V>) {
+    } else if constexpr (cache_view<V> || tensor_view<V, 2>) {
+        std::array<index_t, tensor_view<V, 2> ? 2 : 3> extents{};
         bool empty = false;
-        for (int r = 0; r < 3; ++r) {
-            if (extent(view, r) < 0) {
-                return {errc::invalid_parameter, "view: extents must not be negative"};
+        for (std::size_t r = 0; r < extents.size(); ++r) {
+            extents[r] = extent(view, static_cast<int>(r));
+            if (extents[r] < 0) { return {errc::invalid_parameter, "view: extents must not be negative"}; }
+            empty = empty || extents[r] == 0;
+        }
+        if (!detail::fits_in_memory(extents, sizeof(float))) {
+            return {errc::invalid_parameter, "view: extents of more elements than memory can hold"};
+        }
+        if constexpr (requires { view.rows(index_t{}); }) {
+            for (index_t h = 0; h < extents[0]; ++h) {
+                if (row_count(view, h) < 0 || row_count(view, h) > extents[1]) {
+                    return {errc::invalid_parameter, "view: a head has at most extent(1) rows", extents[1]};
+                }
             }
-            empty = empty || extent(view, r) == 0;
         }
         if constexpr (requires { view.data_handle() == nullptr; }) {
             if (!empty && view.data_handle() == nullptr) {
@@ -77,6 +88,19 @@ template <class V>
 }
 
 namespace detail {
+
+// Whether every head of a view has this many rows. O(1), O(heads) where heads have rows of their own.
+template <class V>
+[[nodiscard]] constexpr bool heads_have_rows(const V& view, index_t rows) {
+    if constexpr (requires { view.rows(index_t{}); }) {
+        for (index_t h = 0; h < extent(view, 0); ++h) {
+            if (row_count(view, h) != rows) { return false; }
+        }
+        return true;
+    } else {
+        return extent(view, 0) == 0 || extent(view, 1) == rows;
+    }
+}
 
 // Whether the rows of a view lie in memory as such elements.
 template <class View, class Element>

@@ -90,6 +90,22 @@ concept strided_view = tensor_view<V, Rank> && requires(const V& v) {
     { v.stride(0) } -> std::convertible_to<index_t>;
 } && detail::indexes_memory<V, Rank>;
 
+namespace detail {
+
+// Whether the extents that are not 0 make an array that a machine can address (2^56 bytes): no product of extents overflows,
+// nor a small multiple of it.
+template <std::size_t Rank>
+[[nodiscard]] constexpr bool fits_in_memory(const std::array<index_t, Rank>& extents, std::size_t bytes) {
+    index_t room = (index_t{1} << 56) / static_cast<index_t>(bytes);
+    for (const index_t e : extents) {
+        if (e > room) { return false; }
+        room /= e > 0 ? e : 1;
+    }
+    return true;
+}
+
+} // namespace detail
+
 // Extents or strides of any integer types; what index_t cannot hold becomes the largest one, which no view accepts.
 template <std::size_t Rank>
 struct tensor_extents {
@@ -169,18 +185,15 @@ class strided {
     }
 
     static constexpr const char* problem_of(const T* data, const indices& extents) {
-        index_t room = std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
         bool empty = false;
         for (const index_t e : extents) {
             if (e < 0) { return "strided: extents must not be negative"; }
             empty = empty || e == 0;
         }
-        if (empty) { return nullptr; }
-        for (const index_t e : extents) {
-            if (e > room) { return "strided: extents of more elements than memory can hold"; }
-            room /= e;
+        if (!detail::fits_in_memory(extents, sizeof(T))) {
+            return "strided: extents of more elements than memory can hold";
         }
-        return data != nullptr ? nullptr : "strided: data must not be null";
+        return empty || data != nullptr ? nullptr : "strided: data must not be null";
     }
 
     T* data_;

@@ -37,11 +37,15 @@ template <class Inputs>
     return all;
 }
 
-// offsets [kv_heads + 1]; offsets[0] is where the first row begins.
+// offsets [kv_heads + 1]; offsets[0] is where the first row begins. protected_tokens [kv_heads], or empty where nobody asks.
 template <class Inputs>
-void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets) {
+void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets,
+                            std::span<index_t> protected_tokens = {}) {
     for (std::size_t g = 0; g + 1 < offsets.size(); ++g) {
-        offsets[g + 1] = offsets[g] + candidates(protect, in.tokens(static_cast<index_t>(g))).size();
+        const index_t tokens = in.tokens(static_cast<index_t>(g));
+        const index_t competing = candidates(protect, tokens).size();
+        offsets[g + 1] = offsets[g] + competing;
+        if (!protected_tokens.empty()) { protected_tokens[g] = tokens - competing; }
     }
 }
 
@@ -59,7 +63,7 @@ template <class Inputs>
 }
 
 // Protected prefix, the `budgets` [kv_heads] best candidates of each row in ascending order, protected suffix.
-// counts [kv_heads] is scratch. Returns errc::index_overflow, with out unchanged.
+// counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_best(const Inputs& in, const protection& protect, const score_rows& importance,
                                std::span<const index_t> budgets, std::span<index_t> counts, keep_plan& out) {

@@ -91,9 +91,7 @@ template <class Policy, class Inputs>
 [[nodiscard]] status validate_pipeline(const Policy& policy, std::span<const Inputs> layers,
                                        const eviction_request& request) {
     const protection& p = request.protect;
-    if (p.sink_tokens < 0 || p.pinned_tokens < 0 || p.window_tokens < 0 || p.rollback_tokens < 0) {
-        return {errc::invalid_parameter, "protected token counts must not be negative"};
-    }
+    if (const status s = valid_protection(p); !s.ok()) { return s; }
     if (request.budget.tokens <= 0) { return {errc::budget_zero, "the budget must be at least one token"}; }
     for (const status s : {validate_stage(policy.allocator), validate_stage(policy.selector)}) {
         if (!s.ok()) { return s; }
@@ -126,19 +124,21 @@ template <class Policy, class Inputs>
 // The rows of all layers on the way from scores to plans.
 template <bool TwoStage>
 struct pipeline_tables {
-    std::span<index_t> offsets;      // [rows + 1]
-    std::span<float> importance;     // [candidates]
-    std::span<float> attention;      // [candidates] if the scorer has two stages
-    std::span<float> protected_mass; // [rows]
-    std::span<index_t> budgets;      // [rows]
-    std::span<index_t> counts;       // [kv_heads]
-    std::span<index_t> own_offsets;  // [kv_heads + 1] of one layer, from 0
+    std::span<index_t> offsets;          // [rows + 1]
+    std::span<float> importance;         // [candidates]
+    std::span<float> attention;          // [candidates] if the scorer has two stages
+    std::span<float> protected_mass;     // [rows]
+    std::span<index_t> protected_tokens; // [rows]
+    std::span<index_t> budgets;          // [rows]
+    std::span<index_t> counts;           // [kv_heads]
+    std::span<index_t> own_offsets;      // [kv_heads + 1] of one layer, from 0
     std::size_t heads;
 
     pipeline_tables(index_t layers, index_t kv_heads, index_t candidates, workspace& scratch)
         : offsets(scratch.take<index_t>(layers * kv_heads + 1)), importance(scratch.take<float>(candidates)),
           attention(scratch.take<float>(TwoStage ? candidates : 0)),
           protected_mass(scratch.take<float>(layers * kv_heads)),
+          protected_tokens(scratch.take<index_t>(layers * kv_heads)),
           budgets(scratch.take<index_t>(layers * kv_heads)), counts(scratch.take<index_t>(kv_heads)),
           own_offsets(scratch.take<index_t>(kv_heads + 1)), heads(static_cast<std::size_t>(kv_heads)) {}
 
@@ -146,12 +146,16 @@ struct pipeline_tables {
     void begin(std::span<const Inputs> layers, const protection& protect) const {
         offsets[0] = 0;
         for (std::size_t l = 0; l < layers.size(); ++l) {
-            fill_candidate_offsets(layers[l], protect, offsets.subspan(l * heads, heads + 1));
+            fill_candidate_offsets(layers[l], protect, offsets.subspan(l * heads, heads + 1),
+                                   protected_tokens.subspan(l * heads, heads));
         }
         std::fill(protected_mass.begin(), protected_mass.end(), 0.0f);
+        std::fill(budgets.begin(), budgets.end(), index_t{-1}); // what an allocator leaves out is no budget
     }
 
-    [[nodiscard]] token_scores all() const { return {offsets, importance, attention, protected_mass}; }
+    [[nodiscard]] token_scores all() const {
+        return {offsets, importance, attention, protected_mass, protected_tokens};
+    }
     // One layer's part, as if there were no other; valid until the next call.
     [[nodiscard]] token_scores layer(std::size_t l) const {
         const auto begins = offsets.subspan(l * heads, heads + 1);
@@ -160,7 +164,7 @@ struct pipeline_tables {
         const auto count = static_cast<std::size_t>(own_offsets.back());
         return {own_offsets, importance.subspan(first, count),
                 TwoStage ? attention.subspan(first, count) : std::span<float>{},
-                protected_mass.subspan(l * heads, heads)};
+                protected_mass.subspan(l * heads, heads), protected_tokens.subspan(l * heads, heads)};
     }
     [[nodiscard]] std::span<index_t> layer_budgets(std::size_t l) const {
         return budgets.subspan(l * heads, heads);
@@ -245,6 +249,7 @@ template <class Policy, class Inputs, class Executor, class Observer>
     const score_rows ranked =
         selector::allocate_by_attention ? scores.attention_rows() : scores.importance_rows();
     if (const status s = policy.allocator.allocate(ranked, kept, t.budgets, scratch); !s.ok()) { return s; }
+    if (const status s = validate_budgets(ranked, t.budgets); !s.ok()) { return s; }
     observer(plan_progress{plan_stage::allocated, scores, t.budgets});
 
     for (std::size_t l = 0; l < layers.size(); ++l) {

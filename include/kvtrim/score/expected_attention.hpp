@@ -41,14 +41,21 @@ struct expected_attention_score {
 
     static constexpr bool two_stage = false;
 
-    // Returns errc::heads_not_divisible or invalid_parameter.
+    // Returns errc::heads_not_divisible, invalid_parameter, or what the statistics say of themselves.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
-        KVTRIM_EXPECTS(statistics != nullptr, "expected_attention: pass the statistics of the queries");
-        KVTRIM_EXPECTS(statistics->head_dim == in.head_dim(),
-                       "expected_attention: query statistics and keys must agree in head_dim");
-        KVTRIM_EXPECTS(rope.rotary_dim() <= in.head_dim(),
-                       "expected_attention: rope rotates at most head_dim channels");
+        if (statistics == nullptr) {
+            return {errc::invalid_parameter, "expected_attention: pass the statistics of the queries"};
+        }
+        if (const status s = statistics->validate(); !s.ok()) { return s; }
+        if (statistics->head_dim != in.head_dim()) {
+            return {errc::invalid_parameter,
+                    "expected_attention: query statistics and keys must agree in head_dim", in.head_dim()};
+        }
+        if (rope.rotary_dim() > in.head_dim()) {
+            return {errc::invalid_parameter, "expected_attention: rope rotates at most head_dim channels",
+                    in.head_dim()};
+        }
         const auto& options = request.attention;
         if (in.kv_heads() > 0 && (statistics->q_heads == 0 || statistics->q_heads % in.kv_heads() != 0)) {
             return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
@@ -60,14 +67,17 @@ struct expected_attention_score {
         return valid_rope(rope);
     }
 
+    // 0 for inputs that it refuses.
     template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&) const {
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+        if (!validate(in, request).ok()) { return 0; }
         return for_each_head_bytes(in.kv_heads(), head_bytes(in));
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         return for_each_head(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
             const head_scratch memory(in.head_dim(), in.longest_row(), own);
             score_head(in, request, g, memory, out.importance_rows().row(g));

@@ -68,6 +68,7 @@ struct key_norm_score {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         return for_each_head(in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
                              [&](index_t g, workspace& own) {
                                  const detail::row_scratch memory(in.head_dim(), own);
@@ -93,6 +94,7 @@ struct key_diff_score {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         return for_each_head(
             in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
             [&](index_t g, workspace& own) {

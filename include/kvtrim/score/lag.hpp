@@ -54,6 +54,7 @@ struct lag_score {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         return for_each_head(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
             score_head(in, request.protect, g, head_scratch(in, partition_of(in), own),
                        out.importance_rows().row(g));

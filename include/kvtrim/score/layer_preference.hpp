@@ -32,6 +32,7 @@ struct layer_preference {
         if (!(tau1 > 0) || !(tau2 > 0)) {
             return {errc::invalid_parameter, "layer_preference: tau1 and tau2 must be positive"};
         }
+        if (const status s = valid_protection(request.protect); !s.ok()) { return s; }
         return scorer.validate(in, request);
     }
 

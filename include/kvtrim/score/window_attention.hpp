@@ -58,8 +58,10 @@ struct window_attention {
         return validate_attention(in, request);
     }
 
+    // 0 for inputs that it refuses.
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+        if (!validate(in, request).ok()) { return 0; }
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<float>(kept_logit_floats(in)));
         static_cast<void>(
@@ -68,10 +70,11 @@ struct window_attention {
     }
 
     // Writes importance (and attention if two_stage, and protected_mass where asked for).
-    // Returns errc::workspace_too_small, with nothing written.
+    // Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         const workspace::frame frame(scratch);
         const auto logits = scratch.take<float>(kept_logit_floats(in));
         if (!scratch.fits()) { return scratch.too_small(); }

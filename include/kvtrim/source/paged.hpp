@@ -61,6 +61,7 @@ struct block_table {
             return {errc::invalid_table, "block table: a page in use has a negative number"};
         }
     }
+    if (total > most) { return {errc::index_overflow, "block table: a table names 2^31 - 1 pages", total}; }
     if (total > static_cast<index_t>(indices.size())) {
         return {errc::invalid_table, "block table: indices have too little room; needed: pages", total};
     }
@@ -113,6 +114,10 @@ struct table_rows {
                                            index_t head_dim) {
     if (kv_heads < 0 || head_dim < 0) {
         return {errc::invalid_parameter, "paged rows: kv_heads and head_dim must not be negative"};
+    }
+    constexpr index_t longest = std::numeric_limits<std::int32_t>::max();
+    if (!fits_in_memory(std::array<index_t, 3>{kv_heads, longest, head_dim}, sizeof(float))) {
+        return {errc::invalid_parameter, "paged rows: more elements than memory can hold"};
     }
     if (const status s = validate_rows(table, rows.first, rows.count, layout); !s.ok()) { return s; }
     if (pool == nullptr && !table.indices.empty() && kv_heads > 0 && head_dim > 0) {

@@ -19,7 +19,7 @@
 //
 // Numerics: kernels/scaled_codes.hpp; every policy gives the bits that it gives over the decoded floats.
 
-#include <kvtrim/base/contract.hpp>
+#include <kvtrim/base/tensor_view.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
 #include <kvtrim/kernels/widen.hpp>
 
@@ -50,27 +50,19 @@ class scaled_rows {
   public:
     using code = std::remove_const_t<Code>;
 
-    // extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Requires extents >= 0, a channel stride of 0 or
-    // 1, and codes and scales unless the cache is empty. Where Code is not const, scales per token are not const and belong
-    // to one head each.
+    /// extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Not valid, and empty: extents that are negative or
+    /// more than memory can hold, scales whose channel stride is neither 0 nor 1, codes or scales missing where there are rows;
+    /// codes that may move with scales per token that may not, or that belong to several heads.
     scaled_rows(Code* codes, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& strides,
                 const scale_table<Float>& scales)
-        : codes_(codes), extents_(extents), strides_(strides), scales_(scales) {
+        : codes_(codes), extents_(extents), strides_(strides), scales_(scales), problem_(find_problem()) {
         static_assert(sizeof(code) == 1, "kvtrim: scaled_rows decodes codes of 8 bits");
-        KVTRIM_EXPECTS(extents[0] >= 0 && extents[1] >= 0 && extents[2] >= 0,
-                       "scaled_rows: extents must not be negative");
-        KVTRIM_EXPECTS(scales.strides[2] == 0 || scales.strides[2] == 1,
-                       "scaled_rows: scales have a channel stride of 0 or 1");
-        KVTRIM_EXPECTS(
-            std::is_const_v<Code> || !scales.is_per_token() ||
-                (!std::is_const_v<Float> && (extents[0] <= 1 || scales.strides[0] != 0)),
-            "scaled_rows: a row that may move has a scale that moves with it: make the codes const, or the "
-            "scales not const and of one head each");
-        const bool empty = extents[0] == 0 || extents[1] == 0 || extents[2] == 0;
-        KVTRIM_EXPECTS(empty || (codes != nullptr && scales.scales != nullptr),
-                       "scaled_rows: codes and scales must not be null");
+        if (problem_ != nullptr) { extents_ = {}; }
     }
 
+    [[nodiscard]] status validate() const {
+        return problem_ == nullptr ? status{} : status{errc::invalid_parameter, problem_};
+    }
     [[nodiscard]] index_t extent(std::size_t r) const { return extents_[r]; }
     // Bytes of a head's codes of a token, and of the scales that are the token's own.
     [[nodiscard]] index_t row_bytes() const {
@@ -113,6 +105,27 @@ class scaled_rows {
     }
 
   private:
+    [[nodiscard]] const char* find_problem() const {
+        if (extents_[0] < 0 || extents_[1] < 0 || extents_[2] < 0) {
+            return "scaled_rows: extents must not be negative";
+        }
+        if (!detail::fits_in_memory(extents_, sizeof(float))) {
+            return "scaled_rows: extents of more elements than memory can hold";
+        }
+        if (scales_.strides[2] != 0 && scales_.strides[2] != 1) {
+            return "scaled_rows: scales have a channel stride of 0 or 1";
+        }
+        const bool may_move = !std::is_const_v<Code> && scales_.is_per_token();
+        if (may_move && (std::is_const_v<Float> || (extents_[0] > 1 && scales_.strides[0] == 0))) {
+            return "scaled_rows: a row that may move has a scale that moves with it: make the codes const, "
+                   "or the scales not const and of one head each";
+        }
+        const bool empty = extents_[0] == 0 || extents_[1] == 0 || extents_[2] == 0;
+        return empty || (codes_ != nullptr && scales_.scales != nullptr)
+                   ? nullptr
+                   : "scaled_rows: codes and scales must not be null";
+    }
+
     [[nodiscard]] index_t scales_per_row() const { return scales_.strides[2] == 0 ? 1 : extents_[2]; }
     [[nodiscard]] index_t scale_offset(index_t head, index_t token) const {
         return head * scales_.strides[0] + token * scales_.strides[1];
@@ -125,6 +138,7 @@ class scaled_rows {
     std::array<index_t, 3> extents_;
     std::array<index_t, 2> strides_;
     scale_table<Float> scales_;
+    const char* problem_;
 };
 
 } // namespace kvtrim
