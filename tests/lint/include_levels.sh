@@ -10,7 +10,7 @@ version\.hpp                                    0
 config\.hpp                                     0
 
 base/(contract|status|element)\.hpp             1
-base/fp8\.hpp                                   1.5
+base/(fp8|saturated)\.hpp                       1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
 base/(layer|ragged|filled|row_range|for_each_head|for_each_item)\.hpp 2.4

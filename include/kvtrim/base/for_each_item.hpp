@@ -10,6 +10,7 @@
 // do not depend on the number of workers.
 
 #include <kvtrim/base/executor.hpp>
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/base/workspace.hpp>
 
 #include <algorithm>
@@ -33,7 +34,7 @@ template <class Executor>
 template <class Executor>
 [[nodiscard]] index_t for_each_item_bytes(const Executor& ex, index_t items, index_t worker_bytes) {
     workspace counting = workspace::counting();
-    static_cast<void>(counting.take<std::byte>(worker_count(ex, items) * worker_bytes));
+    static_cast<void>(counting.take<std::byte>(saturated_product(worker_count(ex, items), worker_bytes)));
     return counting.needed_bytes();
 }
 
@@ -44,7 +45,7 @@ template <executor Executor, class Fn>
                                    Fn&& fn) {
     const workspace::frame frame(scratch);
     const index_t workers = worker_count(ex, items);
-    const auto memory = scratch.take<std::byte>(workers * worker_bytes);
+    const auto memory = scratch.take<std::byte>(saturated_product(workers, worker_bytes));
     if (!scratch.fits()) { return scratch.too_small(); }
     std::atomic<index_t> next = 0;
     ex(workers, [&](index_t worker) {
