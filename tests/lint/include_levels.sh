@@ -29,6 +29,7 @@ kernels/panel_product\.hpp                      2.6
 kernels/amx_tiles\.hpp                          2.6
 kernels/amx_blocks\.hpp                         2.8
 kernels/(avx2|ordered_bits)\.hpp                2.9
+kernels/(widen|narrow|blocks|scaled_codes|rotate)\.hpp 3
 kernels/(rows|avx512|projection_ops_amx|row_ops|products)\.hpp 3.1
 kernels/window_ops_amx\.hpp                     3.2
 kernels/(window_ops|projection_ops)\.hpp        3.3

@@ -9,7 +9,7 @@ inline constexpr index_t panel_columns = lanes * product_vectors;
 
 // Rows of C in registers beside each other, when its rows are so many vectors.
 [[nodiscard]] constexpr index_t product_rows(index_t vectors) {
-    return std::min<index_t>(product_registers / vectors, 8);
+    return std::min(product_registers / vectors, product_registers / 2);
 }
 
 // sum [Vectors * i + v] = A [first_row + i][inner] * vector v of B.
@@ -17,17 +17,19 @@ template <index_t Rows, index_t Vectors>
 KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, const float* b, index_t inner,
                             registers<Rows * Vectors>& sum) {
     constexpr index_t sums = Rows * Vectors;
+    const float* rows[static_cast<std::size_t>(Rows)]; // one pointer would wait for itself from row to row
+    KVTRIM_UNROLL
+    for (index_t i = 0; i < Rows; ++i) { rows[i] = a.data + (first_row + i) * a.row; }
     KVTRIM_UNROLL
     for (index_t n = 0; n < sums; ++n) { sum[n] = broadcast(0.0f); }
-    const float* column = a.data + first_row * a.row;
-    const index_t row = a.row, step = a.step;
-    for (index_t k = 0; k < inner; ++k, column += step, b += panel_columns) {
+    const index_t step = a.step;
+    for (index_t k = 0; k < inner; ++k, b += panel_columns) {
         registers<Vectors> panel;
         KVTRIM_UNROLL
         for (index_t v = 0; v < Vectors; ++v) { panel[v] = load(b + lanes * v); }
         KVTRIM_UNROLL
         for (index_t n = 0; n < sums; ++n) {
-            sum[n] = fma(broadcast(column[n / Vectors * row]), panel[n % Vectors], sum[n]);
+            sum[n] = fma(broadcast(rows[n / Vectors][k * step]), panel[n % Vectors], sum[n]);
         }
     }
 }
@@ -38,7 +40,8 @@ inline void multiply(const matrix_in& a, const float* b, index_t inner, const pa
                      index_t first_row) {
     registers<Rows * Vectors> sum;
     products<Rows, Vectors>(a, first_row, b, inner, sum);
-    float* const first = c.data + first_row * c.row;
+    const index_t row = c.row;
+    float* const first = c.data + first_row * row;
     const auto put = [&](float* to, floats x, auto some) __attribute__((always_inline)) {
         if constexpr (Accumulate) { x = x + some.load(to); }
         some.store(to, x);
@@ -47,7 +50,7 @@ inline void multiply(const matrix_in& a, const float* b, index_t inner, const pa
     const first_lanes last(c.columns - (Vectors - 1) * lanes);
     KVTRIM_UNROLL
     for (index_t n = 0; n < Rows * Vectors; ++n) {
-        float* const to = first + n / Vectors * c.row + n % Vectors * lanes;
+        float* const to = first + n / Vectors * row + n % Vectors * lanes;
         if (n % Vectors + 1 < Vectors || whole) {
             put(to, sum[n], all_lanes{});
         } else {
@@ -76,6 +79,81 @@ inline void multiply_rows(const matrix_in& a, const float* b, index_t inner, con
         }
     }
     multiply_rows_of<Accumulate, Vectors>(a, b, inner, c, rows);
+}
+
+// panel [inner][panel_columns] = the first `columns` of B, and zeros.
+inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float* panel) {
+    if (b.step == 1) {
+        const auto copy = [&](auto lanes_of) __attribute__((always_inline)) {
+            for (index_t k = 0; k < inner; ++k) {
+                KVTRIM_UNROLL
+                for (index_t v = 0; v < product_vectors; ++v) {
+                    const index_t at = v * lanes;
+                    store(panel + k * panel_columns + at, lanes_of(v).load(b.data + k * b.row + at));
+                }
+            }
+        };
+        if (columns >= panel_columns) {
+            copy([](index_t) __attribute__((always_inline)) { return all_lanes{}; });
+        } else {
+            copy([&](index_t v) __attribute__((always_inline)) { return first_lanes(columns - v * lanes); });
+        }
+        return;
+    }
+    if (columns < panel_columns) { std::fill_n(panel, inner * panel_columns, 0.0f); }
+    for (index_t j = 0; j < std::min(columns, panel_columns); ++j) {
+        const float* const column = b.data + j * b.step;
+        for (index_t k = 0; k < inner; ++k) { panel[k * panel_columns + j] = column[k * b.row]; }
+    }
+}
+
+// ---- Rows ----
+
+// The sum over all elements of a row, step(sum, position, lanes) each; of long rows in four vectors that need not wait for
+// each other.
+template <bool IsLong, class Step>
+KVTRIM_INLINE float sum_of_elements(index_t length, const Step& step) {
+    floats total = broadcast(0.0f);
+    index_t d = 0;
+    if constexpr (IsLong) {
+        registers<4> sum;
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < 4; ++v) { sum[v] = broadcast(0.0f); }
+        for (; d + 4 * lanes <= length; d += 4 * lanes) {
+            KVTRIM_UNROLL
+            for (index_t v = 0; v < 4; ++v) { sum[v] = step(sum[v], d + v * lanes, all_lanes{}); }
+        }
+        total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+    for (; d + lanes <= length; d += lanes) { total = step(total, d, all_lanes{}); }
+    if (d < length) { total = step(total, d, first_lanes(length - d)); }
+    return sum_of_lanes(total);
+}
+
+// Calls take(i, sum of row i) for `count` rows; step(i, sum, position, lanes) as above.
+template <class Step, class Take>
+KVTRIM_INLINE void sum_rows(index_t count, index_t length, const Step& step, const Take& take) {
+    const auto sum_all = [&](auto is_long) __attribute__((always_inline)) {
+        for (index_t i = 0; i < count; ++i) {
+            const auto of_row = [&](floats sum, index_t d, auto some) __attribute__((always_inline)) {
+                return step(i, sum, d, some);
+            };
+            take(i, sum_of_elements<decltype(is_long)::value>(length, of_row));
+        }
+    };
+    if (length >= 8 * lanes) {
+        sum_all(std::true_type{});
+    } else {
+        sum_all(std::false_type{});
+    }
+}
+
+// Calls step(position, lanes) for all elements.
+template <class Step>
+KVTRIM_INLINE void for_each_vector(index_t count, const Step& step) {
+    index_t i = 0;
+    for (; i + lanes <= count; i += lanes) { step(i, all_lanes{}); }
+    if (i < count) { step(i, first_lanes(count - i)); }
 }
 
 // ---- Logits ----

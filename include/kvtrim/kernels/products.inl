@@ -5,24 +5,6 @@ namespace kvtrim::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
-// panel [inner][panel_columns] = the first `columns` of B, and zeros.
-inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float* panel) {
-    if (b.step == 1) {
-        for (index_t v = 0; v < panel_columns; v += lanes) {
-            const first_lanes some(columns - v);
-            for (index_t k = 0; k < inner; ++k) {
-                store(panel + k * panel_columns + v, some.load(b.data + k * b.row + v));
-            }
-        }
-        return;
-    }
-    if (columns < panel_columns) { std::fill_n(panel, inner * panel_columns, 0.0f); }
-    for (index_t j = 0; j < std::min(columns, panel_columns); ++j) {
-        const float* const column = b.data + j * b.step;
-        for (index_t k = 0; k < inner; ++k) { panel[k * panel_columns + j] = column[k * b.row]; }
-    }
-}
-
 template <bool Accumulate>
 inline void multiply_matrices(const matrix_in& a, index_t rows, const matrix_in& b, index_t inner,
                               index_t columns, float* out, index_t out_row) {

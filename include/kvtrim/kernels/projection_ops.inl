@@ -7,13 +7,9 @@ using namespace simd::KVTRIM_TARGET;
 
 inline void pack_matrix(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
                         index_t columns, float* packed) {
-    for (index_t c = 0; c < (columns + panel_columns - 1) / panel_columns * panel_columns; c += lanes) {
-        const first_lanes some(columns - c); // columns that are not there become 0
-        float* to = packed + c / panel_columns * panel_columns * inner + c % panel_columns;
-        to += first_row * panel_columns;
-        for (index_t i = 0; i < count; ++i) {
-            store(to + i * panel_columns, some.load(rows + i * stride + c));
-        }
+    for (index_t c = 0; c < columns; c += panel_columns) {
+        float* const to = packed + c * inner + first_row * panel_columns;
+        pack_panel({rows + c, stride, 1}, count, columns - c, to);
     }
 }
 

@@ -5,49 +5,23 @@ namespace kvtrim::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
-// The sum over all elements of a row, step(sum, position, lanes) each, in four vectors that need not wait for each other.
-template <class Step>
-KVTRIM_INLINE float sum_of_row(index_t length, const Step& step) {
-    registers<4> sum;
-    KVTRIM_UNROLL
-    for (index_t v = 0; v < 4; ++v) { sum[v] = broadcast(0.0f); }
-    index_t d = 0;
-    for (; d + 4 * lanes <= length; d += 4 * lanes) {
-        KVTRIM_UNROLL
-        for (index_t v = 0; v < 4; ++v) { sum[v] = step(sum[v], d + v * lanes, all_lanes{}); }
-    }
-    for (; d + lanes <= length; d += lanes) { sum[0] = step(sum[0], d, all_lanes{}); }
-    if (d < length) { sum[1] = step(sum[1], d, first_lanes(length - d)); }
-    return sum_of_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
-}
-
-// Calls step(position, lanes) for all elements.
-template <class Step>
-KVTRIM_INLINE void for_each_vector(index_t count, const Step& step) {
-    index_t i = 0;
-    for (; i + lanes <= count; i += lanes) { step(i, all_lanes{}); }
-    if (i < count) { step(i, first_lanes(count - i)); }
-}
-
 inline void dots(const float* rows, index_t stride, index_t count, index_t length, const float* other,
                  float* out) {
-    for (index_t i = 0; i < count; ++i) {
-        const float* const row = rows + i * stride;
-        const float* const with = other != nullptr ? other : row;
-        out[i] = sum_of_row(
-            length, [&](floats sum, index_t d, auto some) __attribute__((always_inline)) {
-                return fma(some.load(row + d), some.load(with + d), sum);
-            });
-    }
+    sum_rows(
+        count, length,
+        [&](index_t i, floats sum, index_t d, auto some) __attribute__((always_inline)) {
+            const floats x = some.load(rows + i * stride + d);
+            return fma(x, other != nullptr ? some.load(other + d) : x, sum);
+        },
+        [&](index_t i, float sum) __attribute__((always_inline)) { out[i] = sum; });
 }
 
 inline void add_absolute(const float* rows, index_t stride, index_t count, index_t length, float* out) {
-    for (index_t i = 0; i < count; ++i) {
-        const float* const row = rows + i * stride;
-        out[i] += sum_of_row(
-            length, [&](floats sum, index_t d, auto some)
-                        __attribute__((always_inline)) { return sum + absolute(some.load(row + d)); });
-    }
+    sum_rows(
+        count, length,
+        [&](index_t i, floats sum, index_t d, auto some)
+            __attribute__((always_inline)) { return sum + absolute(some.load(rows + i * stride + d)); },
+        [&](index_t i, float sum) __attribute__((always_inline)) { out[i] += sum; });
 }
 
 inline void condition_logits(float* logits, index_t count, float soft_cap) {
@@ -87,7 +61,7 @@ inline void fold_bounds(const float* rows, index_t stride, index_t count, index_
 
 inline float corner_bound(const float* q_maximum, const float* q_minimum, const float* k_maximum,
                           const float* k_minimum, index_t channels) {
-    return sum_of_row(
+    return sum_of_elements<true>(
         channels, [&](floats sum, index_t d, auto some) __attribute__((always_inline)) {
             const floats q_high = some.load(q_maximum + d), q_low = some.load(q_minimum + d);
             const floats k_high = some.load(k_maximum + d), k_low = some.load(k_minimum + d);
@@ -102,7 +76,7 @@ inline void softmax(float* row, index_t count) {
         std::fill_n(row, count, 0.0f);
         return;
     }
-    const float sum = sum_of_row(
+    const float sum = sum_of_elements<true>(
         count, [&](floats partial, index_t i, auto some) __attribute__((always_inline)) {
             const floats p = some.keep(weight_of(some.load(row + i), broadcast(highest)));
             some.store(row + i, p);

@@ -118,7 +118,7 @@ inline void logits(const float* keys, index_t key_stride, index_t tokens, const 
                    index_t head_dim, float soft_cap, float* out, soon_read next) {
     // What comes next is brought near evenly over all panels: the first panel alone would read the keys four times faster
     // than memory gives them, and the rest would not read at all.
-    constexpr index_t step_tokens = 2 * product_rows(product_vectors);
+    constexpr index_t step_tokens = product_registers; // whole steps of the product
     const index_t panels = (rows + panel_columns - 1) / panel_columns;
     even_prefetch soon(next, panels * ((tokens + step_tokens - 1) / step_tokens));
     for (index_t r = 0; r < rows; r += panel_columns) {
@@ -148,40 +148,47 @@ inline void attention(const float* tile, index_t tokens, index_t rows, const flo
 
 inline void add_row_sums(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
                          float* sums) {
-    const index_t whole = begin + (end - begin) / lanes * lanes;
-    const first_lanes rest(end - whole);
-    for (index_t t = 0; t < tokens; ++t) {
-        const float* const row = attention + t * rows;
-        floats sum = broadcast(0.0f);
-        for (index_t r = begin; r < whole; r += lanes) { sum = sum + load(row + r); }
-        if (whole < end) { sum = sum + rest.load(row + whole); }
-        sums[t] += sum_of_lanes(sum);
-    }
+    sum_rows(
+        tokens, end - begin,
+        [&](index_t t, floats sum, index_t r, auto some)
+            __attribute__((always_inline)) { return sum + some.load(attention + t * rows + begin + r); },
+        [&](index_t t, float sum) __attribute__((always_inline)) { sums[t] += sum; });
 }
 
-// The sum over rows [first, end) of attention [.., rows] times a factor, a vector of columns.
-template <class Lanes>
-KVTRIM_INLINE floats pooled_rows(const float* attention, index_t first, index_t end, index_t rows,
-                                 const float* factor, Lanes some) {
-    floats sum = broadcast(0.0f);
-    for (index_t j = first; j < end; ++j) { sum = sum + some.load(attention + j * rows); }
-    return sum * some.load(factor);
+// The highest over so many vectors of columns of: the sum over `count` rows of attention [.., rows] times a factor.
+template <index_t Vectors, class Lanes>
+KVTRIM_INLINE floats highest_pooled(const float* attention, index_t count, index_t rows, const float* factor,
+                                    Lanes some) {
+    registers<Vectors> sum;
+    KVTRIM_UNROLL
+    for (index_t v = 0; v < Vectors; ++v) { sum[v] = some.load(attention + v * lanes); }
+    for (index_t j = 1; j < count; ++j) {
+        attention += rows;
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < Vectors; ++v) { sum[v] = sum[v] + some.load(attention + v * lanes); }
+    }
+    floats highest = broadcast(0.0f); // attention is not negative
+    KVTRIM_UNROLL
+    for (index_t v = 0; v < Vectors; ++v) { highest = max(sum[v] * some.load(factor + v * lanes), highest); }
+    return highest;
 }
 
 inline void raise_to_pooled(const float* attention, index_t tokens, index_t before, index_t after,
                             index_t half, index_t rows, const float* factor, float* best) {
-    const index_t whole = rows / lanes * lanes;
-    const first_lanes rest(rows - whole);
+    const first_lanes rest(rows % lanes);
     for (index_t t = 0; t < tokens; ++t) {
-        const index_t first = std::max(t - half, -before);
-        const index_t end = std::min(t + half + 1, tokens + after);
-        floats highest = broadcast(0.0f); // attention is not negative
-        for (index_t r = 0; r < whole; r += lanes) {
-            highest = max(pooled_rows(attention + r, first, end, rows, factor + r, all_lanes{}), highest);
+        const index_t first = std::max(t - half, -before),
+                      count = std::min(t + half + 1, tokens + after) - first;
+        const float* const from = attention + first * rows;
+        floats highest = broadcast(0.0f);
+        index_t r = 0;
+        for (; r + 4 * lanes <= rows; r += 4 * lanes) {
+            highest = max(highest_pooled<4>(from + r, count, rows, factor + r, all_lanes{}), highest);
         }
-        if (whole < rows) {
-            highest = max(pooled_rows(attention + whole, first, end, rows, factor + whole, rest), highest);
+        for (; r + lanes <= rows; r += lanes) {
+            highest = max(highest_pooled<1>(from + r, count, rows, factor + r, all_lanes{}), highest);
         }
+        if (r < rows) { highest = max(highest_pooled<1>(from + r, count, rows, factor + r, rest), highest); }
         best[t] = std::max(best[t], highest_of_lanes(highest));
     }
 }

@@ -161,6 +161,37 @@ KVTRIM_INLINE void store(bf16* to, floats x) {
                      _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
 }
 
+KVTRIM_INLINE floats broadcast(f16 x) {
+    return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
+}
+
+// ---- Pairs, and doubles ----
+
+KVTRIM_INLINE floats in_order(floats x) { // of quarters that are where shuffles within halves leave them
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
+}
+KVTRIM_INLINE floats even_lanes(floats a, floats b) {
+    return in_order(_mm256_shuffle_ps(a, b, 0x88));
+}
+KVTRIM_INLINE floats odd_lanes(floats a, floats b) {
+    return in_order(_mm256_shuffle_ps(a, b, 0xdd));
+}
+KVTRIM_INLINE floats zip_low(floats a, floats b) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+KVTRIM_INLINE floats zip_high(floats a, floats b) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
+KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
+                                    double sign) {
+    const auto half = [&](int i) __attribute__((always_inline)) {
+        const __m256d other = _mm256_loadu_pd(c + i) * _mm256_loadu_pd(d + i);
+        return _mm256_cvtpd_ps(_mm256_loadu_pd(a + i) * _mm256_loadu_pd(b + i) +
+                               _mm256_set1_pd(sign) * other);
+    };
+    return _mm256_set_m128(half(4), half(0));
+}
+
 #define KVTRIM_SIMD_TARGET avx2
 #include <kvtrim/simd/common.inl>
 #undef KVTRIM_SIMD_TARGET

@@ -145,6 +145,34 @@ KVTRIM_INLINE void store(bf16* to, floats x) {
                         _mm512_maskz_cvtepi32_epi16(0xffff, _mm512_maskz_srli_epi32(0xffff, kept, 16)));
 }
 
+KVTRIM_INLINE floats broadcast(f16 x) {
+    return _mm512_maskz_broadcastss_ps(0xffff, _mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
+}
+
+// ---- Pairs, and doubles ----
+
+KVTRIM_INLINE floats even_lanes(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+KVTRIM_INLINE floats odd_lanes(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+KVTRIM_INLINE floats zip_low(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+KVTRIM_INLINE floats zip_high(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
+                                    double sign) {
+    const auto half = [&](int i) __attribute__((always_inline)) {
+        const __m512d other = _mm512_loadu_pd(c + i) * _mm512_loadu_pd(d + i);
+        return _mm512_maskz_cvtpd_ps(0xff, _mm512_loadu_pd(a + i) * _mm512_loadu_pd(b + i) +
+                                               _mm512_set1_pd(sign) * other);
+    };
+    return _mm512_maskz_insertf32x8(0xffff, _mm512_castps256_ps512(half(0)), half(8), 1);
+}
+
 #define KVTRIM_SIMD_TARGET avx512
 #include <kvtrim/simd/common.inl>
 #undef KVTRIM_SIMD_TARGET

@@ -13,6 +13,10 @@
 #include <algorithm>
 #include <cstddef>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace kvtrim::simd::portable {
 
 using floats = float __attribute__((vector_size(16)));
@@ -77,63 +81,141 @@ KVTRIM_INLINE floats exp2(floats x) {
     return reinterpret_cast<floats>(reinterpret_cast<ints>(p) + whole * 0x800000);
 }
 
+// Lanes that are not there reach the first element instead: no choice inside of a loop.
 class first_lanes {
   public:
-    explicit first_lanes(index_t count) : count_(std::clamp<index_t>(count, 0, lanes)) {}
+    explicit first_lanes(index_t count) : count_(std::clamp<index_t>(count, 0, lanes)) {
+        const auto n = static_cast<std::int32_t>(count_);
+        there_ = ints{0, 1, 2, 3} < ints{n, n, n, n};
+        for (index_t i = 1; i < lanes; ++i) { at_[i] = i < count_ ? i : 0; }
+    }
 
     [[nodiscard]] KVTRIM_INLINE floats load(const float* from) const {
-        if (count_ == lanes) { return portable::load(from); }
-        return floats{count_ > 0 ? from[0] : 0, count_ > 1 ? from[1] : 0, count_ > 2 ? from[2] : 0, 0};
+        if (count_ == 0) { return broadcast(0.0f); }
+        return keep(floats{from[0], from[at_[1]], from[at_[2]], from[at_[3]]});
     }
     KVTRIM_INLINE void store(float* to, floats x) const {
-        if (count_ == lanes) { return portable::store(to, x); }
-        if (count_ > 0) { to[0] = x[0]; }
-        if (count_ > 1) { to[1] = x[1]; }
-        if (count_ > 2) { to[2] = x[2]; }
+        if (count_ == 0) { return; }
+        to[at_[3]] = x[3];
+        to[at_[2]] = x[2];
+        to[at_[1]] = x[1];
+        to[0] = x[0]; // last, so that it stays
     }
-    [[nodiscard]] KVTRIM_INLINE floats keep(floats x) const {
-        const auto count = static_cast<std::int32_t>(count_);
-        return portable::keep(ints{0, 1, 2, 3} < ints{count, count, count, count}, x);
-    }
+    [[nodiscard]] KVTRIM_INLINE floats keep(floats x) const { return portable::keep(there_, x); }
     [[nodiscard]] index_t count() const { return count_; }
 
   private:
     index_t count_;
+    index_t at_[lanes] = {};
+    mask there_;
 };
 
 // ---- Other elements ----
 
-KVTRIM_INLINE ints load_shorts(const void* from) {
-    std::uint16_t __attribute__((vector_size(8))) x;
-    __builtin_memcpy(&x, from, sizeof(x));
-    return __builtin_convertvector(x, ints);
+using shorts = std::uint16_t __attribute__((vector_size(16)));
+using bytes = std::uint8_t __attribute__((vector_size(16)));
+using uints = std::uint32_t __attribute__((vector_size(16)));
+
+// Four elements of 16 or 8 bits, each in the highest bits of a lane. By intrinsics where there are some, as GCC 12 makes
+// single loads and stores of these shuffles.
+#if defined(__SSE2__)
+KVTRIM_INLINE uints load_high(const void* from, std::integral_constant<int, 2>) {
+    const __m128i zero = _mm_setzero_si128();
+    return reinterpret_cast<uints>(
+        _mm_unpacklo_epi16(zero, _mm_loadl_epi64(static_cast<const __m128i*>(from))));
 }
-KVTRIM_INLINE floats load(const bf16* from) {
-    return reinterpret_cast<floats>(load_shorts(from) << 16);
+KVTRIM_INLINE uints load_high(const void* from, std::integral_constant<int, 1>) {
+    const __m128i zero = _mm_setzero_si128();
+    int x;
+    __builtin_memcpy(&x, from, 4);
+    return reinterpret_cast<uints>(_mm_unpacklo_epi16(zero, _mm_unpacklo_epi8(zero, _mm_cvtsi32_si128(x))));
 }
-KVTRIM_INLINE floats load(const f16* from) { // as element_traits<f16>
-    const ints bits = load_shorts(from);
-    const ints magnitude = bits & 0x7fff;
-    const floats scaled = reinterpret_cast<floats>(magnitude << 13) * 0x1p112f;
-    const ints special = (magnitude >= 0x7c00) & 0x7f800000;
-    return reinterpret_cast<floats>(reinterpret_cast<ints>(scaled) | special | ((bits & 0x8000) << 16));
+KVTRIM_INLINE void store_high(void* to, uints x) {
+    const __m128i low = _mm_srai_epi32(reinterpret_cast<__m128i>(x), 16);
+    _mm_storel_epi64(static_cast<__m128i*>(to), _mm_packs_epi32(low, low));
 }
+#else
+KVTRIM_INLINE uints load_high(const void* from, std::integral_constant<int, 2>) {
+    shorts x{};
+    __builtin_memcpy(&x, from, 8);
+    return reinterpret_cast<uints>(__builtin_shufflevector(shorts{}, x, 0, 8, 1, 9, 2, 10, 3, 11));
+}
+KVTRIM_INLINE uints load_high(const void* from, std::integral_constant<int, 1>) {
+    bytes x{};
+    __builtin_memcpy(&x, from, 4);
+    const auto high = reinterpret_cast<shorts>(
+        __builtin_shufflevector(bytes{}, x, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+    return reinterpret_cast<uints>(__builtin_shufflevector(shorts{}, high, 0, 8, 1, 9, 2, 10, 3, 11));
+}
+KVTRIM_INLINE void store_high(void* to, uints x) {
+    const auto high = reinterpret_cast<shorts>(x);
+    const shorts packed = __builtin_shufflevector(high, high, 1, 3, 5, 7, 1, 3, 5, 7);
+    __builtin_memcpy(to, &packed, 8);
+}
+#endif
 template <class T>
-KVTRIM_INLINE floats load(const T* from) {
-    return floats{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])};
+KVTRIM_INLINE uints high_bits(const T* from) {
+    return load_high(from, std::integral_constant<int, sizeof(T)>{});
+}
+// f16 in the highest bits of a lane, as element_traits<f16>.
+KVTRIM_INLINE floats from_f16(uints high) {
+    const uints magnitude = (high >> 3) & 0x0fffe000u;
+    const floats scaled = reinterpret_cast<floats>(magnitude) * 0x1p112f;
+    const auto special = reinterpret_cast<uints>(magnitude >= 0x0f800000u) & 0x7f800000u;
+    return reinterpret_cast<floats>(reinterpret_cast<uints>(scaled) | special | (high & 0x80000000u));
+}
+
+KVTRIM_INLINE floats load(const bf16* from) {
+    return reinterpret_cast<floats>(high_bits(from));
+}
+KVTRIM_INLINE floats load(const f16* from) {
+    return from_f16(high_bits(from));
+}
+KVTRIM_INLINE floats load(const f8_e5m2* from) {
+    return from_f16(high_bits(from));
+}
+// As an f16 with the same exponent field it is 2^8 times too small.
+KVTRIM_INLINE floats load(const f8_e4m3* from) {
+    const uints high = high_bits(from), magnitude = high & 0x7f000000u;
+    const uints nan = reinterpret_cast<uints>(magnitude == 0x7f000000u) & 0x7e000000u;
+    return from_f16((high & 0x80000000u) | (magnitude >> 1) | nan) * 256.0f;
 }
 KVTRIM_INLINE floats load(const std::int8_t* from) {
-    return __builtin_convertvector(ints{from[0], from[1], from[2], from[3]}, floats);
+    return __builtin_convertvector(reinterpret_cast<ints>(high_bits(from)) >> 24, floats);
 }
 KVTRIM_INLINE floats load_low_nibbles(const std::uint8_t* from) {
-    return __builtin_convertvector((ints{from[0], from[1], from[2], from[3]} & 15) - 8, floats);
+    return __builtin_convertvector(reinterpret_cast<ints>(high_bits(from) << 4 >> 28) - 8, floats);
 }
 KVTRIM_INLINE floats load_high_nibbles(const std::uint8_t* from) {
-    return __builtin_convertvector((ints{from[0], from[1], from[2], from[3]} >> 4) - 8, floats);
+    return __builtin_convertvector(reinterpret_cast<ints>(high_bits(from) >> 28) - 8, floats);
 }
-template <class T>
-KVTRIM_INLINE void store(T* to, floats x) {
-    for (int i = 0; i < 4; ++i) { to[i] = element_traits<T>::from_float(x[i]); }
+KVTRIM_INLINE void store(bf16* to, floats x) { // as element_traits<bf16>
+    const uints bits = reinterpret_cast<uints>(x), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    store_high(to, (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : rounded);
+}
+KVTRIM_INLINE floats broadcast(f16 x) {
+    return broadcast(to_float(x));
+}
+
+// ---- Pairs, and doubles ----
+
+KVTRIM_INLINE floats even_lanes(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+}
+KVTRIM_INLINE floats odd_lanes(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+KVTRIM_INLINE floats zip_low(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+KVTRIM_INLINE floats zip_high(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
+                                    double sign) {
+    floats x;
+    for (int i = 0; i < 4; ++i) { x[i] = static_cast<float>(a[i] * b[i] + sign * (c[i] * d[i])); }
+    return x;
 }
 
 #define KVTRIM_SIMD_TARGET portable

@@ -1,0 +1,28 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+namespace kvtrim::kernels::KVTRIM_TARGET {
+
+using namespace simd::KVTRIM_TARGET;
+
+KVTRIM_INLINE void decode_block(const block_q8_0& block, float* to) {
+    const floats scale = broadcast(block.scale);
+    KVTRIM_UNROLL
+    for (index_t i = 0; i < 32; i += lanes) { store(to + i, scale * load(block.codes.data() + i)); }
+}
+
+KVTRIM_INLINE void decode_block(const block_q4_0& block, float* to) {
+    const floats scale = broadcast(block.scale);
+    KVTRIM_UNROLL
+    for (index_t i = 0; i < 16; i += lanes) {
+        store(to + i, scale * load_low_nibbles(block.codes.data() + i));
+        store(to + 16 + i, scale * load_high_nibbles(block.codes.data() + i));
+    }
+}
+
+template <class Block>
+void decode(const Block* blocks, index_t count, float* to) {
+    for (index_t b = 0; b < count; ++b, to += 32) { decode_block(blocks[b], to); }
+}
+
+} // namespace kvtrim::kernels::KVTRIM_TARGET
