@@ -233,3 +233,14 @@ TEST_CASE("workspace: a count below 0, or of more than memory holds, never fits,
         CHECK(scratch.take<float>(1).empty()); // behind a block that did not fit nothing does
     }
 }
+
+TEST_CASE("growing_workspace: more than a machine addresses is not allocated, and does not fit",
+          "[base][errors]") {
+    growing_workspace memory;
+    static_cast<void>(memory.of_bytes(1000));
+    workspace counting = workspace::counting();
+    static_cast<void>(counting.take<float>(-1));
+    CHECK_FALSE(memory.of_bytes(counting.needed_bytes()).holds(counting.needed_bytes()));
+    CHECK_FALSE(memory.of_bytes(std::numeric_limits<index_t>::max()).holds(1 << 20));
+    CHECK(memory.capacity_bytes() == 1000);
+}

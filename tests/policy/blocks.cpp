@@ -28,7 +28,7 @@ std::vector<float> blocks_of(const std::vector<float>& tokens, index_t block_tok
                              block_reduction reduction) {
     std::vector<float> blocks((tokens.size() + static_cast<std::size_t>(block_tokens) - 1) /
                               static_cast<std::size_t>(block_tokens));
-    score_blocks(tokens, block_tokens, reduction, blocks);
+    REQUIRE(score_blocks(tokens, block_tokens, reduction, blocks).ok());
     return blocks;
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 // What the tests of scorers and policies have in common: running a stage, comparing with the oracle, and
-// expecting a refusal or a broken contract.
+// expecting a refusal.
 
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
@@ -214,6 +214,16 @@ score_memory score_layer(const Scorer& scorer, const Inputs& in, const kvtrim::e
     const kvtrim::status s = scorer.score(in, request, memory.get(), scratch, ex);
     if (!s.ok()) { throw std::runtime_error(s.what()); }
     return memory;
+}
+
+// A scorer without its other inputs, called directly: the status, and whether anything was written.
+template <class Scorer, class Inputs>
+kvtrim::status score_directly(const Scorer& scorer, const Inputs& in, const kvtrim::eviction_request& request,
+                              const kvtrim::token_scores& out) {
+    std::vector<std::byte> bytes(1 << 22);
+    kvtrim::workspace scratch(bytes);
+    kvtrim::serial_executor ex;
+    return scorer.score(in, request, out, scratch, ex);
 }
 
 // ---- Contracts --------------------------------------------------------------------------------------------

@@ -104,7 +104,9 @@ class workspace {
 // their own. The only allocation of the library outside a plan's tables.
 class growing_workspace {
   public:
+    // No memory for more bytes than a machine addresses: whoever needs them answers workspace_too_small.
     [[nodiscard]] workspace of_bytes(index_t bytes) {
+        if (bytes > index_t{1} << 56) { return workspace::counting(); }
         if (static_cast<index_t>(bytes_.size()) < bytes) { bytes_.resize(static_cast<std::size_t>(bytes)); }
         return workspace(bytes_);
     }

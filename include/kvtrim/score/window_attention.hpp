@@ -101,10 +101,16 @@ struct window_attention {
                         kept_logit_bytes / static_cast<index_t>(sizeof(float)));
     }
 
+    // A wider one sees no more columns than there are, and its sums are the same.
+    template <class Inputs>
+    [[nodiscard]] index_t halo(const Inputs& in) const {
+        return std::clamp<index_t>(aggregator.halo(), 0, in.longest_row());
+    }
+
     template <class Inputs>
     [[nodiscard]] index_t head_bytes(const Inputs& in, const eviction_request& request) const {
         workspace counting = workspace::counting();
-        const attention_rows rows(in, request, 0, newest_queries, aggregator.halo(), counting);
+        const attention_rows rows(in, request, 0, newest_queries, halo(in), counting);
         static_cast<void>(
             counting.template take<float>(aggregator.lanes(rows.group_size()) * in.longest_row()));
         return counting.needed_bytes();
@@ -113,7 +119,7 @@ struct window_attention {
     template <class Inputs>
     void score_head(const Inputs& in, const eviction_request& request, index_t kv_head,
                     const token_scores& out, std::span<float> logits, workspace& scratch) const {
-        attention_rows rows(in, request, kv_head, newest_queries, aggregator.halo(), scratch);
+        attention_rows rows(in, request, kv_head, newest_queries, halo(in), scratch);
         rows.keep_logits_in(logits);
         const token_range range = rows.candidate_range();
         const auto accumulators = scratch.take<float>(aggregator.lanes(rows.group_size()) * range.size());
@@ -122,10 +128,9 @@ struct window_attention {
                                   range.begin,       rows.query_begin(), request.attention.sliding_window};
         double protected_mass = 0;
         for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
-            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r),
-                             2 * aggregator.halo() + 1);
+            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r), 2 * halo(in) + 1);
             protected_mass += rows.protected_mass();
-            fold_block(rows, head, range, accumulators);
+            fold_block(rows, head, range, halo(in), accumulators);
         }
         const auto g = static_cast<std::size_t>(kv_head);
         std::span<float> attention = {};
@@ -137,13 +142,13 @@ struct window_attention {
     }
 
     template <class Inputs>
-    void fold_block(attention_rows<Inputs>& rows, const attention_head& head, token_range range,
+    void fold_block(attention_rows<Inputs>& rows, const attention_head& head, token_range range, index_t halo,
                     std::span<float> accumulators) const {
-        const index_t end = std::min(range.end, rows.visible_end() + aggregator.halo());
+        const index_t end = std::min(range.end, rows.visible_end() + halo);
         for (index_t t = range.begin; t < end; t += rows.tile_tokens()) {
             const index_t tokens = std::min(rows.tile_tokens(), end - t);
-            const index_t before = std::min(aggregator.halo(), t - range.begin);
-            const index_t after = std::min(aggregator.halo(), range.end - (t + tokens));
+            const index_t before = std::min(halo, t - range.begin);
+            const index_t after = std::min(halo, range.end - (t + tokens));
             const float* attention = rows.attention(t - before, before + tokens + after);
             aggregator.add({attention, rows.pooling_factor(), rows.block_rows(), rows.first_row(),
                             t - range.begin, tokens, before, after, head},
