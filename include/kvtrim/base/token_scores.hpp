@@ -92,6 +92,19 @@ template <class Inputs>
     return {errc::invalid_table, "scores: offsets must be those of the candidates of every KV head"};
 }
 
+/// What a scorer wants of scratch: bytes that let it run at the executor's full width where it asks for the executor, else all
+/// that it ever needs; 0 where it says nothing.
+template <class Scorer, class Inputs, class Executor>
+[[nodiscard]] index_t scoring_bytes(const Scorer& scorer, const Inputs& in, const eviction_request& request,
+                                    const Executor& ex) {
+    if constexpr (requires { scorer.workspace_bytes(in, request, ex); }) {
+        return scorer.workspace_bytes(in, request, ex);
+    } else if constexpr (requires { scorer.workspace_bytes(in, request); }) {
+        return scorer.workspace_bytes(in, request);
+    }
+    return 0;
+}
+
 /// What a scorer asks first, so that it may also be called without a policy: all that it reads is valid, and all that it writes
 /// has room. Returns what validate_candidates() or the scorer's own validate() says, or invalid_parameter. O(kv_heads).
 template <class Scorer, class Inputs>

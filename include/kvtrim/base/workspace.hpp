@@ -57,6 +57,8 @@ class workspace {
     [[nodiscard]] bool holds(index_t bytes) const {
         return bytes == 0 ? fits() : used_ + (bytes - alignment_bytes) <= capacity_;
     }
+    // Bytes that are left.
+    [[nodiscard]] index_t free_bytes() const { return std::max<index_t>(0, capacity_ - used_); }
     // Bytes the caller must pass for the most that was taken at any time, alignment included.
     [[nodiscard]] index_t needed_bytes() const { return with_alignment(peak_); }
     // The answer of a stage whose scratch did not fit, while it still has it: enough up to here.

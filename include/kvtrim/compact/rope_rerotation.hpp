@@ -25,7 +25,7 @@
 // Cost: every row read and written once; a complex product per pair and row, a sine and cosine per pair for some rows.
 // Workspace: a table of turns, and a tile of rows per KV head.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/base/rope.hpp>
 #include <kvtrim/kernels/narrow.hpp>
@@ -195,12 +195,12 @@ void rotate_head(const strided<T, 3>& rows, const rope& r, std::span<const std::
 
 } // namespace detail
 
-template <class V>
-[[nodiscard]] index_t rerotate_keys_bytes(const V& keys, const rope& r) {
+template <class V, class Executor = serial_executor>
+[[nodiscard]] index_t rerotate_keys_bytes(const V& keys, const rope& r, const Executor& ex = {}) {
     workspace counting = workspace::counting();
     static_cast<void>(detail::turn_table(detail::turn_block(keys), r.pairs(), counting));
-    static_cast<void>(
-        counting.take<std::byte>(for_each_head_bytes(extent(keys, 0), detail::rotation_scratch::bytes(r))));
+    static_cast<void>(counting.take<std::byte>(
+        for_each_item_bytes(ex, extent(keys, 0), detail::rotation_scratch::bytes(r))));
     return counting.needed_bytes();
 }
 
@@ -228,7 +228,7 @@ template <class V, class NewPosition, class Executor>
     const workspace::frame frame(scratch);
     const turn_table table(turn_block(keys), r.pairs(), scratch);
     table.fill(r);
-    return for_each_head(extent(keys, 0), rotation_scratch::bytes(r), scratch, ex,
+    return for_each_item(extent(keys, 0), rotation_scratch::bytes(r), scratch, ex,
                          [&](index_t g, workspace& own) {
                              const rotation_scratch memory(r, own);
                              rotate_head(

@@ -37,10 +37,10 @@ class layer_wise {
     }
 
     /// Bytes of workspace that plan() needs; 0 for inputs it refuses.
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(std::span<const Inputs> layers,
-                                          const eviction_request& request) const {
-        return validate(layers, request).ok() ? detail::pipeline_bytes(policy, layers, request) : 0;
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(std::span<const Inputs> layers, const eviction_request& request,
+                                          const Executor& ex = {}) const {
+        return validate(layers, request).ok() ? detail::pipeline_bytes(policy, layers, request, ex) : 0;
     }
 
     /// Makes the plans of all layers, one each; the observer sees the rows of all layers. Returns a status with every plan
@@ -56,7 +56,7 @@ class layer_wise {
     [[nodiscard]] status plan(std::span<const Inputs> layers, const eviction_request& request,
                               std::span<keep_plan> out, growing_workspace& memory, Executor&& ex = {},
                               Observer&& observer = {}) const {
-        workspace scratch = memory.of_bytes(workspace_bytes(layers, request));
+        workspace scratch = memory.of_bytes(workspace_bytes(layers, request, ex));
         return plan(layers, request, out, scratch, ex, observer);
     }
 
@@ -87,7 +87,7 @@ class layer_wise {
         if (const status s = policy.validate(in, request); !s.ok()) { return s; }
         const std::span<const Inputs> one(&in, 1);
         const index_t candidates = count_lengths(in, request.protect).candidates();
-        const index_t bytes = push_bytes(in, request);
+        const index_t bytes = push_bytes(in, request, serial_executor{});
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
         const detail::tables_of<layer_policy> t(1, in.kv_heads(), candidates, scratch);
@@ -106,20 +106,22 @@ class layer_wise {
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status push(const Inputs& in, const eviction_request& request, index_t layers,
                               layer_cascade& cascade, growing_workspace& memory, Executor&& ex = {}) const {
-        workspace scratch = memory.of_bytes(policy.validate(in, request).ok() ? push_bytes(in, request) : 0);
+        workspace scratch =
+            memory.of_bytes(policy.validate(in, request).ok() ? push_bytes(in, request, ex) : 0);
         return push(in, request, layers, cascade, scratch, ex);
     }
 
   private:
     // Scores and scratch of one layer, whatever stays of it.
-    template <class Inputs>
-    [[nodiscard]] index_t push_bytes(const Inputs& in, const eviction_request& request) const {
+    template <class Inputs, class Executor>
+    [[nodiscard]] index_t push_bytes(const Inputs& in, const eviction_request& request,
+                                     const Executor& ex) const {
         const index_t candidates = count_lengths(in, request.protect).candidates();
         workspace counting = workspace::counting();
         static_cast<void>(detail::tables_of<layer_policy>(1, in.kv_heads(), candidates, counting));
         static_cast<void>(counting.take<std::byte>(
             candidates == 0 ? 0
-                            : std::max(detail::scorer_bytes(policy.scorer, in, request),
+                            : std::max(scoring_bytes(policy.scorer, in, request, ex),
                                        detail::stage_bytes(policy.selector, in.kv_heads(), candidates))));
         return counting.needed_bytes();
     }

@@ -8,7 +8,7 @@
 //   scorer      static constexpr bool two_stage          whether it also writes scores.attention
 //               status score(inputs, request, scores, workspace, executor) const
 //               optional: status validate(inputs, request) const
-//               optional: index_t workspace_bytes(inputs, request) const
+//               optional: index_t workspace_bytes(inputs, request) const, or (inputs, request, executor): see base/for_each_item.hpp
 //   aggregator  see aggregate/attention_tile.hpp (attention_aggregator)
 //   allocator   static constexpr bool is_uniform
 //               status allocate(score_rows, total, budgets, workspace) const

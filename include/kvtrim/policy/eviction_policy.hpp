@@ -43,10 +43,12 @@ class eviction_policy {
         return detail::validate_pipeline(*this, one(in), request);
     }
 
-    /// Bytes of workspace that plan() needs for these inputs; 0 for inputs it refuses.
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
-        return validate(in, request).ok() ? detail::pipeline_bytes(*this, one(in), request) : 0;
+    /// Bytes of workspace that plan() needs for these inputs; 0 for inputs it refuses. They are enough for any executor;
+    /// those for the executor at hand let it work at its full width.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
+        return validate(in, request).ok() ? detail::pipeline_bytes(*this, one(in), request, ex) : 0;
     }
 
     /// Makes the plan for one layer. `scratch` holds at least workspace_bytes(in, request), or nothing is scored and
@@ -68,7 +70,7 @@ class eviction_policy {
     template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(const Inputs& in, const eviction_request& request, keep_plan& out,
                               growing_workspace& memory, Executor&& ex = {}, Observer&& observer = {}) const {
-        workspace scratch = memory.of_bytes(workspace_bytes(in, request));
+        workspace scratch = memory.of_bytes(workspace_bytes(in, request, ex));
         return plan(in, request, out, scratch, ex, observer);
     }
 
@@ -84,7 +86,7 @@ class eviction_policy {
         const index_t candidates = count_lengths(in, request.protect).candidates();
         workspace counting = workspace::counting();
         static_cast<void>(detail::tables_of<eviction_policy>(1, in.kv_heads(), candidates, counting));
-        static_cast<void>(counting.take<std::byte>(detail::scorer_bytes(scorer, in, request)));
+        static_cast<void>(counting.take<std::byte>(scoring_bytes(scorer, in, request, ex)));
         workspace scratch = memory.of_bytes(counting.needed_bytes());
         const detail::tables_of<eviction_policy> t(1, in.kv_heads(), candidates, scratch);
         t.begin(one(in), request.protect);

@@ -61,13 +61,6 @@ template <class Stage>
     if constexpr (requires { stage.validate(); }) { return stage.validate(); }
     return {};
 }
-template <class Scorer, class Inputs>
-[[nodiscard]] index_t scorer_bytes(const Scorer& scorer, const Inputs& in, const eviction_request& request) {
-    if constexpr (requires { scorer.workspace_bytes(in, request); }) {
-        return scorer.workspace_bytes(in, request);
-    }
-    return 0;
-}
 template <class Stage>
 [[nodiscard]] index_t stage_bytes(const Stage& stage, index_t rows, index_t candidates) {
     if constexpr (requires { stage.workspace_bytes(rows, candidates); }) {
@@ -175,9 +168,9 @@ template <class Policy>
 using tables_of = pipeline_tables<decltype(Policy::scorer)::two_stage>;
 
 // A counting run, which reads no tensor. Requires inputs that validate_pipeline accepts.
-template <class Policy, class Inputs>
+template <class Policy, class Inputs, class Executor>
 [[nodiscard]] index_t pipeline_bytes(const Policy& policy, std::span<const Inputs> layers,
-                                     const eviction_request& request) {
+                                     const eviction_request& request, const Executor& ex) {
     const index_t heads = kv_heads_of(layers);
     const cache_lengths all = count_lengths(layers, request.protect);
     const bool keeps_all = request.budget.total(heads, std::ssize(layers)) >= all.tokens;
@@ -192,7 +185,7 @@ template <class Policy, class Inputs>
         const index_t own = kvtrim::count_lengths(in, request.protect).candidates();
         if (own == 0) { continue; }
         stage = std::max(
-            {stage, scorer_bytes(policy.scorer, in, request), stage_bytes(policy.selector, heads, own)});
+            {stage, scoring_bytes(policy.scorer, in, request, ex), stage_bytes(policy.selector, heads, own)});
     }
     static_cast<void>(counting.take<std::byte>(stage));
     return counting.needed_bytes();
@@ -208,7 +201,8 @@ template <class Policy>
     return {};
 }
 
-// Runs the line. out: a plan per layer. scratch: pipeline_bytes(), or the answer names them and nothing is scored.
+// Runs the line. out: a plan per layer. scratch: pipeline_bytes() of a serial executor at least, or the answer names them and
+// nothing is scored.
 template <class Policy, class Inputs, class Executor, class Observer>
 [[nodiscard]] status run_pipeline(const Policy& policy, std::span<const Inputs> layers,
                                   const eviction_request& request, std::span<keep_plan> out,
@@ -217,7 +211,7 @@ template <class Policy, class Inputs, class Executor, class Observer>
         return {errc::invalid_parameter, "plan: there must be one plan per layer", std::ssize(layers)};
     }
     if (const status s = validate_pipeline(policy, layers, request); !s.ok()) { return s; }
-    const index_t bytes = pipeline_bytes(policy, layers, request);
+    const index_t bytes = pipeline_bytes(policy, layers, request, serial_executor{});
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
     const workspace::frame frame(scratch);
     const index_t heads = kv_heads_of(layers);

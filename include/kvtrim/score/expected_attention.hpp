@@ -68,17 +68,18 @@ struct expected_attention_score {
     }
 
     // 0 for inputs that it refuses.
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
         if (!validate(in, request).ok()) { return 0; }
-        return for_each_head_bytes(in.kv_heads(), head_bytes(in));
+        return for_each_item_bytes(ex, in.kv_heads(), head_bytes(in));
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
         if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        return for_each_head(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
+        return for_each_item(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
             const head_scratch memory(in.head_dim(), in.longest_row(), own);
             score_head(in, request, g, memory, out.importance_rows().row(g));
         });

@@ -37,13 +37,14 @@ struct layer_preference {
     }
 
     // Bytes of workspace for measure(); 0 for inputs it refuses.
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
         if (!validate(in, request).ok()) { return 0; }
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<index_t>(in.kv_heads() + 1));
         static_cast<void>(counting.take<float>(2 * count_lengths(in, request.protect).candidates()));
-        static_cast<void>(counting.take<std::byte>(scorer.workspace_bytes(in, request)));
+        static_cast<void>(counting.take<std::byte>(scoring_bytes(scorer, in, request, ex)));
         return counting.needed_bytes();
     }
 
@@ -71,7 +72,7 @@ struct layer_preference {
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status measure(const Inputs& in, const eviction_request& request, double& preference,
                                  growing_workspace& memory, Executor&& ex = {}) const {
-        workspace scratch = memory.of_bytes(workspace_bytes(in, request));
+        workspace scratch = memory.of_bytes(workspace_bytes(in, request, ex));
         return measure(in, request, preference, scratch, ex);
     }
 

@@ -21,7 +21,7 @@
 // Cost: L1 2 * q_heads * tokens * head_dim * hidden flops, and packing W_O where it was not prepared; Gram
 // 2 * q_heads * tokens * head_dim^2. Workspace per KV head: two tiles, and W_O of one query head unless prepared.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
@@ -189,7 +189,7 @@ template <class Inputs, class RangeOf, class NormsOf, class Executor>
         }
         return {};
     } else {
-        return for_each_head(in.kv_heads(), projected_norm_scratch::bytes(in), scratch, ex,
+        return for_each_item(in.kv_heads(), projected_norm_scratch::bytes(in), scratch, ex,
                              [&](index_t g, workspace& own) {
                                  const projected_norm_scratch memory(in, own);
                                  projected_norms_of_head(in, g, range_of(g), memory, norms_of(g));
@@ -227,13 +227,13 @@ template <class Inputs>
     return {};
 }
 // 0 for inputs that it refuses.
-template <class Inputs>
-[[nodiscard]] index_t projected_value_norms_bytes(const Inputs& in) {
+template <class Inputs, class Executor = serial_executor>
+[[nodiscard]] index_t projected_value_norms_bytes(const Inputs& in, const Executor& ex = {}) {
     if constexpr (detail::knows_norms<Inputs>) {
         return 0;
     } else {
         if (!validate_projection(in).ok()) { return 0; }
-        return for_each_head_bytes(in.kv_heads(), detail::projected_norm_scratch::bytes(in));
+        return for_each_item_bytes(ex, in.kv_heads(), detail::projected_norm_scratch::bytes(in));
     }
 }
 

@@ -17,7 +17,7 @@
 // Cost: q_heads * tokens * head_dim^2 multiplications. Memory: 4 * q_heads * head_dim^2 bytes. Numerics: products in
 // float on centred queries, means in double. Workspace: two tiles of queries per query head.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/row_source.hpp>
 #include <kvtrim/kernels/products.hpp>
 
@@ -71,11 +71,12 @@ struct query_statistics {
     }
 
     // 0 for statistics that are not valid.
-    [[nodiscard]] index_t workspace_bytes() const {
+    template <class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Executor& ex = {}) const {
         if (!validate().ok()) { return 0; }
         workspace counting = workspace::counting();
         static_cast<void>(tile(head_dim, counting));
-        return for_each_head_bytes(q_heads, counting.needed_bytes());
+        return for_each_item_bytes(ex, q_heads, counting.needed_bytes());
     }
 
     /// The next queries of the sequence, [q_heads, queries, head_dim], before RoPE.
@@ -97,7 +98,7 @@ struct query_statistics {
         workspace counting = workspace::counting();
         static_cast<void>(tile(head_dim, counting));
         const status s =
-            for_each_head(q_heads, counting.needed_bytes(), scratch, ex, [&](index_t h, workspace& own) {
+            for_each_item(q_heads, counting.needed_bytes(), scratch, ex, [&](index_t h, workspace& own) {
                 tile memory(head_dim, own);
                 const index_t step = memory.queries_at_once(head_dim);
                 for (index_t i = std::clamp<index_t>(skip_positions - positions, 0, rows); i < rows;

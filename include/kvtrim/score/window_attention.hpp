@@ -18,13 +18,9 @@
 // weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and kept_logit_bytes.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/scratch_slots.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/math/attention_rows.hpp>
-
-#include <thread>
 
 namespace kvtrim {
 
@@ -58,47 +54,45 @@ struct window_attention {
         return validate_attention(in, request);
     }
 
-    // 0 for inputs that it refuses.
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+    /// Bytes for the executor's full width; those for one worker are enough. 0 for inputs that it refuses.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
         if (!validate(in, request).ok()) { return 0; }
+        const index_t workers = worker_count(ex, in.kv_heads());
         workspace counting = workspace::counting();
-        static_cast<void>(counting.take<float>(kept_logit_floats(in)));
-        static_cast<void>(
-            counting.take<std::byte>(for_each_head_bytes(in.kv_heads(), head_bytes(in, request))));
+        static_cast<void>(counting.take<std::byte>(
+            saturated_product(workers, worker_bytes(in, request, logit_floats(in, workers)))));
         return counting.needed_bytes();
     }
 
-    // Writes importance (and attention if two_stage, and protected_mass where asked for).
-    // Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
+    /// Writes importance (and attention if two_stage, and protected_mass where asked for).
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
         if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        const workspace::frame frame(scratch);
-        const auto logits = scratch.take<float>(kept_logit_floats(in));
-        if (!scratch.fits()) { return scratch.too_small(); }
-        // A slot for every head that may be under way.
-        const index_t slots = std::min(worker_count(ex, in.kv_heads()), scratch_slots::most_slots);
-        scratch_slots free_logits(logits, slots, std::ssize(logits) / slots);
-        return for_each_head(in.kv_heads(), head_bytes(in, request), scratch, ex,
-                             [&](index_t g, workspace& own) {
-                                 const scratch_slots::lease lease(free_logits);
-                                 score_head(in, request, g, out, lease.memory(), own);
-                             });
+        // As many workers as the memory holds, each with its share of the bound on logits.
+        index_t workers = worker_count(ex, in.kv_heads());
+        index_t bytes = worker_bytes(in, request, logit_floats(in, workers));
+        while (workers > 1 && saturated_product(workers, bytes) > scratch.free_bytes()) {
+            bytes = worker_bytes(in, request, logit_floats(in, --workers));
+        }
+        const index_t floats = logit_floats(in, workers);
+        return for_each_item(in.kv_heads(), bytes, scratch, ex, [&](index_t g, workspace& own) {
+            score_head(in, request, g, out, own.take<float>(floats), own);
+        });
     }
 
   private:
-    // All logits of a block for every head that may be under way, within the bound.
+    // Logits that one of `workers` keeps: all of a block, within its share of the bound.
     template <class Inputs>
-    [[nodiscard]] index_t kept_logit_floats(const Inputs& in) const {
-        const index_t heads = std::min<index_t>(std::thread::hardware_concurrency(), in.kv_heads());
+    [[nodiscard]] index_t logit_floats(const Inputs& in, index_t workers) const {
         const index_t queries = extent(in.queries, 1);
         const index_t rows = extent(in.queries, 0) / in.kv_heads() *
                              (newest_queries > 0 ? std::min(newest_queries, queries) : queries);
         const index_t of_head = std::min(rows, kernels::tile_query_rows) * in.longest_row();
-        return std::min(std::max<index_t>(1, heads) * of_head,
-                        kept_logit_bytes / static_cast<index_t>(sizeof(float)));
+        return std::min(of_head, kept_logit_bytes / static_cast<index_t>(sizeof(float)) / workers);
     }
 
     // A wider one sees no more columns than there are, and its sums are the same.
@@ -108,8 +102,10 @@ struct window_attention {
     }
 
     template <class Inputs>
-    [[nodiscard]] index_t head_bytes(const Inputs& in, const eviction_request& request) const {
+    [[nodiscard]] index_t worker_bytes(const Inputs& in, const eviction_request& request,
+                                       index_t floats) const {
         workspace counting = workspace::counting();
+        static_cast<void>(counting.take<float>(floats));
         const attention_rows rows(in, request, 0, newest_queries, halo(in), counting);
         static_cast<void>(
             counting.template take<float>(aggregator.lanes(rows.group_size()) * in.longest_row()));
