@@ -12,6 +12,8 @@
 
 #include "layer.hpp"
 
+#include <Eigen/Core>
+
 #include <cmath>
 
 namespace {

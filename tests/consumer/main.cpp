@@ -6,11 +6,8 @@
 #endif
 #include <kvtrim/version.hpp>
 
-#include <Eigen/Core>
-
 #include <cstdio>
 
 int main() {
-    std::printf("kvtrim %d.%d.%d, Eigen %d\n", KVTRIM_VERSION_MAJOR, KVTRIM_VERSION_MINOR,
-                KVTRIM_VERSION_PATCH, EIGEN_WORLD_VERSION);
+    std::printf("kvtrim %d.%d.%d\n", KVTRIM_VERSION_MAJOR, KVTRIM_VERSION_MINOR, KVTRIM_VERSION_PATCH);
 }

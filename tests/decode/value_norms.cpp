@@ -100,7 +100,7 @@ TEST_CASE("value_norms: the policies keep what they keep when they compute the n
             REQUIRE(policy.plan(in, request, expected, memory).ok());
             REQUIRE(policy.plan(known, request, got, memory).ok());
             CHECK(got == expected);
-            CHECK(policy.workspace_bytes(known, request) < policy.workspace_bytes(in, request));
+            CHECK(policy.workspace_bytes(known, request) <= policy.workspace_bytes(in, request));
         };
         check(criticalkv());
         check(ada_criticalkv());

@@ -19,8 +19,8 @@ base/[^/]+\.hpp                                 2
 simd/region\.hpp                                0.5
 simd/cpu\.hpp                                   1
 simd/choose\.hpp                                1.2
-simd/common\.inl                                1.5
-simd/(portable|avx2)\.hpp                       2
+simd/(common|four_lanes)\.inl                   1.6
+simd/(portable|neon|avx2)\.hpp                       2
 simd/avx512\.hpp                                2.1
 simd/simd\.hpp                                  2.2
 simd/for_each_target\.inl                       2.2

@@ -87,8 +87,9 @@ struct element_traits<f16> {
     }
 };
 
-// g++ 12 defines the macro on aarch64 too, where it has the type in C only.
+// g++ 12 says on aarch64 that it has the type, and has it in C alone.
 #if defined(__FLT16_MANT_DIG__) && (defined(__clang__) || defined(__SSE2__) || __GNUC__ >= 13)
+#define KVTRIM_HAS_FLOAT16 1
 template <>
 struct element_traits<_Float16> {
     static constexpr float to_float(_Float16 x) { return static_cast<float>(x); }

@@ -19,6 +19,14 @@
 
 #include <cstdint>
 
+// A key that is NaN has to be told from the others, and equal keys have to get equal scores. Under -ffinite-math-only no
+// comparison finds a NaN, and under -fassociative-math the order of a sum is anyone's (clang does not say that it is on).
+#if (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) || defined(__FAST_MATH__) ||                 \
+    defined(__ASSOCIATIVE_MATH__)
+#error                                                                                                       \
+    "kvtrim: NaN keys and ties need IEEE arithmetic: compile this file with -fno-fast-math behind -ffast-math or -Ofast"
+#endif
+
 namespace kvtrim {
 
 // Counts and positions of tokens, heads and bytes are signed 64-bit everywhere but in the CSR tables.

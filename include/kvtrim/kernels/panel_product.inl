@@ -46,15 +46,15 @@ inline void multiply(const matrix_in& a, const float* b, index_t inner, const pa
         if constexpr (Accumulate) { x = x + some.load(to); }
         some.store(to, x);
     };
-    const bool whole = c.columns >= Vectors * lanes;
-    const first_lanes last(c.columns - (Vectors - 1) * lanes);
+    const bool whole = c.columns >= Vectors * lanes; // else the second half of the vectors is not
     KVTRIM_UNROLL
     for (index_t n = 0; n < Rows * Vectors; ++n) {
-        float* const to = first + n / Vectors * row + n % Vectors * lanes;
-        if (n % Vectors + 1 < Vectors || whole) {
+        const index_t column = n % Vectors * lanes;
+        float* const to = first + n / Vectors * row + column;
+        if (n % Vectors < Vectors / 2 || whole) {
             put(to, sum[n], all_lanes{});
-        } else {
-            put(to, sum[n], last);
+        } else if (column < c.columns) {
+            put(to, sum[n], first_lanes(c.columns - column));
         }
     }
 }
@@ -74,8 +74,8 @@ template <bool Accumulate, index_t Vectors = product_vectors>
 inline void multiply_rows(const matrix_in& a, const float* b, index_t inner, const panel_out& c,
                           index_t rows) {
     if constexpr (Vectors > 1) {
-        if (c.columns <= (Vectors - 1) * lanes) {
-            return multiply_rows<Accumulate, Vectors - 1>(a, b, inner, c, rows);
+        if (c.columns <= Vectors / 2 * lanes) {
+            return multiply_rows<Accumulate, Vectors / 2>(a, b, inner, c, rows);
         }
     }
     multiply_rows_of<Accumulate, Vectors>(a, b, inner, c, rows);

@@ -13,7 +13,10 @@
 
 #if KVTRIM_HAS_X86
 #define KVTRIM_CHOOSE(level, table)                                                                          \
-    (level) >= cpu_level::avx512 ? avx512::table : (level) >= cpu_level::avx2 ? avx2::table : portable::table
+    (level) >= cpu_level::avx512 ? avx512::table                                                             \
+    : (level) >= cpu_level::avx2 ? avx2::table                                                               \
+                                 : KVTRIM_BASELINE::table
 #else
-#define KVTRIM_CHOOSE(level, table) (static_cast<void>(level), portable::table)
+#define KVTRIM_CHOOSE(level, table)                                                                          \
+    (level) == cpu_level::portable ? KVTRIM_BASELINE::table : KVTRIM_BASELINE::table
 #endif

@@ -4,7 +4,7 @@
 // Includes KVTRIM_BODY, a file of kernels in the words of simd/simd.hpp, once for each target: there KVTRIM_TARGET is the
 // name of the target's namespace, below kvtrim::simd (its primitives) and below kvtrim::kernels (its kernels).
 
-#define KVTRIM_TARGET portable
+#define KVTRIM_TARGET KVTRIM_BASELINE
 #include KVTRIM_BODY
 #undef KVTRIM_TARGET
 

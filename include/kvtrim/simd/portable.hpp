@@ -21,7 +21,8 @@ namespace kvtrim::simd::portable {
 
 using floats = float __attribute__((vector_size(16)));
 using ints = std::int32_t __attribute__((vector_size(16)));
-using mask = ints; // all bits of a lane, or none
+using uints = std::uint32_t __attribute__((vector_size(16)));
+using mask = uints; // all bits of a lane, or none
 
 inline constexpr index_t lanes = 4, product_registers = 12, product_vectors = 4;
 
@@ -46,13 +47,13 @@ KVTRIM_INLINE floats max(floats a, floats b) {
     return a > b ? a : b;
 }
 KVTRIM_INLINE mask greater(floats a, floats b) {
-    return a > b;
+    return reinterpret_cast<mask>(a > b);
 }
 KVTRIM_INLINE floats select(mask m, floats a, floats b) {
     return m ? a : b;
 }
 KVTRIM_INLINE floats keep(mask m, floats x) {
-    return reinterpret_cast<floats>(m & reinterpret_cast<ints>(x));
+    return reinterpret_cast<floats>(m & reinterpret_cast<mask>(x));
 }
 KVTRIM_INLINE floats absolute(floats x) {
     return reinterpret_cast<floats>(reinterpret_cast<ints>(x) & 0x7fffffff);
@@ -81,40 +82,10 @@ KVTRIM_INLINE floats exp2(floats x) {
     return reinterpret_cast<floats>(reinterpret_cast<ints>(p) + whole * 0x800000);
 }
 
-// Lanes that are not there reach the first element instead: no choice inside of a loop.
-class first_lanes {
-  public:
-    explicit first_lanes(index_t count) : count_(std::clamp<index_t>(count, 0, lanes)) {
-        const auto n = static_cast<std::int32_t>(count_);
-        there_ = ints{0, 1, 2, 3} < ints{n, n, n, n};
-        for (index_t i = 1; i < lanes; ++i) { at_[i] = i < count_ ? i : 0; }
-    }
-
-    [[nodiscard]] KVTRIM_INLINE floats load(const float* from) const {
-        if (count_ == 0) { return broadcast(0.0f); }
-        return keep(floats{from[0], from[at_[1]], from[at_[2]], from[at_[3]]});
-    }
-    KVTRIM_INLINE void store(float* to, floats x) const {
-        if (count_ == 0) { return; }
-        to[at_[3]] = x[3];
-        to[at_[2]] = x[2];
-        to[at_[1]] = x[1];
-        to[0] = x[0]; // last, so that it stays
-    }
-    [[nodiscard]] KVTRIM_INLINE floats keep(floats x) const { return portable::keep(there_, x); }
-    [[nodiscard]] index_t count() const { return count_; }
-
-  private:
-    index_t count_;
-    index_t at_[lanes] = {};
-    mask there_;
-};
-
 // ---- Other elements ----
 
 using shorts = std::uint16_t __attribute__((vector_size(16)));
 using bytes = std::uint8_t __attribute__((vector_size(16)));
-using uints = std::uint32_t __attribute__((vector_size(16)));
 
 // Four elements of 16 or 8 bits, each in the highest bits of a lane. By intrinsics where there are some, as GCC 12 makes
 // single loads and stores of these shuffles.
@@ -197,29 +168,9 @@ KVTRIM_INLINE floats broadcast(f16 x) {
     return broadcast(to_float(x));
 }
 
-// ---- Pairs, and doubles ----
-
-KVTRIM_INLINE floats even_lanes(floats a, floats b) {
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6);
-}
-KVTRIM_INLINE floats odd_lanes(floats a, floats b) {
-    return __builtin_shufflevector(a, b, 1, 3, 5, 7);
-}
-KVTRIM_INLINE floats zip_low(floats a, floats b) {
-    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-}
-KVTRIM_INLINE floats zip_high(floats a, floats b) {
-    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-}
-KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
-                                    double sign) {
-    floats x;
-    for (int i = 0; i < 4; ++i) { x[i] = static_cast<float>(a[i] * b[i] + sign * (c[i] * d[i])); }
-    return x;
-}
-
 #define KVTRIM_SIMD_TARGET portable
 #include <kvtrim/simd/common.inl>
+#include <kvtrim/simd/four_lanes.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace kvtrim::simd::portable

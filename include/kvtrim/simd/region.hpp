@@ -17,8 +17,10 @@
 #endif
 #if defined(__aarch64__) && defined(__ARM_NEON)
 #define KVTRIM_HAS_NEON 1
+#define KVTRIM_BASELINE neon // the target of every processor of the architecture
 #else
 #define KVTRIM_HAS_NEON 0
+#define KVTRIM_BASELINE portable
 #endif
 
 #define KVTRIM_PRAGMA(text) _Pragma(#text)

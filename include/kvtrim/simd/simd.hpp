@@ -29,4 +29,5 @@
 
 #include <kvtrim/simd/avx2.hpp>
 #include <kvtrim/simd/avx512.hpp>
+#include <kvtrim/simd/neon.hpp>
 #include <kvtrim/simd/portable.hpp>

@@ -1,0 +1,55 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// What the targets of four lanes say in the same words: included inside their namespaces.
+
+// Lanes that are not there reach the first element instead: no choice inside of a loop.
+class first_lanes {
+  public:
+    explicit first_lanes(index_t count) : count_(std::clamp<index_t>(count, 0, lanes)) {
+        for (int i = 0; i < 4; ++i) { there_[i] = i < count_ ? 0xffffffffu : 0u; }
+        for (index_t i = 1; i < lanes; ++i) { at_[i] = i < count_ ? i : 0; }
+    }
+
+    [[nodiscard]] KVTRIM_INLINE floats load(const float* from) const {
+        if (count_ == 0) { return broadcast(0.0f); }
+        return keep(floats{from[0], from[at_[1]], from[at_[2]], from[at_[3]]});
+    }
+    KVTRIM_INLINE void store(float* to, floats x) const {
+        if (count_ == 0) { return; }
+        to[at_[3]] = x[3];
+        to[at_[2]] = x[2];
+        to[at_[1]] = x[1];
+        to[0] = x[0]; // last, so that it stays
+    }
+    [[nodiscard]] KVTRIM_INLINE floats keep(floats x) const {
+        return simd::KVTRIM_SIMD_TARGET::keep(there_, x);
+    }
+    [[nodiscard]] index_t count() const { return count_; }
+
+  private:
+    index_t count_;
+    index_t at_[lanes] = {};
+    mask there_ = {};
+};
+
+// ---- Pairs, and doubles ----
+
+KVTRIM_INLINE floats even_lanes(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+}
+KVTRIM_INLINE floats odd_lanes(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+KVTRIM_INLINE floats zip_low(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+KVTRIM_INLINE floats zip_high(floats a, floats b) {
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
+                                    double sign) {
+    floats x;
+    for (int i = 0; i < 4; ++i) { x[i] = static_cast<float>(a[i] * b[i] + sign * (c[i] * d[i])); }
+    return x;
+}

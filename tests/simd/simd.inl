@@ -1,0 +1,86 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// Each primitive of a target through memory: included once per target by tests/simd/simd.cpp.
+
+namespace probes::KVTRIM_TARGET {
+
+using namespace kvtrim;
+using namespace kvtrim::simd::KVTRIM_TARGET;
+
+// out [lanes] = fn(x [lanes]) of the vectors that begin there.
+template <class Fn>
+std::vector<float> of(const std::vector<float>& in, Fn fn) {
+    std::vector<float> out(in.size());
+    for (index_t i = 0; i + lanes <= std::ssize(in); i += lanes) {
+        store(out.data() + i, fn(load(in.data() + i)));
+    }
+    return out;
+}
+
+inline std::vector<float> powers(const std::vector<float>& in) {
+    return of(
+        in, [&](floats x) __attribute__((always_inline)) { return exp2(x); });
+}
+inline std::vector<float> minima(const std::vector<float>& in, float other) {
+    return of(
+        in, [&](floats x) __attribute__((always_inline)) { return min(x, broadcast(other)); });
+}
+inline std::vector<float> maxima(const std::vector<float>& in, float other) {
+    return of(
+        in, [&](floats x) __attribute__((always_inline)) { return max(x, broadcast(other)); });
+}
+inline std::vector<float> magnitudes(const std::vector<float>& in) {
+    return of(
+        in, [&](floats x) __attribute__((always_inline)) { return absolute(x); });
+}
+// 1 where x > other, else 0, whatever x
+inline std::vector<float> comparisons(const std::vector<float>& in, float other) {
+    return of(
+        in, [&](floats x) __attribute__((always_inline)) {
+            const mask m = greater(x, broadcast(other));
+            const floats one = keep(m, broadcast(1.0f)), same = select(m, broadcast(1.0f), broadcast(0.0f));
+            return any(m) || sum_of_lanes(one) == 0 ? one * same + keep(m, x) * broadcast(0.0f)
+                                                    : broadcast(-1.0f);
+        });
+}
+// {sum, highest} of the first vector
+inline std::vector<float> folds(const std::vector<float>& in) {
+    return {sum_of_lanes(load(in.data())), highest_of_lanes(load(in.data()))};
+}
+// The first `count` elements through first_lanes, between values that must stay.
+inline std::vector<float> first_of(const std::vector<float>& in, index_t count) {
+    std::vector<float> out(static_cast<std::size_t>(2 * lanes), -1.0f);
+    const first_lanes some(count);
+    some.store(out.data(), some.load(in.data()));
+    store(out.data() + lanes, some.keep(load(in.data())));
+    out.push_back(static_cast<float>(some.count()));
+    return out;
+}
+inline std::vector<float> unzipped(const std::vector<float>& in) {
+    std::vector<float> out(static_cast<std::size_t>(4 * lanes));
+    const floats a = load(in.data()), b = load(in.data() + lanes);
+    const floats even = even_lanes(a, b), odd = odd_lanes(a, b);
+    store(out.data(), even);
+    store(out.data() + lanes, odd);
+    store(out.data() + 2 * lanes, zip_low(even, odd));
+    store(out.data() + 3 * lanes, zip_high(even, odd));
+    return out;
+}
+inline std::vector<float> products_of(const std::vector<double>& in) {
+    std::vector<float> out(static_cast<std::size_t>(lanes));
+    store(out.data(), round_products(in.data(), in.data() + 1, in.data() + 2, in.data() + 3, -1.0));
+    return out;
+}
+// Codes minus 8 of the low halves, and of the high ones.
+inline std::vector<float> nibbles_of(const std::vector<std::uint8_t>& in) {
+    std::vector<float> out(static_cast<std::size_t>(2 * lanes));
+    store(out.data(), load_low_nibbles(in.data()));
+    store(out.data() + lanes, load_high_nibbles(in.data()));
+    return out;
+}
+
+inline constexpr table probe_table{lanes, powers,   minima,   maxima,      magnitudes, comparisons,
+                                   folds, first_of, unzipped, products_of, nibbles_of};
+
+} // namespace probes::KVTRIM_TARGET
