@@ -109,7 +109,7 @@ TEST_CASE("criticalkv: bad fields are refused with the plan unchanged", "[policy
                     errc::ratio_out_of_range);
     const view five(layer.w.data(), {5, 16, 10});
     require_refusal(criticalkv(), layer.inputs().with_output_projection(five), request,
-                    errc::invalid_parameter, layer.queries().extent(0));
+                    errc::heads_not_divisible);
 }
 
 TEST_CASE("criticalkv: the defaults are the published ones", "[policy][paper]") {

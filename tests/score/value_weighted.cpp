@@ -183,7 +183,7 @@ TEST_CASE("value_weighted: bad input is named", "[score][errors]") {
     CHECK(even.validate(layer.inputs(), request).code() == errc::invalid_parameter);
     const view three(layer.w.data(), {3, 8, 24});
     CHECK(mean_weighted{}.validate(layer.inputs().with_output_projection(three), request).code() ==
-          errc::invalid_parameter); // four query heads
+          errc::heads_not_divisible);
 
     mean_weighted per_token;
     per_token.scope = norm_scope::per_token;
