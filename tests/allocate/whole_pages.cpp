@@ -105,7 +105,7 @@ TEST_CASE("whole_pages: what each rounding promises, for any lengths and protect
     }
 }
 
-TEST_CASE("whole_pages: bad fields, contracts and a small workspace are answered as by any allocator",
+TEST_CASE("whole_pages: bad fields, bad rows and a small workspace are answered as by any allocator",
           "[allocate][errors]") {
     CHECK(whole_pages<uniform>{}.validate().ok());
     CHECK(whole_pages<uniform>{{}, 0}.validate().code() == errc::invalid_parameter);

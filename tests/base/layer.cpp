@@ -92,6 +92,8 @@ TEST_CASE("layer: queries and W_O of another layer are refused, also where one h
     CHECK(with(view(memory.data(), {4, 3, 5}), w_of(4, 6)).needed() == 4);
     CHECK(std::string(with(queries, w_of(2, 6)).what()) ==
           "layer: W_O and the queries must agree in q_heads");
+    CHECK(with(queries, w_of(3, 6)).code() == errc::heads_not_divisible);
+    CHECK(with(view(memory.data(), {3, 3, 4}), w_of(4, 6)).code() == errc::heads_not_divisible);
     CHECK(with(queries, w_of(4, 4)).code() == errc::invalid_parameter);
     CHECK(with(queries, w_of(4, 4)).needed() == 6);
     CHECK(layer(keys, values).with_output_projection(w_of(2, 6)).validate().ok()); // no queries to agree with

@@ -320,8 +320,7 @@ TEST_CASE("validate_attention: bad input is answered, in this order", "[math]") 
     CHECK(validate_attention(layer.inputs(), request).needed() == 11);
     request.protect.rollback_tokens = 2;
     CHECK(validate_attention(layer.inputs(), request).ok());
-    const auto three_heads =
-        kvtrim::layer(layer.keys()).with_queries(support::view(layer.q.data(), {3, 8, 16}));
+    const auto three_heads = layer.inputs().with_queries(support::view(layer.q.data(), {3, 8, 16}));
     CHECK(validate_attention(three_heads, request).code() == errc::heads_not_divisible);
     const auto none = layer.inputs().with_queries(support::view(layer.q.data(), {4, 0, 16}));
     CHECK(validate_attention(none, request).code() == errc::invalid_parameter);

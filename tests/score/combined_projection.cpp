@@ -71,9 +71,9 @@ TEST_CASE("combine_projections: matrices that do not fit are refused, with nothi
     const std::vector<float> data(2 * 4 * 6);
     std::vector<float> out(2 * 4 * 6, -7);
     growing_workspace memory;
-    workspace scratch = memory.of_bytes(1 << 16);
     serial_executor ex;
     const support::view w_o(data.data(), {2, 3, 6});
+    workspace scratch = memory.of_bytes(combine_projections_bytes(w_o, ex));
     const auto answer = [&](const auto& w_uv, std::size_t room) {
         const status s = combine_projections(w_uv, w_o, std::span(out).first(room), scratch, ex);
         if (!s.ok()) { CHECK(out == std::vector<float>(2 * 4 * 6, -7)); }

@@ -217,6 +217,8 @@ TEST_CASE("projected value norm: bad input and a W_O of another layer are named"
     const auto text = [&](const auto& w_o) {
         return std::string(validate_projection(layer.inputs().with_output_projection(w_o)).what());
     };
+    CHECK(validate_projection(layer.inputs().with_output_projection(five)).code() ==
+          errc::heads_not_divisible);
     const gram_projection gram(narrow);
     const packed_projection packed(narrow);
     CHECK(text(narrow) == expected);

@@ -71,7 +71,8 @@ struct layer_inputs {
     }
 
     /// Returns the answer of a view that is not valid; invalid_parameter where values, queries or W_O belong to another layer
-    /// than the keys, or to each other's; rows_differ where query heads have different numbers of queries. O(heads).
+    /// than the keys, or to each other's; heads_not_divisible where their heads are no multiple of kv_heads; rows_differ where
+    /// query heads have different numbers of queries. O(heads).
     [[nodiscard]] constexpr status validate() const {
         if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }
         if constexpr (has_values) {
@@ -87,7 +88,7 @@ struct layer_inputs {
             }
         }
         if constexpr (has_queries) {
-            if (const status s = kvtrim::validate(queries); !s.ok()) { return s; }
+            if (const status s = validate_q_heads(queries); !s.ok()) { return s; }
             if (extent(queries, 2) != head_dim()) {
                 return {errc::invalid_parameter, "layer: queries and keys must agree in head_dim",
                         head_dim()};
@@ -112,10 +113,20 @@ struct layer_inputs {
     }
 
   private:
+    template <class View>
+    [[nodiscard]] constexpr status validate_q_heads(const View& view) const {
+        if (const status s = kvtrim::validate(view); !s.ok()) { return s; }
+        if (kv_heads() > 0 && extent(view, 0) % kv_heads() != 0) {
+            return {errc::heads_not_divisible, "layer: query heads must be a multiple of kv_heads"};
+        }
+        return {};
+    }
     // A prepared form of W_O without extents is asked by who reads it.
     [[nodiscard]] constexpr status validate_output_projection() const {
-        if (const status s = kvtrim::validate(output_projection); !s.ok()) { return s; }
-        if constexpr (requires { output_projection.extent(std::size_t{}); }) {
+        if constexpr (!requires { output_projection.extent(std::size_t{}); }) {
+            return kvtrim::validate(output_projection);
+        } else {
+            if (const status s = validate_q_heads(output_projection); !s.ok()) { return s; }
             if constexpr (has_queries) {
                 if (extent(output_projection, 0) != extent(queries, 0)) {
                     return {errc::invalid_parameter, "layer: W_O and the queries must agree in q_heads",
@@ -129,8 +140,8 @@ struct layer_inputs {
                             extent(values, 2)};
                 }
             }
+            return {};
         }
-        return {};
     }
 };
 

@@ -4,11 +4,11 @@
 
 // Scores of the candidate tokens of one layer: the plain data between scorer, allocator and selector.
 //
-//   offsets         [rows + 1]        row r is [offsets[r], offsets[r + 1]); a row is a KV head
-//   importance      [offsets[rows]]   what ranks the tokens; higher stays
-//   attention       [offsets[rows]]   what ranks stage one of a two-stage selection; empty if there is none
-//   protected_mass  [rows]            mean attention on the protected tokens; 0 where no attention is seen
-//   protected_tokens [rows]           tokens of the row that always stay and are no candidates; empty: none in any row
+//   offsets           [rows + 1]        row r is [offsets[r], offsets[r + 1]); a row is a KV head
+//   importance        [offsets[rows]]   what ranks the tokens; higher stays
+//   attention         [offsets[rows]]   what ranks stage one of a two-stage selection; empty if there is none
+//   protected_mass    [rows]            mean attention on the protected tokens; 0 where no attention is seen
+//   protected_tokens  [rows]            tokens of the row that always stay and are no candidates; empty: none in any row
 //
 // Column c of row r is cache row candidates(protect, tokens(r)).begin + c. Order: higher first, then the
 // lower flat index; NaN ranks below everything; +infinity marks a token that no finite score outranks.
