@@ -64,6 +64,10 @@ class ragged {
             return {errc::invalid_table, "ragged: offsets must not decrease"};
         }
         if (head_dim_ < 0) { return {errc::invalid_parameter, "ragged: head_dim must not be negative"}; }
+        constexpr index_t most = std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
+        if (head_dim_ > most / std::max<index_t>(1, offsets_.back())) {
+            return {errc::invalid_parameter, "ragged: rows of more elements than memory can hold"};
+        }
         if (data_ == nullptr && offsets_.back() > 0 && head_dim_ > 0) {
             return {errc::invalid_parameter, "ragged: data must not be null"};
         }
