@@ -15,6 +15,7 @@ struct compaction_report {
     index_t bytes_before = 0;
     index_t bytes_after = 0;
 
+    friend constexpr bool operator==(const compaction_report&, const compaction_report&) = default;
     friend constexpr compaction_report operator+(compaction_report a, compaction_report b) {
         return {a.bytes_before + b.bytes_before, a.bytes_after + b.bytes_after};
     }
