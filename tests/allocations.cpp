@@ -284,7 +284,7 @@ void check_caches_of_engines(index_t head_dim) {
     const auto run = [&] {
         for (const move_order order : {move_order::fewest, move_order::from_tail, move_order::in_order}) {
             done = done && plan_page_moves(plan, table, pool, {.order = order}, moves, scratch).ok();
-            move_rows(keys, moves);
+            done = done && move_rows(keys, moves).ok();
         }
         done = done && cache.spread(40, [](index_t, index_t, index_t) {}).ok() && cache.append(1).ok();
     };

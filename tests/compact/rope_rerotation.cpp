@@ -192,7 +192,7 @@ TEST_CASE("rerotate_keys: after a second cut, positions stored since the prompt 
     REQUIRE(compact_in_place(cache.view(), first).ok());
     REQUIRE(compact_in_place(cache.view(), second).ok());
     std::vector<std::int32_t> stored(odd.size());
-    second.gather_positions<std::int32_t>(0, first.kept(), stored);
+    REQUIRE(second.gather_positions<std::int32_t>(0, first.kept(), stored).ok());
     REQUIRE(rerotated(cache.view(), rope_of_model, {second.offsets(), stored}).ok());
     const keep_plan both = plan_of({oracle::token_set(stored.begin(), stored.end())});
     CHECK(worst_error<float>(m, both, 32, cache.view(),

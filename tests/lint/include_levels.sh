@@ -57,7 +57,7 @@ allocate/[^/]+\.hpp                             5
 select/row_fold\.hpp                            4.9
 select/chunked\.hpp                             5.5
 select/[^/]+\.hpp                               5
-compact/(check_plan|page_fates)\.hpp            4.9
+compact/(check_plan|overlap|page_fates)\.hpp            4.9
 compact/shared_cells\.hpp                       5.2
 compact/[^/]+\.hpp                              5
 prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4

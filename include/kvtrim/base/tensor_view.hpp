@@ -126,8 +126,8 @@ struct tensor_extents {
 
 /// A non-owning view of a strided array: element (i, j, k) is data[i * stride(0) + j * stride(1) + ...].
 ///
-/// Extents and strides are any integers, in elements. Not valid, and empty: an extent that is negative, more elements than
-/// memory can hold, null data unless an extent is 0.
+/// Extents and strides are any integers, in elements. Not valid, and empty: an extent that is negative, more elements or longer
+/// strides than memory can hold, null data unless an extent is 0.
 template <class T, std::size_t Rank>
 class strided {
     static_assert(element<T>, "kvtrim: this type is no element of a cache: specialise "
@@ -143,7 +143,7 @@ class strided {
 
     constexpr strided(T* data, const tensor_extents<Rank>& extents, const tensor_extents<Rank>& strides)
         : data_(data), extents_(extents.values), strides_(strides.values),
-          problem_(problem_of(data, extents.values)) {
+          problem_(problem_of(data, extents.values, strides.values)) {
         if (problem_ != nullptr) { extents_ = {}; }
     }
 
@@ -184,7 +184,7 @@ class strided {
         return strides;
     }
 
-    static constexpr const char* problem_of(const T* data, const indices& extents) {
+    static constexpr const char* problem_of(const T* data, const indices& extents, const indices& strides) {
         bool empty = false;
         for (const index_t e : extents) {
             if (e < 0) { return "strided: extents must not be negative"; }
@@ -193,7 +193,17 @@ class strided {
         if (!detail::fits_in_memory(extents, sizeof(T))) {
             return "strided: extents of more elements than memory can hold";
         }
-        return empty || data != nullptr ? nullptr : "strided: data must not be null";
+        if (empty) { return nullptr; }
+        index_t reach = std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
+        for (std::size_t r = 0; r < Rank; ++r) {
+            if (extents[r] == 1) { continue; }
+            const index_t longest = reach / (extents[r] - 1);
+            if (strides[r] > longest || strides[r] < -longest) {
+                return "strided: strides that lead beyond what memory can hold";
+            }
+            reach -= (strides[r] < 0 ? -strides[r] : strides[r]) * (extents[r] - 1);
+        }
+        return data != nullptr ? nullptr : "strided: data must not be null";
     }
 
     T* data_;

@@ -11,10 +11,13 @@
 // the memory back in one piece, see compact/flat.hpp.
 //
 // A cache of another kind takes part with move_row(head, from, to) and a row count per head; asked for a report, it must
-// also say what a row occupies: row_bytes().
-// Errors: errc::plan_mismatch, with the cache unchanged. Cost: every moved row read and written once.
+// also say what a row occupies: row_bytes(); so that overlaps are found, memory() (compact/overlap.hpp).
+// Keys and values may share memory: rows of values inside the rows of keys (MLA) or the same tensor move once.
+// Errors: what validate(view) says; plan_mismatch; views_overlap. The cache is unchanged then.
+// Cost: every moved row read and written once.
 
 #include <kvtrim/compact/check_plan.hpp>
+#include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/kernels/move_rows.hpp>
 
 namespace kvtrim {
@@ -76,22 +79,42 @@ template <class V>
     return report_rows(cache, plan, row_bytes(cache), row_bytes(cache));
 }
 
+template <class V>
+constexpr void require_writable() {
+    if constexpr (!movable_rows<V>) {
+        static_assert(
+            !std::is_const_v<std::remove_reference_t<decltype(*std::declval<const V&>().data_handle())>>,
+            "kvtrim: compact_in_place moves rows: pass a view of elements that are not const");
+    }
+}
+
+// Moves what `moved` says after all checks.
+template <class K, class V>
+[[nodiscard]] status compact_both(const K& keys, const V& values, const keep_plan& plan, moved_views& moved) {
+    require_writable<K>();
+    require_writable<V>();
+    if (const status s = check_plan(keys, plan); !s.ok()) { return s; }
+    if (const status s = check_plan(values, plan); !s.ok()) { return s; }
+    if (const status s = check_movable(memory_of(keys), memory_of(values), moved); !s.ok()) { return s; }
+    if (moved.first) { move_survivors(keys, plan); }
+    if (moved.second) { move_survivors(values, plan); }
+    return {};
+}
+
 } // namespace detail
 
-// Compacts one tensor [kv_heads, tokens, head_dim].
+/// Compacts one tensor [kv_heads, tokens, head_dim].
 template <class V>
     requires(strided_view<V, 3> || movable_rows<V>)
 [[nodiscard]] status compact_in_place(const V& cache, const keep_plan& plan) {
-    if constexpr (!movable_rows<V>) {
-        static_assert(!std::is_const_v<std::remove_reference_t<decltype(*cache.data_handle())>>,
-                      "kvtrim: compact_in_place moves rows: pass a view of elements that are not const");
-    }
+    detail::require_writable<V>();
     if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
+    if (const status s = check_movable(memory_of(cache)); !s.ok()) { return s; }
     detail::move_survivors(cache, plan);
     return {};
 }
 
-// The same, with a report unless it is null.
+/// The same, with a report unless it is null.
 template <class V>
     requires(strided_view<V, 3> || movable_rows<V>)
 [[nodiscard]] status compact_in_place(const V& cache, const keep_plan& plan, compaction_report* report) {
@@ -100,20 +123,24 @@ template <class V>
     return s;
 }
 
-// Compacts keys and values; both are checked before either is changed.
+/// Compacts keys and values; both, and what memory they share, are checked before either is changed.
 template <class K, class V>
 [[nodiscard]] status compact_in_place(const K& keys, const V& values, const keep_plan& plan) {
-    if (const status s = check_plan(values, plan); !s.ok()) { return s; }
-    if (const status s = compact_in_place(keys, plan); !s.ok()) { return s; }
-    return compact_in_place(values, plan);
+    moved_views moved;
+    return detail::compact_both(keys, values, plan, moved);
 }
 
+/// The same, with a report unless it is null: bytes that both share are counted once.
 template <class K, class V>
 [[nodiscard]] status compact_in_place(const K& keys, const V& values, const keep_plan& plan,
                                       compaction_report* report) {
-    const status s = compact_in_place(keys, values, plan);
+    moved_views moved;
+    const status s = detail::compact_both(keys, values, plan, moved);
     if (s.ok() && report != nullptr) {
-        *report = detail::report_in_place(keys, plan) + detail::report_in_place(values, plan);
+        compaction_report all;
+        if (moved.first) { all = all + detail::report_in_place(keys, plan); }
+        if (moved.second) { all = all + detail::report_in_place(values, plan); }
+        *report = all;
     }
     return s;
 }

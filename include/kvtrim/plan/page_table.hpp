@@ -45,7 +45,8 @@ struct page_layout {
             return {errc::invalid_parameter,
                     "page layout: pages must hold tokens, and not be a negative number"};
         }
-        if (pages > std::numeric_limits<std::int32_t>::max() / page_tokens) {
+        constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+        if (page_tokens > most || pages > most / page_tokens) {
             return {errc::index_overflow, "page layout: a pool has at most 2^31 - 1 slots", pages};
         }
         return {};

@@ -19,6 +19,7 @@
 // Numerics: kernels/blocks.hpp; every policy gives the bits that it gives over the decoded floats.
 
 #include <kvtrim/base/contract.hpp>
+#include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/kernels/blocks.hpp>
 
 #include <array>
@@ -67,6 +68,14 @@ class ggml_rows {
     void move_row(index_t head, index_t from, index_t to) const requires(!std::is_const_v<Block>) {
         const auto bytes = static_cast<std::size_t>(row_bytes());
         if (bytes > 0) { std::memmove(row(head, to), row(head, from), bytes); }
+    }
+
+    // What the rows occupy.
+    [[nodiscard]] std::array<strided_bytes, 1> memory() const {
+        return std::array{strided_bytes{.first = data_,
+                                        .extents = {1, extents_[0], extents_[1], 1},
+                                        .strides = {0, strides_[0], strides_[1], 0},
+                                        .bytes = row_bytes()}};
     }
 
     // The first block of a row.

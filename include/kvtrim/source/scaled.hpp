@@ -19,6 +19,7 @@
 //
 // Numerics: kernels/scaled_codes.hpp; every policy gives the bits that it gives over the decoded floats.
 
+#include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/base/tensor_view.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
 #include <kvtrim/kernels/widen.hpp>
@@ -98,6 +99,23 @@ class scaled_rows {
                 move_scales(scales_.zeros, scale_offset(head, from), scale_offset(head, to));
             }
         }
+    }
+
+    // What a row's move writes: codes, and the scales and zero points that are the row's own.
+    [[nodiscard]] std::array<strided_bytes, 3> memory() const {
+        const auto table = [&](const float* floats) {
+            const bool moves = floats != nullptr && scales_.is_per_token();
+            return strided_bytes{.first = floats,
+                                 .extents = {1, extents_[0], extents_[1], moves ? scales_per_row() : 0},
+                                 .strides = {0, to_bytes(scales_.strides[0], sizeof(float)),
+                                             to_bytes(scales_.strides[1], sizeof(float)), sizeof(float)},
+                                 .bytes = sizeof(float)};
+        };
+        return {strided_bytes{.first = codes_,
+                              .extents = {1, extents_[0], extents_[1], extents_[2]},
+                              .strides = {0, strides_[0], strides_[1], 1},
+                              .bytes = 1},
+                table(scales_.scales), table(scales_.zeros)};
     }
 
     [[nodiscard]] Code* row(index_t head, index_t token) const {
