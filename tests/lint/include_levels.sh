@@ -19,6 +19,7 @@ kernels/cpu\.hpp                                2.5
 kernels/ordered_bits\.hpp                       2.7
 kernels/avx2\.hpp                               2.9
 kernels/rows\.hpp                               3.2
+kernels/encode\.hpp                             3.2
 kernels/(block_ops|query_tile|quadratic_forms|projection_ops)\.hpp 3.2
 kernels/window_ops\.hpp                         3.3
 kernels/(lanes_avx512|decode_tile)\.hpp                3.3
@@ -29,7 +30,7 @@ kernels/compiled\.hpp                           3.47
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
 math/[^/]+\.hpp                                 3
-plan/move_plan\.hpp                             3.1
+plan/(move_plan|row_positions)\.hpp             3.1
 plan/[^/]+\.hpp                                 3
 
 aggregate/attention_tile\.hpp                   3.8
@@ -43,7 +44,7 @@ allocate/[^/]+\.hpp                             5
 select/row_fold\.hpp                            4.9
 select/chunked\.hpp                             5.5
 select/[^/]+\.hpp                               5
-compact/(check_plan|page_fates)\.hpp            4.9
+compact/(check_plan|page_fates|rotate_rows)\.hpp 4.9
 compact/shared_cells\.hpp                       5.2
 compact/[^/]+\.hpp                              5
 prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4
