@@ -24,6 +24,7 @@
 // becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every level.
 
 #include <kvtrim/kernels/blocks.hpp>
+#include <kvtrim/kernels/scaled_codes.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -116,16 +117,12 @@ void encode_blocks(const float* x, index_t count, Block* blocks) {
     for (index_t b = 0; b < count; ++b) { detail::encode_block(x + b * Block::elements, blocks[b]); }
 }
 
-/// Scales and zero points of a row, as scaled_codes.hpp reads them; zero null: 0 everywhere.
-template <class Float>
-struct row_scales {
-    Float* scale;
-    Float* zero;
+/// Where the new scale and zero point of a row go; the way back of code_scales.
+struct new_scales {
+    float* scale;
+    float* zero;  // null: 0 everywhere
     index_t step; // 0: of the row, 1: of each channel
 };
-
-template <class Float>
-row_scales(Float*, Float*, index_t) -> row_scales<Float>;
 
 namespace detail {
 
@@ -180,7 +177,7 @@ void encode_group(const float* x, index_t count, Code* codes, float* scale, floa
 
 /// New scales, zero points and codes. Requires count > 0 and step 0 or 1.
 template <class Code>
-void encode_row(const float* x, index_t count, Code* codes, const row_scales<float>& to) {
+void encode_row(const float* x, index_t count, Code* codes, const new_scales& to) {
     const index_t group = to.step == 0 ? count : 1;
     for (index_t i = 0; i < count; i += group) {
         detail::encode_group(x + i, group, codes + i, to.scale + i * to.step,
@@ -189,8 +186,8 @@ void encode_row(const float* x, index_t count, Code* codes, const row_scales<flo
 }
 
 /// Codes by scales that stay. Requires count > 0 and step 0 or 1.
-template <class Code, class Float>
-void encode_with_scales(const float* x, index_t count, Code* codes, const row_scales<Float>& by) {
+template <class Code>
+void encode_with_scales(const float* x, index_t count, Code* codes, const code_scales& by) {
     const index_t group = by.step == 0 ? count : 1;
     for (index_t i = 0; i < count; i += group) {
         detail::encode_by(x + i, group, by.scale[i * by.step],
