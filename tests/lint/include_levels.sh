@@ -37,12 +37,13 @@ kernels/tile_ops\.hpp                           3.35
 kernels/query_tile\.hpp                         3.36
 kernels/(lanes_avx512|decode_tile)\.hpp         3.38
 kernels/([^/]+_avx(2|512)|query_tile_amx)\.hpp  3.4
+kernels/encode\.hpp                             3.2
 kernels/dispatch\.hpp                           3.45
 kernels/compiled\.hpp                           3.47
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
 math/[^/]+\.hpp                                 3
-plan/move_plan\.hpp                             3.1
+plan/(move_plan|row_positions)\.hpp             3.1
 plan/[^/]+\.hpp                                 3
 
 aggregate/attention_tile\.hpp                   3.8
@@ -57,7 +58,7 @@ allocate/[^/]+\.hpp                             5
 select/row_fold\.hpp                            4.9
 select/chunked\.hpp                             5.5
 select/[^/]+\.hpp                               5
-compact/(check_plan|overlap|page_fates)\.hpp            4.9
+compact/(check_plan|overlap|page_fates|rotate_rows)\.hpp 4.9
 compact/shared_cells\.hpp                       5.2
 compact/[^/]+\.hpp                              5
 prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4

@@ -56,6 +56,11 @@ class ragged {
         const T* rows = row(head, first);
         for (index_t i = 0; i < count * head_dim_; ++i) { tile[i] = to_float(rows[i]); }
     }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(detail::indexes_writable_elements<strided<T, 3>>) {
+        T* rows = row(head, first);
+        for (index_t i = 0; i < count * head_dim_; ++i) { rows[i] = element_traits<T>::from_float(tile[i]); }
+    }
 
   private:
     [[nodiscard]] status check() const {

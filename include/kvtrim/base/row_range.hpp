@@ -25,6 +25,16 @@ class row_range {
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         kvtrim::load_rows(view_, head, first_ + first, count, tile);
     }
+    void store_rows(index_t head, index_t first, index_t count,
+                    const float* tile) const requires row_store<V> {
+        kvtrim::store_rows(view_, head, first_ + first, count, tile);
+    }
+    [[nodiscard]] auto first_channels(index_t count) const {
+        const auto channels = kvtrim::first_channels(view_, count);
+        return kvtrim::row_range<std::remove_const_t<decltype(channels)>>(channels, first_, extent(1));
+    }
+    [[nodiscard]] auto written_places() const requires requires(const V& v) { v.written_places(); }
+    { return view_.written_places(); }
 
   private:
     [[nodiscard]] status check() const {

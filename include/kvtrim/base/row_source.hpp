@@ -16,6 +16,10 @@
 //                        reports of compaction; has_bf16_rows() and load_bf16_rows(head, first, count, bf16* tile),
 //                        the rows as they are kept, for processors that multiply bf16 (kernels/rows.hpp);
 //                        validate(), a status that says why a view is not to be read (base/status.hpp)
+//                        To be written: store_rows(head, first, count, const float* tile), the way back of load_rows;
+//                        first_channels(count), the rows' first channels as a source of their own, at least so many, where
+//                        these are written without touching the others; written_places(), the pages or slots that rows are
+//                        written to (int32), of which none may stand there twice
 //
 // All three give the same floats, so a policy's result does not depend on the layout. The one exception: on a processor with
 // AMX, keys and queries that both are bf16 rows are multiplied as such, and scores are the same within rounding.
@@ -36,6 +40,23 @@ concept row_source = requires(const V& v, index_t i, float* tile) {
 
 template <class V>
 concept cache_view = row_source<V> || tensor_view<V, 3>;
+
+namespace detail {
+
+// Indexing yields elements that floats may be assigned to.
+template <class V>
+concept indexes_writable_elements = tensor_view<V, 3> && requires(const V& v, index_t i) {
+    requires std::is_lvalue_reference_v<decltype(at(v, i, i, i))>;
+    at(v, i, i, i) = element_traits<std::remove_cvref_t<decltype(at(v, i, i, i))>>::from_float(0.0f);
+};
+
+} // namespace detail
+
+/// A view whose rows can be written, too: store_rows() takes it.
+template <class V>
+concept row_store = cache_view<V> &&
+    (detail::indexes_writable_elements<V> ||
+     requires(const V& v, index_t i, const float* tile) { v.store_rows(i, i, i, tile); });
 
 // Rows of one head: tokens in the cache, queries in the window, or channels of W_O.
 template <class V>
@@ -146,6 +167,54 @@ void load_rows(const V& view, index_t head, index_t first, index_t count, float*
                 tile[t * length + d] = to_float(at(view, head, first + t, d));
             }
         }
+    }
+}
+
+/// Writes tile [count, extent(2)] to rows [first, first + count) of a head: rounded to the elements, or quantised anew as the
+/// source says.
+template <row_store V>
+void store_rows(const V& view, index_t head, index_t first, index_t count, const float* tile) {
+    const index_t length = extent(view, 2);
+    if (length == 0) { return; }
+    if constexpr (row_source<V>) {
+        view.store_rows(head, first, count, tile);
+    } else {
+        using value = std::remove_cvref_t<decltype(at(view, head, first, first))>;
+        if constexpr (strided_view<V, 3>) {
+            const auto row_stride = static_cast<index_t>(view.stride(1));
+            const auto step = static_cast<index_t>(view.stride(2));
+            auto* base =
+                view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * row_stride;
+            if (step != 1) { // transposed: channels outside, so that writes stay sequential
+                for (index_t d = 0; d < length; ++d) {
+                    for (index_t t = 0; t < count; ++t) {
+                        base[t * row_stride + d * step] =
+                            element_traits<value>::from_float(tile[t * length + d]);
+                    }
+                }
+                return;
+            }
+        }
+        for (index_t t = 0; t < count; ++t) {
+            for (index_t d = 0; d < length; ++d) {
+                at(view, head, first + t, d) = element_traits<value>::from_float(tile[t * length + d]);
+            }
+        }
+    }
+}
+
+/// The first channels of every row as a view of its own: `count` of them, or as many as cannot be written without one another.
+/// Requires 0 <= count <= extent(2). Heads may have fewer rows than it says.
+template <cache_view V>
+[[nodiscard]] constexpr auto first_channels(const V& view, index_t count) {
+    if constexpr (requires { view.first_channels(count); }) {
+        return view.first_channels(count);
+    } else if constexpr (!row_source<V> && strided_view<V, 3>) {
+        return strided(view.data_handle(), {extent(view, 0), extent(view, 1), count},
+                       {static_cast<index_t>(view.stride(0)), static_cast<index_t>(view.stride(1)),
+                        static_cast<index_t>(view.stride(2))});
+    } else {
+        return view;
     }
 }
 

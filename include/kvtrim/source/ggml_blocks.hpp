@@ -13,6 +13,7 @@
 // A head's slice must begin on a block border, so head_dim is a multiple of 32; blocks are made of 16-bit words, so strides
 // are even. V as blocks lies like K: llama.cpp transposes only a V of f32, f16 or bf16, which is a strided view.
 // Rows move whole (compact_in_place), so what survives keeps its bits; gather() copies them as decoded floats.
+// Rows that are written back (store_rows) get new scales and codes, block by block: kernels/encode.hpp states the error.
 // A cache that was multiplied by a rotation before it was quantised (llama.cpp does so for some types) has other values:
 // products with queries rotated alike and L2 norms are the same, projected L1 norms only with W_O rotated too.
 //
@@ -21,6 +22,7 @@
 #include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/kernels/blocks.hpp>
+#include <kvtrim/kernels/encode.hpp>
 
 #include <array>
 #include <cstddef>
@@ -76,6 +78,17 @@ class ggml_rows {
                                         .extents = {1, extents_[0], extents_[1], 1},
                                         .strides = {0, strides_[0], strides_[1], 0},
                                         .bytes = row_bytes()}};
+    }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(!std::is_const_v<Block> && kernels::has_encoder<block>) {
+        for (index_t t = first; t < first + count; ++t, tile += extents_[2]) {
+            kernels::encode_blocks(tile, blocks_per_row(), row(head, t));
+        }
+    }
+    [[nodiscard]] ggml_rows first_channels(index_t count) const { // of whole blocks
+        ggml_rows channels = *this;
+        channels.extents_[2] = (count + block::elements - 1) / block::elements * block::elements;
+        return channels;
     }
 
     // The first block of a row.

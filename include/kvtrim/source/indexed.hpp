@@ -54,6 +54,18 @@ class indexed_rows {
             tile += run * extent(2);
         });
     }
+    void store_rows(index_t head, index_t first, index_t count,
+                    const float* tile) const requires row_store<Slots> {
+        for_each_run(first, count, [&](index_t slot, index_t run) {
+            kernels::store_rows(slots_, head, slot, run, tile);
+            tile += run * extent(2);
+        });
+    }
+    [[nodiscard]] auto first_channels(index_t count) const {
+        const auto channels = kvtrim::first_channels(slots_, count);
+        return kvtrim::indexed_rows<std::remove_const_t<decltype(channels)>>(channels, indices_);
+    }
+    [[nodiscard]] std::span<const std::int32_t> written_places() const { return indices_; }
     [[nodiscard]] index_t row_bytes() const requires requires(const Slots& s) { s.row_bytes(); }
     { return slots_.row_bytes(); }
 

@@ -13,6 +13,8 @@
 //
 // The row of the table is checked when the source is made (plan/page_table.hpp); give the layout the number of pages, and a page
 // outside the pool is refused. The views they are made of must live, and stay as they were, as long as the source.
+// Made of a pool that is not const, rows can be written (store_rows): never pages that other requests read; plan_page_moves
+// copies those first.
 // Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
 // To evict: compact/page_moves.hpp.
 
@@ -103,6 +105,23 @@ void load_paged(const T* from, const page_layout& layout, std::span<const std::i
     }
 }
 
+// The way back. Whole pages at a time, too.
+template <class T>
+void store_paged(T* to, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
+                 index_t count, index_t head_dim, const float* tile) {
+    while (count > 0) {
+        const index_t offset = first % layout.page_tokens;
+        const index_t run = std::min(layout.page_tokens - offset, count);
+        T* rows = to + pages[static_cast<std::size_t>(first / layout.page_tokens)] * layout.page_stride +
+                  offset * layout.token_stride;
+        kernels::store_rows(strided<T, 3>(rows, {1, run, head_dim}, {0, layout.token_stride, 1}), 0, 0, run,
+                            tile);
+        first += run;
+        count -= run;
+        tile += run * head_dim;
+    }
+}
+
 // Rows of a page table that a source reads.
 struct table_rows {
     index_t first;
@@ -135,11 +154,12 @@ struct table_rows {
 
 } // namespace detail
 
-template <class T>
+/// Pool is const T, or T for rows that can be written.
+template <class T, class Pool = const T>
 class paged_rows {
   public:
     /// Not valid, and empty: what validate_rows() says of the request's row, negative extents, rows without data. O(pages).
-    paged_rows(const T* pool, const page_layout& layout, const page_table& table, index_t request,
+    paged_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                index_t kv_heads, index_t head_dim)
         : pool_(pool), layout_(layout),
           validity_(detail::validate_paged(pool, layout, table, {request, 1}, kv_heads, head_dim)) {
@@ -155,19 +175,30 @@ class paged_rows {
         return r == 0 ? kv_heads_ : r == 1 ? tokens_ : head_dim_;
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        detail::load_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
-                           tile);
+        detail::load_paged<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
+                              tile);
     }
     [[nodiscard]] static constexpr bool has_bf16_rows() { return std::is_same_v<T, bf16>; }
     void load_bf16_rows(index_t head, index_t first, index_t count,
                         bf16* tile) const requires std::is_same_v<T, bf16> {
-        detail::load_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
-                           tile);
+        detail::load_paged<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
+                              tile);
     }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(kvtrim::detail::indexes_writable_elements<strided<Pool, 3>>) {
+        detail::store_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
+                            tile);
+    }
+    [[nodiscard]] paged_rows first_channels(index_t count) const {
+        paged_rows channels = *this;
+        channels.head_dim_ = count;
+        return channels;
+    }
+    [[nodiscard]] std::span<const std::int32_t> written_places() const { return pages_; }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
 
   private:
-    const T* pool_;
+    Pool* pool_;
     page_layout layout_;
     status validity_;
     std::span<const std::int32_t> pages_;
@@ -177,11 +208,16 @@ class paged_rows {
 };
 
 template <class T>
+paged_rows(T*, const page_layout&, const page_table&, index_t, index_t, index_t)
+    -> paged_rows<std::remove_const_t<T>, T>;
+
+/// Pool is const T, or T for rows that can be written.
+template <class T, class Pool = const T>
 class paged_head_rows {
   public:
     /// Not valid, and empty: what validate_rows() says of the request's kv_heads rows, negative extents, rows without data.
     /// O(pages of all heads).
-    paged_head_rows(const T* pool, const page_layout& layout, const page_table& table, index_t request,
+    paged_head_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                     index_t kv_heads, index_t head_dim)
         : pool_(pool), layout_(layout), table_(table), first_row_(detail::first_row_of(request, kv_heads)),
           validity_(detail::validate_paged(pool, layout, table, {first_row_, kv_heads}, kv_heads, head_dim)) {
@@ -189,6 +225,12 @@ class paged_head_rows {
         kv_heads_ = kv_heads;
         head_dim_ = head_dim;
         for (index_t h = 0; h < kv_heads; ++h) { longest_ = std::max(longest_, rows(h)); }
+        if (kv_heads > 0) { // rows of one request follow each other
+            const auto begin = static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(first_row_)]);
+            const auto end =
+                static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(first_row_ + kv_heads)]);
+            places_ = table.indices.subspan(begin, end - begin);
+        }
     }
 
     [[nodiscard]] status validate() const { return validity_; }
@@ -199,24 +241,39 @@ class paged_head_rows {
         return table_.tokens(first_row_ + head, layout_.page_tokens);
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        detail::load_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+        detail::load_paged<T>(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
     [[nodiscard]] static constexpr bool has_bf16_rows() { return std::is_same_v<T, bf16>; }
     void load_bf16_rows(index_t head, index_t first, index_t count,
                         bf16* tile) const requires std::is_same_v<T, bf16> {
-        detail::load_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+        detail::load_paged<T>(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(kvtrim::detail::indexes_writable_elements<strided<Pool, 3>>) {
+        detail::store_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+    }
+    [[nodiscard]] paged_head_rows first_channels(index_t count) const {
+        paged_head_rows channels = *this;
+        channels.head_dim_ = count;
+        return channels;
+    }
+    [[nodiscard]] std::span<const std::int32_t> written_places() const { return places_; }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
 
   private:
-    const T* pool_;
+    Pool* pool_;
     page_layout layout_;
     page_table table_;
+    std::span<const std::int32_t> places_;
     index_t first_row_;
     status validity_;
     index_t kv_heads_ = 0;
     index_t longest_ = 0;
     index_t head_dim_ = 0;
 };
+
+template <class T>
+paged_head_rows(T*, const page_layout&, const page_table&, index_t, index_t, index_t)
+    -> paged_head_rows<std::remove_const_t<T>, T>;
 
 } // namespace kvtrim

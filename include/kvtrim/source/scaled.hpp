@@ -16,11 +16,14 @@
 // stores a minimum m (x = scale * code + m) passes -m / scale.
 // Rows move whole (compact_in_place), and a scale that belongs to a token of one head moves with its row. Groups of
 // tokens that share a per-channel scale (KIVI) are no such cache: a row cannot leave its group without new codes.
+// Rows that are written back (store_rows) get a new scale and zero point where these are the token's own; where others share
+// them, they stay, and codes are rounded anew and saturate. kernels/encode.hpp states the error.
 //
 // Numerics: kernels/scaled_codes.hpp; every policy gives the bits that it gives over the decoded floats.
 
 #include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/base/tensor_view.hpp>
+#include <kvtrim/kernels/encode.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
 #include <kvtrim/kernels/widen.hpp>
 
@@ -116,6 +119,28 @@ class scaled_rows {
                               .strides = {0, strides_[0], strides_[1], 1},
                               .bytes = 1},
                 table(scales_.scales), table(scales_.zeros)};
+    }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(!std::is_const_v<Code>) {
+        const index_t length = extents_[2];
+        for (index_t t = first; t < first + count; ++t, tile += length) {
+            const index_t at = scale_offset(head, t);
+            Float* const zeros = scales_.zeros != nullptr ? scales_.zeros + at : nullptr;
+            if constexpr (!std::is_const_v<Float>) {
+                if (scales_.is_per_token()) {
+                    kernels::encode_row(tile, length, row(head, t),
+                                        {scales_.scales + at, zeros, scales_.strides[2]});
+                    continue;
+                }
+            }
+            kernels::encode_with_scales(tile, length, row(head, t),
+                                        {scales_.scales + at, zeros, scales_.strides[2]});
+        }
+    }
+    [[nodiscard]] scaled_rows first_channels(index_t count) const {
+        scaled_rows channels = *this; // whole rows where all channels get a new scale
+        if (!scales_.is_per_token() || scales_.strides[2] != 0) { channels.extents_[2] = count; }
+        return channels;
     }
 
     [[nodiscard]] Code* row(index_t head, index_t token) const {
