@@ -18,7 +18,7 @@ base/[^/]+\.hpp                                 2
 kernels/cpu\.hpp                                2.5
 kernels/ordered_bits\.hpp                       2.7
 kernels/avx2\.hpp                               2.9
-kernels/rows\.hpp                               3.2
+kernels/(rows|block_formats)\.hpp                3.2
 kernels/(block_ops|query_tile|quadratic_forms|projection_ops)\.hpp 3.2
 kernels/window_ops\.hpp                         3.3
 kernels/(lanes_avx512|decode_tile)\.hpp                3.3
@@ -33,6 +33,7 @@ plan/move_plan\.hpp                             3.1
 plan/[^/]+\.hpp                                 3
 
 aggregate/attention_tile\.hpp                   3.8
+source/ggml_tensor\.hpp                         3.95
 source/[^/]+\.hpp                               3.9
 policy/(concepts|candidate_rows)\.hpp           4
 aggregate/[^/]+\.hpp                            4.5
