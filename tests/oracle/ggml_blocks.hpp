@@ -60,8 +60,8 @@ inline float element_of_block(const ggml_format& format, const unsigned char* bl
     }
 }
 
-inline float element_of_row(const ggml_format& format, const unsigned char* row, std::ptrdiff_t i) {
-    return element_of_block(format, row + i / 32 * format.bytes, static_cast<int>(i % 32));
+inline float element_of_row(const ggml_format& format, const unsigned char* blocks, std::ptrdiff_t i) {
+    return element_of_block(format, blocks + i / 32 * format.bytes, static_cast<int>(i % 32));
 }
 
 } // namespace oracle

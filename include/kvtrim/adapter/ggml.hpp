@@ -99,9 +99,13 @@ static_assert(ggml_type_number<float> == GGML_TYPE_F32 && ggml_type_number<f16> 
     if (tensor.ne[2] != 1) {
         return ggml_tensor_rows::invalid("ggml: rows of heads have 2 axes: view one stream");
     }
-    return ggml_tensor_rows::heads_in_row(
-        tensor.type, tensor.data, {row.heads, tensor.ne[1], tensor.ne[0] / row.heads},
-        {static_cast<index_t>(tensor.nb[1]), static_cast<index_t>(tensor.nb[0])});
+    const auto rows = ggml_tensor_rows::heads_in_row(tensor.type, tensor.data,
+                                                     {row.heads, tensor.ne[1], tensor.ne[0] / row.heads},
+                                                     static_cast<index_t>(tensor.nb[1]));
+    if (rows.validate().ok() && tensor.nb[0] != ggml_type_size(tensor.type)) {
+        return ggml_tensor_rows::invalid("ggml: elements or blocks of a row lie one after the other");
+    }
+    return rows;
 }
 
 // Whether `out` has the type of the rows, and is now their view.

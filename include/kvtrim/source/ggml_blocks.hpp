@@ -42,7 +42,8 @@ struct byte_axis {
     index_t extent, stride;
 };
 
-// Whether an array of such axes, elements of `bytes` each, has neither more elements nor farther ones than addresses can name.
+// Whether an array of such axes, elements of at most `bytes` each in memory and as floats, has neither more elements nor
+// farther ones than addresses can name.
 [[nodiscard]] constexpr bool is_addressable(std::span<const byte_axis> axes, index_t bytes) {
     constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<index_t>::max());
     std::uint64_t room = most, elements = most / static_cast<std::uint64_t>(bytes);
@@ -76,12 +77,13 @@ class ggml_rows {
     /// apart. Not valid, and empty: as above, but kv_heads * head_dim has to be a multiple of 32.
     [[nodiscard]] static ggml_rows heads_in_row(Block* data, const std::array<index_t, 3>& extents,
                                                 index_t token_stride) {
+        const auto product = [](index_t a, index_t b) { // the largest number where there is none
+            return a == 0 || (a > 0 && 0 <= b && b <= most / a) ? a * b : most;
+        };
         if (extents[2] % block::elements == 0) {
-            return {data, extents, {extents[2] / block::elements * block_bytes, token_stride}};
+            return {data, extents, {product(block_bytes, extents[2] / block::elements), token_stride}};
         }
-        constexpr index_t most = std::numeric_limits<index_t>::max();
-        const bool overflows = extents[0] > 0 && extents[2] > most / extents[0];
-        return ggml_rows(data, extents, {0, token_stride}, overflows ? most : extents[0] * extents[2]);
+        return ggml_rows(data, extents, {0, token_stride}, product(extents[0], extents[2]));
     }
 
     /// The same rows, to read only.
@@ -103,7 +105,10 @@ class ggml_rows {
     }
     [[nodiscard]] index_t extent(std::size_t r) const { return extents_[r]; }
     /// Bytes of a head's slice of a token; rounded down where it ends inside a block.
-    [[nodiscard]] index_t row_bytes() const { return extents_[2] * block_bytes / block::elements; }
+    [[nodiscard]] index_t row_bytes() const {
+        return extents_[2] / block::elements * block_bytes +
+               extents_[2] % block::elements * block_bytes / block::elements;
+    }
 
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         const index_t length = extents_[2];
@@ -149,6 +154,7 @@ class ggml_rows {
     friend class ggml_rows<const Block>;
 
     using byte = std::conditional_t<std::is_const_v<Block>, const std::byte, std::byte>;
+    static constexpr index_t most = std::numeric_limits<index_t>::max();
     static constexpr auto block_bytes = static_cast<index_t>(sizeof(block));
     // Rows with gaps are few cache lines here and there, which no processor guesses.
     static constexpr index_t rows_ahead = 12;
@@ -167,13 +173,12 @@ class ggml_rows {
         }
         if (row_elements % block::elements != 0) {
             return "ggml_rows: rows are whole blocks: head_dim, or kv_heads * head_dim of heads in one row, "
-                   "must be a "
-                   "multiple of 32";
+                   "must be a multiple of 32";
         }
         const std::array<detail::byte_axis, 3> axes{{{together_ ? 1 : extents_[0], strides_[0]},
                                                      {extents_[1], strides_[1]},
                                                      {row_elements / block::elements, block_bytes}}};
-        if (!detail::is_addressable(axes, block_bytes)) {
+        if (!detail::is_addressable(axes, block::elements * index_t{sizeof(float)})) {
             return "ggml_rows: extents or strides beyond what memory can hold";
         }
         if (strides_[0] % 2 != 0 || strides_[1] % 2 != 0 ||

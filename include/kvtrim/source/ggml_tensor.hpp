@@ -46,11 +46,6 @@ inline constexpr int ggml_type_number<block_iq4_nl> = 20;
 
 namespace detail {
 
-// Of a token's row: bytes from one token to the next, and from one element or block to the next.
-struct row_strides {
-    index_t token, element;
-};
-
 // The typed view of rows, [heads, tokens, head_dim] at strides {head, token, element} in bytes, or of heads in one row.
 template <class T>
 struct ggml_view {
@@ -58,31 +53,26 @@ struct ggml_view {
 
     [[nodiscard]] static type make(void* data, const std::array<index_t, 3>& extents,
                                    const std::array<index_t, 3>& strides) {
-        if (strides[2] != static_cast<index_t>(sizeof(T))) { return apart(); }
+        if (strides[2] != static_cast<index_t>(sizeof(T))) {
+            return type::invalid("ggml: blocks of a row lie one after the other");
+        }
         return {static_cast<T*>(data), extents, {strides[0], strides[1]}};
     }
-    [[nodiscard]] static type make(void* data, const std::array<index_t, 3>& extents,
-                                   const row_strides& strides) {
-        if (strides.element != static_cast<index_t>(sizeof(T))) { return apart(); }
-        return type::heads_in_row(static_cast<T*>(data), extents, strides.token);
-    }
-
-  private:
-    [[nodiscard]] static type apart() {
-        return type::invalid("ggml: blocks of a row lie one after the other");
+    [[nodiscard]] static type make(void* data, const std::array<index_t, 3>& extents, index_t token_stride) {
+        return type::heads_in_row(static_cast<T*>(data), extents, token_stride);
     }
 };
 
 template <element T>
 struct ggml_view<T> {
     using type = strided<T, 3>;
+    static constexpr auto bytes = static_cast<index_t>(sizeof(T));
 
     [[nodiscard]] static type make(void* data, const std::array<index_t, 3>& extents,
                                    const std::array<index_t, 3>& strides) {
-        constexpr auto bytes = static_cast<index_t>(sizeof(T));
         const std::array<byte_axis, 3> axes{
             {{extents[0], strides[0]}, {extents[1], strides[1]}, {extents[2], strides[2]}}};
-        if (!is_addressable(axes, bytes)) { return too_large(); }
+        if (!is_addressable(axes, sizeof(float))) { return too_large(); }
         if (strides[0] % bytes != 0 || strides[1] % bytes != 0 || strides[2] % bytes != 0 ||
             reinterpret_cast<std::uintptr_t>(data) % sizeof(T) != 0) {
             return type::invalid("ggml: data and strides must be whole elements");
@@ -90,12 +80,11 @@ struct ggml_view<T> {
         return {static_cast<T*>(data), extents,
                 std::array{strides[0] / bytes, strides[1] / bytes, strides[2] / bytes}};
     }
-    [[nodiscard]] static type make(void* data, const std::array<index_t, 3>& extents,
-                                   const row_strides& strides) {
-        const byte_axis head{extents[2] < std::numeric_limits<index_t>::max() ? extents[2] + 1 : extents[2],
-                             strides.element};
-        if (!is_addressable({&head, 1}, sizeof(T))) { return too_large(); }
-        return make(data, extents, {extents[2] * strides.element, strides.token, strides.element});
+    [[nodiscard]] static type make(void* data, const std::array<index_t, 3>& extents, index_t token_stride) {
+        if (extents[2] < 0 || extents[2] > std::numeric_limits<index_t>::max() / bytes) {
+            return too_large();
+        }
+        return make(data, extents, {extents[2] * bytes, token_stride, bytes});
     }
 
   private:
@@ -141,13 +130,11 @@ class ggml_tensor_rows {
                      const std::array<index_t, 3>& byte_strides)
         : view_(detail::all_ggml_views::make(type, data, extents, byte_strides)) {}
 
-    /// Heads one after the other in each token's row: strides {token, element} in bytes.
-    [[nodiscard]] static ggml_tensor_rows heads_in_row(int type, void* data,
-                                                       const std::array<index_t, 3>& extents,
-                                                       const std::array<index_t, 2>& byte_strides) {
+    /// Heads one after the other in each token's row, tokens token_stride bytes apart.
+    [[nodiscard]] static ggml_tensor_rows
+    heads_in_row(int type, void* data, const std::array<index_t, 3>& extents, index_t token_stride) {
         ggml_tensor_rows rows;
-        rows.view_ = detail::all_ggml_views::make(type, data, extents,
-                                                  detail::row_strides{byte_strides[0], byte_strides[1]});
+        rows.view_ = detail::all_ggml_views::make(type, data, extents, token_stride);
         return rows;
     }
 
