@@ -41,6 +41,7 @@
 #include <kvtrim/select/chunked.hpp>
 #include <kvtrim/source/cells.hpp>
 #include <kvtrim/source/ggml_blocks.hpp>
+#include <kvtrim/source/ggml_tensor.hpp>
 #include <kvtrim/source/indexed.hpp>
 #include <kvtrim/source/latent.hpp>
 #include <kvtrim/source/paged.hpp>

@@ -13,6 +13,7 @@ base/(contract|status|element)\.hpp             1
 base/(fp8|saturated)\.hpp                       1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
+base/strided_bytes\.hpp                         2.3
 base/(layer|ragged|filled|row_range|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
@@ -37,6 +38,7 @@ kernels/tile_ops\.hpp                           3.35
 kernels/query_tile\.hpp                         3.36
 kernels/(lanes_avx512|decode_tile)\.hpp         3.38
 kernels/([^/]+_avx(2|512)|query_tile_amx)\.hpp  3.4
+kernels/block_formats\.hpp                      3.1
 kernels/encode\.hpp                             3.2
 kernels/dispatch\.hpp                           3.45
 kernels/compiled\.hpp                           3.47
@@ -47,6 +49,7 @@ plan/(move_plan|row_positions)\.hpp             3.1
 plan/[^/]+\.hpp                                 3
 
 aggregate/attention_tile\.hpp                   3.8
+source/ggml_tensor\.hpp                         3.95
 source/[^/]+\.hpp                               3.9
 policy/(concepts|candidate_rows|score_table)\.hpp 4
 policy/pipeline\.hpp                            5.9

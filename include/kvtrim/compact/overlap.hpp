@@ -14,27 +14,9 @@
 // Source of the fault: llama.cpp#8862, ik_llama.cpp#400 (caches whose V is a part of K).
 // Cost: O(1), see base/strided_bytes.hpp.
 
-#include <kvtrim/base/row_source.hpp>
 #include <kvtrim/base/strided_bytes.hpp>
 
 namespace kvtrim {
-
-/// The bytes of a view's rows, as an array of strided_bytes; an empty array where they are not known.
-template <class V>
-[[nodiscard]] auto memory_of(const V& view) {
-    if constexpr (requires { view.memory(); }) {
-        return view.memory();
-    } else if constexpr (strided_view<V, 3>) {
-        constexpr index_t size = sizeof(*view.data_handle());
-        const auto step = [&](std::size_t r) { return to_bytes(static_cast<index_t>(view.stride(r)), size); };
-        return std::array{strided_bytes{.first = view.data_handle(),
-                                        .extents = {1, extent(view, 0), extent(view, 1), extent(view, 2)},
-                                        .strides = {0, step(0), step(1), step(2)},
-                                        .bytes = size}};
-    } else {
-        return std::array<strided_bytes, 0>{};
-    }
-}
 
 /// Whether rows in this memory may move at all. Returns invalid_parameter or views_overlap.
 [[nodiscard]] inline status check_movable(std::span<const strided_bytes> memory) {

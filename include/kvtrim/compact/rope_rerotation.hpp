@@ -113,6 +113,12 @@ template <class V>
             return {errc::plan_mismatch, "there are positions for rows that the cache does not have"};
         }
     }
+    if constexpr (requires { keys.heads_move_together(); }) {
+        if (keys.heads_move_together()) {
+            return {errc::invalid_parameter,
+                    "rerotate_keys: heads that share blocks cannot be encoded one by one"};
+        }
+    }
     if (has_strides_of_0(keys)) {
         return {errc::invalid_parameter,
                 "rerotate_keys: rows in one place (a stride of 0) cannot be rotated"};
