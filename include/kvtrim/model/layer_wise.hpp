@@ -20,6 +20,8 @@
 #include <kvtrim/model/layer_cascade.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 
+#include <numeric>
+
 namespace kvtrim {
 
 template <class Scorer, class Allocator, class Selector>
@@ -29,51 +31,54 @@ class layer_wise {
 
     layer_policy policy = {};
 
-    // What policy.validate() says of each layer, and budget_below_protection (needed: tokens of all layers).
-    // Requires the same kv_heads in every layer.
+    /// What policy.validate() says of each layer, with the budget of all layers: rows_differ for layers of different kv_heads,
+    /// budget_below_protection (needed: tokens of all layers). Layers that are kept whole need no window.
     template <class Inputs>
     [[nodiscard]] status validate(std::span<const Inputs> layers, const eviction_request& request) const {
         for (const Inputs& in : layers) {
-            KVTRIM_EXPECTS(in.kv_heads() == layers.front().kv_heads(),
-                           "layer_wise: all layers must have the same kv_heads");
-            if (const status s = policy.validate(in, request); !s.ok()) { return s; }
+            if (const status s = policy.validate(in, keeping_all(request)); !s.ok()) { return s; }
+            if (in.kv_heads() != layers.front().kv_heads()) {
+                return {errc::rows_differ, "layer_wise: all layers must have the same kv_heads",
+                        layers.front().kv_heads()};
+            }
         }
-        const cache_lengths all = count_layers(layers, request);
-        if (!layers.empty() &&
-            all.protected_tokens > budget_of(layers.front(), request, std::ssize(layers))) {
-            return {errc::budget_below_protection, "the protected tokens of all layers exceed the budget",
-                    all.protected_tokens};
-        }
-        return {};
+        return validate_budget(layers, std::ssize(layers), count_lengths(layers, request.protect), request);
     }
 
-    // Bytes of workspace that plan() needs; 0 for inputs it refuses.
+    // Bytes of workspace that plan() and push() need; 0 for inputs they refuse.
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(std::span<const Inputs> layers,
                                           const eviction_request& request) const {
         if (layers.empty() || !validate(layers, request).ok()) { return 0; }
-        workspace counting = workspace::counting();
-        static_cast<void>(take(layers, request, counting));
-        static_cast<void>(counting.take<std::byte>(stage_bytes(layers, request)));
-        return counting.needed_bytes();
+        return bytes_needed(layers, request);
     }
 
-    // Makes the plans of all layers; the observer sees the rows of all layers. Returns a status with every plan unchanged (but for index_overflow, which only a
-    // layer of more than 2^31 - 1 kept tokens can give). Requires a plan per layer.
+    /// Makes the plans of all layers; the observer sees the rows of all layers. Returns what validate() says, invalid_parameter
+    /// for another number of plans than layers (needed: layers) or a plan that a ragged view reads, workspace_too_small,
+    /// index_overflow, or what a stage answers; with every plan unchanged.
     template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(std::span<const Inputs> layers, const eviction_request& request,
                               std::span<keep_plan> out, workspace& scratch, Executor&& ex = {},
                               Observer&& observer = {}) const {
-        KVTRIM_EXPECTS(layers.size() == out.size(), "layer_wise: one plan per layer");
+        if (layers.size() != out.size()) {
+            return {errc::invalid_parameter, "layer_wise: there must be one plan per layer",
+                    std::ssize(layers)};
+        }
+        for (const Inputs& in : layers) {
+            if (std::any_of(out.begin(), out.end(), [&](const auto& p) { return reads_tables_of(in, p); })) {
+                return {errc::invalid_parameter,
+                        "plan: the outputs must be other plans than those that ragged views read"};
+            }
+        }
         if (const status s = validate(layers, request); !s.ok()) { return s; }
         if (layers.empty()) { return {}; }
-        const index_t bytes = workspace_bytes(layers, request);
+        const index_t bytes = bytes_needed(layers, request);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
         const tables t = take(layers, request, scratch);
-        const index_t total = budget_of(layers.front(), request, std::ssize(layers)) -
-                              count_layers(layers, request).protected_tokens;
-        if (total >= t.offsets.back()) { return keep_everything(layers, t, out); }
+        const index_t total = request.budget.total(layers.front().kv_heads(), std::ssize(layers)) -
+                              count_lengths(layers, request.protect).protected_tokens;
+        if (total >= t.offsets.back()) { return plan_everything(layers, t.counts, out); }
         for (std::size_t l = 0; l < layers.size(); ++l) {
             const token_scores scores = layer_scores(layers, t, l);
             if (const status s = policy.scorer.score(layers[l], request, scores, scratch, ex); !s.ok()) {
@@ -89,20 +94,29 @@ class layer_wise {
         observer(plan_progress{plan_stage::scored, all, {}});
         const score_rows ranked =
             Selector::allocate_by_attention ? all.attention_rows() : all.importance_rows();
+        std::fill(t.budgets.begin(), t.budgets.end(),
+                  index_t{-1}); // what an allocator leaves out is no budget
         if (const status s = policy.allocator.allocate(ranked, total, t.budgets, scratch); !s.ok()) {
             return s;
         }
+        if (const status s = validate_budgets(ranked, t.budgets); !s.ok()) { return s; }
         observer(plan_progress{plan_stage::allocated, all, t.budgets});
         for (std::size_t l = 0; l < layers.size(); ++l) {
-            const token_scores scores = layer_scores(layers, t, l);
             const auto budgets = layer_rows(layers, t.budgets, l);
+            const index_t kept = std::accumulate(budgets.begin(), budgets.end(),
+                                                 count_lengths(layers[l], request.protect).protected_tokens);
+            if (const status s = fits_plan(kept); !s.ok()) { return s; }
+            const token_scores scores = layer_scores(layers, t, l);
             if constexpr (requires { policy.selector.before_selection(scores, budgets, scratch); }) {
                 if (const status s = policy.selector.before_selection(scores, budgets, scratch); !s.ok()) {
                     return s;
                 }
             }
+        }
+        for (std::size_t l = 0; l < layers.size(); ++l) { // nothing is refused from here on
             const status s =
-                plan_best(layers[l], request.protect, scores.importance_rows(), budgets, t.counts, out[l]);
+                plan_best(layers[l], request.protect, layer_scores(layers, t, l).importance_rows(),
+                          layer_rows(layers, t.budgets, l), t.counts, out[l]);
             if (!s.ok()) { return s; }
         }
         observer(plan_progress{plan_stage::selected, all, t.budgets});
@@ -117,7 +131,8 @@ class layer_wise {
         return plan(layers, request, out, scratch, ex, observer);
     }
 
-    // The cascade for `layers` layers like this one. Requires a valid request (policy.validate).
+    /// The cascade for `layers` layers like this one. Where validate() of so many would refuse them, or `layers` is not positive,
+    /// it holds nothing and answers that (layer_cascade::validate).
     template <class Inputs>
     [[nodiscard]] layer_cascade begin(const Inputs& in, const eviction_request& request,
                                       index_t layers) const {
@@ -125,14 +140,16 @@ class layer_wise {
             std::is_same_v<Allocator, adaptive>,
             "kvtrim: a cascade keeps the best tokens of all rows: combine it with the adaptive allocator; "
             "see model/layer_cascade.hpp");
-        KVTRIM_EXPECTS(layers > 0 && policy.validate(in, request).ok(),
-                       "layer_wise: the request must be valid");
+        if (const status s = validate_alike(in, request, layers); !s.ok()) {
+            return layer_cascade::invalid(s);
+        }
         const index_t total = candidates_of(in, request, layers);
         return {total, policy.allocator.safeguard_of(total, layers * in.kv_heads())};
     }
 
-    // Scores a layer and adds it to the cascade, which then says what goes, in this layer and in those before.
-    // Returns a status with the cascade unchanged.
+    /// Scores a layer and adds it to the cascade, which then says what goes, in this layer and in those before. Needs
+    /// workspace_bytes() of this layer alone.
+    /// Returns what begin() or the cascade's push() answer, or workspace_too_small, with the cascade unchanged.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status push(const Inputs& in, const eviction_request& request, index_t layers,
                               layer_cascade& cascade, workspace& scratch, Executor&& ex = {}) const {
@@ -140,9 +157,10 @@ class layer_wise {
             !Selector::allocate_by_attention,
             "kvtrim: a selector that ranks anew inside each budget (two_stage) can not be cascaded: what a "
             "budget keeps would not be known before the last layer; see model/layer_cascade.hpp");
+        if (const status s = cascade.validate(); !s.ok()) { return s; }
+        if (const status s = validate_alike(in, request, layers); !s.ok()) { return s; }
         const std::span<const Inputs> one(&in, 1);
-        if (const status s = policy.validate(in, request); !s.ok()) { return s; }
-        const index_t bytes = workspace_bytes(one, request);
+        const index_t bytes = bytes_needed(one, request);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
         const tables t = take(one, request, scratch);
@@ -185,7 +203,7 @@ class layer_wise {
                                      workspace& scratch) {
         const index_t heads = layers.front().kv_heads();
         const index_t rows = std::ssize(layers) * heads;
-        const index_t all = count_layers(layers, request).candidates();
+        const index_t all = count_lengths(layers, request.protect).candidates();
         tables t;
         t.offsets = scratch.take<index_t>(rows + 1);
         t.importance = scratch.take<float>(all);
@@ -203,6 +221,52 @@ class layer_wise {
         return t;
     }
 
+    // What begin() and push() check: `layers` layers like this one.
+    template <class Inputs>
+    [[nodiscard]] status validate_alike(const Inputs& in, const eviction_request& request,
+                                        index_t layers) const {
+        constexpr index_t most = std::numeric_limits<layer_cascade::column_index>::max();
+        if (layers <= 0) {
+            return {errc::invalid_parameter, "layer_wise: there must be at least one layer", 1};
+        }
+        if (const status s = policy.validate(in, keeping_all(request)); !s.ok()) { return s; }
+        const index_t rows = saturated_product(layers, in.kv_heads());
+        if (rows > most) { return {errc::index_overflow, "layer_cascade: at most 2^31 - 1 rows", rows}; }
+        cache_lengths all = count_lengths(in, request.protect);
+        all.tokens *= layers; // at most 2^31 rows of 2^31 tokens
+        all.protected_tokens *= layers;
+        return validate_budget(std::span<const Inputs>(&in, 1), layers, all, request);
+    }
+
+    // What a request says of `all` tokens of so many layers, whose numbers are valid.
+    template <class Inputs>
+    [[nodiscard]] status validate_budget(std::span<const Inputs> inputs, index_t layers,
+                                         const cache_lengths& all, const eviction_request& request) const {
+        if (inputs.empty()) { return {}; }
+        const index_t total = request.budget.total(inputs.front().kv_heads(), layers);
+        if (request.budget.tokens < 0 || (request.budget.tokens == 0 && all.tokens > 0)) {
+            return {errc::budget_zero, "the budget must be at least one token"};
+        }
+        if (all.protected_tokens > total) {
+            return {errc::budget_below_protection, "the protected tokens of all layers exceed the budget",
+                    all.protected_tokens};
+        }
+        for (const Inputs& in : inputs) {
+            if (total >= all.tokens) { break; } // kept whole, unscored
+            if (const status s = policy.validate_scorer(in, request); !s.ok()) { return s; }
+        }
+        return {};
+    }
+
+    template <class Inputs>
+    [[nodiscard]] index_t bytes_needed(std::span<const Inputs> layers,
+                                       const eviction_request& request) const {
+        workspace counting = workspace::counting();
+        static_cast<void>(take(layers, request, counting));
+        static_cast<void>(counting.take<std::byte>(stage_bytes(layers, request)));
+        return counting.needed_bytes();
+    }
+
     template <class Inputs>
     [[nodiscard]] index_t stage_bytes(std::span<const Inputs> layers, const eviction_request& request) const {
         const index_t heads = layers.front().kv_heads();
@@ -210,45 +274,29 @@ class layer_wise {
         for (const Inputs& in : layers) {
             const index_t own = count_lengths(in, request.protect).candidates();
             if constexpr (requires { policy.scorer.workspace_bytes(in, request); }) {
-                bytes = std::max(bytes, policy.scorer.workspace_bytes(in, request));
+                if (policy.validate_scorer(in, request).ok()) { // else the layer is kept whole
+                    bytes = std::max(bytes, policy.scorer.workspace_bytes(in, request));
+                }
             }
             if constexpr (requires { policy.selector.workspace_bytes(heads, own); }) {
                 bytes = std::max(bytes, policy.selector.workspace_bytes(heads, own));
             }
         }
-        const index_t all = count_layers(layers, request).candidates();
+        const index_t all = count_lengths(layers, request.protect).candidates();
         if constexpr (requires { policy.allocator.workspace_bytes(heads, all); }) {
             bytes = std::max(bytes, policy.allocator.workspace_bytes(std::ssize(layers) * heads, all));
         }
         return bytes;
     }
 
-    template <class Inputs>
-    [[nodiscard]] static index_t budget_of(const Inputs& in, const eviction_request& request,
-                                           index_t layers) {
-        return request.budget.total(in.kv_heads(), layers);
-    }
-    // Candidates that stay in `layers` layers like this one.
+    // Candidates that stay in `layers` layers like this one, which validate_alike() has seen.
     template <class Inputs>
     [[nodiscard]] static index_t candidates_of(const Inputs& in, const eviction_request& request,
                                                index_t layers) {
         const cache_lengths one = count_lengths(in, request.protect);
-        const index_t total = std::min(budget_of(in, request, layers), layers * one.tokens);
-        return std::max<index_t>(0, total - layers * one.protected_tokens);
+        const index_t total = std::min(request.budget.total(in.kv_heads(), layers), layers * one.tokens);
+        return total - layers * one.protected_tokens;
     }
-    template <class Inputs>
-    [[nodiscard]] static cache_lengths count_layers(std::span<const Inputs> layers,
-                                                    const eviction_request& request) {
-        cache_lengths all;
-        for (const Inputs& in : layers) {
-            const cache_lengths one = count_lengths(in, request.protect);
-            all.tokens += one.tokens;
-            all.protected_tokens += one.protected_tokens;
-            all.longest = std::max(all.longest, one.longest);
-        }
-        return all;
-    }
-
     template <class Inputs, class T>
     [[nodiscard]] static std::span<T> layer_rows(std::span<const Inputs> layers, std::span<T> rows,
                                                  std::size_t layer) {
@@ -272,15 +320,6 @@ class layer_wise {
         return {t.own_offsets, t.importance.subspan(begin, count),
                 Scorer::two_stage ? t.attention.subspan(begin, count) : std::span<float>{},
                 layer_rows(layers, t.protected_mass, layer)};
-    }
-
-    template <class Inputs>
-    [[nodiscard]] static status keep_everything(std::span<const Inputs> layers, const tables& t,
-                                                std::span<keep_plan> out) {
-        for (std::size_t l = 0; l < layers.size(); ++l) {
-            if (const status s = plan_everything(layers[l], t.counts, out[l]); !s.ok()) { return s; }
-        }
-        return {};
     }
 };
 

@@ -63,7 +63,10 @@ class eviction_policy {
             return {errc::invalid_parameter, "protected token counts must not be negative"};
         }
         if (request.budget.tokens <= 0) {
-            return {errc::budget_zero, "the budget must be at least one token"};
+            const bool keeps_nothing_of_nothing = request.budget.tokens == 0 && in.longest_row() == 0;
+            if (!keeps_nothing_of_nothing) {
+                return {errc::budget_zero, "the budget must be at least one token"};
+            }
         }
         for (const status s : {validate_stage(allocator), validate_stage(selector)}) {
             if (!s.ok()) { return s; }
@@ -77,11 +80,15 @@ class eviction_policy {
             return {errc::budget_below_protection, "the protected tokens alone exceed the budget",
                     all.protected_tokens};
         }
-        if constexpr (requires { scorer.validate(in, request); }) {
-            const status s = scorer.validate(in, request);
-            const bool kept_whole = total >= all.tokens && s.code() == errc::window_exceeds_tokens;
-            if (!kept_whole) { return s; }
-        }
+        const status s = validate_scorer(in, request);
+        const bool kept_whole = total >= all.tokens && s.code() == errc::window_exceeds_tokens;
+        return kept_whole ? status{} : s;
+    }
+
+    // What the scorer alone says of inputs that are valid.
+    template <class Inputs>
+    [[nodiscard]] status validate_scorer(const Inputs& in, const eviction_request& request) const {
+        if constexpr (requires { scorer.validate(in, request); }) { return scorer.validate(in, request); }
         return {};
     }
 
@@ -103,11 +110,9 @@ class eviction_policy {
         static_assert(executor<std::remove_reference_t<Executor>>,
                       "kvtrim: an executor is called as ex(count, fn) and calls fn(i) for each i in [0, "
                       "count); see base/executor.hpp");
-        if constexpr (requires { in.keys.offsets().data() == out.offsets().data(); }) {
-            if (out.rows() > 0 && in.keys.offsets().data() == out.offsets().data()) {
-                return {errc::invalid_parameter,
-                        "plan: the output must be another plan than the one that the ragged view reads"};
-            }
+        if (reads_tables_of(in, out)) {
+            return {errc::invalid_parameter,
+                    "plan: the output must be another plan than the one that the ragged view reads"};
         }
         if (const status s = validate(in, request); !s.ok()) { return s; }
         const cache_lengths all = count_lengths(in, request.protect);
