@@ -11,7 +11,7 @@
 // Protection is a pair of ranges, never a score: a protected token can not lose a tie, overflow or be
 // multiplied away. Budgets are integers; a ratio becomes one in kept_tokens(), and nowhere else.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/base/saturated.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -99,11 +99,10 @@ struct token_budget {
     // In all heads of `layers` layers.
     [[nodiscard]] constexpr index_t total(index_t kv_heads, index_t layers = 1) const {
         if (kv_heads == 0 || layers == 0) { return scope == budget_scope::head ? 0 : tokens; }
-        constexpr index_t most = std::numeric_limits<index_t>::max();
-        const index_t times = scope == budget_scope::head    ? kv_heads * layers
+        const index_t times = scope == budget_scope::head    ? saturated_product(kv_heads, layers)
                               : scope == budget_scope::layer ? layers
                                                              : 1;
-        return tokens > most / times ? most : tokens * times; // "everything" does not overflow
+        return saturated_product(tokens, times); // "everything" does not overflow
     }
 };
 

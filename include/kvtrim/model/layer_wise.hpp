@@ -43,8 +43,9 @@ class layer_wise {
         return validate(layers, request).ok() ? detail::pipeline_bytes(policy, layers, request, ex) : 0;
     }
 
-    /// Makes the plans of all layers, one each; the observer sees the rows of all layers. Returns a status with every plan
-    /// unchanged (but for index_overflow, which only a layer of more than 2^31 - 1 kept tokens can give).
+    /// Makes the plans of all layers, one each; the observer sees the rows of all layers. Returns what validate() says,
+    /// invalid_parameter for another number of plans than layers (needed: layers) or a plan that a ragged view reads,
+    /// workspace_too_small, index_overflow, or what a stage answers; with every plan unchanged.
     template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(std::span<const Inputs> layers, const eviction_request& request,
                               std::span<keep_plan> out, workspace& scratch, Executor&& ex = {},
@@ -60,7 +61,8 @@ class layer_wise {
         return plan(layers, request, out, scratch, ex, observer);
     }
 
-    // The cascade for `layers` layers like this one. Requires a valid request (policy.validate).
+    /// The cascade for `layers` layers like this one. Where validate() of so many would refuse them, or `layers` is not positive,
+    /// it holds nothing and answers that (layer_cascade::validate).
     template <class Inputs>
     [[nodiscard]] layer_cascade begin(const Inputs& in, const eviction_request& request,
                                       index_t layers) const {
@@ -68,14 +70,15 @@ class layer_wise {
             std::is_same_v<Allocator, adaptive>,
             "kvtrim: a cascade keeps the best tokens of all rows: combine it with the adaptive allocator; "
             "see model/layer_cascade.hpp");
-        KVTRIM_EXPECTS(layers > 0 && policy.validate(in, request).ok(),
-                       "layer_wise: the request must be valid");
+        if (const status s = validate_alike(in, request, layers); !s.ok()) {
+            return layer_cascade::invalid(s);
+        }
         const index_t total = candidates_of(in, request, layers);
         return {total, policy.allocator.safeguard_of(total, layers * in.kv_heads())};
     }
 
-    // Scores a layer and adds it to the cascade, which then says what goes, in this layer and in those before.
-    // Returns a status with the cascade unchanged.
+    /// Scores a layer and adds it to the cascade, which then says what goes, in this layer and in those before.
+    /// Returns what begin() or the cascade's push() answer, or workspace_too_small, with the cascade unchanged.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status push(const Inputs& in, const eviction_request& request, index_t layers,
                               layer_cascade& cascade, workspace& scratch, Executor&& ex = {}) const {
@@ -83,8 +86,8 @@ class layer_wise {
             !Selector::allocate_by_attention,
             "kvtrim: a selector that ranks anew inside each budget (two_stage) can not be cascaded: what a "
             "budget keeps would not be known before the last layer; see model/layer_cascade.hpp");
-        if (layers <= 0) { return {errc::invalid_parameter, "layer_wise: there must be layers"}; }
-        if (const status s = policy.validate(in, request); !s.ok()) { return s; }
+        if (const status s = cascade.validate(); !s.ok()) { return s; }
+        if (const status s = validate_alike(in, request, layers); !s.ok()) { return s; }
         const std::span<const Inputs> one(&in, 1);
         const index_t candidates = count_lengths(in, request.protect).candidates();
         const index_t bytes = push_bytes(in, request, serial_executor{});
@@ -107,7 +110,7 @@ class layer_wise {
     [[nodiscard]] status push(const Inputs& in, const eviction_request& request, index_t layers,
                               layer_cascade& cascade, growing_workspace& memory, Executor&& ex = {}) const {
         workspace scratch =
-            memory.of_bytes(policy.validate(in, request).ok() ? push_bytes(in, request, ex) : 0);
+            memory.of_bytes(validate_alike(in, request, layers).ok() ? push_bytes(in, request, ex) : 0);
         return push(in, request, layers, cascade, scratch, ex);
     }
 
@@ -125,13 +128,37 @@ class layer_wise {
                                        detail::stage_bytes(policy.selector, in.kv_heads(), candidates))));
         return counting.needed_bytes();
     }
-    // Candidates that stay in `layers` layers like this one.
+    // What begin() and push() check: `layers` layers like this one.
+    template <class Inputs>
+    [[nodiscard]] status validate_alike(const Inputs& in, const eviction_request& request,
+                                        index_t layers) const {
+        constexpr index_t most = std::numeric_limits<layer_cascade::column_index>::max();
+        if (layers <= 0) {
+            return {errc::invalid_parameter, "layer_wise: there must be at least one layer", 1};
+        }
+        if (const status s = policy.validate(in, keeping_all(request)); !s.ok()) { return s; }
+        const index_t rows = saturated_product(layers, in.kv_heads());
+        if (rows > most) { return {errc::index_overflow, "layer_cascade: at most 2^31 - 1 rows", rows}; }
+        const cache_lengths one = count_lengths(in, request.protect); // times 2^31 rows at most
+        const index_t total = request.budget.total(in.kv_heads(), layers);
+        if (request.budget.tokens < 0 || (request.budget.tokens == 0 && one.tokens > 0)) {
+            return {errc::budget_zero, "the budget must be at least one token"};
+        }
+        if (layers * one.protected_tokens > total) {
+            return {errc::budget_below_protection, "the protected tokens of all layers exceed the budget",
+                    layers * one.protected_tokens};
+        }
+        if (total >= layers * one.tokens || one.candidates() == 0) { return {}; } // kept whole, unscored
+        return detail::validate_scorer(policy, in, request);
+    }
+
+    // Candidates that stay in `layers` layers like this one, which validate_alike() has seen.
     template <class Inputs>
     [[nodiscard]] static index_t candidates_of(const Inputs& in, const eviction_request& request,
                                                index_t layers) {
         const cache_lengths one = count_lengths(in, request.protect);
         const index_t total = std::min(request.budget.total(in.kv_heads(), layers), layers * one.tokens);
-        return std::max<index_t>(0, total - layers * one.protected_tokens);
+        return total - layers * one.protected_tokens;
     }
 };
 

@@ -57,12 +57,6 @@ class eviction_policy {
     [[nodiscard]] status plan(const Inputs& in, const eviction_request& request, keep_plan& out,
                               workspace& scratch, Executor&& ex = {}, Observer&& observer = {}) const {
         expect_stages<Inputs, Executor>();
-        if constexpr (requires { in.keys.offsets().data() == out.offsets().data(); }) {
-            if (out.rows() > 0 && in.keys.offsets().data() == out.offsets().data()) {
-                return {errc::invalid_parameter,
-                        "plan: the output must be another plan than the one that the ragged view reads"};
-            }
-        }
         return detail::run_pipeline(*this, one(in), request, std::span(&out, 1), scratch, ex, observer);
     }
 

@@ -19,7 +19,9 @@
 #include <kvtrim/policy/candidate_rows.hpp>
 #include <kvtrim/policy/concepts.hpp>
 
+#include <algorithm>
 #include <limits>
+#include <numeric>
 
 namespace kvtrim {
 
@@ -37,19 +39,6 @@ struct no_observer {
 };
 
 namespace detail {
-
-// Lengths summed over the KV heads of all layers.
-template <class Inputs>
-[[nodiscard]] cache_lengths count_lengths(std::span<const Inputs> layers, const protection& protect) {
-    cache_lengths all;
-    for (const Inputs& in : layers) {
-        const cache_lengths one = kvtrim::count_lengths(in, protect);
-        all.tokens += one.tokens;
-        all.protected_tokens += one.protected_tokens;
-        all.longest = std::max(all.longest, one.longest);
-    }
-    return all;
-}
 
 template <class Inputs>
 [[nodiscard]] index_t kv_heads_of(std::span<const Inputs> layers) {
@@ -85,7 +74,6 @@ template <class Policy, class Inputs>
                                        const eviction_request& request) {
     const protection& p = request.protect;
     if (const status s = valid_protection(p); !s.ok()) { return s; }
-    if (request.budget.tokens <= 0) { return {errc::budget_zero, "the budget must be at least one token"}; }
     for (const status s : {validate_stage(policy.allocator), validate_stage(policy.selector)}) {
         if (!s.ok()) { return s; }
     }
@@ -100,6 +88,9 @@ template <class Policy, class Inputs>
     if (all.longest > std::numeric_limits<keep_plan::table_index>::max()) {
         return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", all.longest};
     }
+    if (request.budget.tokens < 0 || (request.budget.tokens == 0 && all.tokens > 0)) {
+        return {errc::budget_zero, "the budget must be at least one token"};
+    }
     const index_t total = request.budget.total(heads, std::ssize(layers));
     if (all.protected_tokens > total) {
         return {errc::budget_below_protection, "the protected tokens alone exceed the budget",
@@ -107,7 +98,7 @@ template <class Policy, class Inputs>
     }
     for (const Inputs& in : layers) {
         // What no scorer will see may be shorter than its window; other mistakes are named at once.
-        const bool unscored = total >= all.tokens || kvtrim::count_lengths(in, p).candidates() == 0;
+        const bool unscored = total >= all.tokens || count_lengths(in, p).candidates() == 0;
         const status s = validate_scorer(policy, in, request);
         if (!s.ok() && !(unscored && s.code() == errc::window_exceeds_tokens)) { return s; }
     }
@@ -182,7 +173,7 @@ template <class Policy, class Inputs, class Executor>
     static_cast<void>(tables_of<Policy>(std::ssize(layers), heads, all.candidates(), counting));
     index_t stage = stage_bytes(policy.allocator, std::ssize(layers) * heads, all.candidates());
     for (const Inputs& in : layers) {
-        const index_t own = kvtrim::count_lengths(in, request.protect).candidates();
+        const index_t own = count_lengths(in, request.protect).candidates();
         if (own == 0) { continue; }
         stage = std::max(
             {stage, scoring_bytes(policy.scorer, in, request, ex), stage_bytes(policy.selector, heads, own)});
@@ -210,6 +201,12 @@ template <class Policy, class Inputs, class Executor, class Observer>
     if (layers.size() != out.size()) {
         return {errc::invalid_parameter, "plan: there must be one plan per layer", std::ssize(layers)};
     }
+    for (const Inputs& in : layers) {
+        if (std::any_of(out.begin(), out.end(), [&](const auto& p) { return reads_tables_of(in, p); })) {
+            return {errc::invalid_parameter,
+                    "plan: the outputs must be other plans than those that ragged views read"};
+        }
+    }
     if (const status s = validate_pipeline(policy, layers, request); !s.ok()) { return s; }
     const index_t bytes = pipeline_bytes(policy, layers, request, serial_executor{});
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
@@ -217,13 +214,7 @@ template <class Policy, class Inputs, class Executor, class Observer>
     const index_t heads = kv_heads_of(layers);
     const cache_lengths all = count_lengths(layers, request.protect);
     const index_t total = request.budget.total(heads, std::ssize(layers));
-    if (total >= all.tokens) {
-        const auto counts = scratch.take<index_t>(heads);
-        for (std::size_t l = 0; l < layers.size(); ++l) {
-            if (const status s = plan_everything(layers[l], counts, out[l]); !s.ok()) { return s; }
-        }
-        return {};
-    }
+    if (total >= all.tokens) { return plan_everything(layers, scratch.take<index_t>(heads), out); }
     const tables_of<Policy> t(std::ssize(layers), heads, all.candidates(), scratch);
     t.begin(layers, request.protect);
     const index_t kept = total - all.protected_tokens;
@@ -255,8 +246,11 @@ template <class Policy, class Inputs, class Executor, class Observer>
             }
         }
         if (const status s = validate_budgets(own.importance_rows(), budgets); !s.ok()) { return s; }
+        const index_t kept = std::accumulate(budgets.begin(), budgets.end(),
+                                             count_lengths(layers[l], request.protect).protected_tokens);
+        if (const status s = fits_plan(kept); !s.ok()) { return s; }
     }
-    for (std::size_t l = 0; l < layers.size(); ++l) {
+    for (std::size_t l = 0; l < layers.size(); ++l) { // nothing is refused from here on
         const status s = plan_best(layers[l], request.protect, t.layer(l).importance_rows(),
                                    t.layer_budgets(l), t.counts, out[l]);
         if (!s.ok()) { return s; }
