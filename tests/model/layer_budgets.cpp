@@ -144,22 +144,27 @@ TEST_CASE("preference: without preferences layers are equal", "[model][odd]") {
     CHECK(shares({}, {}, {}, 0).empty());
 }
 
-TEST_CASE("preference: contracts and a workspace that is too small", "[model][errors]") {
+TEST_CASE("preference: wrong numbers and a workspace that is too small leave the budgets as they were",
+          "[model][errors]") {
     std::vector<index_t> budgets(2, -7);
     const std::vector<double> preferences{1, 2};
     const std::vector<index_t> caps{3, 4};
     growing_workspace memory;
     workspace scratch = memory.of_bytes(4096);
-    CHECK(violation_of([&] {
-              static_cast<void>(preference{}.allocate(preferences, caps, 8, budgets, scratch));
-          }) == "preference: the total must lie between 0 and the sum of the caps");
-    CHECK(violation_of([&] {
-              static_cast<void>(
-                  preference{}.allocate(preferences, std::span(caps).first(1), 3, budgets, scratch));
-          }) == "preference: sizes must agree");
+    CHECK(preference{}.allocate(preferences, caps, -1, budgets, scratch).code() == errc::invalid_parameter);
+    CHECK(preference{}.allocate(preferences, std::span(caps).first(1), 3, budgets, scratch).code() ==
+          errc::invalid_parameter);
+    const std::vector<index_t> negative{3, -4};
+    CHECK(preference{}.allocate(preferences, negative, 3, budgets, scratch).code() ==
+          errc::invalid_parameter);
+    const std::vector<index_t> huge(2, std::numeric_limits<index_t>::max());
+    CHECK(preference{}.allocate(preferences, huge, 3, budgets, scratch).code() == errc::index_overflow);
     workspace none(std::span<std::byte>{});
     CHECK(preference{}.allocate(preferences, caps, 3, budgets, none).code() == errc::workspace_too_small);
     CHECK(budgets == std::vector<index_t>(2, -7));
+    // Layers that are all kept whole: prompts shorter than what the budget allows.
+    CHECK(preference{}.allocate(preferences, caps, 100, budgets, scratch).ok());
+    CHECK(budgets == caps);
 }
 
 TEST_CASE("pyramid: with a floor every layer has its part of an even share, and the sum stays", "[model]") {

@@ -186,9 +186,22 @@ TEST_CASE("layer_wise: refusals leave plans and cascade as they were", "[model][
     workspace none(std::span<std::byte>{});
     CHECK(policy.push(m.inputs[0], request, 3, cascade, none).code() == errc::workspace_too_small);
     CHECK(cascade.layers() == 0);
-    std::vector<keep_plan> two(2);
-    CHECK(violation_of([&] { static_cast<void>(policy.plan(m.all(), request, two, memory)); }) ==
-          "layer_wise: one plan per layer");
+    std::vector<keep_plan> two(2, made_before());
+    CHECK(policy.plan(m.all(), request, two, memory).code() == errc::invalid_parameter);
+    CHECK(two == std::vector<keep_plan>(2, made_before()));
+
+    std::vector<support::inputs> unequal{m.inputs[0], m.inputs[1]};
+    const layer_data other = random_layer({.kv_heads = 1, .tokens = 64, .queries = 4}, 927);
+    unequal.push_back(other.inputs());
+    const std::span<const support::inputs> layers = unequal;
+    CHECK(policy.plan(layers, request, plans, memory).code() == errc::rows_differ);
+    for (const index_t count : {index_t{0}, index_t{-1}, std::numeric_limits<index_t>::max()}) {
+        auto none_of_it = policy.begin(m.inputs[0], request, count);
+        CHECK_FALSE(none_of_it.validate().ok());
+        CHECK_FALSE(policy.push(m.inputs[0], request, count, none_of_it, memory).ok());
+        CHECK_FALSE(policy.push(m.inputs[0], request, count, cascade, memory).ok());
+        CHECK(cascade.layers() == 0);
+    }
 }
 
 TEST_CASE("layer_wise: no layers, no plans", "[model][odd]") {

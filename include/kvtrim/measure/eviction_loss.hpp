@@ -174,9 +174,8 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
 } // namespace detail
 
 // Measures the loss of `plan` for the queries in `in`; a request supplies the attention options and the
-// rollback tail. Needs values and queries; W_O where its figures are wanted, which then must be
-// [q_heads, head_dim, hidden] with the queries' q_heads and the values' head_dim.
-// Returns the errors of validate_attention or errc::plan_mismatch, with `loss` unchanged.
+// rollback tail. Needs values and queries; W_O where its figures are wanted.
+// Returns the errors of validate_attention, of the inputs too, or errc::plan_mismatch, with `loss` unchanged.
 template <class Inputs>
 [[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request,
                                       const keep_plan& plan, eviction_loss& loss,
@@ -187,12 +186,6 @@ template <class Inputs>
     static_assert(!Inputs::has_output_projection || cache_view<output_projection>,
                   "kvtrim: measure_eviction needs W_O itself, a view [q_heads, head_dim, hidden]: the Gram "
                   "matrices of a gram_view do not give the output back; see base/layer.hpp");
-    if constexpr (Inputs::has_output_projection) {
-        KVTRIM_EXPECTS(extent(in.output_projection, 0) == extent(in.queries, 0),
-                       "W_O and the queries must agree in q_heads");
-        KVTRIM_EXPECTS(row_count(in.output_projection, 0) == extent(in.values, 2),
-                       "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");
-    }
     if (const status s = validate_attention(in, request); !s.ok()) { return s; }
     if (plan.rows() != in.kv_heads() || !plan.check_invariants([&](index_t g) { return in.tokens(g); })) {
         return {errc::plan_mismatch, "the plan was made for another cache"};

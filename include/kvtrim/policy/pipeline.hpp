@@ -246,9 +246,9 @@ template <class Policy, class Inputs, class Executor, class Observer>
             }
         }
         if (const status s = validate_budgets(own.importance_rows(), budgets); !s.ok()) { return s; }
-        const index_t kept = std::accumulate(budgets.begin(), budgets.end(),
-                                             count_lengths(layers[l], request.protect).protected_tokens);
-        if (const status s = fits_plan(kept); !s.ok()) { return s; }
+        const index_t tokens = std::accumulate(budgets.begin(), budgets.end(),
+                                               count_lengths(layers[l], request.protect).protected_tokens);
+        if (const status s = fits_plan(tokens); !s.ok()) { return s; }
     }
     for (std::size_t l = 0; l < layers.size(); ++l) { // nothing is refused from here on
         const status s = plan_best(layers[l], request.protect, t.layer(l).importance_rows(),
