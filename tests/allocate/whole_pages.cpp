@@ -5,6 +5,7 @@
 
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/model/layer_wise.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/select/one_stage.hpp>
@@ -145,6 +146,27 @@ TEST_CASE("whole_pages: what is protected comes from the request, row by row, no
     REQUIRE(t.answer.ok());
     CHECK(t.plan.kept_tokens(1) == 100);
     CHECK(t.plan.kept_tokens(0) % 64 == 0);
+}
+
+TEST_CASE("whole_pages: over layers too, what is protected comes from the request",
+          "[allocate][model][regression]") {
+    const layer_data layer = random_layer({.kv_heads = 2, .tokens = 1000}, 1);
+    const std::vector layers(3, kvtrim::layer(layer.keys()));
+    const layer_wise over_layers{
+        eviction_policy{random_score{.seed = 3}, whole_pages<adaptive>{{}, 64}, one_stage{}}};
+    const eviction_request request{.budget = per_head(300),
+                                   .protect = {.sink_tokens = 4, .window_tokens = 123}};
+    std::vector<keep_plan> plans(3);
+    growing_workspace memory;
+    REQUIRE(over_layers.plan(std::span(layers), request, plans, memory).ok());
+    index_t pages = 0;
+    for (const keep_plan& plan : plans) {
+        for (index_t g = 0; g < 2; ++g) {
+            CHECK(plan.kept_tokens(g) % 64 == 0);
+            pages += plan.kept_tokens(g) / 64;
+        }
+    }
+    CHECK(pages == 6 * 300 / 64);
 }
 
 TEST_CASE("whole_pages: rows of an engine's own scores may say how much each of them protects",

@@ -143,12 +143,12 @@ TEST_CASE(
     std::vector<std::int8_t> data(2 * 3 * 4);
     std::vector<float> scales(2 * 3 * 4, 1.0f);
     const auto answer = [&](auto* code, auto* scale, const std::array<index_t, 3>& strides,
-                            const std::array<index_t, 3>& extents = {2, 3, 4}) {
+                            const std::array<index_t, 3>& shape = {2, 3, 4}) {
         using code_type = std::remove_pointer_t<decltype(code)>;
         using float_type = std::remove_pointer_t<decltype(scale)>;
-        const scaled_rows<code_type, float_type> rows(code, extents, {12, 4}, {scale, strides});
+        const scaled_rows<code_type, float_type> rows(code, shape, {12, 4}, {scale, strides});
         const status s = rows.validate();
-        for (std::size_t r = 0; r < 3; ++r) { CHECK(rows.extent(r) == (s.ok() ? extents[r] : 0)); }
+        for (std::size_t r = 0; r < 3; ++r) { CHECK(rows.extent(r) == (s.ok() ? shape[r] : 0)); }
         CHECK(kvtrim::layer(rows).validate() == s);
         return std::string(s.what());
     };

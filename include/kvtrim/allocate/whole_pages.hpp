@@ -134,4 +134,7 @@ struct whole_pages {
     }
 };
 
+template <class Allocator, class... Fields>
+whole_pages(Allocator, Fields...) -> whole_pages<Allocator>;
+
 } // namespace kvtrim
