@@ -137,8 +137,10 @@ TEST_CASE("simd: pairs are taken apart and put together, doubles rounded once, h
         for (std::size_t i = 0; i < n; ++i) {
             const double expected = d[i] * d[i + 1] - d[i + 2] * d[i + 3];
             CHECK(static_cast<double>(products[i]) == Approx(expected).epsilon(1e-6));
+        }
+        for (std::size_t i = 0; i < 16; ++i) {
             CHECK(nibbles[i] == static_cast<float>((bytes[i] & 15) - 8));
-            CHECK(nibbles[n + i] == static_cast<float>((bytes[i] >> 4) - 8));
+            CHECK(nibbles[16 + i] == static_cast<float>((bytes[i] >> 4) - 8));
         }
     });
 }

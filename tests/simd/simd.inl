@@ -74,9 +74,10 @@ inline std::vector<float> products_of(const std::vector<double>& in) {
 }
 // Codes minus 8 of the low halves, and of the high ones.
 inline std::vector<float> nibbles_of(const std::vector<std::uint8_t>& in) {
-    std::vector<float> out(static_cast<std::size_t>(2 * lanes));
-    store(out.data(), load_low_nibbles(in.data()));
-    store(out.data() + lanes, load_high_nibbles(in.data()));
+    std::vector<float> out(32);
+    registers<32 / lanes> codes;
+    load_nibbles(in.data(), codes);
+    for (index_t i = 0; i < 32 / lanes; ++i) { store(out.data() + i * lanes, codes[i]); }
     return out;
 }
 

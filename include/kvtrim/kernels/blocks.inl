@@ -13,11 +13,10 @@ KVTRIM_INLINE void decode_block(const block_q8_0& block, float* to) {
 
 KVTRIM_INLINE void decode_block(const block_q4_0& block, float* to) {
     const floats scale = broadcast(block.scale);
+    registers<32 / lanes> codes;
+    load_nibbles(block.codes.data(), codes);
     KVTRIM_UNROLL
-    for (index_t i = 0; i < 16; i += lanes) {
-        store(to + i, scale * load_low_nibbles(block.codes.data() + i));
-        store(to + 16 + i, scale * load_high_nibbles(block.codes.data() + i));
-    }
+    for (index_t i = 0; i < 32 / lanes; ++i) { store(to + i * lanes, scale * codes[i]); }
 }
 
 template <class Block>

@@ -7,7 +7,7 @@ using namespace simd::KVTRIM_TARGET;
 
 // One loop for each way in which scales and zero points come: a choice inside would be made for every vector.
 template <bool PerChannel, bool HasZero, class Code>
-inline void scale_row_by(const Code* codes, index_t count, const code_scales& by, float* to) {
+KVTRIM_INLINE void scale_row_by(const Code* codes, index_t count, const code_scales& by, float* to) {
     const float* const scales = by.scale;
     const float* const zeros = by.zero;
     const floats scale = broadcast(scales[0]), zero = broadcast(HasZero ? zeros[0] : 0.0f);

@@ -19,6 +19,7 @@
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
 
 #include <cmath>
@@ -43,15 +44,19 @@ struct row_scratch {
     }
 };
 
-// Calls fn(row, token) for rows [range) of a head as floats, through a tile [tile_tokens, row length].
+// Calls fn(rows, first, count, squares) for the tiles of rows [range) of a head as floats; squares [count] are those of
+// their lengths. Through a tile [tile_tokens, row length].
 template <cache_view V, class Fn>
-void for_each_row(const V& view, index_t head, token_range range, std::span<float> tile, Fn&& fn) {
+void for_each_tile(const V& view, index_t head, token_range range, std::span<float> tile, Fn&& fn) {
+    const kernels::row_kernels& steps = kernels::active_row_kernels();
     const index_t length = extent(view, 2);
     const index_t step = kernels::tile_tokens(length);
+    float squares[kernels::most_tile_tokens];
     for (index_t t = range.begin; t < range.end; t += step) {
         const index_t count = std::min(step, range.end - t);
-        const float_rows rows = read_rows(view, head, t, count, tile.data());
-        for (index_t i = 0; i < count; ++i) { fn(rows.data + i * rows.stride, t + i); }
+        const float_rows rows = kernels::read_rows(view, head, t, count, tile.data());
+        steps.dots(rows.data, rows.stride, count, length, nullptr, squares);
+        fn(rows, t, count, squares);
     }
 }
 
@@ -74,11 +79,13 @@ struct key_norm_score {
                              [&](index_t g, workspace& own) {
                                  const detail::row_scratch memory(in.head_dim(), own);
                                  const token_range range = candidates(request.protect, in.tokens(g));
-                                 const auto scores = out.importance_rows().row(g);
-                                 detail::for_each_row(
-                                     in.keys, g, range, memory.tile, [&](const float* key, index_t token) {
-                                         scores[static_cast<std::size_t>(token - range.begin)] =
-                                             -std::sqrt(kernels::dot(key, key, in.head_dim()));
+                                 float* score = out.importance_rows().row(g).data();
+                                 detail::for_each_tile(
+                                     in.keys, g, range, memory.tile,
+                                     [&](const float_rows&, index_t, index_t count, const float* squares) {
+                                         for (index_t i = 0; i < count; ++i) {
+                                             *score++ = -std::sqrt(squares[i]);
+                                         }
                                      });
                              });
     }
@@ -104,28 +111,33 @@ struct key_diff_score {
                 const auto anchor = memory.row;
                 std::fill(anchor.begin(), anchor.end(), 0.0f);
                 // The sum serves as well as the mean: a cosine does not see its length.
-                detail::for_each_row(in.keys, g, {0, in.tokens(g)}, memory.tile,
-                                     [&](const float* key, index_t) {
-                                         const float norm = std::sqrt(kernels::dot(key, key, in.head_dim()));
-                                         if (!(norm > 0) || !std::isfinite(norm)) { return; }
-                                         for (std::size_t d = 0; d < anchor.size(); ++d) {
-                                             anchor[d] += key[d] / norm;
-                                         }
-                                     });
-                const float anchor_norm =
-                    std::sqrt(kernels::dot(anchor.data(), anchor.data(), in.head_dim()));
+                detail::for_each_tile(
+                    in.keys, g, {0, in.tokens(g)}, memory.tile,
+                    [&](const float_rows& rows, index_t, index_t count, const float* squares) {
+                        for (index_t i = 0; i < count; ++i) {
+                            const float norm = std::sqrt(squares[i]);
+                            if (!(norm > 0) || !std::isfinite(norm)) { continue; }
+                            const float* const key = rows.data + i * rows.stride;
+                            for (std::size_t d = 0; d < anchor.size(); ++d) { anchor[d] += key[d] / norm; }
+                        }
+                    });
+                const index_t dim = in.head_dim();
+                const float anchor_norm = std::sqrt(kernels::dot(anchor.data(), anchor.data(), dim));
                 const token_range range = candidates(request.protect, in.tokens(g));
-                const auto scores = out.importance_rows().row(g);
-                detail::for_each_row(in.keys, g, range, memory.tile, [&](const float* key, index_t token) {
-                    const float norm = std::sqrt(kernels::dot(key, key, in.head_dim()));
-                    float& score = scores[static_cast<std::size_t>(token - range.begin)];
-                    if (!std::isfinite(norm)) {
-                        score = std::numeric_limits<float>::quiet_NaN();
-                        return;
-                    }
-                    const float norms = norm * anchor_norm;
-                    score = norms == 0 ? 0.0f : -kernels::dot(key, anchor.data(), in.head_dim()) / norms;
-                });
+                float* const scores = out.importance_rows().row(g).data();
+                detail::for_each_tile(
+                    in.keys, g, range, memory.tile,
+                    [&](const float_rows& rows, index_t first, index_t count, const float* squares) {
+                        float* const score = scores + (first - range.begin);
+                        kernels::active_row_kernels().dots(rows.data, rows.stride, count, dim, anchor.data(),
+                                                           score);
+                        for (index_t i = 0; i < count; ++i) {
+                            const float norm = std::sqrt(squares[i]);
+                            const float norms = norm * anchor_norm;
+                            score[i] = norms == 0 ? 0.0f : -score[i] / norms;
+                            if (!std::isfinite(norm)) { score[i] = std::numeric_limits<float>::quiet_NaN(); }
+                        }
+                    });
             });
     }
 };

@@ -54,12 +54,13 @@ struct value_norm_weighted {
             in.kv_heads(), detail::row_scratch::bytes(length), scratch, ex, [&](index_t g, workspace& own) {
                 const detail::row_scratch memory(length, own);
                 const token_range range = candidates(request.protect, in.tokens(g));
-                const auto scores = out.importance_rows().row(g);
-                detail::for_each_row(
-                    in.values, g, range, memory.tile, [&](const float* value, index_t token) {
-                        float& score = scores[static_cast<std::size_t>(token - range.begin)];
-                        score = (score + epsilon) * std::sqrt(kernels::dot(value, value, length));
-                    });
+                float* score = out.importance_rows().row(g).data();
+                detail::for_each_tile(in.values, g, range, memory.tile,
+                                      [&](const float_rows&, index_t, index_t count, const float* squares) {
+                                          for (index_t i = 0; i < count; ++i, ++score) {
+                                              *score = (*score + epsilon) * std::sqrt(squares[i]);
+                                          }
+                                      });
             });
     }
 };

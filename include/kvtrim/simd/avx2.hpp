@@ -138,15 +138,16 @@ KVTRIM_INLINE floats load(const f8_e4m3* from) {
 KVTRIM_INLINE floats load(const std::int8_t* from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bits_of(from)));
 }
-KVTRIM_INLINE floats load_low_nibbles(const std::uint8_t* from) {
-    const __m256i codes = _mm256_and_si256(_mm256_cvtepu8_epi32(bits_of(from)), _mm256_set1_epi32(15));
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)));
+KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    const __m128i halves[2] = {bytes, _mm_srli_epi16(bytes, 4)};
+    KVTRIM_UNROLL
+    for (int i = 0; i < 2; ++i) {
+        const __m128i codes = _mm_sub_epi8(_mm_and_si128(halves[i], _mm_set1_epi8(15)), _mm_set1_epi8(8));
+        to[2 * i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+        to[2 * i + 1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8)));
+    }
 }
-KVTRIM_INLINE floats load_high_nibbles(const std::uint8_t* from) {
-    const __m256i codes = _mm256_srli_epi32(_mm256_cvtepu8_epi32(bits_of(from)), 4);
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, _mm256_set1_epi32(8)));
-}
-
 KVTRIM_INLINE void store(f16* to, floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -124,13 +124,10 @@ KVTRIM_INLINE floats from_nibbles(__m128i codes) {
     const __m128i centred = _mm_sub_epi8(_mm_and_si128(codes, _mm_set1_epi8(15)), _mm_set1_epi8(8));
     return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, centred));
 }
-KVTRIM_INLINE floats load_low_nibbles(const std::uint8_t* from) {
-    return from_nibbles(bits_of(from));
+KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
+    to[0] = from_nibbles(bits_of(from));
+    to[1] = from_nibbles(_mm_srli_epi16(bits_of(from), 4));
 }
-KVTRIM_INLINE floats load_high_nibbles(const std::uint8_t* from) {
-    return from_nibbles(_mm_srli_epi16(bits_of(from), 4));
-}
-
 KVTRIM_INLINE void store(f16* to, floats x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                         _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT));

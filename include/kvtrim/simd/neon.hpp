@@ -117,11 +117,12 @@ KVTRIM_INLINE floats centred(uint8x8_t nibbles) {
     const int8x8_t codes = vsub_s8(vreinterpret_s8_u8(nibbles), vdup_n_s8(8));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(codes))));
 }
-KVTRIM_INLINE floats load_low_nibbles(const std::uint8_t* from) {
-    return centred(vand_u8(load_bytes(from), vdup_n_u8(15)));
-}
-KVTRIM_INLINE floats load_high_nibbles(const std::uint8_t* from) {
-    return centred(vshr_n_u8(load_bytes(from), 4));
+KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
+    for (int i = 0; i < 4; ++i) {
+        const uint8x8_t bytes = load_bytes(from + 4 * i);
+        to[i] = centred(vand_u8(bytes, vdup_n_u8(15)));
+        to[4 + i] = centred(vshr_n_u8(bytes, 4));
+    }
 }
 KVTRIM_INLINE void store(f16* to, floats x) {
     vst1_u16(reinterpret_cast<std::uint16_t*>(to), vreinterpret_u16_f16(vcvt_f16_f32(x)));

@@ -154,11 +154,13 @@ KVTRIM_INLINE floats load(const f8_e4m3* from) {
 KVTRIM_INLINE floats load(const std::int8_t* from) {
     return __builtin_convertvector(reinterpret_cast<ints>(high_bits(from)) >> 24, floats);
 }
-KVTRIM_INLINE floats load_low_nibbles(const std::uint8_t* from) {
-    return __builtin_convertvector(reinterpret_cast<ints>(high_bits(from) << 4 >> 28) - 8, floats);
-}
-KVTRIM_INLINE floats load_high_nibbles(const std::uint8_t* from) {
-    return __builtin_convertvector(reinterpret_cast<ints>(high_bits(from) >> 28) - 8, floats);
+KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
+    KVTRIM_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const uints high = high_bits(from + 4 * i);
+        to[i] = __builtin_convertvector(reinterpret_cast<ints>(high << 4 >> 28) - 8, floats);
+        to[4 + i] = __builtin_convertvector(reinterpret_cast<ints>(high >> 28) - 8, floats);
+    }
 }
 KVTRIM_INLINE void store(bf16* to, floats x) { // as element_traits<bf16>
     const uints bits = reinterpret_cast<uints>(x), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);

@@ -14,7 +14,7 @@
 //   select(m, a, b), keep(m, x)             a where m, else b; x where m, else 0, whatever x
 //   absolute(x), sum_of_lanes(x), highest_of_lanes(x)
 //   exp2(x)                                 2^x for -126 < x < 127 with relative error 1.5e-7 (2.2e-7 where fma rounds twice); anything elsewhere
-//   load_low_nibbles(p), load_high_nibbles(p)      codes of 4 bits minus 8, of as many bytes as there are lanes
+//   load_nibbles(p, x)                      x [32 / lanes] = 4 bits minus 8: the low halves of 16 bytes, then the high ones
 //   even_lanes(a, b), odd_lanes(a, b)       of both, one behind the other; zip_low(a, b), zip_high(a, b) are the way back
 //   round_products(a, b, c, d, sign)        of doubles in memory: a * b + sign * (c * d), rounded to floats
 //   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the
