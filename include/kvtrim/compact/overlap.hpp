@@ -15,26 +15,8 @@
 // Cost: O(1), see base/strided_bytes.hpp.
 
 #include <kvtrim/base/row_source.hpp>
-#include <kvtrim/base/strided_bytes.hpp>
 
 namespace kvtrim {
-
-/// The bytes of a view's rows, as an array of strided_bytes; an empty array where they are not known.
-template <class V>
-[[nodiscard]] auto memory_of(const V& view) {
-    if constexpr (requires { view.memory(); }) {
-        return view.memory();
-    } else if constexpr (strided_view<V, 3>) {
-        constexpr index_t size = sizeof(*view.data_handle());
-        const auto step = [&](std::size_t r) { return to_bytes(static_cast<index_t>(view.stride(r)), size); };
-        return std::array{strided_bytes{.first = view.data_handle(),
-                                        .extents = {1, extent(view, 0), extent(view, 1), extent(view, 2)},
-                                        .strides = {0, step(0), step(1), step(2)},
-                                        .bytes = size}};
-    } else {
-        return std::array<strided_bytes, 0>{};
-    }
-}
 
 /// Whether rows in this memory may move at all. Returns invalid_parameter or views_overlap.
 [[nodiscard]] inline status check_movable(std::span<const strided_bytes> memory) {
@@ -86,16 +68,21 @@ struct moved_views {
     return {};
 }
 
-/// Whether `bytes` bytes at `out` may be written while rows in this memory are read.
-[[nodiscard]] inline status check_output(std::span<const strided_bytes> memory, const void* out,
-                                         index_t bytes) {
+/// Whether `bytes` bytes at `out` may be written while rows of a view are read. A view whose memory is not a few strided pieces
+/// answers with overlaps(strided_bytes).
+template <class V>
+[[nodiscard]] status check_output(const V& view, const void* out, index_t bytes) {
     const strided_bytes written{.first = out, .bytes = bytes};
-    for (const strided_bytes& m : memory) {
-        if (const status s = m.validate(); !s.ok()) { return s; }
-        if (overlap(m, written)) {
-            return {errc::views_overlap, "the output lies in the memory of the rows that are read"};
+    bool shares = false;
+    if constexpr (requires { view.overlaps(written); }) {
+        shares = view.overlaps(written);
+    } else {
+        for (const strided_bytes& m : memory_of(view)) {
+            if (const status s = m.validate(); !s.ok()) { return s; }
+            shares = shares || overlap(m, written);
         }
     }
+    if (shares) { return {errc::views_overlap, "the output lies in the memory of the rows that are read"}; }
     return {};
 }
 

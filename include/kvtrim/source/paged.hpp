@@ -16,6 +16,7 @@
 // Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
 // To evict: compact/page_moves.hpp.
 
+#include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/plan/page_table.hpp>
 
@@ -102,6 +103,22 @@ void load_paged(const T* from, const page_layout& layout, std::span<const std::i
     }
 }
 
+// Whether rows of `heads` heads in these pages share a byte with `other`.
+template <class T>
+[[nodiscard]] bool pages_overlap(const T* pool, const page_layout& layout,
+                                 std::span<const std::int32_t> pages, index_t heads, index_t head_dim,
+                                 const strided_bytes& other) {
+    constexpr index_t size = sizeof(T);
+    return std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
+        return overlap(
+            {.first = pool + page * layout.page_stride,
+             .extents = {1, layout.page_tokens, heads, head_dim},
+             .strides = {0, to_bytes(layout.token_stride, size), to_bytes(layout.head_stride, size), size},
+             .bytes = size},
+            other);
+    });
+}
+
 // Rows of a page table that a source reads.
 struct table_rows {
     index_t first;
@@ -160,6 +177,10 @@ class paged_rows {
                            tile);
     }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    // Whether its pages share a byte with other memory. O(pages).
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        return detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
+    }
 
   private:
     const T* pool_;
@@ -202,6 +223,15 @@ class paged_head_rows {
         detail::load_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    // Whether its pages share a byte with other memory. O(pages).
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        for (index_t h = 0; h < kv_heads_; ++h) {
+            if (detail::pages_overlap(pool_, layout_, table_.row(first_row_ + h), 1, head_dim_, other)) {
+                return true;
+            }
+        }
+        return false;
+    }
 
   private:
     const T* pool_;
