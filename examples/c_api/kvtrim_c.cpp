@@ -307,6 +307,9 @@ kvtrim_code kvtrim_policy_set(kvtrim_policy* policy, const char* key, double val
         } else if (option == "attention_mass") {
             policy->attention_mass = value;
         } else if (option == "floor_weight") {
+            if (std::abs(value) > std::numeric_limits<float>::max()) {
+                return invalid("this option is a float");
+            }
             policy->worst_case.floor_weight = static_cast<float>(value);
         } else {
             return invalid("no option has this key");

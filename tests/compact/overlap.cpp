@@ -7,7 +7,9 @@
 #include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/source/ggml_blocks.hpp>
+#include <kvtrim/source/indexed.hpp>
 #include <kvtrim/source/latent.hpp>
+#include <kvtrim/source/paged.hpp>
 #include <kvtrim/source/scaled.hpp>
 
 #include "base/own_views.hpp"
@@ -359,6 +361,40 @@ TEST_CASE("gather: an output inside the cache is refused, one in a gap between r
     const keep_plan one = plan_of({{1, 2}, {5}});
     CHECK(gather(spaced, one, std::span(memory).subspan(4, 12)).ok());
     CHECK(gather(spaced, one, std::span(memory).subspan(9, 12)).code() == errc::views_overlap);
+}
+
+TEST_CASE("gather: pages and slots that are read are the cache, other pages of the pool are not",
+          "[compact]") {
+    support::random r(11);
+    std::vector<float> pool =
+        support::random_elements<float>(r, 8 * 4 * 6); // 8 pages of 4 tokens, 2 heads, 3 channels
+    const auto before = support::bytes_of(pool);
+    const support::int32s indptr{0, 2, 3}, pages{1, 4, 6}, last{4, 2}, slots{5, 4, 20};
+    const page_table table{indptr, pages, last};
+    const paged_rows<float> rows(pool.data(), nhd_pages(4, 2, 3), table, 0, 2, 3);
+    const paged_head_rows<float> head_rows(pool.data(), {4, 24, 6, 0}, table, 0, 2, 6);
+    const strided<float, 3> all(pool.data(), {2, 32, 3}, {3, 6, 1});
+    const indexed_rows indexed(all, std::span(slots));
+    const indexed_rows of_pages(rows, std::span(slots).first(0));
+    const auto out = [&](index_t slot, index_t floats) {
+        return std::span(pool).subspan(static_cast<std::size_t>(slot * 6), static_cast<std::size_t>(floats));
+    };
+    const keep_plan two = plan_of({{0, 2}, {1}}), none = plan_of({{}, {}});
+    for (const index_t slot : {3, 4, 7, 15, 16, 19}) { // in page 1 or 4, or reaching into it
+        CHECK(gather(rows, two, out(slot, 9)).code() == errc::views_overlap);
+        CHECK(gather(head_rows, two, out(slot, 18)).code() == errc::views_overlap);
+    }
+    CHECK(gather(head_rows, two, out(24, 18)).code() == errc::views_overlap); // page 6 is of head 1
+    for (const index_t slot : {3, 4, 5, 19, 20}) {
+        CHECK(gather(indexed, two, out(slot, 9)).code() == errc::views_overlap);
+    }
+    CHECK(gather(of_pages, none, std::span<float>{}).ok());
+    CHECK(support::bytes_of(pool) == before);
+    CHECK(gather(indexed, two, out(6, 9)).ok());
+    pool = support::random_elements<float>(r, 8 * 4 * 6);
+    CHECK(gather(rows, two, out(24, 9)).ok());
+    CHECK(gather(head_rows, two, out(8, 18)).ok());
+    CHECK(gather(rows, two, out(0, 9)).ok());
 }
 
 TEST_CASE("move_rows: pools of keys and values by turns both move; values inside the keys move once; others "

@@ -13,7 +13,6 @@ base/(contract|status|element)\.hpp             1
 base/(fp8|saturated)\.hpp                       1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
-base/strided_bytes\.hpp                         2.3
 base/(layer|ragged|filled|row_range|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 

@@ -46,6 +46,13 @@ class ragged {
         return offsets_[h + 1] - offsets_[h];
     }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    // All rows, one after the other.
+    [[nodiscard]] std::array<strided_bytes, 1> memory() const {
+        return std::array{strided_bytes{.first = data_,
+                                        .extents = {1, 1, offsets_.back(), 1},
+                                        .strides = {0, 0, row_bytes(), 0},
+                                        .bytes = row_bytes()}};
+    }
     [[nodiscard]] T* row(index_t head, index_t token) const {
         return data_ + (offsets_[static_cast<std::size_t>(head)] + token) * head_dim_;
     }

@@ -15,7 +15,9 @@
 //                        Optional: row_bytes(), the bytes that a row occupies where it is kept, for the
 //                        reports of compaction; has_bf16_rows() and load_bf16_rows(head, first, count, bf16* tile),
 //                        the rows as they are kept, for processors that multiply bf16 (kernels/rows.hpp);
-//                        validate(), a status that says why a view is not to be read (base/status.hpp)
+//                        validate(), a status that says why a view is not to be read (base/status.hpp);
+//                        memory(), an array of strided_bytes, or overlaps(strided_bytes) where the rows are more pieces:
+//                        what compaction must know not to destroy rows (compact/overlap.hpp)
 //                        To be written: store_rows(head, first, count, const float* tile), the way back of load_rows;
 //                        first_channels(count), the rows' first channels as a source of their own, at least so many, where
 //                        these are written without touching the others; written_places(), the pages or slots that rows are
@@ -25,6 +27,7 @@
 // AMX, keys and queries that both are bf16 rows are multiplied as such, and scores are the same within rounding.
 
 #include <kvtrim/base/contract.hpp> // until every violation is a status
+#include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/base/tensor_view.hpp>
 
 #include <cstring>
@@ -106,6 +109,23 @@ template <class V>
         }
     }
     return {};
+}
+
+/// The bytes of a view's rows, as an array of strided_bytes; an empty array where they are not known.
+template <class V>
+[[nodiscard]] auto memory_of(const V& view) {
+    if constexpr (requires { view.memory(); }) {
+        return view.memory();
+    } else if constexpr (strided_view<V, 3>) {
+        constexpr index_t size = sizeof(*view.data_handle());
+        const auto step = [&](std::size_t r) { return to_bytes(static_cast<index_t>(view.stride(r)), size); };
+        return std::array{strided_bytes{.first = view.data_handle(),
+                                        .extents = {1, extent(view, 0), extent(view, 1), extent(view, 2)},
+                                        .strides = {0, step(0), step(1), step(2)},
+                                        .bytes = size}};
+    } else {
+        return std::array<strided_bytes, 0>{};
+    }
 }
 
 namespace detail {

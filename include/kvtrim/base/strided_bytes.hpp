@@ -13,7 +13,7 @@
 // Cost: O(1) where both views have the same strides, as in all layouts of engines. Others are searched, for most_tries at most,
 // and count as overlapping if that decides nothing: a caller refuses then, and no cache is harmed.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/base/status.hpp>
 
 #include <algorithm>
 #include <array>
@@ -221,23 +221,6 @@ inline status strided_bytes::validate() const {
     };
     const index_t last = inner.extents[3] > 1 ? inner.strides[3] * (inner.extents[3] - 1) : 0;
     return inside(offset) && inside(offset + last);
-}
-
-/// The bytes of a view's rows, as an array of strided_bytes; an empty array where they are not known.
-template <class V>
-[[nodiscard]] auto memory_of(const V& view) {
-    if constexpr (requires { view.memory(); }) {
-        return view.memory();
-    } else if constexpr (strided_view<V, 3>) {
-        constexpr index_t size = sizeof(*view.data_handle());
-        const auto step = [&](std::size_t r) { return to_bytes(static_cast<index_t>(view.stride(r)), size); };
-        return std::array{strided_bytes{.first = view.data_handle(),
-                                        .extents = {1, extent(view, 0), extent(view, 1), extent(view, 2)},
-                                        .strides = {0, step(0), step(1), step(2)},
-                                        .bytes = size}};
-    } else {
-        return std::array<strided_bytes, 0>{};
-    }
 }
 
 } // namespace kvtrim

@@ -29,28 +29,6 @@ inline constexpr bool is_ragged = false;
 template <class T>
 inline constexpr bool is_ragged<ragged<T>> = true;
 
-namespace detail {
-
-// All rows of a ragged cache lie one after the other.
-template <class T>
-[[nodiscard]] strided_bytes flat_bytes(const ragged<T>& cache) {
-    return {.first = cache.data_handle(),
-            .extents = {1, 1, cache.offsets().back(), 1},
-            .strides = {0, 0, cache.row_bytes(), 0},
-            .bytes = cache.row_bytes()};
-}
-
-template <class V>
-[[nodiscard]] auto rows_read(const V& cache) {
-    if constexpr (is_ragged<V>) {
-        return std::array{flat_bytes(cache)};
-    } else {
-        return memory_of(cache);
-    }
-}
-
-} // namespace detail
-
 // Copies the survivors of a cache into out. A strided or ragged cache needs out of its own element type, and
 // bits are copied; any other source is read as floats. out holds total_tokens * head_dim elements, and is not in the cache's
 // memory: compact_to_flat is for that.
@@ -67,7 +45,7 @@ template <class V, class T>
                 to_bytes(plan.total_tokens(), length)};
     }
     const index_t out_bytes = plan.total_tokens() * length * static_cast<index_t>(sizeof(T));
-    if (const status s = check_output(detail::rows_read(cache), out.data(), out_bytes); !s.ok()) { return s; }
+    if (const status s = check_output(cache, out.data(), out_bytes); !s.ok()) { return s; }
     T* to = out.data();
     const index_t heads = length == 0 ? 0 : extent(cache, 0); // rows without elements may have no memory
     const index_t row_size = length * static_cast<index_t>(sizeof(T));
@@ -212,7 +190,7 @@ template <class K, class V>
     if (const status s = detail::check_flat(keys, plan); !s.ok()) { return s; }
     if (const status s = detail::check_flat(values, plan); !s.ok()) { return s; }
     const bool same = detail::same_flat_rows(keys, values);
-    if (!same && overlap(detail::rows_read(keys).front(), detail::rows_read(values).front())) {
+    if (!same && overlap(memory_of(keys).front(), memory_of(values).front())) {
         return {errc::views_overlap, "compact_to_flat: keys and values share memory, but not the same rows"};
     }
     compaction_report moved = detail::move_to_front(keys, plan);

@@ -14,7 +14,7 @@
 // Source of the fault: llama.cpp#8862, ik_llama.cpp#400 (caches whose V is a part of K).
 // Cost: O(1), see base/strided_bytes.hpp.
 
-#include <kvtrim/base/strided_bytes.hpp>
+#include <kvtrim/base/row_source.hpp>
 
 namespace kvtrim {
 
@@ -68,16 +68,21 @@ struct moved_views {
     return {};
 }
 
-/// Whether `bytes` bytes at `out` may be written while rows in this memory are read.
-[[nodiscard]] inline status check_output(std::span<const strided_bytes> memory, const void* out,
-                                         index_t bytes) {
+/// Whether `bytes` bytes at `out` may be written while rows of a view are read. A view whose memory is not a few strided pieces
+/// answers with overlaps(strided_bytes).
+template <class V>
+[[nodiscard]] status check_output(const V& view, const void* out, index_t bytes) {
     const strided_bytes written{.first = out, .bytes = bytes};
-    for (const strided_bytes& m : memory) {
-        if (const status s = m.validate(); !s.ok()) { return s; }
-        if (overlap(m, written)) {
-            return {errc::views_overlap, "the output lies in the memory of the rows that are read"};
+    bool shares = false;
+    if constexpr (requires { view.overlaps(written); }) {
+        shares = view.overlaps(written);
+    } else {
+        for (const strided_bytes& m : memory_of(view)) {
+            if (const status s = m.validate(); !s.ok()) { return s; }
+            shares = shares || overlap(m, written);
         }
     }
+    if (shares) { return {errc::views_overlap, "the output lies in the memory of the rows that are read"}; }
     return {};
 }
 

@@ -12,6 +12,8 @@
 
 #include <kvtrim/kernels/rows.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -66,6 +68,22 @@ class indexed_rows {
         return kvtrim::indexed_rows<std::remove_const_t<decltype(channels)>>(channels, indices_);
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return indices_; }
+    // Whether the slots that are read share a byte with other memory. O(tokens) if the pool does, else O(1).
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        if constexpr (requires { slots_.overlaps(other); }) { return slots_.overlaps(other); }
+        for (const strided_bytes& pool : memory_of(slots_)) {
+            if (!overlap(pool, other)) { continue; }
+            if (pool.extents[2] != kvtrim::extent(slots_, 1)) { return true; } // rows that a table finds
+            const bool shares = std::any_of(indices_.begin(), indices_.end(), [&](std::int32_t slot) {
+                strided_bytes row = pool;
+                row.first = static_cast<const std::byte*>(pool.first) + slot * pool.strides[2];
+                row.extents[2] = 1;
+                return overlap(row, other);
+            });
+            if (shares) { return true; }
+        }
+        return false;
+    }
     [[nodiscard]] index_t row_bytes() const requires requires(const Slots& s) { s.row_bytes(); }
     { return slots_.row_bytes(); }
 

@@ -15,7 +15,7 @@
 //   queries   absorbed, channels in the order of the row: W_uk[h] q_nope beside the rotated q_rope
 //   scale     the model's, 1 / sqrt(nope + rope length): attention.scale must be set, for row_length is not that length
 //   W_O       W_uv[h] * W_O[h], made once per model layer: score/combined_projection.hpp
-//   cutting   compact_in_place(cache.keys(), plan) moves whole rows, values with them; once, not for values() again
+//   cutting   compact_in_place(cache.keys(), plan) moves whole rows, values with them; given values() too, it moves them once
 //
 // With one KV head there is one token set per layer: head-wise budgets (Ada-KV) are the uniform ones, budgets that differ
 // by layer (model/) are not. A paged latent pool is a paged source of one head with the same two row lengths.

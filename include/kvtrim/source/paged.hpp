@@ -18,6 +18,7 @@
 // Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
 // To evict: compact/page_moves.hpp.
 
+#include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/plan/page_table.hpp>
 
@@ -122,6 +123,22 @@ void store_paged(T* to, const page_layout& layout, std::span<const std::int32_t>
     }
 }
 
+// Whether rows of `heads` heads in these pages share a byte with `other`.
+template <class T>
+[[nodiscard]] bool pages_overlap(const T* pool, const page_layout& layout,
+                                 std::span<const std::int32_t> pages, index_t heads, index_t head_dim,
+                                 const strided_bytes& other) {
+    constexpr index_t size = sizeof(T);
+    return std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
+        return overlap(
+            {.first = pool + page * layout.page_stride,
+             .extents = {1, layout.page_tokens, heads, head_dim},
+             .strides = {0, to_bytes(layout.token_stride, size), to_bytes(layout.head_stride, size), size},
+             .bytes = size},
+            other);
+    });
+}
+
 // Rows of a page table that a source reads.
 struct table_rows {
     index_t first;
@@ -196,6 +213,10 @@ class paged_rows {
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return pages_; }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    // Whether its pages share a byte with other memory. O(pages).
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        return detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
+    }
 
   private:
     Pool* pool_;
@@ -259,6 +280,15 @@ class paged_head_rows {
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return places_; }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    // Whether its pages share a byte with other memory. O(pages).
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        for (index_t h = 0; h < kv_heads_; ++h) {
+            if (detail::pages_overlap(pool_, layout_, table_.row(first_row_ + h), 1, head_dim_, other)) {
+                return true;
+            }
+        }
+        return false;
+    }
 
   private:
     Pool* pool_;
