@@ -95,9 +95,10 @@ template <class V>
     return false;
 }
 
-// What a cache says of a rotation of these rows, but for places that are written twice.
-template <class V>
-[[nodiscard]] status validate_rotation(const V& keys, const rope& r, const row_positions& from) {
+// What a cache says of a rotation of these rows, but for places that are written twice. Positions: row_positions, or a class with
+// its heads(), row() and validate().
+template <class V, class Positions>
+[[nodiscard]] status validate_rotation(const V& keys, const rope& r, const Positions& from) {
     if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }
     if (const status s = valid_rope(r); !s.ok()) { return s; }
     if (const status s = from.validate(); !s.ok()) { return s; }
@@ -137,9 +138,9 @@ template <class V>
 
 namespace detail {
 
-template <class V, class NewPosition, class Executor>
-[[nodiscard]] status rerotate(const V& keys, const rope& r, const row_positions& from,
-                              NewPosition&& new_position, workspace& scratch, Executor& ex) {
+template <class V, class Positions, class NewPosition, class Executor>
+[[nodiscard]] status rerotate(const V& keys, const rope& r, const Positions& from, NewPosition&& new_position,
+                              workspace& scratch, Executor& ex) {
     static_assert(row_store<V>,
                   "kvtrim: rerotate_keys writes rows: pass a view of elements that are not const and that "
                   "floats can become (element_traits::from_float), or a source with store_rows(head, first, "
