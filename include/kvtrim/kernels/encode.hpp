@@ -14,7 +14,7 @@
 //   encode_with_scales    codes alone, by the scales that others share; codes saturate
 //
 // Error of one encoding: half a step |d| or |scale| for integer codes, half a unit in the last place of the code for floats, and no
-// element becomes larger than the largest was, so that many encodings do not grow. What saturates: codes by given scales, by as much
+// element becomes larger than the largest was. What saturates: codes by given scales, by as much
 // as x exceeds their range (a rotation makes a channel at most sqrt(2) times as large as the larger of its pair), and blocks for which
 // a scale in f16 has no room (above 8e6 in q8_0).
 // A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded again.
