@@ -39,14 +39,14 @@ int main() {
     for (index_t l = 0; l < layers; ++l) {
         std::vector<bool> is_evicted(blocks); // what the engine's block manager is told
         index_t freed = 0;
-        evicted_blocks(plan, l, blocks, [&](token_range range) {
+        const status listed = evicted_blocks(plan, l, blocks, [&](token_range range) {
             for (index_t b = range.begin; b < range.end; ++b) {
                 is_evicted[static_cast<std::size_t>(b)] = true;
             }
             freed += range.size();
         });
-        is_right = is_right && freed == blocks - kept_blocks && !is_evicted[0] && !is_evicted[1] &&
-                   !is_evicted[blocks - 1] && !is_evicted[blocks - 3] &&
+        is_right = is_right && listed.ok() && freed == blocks - kept_blocks && !is_evicted[0] &&
+                   !is_evicted[1] && !is_evicted[blocks - 1] && !is_evicted[blocks - 3] &&
                    !is_evicted[static_cast<std::size_t>(4 + 2 * l)];
     }
     std::printf("%d layers free %d of %d blocks each, %s\n", static_cast<int>(layers),

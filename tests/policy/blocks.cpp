@@ -54,9 +54,14 @@ TEST_CASE("plan_blocks: equally many blocks in every layer, start and recent are
     CHECK(plan_in_exact_memory(view, 3, protect).plan == plan_of({{0, 1, 5}, {0, 3, 5}}));
     CHECK(plan_in_exact_memory(view, 9, protect).plan == plan_of({{0, 1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5}}));
     std::vector<token_range> evicted;
-    evicted_blocks(plan_in_exact_memory(view, 4, protect).plan, 1, 6,
-                   [&](token_range r) { evicted.push_back(r); });
+    const keep_plan four = plan_in_exact_memory(view, 4, protect).plan;
+    const auto list = [&](token_range r) { evicted.push_back(r); };
+    CHECK(evicted_blocks(four, 1, 6, list).ok());
     CHECK(evicted == std::vector<token_range>{{1, 2}, {4, 5}});
+    CHECK(evicted_blocks(four, 2, 6, list).code() == errc::plan_mismatch);
+    CHECK(evicted_blocks(four, -1, 6, list).code() == errc::plan_mismatch);
+    CHECK(evicted_blocks(four, 1, 5, list).code() == errc::plan_mismatch);
+    CHECK(evicted.size() == 2);
 
     const auto below = plan_in_exact_memory(view, 1, protect);
     CHECK(below.answer.code() == errc::budget_below_protection);

@@ -6,19 +6,20 @@
 //
 //   encode_blocks         each block of 32 gets a new scale d, as f16, and codes
 //     q8_0                d = max |x| / 127
-//     q4_0                d = max(m / 8, o / 7.5), m the larger and o the smaller of max x and -min x; its sign sends m to -8
+//     q4_0                d = m / 8, or o / 7 where o > 0.9375 m; m the larger and o the smaller of max x and -min x; the sign of d
+//                         sends m to -8
 //   encode_row            a row of 8-bit codes gets a new scale, and a zero point that is an integer
 //     int8                scale = max |x| / 127; with zero points (max x - min x) / 254
 //     8-bit floats        scale = max |x| / the largest code
 //   encode_with_scales    codes alone, by the scales that others share; codes saturate
 //
-// Error of one encoding: half a step |d| or |scale| for integer codes, half a unit in the last place of the code for floats. Scales
-// in f16 are rounded up, so nothing saturates. What saturates: codes by given scales, by as much as x exceeds their range (a
-// rotation makes a channel at most sqrt(2) times as large as the larger of its pair); blocks of which a scale in f16 has no room
-// for (above 8e6 in q8_0).
+// Error of one encoding: half a step |d| or |scale| for integer codes, half a unit in the last place of the code for floats, and no
+// element becomes larger than the largest was. What saturates: codes by given scales, by as much
+// as x exceeds their range (a rotation makes a channel at most sqrt(2) times as large as the larger of its pair), and blocks for which
+// a scale in f16 has no room (above 8e6 in q8_0).
 // A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded again.
-// Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for both signs;
-// there the error is up to one step. Source of the layouts: kernels/blocks.hpp.
+// Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for both signs, where
+// an element opposite to the largest one is off by up to a whole step there. Source of the layouts: kernels/blocks.hpp.
 //
 // Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a NaN
 // becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every level.
@@ -36,12 +37,12 @@ namespace kvtrim::kernels {
 
 namespace detail {
 
-// The smallest f16 that is not below a magnitude, or the largest one.
-[[nodiscard]] inline f16 f16_not_below(float magnitude) {
-    f16 near = element_traits<f16>::from_float(magnitude);
-    if (to_float(near) < magnitude) { ++near.bits; }
-    near.bits = std::min<std::uint16_t>(near.bits, 0x7bff);
-    return near;
+// The nearest f16, where these are far apart (below 2^-14) one that is not below; at most the largest one.
+[[nodiscard]] inline f16 stored_scale(float magnitude) {
+    f16 scale = element_traits<f16>::from_float(magnitude);
+    if (scale.bits < 0x0400 && to_float(scale) < magnitude) { ++scale.bits; }
+    scale.bits = std::min<std::uint16_t>(scale.bits, 0x7bff);
+    return scale;
 }
 
 // To nearest, ties to even, for |x| < 2^22: the sum has no bits behind the point.
@@ -82,7 +83,7 @@ inline constexpr f16 nan_scale{0x7e00};
 
 inline void encode_block(const float* x, block_q8_0& to) {
     const value_range range(x, 32);
-    to.scale = f16_not_below(range.largest() / 127);
+    to.scale = stored_scale(range.largest() / 127);
     const float inverse = inverse_of(to_float(to.scale));
     for (std::size_t i = 0; i < 32; ++i) {
         to.codes[i] = static_cast<std::int8_t>(to_code(x[i] * inverse, -127, 127));
@@ -92,7 +93,8 @@ inline void encode_block(const float* x, block_q8_0& to) {
 
 inline void encode_block(const float* x, block_q4_0& to) {
     const value_range range(x, 32);
-    to.scale = f16_not_below(std::max(range.largest() / 8, range.smaller() / 7.5f));
+    const float m = range.largest(), o = range.smaller();
+    to.scale = stored_scale(o > 0.9375f * m ? o / 7 : m / 8);
     if (range.high >= -range.low && to.scale.bits != 0) { to.scale.bits |= 0x8000u; }
     const float inverse = inverse_of(to_float(to.scale));
     for (std::size_t i = 0; i < 16; ++i) {

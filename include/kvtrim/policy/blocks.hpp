@@ -109,10 +109,14 @@ template <tensor_view<2> Scores>
         detail::block_inputs(scores), {.budget = per_head(kept_blocks), .protect = protect}, out, scratch);
 }
 
-// Calls fn(token_range) for each range of logical blocks that a row of the plan does not keep, ascending.
+/// Calls fn(token_range) for each range of logical blocks that a row of the plan does not keep, ascending. Returns plan_mismatch,
+/// with no call made, for a row or blocks that there are not.
 template <class Fn>
-void evicted_blocks(const keep_plan& plan, index_t row, index_t blocks, Fn&& fn) {
-    removed_ranges(plan.row(row), blocks, fn);
+[[nodiscard]] status evicted_blocks(const keep_plan& plan, index_t row, index_t blocks, Fn&& fn) {
+    if (row < 0 || row >= plan.rows()) {
+        return {errc::plan_mismatch, "the plan has no such row", plan.rows()};
+    }
+    return removed_ranges(plan.row(row), blocks, fn);
 }
 
 /// The tokens of the kept blocks, of rows with `tokens` tokens. Returns invalid_parameter (block_tokens not positive, tokens
