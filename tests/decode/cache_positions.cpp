@@ -10,6 +10,8 @@ using namespace support;
 
 namespace {
 
+constexpr index_t most = std::numeric_limits<index_t>::max();
+
 std::vector<int> of(const cache_positions& cached, index_t head) {
     return {cached.positions(head).begin(), cached.positions(head).end()};
 }
@@ -18,9 +20,9 @@ std::vector<int> of(const cache_positions& cached, index_t head) {
 
 TEST_CASE("cache positions: every token keeps its place in the text through evictions", "[decode]") {
     cache_positions cached(2);
-    cached.append(5);
+    REQUIRE(cached.append(5).ok());
     REQUIRE(cached.compact(plan_of({{0, 4}, {2, 3, 4}})).ok());
-    cached.append(2);
+    REQUIRE(cached.append(2).ok());
     REQUIRE(cached.compact(plan_of({{1, 2, 3}, {0, 4}})).ok());
     CHECK(of(cached, 0) == std::vector<int>{4, 5, 6});
     CHECK(of(cached, 1) == std::vector<int>{2, 6});
@@ -29,13 +31,17 @@ TEST_CASE("cache positions: every token keeps its place in the text through evic
 
 TEST_CASE("cache positions: undone tokens give their positions to the next ones", "[decode]") {
     cache_positions cached(1);
-    cached.append(4);
-    cached.rollback(2);
-    cached.append(1);
+    REQUIRE(cached.append(4).ok());
+    REQUIRE(cached.rollback(2).ok());
+    REQUIRE(cached.append(1).ok());
     CHECK(of(cached, 0) == std::vector<int>{0, 1, 2});
     CHECK(cached.next_position() == 3);
     REQUIRE(cached.compact(plan_of({{0, 1}})).ok());
-    CHECK(violation_of([&] { cached.rollback(1); }).find("cannot be undone") != std::string::npos);
+    const auto before = bytes_of(cached);
+    for (const index_t count : {index_t{1}, index_t{-1}, most, -most - 1}) {
+        CHECK(cached.rollback(count).code() == errc::invalid_parameter);
+    }
+    CHECK(bytes_of(cached) == before);
 }
 
 TEST_CASE("cache positions: random lives equal a list of positions per head", "[decode][oracle]") {
@@ -48,13 +54,13 @@ TEST_CASE("cache positions: random lives equal a list of positions per head", "[
         for (int step = 0; step < 30; ++step) {
             if (r.chance(0.6)) {
                 const index_t count = r.between(0, 5);
-                cached.append(count);
+                REQUIRE(cached.append(count).ok());
                 for (auto& row : slow) {
                     for (index_t i = 0; i < count; ++i) { row.push_back(static_cast<int>(next + i)); }
                 }
                 next += count;
                 const index_t undone = r.between(0, count);
-                cached.rollback(undone);
+                REQUIRE(cached.rollback(undone).ok());
                 for (auto& row : slow) { row.resize(row.size() - static_cast<std::size_t>(undone)); }
                 next -= undone;
             } else {
@@ -83,14 +89,56 @@ TEST_CASE("cache positions: random lives equal a list of positions per head", "[
 TEST_CASE("cache positions: damaged bytes are refused or harmless, those of another state refused",
           "[decode]") {
     cache_positions cached(2);
-    cached.append(3);
-    check_damaged_bytes(cached, cache_positions(1), 60);
+    REQUIRE(cached.append(3).ok());
+    check_damaged_bytes(cached, cache_positions(1), 80, true, [](cache_positions& state) {
+        for (index_t g = 0; g < state.kv_heads(); ++g) {
+            const auto row = state.positions(g);
+            CHECK(std::is_sorted(row.begin(), row.end()));
+            CHECK((row.empty() || (row.front() >= 0 && row.back() < state.next_position())));
+        }
+        if (state.append(2).ok()) { CHECK(state.rollback(2).ok()); }
+    });
     CHECK(restore(cached, bytes_of(token_rows<int>(2))).code() == errc::invalid_parameter);
     CHECK(of(cached, 1) == std::vector<int>{0, 1, 2});
 }
 
-TEST_CASE("cache positions: 2^31 tokens break the contract", "[decode][contract]") {
+TEST_CASE("cache positions: bytes whose positions no life gives are refused", "[decode]") {
+    cache_positions cached(1);
+    REQUIRE(cached.append(4).ok());
+    REQUIRE(cached.compact(plan_of({{0, 2, 3}})).ok());
+    const auto bytes = bytes_of(cached);
+    const auto with = [&](std::vector<std::int32_t> row) {
+        auto changed = bytes;
+        std::memcpy(changed.data() + changed.size() - 12, row.data(), 12);
+        return restore(cached, changed).ok();
+    };
+    CHECK(with({1, 2, 3}));
+    CHECK_FALSE(with({2, 2, 3}));  // twice
+    CHECK_FALSE(with({-1, 2, 3})); // before the text
+    CHECK_FALSE(with({0, 3, 4}));  // after it
+    CHECK_FALSE(with({0, 1, 2}));  // the newest of 4 tokens, which can be undone, is not there
+    CHECK(of(cached, 0) == std::vector<int>{1, 2, 3});
+}
+
+TEST_CASE("cache positions: made with sizes that cannot be they are empty, and say why to every call",
+          "[decode]") {
+    for (cache_positions cached :
+         {cache_positions(-1), cache_positions(1, -1), cache_positions(most, most)}) {
+        CHECK_FALSE(cached.validate().ok());
+        CHECK(cached.kv_heads() == 0);
+        CHECK(cached.append(1) == cached.validate());
+        CHECK(cached.rollback(0) == cached.validate());
+        CHECK(cached.compact(keep_plan{}) == cached.validate());
+        CHECK(cached.next_position() == 0);
+    }
+}
+
+TEST_CASE("cache positions: no token gets a position of 2^31 or above", "[decode]") {
     cache_positions cached(0);
-    cached.append(std::numeric_limits<std::int32_t>::max());
-    CHECK(violation_of([&] { cached.append(1); }) == "cache_positions: a position must be below 2^31");
+    REQUIRE(cached.append(std::numeric_limits<std::int32_t>::max()).ok());
+    const status s = cached.append(1);
+    CHECK(s.code() == errc::index_overflow);
+    CHECK(s.needed() == index_t{1} << 31);
+    CHECK(cached.append(-1).code() == errc::invalid_parameter);
+    CHECK(cached.next_position() == std::numeric_limits<std::int32_t>::max());
 }

@@ -35,6 +35,14 @@ struct protection {
     }
 };
 
+/// Returns invalid_parameter for a negative number of tokens.
+[[nodiscard]] constexpr status valid_protection(const protection& p) {
+    if (p.sink_tokens >= 0 && p.pinned_tokens >= 0 && p.window_tokens >= 0 && p.rollback_tokens >= 0) {
+        return {};
+    }
+    return {errc::invalid_parameter, "protected token counts must not be negative"};
+}
+
 // A half-open range of cache rows.
 struct token_range {
     index_t begin = 0;

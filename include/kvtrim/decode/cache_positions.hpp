@@ -19,10 +19,11 @@ class cache_positions {
   public:
     using position = std::int32_t;
 
-    // reserved_tokens: per head, so that nothing allocates up to there. Requires both >= 0.
+    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size().
     explicit cache_positions(index_t kv_heads, index_t reserved_tokens = 0)
         : rows_(kv_heads, reserved_tokens) {}
 
+    [[nodiscard]] status validate() const { return rows_.validate(); }
     [[nodiscard]] index_t kv_heads() const { return rows_.kv_heads(); }
     [[nodiscard]] index_t tokens(index_t head) const { return rows_.tokens(head); }
     // [kv_heads] rows of the cache that are filled, for base/filled.hpp.
@@ -33,19 +34,25 @@ class cache_positions {
     [[nodiscard]] index_t next_position() const { return next_; }
     [[nodiscard]] std::span<const position> positions(index_t head) const { return rows_.row(head); }
 
-    // The cache got `count` new tokens at its end, in every head. Requires count >= 0 and fewer than 2^31 tokens so far.
-    void append(index_t count) {
-        KVTRIM_EXPECTS(count <= std::numeric_limits<position>::max() - next_,
-                       "cache_positions: a position must be below 2^31");
-        rows_.append(count, [&](index_t i) { return static_cast<position>(next_ + i); });
-        next_ += count;
+    /// The cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative count, index_overflow
+    /// for more than 2^31 - 1 tokens so far (needed: tokens), with nothing changed.
+    [[nodiscard]] status append(index_t count) {
+        if (count > std::numeric_limits<position>::max() - next_) {
+            return {errc::index_overflow, "cache_positions: a position must be below 2^31",
+                    saturated_sum(next_, count)};
+        }
+        const status s = rows_.append(count, [&](index_t i) { return static_cast<position>(next_ + i); });
+        if (s.ok()) { next_ += count; }
+        return s;
     }
-    // The newest `count` tokens were undone (rejected drafts). Requires that no head has lost one of them.
-    void rollback(index_t count) {
-        rows_.drop_newest(count);
-        next_ -= count;
+    /// The newest `count` tokens were undone (rejected drafts). Returns invalid_parameter where a head has lost one of them, with
+    /// nothing changed.
+    [[nodiscard]] status rollback(index_t count) {
+        const status s = rows_.drop_newest(count);
+        if (s.ok()) { next_ -= count; }
+        return s;
     }
-    // The cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
+    /// The cache was cut by a plan. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) { return rows_.compact(plan); }
 
     void write(memory_writer& out) const {
@@ -55,10 +62,28 @@ class cache_positions {
     }
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0;
-        return in.get(kind) && kind == tag && in.get(next_) && rows_.read(in) && next_ >= rows_.longest_row();
+        return in.get(kind) && kind == tag && in.get(next_) && rows_.read(in) && can_be();
     }
 
   private:
+    // Whether the positions are those of a life: ascending, below the next one, and the tokens that can be undone the newest.
+    [[nodiscard]] bool can_be() const {
+        const index_t undoable = rows_.droppable_tokens();
+        if (next_ < undoable || next_ > std::numeric_limits<position>::max()) { return false; }
+        for (index_t g = 0; g < kv_heads(); ++g) {
+            const auto row = positions(g);
+            index_t least = 0;
+            for (const position p : row) {
+                if (p < least || p >= next_) { return false; }
+                least = index_t{p} + 1;
+            }
+            if (undoable > 0 && row[row.size() - static_cast<std::size_t>(undoable)] != next_ - undoable) {
+                return false;
+            }
+        }
+        return true;
+    }
+
     static constexpr std::uint32_t tag = 0x31704B54; // "TKp1"
 
     token_rows<position> rows_;
