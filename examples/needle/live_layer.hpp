@@ -35,6 +35,7 @@ class live_layer {
                kept_state state);
 
     [[nodiscard]] const model_config& config() const { return config_; }
+    [[nodiscard]] index_t kv_heads() const { return config_.kv_heads; }
     [[nodiscard]] const kvtrim::cache_positions& positions() const { return positions_; }
     [[nodiscard]] const kvtrim::running_scores& received() const { return received_; }
     [[nodiscard]] const kvtrim::query_statistics& statistics() const { return statistics_; }

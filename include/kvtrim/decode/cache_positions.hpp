@@ -33,14 +33,9 @@ class cache_positions {
     /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and without heads: a number that is
     /// negative, or more of both than memory can hold.
     explicit cache_positions(index_t kv_heads, index_t reserved_tokens = 0)
-        : is_valid_(can_hold(kv_heads, reserved_tokens)),
-          text_(is_valid_ ? kv_heads : 0, is_valid_ ? reserved_tokens : 0), rotary_(0) {}
+        : text_(kv_heads, reserved_tokens), rotary_(0) {}
 
-    [[nodiscard]] status validate() const {
-        if (is_valid_) { return {}; }
-        return {errc::invalid_parameter,
-                "cache_positions: kv_heads and reserved_tokens must not be negative, or beyond memory"};
-    }
+    [[nodiscard]] status validate() const { return text_.validate(); }
 
     [[nodiscard]] index_t kv_heads() const { return text_.kv_heads(); }
     [[nodiscard]] index_t tokens(index_t head) const { return text_.tokens(head); }
@@ -58,7 +53,7 @@ class cache_positions {
     /// The cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative count, or
     /// index_overflow (needed: positions) beyond 2^31 - 1 tokens, with nothing changed.
     [[nodiscard]] status append(index_t count) {
-        if (!is_valid_) { return validate(); }
+        if (const status s = validate(); !s.ok()) { return s; }
         if (count < 0) {
             return {errc::invalid_parameter, "append: the number of tokens must not be negative"};
         }
@@ -81,7 +76,7 @@ class cache_positions {
     /// The newest `count` tokens were undone (rejected drafts). Returns invalid_parameter (needed: tokens that can be undone),
     /// with nothing changed, if a head has lost one of them.
     [[nodiscard]] status rollback(index_t count) {
-        if (!is_valid_) { return validate(); }
+        if (const status s = validate(); !s.ok()) { return s; }
         if (count < 0 || count > text_.droppable_tokens()) {
             return {errc::invalid_parameter,
                     "rollback: tokens that were evicted or never cached cannot be undone; protect them with "
@@ -97,11 +92,11 @@ class cache_positions {
 
     /// Whether a plan is one for this cache: errc::plan_mismatch.
     [[nodiscard]] status validate(const keep_plan& plan) const {
-        return is_valid_ ? check_plan(text_, plan) : validate();
+        return validate().ok() ? check_plan(text_, plan) : validate();
     }
     /// The cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
-        if (!is_valid_) { return validate(); }
+        if (const status s = validate(); !s.ok()) { return s; }
         if (const status s = text_.compact(plan); !s.ok()) { return s; }
         return is_closed_ ? rotary_.compact(plan) : status{};
     }
@@ -118,7 +113,7 @@ class cache_positions {
     }
     /// Returns invalid_parameter unless every head has the pinned rows, and has them at the same rotary positions. O(heads).
     [[nodiscard]] status validate_close_up(index_t pinned_tokens) const {
-        if (!is_valid_) { return validate(); }
+        if (const status s = validate(); !s.ok()) { return s; }
         bool pinned = pinned_tokens >= 0;
         for (index_t g = 0; pinned && g < kv_heads(); ++g) {
             pinned =
@@ -159,7 +154,6 @@ class cache_positions {
         }
         constexpr index_t most = std::numeric_limits<position>::max();
         if (closed > 1 || next_ < 0 || seen_ < next_ || seen_ > most || !text_.read(in)) { return false; }
-        is_valid_ = true;
         is_closed_ = closed == 1;
         rotary_ = token_rows<position>(0);
         if (!is_closed_) { return next_ == seen_ && ascends(text_, seen_); }
@@ -169,11 +163,6 @@ class cache_positions {
   private:
     static constexpr std::uint32_t tag = 0x32704B54; // "TKp2"
 
-    static bool can_hold(index_t kv_heads, index_t reserved_tokens) {
-        constexpr index_t most = index_t{1} << 40;
-        return 0 <= kv_heads && kv_heads <= most && 0 <= reserved_tokens &&
-               reserved_tokens <= most / std::max<index_t>(1, kv_heads);
-    }
     [[nodiscard]] bool same_rows() const {
         return rotary_.droppable_tokens() == text_.droppable_tokens() &&
                std::equal(text_.lengths().begin(), text_.lengths().end(), rotary_.lengths().begin(),
@@ -202,7 +191,6 @@ class cache_positions {
         return index_t{rotary_positions(head)[static_cast<std::size_t>(pinned_tokens - 1)]} + 1;
     }
 
-    bool is_valid_;
     bool is_closed_ = false; // rotary_ has rows of its own
     token_rows<position> text_;
     token_rows<position> rotary_;
