@@ -9,7 +9,7 @@ levels='
 version\.hpp                                    0
 config\.hpp                                     0
 
-base/(contract|status|element)\.hpp             1
+base/(status|element)\.hpp             1
 base/(fp8|saturated)\.hpp                       1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2

@@ -226,24 +226,4 @@ kvtrim::status score_directly(const Scorer& scorer, const Inputs& in, const kvtr
     return scorer.score(in, request, out, scratch, ex);
 }
 
-// ---- Contracts --------------------------------------------------------------------------------------------
-
-// The message of the contract that fn violates; empty if it violates none.
-template <class Fn>
-std::string violation_of(Fn&& fn) {
-    struct violated : std::runtime_error {
-        using std::runtime_error::runtime_error;
-    };
-    struct restored_handler {
-        kvtrim::violation_handler previous;
-        ~restored_handler() { kvtrim::set_violation_handler(previous); }
-    };
-    const restored_handler guard{
-        kvtrim::set_violation_handler([](const kvtrim::violation& v) { throw violated(v.message); })};
-    try {
-        fn();
-    } catch (const violated& v) { return v.what(); }
-    return {};
-}
-
 } // namespace support

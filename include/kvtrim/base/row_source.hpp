@@ -26,7 +26,6 @@
 // All three give the same floats, so a policy's result does not depend on the layout. The one exception: on a processor with
 // AMX, keys and queries that both are bf16 rows are multiplied as such, and scores are the same within rounding.
 
-#include <kvtrim/base/contract.hpp> // until every violation is a status
 #include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/base/tensor_view.hpp>
 

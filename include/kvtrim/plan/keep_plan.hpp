@@ -11,7 +11,6 @@
 // their capacity, so that a plan that is made again for the same shape allocates nothing.
 // An engine may fill one through reset() and writable_row(): what it keeps is checked by every call that takes a plan.
 
-#include <kvtrim/base/contract.hpp> // until every violation is a status
 #include <kvtrim/base/request.hpp>
 
 #include <cstdint>
