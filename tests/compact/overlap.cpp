@@ -391,7 +391,6 @@ TEST_CASE("gather: pages and slots that are read are the cache, other pages of t
     CHECK(gather(of_pages, none, std::span<float>{}).ok());
     CHECK(support::bytes_of(pool) == before);
     CHECK(gather(indexed, two, out(6, 9)).ok());
-    pool = support::random_elements<float>(r, 8 * 4 * 6);
     CHECK(gather(rows, two, out(24, 9)).ok());
     CHECK(gather(head_rows, two, out(8, 18)).ok());
     CHECK(gather(rows, two, out(0, 9)).ok());

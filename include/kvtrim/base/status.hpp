@@ -48,7 +48,7 @@ enum class errc : std::uint8_t {
     pages_too_few,           // fewer free pages than copies need; needed: pages
     no_room,                 // a cache whose memory is full; needed: rows of memory
     workspace_too_small,     // needed: bytes
-    views_overlap,           // rows to be moved share bytes with others, so that moving them would destroy those
+    views_overlap, // rows to be moved share bytes with others, so that moving them would destroy those
 };
 
 class [[nodiscard]] status {
