@@ -50,6 +50,11 @@ void check_damaged_bytes(const State& state, State other, std::size_t header, bo
     }
 }
 
+template <class State>
+void check_damaged_bytes(const State& state, State other, std::size_t header) {
+    check_damaged_bytes(state, std::move(other), header, true, [](State&) {});
+}
+
 // Queries [first, first + count) of all heads.
 inline kvtrim::strided<const float, 3> query_slice(const layer_data& layer, index_t first, index_t count) {
     const auto all = layer.queries();

@@ -15,7 +15,7 @@
 // A sum grows with every query, so a new token's is below all others: without a protected window it leaves at the next cut, and
 // the prompt stays for ever. The scorer therefore refuses sums without request.protect.window_tokens and names half of the
 // budget, which is H2O's; what is protected must also cover the tokens whose queries were not added, of which nothing is known.
-// Sums divided by their queries (score_lifetime::normalised) need the latter alone, and let a new token replace an old one.
+// Sums divided by their queries (score_lifetime::normalised) need the latter alone: a new token stays where it is attended to.
 //
 // Source: H2O, arXiv:2306.14048 (sum; half of the budget is the protected window of newest tokens);
 // kvpress@8bb29b9 observed_attention_press.py (divided by the queries that saw a token: the sum favours old tokens).

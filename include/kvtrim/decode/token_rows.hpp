@@ -46,12 +46,14 @@ class token_rows {
         if (kv_heads < 0 || tokens < 0) {
             return {errc::invalid_parameter, "token rows: heads and tokens must not be negative numbers"};
         }
+        constexpr index_t most_elements =
+            std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
+        if (saturated_product(kv_heads, tokens) > most_elements) {
+            return {errc::invalid_parameter, "token rows: more tokens than memory can hold"};
+        }
         if (kv_heads > most_tokens || tokens > most_tokens) {
             return {errc::index_overflow, "token rows: at most 2^31 - 1 heads, and tokens of a head",
                     std::max(kv_heads, tokens)};
-        }
-        if (kv_heads * tokens > std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T))) {
-            return {errc::invalid_parameter, "token rows: more tokens than memory can hold"};
         }
         return {};
     }
@@ -88,7 +90,11 @@ class token_rows {
         if (count < 0) {
             return {errc::invalid_parameter, "append: the number of tokens must not be negative"};
         }
-        return valid_size(kv_heads(), saturated_sum(std::max(longest_row(), droppable_), count));
+        const index_t grown = saturated_sum(std::max(longest_row(), droppable_), count);
+        if (grown > most_tokens) {
+            return {errc::index_overflow, "append: a head holds at most 2^31 - 1 tokens", grown};
+        }
+        return valid_size(kv_heads(), grown);
     }
     [[nodiscard]] status can_drop(index_t count) const {
         if (!validity_.ok()) { return validity_; }
