@@ -23,7 +23,7 @@
 //
 // Errors, with the keys unchanged: what the view or the rope says, invalid_table (offsets that do not ascend within the positions, a
 // position below 0, a page or slot that would be rotated twice), plan_mismatch (heads or rows that the cache does not have),
-// invalid_parameter (more rotary channels than a row has; heads or rows of stride 0), workspace_too_small.
+// invalid_parameter (more rotary channels than a row has; heads or rows of stride 0; heads that share blocks), workspace_too_small.
 // A row whose position stays is not touched. Of a row that moves, the channels behind the rotary ones keep their bits, but for
 // those that share a quantised block, or a row's own scale, with rotary ones.
 //
@@ -117,6 +117,12 @@ template <class V, class Positions>
     for (index_t g = 0; g < extent(keys, 0); ++g) {
         if (static_cast<index_t>(from.row(g).size()) > row_count(keys, g)) {
             return {errc::plan_mismatch, "there are positions for rows that the cache does not have"};
+        }
+    }
+    if constexpr (requires { keys.heads_move_together(); }) {
+        if (keys.heads_move_together()) {
+            return {errc::invalid_parameter,
+                    "rerotate_keys: heads that share blocks cannot be written one by one"};
         }
     }
     if (has_strides_of_0(keys)) {

@@ -66,6 +66,10 @@ class indexed_rows {
         return kvtrim::indexed_rows<std::remove_const_t<decltype(channels)>>(channels, indices_);
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return indices_; }
+    [[nodiscard]] bool heads_move_together() const requires requires(const Slots& v) {
+        v.heads_move_together();
+    }
+    { return slots_.heads_move_together(); }
     [[nodiscard]] index_t row_bytes() const requires requires(const Slots& s) { s.row_bytes(); }
     { return slots_.row_bytes(); }
 
