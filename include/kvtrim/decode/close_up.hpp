@@ -20,7 +20,7 @@
 // Drift: each call rounds the keys that move once (compact/rope_rerotation.hpp has the numbers). The loop above calls it once in
 // `most` - tokens positions, which a token hardly outlives; a call after every cut adds the error of every cut up.
 //
-// pinned_tokens: rows that must not be written, as a prefix that other sequences share. Errors, with keys, values and positions
+// Pinned rows are never written. Errors, with keys, values and positions
 // unchanged: those of rerotate_keys, compact_in_place and cache_positions. Cost and workspace: rerotate_keys_bytes(keys, rope).
 
 #include <kvtrim/compact/in_place.hpp>
@@ -28,10 +28,6 @@
 #include <kvtrim/decode/cache_positions.hpp>
 
 namespace kvtrim {
-
-struct close_up_options {
-    index_t pinned_tokens = 0; // the first rows of every head that stay where they are
-};
 
 namespace detail {
 
@@ -53,9 +49,8 @@ struct rotary_rows {
 template <class Keys, class Executor = serial_executor>
 [[nodiscard]] status close_up(const Keys& keys, cache_positions& positions, const rope& r,
                               const close_up_options& options, workspace& scratch, Executor&& ex = {}) {
-    const index_t pinned = options.pinned_tokens;
-    if (const status s = positions.validate_close_up(pinned); !s.ok()) { return s; }
-    const index_t next = positions.closed_next_position(pinned);
+    if (const status s = positions.validate(options); !s.ok()) { return s; }
+    const index_t pinned = options.pinned_tokens, next = positions.closed_next_position(options);
     const auto new_position = [&](index_t g, index_t i) {
         return i < pinned ? index_t{positions.rotary_positions(g)[static_cast<std::size_t>(i)]}
                           : next - positions.tokens(g) + i;
@@ -64,7 +59,7 @@ template <class Keys, class Executor = serial_executor>
         !s.ok()) {
         return s;
     }
-    return positions.close_up(pinned);
+    return positions.close_up(options);
 }
 
 /// Keeps what the plan keeps, and closes up. The plan must keep the pinned rows. Returns what close_up() and compact_in_place()
@@ -75,7 +70,7 @@ template <class Keys, class Values, class Executor = serial_executor>
                                    workspace& scratch, Executor&& ex = {}) {
     // All that close_up() could answer is asked before a row moves.
     const index_t pinned = options.pinned_tokens;
-    if (const status s = positions.validate_close_up(pinned); !s.ok()) { return s; }
+    if (const status s = positions.validate(options); !s.ok()) { return s; }
     if (const status s = positions.validate(plan); !s.ok()) { return s; }
     for (index_t g = 0; g < plan.rows() && pinned > 0; ++g) {
         if (plan.kept_tokens(g) < pinned || plan.row(g)[static_cast<std::size_t>(pinned - 1)] != pinned - 1) {
