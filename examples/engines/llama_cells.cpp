@@ -43,8 +43,8 @@ struct cell_array {
     }
 };
 
-// Text at 0 ... 9, an image of 8 x 8 tokens at position 10, text from 18 on: as Qwen2-VL lies in the cells. The plan keeps a part
-// of the image and the newest text.
+// Text at 0 ... 9, an image of 8 x 8 tokens at position 10, text from 18 on: as Qwen2-VL lies in the cells. The plan
+// keeps a part of the image and the newest text.
 bool cuts_around_an_image() {
     cell_array engine;
     std::vector<std::int32_t> positions;

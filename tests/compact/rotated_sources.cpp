@@ -1,8 +1,9 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// rerotate_keys on caches that are not plain memory. Each is compared with the floats that it decoded to before, rotated as floats
-// (which tests/compact/rope_rerotation.cpp checks against the formula): what is left is the error of one encoding.
+// rerotate_keys on caches that are not plain memory. Each is compared with the floats that it decoded to before, rotated
+// as floats (which tests/compact/rope_rerotation.cpp checks against the formula): what is left is the error of one
+// encoding.
 
 #include <kvtrim/compact/rope_rerotation.hpp>
 

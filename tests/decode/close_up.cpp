@@ -16,7 +16,8 @@ namespace {
 
 constexpr index_t slots = 90;
 
-// A layer that lives, and beside it what it should be: for each cached token the key before RoPE, and where it stood in the text.
+// A layer that lives, and beside it what it should be: for each cached token the key before RoPE, and where it stood in
+// the text.
 struct life {
     struct token {
         oracle::row key;

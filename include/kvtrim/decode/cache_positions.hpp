@@ -2,23 +2,23 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Where each cached token of one layer of one sequence stood in the text, and which position its key is rotated to, through any
-// number of evictions.
+// Where each cached token of one layer of one sequence stood in the text, and which position its key is rotated to,
+// through any number of evictions.
 //
 //   positions(head)          [tokens(head)]  int32, ascending; of the text: what masks and sliding windows ask
 //   rotary_positions(head)   [tokens(head)]  int32, ascending; what the key's bits are rotated to
 //   next_position()          what the next token's query and key are rotated to
 //   seen_tokens()            how many tokens the sequence has had: the next token's position in the text
 //
-// Both are the same until keys are closed up. A cut alone leaves gaps between rotary positions, and attention over them is right:
-// they only come closer to the end of the model's context. close_up() (decode/close_up.hpp) takes the gaps out, keys and
-// positions together, when reclaimable_positions() is worth it: rotating once for many cuts rounds once, too.
+// Both are the same until keys are closed up. A cut alone leaves gaps between rotary positions, and attention over them
+// is right: they only come closer to the end of the model's context. close_up() (decode/close_up.hpp) takes the gaps out,
+// keys and positions together, when reclaimable_positions() is worth it: rotating once for many cuts rounds once, too.
 //
 //   closed up: the first pinned rows of every head stay; the others end at next_position() - 1 in every head, without gaps
 //   between each other
 //
-// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8 once
-// keys were closed up.
+// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8
+// once keys were closed up.
 
 #include <kvtrim/decode/token_rows.hpp>
 
@@ -30,8 +30,8 @@ namespace kvtrim {
 struct close_up_options {
     // The first rows of every head that stay where they are, as a prefix that other sequences read.
     index_t pinned_tokens = 0;
-    // For engines with one position per token for all layers: the largest closed_next_position() of the layers, where these were
-    // cut to different lengths.
+    // For engines with one position per token for all layers: the largest closed_next_position() of the layers, where
+    // these were cut to different lengths.
     index_t least_next_position = 0;
 };
 
@@ -87,8 +87,8 @@ class cache_positions {
         return {};
     }
 
-    /// The newest `count` tokens were undone (rejected drafts). Returns invalid_parameter (needed: tokens that can be undone),
-    /// with nothing changed, if a head has lost one of them.
+    /// The newest `count` tokens were undone (rejected drafts). Returns invalid_parameter (needed: tokens that can be
+    /// undone), with nothing changed, if a head has lost one of them.
     [[nodiscard]] status rollback(index_t count) {
         if (!is_valid_) { return validate(); }
         if (count < 0 || count > text_.droppable_tokens()) {
@@ -119,15 +119,15 @@ class cache_positions {
     [[nodiscard]] index_t reclaimable_positions(const close_up_options& options = {}) const {
         return validate(options).ok() ? next_ - closed_next_position(options) : 0;
     }
-    /// What next_position() will be when keys are closed up: row i of a head gets this - tokens(head) + i, but for pinned rows.
-    /// Requires options for which validate() is ok.
+    /// What next_position() will be when keys are closed up: row i of a head gets this - tokens(head) + i, but for pinned
+    /// rows. Requires options for which validate() is ok.
     [[nodiscard]] index_t closed_next_position(const close_up_options& options = {}) const {
         if (kv_heads() == 0) { return next_; }
         const index_t pinned = options.pinned_tokens;
         return std::max(pinned_end(0, pinned) + longest_row() - pinned, options.least_next_position);
     }
-    /// Returns invalid_parameter unless every head has the pinned rows, and has them at the same rotary positions, and no position
-    /// is asked for beyond next_position(). O(heads).
+    /// Returns invalid_parameter unless every head has the pinned rows, and has them at the same rotary positions, and no
+    /// position is asked for beyond next_position(). O(heads).
     [[nodiscard]] status validate(const close_up_options& options) const {
         if (!is_valid_) { return validate(); }
         const index_t pinned = options.pinned_tokens;

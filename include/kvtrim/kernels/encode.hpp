@@ -13,16 +13,18 @@
 //     8-bit floats        scale = max |x| / the largest code
 //   encode_with_scales    codes alone, by the scales that others share; codes saturate
 //
-// Error of one encoding: half a step |d| or |scale| for integer codes, half a unit in the last place of the code for floats, and no
-// element becomes larger than the largest was. What saturates: codes by given scales, by as much
-// as x exceeds their range (a rotation makes a channel at most sqrt(2) times as large as the larger of its pair), and blocks for which
-// a scale in f16 has no room (above 8e6 in q8_0).
-// A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded again.
-// Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for both signs, where
-// an element opposite to the largest one is off by up to a whole step there. Source of the layouts: kernels/blocks.hpp.
+// Error of one encoding: half a step |d| or |scale| for integer codes, half a unit in the last place of the code for
+// floats, and no element becomes larger than the largest was. What saturates: codes by given scales, by as much
+// as x exceeds their range (a rotation makes a channel at most sqrt(2) times as large as the larger of its pair), and
+// blocks for which a scale in f16 has no room (above 8e6 in q8_0).
+// A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded
+// again. Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for
+// both signs, where an element opposite to the largest one is off by up to a whole step there. Source of the layouts:
+// kernels/blocks.hpp.
 //
-// Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a NaN
-// becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every level.
+// Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a
+// NaN becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every
+// level.
 
 #include <kvtrim/kernels/blocks.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
