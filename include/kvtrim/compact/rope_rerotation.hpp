@@ -122,7 +122,7 @@ template <class V, class Positions>
     if constexpr (requires { keys.heads_move_together(); }) {
         if (keys.heads_move_together()) {
             return {errc::invalid_parameter,
-                    "rerotate_keys: heads that share blocks cannot be written one by one"};
+                    "rerotate_keys: heads that share blocks cannot be encoded one by one"};
         }
     }
     if (has_strides_of_0(keys)) {
