@@ -17,6 +17,7 @@
 #include <kvtrim/compact/rope_rerotation.hpp>
 #include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/compact/shared_set.hpp>
+#include <kvtrim/decode/close_up.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/decode/recent_queries.hpp>

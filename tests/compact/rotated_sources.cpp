@@ -1,8 +1,9 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// rerotate_keys on caches that are not plain memory. Each is compared with the floats that it decoded to before, rotated as floats
-// (which tests/compact/rope_rerotation.cpp checks against the formula): what is left is the error of one encoding.
+// rerotate_keys on caches that are not plain memory. Each is compared with the floats that it decoded to before, rotated
+// as floats (which tests/compact/rope_rerotation.cpp checks against the formula): what is left is the error of one
+// encoding.
 
 #include <kvtrim/compact/rope_rerotation.hpp>
 
@@ -265,6 +266,37 @@ TEST_CASE(
                            [&](index_t, index_t, index_t, float) { return half_step * 0.25f; });
         }
     }
+}
+
+namespace {
+
+// Rows of two heads in one run of blocks, of which a head cannot be written alone.
+struct joined_heads {
+    std::vector<float>* data;
+    [[nodiscard]] index_t extent(std::size_t r) const { return r == 0 ? 2 : 4; }
+    void load_rows(index_t, index_t, index_t count, float* tile) const { std::fill_n(tile, count * 4, 1.0f); }
+    void store_rows(index_t, index_t, index_t, const float*) const { data->push_back(1); }
+    [[nodiscard]] bool heads_move_together() const { return true; }
+};
+
+} // namespace
+
+TEST_CASE(
+    "rerotate_keys: heads that cannot be written one by one are refused, also behind indices and ranges",
+    "[compact][sources][errors]") {
+    const turn by(4, rope_pairing::half_split);
+    std::vector<float> written;
+    const joined_heads keys{&written};
+    const std::vector<std::int32_t> offsets{0, 2, 4}, from{3, 4, 5, 6}, indices{2, 0};
+    growing_workspace memory;
+    const auto answer = [&](const auto& view) {
+        workspace scratch = memory.of_bytes(rerotate_keys_bytes(view, by.get()));
+        return rerotate_keys(view, by.get(), {offsets, from}, scratch).code();
+    };
+    CHECK(answer(keys) == errc::invalid_parameter);
+    CHECK(answer(indexed_rows(keys, indices)) == errc::invalid_parameter);
+    CHECK(answer(row_range(keys, 0, 2)) == errc::invalid_parameter);
+    CHECK(written.empty());
 }
 
 TEST_CASE("rerotate_keys: a page or slot that stands twice is refused, with the keys unchanged",

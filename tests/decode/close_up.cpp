@@ -16,7 +16,8 @@ namespace {
 
 constexpr index_t slots = 90;
 
-// A layer that lives, and beside it what it should be: for each cached token the key before RoPE, and where it stood in the text.
+// A layer that lives, and beside it what it should be: for each cached token the key before RoPE, and where it stood in
+// the text.
 struct life {
     struct token {
         oracle::row key;
@@ -138,7 +139,7 @@ struct life {
     // Positions are those of a prompt as long as the longest head, whose newest tokens are the newest in every head.
     void check_closed_up(index_t pinned) {
         CHECK(positions.next_position() == positions.longest_row());
-        CHECK(positions.reclaimable_positions(pinned) == 0);
+        CHECK(positions.reclaimable_positions({.pinned_tokens = pinned}) == 0);
         for (index_t g = 0; g < heads; ++g) {
             for (index_t t = 0; t < positions.tokens(g); ++t) {
                 const index_t wanted = t < pinned ? t : positions.next_position() - positions.tokens(g) + t;
@@ -201,7 +202,7 @@ TEST_CASE(
                 REQUIRE(one.positions.compact(plan).ok());
                 one.forget(plan);
             } else if (what < 0.8) {
-                const index_t won = one.positions.reclaimable_positions(pinned);
+                const index_t won = one.positions.reclaimable_positions({.pinned_tokens = pinned});
                 const index_t before = one.positions.next_position();
                 REQUIRE(one.close_up(pinned).ok());
                 CHECK(one.positions.next_position() == before - won);
@@ -236,6 +237,39 @@ TEST_CASE("close_up: pinned rows are never written, and cuts alone move no posit
         REQUIRE(one.close_up(5).ok()); // nothing is left to close
         CHECK(one.k == closed);
     }
+}
+
+TEST_CASE("close_up: layers that were cut to different lengths can go on at one position",
+          "[decode][close_up]") {
+    support::random r(6);
+    life a(r), b(r);
+    a.push(r, 50);
+    b.push(r, 50);
+    for (life* one : {&a, &b}) {
+        const keep_plan plan = one->any_cut(r, 1, true);
+        REQUIRE(compact_in_place(one->keys(), one->values(), plan).ok());
+        REQUIRE(one->positions.compact(plan).ok());
+        one->forget(plan);
+    }
+    const index_t next = std::max(a.positions.closed_next_position(), b.positions.closed_next_position());
+    for (life* one : {&a, &b}) {
+        const close_up_options options{.pinned_tokens = 1, .least_next_position = next};
+        workspace scratch = one->memory.of_bytes(rerotate_keys_bytes(one->keys(), one->get_rope()));
+        const auto before = one->k;
+        CHECK(close_up(one->keys(), one->positions, one->get_rope(), {.least_next_position = 51}, scratch)
+                  .code() == errc::invalid_parameter);
+        CHECK(one->k == before);
+        REQUIRE(close_up(one->keys(), one->positions, one->get_rope(), options, scratch).ok());
+        CHECK(one->positions.next_position() == next);
+        for (index_t g = 0; g < one->heads; ++g) {
+            const auto row = one->positions.rotary_positions(g);
+            CHECK(row.front() == 0);
+            if (row.size() > 1) { CHECK(row.back() == next - 1); }
+        }
+        one->push(r, 3);
+        one->check();
+    }
+    CHECK(a.positions.next_position() == b.positions.next_position());
 }
 
 TEST_CASE("close_up: positions without heads or tokens have nothing to close", "[decode][close_up][odd]") {
@@ -314,45 +348,48 @@ TEST_CASE("cut_and_close: bad input is named with keys, values and positions unc
     cache_positions apart(2);
     REQUIRE(apart.append(9).ok());
     REQUIRE(apart.compact(plan_of({{0, 1, 2}, {0, 5, 6}})).ok());
-    CHECK(apart.close_up(1).ok());
-    CHECK(apart.close_up(0).ok());
+    CHECK(apart.close_up({.pinned_tokens = 1}).ok());
+    CHECK(apart.close_up().ok());
     cache_positions other(2);
     REQUIRE(other.append(9).ok());
     REQUIRE(other.compact(plan_of({{0, 1, 2}, {0, 5, 6}})).ok());
-    CHECK(other.close_up(2).code() == errc::invalid_parameter);
-    CHECK(other.reclaimable_positions(2) == 0);
+    CHECK(other.close_up({.pinned_tokens = 2}).code() == errc::invalid_parameter);
+    CHECK(other.reclaimable_positions({.pinned_tokens = 2}) == 0);
     CHECK(other.next_position() == 9);
 }
 
-TEST_CASE("cache positions: closed-up positions survive damaged bytes, or the bytes are refused",
-          "[decode][close_up]") {
+TEST_CASE(
+    "cache positions: damaged bytes are refused, or restored to positions that can be used, closed up or not",
+    "[decode][close_up]") {
     support::random r(5);
     life one(r);
     one.push(r, 12);
-    REQUIRE(one.cut_and_close(one.any_cut(r, 0, true), 0).ok());
-    one.push(r, 3);
-    const auto bytes = bytes_of(one.positions);
-    for (std::size_t i = 0; i < bytes.size(); ++i) {
-        for (const std::byte damage : {std::byte{0x01}, std::byte{0x80}, std::byte{0xff}}) {
-            auto damaged = bytes;
-            damaged[i] ^= damage;
-            cache_positions other(1);
-            if (!restore(other, damaged).ok()) { continue; }
-            for (index_t g = 0; g < other.kv_heads(); ++g) {
-                index_t last = -1;
-                for (const auto p : other.rotary_positions(g)) {
-                    REQUIRE(last < p);
-                    last = p;
+    for (const bool closed : {false, true}) {
+        if (closed) { REQUIRE(one.cut_and_close(one.any_cut(r, 0, true), 0).ok()); }
+        one.push(r, 3);
+        const auto bytes = bytes_of(one.positions);
+        for (std::size_t i = 0; i < bytes.size(); ++i) {
+            for (const std::byte damage : {std::byte{0x01}, std::byte{0x80}, std::byte{0xff}}) {
+                auto damaged = bytes;
+                damaged[i] ^= damage;
+                cache_positions other(1);
+                if (!restore(other, damaged).ok()) { continue; }
+                for (index_t g = 0; g < other.kv_heads(); ++g) {
+                    index_t last = -1;
+                    for (const auto p : other.rotary_positions(g)) {
+                        REQUIRE(last < p);
+                        last = p;
+                    }
+                    REQUIRE(last < other.next_position());
                 }
-                REQUIRE(last < other.next_position());
+                REQUIRE(other.append(1).ok());
+                REQUIRE(other.close_up().ok());
+                REQUIRE(other.rollback(1).ok());
             }
-            REQUIRE(other.append(1).ok());
-            REQUIRE(other.close_up().ok());
-            REQUIRE(other.rollback(1).ok());
         }
-    }
-    for (std::size_t cut = 0; cut < bytes.size(); ++cut) {
-        cache_positions other(1);
-        CHECK(restore(other, std::span(bytes).first(cut)).code() == errc::invalid_parameter);
+        for (std::size_t cut = 0; cut < bytes.size(); ++cut) {
+            cache_positions other(1);
+            CHECK(restore(other, std::span(bytes).first(cut)).code() == errc::invalid_parameter);
+        }
     }
 }

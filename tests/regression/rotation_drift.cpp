@@ -1,8 +1,8 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Keys that are shifted by one position after every cut drift: llama.cpp#4097 (a cache shifted again and again answers worse and
-// worse). Rounding to nearest loses small turns, so the errors add up; positions that are integers do not.
+// Keys that are shifted by one position after every cut drift: llama.cpp#4097 (a cache shifted again and again answers
+// worse and worse). Rounding to nearest loses small turns, so the errors add up; positions that are integers do not.
 
 #include <kvtrim/decode/close_up.hpp>
 

@@ -35,6 +35,8 @@ class row_range {
     }
     [[nodiscard]] auto written_places() const requires requires(const V& v) { v.written_places(); }
     { return view_.written_places(); }
+    [[nodiscard]] bool heads_move_together() const requires requires(const V& v) { v.heads_move_together(); }
+    { return view_.heads_move_together(); }
 
   private:
     [[nodiscard]] status check() const {

@@ -21,7 +21,8 @@
 //                        To be written: store_rows(head, first, count, const float* tile), the way back of load_rows;
 //                        first_channels(count), the rows' first channels as a source of their own, at least so many, where
 //                        these are written without touching the others; written_places(), the pages or slots that rows are
-//                        written to (int32), of which none may stand there twice
+//                        written to (int32), of which none may stand there twice; heads_move_together(), whether heads share
+//                        memory, so that none of them can be written alone
 //
 // All three give the same floats, so a policy's result does not depend on the layout. The one exception: on a processor with
 // AMX, keys and queries that both are bf16 rows are multiplied as such, and scores are the same within rounding.

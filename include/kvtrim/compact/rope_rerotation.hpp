@@ -10,26 +10,26 @@
 //   rerotate_keys(keys, rope, from, ...)       row i of each head gets position i
 //   rerotate_keys(keys, rope, from, to, ...)   any new positions
 //
-// keys [kv_heads, tokens, head_dim]: any view that rows can be written to (row_store: strided, filled, ragged, paged_rows of a
-// pool that is not const, indexed_rows, ggml_rows, scaled_rows, ...); the first rows of each head are the survivors. The rotary
-// channels are the first of each row; where they are not (MLA), pass the view of just those channels.
-// `from` holds the positions that the rows are rotated to now: positions_of(plan) after the first cut of a cache. For a cache that
-// is cut again and again, cache_positions keeps them (decode/close_up.hpp).
+// keys [kv_heads, tokens, head_dim]: any view that rows can be written to (row_store: strided, filled, ragged, paged_rows
+// of a pool that is not const, indexed_rows, ggml_rows, scaled_rows, ...); the first rows of each head are the survivors.
+// The rotary channels are the first of each row; where they are not (MLA), pass the view of just those channels. `from`
+// holds the positions that the rows are rotated to now: positions_of(plan) after the first cut of a cache. For a cache
+// that is cut again and again, cache_positions keeps them (decode/close_up.hpp).
 //
 // Source: kvpress@8bb29b9 key_rerotation_press.py.
 // Departures: angles and the sums of angles in double (there: float, 5e-4 off at position 4096); interleaved pairs,
 // partial rotary dimension, any table of frequencies. The attention factor is in the keys already and stays.
 // Frequencies that the model changes with the length (dynamic NTK) have no such rotation.
 //
-// Errors, with the keys unchanged: what the view or the rope says, invalid_table (offsets that do not ascend within the positions, a
-// position below 0, a page or slot that would be rotated twice), plan_mismatch (heads or rows that the cache does not have),
-// invalid_parameter (more rotary channels than a row has; heads or rows of stride 0), workspace_too_small.
-// A row whose position stays is not touched. Of a row that moves, the channels behind the rotary ones keep their bits, but for
-// those that share a quantised block, or a row's own scale, with rotary ones.
+// Errors, with the keys unchanged: what the view or the rope says, invalid_table (offsets that do not ascend within the
+// positions, a position below 0, a page or slot that would be rotated twice), plan_mismatch (heads or rows that the cache
+// does not have), invalid_parameter (more rotary channels than a row has; heads or rows of stride 0; heads that share
+// blocks), workspace_too_small. A row whose position stays is not touched. Of a row that moves, the channels behind the
+// rotary ones keep their bits, but for those that share a quantised block, or a row's own scale, with rotary ones.
 //
-// Numerics: float, then one rounding of the element or one encoding (kernels/encode.hpp) for each rotation. Rounding to nearest
-// loses turns of less than half a step, so the errors of many small rotations do not cancel, they add up. A random key of 128
-// channels (base 10000) that is moved by n positions, its mean error as a share of its length:
+// Numerics: float, then one rounding of the element or one encoding (kernels/encode.hpp) for each rotation. Rounding to
+// nearest loses turns of less than half a step, so the errors of many small rotations do not cancel, they add up. A
+// random key of 128 channels (base 10000) that is moved by n positions, its mean error as a share of its length:
 //
 //              n rotations by 1 position            1 rotation by n
 //          n = 1       16      256     2048         n = 1 ... 2048
@@ -38,10 +38,10 @@
 //   q8_0   0.43 %    3.5 %     37 %    126 %        0.43 ... 0.53 %
 //   q4_0   5.3 %      35 %    220 %    grows        5.3 ... 8.5 %
 //
-// So rotate seldom and far, not after every cut. cache_positions adds shifts up as integers, and close_up() rotates once for all
-// cuts before it (decode/close_up.hpp).
-// Cost: every row that moves read and written once; a complex product per pair and row, a sine and cosine per pair for some rows.
-// Workspace: a table of turns, a tile of rows per KV head, a bit per page or slot of the cache.
+// So rotate seldom and far, not after every cut. cache_positions adds shifts up as integers, and close_up() rotates once
+// for all cuts before it (decode/close_up.hpp).
+// Cost: every row that moves read and written once; a complex product per pair and row, a sine and cosine per pair for
+// some rows. Workspace: a table of turns, a tile of rows per KV head, a bit per page or slot of the cache.
 
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/compact/rotate_rows.hpp>
@@ -100,8 +100,8 @@ template <class V>
     return false;
 }
 
-// What a cache says of a rotation of these rows, but for places that are written twice. Positions: row_positions, or a class with
-// its heads(), row() and validate().
+// What a cache says of a rotation of these rows, but for places that are written twice. Positions: row_positions, or a
+// class with its heads(), row() and validate().
 template <class V, class Positions>
 [[nodiscard]] status validate_rotation(const V& keys, const rope& r, const Positions& from) {
     if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }

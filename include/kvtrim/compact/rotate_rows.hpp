@@ -4,9 +4,9 @@
 
 // The rotation of one head's rows, which compact/rope_rerotation.hpp runs for all heads.
 //
-// A row is rotated by R(distance) = R(coarse) R(fine): the fine turns stand in a table that all heads share, the coarse one follows
-// the rows. Both are combined in double and rounded to float once (kernels/rotate.hpp). Rows that move are read as floats, rotated
-// and written back, up to 16 neighbours at a time; contiguous floats are rotated where they lie.
+// A row is rotated by R(distance) = R(coarse) R(fine): the fine turns stand in a table that all heads share, the coarse
+// one follows the rows. Both are combined in double and rounded to float once (kernels/rotate.hpp). Rows that move are
+// read as floats, rotated and written back, up to 16 neighbours at a time; contiguous floats are rotated where they lie.
 
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/base/rope.hpp>

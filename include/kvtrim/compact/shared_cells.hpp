@@ -13,14 +13,15 @@
 //                                                  tokens that move by the same distance, in an order in which no two
 //                                                  tokens meet
 //
-// Cells that share a position: with multi-position RoPE (M-RoPE: Qwen2-VL and others) all tokens of an image stand at one position
-// of the sequence. An engine that removes by position removes all of them or none, so all stay where one is kept; how many more
-// that are, edit_cells tells (cell_edit_report). State that the caller keeps per cell follows the plan of keep_whole_positions.
+// Cells that share a position: with multi-position RoPE (M-RoPE: Qwen2-VL and others) all tokens of an image stand at one
+// position of the sequence. An engine that removes by position removes all of them or none, so all stay where one is
+// kept; how many more that are, edit_cells tells (cell_edit_report). State that the caller keeps per cell follows the
+// plan of keep_whole_positions.
 //
-// Closing: keep_positions shifts nothing, and always works. towards_first: survivors follow the first one without gaps (the end of
-// the sequence comes closer; a shared prefix that is kept whole is not shifted). towards_horizon: survivors before
-// the horizon close up to it from below, so the newest tokens, and the position of the next one, stay.
-// Cells that share a position are shifted together, and keep the distance to the position behind them: an image takes as many
+// Closing: keep_positions shifts nothing, and always works. towards_first: survivors follow the first one without gaps
+// (the end of the sequence comes closer; a shared prefix that is kept whole is not shifted). towards_horizon: survivors
+// before the horizon close up to it from below, so the newest tokens, and the position of the next one, stay. Cells that
+// share a position are shifted together, and keep the distance to the position behind them: an image takes as many
 // positions as its longer side, which only that distance shows.
 // Tokens at positions from `horizon` on (drafts that may be undone) are neither removed nor shifted.
 // Shifts rotate keys: llama.cpp refuses them for M-RoPE; cells that other sequences share are shifted
@@ -73,8 +74,8 @@ class cell_scores {
         }
     };
 
-    /// The memory must live, and its workspace stay untouched below it, until plan() is done. Of a request that is not valid, or
-    /// with too little memory, every call answers why.
+    /// The memory must live, and its workspace stay untouched below it, until plan() is done. Of a request that is not
+    /// valid, or with too little memory, every call answers why.
     cell_scores(const request& asked, workspace& memory)
         : status_(asked.validate()), asked_(status_.ok() ? asked : request{}),
           fold_(asked_.reduction, asked_.range().size(), memory) {
@@ -312,8 +313,8 @@ template <class Remove, class Shift>
     return {};
 }
 
-/// What edit_cells leaves: the cells of the plan's one row, and all that share a position with one of them. Returns plan_mismatch,
-/// index_overflow, or invalid_parameter if `out` is the plan that is read; with out unchanged.
+/// What edit_cells leaves: the cells of the plan's one row, and all that share a position with one of them. Returns
+/// plan_mismatch, index_overflow, or invalid_parameter if `out` is the plan that is read; with out unchanged.
 [[nodiscard]] inline status keep_whole_positions(const keep_plan& plan,
                                                  std::span<const std::int32_t> positions, keep_plan& out) {
     if (plan.rows() != 1) {

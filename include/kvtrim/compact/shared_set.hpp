@@ -103,8 +103,8 @@ template <class KeptTokens>
     return detail::project(plan, tokens, voted, out, scratch);
 }
 
-/// Calls fn(token_range) for each maximal range of positions below `tokens` that is not kept, ascending. Returns plan_mismatch, with
-/// no call made, unless `kept` ascends strictly and lies in [0, tokens).
+/// Calls fn(token_range) for each maximal range of positions below `tokens` that is not kept, ascending. Returns
+/// plan_mismatch, with no call made, unless `kept` ascends strictly and lies in [0, tokens).
 template <class Fn>
 [[nodiscard]] status removed_ranges(std::span<const keep_plan::table_index> kept, index_t tokens, Fn&& fn) {
     index_t next = 0;

@@ -2,22 +2,23 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Where each cached token of one layer of one sequence stood in the text, and which position its key is rotated to, through any
-// number of evictions.
+// Where each cached token of one layer of one sequence stood in the text, and which position its key is rotated to,
+// through any number of evictions.
 //
 //   positions(head)          [tokens(head)]  int32, ascending; of the text: what masks and sliding windows ask
 //   rotary_positions(head)   [tokens(head)]  int32, ascending; what the key's bits are rotated to
 //   next_position()          what the next token's query and key are rotated to
 //   seen_tokens()            how many tokens the sequence has had: the next token's position in the text
 //
-// Both are the same until keys are closed up. A cut alone leaves gaps between rotary positions, and attention over them is right:
-// they only come closer to the end of the model's context. close_up() (decode/close_up.hpp) takes the gaps out, keys and
-// positions together, when reclaimable_positions() is worth it: rotating once for many cuts rounds once, too.
+// Both are the same until keys are closed up. A cut alone leaves gaps between rotary positions, and attention over them
+// is right: they only come closer to the end of the model's context. close_up() (decode/close_up.hpp) takes the gaps out,
+// keys and positions together, when reclaimable_positions() is worth it: rotating once for many cuts rounds once, too.
 //
 //   closed up: the first pinned rows of every head stay; the others end at next_position() - 1 in every head, without gaps
+//   between each other
 //
-// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8 once
-// keys were closed up.
+// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8
+// once keys were closed up.
 
 #include <kvtrim/decode/token_rows.hpp>
 
@@ -25,6 +26,14 @@
 #include <limits>
 
 namespace kvtrim {
+
+struct close_up_options {
+    // The first rows of every head that stay where they are, as a prefix that other sequences read.
+    index_t pinned_tokens = 0;
+    // For engines with one position per token for all layers: the largest closed_next_position() of the layers, where
+    // these were cut to different lengths.
+    index_t least_next_position = 0;
+};
 
 class cache_positions {
   public:
@@ -73,8 +82,8 @@ class cache_positions {
         return {};
     }
 
-    /// The newest `count` tokens were undone (rejected drafts). Returns invalid_parameter (needed: tokens that can be undone),
-    /// with nothing changed, if a head has lost one of them.
+    /// The newest `count` tokens were undone (rejected drafts). Returns invalid_parameter (needed: tokens that can be
+    /// undone), with nothing changed, if a head has lost one of them.
     [[nodiscard]] status rollback(index_t count) {
         if (const status s = validate(); !s.ok()) { return s; }
         if (count < 0 || count > text_.droppable_tokens()) {
@@ -101,37 +110,46 @@ class cache_positions {
         return is_closed_ ? rotary_.compact(plan) : status{};
     }
 
-    /// How many positions close_up() would win for tokens to come.
-    [[nodiscard]] index_t reclaimable_positions(index_t pinned_tokens = 0) const {
-        return validate_close_up(pinned_tokens).ok() ? next_ - closed_next_position(pinned_tokens) : 0;
+    /// How many positions close_up() would win for tokens to come; 0 for options that it refuses.
+    [[nodiscard]] index_t reclaimable_positions(const close_up_options& options = {}) const {
+        return validate(options).ok() ? next_ - closed_next_position(options) : 0;
     }
-    /// What next_position() will be when keys are closed up: row i of a head gets this - tokens(head) + i, but for pinned rows.
-    /// Requires validate_close_up().
-    [[nodiscard]] index_t closed_next_position(index_t pinned_tokens = 0) const {
+    /// What next_position() will be when keys are closed up: row i of a head gets this - tokens(head) + i, but for pinned
+    /// rows. Requires options for which validate() is ok.
+    [[nodiscard]] index_t closed_next_position(const close_up_options& options = {}) const {
         if (kv_heads() == 0) { return next_; }
-        return pinned_end(0, pinned_tokens) + longest_row() - pinned_tokens;
+        const index_t pinned = options.pinned_tokens;
+        return std::max(pinned_end(0, pinned) + longest_row() - pinned, options.least_next_position);
     }
-    /// Returns invalid_parameter unless every head has the pinned rows, and has them at the same rotary positions. O(heads).
-    [[nodiscard]] status validate_close_up(index_t pinned_tokens) const {
+    /// Returns invalid_parameter unless every head has the pinned rows, and has them at the same rotary positions, and no
+    /// position is asked for beyond next_position(). O(heads).
+    [[nodiscard]] status validate(const close_up_options& options) const {
         if (const status s = validate(); !s.ok()) { return s; }
-        bool pinned = pinned_tokens >= 0;
-        for (index_t g = 0; pinned && g < kv_heads(); ++g) {
-            pinned =
-                pinned_tokens <= tokens(g) && pinned_end(g, pinned_tokens) == pinned_end(0, pinned_tokens);
+        const index_t pinned = options.pinned_tokens;
+        bool fits = pinned >= 0;
+        for (index_t g = 0; fits && g < kv_heads(); ++g) {
+            fits = pinned <= tokens(g) && pinned_end(g, pinned) == pinned_end(0, pinned);
         }
-        if (pinned) { return {}; }
-        return {errc::invalid_parameter,
+        if (!fits) {
+            return {
+                errc::invalid_parameter,
                 "close_up: pinned tokens are the first rows of every head, at the same positions in each"};
+        }
+        if (options.least_next_position > next_) {
+            return {errc::invalid_parameter,
+                    "close_up: positions come closer, they do not go beyond the next one", next_};
+        }
+        return {};
     }
     /// The keys were rotated to that. For engines that rotate keys themselves; else see decode/close_up.hpp.
-    [[nodiscard]] status close_up(index_t pinned_tokens = 0) {
-        if (const status s = validate_close_up(pinned_tokens); !s.ok()) { return s; }
+    [[nodiscard]] status close_up(const close_up_options& options = {}) {
+        if (const status s = validate(options); !s.ok()) { return s; }
         if (!is_closed_) { rotary_ = text_; }
         is_closed_ = true;
-        const index_t next = closed_next_position(pinned_tokens);
+        const index_t next = closed_next_position(options);
         for (index_t g = 0; g < kv_heads(); ++g) {
             const auto row = rotary_.row(g);
-            for (index_t i = pinned_tokens; i < tokens(g); ++i) {
+            for (index_t i = options.pinned_tokens; i < tokens(g); ++i) {
                 row[static_cast<std::size_t>(i)] = static_cast<position>(next - tokens(g) + i);
             }
         }

@@ -2,36 +2,33 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Keys and positions of a living cache closed up together: the gaps that cuts left between rotary positions go, and the sequence
-// wins as many positions at its end.
+// Keys and positions of a living cache closed up together: the gaps that cuts left between rotary positions go, and the
+// sequence wins as many positions at its end.
 //
 //   close_up(keys, positions, rope, options, memory)                        keys of a cache that was cut before, any number of times
 //   cut_and_close(keys, values, positions, plan, rope, options, memory)     one cut: rows, keys and positions
 //
 //   row i of head g  ->  rotary position  next_position() - tokens(g) + i     behind the pinned rows, which stay (cache_positions)
 //
-// So the newest cached token is next to the coming one in every head, whatever the heads' lengths; heads of one length have the
-// positions 0, 1, 2, ... The loop of an engine whose context has `most` positions:
+// So the newest cached token is next to the coming one in every head, whatever the heads' lengths; heads of one length
+// have the positions 0, 1, 2, ... The loop of an engine whose context has `most` positions:
 //
 //     if (decode.is_due(positions, n)) { ... s = compact_in_place(keys, values, plan); s = positions.compact(plan); ... }
 //     if (positions.next_position() + n > most) { s = close_up(keys, positions, rope, {}, memory); }
 //     ... rotate the n queries and keys to next_position() + 0 ... n - 1, cache them; s = positions.append(n); ...
 //
-// Drift: each call rounds the keys that move once (compact/rope_rerotation.hpp has the numbers). The loop above calls it once in
-// `most` - tokens positions, which a token hardly outlives; a call after every cut adds the error of every cut up.
+// Drift: each call rounds the keys that move once more (compact/rope_rerotation.hpp has the numbers). The loop above calls
+// it at most once in `most` - tokens positions, however many cuts lie between; a call after every cut adds an error for each.
 //
-// pinned_tokens: rows that must not be written, as a prefix that other sequences share. Errors, with keys, values and positions
-// unchanged: those of rerotate_keys, compact_in_place and cache_positions. Cost and workspace: rerotate_keys_bytes(keys, rope).
+// Pinned rows are never written. Errors, with keys, values and positions
+// unchanged: those of rerotate_keys, compact_in_place and cache_positions. Cost and workspace: rerotate_keys_bytes(keys,
+// rope).
 
 #include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/compact/rope_rerotation.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
 
 namespace kvtrim {
-
-struct close_up_options {
-    index_t pinned_tokens = 0; // the first rows of every head that stay where they are
-};
 
 namespace detail {
 
@@ -48,14 +45,13 @@ struct rotary_rows {
 
 } // namespace detail
 
-/// Returns plan_mismatch if the cache has fewer rows or other heads than positions, or what the view, the rope, the positions or the
-/// workspace say; with nothing changed.
+/// Returns plan_mismatch if the cache has fewer rows or other heads than positions, or what the view, the rope, the
+/// positions or the workspace say; with nothing changed.
 template <class Keys, class Executor = serial_executor>
 [[nodiscard]] status close_up(const Keys& keys, cache_positions& positions, const rope& r,
                               const close_up_options& options, workspace& scratch, Executor&& ex = {}) {
-    const index_t pinned = options.pinned_tokens;
-    if (const status s = positions.validate_close_up(pinned); !s.ok()) { return s; }
-    const index_t next = positions.closed_next_position(pinned);
+    if (const status s = positions.validate(options); !s.ok()) { return s; }
+    const index_t pinned = options.pinned_tokens, next = positions.closed_next_position(options);
     const auto new_position = [&](index_t g, index_t i) {
         return i < pinned ? index_t{positions.rotary_positions(g)[static_cast<std::size_t>(i)]}
                           : next - positions.tokens(g) + i;
@@ -64,18 +60,18 @@ template <class Keys, class Executor = serial_executor>
         !s.ok()) {
         return s;
     }
-    return positions.close_up(pinned);
+    return positions.close_up(options);
 }
 
-/// Keeps what the plan keeps, and closes up. The plan must keep the pinned rows. Returns what close_up() and compact_in_place()
-/// say, with nothing changed.
+/// Keeps what the plan keeps, and closes up. The plan must keep the pinned rows. Returns what close_up() and
+/// compact_in_place() say, with nothing changed.
 template <class Keys, class Values, class Executor = serial_executor>
 [[nodiscard]] status cut_and_close(const Keys& keys, const Values& values, cache_positions& positions,
                                    const keep_plan& plan, const rope& r, const close_up_options& options,
                                    workspace& scratch, Executor&& ex = {}) {
     // All that close_up() could answer is asked before a row moves.
     const index_t pinned = options.pinned_tokens;
-    if (const status s = positions.validate_close_up(pinned); !s.ok()) { return s; }
+    if (const status s = positions.validate(options); !s.ok()) { return s; }
     if (const status s = positions.validate(plan); !s.ok()) { return s; }
     for (index_t g = 0; g < plan.rows() && pinned > 0; ++g) {
         if (plan.kept_tokens(g) < pinned || plan.row(g)[static_cast<std::size_t>(pinned - 1)] != pinned - 1) {

@@ -13,16 +13,18 @@
 //     8-bit floats        scale = max |x| / the largest code
 //   encode_with_scales    codes alone, by the scales that others share; codes saturate
 //
-// Error of one encoding: half a step |d| or |scale| for integer codes, half a unit in the last place of the code for floats, and no
-// element becomes larger than the largest was. What saturates: codes by given scales, by as much
-// as x exceeds their range (a rotation makes a channel at most sqrt(2) times as large as the larger of its pair), and blocks for which
-// a scale in f16 has no room (above 8e6 in q8_0).
-// A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded again.
-// Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for both signs, where
-// an element opposite to the largest one is off by up to a whole step there. Source of the layouts: kernels/blocks.hpp.
+// Error of one encoding: half a step |d| or |scale| for integer codes, half a unit in the last place of the code for
+// floats, and no element becomes larger than the largest was. What saturates: codes by given scales, by as much
+// as x exceeds their range (a rotation makes a channel at most sqrt(2) times as large as the larger of its pair), and
+// blocks for which a scale in f16 has no room (above 8e6 in q8_0).
+// A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded
+// again. Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for
+// both signs, where an element opposite to the largest one is off by up to a whole step there. Source of the layouts:
+// kernels/blocks.hpp.
 //
-// Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a NaN
-// becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every level.
+// Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a
+// NaN becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every
+// level.
 
 #include <kvtrim/kernels/blocks.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
@@ -30,6 +32,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -45,14 +48,34 @@ namespace detail {
     return scale;
 }
 
-// To nearest, ties to even, for |x| < 2^22: the sum has no bits behind the point.
-[[nodiscard]] inline std::int32_t to_nearest(float x) {
-    constexpr float aligner = 0x1.8p23f;
-    return std::bit_cast<std::int32_t>(x + aligner) - std::bit_cast<std::int32_t>(aligner);
+// Four elements in the vectors of any instruction set.
+using four_floats = float __attribute__((vector_size(16)));
+using four_codes = std::int32_t __attribute__((vector_size(16)));
+
+[[nodiscard]] inline four_floats load_four(const float* x) {
+    four_floats v;
+    std::memcpy(&v, x, sizeof v);
+    return v;
 }
 
+// To nearest, ties to even: after the sum there are no bits behind the point. A NaN: highest. Limits below 2^22.
+[[nodiscard]] inline four_codes to_codes(four_floats x, float lowest, float highest) {
+    constexpr float aligner = 0x1.8p23f;
+    const four_floats low = lowest - four_floats{}, high = highest - four_floats{};
+    const four_floats below = x < high ? x : high;
+    const four_floats inside = below > low ? below : low;
+    return std::bit_cast<four_codes>(inside + aligner) - std::bit_cast<std::int32_t>(aligner);
+}
 [[nodiscard]] inline std::int32_t to_code(float x, float lowest, float highest) {
-    return to_nearest(std::max(lowest, std::min(highest, x))); // a NaN: highest
+    return to_codes(x - four_floats{}, lowest, highest)[0];
+}
+
+// The low bytes of codes.
+using four_bytes = std::int8_t __attribute__((vector_size(4)));
+
+inline void store_four(four_codes codes, void* to) {
+    const four_bytes bytes = __builtin_convertvector(codes, four_bytes);
+    std::memcpy(to, &bytes, sizeof bytes);
 }
 
 struct value_range {
@@ -61,13 +84,22 @@ struct value_range {
     bool is_finite = true;
 
     value_range(const float* x, index_t count) {
-        std::uint32_t magnitude = 0;
-        for (index_t i = 0; i < count; ++i) {
-            low = std::min(low, x[i]);
-            high = std::max(high, x[i]);
-            magnitude = std::max(magnitude, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
+        four_floats lows{}, highs{};
+        four_codes magnitudes{};
+        const auto add = [&](four_floats v) {
+            lows = v < lows ? v : lows;
+            highs = v > highs ? v : highs;
+            const four_codes magnitude = std::bit_cast<four_codes>(v) & 0x7fffffff;
+            magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
+        };
+        const index_t whole = count - count % 4;
+        for (index_t i = 0; i < whole; i += 4) { add(load_four(x + i)); }
+        for (index_t i = whole; i < count; ++i) { add(x[i] - four_floats{}); }
+        for (int lane = 0; lane < 4; ++lane) {
+            low = std::min(low, lows[lane]);
+            high = std::max(high, highs[lane]);
+            is_finite = is_finite && magnitudes[lane] < 0x7f800000;
         }
-        is_finite = magnitude < 0x7f800000u;
     }
     [[nodiscard]] float largest() const { return std::max(high, -low); }
     [[nodiscard]] float smaller() const { return std::min(high, -low); }
@@ -85,8 +117,8 @@ inline void encode_block(const float* x, block_q8_0& to) {
     const value_range range(x, 32);
     to.scale = stored_scale(range.largest() / 127);
     const float inverse = inverse_of(to_float(to.scale));
-    for (std::size_t i = 0; i < 32; ++i) {
-        to.codes[i] = static_cast<std::int8_t>(to_code(x[i] * inverse, -127, 127));
+    for (index_t i = 0; i < 32; i += 4) {
+        store_four(to_codes(load_four(x + i) * inverse, -127, 127), to.codes.data() + i);
     }
     if (!range.is_finite) { to.scale = nan_scale; }
 }
@@ -97,10 +129,10 @@ inline void encode_block(const float* x, block_q4_0& to) {
     to.scale = stored_scale(o > 0.9375f * m ? o / 7 : m / 8);
     if (range.high >= -range.low && to.scale.bits != 0) { to.scale.bits |= 0x8000u; }
     const float inverse = inverse_of(to_float(to.scale));
-    for (std::size_t i = 0; i < 16; ++i) {
-        const auto low = static_cast<unsigned>(to_code(x[i] * inverse, -8, 7) + 8);
-        const auto high = static_cast<unsigned>(to_code(x[16 + i] * inverse, -8, 7) + 8);
-        to.codes[i] = static_cast<std::uint8_t>(low | high << 4);
+    for (index_t i = 0; i < 16; i += 4) {
+        const four_codes low = to_codes(load_four(x + i) * inverse, -8, 7) + 8;
+        const four_codes high = to_codes(load_four(x + 16 + i) * inverse, -8, 7) + 8;
+        store_four(low | high << 4, to.codes.data() + i);
     }
     if (!range.is_finite) { to.scale = nan_scale; }
 }

@@ -84,6 +84,10 @@ class indexed_rows {
         }
         return false;
     }
+    [[nodiscard]] bool heads_move_together() const requires requires(const Slots& v) {
+        v.heads_move_together();
+    }
+    { return slots_.heads_move_together(); }
     [[nodiscard]] index_t row_bytes() const requires requires(const Slots& s) { s.row_bytes(); }
     { return slots_.row_bytes(); }
 
