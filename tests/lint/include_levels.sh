@@ -9,8 +9,9 @@ levels='
 version\.hpp                                    0
 config\.hpp                                     0
 
+base/saturated\.hpp                             1.2
 base/(contract|status|element)\.hpp             1
-base/(fp8|saturated)\.hpp                       1.5
+base/fp8\.hpp                                   1.5
 base/row_source\.hpp                            2.2
 base/(layer|ragged|filled|row_range|for_each_head|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2

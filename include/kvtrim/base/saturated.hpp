@@ -25,9 +25,7 @@ namespace kvtrim {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     constexpr index_t least = std::numeric_limits<index_t>::min();
     if (a == 0 || b == 0) { return 0; }
-    if ((a < 0) == (b < 0)) {
-        return (a > 0 ? a > most / b : a < most / b) ? most : a * b;
-    }
+    if ((a < 0) == (b < 0)) { return (a > 0 ? a > most / b : a < most / b) ? most : a * b; }
     return (a > 0 ? b < least / a : a < least / b) ? least : a * b;
 }
 

@@ -39,6 +39,14 @@ template <class Inputs>
     return all;
 }
 
+// offsets [kv_heads + 1]; offsets[0] is where the first row begins.
+template <class Inputs>
+void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets) {
+    for (std::size_t g = 0; g + 1 < offsets.size(); ++g) {
+        offsets[g + 1] = offsets[g] + candidates(protect, in.tokens(static_cast<index_t>(g))).size();
+    }
+}
+
 // Summed over the KV heads of all layers.
 template <class Inputs>
 [[nodiscard]] cache_lengths count_lengths(std::span<const Inputs> layers, const protection& protect) {
@@ -65,14 +73,6 @@ template <class Inputs>
 [[nodiscard]] inline status fits_plan(index_t tokens) {
     if (tokens <= std::numeric_limits<keep_plan::table_index>::max()) { return {}; }
     return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", tokens};
-}
-
-// offsets [kv_heads + 1]; offsets[0] is where the first row begins.
-template <class Inputs>
-void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets) {
-    for (std::size_t g = 0; g + 1 < offsets.size(); ++g) {
-        offsets[g + 1] = offsets[g] + candidates(protect, in.tokens(static_cast<index_t>(g))).size();
-    }
 }
 
 // The plan that keeps every row. counts [kv_heads] is scratch.
