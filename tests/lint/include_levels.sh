@@ -9,8 +9,9 @@ levels='
 version\.hpp                                    0
 config\.hpp                                     0
 
-base/(status|element)\.hpp             1
-base/(fp8|saturated)\.hpp                       1.5
+base/(status|element)\.hpp                      1
+base/saturated\.hpp                             1.2
+base/fp8\.hpp                                   1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
 base/(layer|ragged|filled|row_range|for_each_item)\.hpp 2.4

@@ -70,6 +70,18 @@ TEST_CASE("plan_blocks: equally many blocks in every layer, start and recent are
     CHECK(plan_in_exact_memory(view, 3, {.sink_tokens = -1}).answer.code() == errc::invalid_parameter);
 }
 
+TEST_CASE("expand_blocks: a token that no 32 bits number is an overflow, however few are kept",
+          "[policy][errors]") {
+    const keep_plan far = plan_of({{2147483000}}); // its tokens would wrap to others
+    keep_plan out = support::made_before();
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(expand_blocks_bytes(far));
+    const status s = expand_blocks(far, 2, 4294967000, out, scratch);
+    CHECK(s.code() == errc::index_overflow);
+    CHECK(s.needed() == 4294967000);
+    CHECK(out == support::made_before());
+}
+
 TEST_CASE("expand_blocks: the tokens of kept blocks, and on a page table nothing moves and the other pages "
           "are freed",
           "[policy][compact]") {

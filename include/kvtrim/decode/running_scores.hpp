@@ -235,7 +235,7 @@ class running_scores {
         template <class Inputs, executor Executor>
         [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                    workspace&, Executor&) const {
-            if (const status s = validate(in, request); !s.ok()) { return s; }
+            if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
             detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
                 const float sum = state->sums(g)[static_cast<std::size_t>(t)];
                 const index_t observers = std::max<index_t>(1, state->observers(g, t));

@@ -132,6 +132,9 @@ template <class Fn>
     if (!plan.check_invariants([&](index_t) { return blocks; })) {
         return {errc::plan_mismatch, "the plan keeps blocks that the cache does not have"};
     }
+    if (tokens > std::numeric_limits<keep_plan::table_index>::max()) {
+        return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", tokens};
+    }
     const workspace::frame frame(scratch);
     const auto counts = scratch.take<index_t>(plan.rows());
     if (!scratch.fits()) { return scratch.too_small(); }

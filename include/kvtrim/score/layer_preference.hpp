@@ -48,11 +48,17 @@ struct layer_preference {
         return counting.needed_bytes();
     }
 
-    // Writes the layer's preference. Returns a status with it unchanged.
+    // Writes the layer's preference: 0 where the prompt is shorter than its window, which a budget keeps whole or a policy
+    // refuses. Returns any other status of validate(), or workspace_too_small, with it unchanged.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status measure(const Inputs& in, const eviction_request& request, double& preference,
                                  workspace& scratch, Executor&& ex = {}) const {
-        if (const status s = validate(in, request); !s.ok()) { return s; }
+        if (const status s = validate(in, request); s.code() == errc::window_exceeds_tokens) {
+            preference = 0;
+            return {};
+        } else if (!s.ok()) {
+            return s;
+        }
         const index_t bytes = workspace_bytes(in, request);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
