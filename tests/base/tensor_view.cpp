@@ -124,7 +124,7 @@ TEST_CASE(
           errc::invalid_parameter);
 }
 
-TEST_CASE("strided: extents and strides are integers of any types; one that index_t lacks is refused",
+TEST_CASE("strided: extents and strides are integers of any types, one that index_t lacks is refused",
           "[base]") {
     std::vector<float> data(24);
     const std::vector<int> shape(3);

@@ -219,7 +219,7 @@ TEST_CASE("flat_cache: wrong numbers make a cache without heads, and each call a
     CHECK_FALSE(flat_cache(support::plan_of({{0, 1}}), -1.0).validate().ok());
 }
 
-TEST_CASE("flat_cache: no number of tokens or rows overflows; what no table can hold is said before memory "
+TEST_CASE("flat_cache: no number of tokens or rows overflows, what no table can hold is said before memory "
           "is taken",
           "[compact][errors]") {
     constexpr index_t most = std::numeric_limits<index_t>::max();
@@ -251,7 +251,7 @@ TEST_CASE("flat_rows: wrong numbers make an empty view", "[compact][errors]") {
     CHECK(flat_rows<float>(memory.data(), table, 1).validate().ok());
 }
 
-TEST_CASE("spread_rows: keys and values move together; the same array twice moves once, an overlapping one "
+TEST_CASE("spread_rows: keys and values move together, the same array twice moves once, an overlapping one "
           "is refused",
           "[compact]") {
     support::random r(5);

@@ -396,7 +396,7 @@ TEST_CASE("gather: pages and slots that are read are the cache, other pages of t
     CHECK(gather(rows, two, out(0, 9)).ok());
 }
 
-TEST_CASE("move_rows: pools of keys and values by turns both move; values inside the keys move once; others "
+TEST_CASE("move_rows: pools of keys and values by turns both move, values inside the keys move once, others "
           "are refused",
           "[compact]") {
     support::random r(10);
