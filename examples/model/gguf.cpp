@@ -52,7 +52,7 @@ std::optional<weight_format> format_of(std::uint32_t type) {
 // The bytes from the front, each read checked.
 class gguf::reader {
   public:
-    explicit reader(const gguf& file) : file_(file), bytes_(file.file_->bytes()) {}
+    explicit reader(const gguf& file) : file_(file), bytes_(file.bytes_) {}
 
     [[nodiscard]] std::size_t position() const { return position_; }
     [[nodiscard]] std::size_t remaining() const { return bytes_.size() - position_; }
@@ -155,8 +155,13 @@ class gguf::reader {
     std::size_t position_ = 0;
 };
 
-gguf::gguf(const std::filesystem::path& file)
-    : name_(file.string()), file_(std::make_shared<mapped_file>(file)) {
+gguf::gguf(const std::filesystem::path& file) : gguf(file.string(), std::make_shared<mapped_file>(file)) {}
+
+gguf::gguf(std::string name, const std::shared_ptr<const mapped_file>& file)
+    : gguf(std::move(name), file->bytes(), file) {}
+
+gguf::gguf(std::string name, std::span<const std::byte> bytes, std::shared_ptr<const void> owner)
+    : name_(std::move(name)), bytes_(bytes), owner_(std::move(owner)) {
     reader in(*this);
     if (in.remaining() < 4 || in.number<std::uint32_t>() != 0x46554747u) { fail("is no GGUF file"); }
     const auto version = in.number<std::uint32_t>();
@@ -269,12 +274,12 @@ weight gguf::tensor(const std::string& name, index_t rows, index_t columns) cons
     }
     // Rows and columns are at most 2^30 each, so the product fits.
     const auto bytes = static_cast<std::uint64_t>(rows * row_bytes(*format, columns));
-    const std::uint64_t file_bytes = file_->bytes().size();
+    const std::uint64_t file_bytes = bytes_.size();
     if (data_begin_ > file_bytes || e.offset > file_bytes - data_begin_ ||
         bytes > file_bytes - data_begin_ - e.offset) {
         fail("tensor " + name + " lies outside the file");
     }
-    return {*format, rows, columns, file_->bytes().data() + data_begin_ + e.offset, file_};
+    return {*format, rows, columns, bytes_.data() + data_begin_ + e.offset, owner_};
 }
 
 void gguf::fail(const std::string& what) const {

@@ -19,6 +19,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -29,6 +30,8 @@ namespace lm {
 class gguf {
   public:
     explicit gguf(const std::filesystem::path& file);
+    // Bytes in memory, which `owner` keeps alive; `name` is for errors.
+    gguf(std::string name, std::span<const std::byte> bytes, std::shared_ptr<const void> owner);
 
     [[nodiscard]] bool has(const std::string& key) const { return values_.contains(key); }
     // A whole number in [least, most]; throws if it is missing (and has no default), none, or outside.
@@ -51,6 +54,8 @@ class gguf {
     [[noreturn]] void fail(const std::string& what) const;
 
   private:
+    gguf(std::string name, const std::shared_ptr<const mapped_file>& file);
+
     using value = std::variant<std::monostate, std::int64_t, double, bool, std::string_view,
                                std::vector<std::int64_t>, std::vector<double>, std::vector<std::string_view>>;
     struct entry {
@@ -65,7 +70,8 @@ class gguf {
     [[nodiscard]] const entry& find_tensor(const std::string& name) const;
 
     std::string name_;
-    std::shared_ptr<const mapped_file> file_;
+    std::span<const std::byte> bytes_;
+    std::shared_ptr<const void> owner_;
     std::map<std::string, value, std::less<>> values_;
     std::map<std::string, entry, std::less<>> tensors_;
     std::size_t data_begin_ = 0;
