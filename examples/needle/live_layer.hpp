@@ -9,7 +9,7 @@
 //
 // Keys keep the rotation of their original positions. Where heads differ in length, `slots` must hold the longest.
 
-#include "model.hpp"
+#include "engine.hpp"
 
 #include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/base/filled.hpp>
@@ -46,7 +46,7 @@ class live_layer {
     [[nodiscard]] auto inputs() const {
         return kvtrim::layer(filled_rows(keys_.data()), filled_rows(values_.data()))
             .with_queries(queries_.view())
-            .with_output_projection(kvtrim::output_projection(weights_.wo, config_.q_heads));
+            .with_output_projection(kvtrim::output_projection(weights_.wo.floats(), config_.q_heads));
     }
 
     // Caches new tokens, whose positions `rope` has, and returns their attention over the cache and, causally, themselves:
