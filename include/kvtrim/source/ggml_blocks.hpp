@@ -112,15 +112,21 @@ class ggml_rows {
 
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         const index_t length = extents_[2];
-        const index_t skip = heads_move_together() ? head * length % block::elements : 0;
-        const index_t blocks = (skip + length + block::elements - 1) / block::elements;
-        if (strides_[1] == blocks * block_bytes && !heads_move_together()) { // one run of blocks
+        const index_t blocks = length / block::elements;
+        if (together_) {
+            const index_t skip = head * length % block::elements;
+            const index_t touched = (skip + length + block::elements - 1) / block::elements;
+            for_each_row(head, first, count, touched, [&](const block* row) {
+                kernels::decode_slice(row, skip, length, tile);
+                tile += length;
+            });
+        } else if (strides_[1] == blocks * block_bytes) { // rows without gaps are one run of blocks
             kernels::decode_blocks(row(head, first), count * blocks, tile);
-            return;
-        }
-        for (index_t t = first; t < first + count; ++t, tile += length) {
-            if (t + rows_ahead < extents_[1]) { kernels::fetch_blocks(row(head, t + rows_ahead), blocks); }
-            kernels::decode_slice(row(head, t), skip, length, tile);
+        } else {
+            for_each_row(head, first, count, blocks, [&](const block* row) {
+                kernels::decode_blocks(row, blocks, tile);
+                tile += length;
+            });
         }
     }
 
@@ -187,6 +193,17 @@ class ggml_rows {
         }
         const bool empty = extents_[0] == 0 || extents_[1] == 0 || extents_[2] == 0;
         return empty || data_ != nullptr ? nullptr : "ggml_rows: data must not be null";
+    }
+
+    // fn(row) for rows that lie apart, the blocks of later ones brought near meanwhile.
+    template <class Fn>
+    void for_each_row(index_t head, index_t first, index_t count, index_t blocks, Fn&& fn) const {
+        const auto* const begin = reinterpret_cast<const std::byte*>(row(head, 0));
+        const auto at = [&](index_t t) { return reinterpret_cast<const block*>(begin + t * strides_[1]); };
+        for (index_t t = first; t < first + count; ++t) {
+            if (t + rows_ahead < extents_[1]) { kernels::fetch_blocks(at(t + rows_ahead), blocks); }
+            fn(at(t));
+        }
     }
 
     static void move_blocks(const block* from, block* to, index_t bytes) {
