@@ -90,7 +90,7 @@ class ggml_rows {
     template <class Other>
         requires(std::is_same_v<const Other, Block>)
     ggml_rows(const ggml_rows<Other>& rows) // NOLINT: a conversion
-        : data_(rows.data_), extents_(rows.extents_), strides_(rows.strides_), together_(rows.together_),
+        : data_(rows.data_), extents_(rows.extents_), strides_(rows.strides_), head_step_(rows.head_step_),
           problem_(rows.problem_) {}
 
     /// Empty, and validate() says `problem`, a string literal: for functions that make views.
@@ -113,8 +113,8 @@ class ggml_rows {
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         const index_t length = extents_[2];
         const index_t blocks = length / block::elements;
-        if (together_) {
-            const index_t skip = head * length % block::elements;
+        if (heads_move_together()) {
+            const index_t skip = head * head_step_ % block::elements;
             const index_t touched = (skip + length + block::elements - 1) / block::elements;
             for_each_row(head, first, count, touched, [&](const block* row) {
                 kernels::decode_slice(row, skip, length, tile);
@@ -140,10 +140,10 @@ class ggml_rows {
     }
 
     /// Whether a row of one head cannot move alone, because it shares its blocks.
-    [[nodiscard]] bool heads_move_together() const { return together_; }
+    [[nodiscard]] bool heads_move_together() const { return head_step_ != 0; }
     /// Bytes of a token's row of all heads, and its move. Requires heads_move_together().
     [[nodiscard]] index_t token_bytes() const {
-        return extents_[0] * extents_[2] / block::elements * block_bytes;
+        return extents_[0] * head_step_ / block::elements * block_bytes;
     }
     void move_token(index_t from, index_t to) const requires(!std::is_const_v<Block>) {
         move_blocks(row(0, from), row(0, to), token_bytes());
@@ -151,7 +151,7 @@ class ggml_rows {
 
     /// The block in which a row begins.
     [[nodiscard]] Block* row(index_t head, index_t token) const {
-        const index_t in_row = together_ ? head * extents_[2] / block::elements * block_bytes : 0;
+        const index_t in_row = head * head_step_ / block::elements * block_bytes;
         return reinterpret_cast<Block*>(reinterpret_cast<byte*>(data_) + head * strides_[0] + in_row +
                                         token * strides_[1]);
     }
@@ -168,8 +168,8 @@ class ggml_rows {
     // row_elements: of the blocks that belong to one another, a head's or all heads'.
     ggml_rows(Block* data, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& strides,
               index_t row_elements)
-        : data_(data), extents_(extents), strides_(strides), together_(row_elements != extents[2]),
-          problem_(find_problem(row_elements)) {
+        : data_(data), extents_(extents), strides_(strides),
+          head_step_(row_elements != extents[2] ? extents[2] : 0), problem_(find_problem(row_elements)) {
         if (problem_ != nullptr) { extents_ = {}; }
     }
 
@@ -181,7 +181,7 @@ class ggml_rows {
             return "ggml_rows: rows are whole blocks: head_dim, or kv_heads * head_dim of heads in one row, "
                    "must be a multiple of 32";
         }
-        const std::array<detail::byte_axis, 3> axes{{{together_ ? 1 : extents_[0], strides_[0]},
+        const std::array<detail::byte_axis, 3> axes{{{heads_move_together() ? 1 : extents_[0], strides_[0]},
                                                      {extents_[1], strides_[1]},
                                                      {row_elements / block::elements, block_bytes}}};
         if (!detail::is_addressable(axes, block::elements * index_t{sizeof(float)})) {
@@ -213,7 +213,8 @@ class ggml_rows {
     Block* data_;
     std::array<index_t, 3> extents_;
     std::array<index_t, 2> strides_;
-    bool together_;
+    index_t
+        head_step_; // elements from head to head in one row of blocks; 0 of heads with a stride of their own
     const char* problem_;
 };
 
