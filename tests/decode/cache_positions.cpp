@@ -10,8 +10,6 @@ using namespace support;
 
 namespace {
 
-constexpr index_t most = std::numeric_limits<index_t>::max();
-
 std::vector<int> of(const cache_positions& cached, index_t head) {
     return {cached.positions(head).begin(), cached.positions(head).end()};
 }

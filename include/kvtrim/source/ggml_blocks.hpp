@@ -153,10 +153,11 @@ class ggml_rows {
 
     /// What moves as one: rows of a head, or of a token where heads share blocks.
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
-        return std::array{strided_bytes{.first = data_,
-                                        .extents = {1, together_ ? 1 : extents_[0], extents_[1], 1},
-                                        .strides = {0, strides_[0], strides_[1], 0},
-                                        .bytes = together_ ? token_bytes() : row_bytes()}};
+        return std::array{
+            strided_bytes{.first = data_,
+                          .extents = {1, heads_move_together() ? 1 : extents_[0], extents_[1], 1},
+                          .strides = {0, strides_[0], strides_[1], 0},
+                          .bytes = heads_move_together() ? token_bytes() : row_bytes()}};
     }
 
     /// Rows from floats, with new scales. Requires heads that do not move together.
