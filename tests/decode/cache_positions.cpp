@@ -10,8 +10,6 @@ using namespace support;
 
 namespace {
 
-constexpr index_t most = std::numeric_limits<index_t>::max();
-
 std::vector<int> of(const cache_positions& cached, index_t head) {
     return {cached.positions(head).begin(), cached.positions(head).end()};
 }
@@ -103,13 +101,13 @@ TEST_CASE("cache positions: damaged bytes are refused or harmless, those of anot
 
 TEST_CASE("cache positions: wrong numbers are named with nothing changed", "[decode][errors]") {
     cache_positions cached(0);
-    constexpr index_t most = std::numeric_limits<std::int32_t>::max();
-    REQUIRE(cached.append(most).ok());
+    constexpr index_t most_positions = std::numeric_limits<std::int32_t>::max();
+    REQUIRE(cached.append(most_positions).ok());
     CHECK(cached.append(1).code() == errc::index_overflow);
-    CHECK(cached.append(1).needed() == most + 1);
+    CHECK(cached.append(1).needed() == most_positions + 1);
     CHECK(cached.append(std::numeric_limits<index_t>::max()).code() == errc::index_overflow);
     CHECK(cached.append(-1).code() == errc::invalid_parameter);
-    CHECK(cached.next_position() == most);
+    CHECK(cached.next_position() == most_positions);
     for (const auto& [heads, reserved] :
          {std::pair<index_t, index_t>{-1, 0}, {1, -1}, {index_t{1} << 62, 8}, {8, index_t{1} << 62}}) {
         cache_positions wrong(heads, reserved);

@@ -171,8 +171,11 @@ TEMPLATE_TEST_CASE("ggml_rows: rows move whole, head by head, and report their b
 TEMPLATE_TEST_CASE("ggml_rows: heads of 80, 100 and 8 elements in one row read as their floats", "[source]",
                    ALL_BLOCKS) {
     support::random r(5);
-    for (const auto& [heads, head_dim] :
-         {std::array<index_t, 2>{4, 80}, {8, 100}, {8, 8}, {2, 16}, {16, 30}, {1, 96}}) {
+    struct shape {
+        index_t heads, head_dim;
+    };
+    for (const shape& of : {shape{4, 80}, {8, 100}, {8, 8}, {2, 16}, {16, 30}, {1, 96}}) {
+        const index_t heads = of.heads, head_dim = of.head_dim;
         support::ggml_cache<TestType> c = support::random_ggml_cache<TestType>(heads, 30, head_dim, r);
         const ggml_rows<TestType> rows = c.rows();
         REQUIRE(validate(rows).ok());

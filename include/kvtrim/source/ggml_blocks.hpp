@@ -92,7 +92,7 @@ class ggml_rows {
     template <class Other>
         requires(std::is_same_v<const Other, Block>)
     ggml_rows(const ggml_rows<Other>& rows) // NOLINT: a conversion
-        : data_(rows.data_), extents_(rows.extents_), strides_(rows.strides_), together_(rows.together_),
+        : data_(rows.data_), extents_(rows.extents_), strides_(rows.strides_), head_step_(rows.head_step_),
           problem_(rows.problem_) {}
 
     /// Empty, and validate() says `problem`, a string literal: for functions that make views.
@@ -114,15 +114,21 @@ class ggml_rows {
 
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         const index_t length = extents_[2];
-        const index_t skip = heads_move_together() ? head * length % block::elements : 0;
-        const index_t blocks = (skip + length + block::elements - 1) / block::elements;
-        if (strides_[1] == blocks * block_bytes && !heads_move_together()) { // one run of blocks
+        const index_t blocks = length / block::elements;
+        if (heads_move_together()) {
+            const index_t skip = head * head_step_ % block::elements;
+            const index_t touched = (skip + length + block::elements - 1) / block::elements;
+            for_each_row(head, first, count, touched, [&](const block* row) {
+                kernels::decode_slice(row, skip, length, tile);
+                tile += length;
+            });
+        } else if (strides_[1] == blocks * block_bytes) { // rows without gaps are one run of blocks
             kernels::decode_blocks(row(head, first), count * blocks, tile);
-            return;
-        }
-        for (index_t t = first; t < first + count; ++t, tile += length) {
-            if (t + rows_ahead < extents_[1]) { kernels::fetch_blocks(row(head, t + rows_ahead), blocks); }
-            kernels::decode_slice(row(head, t), skip, length, tile);
+        } else {
+            for_each_row(head, first, count, blocks, [&](const block* row) {
+                kernels::decode_blocks(row, blocks, tile);
+                tile += length;
+            });
         }
     }
 
@@ -136,10 +142,10 @@ class ggml_rows {
     }
 
     /// Whether a row of one head cannot move alone, because it shares its blocks.
-    [[nodiscard]] bool heads_move_together() const { return together_; }
+    [[nodiscard]] bool heads_move_together() const { return head_step_ != 0; }
     /// Bytes of a token's row of all heads, and its move. Requires heads_move_together().
     [[nodiscard]] index_t token_bytes() const {
-        return extents_[0] * extents_[2] / block::elements * block_bytes;
+        return extents_[0] * head_step_ / block::elements * block_bytes;
     }
     void move_token(index_t from, index_t to) const requires(!std::is_const_v<Block>) {
         move_blocks(row(0, from), row(0, to), token_bytes());
@@ -147,10 +153,11 @@ class ggml_rows {
 
     /// What moves as one: rows of a head, or of a token where heads share blocks.
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
-        return std::array{strided_bytes{.first = data_,
-                                        .extents = {1, together_ ? 1 : extents_[0], extents_[1], 1},
-                                        .strides = {0, strides_[0], strides_[1], 0},
-                                        .bytes = together_ ? token_bytes() : row_bytes()}};
+        return std::array{
+            strided_bytes{.first = data_,
+                          .extents = {1, heads_move_together() ? 1 : extents_[0], extents_[1], 1},
+                          .strides = {0, strides_[0], strides_[1], 0},
+                          .bytes = heads_move_together() ? token_bytes() : row_bytes()}};
     }
 
     /// Rows from floats, with new scales. Requires heads that do not move together.
@@ -169,7 +176,7 @@ class ggml_rows {
 
     /// The block in which a row begins.
     [[nodiscard]] Block* row(index_t head, index_t token) const {
-        const index_t in_row = together_ ? head * extents_[2] / block::elements * block_bytes : 0;
+        const index_t in_row = head * head_step_ / block::elements * block_bytes;
         return reinterpret_cast<Block*>(reinterpret_cast<byte*>(data_) + head * strides_[0] + in_row +
                                         token * strides_[1]);
     }
@@ -186,8 +193,8 @@ class ggml_rows {
     // row_elements: of the blocks that belong to one another, a head's or all heads'.
     ggml_rows(Block* data, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& strides,
               index_t row_elements)
-        : data_(data), extents_(extents), strides_(strides), together_(row_elements != extents[2]),
-          problem_(find_problem(row_elements)) {
+        : data_(data), extents_(extents), strides_(strides),
+          head_step_(row_elements != extents[2] ? extents[2] : 0), problem_(find_problem(row_elements)) {
         if (problem_ != nullptr) { extents_ = {}; }
     }
 
@@ -199,7 +206,7 @@ class ggml_rows {
             return "ggml_rows: rows are whole blocks: head_dim, or kv_heads * head_dim of heads in one row, "
                    "must be a multiple of 32";
         }
-        const std::array<detail::byte_axis, 3> axes{{{together_ ? 1 : extents_[0], strides_[0]},
+        const std::array<detail::byte_axis, 3> axes{{{heads_move_together() ? 1 : extents_[0], strides_[0]},
                                                      {extents_[1], strides_[1]},
                                                      {row_elements / block::elements, block_bytes}}};
         if (!detail::is_addressable(axes, block::elements * index_t{sizeof(float)})) {
@@ -213,6 +220,17 @@ class ggml_rows {
         return empty || data_ != nullptr ? nullptr : "ggml_rows: data must not be null";
     }
 
+    // fn(row) for rows that lie apart, the blocks of later ones brought near meanwhile.
+    template <class Fn>
+    void for_each_row(index_t head, index_t first, index_t count, index_t blocks, Fn&& fn) const {
+        const auto* const begin = reinterpret_cast<const std::byte*>(row(head, 0));
+        const auto at = [&](index_t t) { return reinterpret_cast<const block*>(begin + t * strides_[1]); };
+        for (index_t t = first; t < first + count; ++t) {
+            if (t + rows_ahead < extents_[1]) { kernels::fetch_blocks(at(t + rows_ahead), blocks); }
+            fn(at(t));
+        }
+    }
+
     static void move_blocks(const block* from, block* to, index_t bytes) {
         if (bytes > 0) { std::memmove(to, from, static_cast<std::size_t>(bytes)); }
     }
@@ -220,7 +238,8 @@ class ggml_rows {
     Block* data_;
     std::array<index_t, 3> extents_;
     std::array<index_t, 2> strides_;
-    bool together_;
+    index_t
+        head_step_; // elements from head to head in one row of blocks; 0 of heads with a stride of their own
     const char* problem_;
 };
 
