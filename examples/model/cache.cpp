@@ -81,30 +81,35 @@ kvtrim::strided<float, 3> heads_of(matrix& attended, index_t q_heads) {
     return {attended.data(), {q_heads, attended.rows(), head_dim}, {head_dim, attended.cols(), 1}};
 }
 
-// Segments that share a plan of their blocks; a dense chunk begins at a multiple of it.
-constexpr index_t segment_tokens = 128;
+template <class T>
+kvtrim::strided<T, 3> heads_between(const kvtrim::strided<T, 3>& all, index_t first, index_t count) {
+    return {all.data_handle() + first * all.stride(0),
+            {count, all.extent(1), all.extent(2)},
+            {all.stride(0), all.stride(1), all.stride(2)}};
+}
 
+// The newest queries over a cache in which every head has `rows` rows; attended [new, q_heads, head_dim].
 template <class Queries, class Rows>
-matrix attend_dense(const Queries& queries, const Rows& keys, const Rows& values, index_t rows) {
-    const index_t q_heads = kvtrim::extent(queries, 0), count = kvtrim::extent(queries, 1);
-    const kvtrim::segment_grid grid{segment_tokens, segment_tokens, rows - count, rows};
+void attend_dense(const Queries& queries, const Rows& keys, const Rows& values, index_t rows,
+                  const kvtrim::strided<float, 3>& attended) {
+    constexpr index_t shared_out = 128; // a segment is what a thread takes
+    const index_t count = kvtrim::extent(queries, 1), cached = rows - count;
+    // A segment begins at a multiple of its length: the cached rows are one block if nothing finer fits.
+    const index_t segment = cached % shared_out == 0 ? shared_out : cached;
     kvtrim::prune_plan plan;
-    require(kvtrim::plan_dense(grid, kvtrim::extent(keys, 0), plan));
-    matrix attended(count, q_heads * kvtrim::extent(keys, 2));
+    require(kvtrim::plan_dense({segment, segment, cached, rows}, kvtrim::extent(keys, 0), plan));
+    const index_t work = kvtrim::extent(queries, 0) * count * rows * kvtrim::extent(keys, 2);
     require(kvtrim::block_sparse_attention(kvtrim::layer(keys, values).with_queries(queries), plan, {},
-                                           heads_of(attended, q_heads), {}, scratch(),
-                                           threads_for(attended.size() * rows)));
-    return attended;
+                                           attended, {}, scratch(), threads_for(work)));
 }
 
 template <class Queries, class Rows>
-matrix attend_ragged(const Queries& queries, const Rows& keys, const Rows& values) {
-    const index_t q_heads = kvtrim::extent(queries, 0);
-    matrix attended(kvtrim::extent(queries, 1), q_heads * kvtrim::extent(keys, 2));
-    require(kvtrim::ragged_attention(kvtrim::layer(keys, values).with_queries(queries), {},
-                                     heads_of(attended, q_heads), {}, scratch(),
-                                     threads_for(attended.size() * kvtrim::extent(keys, 1))));
-    return attended;
+void attend_ragged(const Queries& queries, const Rows& keys, const Rows& values,
+                   const kvtrim::strided<float, 3>& attended) {
+    const index_t work = kvtrim::extent(queries, 0) * kvtrim::extent(queries, 1) * kvtrim::extent(keys, 1) *
+                         kvtrim::extent(keys, 2);
+    require(kvtrim::ragged_attention(kvtrim::layer(keys, values).with_queries(queries), {}, attended, {},
+                                     scratch(), threads_for(work)));
 }
 
 } // namespace
@@ -120,7 +125,8 @@ index_t row_bytes(cache_format format, index_t head_dim) {
 }
 
 void cache_rows::load_rows(index_t head, index_t first, index_t count, float* tile) const {
-    const index_t row = (table_ == nullptr ? head * head_stride_ + first_ : table_->row(head, 0)) + first;
+    const index_t row =
+        (table_ == nullptr ? head * head_stride_ + first_ : table_->row(first_head_ + head, 0)) + first;
     const std::byte* const from = data_ + row * row_bytes();
     const index_t elements = count * head_dim_;
     switch (format_) {
@@ -218,31 +224,51 @@ void kv_cache::cut(const kvtrim::keep_plan& plan, index_t room) {
 }
 
 matrix kv_cache::attend(const head_tensor& queries) const {
-    constexpr index_t few_queries = 8; // for so few ragged_attention is as fast
+    constexpr index_t few_queries = 8; // for more, products of matrices are worth their preparation
+    const index_t count = queries.tokens();
+    matrix all(count, queries.heads() * head_dim_);
+    const auto attended = heads_of(all, queries.heads());
     const auto q = rows_of(queries);
-    const index_t stride = queries.tokens() > few_queries ? common_stride() : 0;
-    if (stride > 0 && (rows(0) - queries.tokens()) % segment_tokens == 0) {
-        if (format_ != cache_format::f32) { return attend_dense(q, keys(), values(), rows(0)); }
-        const auto floats = [&](const page_memory& memory) {
-            return kvtrim::strided<const float, 3>(reinterpret_cast<const float*>(memory.data()),
-                                                   {kv_heads(), rows(0), head_dim_},
-                                                   {stride * head_dim_, head_dim_, 1});
-        };
-        return attend_dense(q, floats(keys_), floats(values_), rows(0));
+    if (count <= few_queries) {
+        attend_few(q, attended);
+        return all;
     }
+    // All heads at once where they are alike, else one after the other.
+    const index_t group = queries.heads() / kv_heads(), stride = common_stride();
+    const index_t heads = stride > 0 ? kv_heads() : 1;
+    for (index_t h = 0; h < kv_heads(); h += heads) {
+        const auto own_queries = heads_between(q, h * group, heads * group);
+        const auto own_attended = heads_between(attended, h * group, heads * group);
+        if (format_ == cache_format::f32) {
+            const auto floats = [&](const page_memory& memory) {
+                return kvtrim::strided<const float, 3>(
+                    reinterpret_cast<const float*>(memory.data()) + table_.row(h, 0) * head_dim_,
+                    {heads, rows(h), head_dim_}, {stride * head_dim_, head_dim_, 1});
+            };
+            attend_dense(own_queries, floats(keys_), floats(values_), rows(h), own_attended);
+        } else {
+            attend_dense(own_queries, keys().heads(h, heads), values().heads(h, heads), rows(h),
+                         own_attended);
+        }
+    }
+    return all;
+}
+
+void kv_cache::attend_few(const kvtrim::strided<const float, 3>& queries,
+                          const kvtrim::strided<float, 3>& attended) const {
     const auto in_place = [&]<class T>(std::type_identity<T>) { // rows that attention reads where they lie
         const auto elements = [&](const page_memory& memory) {
             return kvtrim::flat_rows<const T>(reinterpret_cast<const T*>(memory.data()), table_, head_dim_);
         };
-        return attend_ragged(q, elements(keys_), elements(values_));
+        attend_ragged(queries, elements(keys_), elements(values_), attended);
     };
     switch (format_) {
     case cache_format::f32:
         return in_place(std::type_identity<float>{});
     case cache_format::f16:
         return in_place(std::type_identity<f16>{});
-    default:
-        return attend_ragged(q, keys(), values());
+    case cache_format::q8_0:
+        return attend_ragged(queries, keys(), values(), attended);
     }
 }
 
@@ -253,7 +279,9 @@ std::size_t kv_cache::bytes() const {
 matrix dense_attention(const kvtrim::strided<const float, 3>& queries,
                        const kvtrim::strided<const float, 3>& keys,
                        const kvtrim::strided<const float, 3>& values) {
-    return attend_dense(queries, keys, values, keys.extent(1));
+    matrix all(queries.extent(1), queries.extent(0) * queries.extent(2));
+    attend_dense(queries, keys, values, keys.extent(1), heads_of(all, queries.extent(0)));
+    return all;
 }
 
 kv_cache whole_cache(const attention_inputs& layer) {

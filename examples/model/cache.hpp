@@ -45,21 +45,34 @@ class cache_rows {
         : format_(cache_format::f32), data_(reinterpret_cast<const std::byte*>(t.data())), heads_(t.heads()),
           first_(first), rows_(count), head_stride_(t.tokens()), head_dim_(t.head_dim()) {}
 
+    // `count` heads from `first` on, of a flat cache.
+    [[nodiscard]] cache_rows heads(index_t first, index_t count) const {
+        cache_rows some = *this;
+        some.first_head_ += first;
+        some.heads_ = count;
+        return some;
+    }
+
     [[nodiscard]] index_t extent(std::size_t r) const {
-        return r == 0 ? heads_ : r == 2 ? head_dim_ : table_ == nullptr ? rows_ : longest();
+        return r == 0 ? heads_ : r == 2 ? head_dim_ : longest();
     }
     [[nodiscard]] index_t rows(index_t head) const {
-        return table_ == nullptr ? rows_ : std::min(rows_, table_->rows(head));
+        return table_ == nullptr ? rows_ : std::min(rows_, table_->rows(first_head_ + head));
     }
     [[nodiscard]] index_t row_bytes() const { return lm::row_bytes(format_, head_dim_); }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const;
 
   private:
-    [[nodiscard]] index_t longest() const { return std::min(rows_, table_->longest_row()); }
+    [[nodiscard]] index_t longest() const {
+        index_t longest = 0;
+        for (index_t h = 0; h < heads_; ++h) { longest = std::max(longest, rows(h)); }
+        return longest;
+    }
 
     cache_format format_;
     const std::byte* data_;
     const kvtrim::flat_cache* table_ = nullptr;
+    index_t first_head_ = 0;
     index_t heads_;
     index_t first_ = 0;
     index_t rows_;
@@ -110,7 +123,10 @@ class kv_cache {
     [[nodiscard]] std::size_t bytes_of(index_t rows) const {
         return static_cast<std::size_t>(rows * row_bytes(format_, head_dim_));
     }
-    // Where each head begins, if all have as many rows and begin equally far from each other; else 0.
+    // attend() for a few queries: queries and attended [q_heads, new_tokens, head_dim].
+    void attend_few(const kvtrim::strided<const float, 3>& queries,
+                    const kvtrim::strided<float, 3>& attended) const;
+    // How far heads begin from each other, if all have as many rows and begin equally far; else 0.
     [[nodiscard]] index_t common_stride() const;
     // Divides memory of `rows` rows anew, more or less than there was.
     void spread(index_t rows);

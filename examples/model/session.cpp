@@ -11,7 +11,7 @@
 namespace lm {
 namespace {
 
-// A multiple of the segments of dense attention (cache.cpp): large enough that decoding the weights costs little.
+// A multiple of what a thread takes of dense attention, large enough that decoding the weights costs little.
 constexpr index_t chunk_tokens = 512;
 
 } // namespace

@@ -50,10 +50,9 @@ LM_INLINE void dot_rows(const float* x, std::size_t columns, const float* w, flo
         }
     }
     for (std::size_t t = 0; t < Tokens; ++t, to += stride) {
+        for (std::size_t c = 1; c < chains; ++c) { sums[t][0] += sums[t][c]; }
         float sum = 0;
-        for (std::size_t c = 0; c < chains; ++c) {
-            for (std::size_t i = 0; i < Lanes; ++i) { sum += sums[t][c][i]; }
-        }
+        for (std::size_t i = 0; i < Lanes; ++i) { sum += sums[t][0][i]; }
         for (std::size_t rest = k; rest < columns; ++rest) { sum += x[t * columns + rest] * w[rest]; }
         *to = sum;
     }
@@ -130,10 +129,97 @@ const level_loops& active_loops() {
     return loops_portable;
 }
 
+// ---- One token: a row's blocks are decoded in registers ----
+
+#if KVTRIM_HAS_X86
+using kvtrim::block_q4_0, kvtrim::block_q4_1, kvtrim::block_q8_0;
+
+KVTRIM_TARGET_AVX512 inline __m512 spread(kvtrim::f16 x) {
+    return _mm512_maskz_broadcastss_ps(0xffff, _mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
+}
+KVTRIM_TARGET_AVX512 inline __m128i sixteen_codes(const void* from) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(from));
+}
+// What each code of four bits means.
+KVTRIM_TARGET_AVX512 inline __m512 code_values(const block_q4_1& block) {
+    const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_fmadd_ps(spread(block.scale), codes, spread(block.minimum));
+}
+KVTRIM_TARGET_AVX512 inline __m512 code_values(const block_q4_0& block) {
+    const __m512 codes = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm512_mul_ps(spread(block.scale), codes);
+}
+
+// sums += the block's elements times x [32]
+template <class Block>
+KVTRIM_TARGET_AVX512 inline void add_products(const Block& block, const float* x, __m512& low, __m512& high) {
+    const __m512 values = code_values(block); // a code chooses among them
+    const __m512i codes = _mm512_maskz_cvtepu8_epi32(0xffff, sixteen_codes(block.codes.data()));
+    const __m512i high_codes = _mm512_maskz_srli_epi32(0xffff, codes, 4);
+    low = _mm512_fmadd_ps(_mm512_maskz_permutexvar_ps(0xffff, codes, values), _mm512_loadu_ps(x), low);
+    high = _mm512_fmadd_ps(_mm512_maskz_permutexvar_ps(0xffff, high_codes, values), _mm512_loadu_ps(x + 16),
+                           high);
+}
+KVTRIM_TARGET_AVX512 inline void add_products(const block_q8_0& block, const float* x, __m512& low,
+                                              __m512& high) {
+    const __m512 scale = spread(block.scale);
+    const __m512i first = _mm512_maskz_cvtepi8_epi32(0xffff, sixteen_codes(block.codes.data()));
+    const __m512i second = _mm512_maskz_cvtepi8_epi32(0xffff, sixteen_codes(block.codes.data() + 16));
+    const __m512 scaled_x = _mm512_mul_ps(scale, _mm512_loadu_ps(x));
+    const __m512 scaled_y = _mm512_mul_ps(scale, _mm512_loadu_ps(x + 16));
+    low = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(0xffff, first), scaled_x, low);
+    high = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(0xffff, second), scaled_y, high);
+}
+
+// Weights come from memory for each token, over pages at whose ends the processor's own prefetch stops.
+constexpr index_t bytes_ahead = 2048;
+
+// Rows [first, end) of W x, for x [columns] and W in blocks.
+template <class Block>
+KVTRIM_TARGET_AVX512 void multiply_token(const weight& w, const float* x, index_t first, index_t end,
+                                         float* out) {
+    for (index_t r = first; r < end; ++r) {
+        const auto* const blocks = reinterpret_cast<const Block*>(w.row(r));
+        __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+        for (index_t b = 0; b < w.columns() / 32; ++b) {
+            _mm_prefetch(reinterpret_cast<const char*>(blocks + b) + bytes_ahead, _MM_HINT_T0);
+            add_products(blocks[b], x + b * 32, low, high);
+        }
+        alignas(64) float lanes_of_sum[16];
+        _mm512_store_ps(lanes_of_sum, _mm512_add_ps(low, high));
+        float sum = 0;
+        for (const float lane : lanes_of_sum) { sum += lane; }
+        out[r] = sum;
+    }
+}
+#endif
+
+// Whether it was done.
+bool multiply_token_in_registers(const weight& w, const float* x, index_t first, index_t end, float* out) {
+#if KVTRIM_HAS_X86
+    if (kvtrim::active_cpu_level() < kvtrim::cpu_level::avx512) { return false; }
+    switch (w.format()) {
+    case weight_format::q4_0:
+        multiply_token<block_q4_0>(w, x, first, end, out);
+        return true;
+    case weight_format::q4_1:
+        multiply_token<block_q4_1>(w, x, first, end, out);
+        return true;
+    case weight_format::q8_0:
+        multiply_token<block_q8_0>(w, x, first, end, out);
+        return true;
+    default:
+        break;
+    }
+#endif
+    return false;
+}
+
 // ---- Parts of a product ----
 
 // Columns [first, end) of out = x W^T, a row of W at a time.
 void multiply_rows(const weight& w, const matrix& x, index_t first, index_t end, matrix& out) {
+    if (x.rows() == 1 && multiply_token_in_registers(w, x.data(), first, end, out.data())) { return; }
     const level_loops& loops = active_loops();
     std::vector<float> row(static_cast<std::size_t>(w.columns()));
     for (index_t r = first; r < end; ++r) {
