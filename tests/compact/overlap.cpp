@@ -6,6 +6,8 @@
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/page_moves.hpp>
+#include <kvtrim/compact/rope_rerotation.hpp>
 #include <kvtrim/source/ggml_blocks.hpp>
 #include <kvtrim/source/indexed.hpp>
 #include <kvtrim/source/latent.hpp>
@@ -466,4 +468,46 @@ TEST_CASE(
     CHECK(memory_of(silent{&moves}).empty());
     CHECK(compact_in_place(silent{&moves}, silent{&moves}, plan_of({{1, 2}})).ok());
     CHECK(moves == 4);
+}
+
+TEST_CASE("move_rows: another pool's pages that stay are not overwritten either", "[compact][regression]") {
+    std::vector<float> memory(32);
+    for (std::size_t i = 0; i < memory.size(); ++i) { memory[i] = static_cast<float>(i); }
+    const std::vector<float> before = memory;
+    const page_layout layout = nhd_pages(2, 1, 1, 6);
+    const std::vector<std::int32_t> indptr{0, 2, 3}, pages{0, 1, 5}, last{2, 2};
+    keep_plan keep;
+    const std::vector<index_t> counts{2, 2};
+    REQUIRE(keep.reset(counts).ok());
+    keep.writable_row(0)[0] = 0;
+    keep.writable_row(0)[1] = 3;
+    keep.writable_row(1)[0] = 0;
+    keep.writable_row(1)[1] = 1;
+    move_plan plan;
+    growing_workspace bytes;
+    const page_table table{indptr, pages, last};
+    const page_pool pool{.pages = 6, .page_tokens = 2};
+    workspace scratch = bytes.of_bytes(plan_page_moves_bytes(table, pool));
+    REQUIRE(plan_page_moves(keep, table, pool, {}, plan, scratch).ok());
+    REQUIRE(plan.total_moves() == 1);
+    const paged_memory keys(memory.data(), layout, 1, 1);
+    const paged_memory values(memory.data() + 8, layout, 1, 1); // page 1 of the values is page 5 of the keys
+    CHECK(move_rows(keys, values, plan).code() == errc::views_overlap);
+    CHECK(memory == before);
+}
+
+TEST_CASE("rerotate_keys: rows that overlap would be turned twice, and are refused",
+          "[compact][regression]") {
+    std::vector<float> memory(1000, 1.0f);
+    const std::vector<float> before = memory;
+    const std::vector<float> frequencies{1.0f, 0.5f};
+    const std::vector<std::int32_t> offsets{0, 1, 2}, from{1, 1};
+    for (const auto& strides : {std::array<index_t, 3>{8, 8, 1}, {4, 8, 1}, {8, 2, 1}, {0, 8, 1}}) {
+        const strided<float, 3> keys(memory.data(), {2, 50, 8}, strides);
+        const rope r{.inverse_frequencies = frequencies};
+        growing_workspace bytes;
+        workspace scratch = bytes.of_bytes(rerotate_keys_bytes(keys, r));
+        CHECK(rerotate_keys(keys, r, row_positions{offsets, from}, scratch).code() == errc::views_overlap);
+        CHECK(memory == before);
+    }
 }

@@ -204,5 +204,7 @@ template <class T>
 [[nodiscard]] ragged<T> flat_view(T* data, const keep_plan& plan, index_t head_dim) {
     return ragged<T>(data, plan.cu_seqlens(), head_dim);
 }
+template <class T>
+ragged<T> flat_view(T* data, keep_plan&& plan, index_t head_dim) = delete; // of a temporary
 
 } // namespace kvtrim

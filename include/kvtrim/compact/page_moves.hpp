@@ -115,7 +115,11 @@ class page_planner {
     void clear(move_plan& out) const {
         out.heads_ = pool_.heads;
         out.page_tokens_ = tokens_;
-        out.highest_slot_ = -1;
+        out.highest_slot_ =
+            -1; // of the table: pages that stay must not be overwritten by another pool's moves either
+        for (const std::int32_t page : table_.indices) {
+            out.highest_slot_ = std::max(out.highest_slot_, page * tokens_ + tokens_ - 1);
+        }
         out.taken_ = 0;
         out.extra_ = 0;
         out.moves_.clear();

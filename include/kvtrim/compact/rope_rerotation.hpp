@@ -23,8 +23,8 @@
 //
 // Errors, with the keys unchanged: what the view or the rope says, invalid_table (offsets that do not ascend within the
 // positions, a position below 0, a page or slot that would be rotated twice), plan_mismatch (heads or rows that the cache
-// does not have), invalid_parameter (more rotary channels than a row has; heads or rows of stride 0; heads that share
-// blocks), workspace_too_small. A row whose position stays is not touched. Of a row that moves, the channels behind the
+// does not have), invalid_parameter (more rotary channels than a row has; heads that share
+// blocks), views_overlap, workspace_too_small. A row whose position stays is not touched. Of a row that moves, the channels behind the
 // rotary ones keep their bits, but for those that share a quantised block, or a row's own scale, with rotary ones.
 //
 // Numerics: float, then one rounding of the element or one encoding (kernels/encode.hpp) for each rotation. Rounding to
@@ -44,6 +44,7 @@
 // some rows. Workspace: a table of turns, a tile of rows per KV head, a bit per page or slot of the cache.
 
 #include <kvtrim/base/for_each_item.hpp>
+#include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/compact/rotate_rows.hpp>
 #include <kvtrim/plan/row_positions.hpp>
 
@@ -89,17 +90,6 @@ template <class V>
     return false;
 }
 
-// Rows in one place would be rotated once for each.
-template <class V>
-[[nodiscard]] bool has_strides_of_0(const V& keys) {
-    if constexpr (strided_view<V, 3>) {
-        for (std::size_t r = 0; r < 3; ++r) {
-            if (keys.stride(r) == 0 && extent(keys, static_cast<int>(r)) > 1) { return extent(keys, 1) > 0; }
-        }
-    }
-    return false;
-}
-
 // What a cache says of a rotation of these rows, but for places that are written twice. Positions: row_positions, or a
 // class with its heads(), row() and validate().
 template <class V, class Positions>
@@ -125,11 +115,7 @@ template <class V, class Positions>
                     "rerotate_keys: heads that share blocks cannot be encoded one by one"};
         }
     }
-    if (has_strides_of_0(keys)) {
-        return {errc::invalid_parameter,
-                "rerotate_keys: rows in one place (a stride of 0) cannot be rotated"};
-    }
-    return {};
+    return check_movable(memory_of(keys)); // rows that overlap would be rotated twice
 }
 
 } // namespace detail

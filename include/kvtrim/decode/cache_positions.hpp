@@ -115,9 +115,9 @@ class cache_positions {
         return validate(options).ok() ? next_ - closed_next_position(options) : 0;
     }
     /// What next_position() will be when keys are closed up: row i of a head gets this - tokens(head) + i, but for pinned
-    /// rows. Requires options for which validate() is ok.
+    /// rows; next_position() for options that it refuses.
     [[nodiscard]] index_t closed_next_position(const close_up_options& options = {}) const {
-        if (kv_heads() == 0) { return next_; }
+        if (kv_heads() == 0 || !validate(options).ok()) { return next_; }
         const index_t pinned = options.pinned_tokens;
         return std::max(pinned_end(0, pinned) + longest_row() - pinned, options.least_next_position);
     }

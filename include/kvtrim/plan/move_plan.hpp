@@ -47,7 +47,7 @@ class move_plan {
     [[nodiscard]] index_t total_moves() const { return static_cast<index_t>(moves_.size()); }
     // Of the pool that the plan was made for; 0 for a plan never made.
     [[nodiscard]] index_t page_tokens() const { return page_tokens_; }
-    // Pages that a pool must have for all moves to lie in it.
+    // Pages that a pool must have for the table, and all moves, to lie in it.
     [[nodiscard]] index_t pages_touched() const {
         return moves_.empty() ? 0 : highest_slot_ / page_tokens_ + 1;
     }
