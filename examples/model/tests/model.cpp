@@ -7,7 +7,7 @@
 #include "session.hpp"
 #include "tiny_model.hpp"
 
-#include <kvtrim/kernels/cpu.hpp>
+#include <kvtrim/simd/cpu.hpp>
 
 #include <support/catch.hpp>
 
