@@ -124,17 +124,6 @@ class split_outputs {
     std::vector<double> sink_mass_;
 };
 
-template <class Inputs>
-[[nodiscard]] status validate_measured_projection(const Inputs& in) {
-    const index_t q_heads = extent(in.queries, 0);
-    const index_t value_dim = extent(in.values, 2);
-    bool fits = extent(in.output_projection, 0) == q_heads;
-    for (index_t h = 0; fits && h < q_heads; ++h) { fits = row_count(in.output_projection, h) == value_dim; }
-    if (fits) { return {}; }
-    return {errc::invalid_parameter, "W_O must be [q_heads, head_dim, hidden] with the values' head_dim",
-            value_dim};
-}
-
 // error_projected, layer_error and layer_bound from the differences [q_heads, queries, value_dim].
 template <class Inputs>
 void measure_projected(const Inputs& in, index_t queries, const std::vector<float>& differences,
@@ -188,7 +177,7 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
 /// Measures the loss of `plan` for the queries in `in`; a request supplies the attention options and the
 /// rollback tail. Needs values and queries; W_O where its figures are wanted, which then must be
 /// [q_heads, head_dim, hidden] with the queries' q_heads and the values' head_dim.
-/// Returns what in.validate() and validate_attention() say, invalid_parameter for another W_O, index_overflow (needed: tokens)
+/// Returns what in.validate() (invalid_parameter for another W_O) and validate_attention() say, index_overflow (needed: tokens)
 /// or plan_mismatch, with `loss` unchanged.
 template <class Inputs>
 [[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request,
@@ -201,9 +190,6 @@ template <class Inputs>
                   "kvtrim: measure_eviction needs W_O itself, a view [q_heads, head_dim, hidden]: the Gram "
                   "matrices of a gram_view do not give the output back; see base/layer.hpp");
     if (const status s = validate_attention(in, request); !s.ok()) { return s; }
-    if constexpr (Inputs::has_output_projection) {
-        if (const status s = detail::validate_measured_projection(in); !s.ok()) { return s; }
-    }
     if (in.longest_row() > std::numeric_limits<keep_plan::table_index>::max()) {
         return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", in.longest_row()};
     }
