@@ -490,8 +490,9 @@ TEST_CASE("move_rows: another pool's pages that stay are not overwritten either"
     workspace scratch = bytes.of_bytes(plan_page_moves_bytes(table, pool));
     REQUIRE(plan_page_moves(keep, table, pool, {}, plan, scratch).ok());
     REQUIRE(plan.total_moves() == 1);
-    const paged_memory keys(memory.data(), layout, 1, 1);
-    const paged_memory values(memory.data() + 8, layout, 1, 1); // page 1 of the values is page 5 of the keys
+    const paged_memory<float> keys{memory.data(), layout, 1, 1};
+    const paged_memory<float> values{memory.data() + 8, layout, 1,
+                                     1}; // page 1 of the values is page 5 of the keys
     CHECK(move_rows(keys, values, plan).code() == errc::views_overlap);
     CHECK(memory == before);
 }
