@@ -56,7 +56,7 @@ TEST_CASE("mean_variance_attention: it equals the formula, however the fold is c
             }
         }
         CAPTURE(i, aggregator.gamma, aggregator.kernel_tokens);
-        CHECK(difference(fold(r, aggregator, a, 1).importance, expected, 1e-4, 1e-7) == "");
+        CHECK(difference(fold(r, aggregator, a).importance, expected, 1e-4, 1e-7) == "");
     }
 }
 
@@ -71,7 +71,7 @@ TEST_CASE("dispersion_attention: entropy and variance of each token", "[aggregat
                 for (const auto& row : head) { entropy[c] -= row[c] * std::log(row[c] + 1e-10); }
             }
         }
-        const folded got = fold(r, dispersion_attention{}, a, 1);
+        const folded got = fold(r, dispersion_attention{}, a);
         CAPTURE(i);
         CHECK(difference(got.importance, entropy, 1e-4, 1e-6) == "");
         CHECK(difference(got.attention, variance, 1e-4, 1e-8) == "");
@@ -81,10 +81,10 @@ TEST_CASE("dispersion_attention: entropy and variance of each token", "[aggregat
 TEST_CASE("mean_variance_attention: attention that never changes has no variance", "[aggregate][odd]") {
     support::random r(943);
     const oracle::tensor a(2, oracle::matrix(7, oracle::row{0.1, 0.3, 0.6}));
-    const folded got = fold(r, mean_variance_attention{.kernel_tokens = 1}, a, 1);
+    const folded got = fold(r, mean_variance_attention{.kernel_tokens = 1}, a);
     CHECK(difference(got.importance, {0.1, 0.3, 0.6}, 1e-4) == "");
     const oracle::tensor one_query(1, oracle::matrix(1, oracle::row{0.5, 0.25}));
-    CHECK(fold(r, mean_variance_attention{.kernel_tokens = 1}, one_query, 1).importance ==
+    CHECK(fold(r, mean_variance_attention{.kernel_tokens = 1}, one_query).importance ==
           std::vector<float>{0.5f, 0.25f});
 }
 

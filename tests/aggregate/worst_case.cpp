@@ -30,7 +30,7 @@ TEST_CASE("worst_case_attention: it equals the formula, however the fold is cut"
         const auto expected =
             oracle::worst_case(a, a.size(), 0, all_columns(a), static_cast<std::size_t>(worst.kernel_tokens),
                                static_cast<double>(worst.floor_weight));
-        const folded got = fold(r, worst, a, worst.kernel_tokens);
+        const folded got = fold(r, worst, a);
         CAPTURE(i, worst.kernel_tokens, worst.floor_weight);
         CHECK(difference(got.importance, expected.aggregated, 1e-5) == "");
         CHECK(difference(got.attention, expected.attention, 1e-5) == "");
@@ -43,7 +43,7 @@ TEST_CASE("worst_case_attention: pooling does not change a row's mass, at the bo
     // One query: its pooled row sums to what it paid, although the first token's neighbours are missing.
     const oracle::tensor a{{{8, 0, 0, 0, 0, 0}}};
     const worst_case_attention worst{.kernel_tokens = 3, .floor_weight = 0.0f};
-    CHECK(fold(r, worst, a, 3).importance == std::vector<float>{4, 4, 0, 0, 0, 0});
+    CHECK(fold(r, worst, a).importance == std::vector<float>{4, 4, 0, 0, 0, 0});
 }
 
 TEST_CASE("worst_case_attention: the most interested query decides, and the floor is the mean of that",
@@ -51,16 +51,16 @@ TEST_CASE("worst_case_attention: the most interested query decides, and the floo
     support::random r(83);
     const oracle::tensor a{{{1, 0, 0, 1}, {0, 6, 0, 0}}, {{0, 0, 0, 3}, {0, 0, 0, 0}}};
     const worst_case_attention worst{.kernel_tokens = 1};
-    CHECK(fold(r, worst, a, 1).importance == std::vector<float>{2.5f, 6, 2.5f, 3});
-    CHECK(fold(r, worst, a, 1).attention == std::vector<float>{0.25f, 1.5f, 0, 1});
+    CHECK(fold(r, worst, a).importance == std::vector<float>{2.5f, 6, 2.5f, 3});
+    CHECK(fold(r, worst, a).attention == std::vector<float>{0.25f, 1.5f, 0, 1});
     const worst_case_attention half_floor{.kernel_tokens = 1, .floor_weight = 0.5f};
-    CHECK(fold(r, half_floor, a, 1).importance == std::vector<float>{1.25f, 6, 1.25f, 3});
+    CHECK(fold(r, half_floor, a).importance == std::vector<float>{1.25f, 6, 1.25f, 3});
 }
 
 TEST_CASE("worst_case_attention: rows without mass count as zero, not as 0/0", "[aggregate][odd]") {
     support::random r(84);
     const oracle::tensor a(2, oracle::matrix(3, oracle::row(5, 0.0)));
-    CHECK(fold(r, worst_case_attention{}, a, 5).importance == std::vector<float>(5, 0.0f));
+    CHECK(fold(r, worst_case_attention{}, a).importance == std::vector<float>(5, 0.0f));
 }
 
 TEST_CASE("worst_case_attention: bad fields are named", "[aggregate][errors]") {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 
 #include <kvtrim/base/fp8.hpp>
-#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/base/row_reader.hpp>
 
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
@@ -71,7 +71,7 @@ TEMPLATE_TEST_CASE("fp8: each of the 256 patterns is what its format says, at ev
     support::at_each_cpu_level([&] {
         for (const std::size_t begin : {0u, 1u, 125u, 241u, 255u}) {
             std::vector<float> wide(257, 7.0f);
-            kernels::widen(all.data() + begin, static_cast<index_t>(256 - begin), wide.data() + begin);
+            simd::widen(all.data() + begin, static_cast<index_t>(256 - begin), wide.data() + begin);
             for (std::size_t i = begin; i < 256; ++i) {
                 if (!same(format_of<TestType>.value(static_cast<std::uint32_t>(i)), wide[i])) {
                     FAIL_CHECK("pattern " << i << " widened");
@@ -123,8 +123,8 @@ TEST_CASE("fp8: rows of any view, contiguous or transposed, are its elements", "
     const strided<const f8_e4m3, 3> transposed(data.data(), {2, 35, 5}, {175, 1, 35});
     support::at_each_cpu_level([&] {
         std::vector<float> tile(5 * 35), turned(5 * 35);
-        kernels::load_rows(rows, 1, 0, 5, tile.data());
-        kernels::load_rows(transposed, 1, 0, 35, turned.data());
+        load_rows(rows, 1, 0, 5, tile.data());
+        load_rows(transposed, 1, 0, 35, turned.data());
         for (index_t t = 0; t < 5; ++t) {
             for (index_t d = 0; d < 35; ++d) {
                 const float expected = to_float(rows(1, t, d));

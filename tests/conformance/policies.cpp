@@ -183,7 +183,7 @@ results run_window_attention(const golden_case& c) {
         kvtrim::workspace scratch = memory.of_bytes(counting.needed_bytes());
         kvtrim::attention_rows rows(in, request, g, 0, 0, scratch);
         for (index_t first = 0; first < rows.rows(); first += kvtrim::kernels::tile_query_rows) {
-            rows.begin_block(first, std::min(kvtrim::kernels::tile_query_rows, rows.rows() - first), 1);
+            rows.begin_block(first, std::min(kvtrim::kernels::tile_query_rows, rows.rows() - first));
             for (index_t t = 0; t < l.tokens; t += rows.tile_tokens()) {
                 const index_t count = std::min(rows.tile_tokens(), l.tokens - t);
                 const float* tile = rows.attention(t, count);

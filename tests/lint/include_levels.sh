@@ -14,7 +14,9 @@ base/saturated\.hpp                             1.2
 base/fp8\.hpp                                   1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
-base/(layer|ragged|filled|row_range|for_each_item)\.hpp 2.4
+base/(layer|filled|for_each_item)\.hpp          2.4
+base/row_reader\.hpp                            2.4
+base/(ragged|row_range)\.hpp                    2.5
 base/[^/]+\.hpp                                 2
 
 simd/region\.hpp                                0.5
@@ -25,13 +27,15 @@ simd/(portable|neon|avx2)\.hpp                       2
 simd/avx512\.hpp                                2.1
 simd/simd\.hpp                                  2.2
 simd/for_each_target\.inl                       2.2
+simd/convert\.inl                               1.6
+simd/convert\.hpp                               2.3
 kernels/[^/]+\.inl                              2.5
 kernels/panel_product\.hpp                      2.6
 kernels/amx_tiles\.hpp                          2.6
 kernels/amx_blocks\.hpp                         2.8
 kernels/(avx2|ordered_bits)\.hpp                2.9
-kernels/(widen|narrow|blocks|scaled_codes|rotate)\.hpp 3
-kernels/(rows|avx512|projection_ops_amx|row_ops|products)\.hpp 3.1
+kernels/(blocks|scaled_codes|rotate)\.hpp        3
+kernels/(avx512|projection_ops_amx|row_ops|products)\.hpp 3.1
 kernels/window_ops_amx\.hpp                     3.2
 kernels/(window_ops|projection_ops)\.hpp        3.3
 kernels/tile_ops\.hpp                           3.35
@@ -65,7 +69,7 @@ compact/(check_plan|overlap|page_fates|rotate_rows)\.hpp 4.9
 compact/shared_cells\.hpp                       5.2
 compact/[^/]+\.hpp                              5
 prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4
-prefill/(criticality|load_tile)\.hpp            5
+prefill/criticality\.hpp                        5
 prefill/[^/]+\.hpp                              5.5
 
 decode/(token_rows|attention_parts)\.hpp         5

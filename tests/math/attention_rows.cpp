@@ -74,9 +74,8 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
         const index_t skipped = s.layer.shape.queries - queries;
         const index_t first = r.between(0, rows->rows() - 1);
         const index_t count = r.between(1, std::min<index_t>(128, rows->rows() - first));
-        const index_t kernel = 2 * r.between(0, s.halo) + 1;
-        rows->begin_block(first, count, kernel);
-        CAPTURE(seed, g, first, count, kernel, s.newest, s.halo);
+        rows->begin_block(first, count);
+        CAPTURE(seed, g, first, count, s.newest, s.halo);
         CHECK(rows->block_rows() == count);
         CHECK(rows->first_row() == first);
         CHECK(rows->candidate_range() == candidates(s.request.protect, s.layer.shape.tokens));
@@ -104,28 +103,21 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
         }
         CHECK(right);
 
-        // The mass outside of the candidates, and what average pooling of the candidates loses at their ends.
+        // The mass of the candidates and that outside of them.
         const token_range range = rows->candidate_range();
         double protected_mass = 0;
         for (index_t row = 0; row < count; ++row) {
             double mass = 0;
-            double pooled = 0;
             double all = 0;
             for (index_t t = 0; t < s.layer.shape.tokens; ++t) {
                 const bool candidate = t >= range.begin && t < range.end;
                 all += weight(row, t);
                 protected_mass += candidate ? 0.0 : weight(row, t);
                 mass += candidate ? weight(row, t) : 0.0;
-                for (index_t c = std::max(range.begin, t - kernel / 2);
-                     candidate && c <= std::min(range.end - 1, t + kernel / 2); ++c) {
-                    pooled += weight(row, t);
-                }
             }
             const double sink = s.sinks.empty() ? 0.0 : 1.0 - all;
             CHECK(rows->sink_mass(row) == Approx(sink).epsilon(1e-4).margin(1e-7));
-            const double factor = pooled > 0 ? mass / pooled : 0.0;
-            CHECK(static_cast<double>(rows->pooling_factor()[row]) ==
-                  Approx(factor).epsilon(1e-3).margin(1e-6));
+            CHECK(rows->candidate_mass(row) == Approx(mass).epsilon(1e-4).margin(1e-7));
         }
         CHECK(rows->protected_mass() == Approx(protected_mass).epsilon(1e-4).margin(1e-4));
     }
@@ -136,7 +128,7 @@ TEST_CASE("attention_rows: a block can be taken again, in any order, with the sa
     const inputs in = layer.inputs();
     rows_of_head rows(in, {}, 1, 0, 0);
     const auto tile = [&](index_t first) {
-        rows->begin_block(first, 32, 1);
+        rows->begin_block(first, 32);
         const float* attention = rows->attention(100, 50);
         return std::vector<float>(attention, attention + 50 * 32);
     };
@@ -155,8 +147,8 @@ TEST_CASE("attention_rows: kept logits change nothing, however many tokens they 
         const index_t count = std::min<index_t>(128, again->rows());
         std::vector<float> memory(static_cast<std::size_t>(r.between(0, s.layer.shape.tokens * count)));
         kept->keep_logits_in(memory);
-        again->begin_block(0, count, 1);
-        kept->begin_block(0, count, 1);
+        again->begin_block(0, count);
+        kept->begin_block(0, count);
         CAPTURE(seed, count, memory.size(), s.halo);
         for (index_t t = 0; t < s.layer.shape.tokens; t += again->tile_tokens()) {
             const index_t first = std::max<index_t>(0, t - s.halo);
@@ -213,7 +205,7 @@ struct bf16_layer {
         attention_rows rows(in, request, 1, 0, 0, scratch, steps);
         std::vector<float> lent(static_cast<std::size_t>(shape.tokens * count), -31337.0f);
         rows.keep_logits_in(lent);
-        rows.begin_block(0, count, 1);
+        rows.begin_block(0, count);
         const bool in_tiles = steps.bf16_logits != nullptr && may_stay_bf16;
         CHECK((lent.front() == -31337.0f) == in_tiles); // tiles keep nothing
         std::vector<float> all;

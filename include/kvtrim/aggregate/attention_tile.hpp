@@ -7,15 +7,17 @@
 // An aggregator turns the attention rows of one KV head (all query heads of its group, all window queries)
 // into one score per candidate token. It is a fold, in any number of tiles:
 //
-//   halo()                        columns it wants to see on either side of a tile (pooling: kernel / 2)
+//   halo()                        columns it wants to see on either side of a tile, for pooling of its own
 //   lanes(group_size)             floats it accumulates per candidate
+//   weigh_rows(block, weights)    optional: once for each block of query rows, before its tiles; what it writes to weights
+//                                 [query_rows] its tiles have as row_weights
 //   add(tile, accumulators)       accumulators [lanes, candidates], zero at first
 //   finish(head, accumulators, importance, attention)
 //   two_stage                     whether finish also writes `attention` (what stage one ranks by)
 //
 // 32 heads x 32 queries x 131072 tokens of float would be 512 MiB; the fold holds lanes x tokens.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/kernels/window_ops.hpp>
 
 #include <algorithm>
 #include <concepts>
@@ -45,8 +47,8 @@ struct attention_head {
 // Attention of `query_rows` rows to the candidates [first, first + tokens), with up to halo() further
 // candidates on either side (fewer at the ends of the row).
 struct attention_tile {
-    const float* attention;      // [before + tokens + after, query_rows]
-    const float* pooling_factor; // [query_rows] mass of the row over the sum of its 2 * halo + 1 wide sums
+    const float* attention;   // [before + tokens + after, query_rows]
+    const float* row_weights; // [query_rows] what weigh_rows() wrote; null without it
     index_t query_rows;
     index_t first_row; // rows are numbered query_head_in_group * queries + query
     index_t first;
@@ -58,6 +60,12 @@ struct attention_tile {
     // Attention [query_rows] to candidate first + t, for t in [-before, tokens + after).
     [[nodiscard]] const float* column(index_t t) const { return attention + (before + t) * query_rows; }
 
+    /// sums [tokens] += the attention of the rows [row_begin, row_end) to each token, by vectors: what makes a sum or a mean fast.
+    void add_row_sums(index_t row_begin, index_t row_end, float* sums) const {
+        kernels::active_window_kernels().add_row_sums(column(0), tokens, query_rows, row_begin, row_end,
+                                                      sums);
+    }
+
     // Calls fn(query_head_in_group, row_begin, row_end) for each query head present in this tile.
     template <class Fn>
     void for_each_query_head(Fn&& fn) const {
@@ -67,6 +75,21 @@ struct attention_tile {
             fn(query_head, begin, end);
             begin = end;
         }
+    }
+};
+
+// What weigh_rows() sees of a block of query rows, whose softmax is known: any of it.
+template <class Rows>
+struct attention_block {
+    Rows& rows;
+    attention_head head;
+
+    [[nodiscard]] index_t query_rows() const { return rows.block_rows(); }
+    // Attention of a row to all candidates together.
+    [[nodiscard]] double mass(index_t row) const { return rows.candidate_mass(row); }
+    // Attention [query_rows] to one candidate; valid until the next call.
+    [[nodiscard]] const float* column(index_t candidate) const {
+        return rows.attention(head.candidate_begin + candidate, 1);
     }
 };
 

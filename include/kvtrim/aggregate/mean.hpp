@@ -20,7 +20,6 @@
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/base/layer.hpp>
-#include <kvtrim/kernels/window_ops.hpp>
 #include <kvtrim/math/pooling.hpp>
 
 #include <cstdint>
@@ -48,15 +47,13 @@ struct mean_attention {
     }
 
     void add(const attention_tile& tile, std::span<float> accumulators) const {
-        const auto add_rows = kernels::active_window_kernels().add_row_sums;
         float* const sums = accumulators.data() + tile.first;
         if (lanes(tile.head.group_size) == 1) {
-            add_rows(tile.column(0), tile.tokens, tile.query_rows, 0, tile.query_rows, sums);
+            tile.add_row_sums(0, tile.query_rows, sums);
             return;
         }
         tile.for_each_query_head([&](index_t query_head, index_t begin, index_t end) {
-            add_rows(tile.column(0), tile.tokens, tile.query_rows, begin, end,
-                     sums + query_head * tile.head.candidates);
+            tile.add_row_sums(begin, end, sums + query_head * tile.head.candidates);
         });
     }
 

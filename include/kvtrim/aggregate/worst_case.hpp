@@ -17,7 +17,8 @@
 // Cost: kernel_tokens multiply-adds per attention weight; lanes: 2. Numerics: float; the row's mass in double.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/kernels/window_ops.hpp>
+#include <kvtrim/kernels/pooled_maximum.hpp>
+#include <kvtrim/kernels/tile_size.hpp>
 #include <kvtrim/math/pooling.hpp>
 
 namespace kvtrim {
@@ -37,13 +38,37 @@ struct worst_case_attention {
     [[nodiscard]] index_t halo() const { return kernel_tokens / 2; }
     [[nodiscard]] index_t lanes(index_t /*group_size*/) const { return 2; }
 
+    // The mass of a row over that of its pooled row: near the ends the windows of a candidate are fewer than kernel_tokens.
+    template <class Block>
+    void weigh_rows(const Block& block, std::span<float> weights) const {
+        const index_t half = halo(), columns = block.head.candidates;
+        double missing[kernels::tile_query_rows] = {}; // from the windows
+        const auto add_missing = [&](index_t begin, index_t end) {
+            for (index_t c = begin; c < end; ++c) {
+                const auto windows = static_cast<double>(std::max<index_t>(0, half - c) +
+                                                         std::max<index_t>(0, half - (columns - 1 - c)));
+                const float* const attention = block.column(c);
+                for (index_t r = 0; r < block.query_rows(); ++r) {
+                    missing[r] += windows * static_cast<double>(attention[r]);
+                }
+            }
+        };
+        const index_t front = std::min(half, columns);
+        add_missing(0, front);
+        add_missing(std::max(front, columns - half), columns);
+        for (index_t r = 0; r < block.query_rows(); ++r) {
+            const double pooled = static_cast<double>(kernel_tokens) * block.mass(r) - missing[r];
+            weights[static_cast<std::size_t>(r)] =
+                pooled > 0 ? static_cast<float>(block.mass(r) / pooled) : 0.0f;
+        }
+    }
+
     void add(const attention_tile& tile, std::span<float> accumulators) const {
         float* worst = accumulators.data() + tile.first;
         float* total = accumulators.data() + tile.head.candidates + tile.first;
-        const kernels::window_kernels& steps = kernels::active_window_kernels();
-        steps.add_row_sums(tile.column(0), tile.tokens, tile.query_rows, 0, tile.query_rows, total);
-        steps.raise_to_pooled(tile.column(0), tile.tokens, tile.before, tile.after, halo(), tile.query_rows,
-                              tile.pooling_factor, worst);
+        tile.add_row_sums(0, tile.query_rows, total);
+        kernels::raise_to_pooled(tile.column(0), tile.tokens, tile.before, tile.after, halo(),
+                                 tile.query_rows, tile.row_weights, worst);
     }
 
     void finish(const attention_head& head, std::span<float> accumulators, std::span<float> importance,

@@ -5,9 +5,10 @@
 // The one way in which work is spread: independent items (KV heads, parts of them, sequences) on a few workers, each with
 // a workspace of its own, which takes the next item until none is left.
 //
-// An executor says with workers() how many calls it runs at the same time; one that does not say is taken to run as many
-// as the machine has threads. Memory for one worker is enough: there are as many as the executor runs and the workspace
-// holds. So bytes that were asked for one executor serve every other one, and bytes for a wide one let it work at full width.
+// An executor says with workers() how many calls it runs at the same time; one that does not say is given untold_workers. The
+// machine is never asked, so answers are the same on each. Memory for one worker is enough: there are as many as the executor
+// runs and the workspace holds. So bytes that were asked for one executor serve every other one, of any width, and bytes for a
+// wide one let it work at full width.
 // Items share no scratch and no sums, so results do not depend on the number of workers.
 
 #include <kvtrim/base/executor.hpp>
@@ -16,18 +17,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 
 namespace kvtrim {
 
+/// Workers of an executor that does not say how many it runs.
+inline constexpr index_t untold_workers = 16;
+
 template <class Executor>
 [[nodiscard]] index_t worker_count(const Executor& ex, index_t items) {
-    index_t workers = 1;
-    if constexpr (requires { ex.workers(); }) {
-        workers = static_cast<index_t>(ex.workers());
-    } else {
-        workers = static_cast<index_t>(std::thread::hardware_concurrency());
-    }
+    index_t workers = untold_workers;
+    if constexpr (requires { ex.workers(); }) { workers = static_cast<index_t>(ex.workers()); }
     return std::clamp<index_t>(workers, 1, std::max<index_t>(1, items));
 }
 

@@ -9,7 +9,7 @@
 //
 // It is a row_source, so that a cache that was cut once can be scored and cut again.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/base/row_reader.hpp>
 
 #include <algorithm>
 #include <array>
@@ -59,14 +59,17 @@ class ragged {
     [[nodiscard]] std::span<const std::int32_t> offsets() const { return offsets_; }
     [[nodiscard]] T* data_handle() const { return data_; }
 
-    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        const T* rows = row(head, first);
-        for (index_t i = 0; i < count * head_dim_; ++i) { tile[i] = to_float(rows[i]); }
+    [[nodiscard]] element_rows<std::remove_const_t<T>> rows_in_place(index_t head, index_t first,
+                                                                     index_t) const {
+        return {row(head, first), head_dim_};
+    }
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
+        copy_rows(rows_in_place(head, first, count), count, head_dim_, tile);
     }
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
         requires(detail::indexes_writable_elements<strided<T, 3>>) {
-        T* rows = row(head, first);
-        for (index_t i = 0; i < count * head_dim_; ++i) { rows[i] = element_traits<T>::from_float(tile[i]); }
+        simd::narrow(tile, count * head_dim_, row(head, first));
     }
 
   private:

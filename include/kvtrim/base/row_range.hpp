@@ -6,7 +6,7 @@
 //
 //   row_range(view, first, count)   [heads, count, row length], rows [first, first + count) of each head
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/base/row_reader.hpp>
 
 namespace kvtrim {
 
@@ -22,7 +22,14 @@ class row_range {
         if (!validity_.ok()) { return 0; }
         return r == 1 ? count_ : static_cast<index_t>(view_.extent(r));
     }
-    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+    [[nodiscard]] auto rows_in_place(index_t head, index_t first, index_t count) const
+        requires(!std::is_void_v<stored_element<V>>) {
+        return kvtrim::rows_in_place(view_, head, first_ + first, count);
+    }
+    [[nodiscard]] bool keeps_elements() const requires requires(const V& v) { v.keeps_elements(); }
+    { return view_.keeps_elements(); }
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         kvtrim::load_rows(view_, head, first_ + first, count, tile);
     }
     void store_rows(index_t head, index_t first, index_t count,

@@ -2,20 +2,21 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Rows of a cache as floats, whatever the memory behind them.
+// What rows of a cache are read from, and what is known of them without reading. The reader: base/row_reader.hpp.
 //
 // Keys and values are [kv_heads, tokens, head_dim] logically; queries [q_heads, queries, head_dim] and the
 // output projection [q_heads, head_dim, hidden] are read the same way. A source is one of
 //
-//   strided_view<V, 3>   any memory order: head-major, token-major, transposed V; the fast path
-//   tensor_view<V, 3>    indexable only; the generic path, and the oracle of the fast one
+//   strided_view<V, 3>   any memory order: head-major, token-major, transposed V
+//   tensor_view<V, 3>    indexable only: read element by element, which is slow; the oracle of all else
 //   row_source<V>        extent(0) heads, extent(1) rows, extent(2) row length and
 //                        load_rows(head, first, count, float* tile): paged, indirect, quantised caches.
 //                        Heads of different length say so with rows(head); extent(1) is then the longest.
 //                        Optional: row_bytes(), the bytes that a row occupies where it is kept, for the
-//                        reports of compaction; has_bf16_rows() and load_bf16_rows(head, first, count, bf16* tile),
-//                        the rows as they are kept, for processors that multiply bf16 (kernels/rows.hpp);
-//                        validate(), a status that says why a view is not to be read (base/status.hpp);
+//                        reports of compaction; validate(), a status that says why a view is not to be read (base/status.hpp);
+//                        rows_in_place(head, first, count), element_rows<T> of those rows, with null data where they do not
+//                        lie at even distances as contiguous elements T; it goes with load_rows(head, first, count, T* tile),
+//                        a copy of the elements, and with keeps_elements(), if that is known at run time only;
 //                        memory(), an array of strided_bytes, or overlaps(strided_bytes) where the rows are more pieces:
 //                        what compaction must know not to destroy rows (compact/overlap.hpp)
 //                        To be written: store_rows(head, first, count, const float* tile), the way back of load_rows;
@@ -43,6 +44,17 @@ concept row_source = requires(const V& v, index_t i, float* tile) {
 
 template <class V>
 concept cache_view = row_source<V> || tensor_view<V, 3>;
+
+/// Rows of one head in memory: row t starts at data + t * stride, its elements follow each other.
+template <class Element>
+struct element_rows {
+    const Element* data = nullptr;
+    index_t stride = 0;
+
+    [[nodiscard]] const Element* row(index_t t) const { return data + t * stride; }
+    [[nodiscard]] element_rows from(index_t t) const { return {row(t), stride}; }
+};
+using float_rows = element_rows<float>;
 
 namespace detail {
 
@@ -143,85 +155,29 @@ template <class V>
     }
 }
 
-// Whether the rows of a view lie in memory as such elements.
-template <class View, class Element>
-[[nodiscard]] constexpr bool is_memory_of() {
-    if constexpr (!row_source<View> && strided_view<View, 3>) {
-        return std::is_same_v<std::remove_cvref_t<decltype(*std::declval<const View&>().data_handle())>,
-                              Element>;
+template <class V>
+[[nodiscard]] constexpr auto find_stored_element() {
+    if constexpr (requires(const V& v, index_t i) { v.rows_in_place(i, i, i).data; }) {
+        using rows = decltype(std::declval<const V&>().rows_in_place(0, 0, 0));
+        return std::type_identity<std::remove_cvref_t<decltype(*rows{}.data)>>{};
+    } else if constexpr (!row_source<V> && strided_view<V, 3>) {
+        return std::type_identity<std::remove_cvref_t<decltype(*std::declval<const V&>().data_handle())>>{};
     } else {
-        return false;
+        return std::type_identity<void>{};
     }
 }
 
 } // namespace detail
 
-// Copies rows [first, first + count) of a head into tile [count, extent(2)], as floats.
-template <cache_view V>
-void load_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {
-    const index_t length = extent(view, 2);
-    if (length == 0) { return; } // such rows may have no memory
-    if constexpr (row_source<V>) {
-        view.load_rows(head, first, count, tile);
-    } else if constexpr (strided_view<V, 3>) {
-        const auto row_stride = static_cast<index_t>(view.stride(1));
-        const auto step = static_cast<index_t>(view.stride(2));
-        const auto* base =
-            view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * row_stride;
-        if (step == 1) {
-            for (index_t t = 0; t < count; ++t) {
-                const auto* row = base + t * row_stride;
-                for (index_t d = 0; d < length; ++d) { tile[t * length + d] = to_float(row[d]); }
-            }
-        } else { // transposed V: channels outside, so that reads stay sequential
-            for (index_t d = 0; d < length; ++d) {
-                const auto* channel = base + d * step;
-                for (index_t t = 0; t < count; ++t) {
-                    tile[t * length + d] = to_float(channel[t * row_stride]);
-                }
-            }
-        }
-    } else {
-        for (index_t t = 0; t < count; ++t) {
-            for (index_t d = 0; d < length; ++d) {
-                tile[t * length + d] = to_float(at(view, head, first + t, d));
-            }
-        }
-    }
-}
+/// The element that the rows of a view consist of in memory; void where they have to be made.
+template <class V>
+using stored_element = typename decltype(detail::find_stored_element<V>())::type;
 
-/// Writes tile [count, extent(2)] to rows [first, first + count) of a head: rounded to the elements, or quantised anew as the
-/// source says.
-template <row_store V>
-void store_rows(const V& view, index_t head, index_t first, index_t count, const float* tile) {
-    const index_t length = extent(view, 2);
-    if (length == 0) { return; }
-    if constexpr (row_source<V>) {
-        view.store_rows(head, first, count, tile);
-    } else {
-        using value = std::remove_cvref_t<decltype(at(view, head, first, first))>;
-        if constexpr (strided_view<V, 3>) {
-            const auto row_stride = static_cast<index_t>(view.stride(1));
-            const auto step = static_cast<index_t>(view.stride(2));
-            auto* base =
-                view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * row_stride;
-            if (step != 1) { // transposed: channels outside, so that writes stay sequential
-                for (index_t d = 0; d < length; ++d) {
-                    for (index_t t = 0; t < count; ++t) {
-                        base[t * row_stride + d * step] =
-                            element_traits<value>::from_float(tile[t * length + d]);
-                    }
-                }
-                return;
-            }
-        }
-        for (index_t t = 0; t < count; ++t) {
-            for (index_t d = 0; d < length; ++d) {
-                at(view, head, first + t, d) = element_traits<value>::from_float(tile[t * length + d]);
-            }
-        }
-    }
-}
+/// Whether every view of the type consists of such elements; of a source with keeps_elements() it is known at run time only.
+template <class V, class Element>
+inline constexpr bool is_made_of = std::is_same_v<stored_element<V>, Element> && !requires(const V& v) {
+    v.keeps_elements();
+};
 
 /// The first channels of every row as a view of its own: `count` of them, or as many as cannot be written without one another.
 /// Requires 0 <= count <= extent(2). Heads may have fewer rows than it says.
@@ -236,39 +192,6 @@ template <cache_view V>
     } else {
         return view;
     }
-}
-
-// A block of float rows somewhere in memory: row t starts at data + t * stride.
-struct float_rows {
-    const float* data;
-    index_t stride;
-};
-
-// Rows [first, ...) of a head where the source itself holds them as contiguous floats, else a null pointer.
-template <cache_view V>
-[[nodiscard]] float_rows contiguous_rows(const V& view, index_t head, index_t first) {
-    if constexpr (!row_source<V> && strided_view<V, 3>) {
-        using value = std::remove_cvref_t<decltype(*view.data_handle())>;
-        if constexpr (std::is_same_v<value, float>) {
-            if (view.stride(2) == 1 && view.stride(1) > 0 && extent(view, 2) > 0) {
-                return {view.data_handle() + head * static_cast<index_t>(view.stride(0)) +
-                            first * static_cast<index_t>(view.stride(1)),
-                        static_cast<index_t>(view.stride(1))};
-            }
-        }
-    }
-    return {nullptr, 0};
-}
-
-// The same rows without a copy where that is possible, else through tile.
-template <cache_view V>
-[[nodiscard]] float_rows read_rows(const V& view, index_t head, index_t first, index_t count, float* tile) {
-    float_rows rows = contiguous_rows(view, head, first);
-    if (rows.data == nullptr) {
-        load_rows(view, head, first, count, tile);
-        rows = {tile, extent(view, 2)};
-    }
-    return rows;
 }
 
 } // namespace kvtrim

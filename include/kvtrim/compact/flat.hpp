@@ -18,6 +18,7 @@
 // move once). Nothing is written then. Cost: every survivor read and written once.
 
 #include <kvtrim/base/ragged.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/compact/check_plan.hpp>
 #include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/kernels/move_rows.hpp>

@@ -235,9 +235,13 @@ class flat_rows {
                 .table = cache_};
     }
 
-    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        const T* rows = row(head, first);
-        for (index_t i = 0; i < count * head_dim_; ++i) { tile[i] = to_float(rows[i]); }
+    [[nodiscard]] element_rows<std::remove_const_t<T>> rows_in_place(index_t head, index_t first,
+                                                                     index_t) const {
+        return {row(head, first), head_dim_};
+    }
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
+        copy_rows(rows_in_place(head, first, count), count, head_dim_, tile);
     }
     void move_row(index_t head, index_t from, index_t to) const {
         move(cache_->row(head, from), cache_->row(head, to), 1);

@@ -12,7 +12,6 @@
 #include <kvtrim/base/rope.hpp>
 #include <kvtrim/base/workspace.hpp>
 #include <kvtrim/kernels/rotate.hpp>
-#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -102,7 +101,7 @@ template <class V>
 // Where the rows themselves are contiguous floats.
 template <class V>
 [[nodiscard]] float* writable_floats(const V& rows, index_t head, index_t row) {
-    if constexpr (is_memory_of<V, float>()) {
+    if constexpr (!row_source<V> && is_made_of<V, float>) {
         if (rows.stride(2) == 1) {
             return rows.data_handle() + head * static_cast<index_t>(rows.stride(0)) +
                    row * static_cast<index_t>(rows.stride(1));
@@ -147,9 +146,9 @@ void rotate_head(const V& rows, index_t head, const rope& r, std::span<const std
             continue;
         }
         float* const tile = memory.tile.data();
-        kernels::load_rows(rows, head, first, end - first, tile);
+        load_rows(rows, head, first, end - first, tile);
         for (index_t i = first; i < end; ++i) { rotate(distance_of(i), tile + (i - first) * length); }
-        kernels::store_rows(rows, head, first, end - first, tile);
+        store_rows(rows, head, first, end - first, tile);
         first = end;
     }
 }

@@ -31,66 +31,21 @@
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/decode/attention_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
 #include <kvtrim/kernels/decode_tile_avx2.hpp>
 #include <kvtrim/kernels/decode_tile_avx512.hpp>
-#include <kvtrim/prefill/load_tile.hpp>
 
 namespace kvtrim {
 
 namespace detail {
 
-// The element of the rows that a view has in memory; void where it has none.
-template <class View>
-[[nodiscard]] constexpr auto stored_element() {
-    if constexpr (requires(const View& v, index_t i) {
-                      element_traits<std::remove_cvref_t<decltype(*v.row(i, i))>>{};
-                  }) {
-        return std::type_identity<std::remove_cvref_t<decltype(*std::declval<const View&>().row(0, 0))>>{};
-    } else if constexpr (!row_source<View> && strided_view<View, 3>) {
-        return std::type_identity<
-            std::remove_cvref_t<decltype(*std::declval<const View&>().data_handle())>>{};
-    } else {
-        return std::type_identity<void>{};
-    }
-}
-
 // What a tile of the rows of a view consists of: its own elements where the kernel reads them, else floats.
 template <class Tile, class View>
 using decode_element =
-    std::conditional_t<Tile::template reads<typename decltype(stored_element<View>())::type>,
-                       typename decltype(stored_element<View>())::type, float>;
-
-// Consecutive rows of a head for the kernel.
-template <class Element>
-struct read_rows_result {
-    kernels::element_rows<Element> rows;
-    bool in_place;
-};
-
-template <class View, class Element>
-[[nodiscard]] read_rows_result<Element> read_elements(const View& view, index_t head, index_t first,
-                                                      index_t count, std::span<Element> tile) {
-    const index_t length = extent(view, 2);
-    if constexpr (std::is_same_v<typename decltype(stored_element<View>())::type, Element>) {
-        if constexpr (row_source<View>) {
-            return {{view.row(head, first), length}, true};
-        } else {
-            if (view.stride(2) == 1 && length > 0) {
-                return {{&view(head, first, index_t{0}), static_cast<index_t>(view.stride(1))}, true};
-            }
-            for (index_t t = 0; t < count; ++t) {
-                for (index_t d = 0; d < length; ++d) {
-                    tile[static_cast<std::size_t>(t * length + d)] = view(head, first + t, d);
-                }
-            }
-        }
-    } else {
-        load_tile(view, head, first, count, tile.data());
-    }
-    return {{tile.data(), length}, false};
-}
+    std::conditional_t<Tile::template reads<stored_element<View>> && is_made_of<View, stored_element<View>>,
+                       stored_element<View>, float>;
 
 // Attention over one part of one KV head; Tile is kernels::decode_tile or a version of it.
 template <class Tile, class Inputs>
@@ -159,16 +114,19 @@ class part_attention {
     }
 
     void attend(index_t kv_head, token_range rows, const decode_parts& parts) {
-        const auto keys = read_elements(in_.keys, kv_head, rows.begin, rows.size(), key_tile_);
-        const auto values = read_elements(in_.values, kv_head, rows.begin, rows.size(), value_tile_);
+        const auto keys =
+            read_rows<key_element>(in_.keys, kv_head, rows.begin, rows.size(), key_tile_.data());
+        const auto values =
+            read_rows<value_element>(in_.values, kv_head, rows.begin, rows.size(), value_tile_.data());
+        const bool are_in_place = keys.data != key_tile_.data() && values.data != value_tile_.data();
         const index_t behind = std::min(max_keys_, in_.tokens(kv_head) - rows.end);
         for_each_tile([&](Tile& tile, index_t query, index_t, index_t count) {
             const token_range seen = parts.seen_by(query);
             const index_t first = std::max(rows.begin, seen.begin) - rows.begin;
             const index_t end = std::min(rows.end, seen.end) - rows.begin;
             if (first >= end) { return; }
-            const bool fetches = keys.in_place && values.in_place && end == rows.size();
-            tile.attend(keys.rows.from(first), values.rows.from(first), end - first, count, rules_,
+            const bool fetches = are_in_place && end == rows.size();
+            tile.attend(keys.from(first), values.from(first), end - first, count, rules_,
                         fetches ? behind : 0);
         });
     }

@@ -23,7 +23,7 @@
 // Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory.
 
 #include <kvtrim/base/plain_memory.hpp>
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/saturated.hpp>
 
 #include <algorithm>
@@ -157,7 +157,7 @@ class recent_queries {
 
     template <class Queries>
     void store(const Queries& chunk, index_t head, index_t first, index_t count, T* out) const {
-        if constexpr (std::is_same_v<T, float>) {
+        if constexpr (std::is_same_v<T, float> || std::is_same_v<T, stored_element<Queries>>) {
             load_rows(chunk, head, first, count, out);
         } else {
             static_assert(tensor_view<Queries, 3>,
@@ -184,12 +184,17 @@ class query_ring_view {
         if (!validity_.ok()) { return 0; }
         return r == 0 ? ring_->q_heads() : r == 1 ? count_ : ring_->head_dim();
     }
-    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        const index_t oldest = ring_->shape_.next + ring_->capacity() - skipped_ - count_;
-        for (index_t i = first; i < first + count; ++i) {
-            const T* row = ring_->rows_.data() + ring_->offset(head, ring_->slot_of(oldest + i));
-            for (index_t d = 0; d < ring_->head_dim(); ++d) { *tile++ = to_float(row[d]); }
-        }
+    [[nodiscard]] element_rows<T> rows_in_place(index_t head, index_t first, index_t count) const {
+        const index_t slot = slot_of(first);
+        return slot + count <= ring_->capacity() ? rows_from(head, slot) : element_rows<T>{};
+    }
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
+        const index_t length = ring_->head_dim();
+        const index_t slot = slot_of(first);
+        const index_t older = std::min(count, ring_->capacity() - slot); // before the ring's end
+        copy_rows(rows_from(head, slot), older, length, tile);
+        copy_rows(rows_from(head, 0), count - older, length, tile + older * length);
     }
 
   private:
@@ -202,6 +207,13 @@ class query_ring_view {
                          "recent_queries: the rollback tail is longer than what is held, or negative"};
         }
         if (validity_.ok()) { count_ = std::min(ring.window(), ring.held() - skipped); }
+    }
+
+    [[nodiscard]] index_t slot_of(index_t row) const {
+        return ring_->slot_of(ring_->shape_.next + ring_->capacity() - skipped_ - count_ + row);
+    }
+    [[nodiscard]] element_rows<T> rows_from(index_t head, index_t slot) const {
+        return {ring_->rows_.data() + ring_->offset(head, slot), ring_->head_dim()};
     }
 
     const recent_queries<T>* ring_;

@@ -10,20 +10,12 @@
 // Versions differ in the elements that they read where they lie: this one reads floats.
 // Numerics and cost: kernels/query_tile.hpp.
 
+#include <kvtrim/base/row_source.hpp>
 #include <kvtrim/kernels/query_tile.hpp>
 
 #include <type_traits>
 
 namespace kvtrim::kernels {
-
-// Rows of a cache head in memory: row t starts at data + t * stride, its elements follow each other.
-template <class Element>
-struct element_rows {
-    const Element* data;
-    index_t stride;
-
-    [[nodiscard]] element_rows from(index_t row) const { return {data + row * stride, stride}; }
-};
 
 // A view on the tile's memory; construct it anew whenever it is needed.
 class decode_tile {

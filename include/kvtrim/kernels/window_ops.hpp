@@ -14,7 +14,7 @@
 // What a step makes of a row or a token depends on nothing else in the tile, nor on where it lies.
 
 #include <kvtrim/kernels/panel_product.hpp>
-#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/kernels/soon_read.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
 #include <kvtrim/kernels/window_ops_amx.hpp>
 #include <kvtrim/simd/choose.hpp>
@@ -51,10 +51,6 @@ struct window_kernels {
     // sums [tokens] += sum over the rows [begin, end) of attention [tokens, rows].
     void (*add_row_sums)(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
                          float* sums);
-    // best [tokens] = max with the maximum over rows of factor[r] * (sum of attention [j, r] over |j - t| <= half); rows
-    // j in [-before, tokens + after) exist, attention points at row 0.
-    void (*raise_to_pooled)(const float* attention, index_t tokens, index_t before, index_t after,
-                            index_t half, index_t rows, const float* factor, float* best);
     // pack_queries and logits for queries and keys of bf16 as they lie, the scale after the product; null where the level
     // has no such product.
     void (*pack_bf16_queries)(const bf16* queries, index_t query_stride, index_t first_row, index_t count,

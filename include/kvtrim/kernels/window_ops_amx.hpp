@@ -16,7 +16,7 @@
 // measured.
 
 #include <kvtrim/kernels/amx_blocks.hpp>
-#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/kernels/soon_read.hpp>
 
 #if KVTRIM_HAS_X86
 

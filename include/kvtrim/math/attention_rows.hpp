@@ -19,8 +19,8 @@
 
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/workspace.hpp>
-#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/kernels/window_ops.hpp>
 
 #include <cmath>
@@ -72,16 +72,15 @@ class attention_rows {
         packed_ = scratch.take<float>(kernels::tile_query_rows * in.head_dim());
         if constexpr (may_stay_bf16) {
             packed_bf16_ = scratch.take<bf16>(kernels::packed_bf16(kernels::tile_query_rows, in.head_dim()));
-            stays_bf16_ = steps_.bf16_logits != nullptr && kernels::has_bf16_rows(in.keys) &&
-                          kernels::has_bf16_rows(in.queries);
+            k_bf16_ = scratch.take<bf16>(widest * in.head_dim());
+            stays_bf16_ = steps_.bf16_logits != nullptr && keeps<bf16>(in.keys) && keeps<bf16>(in.queries);
         }
-        if constexpr (may_stay_bf16 && copies_bf16) { k_bf16_ = scratch.take<bf16>(widest * in.head_dim()); }
         k_ = scratch.take<float>(widest * in.head_dim());
         tile_ = scratch.take<float>(widest * kernels::tile_query_rows);
-        for (auto* floats : {&maximum_, &weight_, &factor_}) {
+        for (auto* floats : {&maximum_, &weight_, &rescale_}) {
             *floats = scratch.take<float>(kernels::tile_query_rows);
         }
-        for (auto* doubles : {&outside_, &mass_, &edge_loss_}) {
+        for (auto* doubles : {&outside_, &mass_}) {
             *doubles = scratch.take<double>(kernels::tile_query_rows);
         }
     }
@@ -100,8 +99,7 @@ class attention_rows {
     [[nodiscard]] index_t tile_tokens() const { return tile_tokens_; }
 
     // Selects rows [first_row, first_row + count), count <= tile_query_rows, and takes their statistics.
-    // kernel_tokens: width of the average pooling that pooling_factor() compensates (1: none).
-    void begin_block(index_t first_row, index_t count, index_t kernel_tokens) {
+    void begin_block(index_t first_row, index_t count) {
         first_row_ = first_row;
         count_ = count;
         const bool one_head = first_row / queries_ == (first_row + count - 1) / queries_;
@@ -114,20 +112,22 @@ class attention_rows {
             at(maximum_, r) = sink_logit(r);
             at(outside_, r) = sink_logit(r) == kernels::masked_logit ? 0.0 : 1.0;
             at(mass_, r) = 0.0;
-            at(edge_loss_, r) = 0.0;
         }
         for (index_t t = 0; t < visible_end(); t += tile_tokens_) {
-            accumulate(t, std::min(tile_tokens_, visible_end() - t), kernel_tokens / 2);
+            accumulate(t, std::min(tile_tokens_, visible_end() - t));
         }
-        finish_statistics(kernel_tokens);
+        finish_statistics();
     }
 
     [[nodiscard]] index_t block_rows() const { return count_; }
     [[nodiscard]] index_t first_row() const { return first_row_; }
     // One past the last cache row that any query of the block sees.
     [[nodiscard]] index_t visible_end() const { return query_begin_ + block_queries_.end; }
-    // [block_rows] what rescales an average-pooled row to its own mass (aggregate/attention_tile.hpp).
-    [[nodiscard]] const float* pooling_factor() const { return factor_.data(); }
+    // Sum of a row's attention to the candidates.
+    [[nodiscard]] double candidate_mass(index_t block_row) const {
+        const double sum = at(outside_, block_row) + at(mass_, block_row);
+        return sum > 0 ? at(mass_, block_row) / sum : 0.0;
+    }
     // What the sink logit takes of a row's softmax, which the tokens share with it; 0 without one.
     [[nodiscard]] double sink_mass(index_t block_row) const {
         const double sum = at(outside_, block_row) + at(mass_, block_row);
@@ -146,10 +146,8 @@ class attention_rows {
     }
 
   private:
-    static constexpr bool copies_bf16 = kernels::bf16_row_source<decltype(Inputs::keys)>;
-    static constexpr bool may_stay_bf16 =
-        (copies_bf16 || detail::is_memory_of<decltype(Inputs::keys), bf16>()) &&
-        detail::is_memory_of<decltype(Inputs::queries), bf16>();
+    static constexpr bool may_stay_bf16 = std::is_same_v<stored_element<decltype(Inputs::keys)>, bf16> &&
+                                          std::is_same_v<stored_element<decltype(Inputs::queries)>, bf16>;
 
     template <class T>
     static T& at(std::span<T> values, index_t i) {
@@ -183,14 +181,15 @@ class attention_rows {
             const index_t run = std::min({queries_ - query, count_ - r, tile_tokens_});
             if constexpr (may_stay_bf16) {
                 if (stays_bf16_) {
-                    const auto rows = kernels::rows_of_bf16(in_.queries, query_head(r), skipped_ + query);
+                    const auto rows =
+                        read_rows<bf16>(in_.queries, query_head(r), skipped_ + query, run, k_bf16_.data());
                     steps_.pack_bf16_queries(rows.data, rows.stride, r, run, dim, packed_bf16_.data());
                     r += run;
                     continue;
                 }
             }
             const float_rows queries =
-                kernels::read_rows(in_.queries, query_head(r), skipped_ + query, run, k_.data());
+                read_rows(in_.queries, query_head(r), skipped_ + query, run, k_.data());
             if (queries.stride == dim) {
                 steps_.pack_queries(queries.data, r, run, dim, scale(), packed_.data());
             } else {
@@ -213,17 +212,31 @@ class attention_rows {
         return out;
     }
 
+    // Keys that will be read next, `count` or as many as there are, where they lie one after the other.
+    [[nodiscard]] kernels::soon_read rows_behind(index_t begin, index_t count) const {
+        using element = stored_element<decltype(Inputs::keys)>;
+        count = std::min(count, tokens_ - begin);
+        if constexpr (!std::is_void_v<element>) {
+            if (count <= 0) { return {}; }
+            const auto keys = rows_in_place(in_.keys, kv_head_, begin, count);
+            if (keys.data != nullptr && keys.stride == in_.head_dim()) {
+                return {keys.data, count * keys.stride * static_cast<index_t>(sizeof(element))};
+            }
+        }
+        return {};
+    }
+
     void multiply(index_t begin, index_t count, float* out) {
-        const auto next = kernels::rows_in_memory(in_.keys, kv_head_, begin + count, count);
+        const kernels::soon_read next = rows_behind(begin + count, count);
         if constexpr (may_stay_bf16) {
             if (stays_bf16_) {
-                const auto keys = kernels::read_bf16_rows(in_.keys, kv_head_, begin, count, k_bf16_.data());
+                const auto keys = read_rows<bf16>(in_.keys, kv_head_, begin, count, k_bf16_.data());
                 steps_.bf16_logits(keys.data, keys.stride, count, packed_bf16_.data(), count_, in_.head_dim(),
                                    scale(), options_.soft_cap, out, next);
                 return;
             }
         }
-        const float_rows keys = kernels::read_rows(in_.keys, kv_head_, begin, count, k_.data());
+        const float_rows keys = read_rows(in_.keys, kv_head_, begin, count, k_.data());
         steps_.logits(keys.data, keys.stride, count, packed_.data(), count_, in_.head_dim(),
                       options_.soft_cap, out, next);
     }
@@ -243,15 +256,14 @@ class attention_rows {
         }
     }
 
-    // Sums of one tile: the candidates, the other columns, and what pooling loses at the ends of the candidates.
-    void accumulate(index_t begin, index_t count, index_t half) {
+    // Sums of one tile: the candidates and the other columns.
+    void accumulate(index_t begin, index_t count) {
         const float* const logits = compute_logits(begin, count);
-        steps_.raise_maximum(logits, count, count_, maximum_.data(), factor_.data());
+        steps_.raise_maximum(logits, count, count_, maximum_.data(), rescale_.data());
         for (index_t r = 0; r < count_; ++r) {
-            const auto factor = static_cast<double>(at(factor_, r));
+            const auto factor = static_cast<double>(at(rescale_, r));
             at(outside_, r) *= factor;
             at(mass_, r) *= factor;
-            at(edge_loss_, r) *= factor;
         }
         const auto add = [&](index_t from, index_t to, std::span<double> sums) {
             if (from >= to) { return; }
@@ -263,26 +275,14 @@ class attention_rows {
         add(begin, inside.begin, outside_);
         add(inside.begin, inside.end, mass_);
         add(std::max(inside.begin, inside.end), end, outside_);
-        for (index_t t = inside.begin; t < inside.end; ++t) {
-            const index_t lost = std::max<index_t>(0, half - (t - range_.begin)) +
-                                 std::max<index_t>(0, half - (range_.end - 1 - t));
-            if (lost == 0) { // jump over the interior, where every neighbour window is whole
-                t = std::max(t, std::min(inside.end, range_.end - half) - 1);
-                continue;
-            }
-            for (index_t i = 0; i < lost; ++i) { add(t, t + 1, edge_loss_); }
-        }
     }
 
-    void finish_statistics(index_t kernel_tokens) {
+    void finish_statistics() {
         protected_mass_ = 0;
         for (index_t r = 0; r < count_; ++r) {
-            const double mass = at(mass_, r);
-            const double sum = at(outside_, r) + mass;
-            const double windows = static_cast<double>(kernel_tokens) * mass - at(edge_loss_, r);
+            const double sum = at(outside_, r) + at(mass_, r);
             if (at(maximum_, r) == kernels::masked_logit) { at(maximum_, r) = 0.0f; }
             at(weight_, r) = sum > 0 ? static_cast<float>(1.0 / sum) : 0.0f;
-            at(factor_, r) = windows > 0 ? static_cast<float>(mass / windows) : 0.0f;
             protected_mass_ += sum > 0 ? std::max(0.0, (at(outside_, r) - sink_term(r)) / sum) : 0.0;
         }
     }
@@ -307,15 +307,14 @@ class attention_rows {
     std::span<float> kept_logits_; // [tokens, block rows] of the first tokens
     std::span<float> packed_;      // [tile_query_rows, head_dim] as the kernels want them
     std::span<bf16> packed_bf16_;  // the same of bf16
-    std::span<bf16> k_bf16_;       // [tile tokens + 2 halo, head_dim], where the source copies its rows
+    std::span<bf16> k_bf16_;       // [tile tokens + 2 halo, head_dim]
     std::span<float> k_;           // [tile tokens + 2 halo, head_dim]
     std::span<float> tile_;        // [tile tokens + 2 halo, tile_query_rows]
     std::span<float> maximum_;     // [tile_query_rows]
     std::span<float> weight_;      // 1 / sum
-    std::span<float> factor_;
+    std::span<float> rescale_;
     std::span<double> outside_; // sum of exp(logit - maximum) of the protected tokens and the sink
     std::span<double> mass_;    // the same of the candidates
-    std::span<double> edge_loss_;
 };
 
 } // namespace kvtrim

@@ -22,6 +22,7 @@
 // Numerics: products float, sums over queries double; E, F and S are each summed, not taken from 1. A query whose kept
 // mass is 0 contributes || y ||.
 
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
 #include <kvtrim/math/attention_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
@@ -213,7 +214,7 @@ template <class Inputs>
         workspace scratch = memory.of_bytes(counting.needed_bytes());
         attention_rows rows(in, request, g, 0, 0, scratch);
         for (index_t first = 0; first < rows.rows(); first += kernels::tile_query_rows) {
-            rows.begin_block(first, std::min(kernels::tile_query_rows, rows.rows() - first), 1);
+            rows.begin_block(first, std::min(kernels::tile_query_rows, rows.rows() - first));
             outputs.run(rows, g, is_kept);
             for (index_t r = 0; r < rows.block_rows(); ++r) {
                 const index_t flat = g * rows.rows() + first + r; // q_head * queries + query

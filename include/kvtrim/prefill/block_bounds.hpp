@@ -13,6 +13,7 @@
 
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/saturated.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 

@@ -30,12 +30,12 @@
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/kernels/query_tile.hpp>
 #include <kvtrim/kernels/query_tile_amx.hpp>
 #include <kvtrim/kernels/query_tile_avx2.hpp>
 #include <kvtrim/kernels/query_tile_avx512.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
-#include <kvtrim/prefill/load_tile.hpp>
 
 namespace kvtrim {
 
@@ -104,7 +104,7 @@ class segment_attention {
 
     void begin_pass() {
         for_each_tile([&](Tile& tile, index_t query_head, kernels::query_range queries) {
-            load_tile(in_.queries, query_head, queries.first_position - chunk_begin_, queries.count,
+            load_rows(in_.queries, query_head, queries.first_position - chunk_begin_, queries.count,
                       query_rows_.data());
             const float sink = attention_.sink_logits.empty()
                                    ? kernels::masked_logit
@@ -119,12 +119,13 @@ class segment_attention {
         while (rows.size() > 0) {
             const index_t count = std::min(rows.size(), max_keys_ - collected_);
             if (count == max_keys_) {
-                attend_tile(read_tile(in_.keys, rows.begin, count, key_tile_),
-                            read_tile(in_.values, rows.begin, count, value_tile_), count, rows.begin);
+                attend_tile(read_rows<element>(in_.keys, kv_head_, rows.begin, count, key_tile_.data()),
+                            read_rows<element>(in_.values, kv_head_, rows.begin, count, value_tile_.data()),
+                            count, rows.begin);
             } else {
                 if (collected_ == 0) { collected_begin_ = rows.begin; }
-                load_tile(in_.keys, kv_head_, rows.begin, count, key_tile_.data() + collected_ * head_dim_);
-                load_tile(in_.values, kv_head_, rows.begin, count,
+                load_rows(in_.keys, kv_head_, rows.begin, count, key_tile_.data() + collected_ * head_dim_);
+                load_rows(in_.values, kv_head_, rows.begin, count,
                           value_tile_.data() + collected_ * value_dim_);
                 collected_ += count;
                 if (collected_ == max_keys_ || rules_.sliding_window > 0) { flush(); }
@@ -140,25 +141,8 @@ class segment_attention {
         collected_ = 0;
     }
 
-    // Rows t of a tile start at data + t * stride.
-    struct tile_rows {
-        const element* data;
-        index_t stride;
-    };
-
-    template <class View>
-    [[nodiscard]] tile_rows read_tile(const View& view, index_t first, index_t count,
-                                      std::span<element> tile) const {
-        if constexpr (is_memory_of<View, element>()) {
-            if (view.stride(2) == 1 && view.stride(1) > 0 && extent(view, 2) > 0) {
-                return {&view(kv_head_, first, index_t{0}), static_cast<index_t>(view.stride(1))};
-            }
-        }
-        load_tile(view, kv_head_, first, count, tile.data());
-        return {tile.data(), extent(view, 2)};
-    }
-
-    void attend_tile(tile_rows keys, tile_rows values, index_t count, index_t first_position) {
+    void attend_tile(element_rows<element> keys, element_rows<element> values, index_t count,
+                     index_t first_position) {
         const auto tile_of = [&](index_t rows) {
             return kernels::basic_key_tile<element>{keys.data,     keys.stride, values.data,
                                                     values.stride, rows,        first_position};
@@ -219,9 +203,8 @@ class segment_attention {
 template <class Inputs, class Fn>
 decltype(auto) with_query_tile(Fn&& fn) {
 #if KVTRIM_HAS_X86
-    if constexpr (is_memory_of<decltype(Inputs::keys), bf16>() &&
-                  is_memory_of<decltype(Inputs::values), bf16>() &&
-                  is_memory_of<decltype(Inputs::queries), bf16>()) {
+    if constexpr (is_made_of<decltype(Inputs::keys), bf16> && is_made_of<decltype(Inputs::values), bf16> &&
+                  is_made_of<decltype(Inputs::queries), bf16>) {
         if (active_cpu_level() >= cpu_level::amx) {
             return fn.template operator()<kernels::query_tile_amx>();
         }

@@ -17,9 +17,9 @@
 // Workspace per worker: W_O of one head as floats, and two tiles.
 
 #include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/kernels/narrow.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/kernels/products.hpp>
-#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/simd/convert.hpp>
 
 #include <array>
 #include <span>
@@ -54,10 +54,10 @@ void combine_head(const Up& w_uv, const W& w_o, index_t head, const combined_pro
     const index_t value_dim = extent(w_uv, 2);
     const index_t hidden = extent(w_o, 2);
     const index_t step = kernels::tile_hidden(value_dim);
-    const float_rows right = kernels::read_rows(w_o, head, 0, value_dim, memory.w_o.data());
+    const float_rows right = read_rows(w_o, head, 0, value_dim, memory.w_o.data());
     for (index_t l = 0; l < latent_dim; l += combined_projection_scratch::tile_rows) {
         const index_t rows = std::min(combined_projection_scratch::tile_rows, latent_dim - l);
-        const float_rows left = kernels::read_rows(w_uv, head, l, rows, memory.up.data());
+        const float_rows left = read_rows(w_uv, head, l, rows, memory.up.data());
         for (index_t c = 0; c < hidden; c += step) {
             const index_t columns = std::min(step, hidden - c);
             float* const product = memory.product.data();
@@ -65,7 +65,7 @@ void combine_head(const Up& w_uv, const W& w_o, index_t head, const combined_pro
                                                        {right.data + c, right.stride, 1}, value_dim, columns,
                                                        product, columns);
             for (index_t r = 0; r < rows; ++r) {
-                kernels::narrow(product + r * columns, columns, out + (l + r) * hidden + c);
+                simd::narrow(product + r * columns, columns, out + (l + r) * hidden + c);
             }
         }
     }

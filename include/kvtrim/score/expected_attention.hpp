@@ -26,6 +26,7 @@
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/rope.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
 #include <kvtrim/kernels/row_ops.hpp>

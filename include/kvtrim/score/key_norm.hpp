@@ -17,9 +17,9 @@
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
-#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
 
 #include <cmath>
@@ -31,11 +31,10 @@ namespace detail {
 
 // Scratch of one head: a tile of rows and one more row.
 struct row_scratch {
-    std::span<float> tile; // [tile_tokens, length]
-    std::span<float> row;  // [length]
+    row_tile tile;
+    std::span<float> row; // [length]
 
-    row_scratch(index_t length, workspace& own)
-        : tile(own.take<float>(kernels::tile_tokens(length) * length)), row(own.take<float>(length)) {}
+    row_scratch(index_t length, workspace& own) : tile(length, own), row(own.take<float>(length)) {}
 
     [[nodiscard]] static index_t bytes(index_t length) {
         workspace counting = workspace::counting();
@@ -44,20 +43,15 @@ struct row_scratch {
     }
 };
 
-// Calls fn(rows, first, count, squares) for the tiles of rows [range) of a head as floats; squares [count] are those of
-// their lengths. Through a tile [tile_tokens, row length].
+// Calls fn(rows, first, count, squares) as kvtrim::for_each_tile does; squares [count] are those of the rows' lengths.
 template <cache_view V, class Fn>
-void for_each_tile(const V& view, index_t head, token_range range, std::span<float> tile, Fn&& fn) {
+void for_each_tile(const V& view, index_t head, token_range range, const row_tile& tile, Fn&& fn) {
     const kernels::row_kernels& steps = kernels::active_row_kernels();
-    const index_t length = extent(view, 2);
-    const index_t step = kernels::tile_tokens(length);
-    float squares[kernels::most_tile_tokens];
-    for (index_t t = range.begin; t < range.end; t += step) {
-        const index_t count = std::min(step, range.end - t);
-        const float_rows rows = kernels::read_rows(view, head, t, count, tile.data());
-        steps.dots(rows.data, rows.stride, count, length, nullptr, squares);
-        fn(rows, t, count, squares);
-    }
+    float squares[row_tile::most_rows];
+    kvtrim::for_each_tile(view, head, range, tile, [&](index_t first, index_t count, const float_rows& rows) {
+        steps.dots(rows.data, rows.stride, count, extent(view, 2), nullptr, squares);
+        fn(rows, first, count, squares);
+    });
 }
 
 } // namespace detail

@@ -24,6 +24,7 @@
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/token_scores.hpp>
 
 #include <cmath>
@@ -63,19 +64,16 @@ struct lag_score {
     }
 
   private:
-    static constexpr index_t tile_rows = 16;
-
     struct head_scratch {
-        std::span<float> rows; // [tile_rows, longer row]
+        row_tile rows;
         std::span<double> low, scale,
             z; // [longer row] minimum and 1 / width of the next partition; a row in them
         std::span<double> scores, spread; // [partition] mean of both softmaxes; std(z)
         std::span<index_t> order;         // [partition]
 
         template <class Inputs>
-        head_scratch(const Inputs& in, index_t partition, workspace& own) {
-            const index_t longer = std::max(in.head_dim(), extent(in.values, 2));
-            rows = own.take<float>(tile_rows * longer);
+        head_scratch(const Inputs& in, index_t partition, workspace& own) : rows(longer_row(in), own) {
+            const index_t longer = longer_row(in);
             low = own.take<double>(longer);
             scale = own.take<double>(longer);
             z = own.take<double>(longer);
@@ -84,6 +82,11 @@ struct lag_score {
             order = own.take<index_t>(partition);
         }
     };
+
+    template <class Inputs>
+    [[nodiscard]] static index_t longer_row(const Inputs& in) {
+        return std::max(in.head_dim(), extent(in.values, 2));
+    }
 
     // A partition longer than half of the longest row is never scored.
     template <class Inputs>
@@ -128,14 +131,15 @@ struct lag_score {
         take_extremes(view, head, first + lag, memory);
         const auto length = static_cast<std::size_t>(extent(view, 2));
         double largest = 0;
-        for_each_row(view, head, first, memory.rows, [&](index_t i, const float* row) {
-            for (std::size_t d = 0; d < length; ++d) {
-                memory.z[d] = (static_cast<double>(row[d]) - memory.low[d]) * memory.scale[d];
-            }
-            const double spread = deviation(memory.z.first(length));
-            memory.spread[static_cast<std::size_t>(i)] = spread;
-            largest = std::fmax(largest, spread);
-        });
+        for_each_row(view, head, {first, first + lag}, memory.rows,
+                     [&](index_t t, std::span<const float> row) {
+                         for (std::size_t d = 0; d < length; ++d) {
+                             memory.z[d] = (static_cast<double>(row[d]) - memory.low[d]) * memory.scale[d];
+                         }
+                         const double spread = deviation(memory.z.first(length));
+                         memory.spread[static_cast<std::size_t>(t - first)] = spread;
+                         largest = std::fmax(largest, spread);
+                     });
         double sum = 0;
         for (double& s : memory.spread) {
             s = std::exp(s - largest);
@@ -153,7 +157,7 @@ struct lag_score {
         const std::span<double> high = memory.scale;
         std::fill(memory.low.begin(), memory.low.end(), std::numeric_limits<double>::infinity());
         std::fill(high.begin(), high.end(), -std::numeric_limits<double>::infinity());
-        for_each_row(view, head, first, memory.rows, [&](index_t, const float* row) {
+        for_each_row(view, head, {first, first + lag}, memory.rows, [&](index_t, std::span<const float> row) {
             for (std::size_t d = 0; d < length; ++d) { // a NaN is not the extreme of anything
                 const auto x = static_cast<double>(row[d]);
                 memory.low[d] = x < memory.low[d] ? x : memory.low[d];
@@ -204,16 +208,6 @@ struct lag_score {
         for (std::size_t rank = 0; rank < memory.order.size(); ++rank) {
             double& score = memory.scores[static_cast<std::size_t>(memory.order[rank])];
             if (!std::isnan(score)) { score = static_cast<double>(rank) / static_cast<double>(lag); }
-        }
-    }
-
-    // Calls fn(i, row) for the rows first + i of a partition.
-    template <class View, class Fn>
-    void for_each_row(const View& view, index_t head, index_t first, std::span<float> tile, Fn&& fn) const {
-        for (index_t i = 0; i < lag; i += tile_rows) {
-            const index_t count = std::min(tile_rows, lag - i);
-            const float_rows rows = read_rows(view, head, first + i, count, tile.data());
-            for (index_t r = 0; r < count; ++r) { fn(i + r, rows.data + r * rows.stride); }
         }
     }
 };

@@ -11,10 +11,9 @@
 // {head_dim, 1, q_heads * head_dim}. Both allocate their storage; their views are what is passed as the output projection.
 // Cost: Gram 2 * q_heads * head_dim^2 * hidden flops; packing reads and writes W_O once.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
-#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 #include <array>
@@ -72,7 +71,7 @@ class gram_projection {
         gram_.assign(static_cast<std::size_t>(q_heads_ * head_dim_ * head_dim_), 0.0f);
         std::vector<float> tile(static_cast<std::size_t>(head_dim_ * hidden));
         for (index_t h = 0; h < q_heads_; ++h) {
-            const float_rows w = kernels::read_rows(w_o, h, 0, head_dim_, tile.data());
+            const float_rows w = read_rows(w_o, h, 0, head_dim_, tile.data());
             const index_t step = kernels::tile_hidden(head_dim_);
             for (index_t c = 0; c < hidden; c += step) {
                 kernels::add_gram(w.data + c, w.stride, head_dim_, std::min(step, hidden - c),
@@ -131,7 +130,7 @@ void pack_head(const W& w, index_t head, Pack pack, float* tile, Packed* packed)
     const index_t inner = row_count(w, head);
     for (index_t i = 0; i < inner; i += packed_rows_at_once) {
         const index_t count = std::min(packed_rows_at_once, inner - i);
-        const float_rows rows = kernels::read_rows(w, head, i, count, tile);
+        const float_rows rows = read_rows(w, head, i, count, tile);
         pack(rows.data, rows.stride, i, count, inner, extent(w, 2), packed);
     }
 }
@@ -174,7 +173,7 @@ class packed_projection {
                 detail::pack_head(w_o, h, pack, tile.data(), packed.data() + h * elements);
             }
         };
-        if constexpr (detail::is_memory_of<W, bf16>()) {
+        if constexpr (is_made_of<W, bf16>) {
             if (steps.pack_bf16 != nullptr) {
                 pack_all(steps.pack_bf16, blocks_, kernels::panel_bf16(view_.head_dim, view_.hidden));
                 return;

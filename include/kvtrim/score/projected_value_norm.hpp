@@ -24,8 +24,8 @@
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/score/prepared_projection.hpp>
 
 #include <span>
@@ -50,32 +50,34 @@ inline constexpr bool uses_packed = std::is_same_v<projection_of<Inputs>, packed
 template <class Inputs>
 inline constexpr bool knows_norms = std::is_same_v<projection_of<Inputs>, known_norms>;
 
-// Values and W_O are both memory of bf16, or W_O was packed: tiles of bf16 may multiply them as they lie.
+// Values and W_O both consist of bf16, or W_O was packed: tiles of bf16 may multiply them as they lie.
 template <class Inputs>
-inline constexpr bool may_stay_bf16 = is_memory_of<decltype(Inputs::values), bf16>() &&
-                                      (uses_packed<Inputs> || is_memory_of<projection_of<Inputs>, bf16>());
+inline constexpr bool may_stay_bf16 = std::is_same_v<stored_element<decltype(Inputs::values)>, bf16> &&
+                                      (uses_packed<Inputs> || is_made_of<projection_of<Inputs>, bf16>);
 
 // Whether they do.
 template <class Inputs>
 [[nodiscard]] bool stays_bf16(const Inputs& in, const kernels::projection_kernels& steps) {
     if constexpr (may_stay_bf16<Inputs> && uses_packed<Inputs>) {
-        return in.output_projection.blocks != nullptr && kernels::has_bf16_rows(in.values);
+        return in.output_projection.blocks != nullptr && keeps<bf16>(in.values);
     }
-    return may_stay_bf16<Inputs> && steps.add_bf16_l1 != nullptr && kernels::has_bf16_rows(in.values);
+    return may_stay_bf16<Inputs> && steps.add_bf16_l1 != nullptr && keeps<bf16>(in.values);
 }
 
 // Scratch of one KV head.
 struct projected_norm_scratch {
-    std::span<float> values; // [tile_tokens, head_dim]
-    std::span<float> norms;  // of the kernels
-    std::span<float> rows;   // [packed_rows_at_once, hidden]; empty where nothing is to be read
-    std::span<float> packed; // W_O or the Gram matrix of one query head; empty where it is prepared
-    std::span<bf16> blocks;  // the same where it may stay bf16
+    std::span<float> values;     // [tile_tokens, head_dim]
+    std::span<bf16> values_bf16; // the same where they may stay bf16
+    std::span<float> norms;      // of the kernels
+    std::span<float> rows;       // [packed_rows_at_once, hidden]; empty where nothing is to be read
+    std::span<float> packed;     // W_O or the Gram matrix of one query head; empty where it is prepared
+    std::span<bf16> blocks;      // the same where it may stay bf16
 
     template <class Inputs>
     projected_norm_scratch(const Inputs& in, workspace& own) {
         const index_t value_dim = extent(in.values, 2);
         const index_t tokens = kernels::tile_tokens(value_dim);
+        if constexpr (may_stay_bf16<Inputs>) { values_bf16 = own.take<bf16>(tokens * value_dim); }
         values = own.take<float>(tokens * value_dim);
         norms = own.take<float>(kernels::norm_scratch_floats(tokens));
         if constexpr (uses_gram<Inputs>) {
@@ -133,9 +135,10 @@ void add_bf16_norms(const Inputs& in, index_t kv_head, index_t h, token_range ra
         pack_head(in.output_projection, h, steps.pack_bf16, scratch.rows.data(), scratch.blocks.data());
     }
     for (index_t t = range.begin; t < range.end; t += step) {
-        const kernels::bf16_rows v = kernels::rows_of_bf16(in.values, kv_head, t);
-        steps.add_bf16_l1(v.data, v.stride, std::min(step, range.end - t), blocks, value_dim,
-                          extent(in.output_projection, 2), scratch.norms.data(), norms + (t - range.begin));
+        const index_t count = std::min(step, range.end - t);
+        const auto v = read_rows<bf16>(in.values, kv_head, t, count, scratch.values_bf16.data());
+        steps.add_bf16_l1(v.data, v.stride, count, blocks, value_dim, extent(in.output_projection, 2),
+                          scratch.norms.data(), norms + (t - range.begin));
     }
 }
 
@@ -163,7 +166,7 @@ void projected_norms_of_head(
         const float* const packed = packed_head(in, h, steps, scratch);
         for (index_t t = range.begin; t < range.end; t += step) {
             const index_t count = std::min(step, range.end - t);
-            const float_rows v = kernels::read_rows(in.values, kv_head, t, count, scratch.values.data());
+            const float_rows v = read_rows(in.values, kv_head, t, count, scratch.values.data());
             float* out = norms.data() + (t - range.begin);
             if constexpr (uses_gram<Inputs>) {
                 steps.add_gram_l2(v.data, v.stride, count, packed, value_dim, scratch.norms.data(), out);

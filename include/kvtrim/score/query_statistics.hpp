@@ -18,7 +18,7 @@
 // float on centred queries, means in double. Workspace: two tiles of queries per query head.
 
 #include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/kernels/products.hpp>
 
 #include <algorithm>

@@ -28,6 +28,7 @@
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/row_ops.hpp>

@@ -85,6 +85,15 @@ struct window_attention {
     }
 
   private:
+    template <class Inputs>
+    static constexpr bool weighs_rows = requires(const Aggregator& a,
+                                                 const attention_block<attention_rows<Inputs>>& block,
+                                                 std::span<float> weights) {
+        a.weigh_rows(block, weights);
+    };
+    template <class Inputs>
+    static constexpr index_t weight_floats = weighs_rows<Inputs> ? kernels::tile_query_rows : 0;
+
     // Logits that one of `workers` keeps: all of a block, within its share of the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in, index_t workers) const {
@@ -109,6 +118,7 @@ struct window_attention {
         const attention_rows rows(in, request, 0, newest_queries, halo(in), counting);
         static_cast<void>(
             counting.template take<float>(aggregator.lanes(rows.group_size()) * in.longest_row()));
+        static_cast<void>(counting.template take<float>(weight_floats<Inputs>));
         return counting.needed_bytes();
     }
 
@@ -119,14 +129,18 @@ struct window_attention {
         rows.keep_logits_in(logits);
         const token_range range = rows.candidate_range();
         const auto accumulators = scratch.take<float>(aggregator.lanes(rows.group_size()) * range.size());
+        const auto weights = scratch.take<float>(weight_floats<Inputs>);
         std::fill(accumulators.begin(), accumulators.end(), 0.0f);
         const attention_head head{rows.group_size(), rows.queries(),     range.size(),
                                   range.begin,       rows.query_begin(), request.attention.sliding_window};
         double protected_mass = 0;
         for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
-            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r), 2 * halo(in) + 1);
+            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r));
             protected_mass += rows.protected_mass();
-            fold_block(rows, head, range, halo(in), accumulators);
+            if constexpr (weighs_rows<Inputs>) {
+                aggregator.weigh_rows(attention_block<attention_rows<Inputs>>{rows, head}, weights);
+            }
+            fold_block(rows, head, range, halo(in), weights.data(), accumulators);
         }
         const auto g = static_cast<std::size_t>(kv_head);
         std::span<float> attention = {};
@@ -139,15 +153,15 @@ struct window_attention {
 
     template <class Inputs>
     void fold_block(attention_rows<Inputs>& rows, const attention_head& head, token_range range, index_t halo,
-                    std::span<float> accumulators) const {
+                    const float* weights, std::span<float> accumulators) const {
         const index_t end = std::min(range.end, rows.visible_end() + halo);
         for (index_t t = range.begin; t < end; t += rows.tile_tokens()) {
             const index_t tokens = std::min(rows.tile_tokens(), end - t);
             const index_t before = std::min(halo, t - range.begin);
             const index_t after = std::min(halo, range.end - (t + tokens));
             const float* attention = rows.attention(t - before, before + tokens + after);
-            aggregator.add({attention, rows.pooling_factor(), rows.block_rows(), rows.first_row(),
-                            t - range.begin, tokens, before, after, head},
+            aggregator.add({attention, weights, rows.block_rows(), rows.first_row(), t - range.begin, tokens,
+                            before, after, head},
                            accumulators);
         }
     }

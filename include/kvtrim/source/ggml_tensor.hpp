@@ -15,7 +15,7 @@
 // view may do without a copy (f32, and bf16 on AMX) is a copy here. visit(fn) calls fn with the typed view: compact_in_place of a
 // transposed V is faster so, as it moves channel by channel.
 
-#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/source/ggml_blocks.hpp>
 
 #include <variant>
@@ -173,14 +173,20 @@ class ggml_tensor_rows {
     }
 
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        visit([&](const auto& view) { kernels::load_rows(view, head, first, count, tile); });
+        visit([&](const auto& view) { kvtrim::load_rows(view, head, first, count, tile); });
     }
-    [[nodiscard]] bool has_bf16_rows() const {
+    /// Rows of bf16, where the tensor is of it: the elements that processors multiply as they are.
+    [[nodiscard]] element_rows<bf16> rows_in_place(index_t head, index_t first, index_t count) const {
         const auto* view = as<strided<bf16, 3>>();
-        return view != nullptr && kernels::has_bf16_rows(*view);
+        return view == nullptr ? element_rows<bf16>{} : kvtrim::rows_in_place(*view, head, first, count);
     }
-    void load_bf16_rows(index_t head, index_t first, index_t count, bf16* tile) const {
-        kernels::load_bf16_rows(*as<strided<bf16, 3>>(), head, first, count, tile);
+    [[nodiscard]] bool keeps_elements() const {
+        const auto* view = as<strided<bf16, 3>>();
+        return view != nullptr && keeps<bf16>(*view);
+    }
+    /// Requires keeps_elements().
+    void load_rows(index_t head, index_t first, index_t count, bf16* tile) const {
+        kvtrim::load_rows(*as<strided<bf16, 3>>(), head, first, count, tile);
     }
 
     /// Returns invalid_parameter, with nothing moved, where heads share blocks.

@@ -10,7 +10,7 @@
 //
 // The indices must live as long as the source. Runs of neighbouring slots are read at once.
 
-#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/base/row_reader.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -42,24 +42,27 @@ class indexed_rows {
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 1 ? static_cast<index_t>(indices_.size()) : static_cast<index_t>(slots_.extent(r));
     }
-    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
+    [[nodiscard]] auto rows_in_place(index_t head, index_t first, index_t count) const
+        requires(!std::is_void_v<stored_element<Slots>>) {
+        element_rows<stored_element<Slots>> found;
         for_each_run(first, count, [&](index_t slot, index_t run) {
-            kernels::load_rows(slots_, head, slot, run, tile);
-            tile += run * extent(2);
+            if (run == count) { found = kvtrim::rows_in_place(slots_, head, slot, run); }
         });
+        return found;
     }
-    [[nodiscard]] bool has_bf16_rows() const { return kernels::has_bf16_rows(slots_); }
-    void load_bf16_rows(index_t head, index_t first, index_t count, bf16* tile) const
-        requires(kvtrim::detail::is_memory_of<Slots, bf16>() || kernels::bf16_row_source<Slots>) {
+    [[nodiscard]] bool keeps_elements() const requires requires(const Slots& v) { v.keeps_elements(); }
+    { return slots_.keeps_elements(); }
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         for_each_run(first, count, [&](index_t slot, index_t run) {
-            kernels::load_bf16_rows(slots_, head, slot, run, tile);
+            kvtrim::load_rows(slots_, head, slot, run, tile);
             tile += run * extent(2);
         });
     }
     void store_rows(index_t head, index_t first, index_t count,
                     const float* tile) const requires row_store<Slots> {
         for_each_run(first, count, [&](index_t slot, index_t run) {
-            kernels::store_rows(slots_, head, slot, run, tile);
+            kvtrim::store_rows(slots_, head, slot, run, tile);
             tile += run * extent(2);
         });
     }

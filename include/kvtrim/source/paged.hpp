@@ -18,8 +18,8 @@
 // Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
 // To evict: compact/page_moves.hpp.
 
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/base/strided_bytes.hpp>
-#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/plan/page_table.hpp>
 
 namespace kvtrim {
@@ -83,44 +83,52 @@ struct block_table {
 
 namespace detail {
 
-// Tokens [first, first + count) of a row of pages, as floats or as bf16 [count, head_dim]; `from` is the pool, shifted to
-// the head.
-template <class T, class Out>
-void load_paged(const T* from, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
-                index_t count, index_t head_dim, Out* tile) {
-    while (count > 0) {
-        const index_t offset = first % layout.page_tokens;
-        const index_t run = std::min(layout.page_tokens - offset, count);
-        const T* rows = from +
-                        pages[static_cast<std::size_t>(first / layout.page_tokens)] * layout.page_stride +
-                        offset * layout.token_stride;
-        const strided<const T, 3> page(rows, {1, run, head_dim}, {0, layout.token_stride, 1});
-        if constexpr (std::is_same_v<Out, bf16>) {
-            kernels::load_bf16_rows(page, 0, 0, run, tile);
-        } else {
-            kernels::load_rows(page, 0, 0, run, tile);
-        }
-        first += run;
-        count -= run;
-        tile += run * head_dim;
+// Calls fn(rows, i, run) for tokens [first, first + count) of a row of pages, those of one page at once: rows are where the run
+// begins, its i-th token on. `pool` is shifted to the head.
+template <class Pool, class Fn>
+void for_each_run(Pool* pool, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
+                  index_t count, Fn&& fn) {
+    for (index_t i = 0; i < count;) {
+        const index_t offset = (first + i) % layout.page_tokens;
+        const index_t run = std::min(layout.page_tokens - offset, count - i);
+        const index_t page = pages[static_cast<std::size_t>((first + i) / layout.page_tokens)];
+        fn(pool + page * layout.page_stride + offset * layout.token_stride, i, run);
+        i += run;
     }
 }
 
-// The way back. Whole pages at a time, too.
+// Where they all lie in one page; null data elsewhere.
 template <class T>
-void store_paged(T* to, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
-                 index_t count, index_t head_dim, const float* tile) {
-    while (count > 0) {
-        const index_t offset = first % layout.page_tokens;
-        const index_t run = std::min(layout.page_tokens - offset, count);
-        T* rows = to + pages[static_cast<std::size_t>(first / layout.page_tokens)] * layout.page_stride +
-                  offset * layout.token_stride;
-        kernels::store_rows(strided<T, 3>(rows, {1, run, head_dim}, {0, layout.token_stride, 1}), 0, 0, run,
-                            tile);
-        first += run;
-        count -= run;
-        tile += run * head_dim;
+[[nodiscard]] element_rows<T> paged_in_place(const T* pool, const page_layout& layout,
+                                             std::span<const std::int32_t> pages, index_t first,
+                                             index_t count) {
+    element_rows<T> found;
+    if (count > 0 && first % layout.page_tokens + count <= layout.page_tokens) {
+        for_each_run(pool, layout, pages, first, count, [&](const T* rows, index_t, index_t) {
+            found = {rows, layout.token_stride};
+        });
     }
+    return found;
+}
+
+// As floats or as they are, [count, head_dim].
+template <class T, class Out>
+void load_paged(const T* pool, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
+                index_t count, index_t head_dim, Out* tile) {
+    for_each_run(pool, layout, pages, first, count, [&](const T* rows, index_t i, index_t run) {
+        copy_rows(element_rows<T>{rows, layout.token_stride}, run, head_dim, tile + i * head_dim);
+    });
+}
+
+// The way back.
+template <class T>
+void store_paged(T* pool, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
+                 index_t count, index_t head_dim, const float* tile) {
+    for_each_run(pool, layout, pages, first, count, [&](T* rows, index_t i, index_t run) {
+        for (index_t t = 0; t < run; ++t) {
+            simd::narrow(tile + (i + t) * head_dim, head_dim, rows + t * layout.token_stride);
+        }
+    });
 }
 
 // Whether rows of `heads` heads in these pages share a byte with `other`.
@@ -191,13 +199,11 @@ class paged_rows {
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads_ : r == 1 ? tokens_ : head_dim_;
     }
-    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        detail::load_paged<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
-                              tile);
+    [[nodiscard]] element_rows<T> rows_in_place(index_t head, index_t first, index_t count) const {
+        return detail::paged_in_place<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count);
     }
-    [[nodiscard]] static constexpr bool has_bf16_rows() { return std::is_same_v<T, bf16>; }
-    void load_bf16_rows(index_t head, index_t first, index_t count,
-                        bf16* tile) const requires std::is_same_v<T, bf16> {
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         detail::load_paged<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
                               tile);
     }
@@ -261,12 +267,11 @@ class paged_head_rows {
     [[nodiscard]] index_t rows(index_t head) const {
         return table_.tokens(first_row_ + head, layout_.page_tokens);
     }
-    void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        detail::load_paged<T>(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+    [[nodiscard]] element_rows<T> rows_in_place(index_t head, index_t first, index_t count) const {
+        return detail::paged_in_place<T>(pool_, layout_, table_.row(first_row_ + head), first, count);
     }
-    [[nodiscard]] static constexpr bool has_bf16_rows() { return std::is_same_v<T, bf16>; }
-    void load_bf16_rows(index_t head, index_t first, index_t count,
-                        bf16* tile) const requires std::is_same_v<T, bf16> {
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         detail::load_paged<T>(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const

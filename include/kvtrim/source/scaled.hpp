@@ -25,7 +25,7 @@
 #include <kvtrim/base/tensor_view.hpp>
 #include <kvtrim/kernels/encode.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
-#include <kvtrim/kernels/widen.hpp>
+#include <kvtrim/simd/convert.hpp>
 
 #include <array>
 #include <cstddef>
@@ -85,7 +85,7 @@ class scaled_rows {
             if constexpr (std::is_same_v<code, std::int8_t>) {
                 kernels::scale_codes(row(head, t), length, by, tile);
             } else {
-                kernels::widen(row(head, t), length, tile);
+                simd::widen(row(head, t), length, tile);
                 kernels::scale_codes(static_cast<const float*>(tile), length, by, tile);
             }
         }

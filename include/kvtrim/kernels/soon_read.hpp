@@ -1,0 +1,38 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Prefetching of what comes next, by the steps of what is computed meanwhile.
+
+#include <kvtrim/base/status.hpp>
+
+#include <algorithm>
+
+namespace kvtrim::kernels {
+
+// Memory that will be read soon: brought near by who computes meanwhile.
+struct soon_read {
+    const void* data = nullptr;
+    index_t bytes = 0;
+};
+
+// Prefetches such memory to the second level cache in so many even steps.
+class even_prefetch {
+  public:
+    even_prefetch(const soon_read& next, index_t steps)
+        : line_(static_cast<const char*>(next.data)), end_(line_ + next.bytes),
+          step_bytes_((next.bytes / steps + line_bytes) / line_bytes * line_bytes) {}
+
+    void step() {
+        const char* const stop = line_ + std::min<index_t>(step_bytes_, end_ - line_);
+        for (; line_ < stop; line_ += line_bytes) { __builtin_prefetch(line_, 0, 2); }
+    }
+
+  private:
+    static constexpr index_t line_bytes = 64;
+    const char* line_;
+    const char* end_;
+    index_t step_bytes_;
+};
+
+} // namespace kvtrim::kernels
