@@ -53,11 +53,11 @@ struct any_rows {
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         switch (tensor.dtype) {
         case KVTRIM_F32:
-            return kvtrim::kernels::load_rows(typed<const float>(tensor), head, first, count, tile);
+            return kvtrim::load_rows(typed<const float>(tensor), head, first, count, tile);
         case KVTRIM_F16:
-            return kvtrim::kernels::load_rows(typed<const kvtrim::f16>(tensor), head, first, count, tile);
+            return kvtrim::load_rows(typed<const kvtrim::f16>(tensor), head, first, count, tile);
         default:
-            return kvtrim::kernels::load_rows(typed<const kvtrim::bf16>(tensor), head, first, count, tile);
+            return kvtrim::load_rows(typed<const kvtrim::bf16>(tensor), head, first, count, tile);
         }
     }
 };
