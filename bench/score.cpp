@@ -131,7 +131,8 @@ void window_score(benchmark::State& state, const Scorer& scorer) {
 void custom_mean(benchmark::State& state) {
     static const char* const wrong = [] {
         const layer<float> data(checked_tokens);
-        scoring own(data.inputs(), data.request(), custom), expected(data.inputs(), data.request(), unpooled);
+        scoring own(data.inputs(), data.request(), custom);
+        scoring expected(data.inputs(), data.request(), unpooled);
         return own.run().ok() && expected.run().ok() && own.importance() == expected.importance()
                    ? nullptr
                    : "the scores of a third party's mean differ";

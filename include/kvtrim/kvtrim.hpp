@@ -9,6 +9,7 @@
 #include <kvtrim/base/filled.hpp>
 #include <kvtrim/base/fp8.hpp>
 #include <kvtrim/base/ragged.hpp>
+#include <kvtrim/base/row_reader.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/compact/in_place.hpp>

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A header includes only headers of lower levels, so there are no cycles and every layer can be read alone.
-# Also checked: who may include Eigen, the length of a header, and how it begins.
+# Also checked: who may include Eigen, the length of a header, how it begins, and that none asks the machine for its
+# threads.
 set -euo pipefail
 
 # The first matching pattern (of a path below include/kvtrim/, whole path) gives the level. Files of one level
@@ -136,6 +137,7 @@ END {
             if (number == 1 && line != "// Copyright (c) kvtrim authors") fail(path ":1: copyright line expected")
             if (number == 2 && line != "// SPDX-License-Identifier: MIT") fail(path ":2: SPDX line expected")
             if (number > 2 && guard == "" && line != "") guard = line
+            if (line ~ /hardware_concurrency/) fail(path ":" number ": answers must not depend on the machine")
             if (line ~ /^[ \t]*#[ \t]*include/) check_include(path, line, own_level, number)
         }
         close(path)

@@ -75,8 +75,8 @@ TEMPLATE_TEST_CASE("ggml_tensor_rows: elements read, plan and move as those of s
     REQUIRE(validate(across).ok());
     CHECK(rows.row_bytes() == dim * size);
     CHECK_FALSE(rows.heads_move_together());
-    CHECK(rows.has_bf16_rows() == std::is_same_v<TestType, bf16>);
-    CHECK_FALSE(across.has_bf16_rows());
+    CHECK(keeps<bf16>(rows) == std::is_same_v<TestType, bf16>);
+    CHECK(keeps<bf16>(across) == std::is_same_v<TestType, bf16>);
     CHECK(support::loaded(joined) == support::loaded(rows));
     require_same_plans(keys, values, rows, across);
 

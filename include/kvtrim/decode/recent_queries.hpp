@@ -157,7 +157,7 @@ class recent_queries {
 
     template <class Queries>
     void store(const Queries& chunk, index_t head, index_t first, index_t count, T* out) const {
-        if constexpr (std::is_same_v<T, float> || std::is_same_v<T, stored_element<Queries>>) {
+        if constexpr (std::is_same_v<T, float> || is_made_of<Queries, T>) {
             load_rows(chunk, head, first, count, out);
         } else {
             static_assert(tensor_view<Queries, 3>,
