@@ -189,13 +189,13 @@ struct bf16_layer {
                                                const kernels::window_kernels& steps) const {
         const strided<const bf16, 3> keys(k.data(), {shape.kv_heads, shape.tokens, shape.head_dim},
                                           {shape.tokens * shape.head_dim, key_stride, channel_stride});
-        return attention_over(keys, request, count, steps, channel_stride == 1);
+        return attention_over(keys, request, count, steps);
     }
 
     template <class Keys>
     [[nodiscard]] std::vector<float> attention_over(const Keys& keys, const eviction_request& request,
-                                                    index_t count, const kernels::window_kernels& steps,
-                                                    bool may_stay_bf16) const {
+                                                    index_t count,
+                                                    const kernels::window_kernels& steps) const {
         const strided<const bf16, 3> queries(q.data(), {shape.q_heads(), shape.queries, shape.head_dim});
         const auto in = kvtrim::layer(keys).with_queries(queries);
         growing_workspace memory;
@@ -206,7 +206,7 @@ struct bf16_layer {
         std::vector<float> lent(static_cast<std::size_t>(shape.tokens * count), -31337.0f);
         rows.keep_logits_in(lent);
         rows.begin_block(0, count);
-        const bool in_tiles = steps.bf16_logits != nullptr && may_stay_bf16;
+        const bool in_tiles = steps.bf16_logits != nullptr;
         CHECK((lent.front() == -31337.0f) == in_tiles); // tiles keep nothing
         std::vector<float> all;
         for (index_t t = 0; t < shape.tokens; t += rows.tile_tokens()) {
@@ -290,14 +290,14 @@ TEST_CASE("attention_rows: keys and queries of bf16 in AMX tiles give what they 
             }
             CHECK(near);
             CHECK(got != expected); // another order of summation: they were computed in tiles
-            // Channels that are not neighbours are not read in place.
-            CHECK(channels.attention(request, count, tiles) == expected);
-            // Rows in pages or slots are copied first: the same floats.
+            // Channels that are not neighbours, and rows in pages or slots, are copied first: the same floats.
+            CHECK(channels.attention(request, count, tiles) == got);
+            CHECK(channels.attention(request, count, widened) == expected);
             const scattered_rows moved(rows);
-            CHECK(rows.attention_over(moved.paged(), request, count, tiles, true) == got);
-            CHECK(rows.attention_over(moved.indexed(), request, count, tiles, true) == got);
-            CHECK(rows.attention_over(moved.paged(), request, count, widened, true) == expected);
-            CHECK(rows.attention_over(moved.indexed(), request, count, widened, true) == expected);
+            CHECK(rows.attention_over(moved.paged(), request, count, tiles) == got);
+            CHECK(rows.attention_over(moved.indexed(), request, count, tiles) == got);
+            CHECK(rows.attention_over(moved.paged(), request, count, widened) == expected);
+            CHECK(rows.attention_over(moved.indexed(), request, count, widened) == expected);
         }
     }
 }

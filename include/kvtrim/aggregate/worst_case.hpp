@@ -41,8 +41,9 @@ struct worst_case_attention {
     // The mass of a row over that of its pooled row: near the ends the windows of a candidate are fewer than kernel_tokens.
     template <class Block>
     void weigh_rows(const Block& block, std::span<float> weights) const {
-        const index_t half = halo(), columns = block.head.candidates;
-        double missing[kernels::tile_query_rows] = {}; // from the windows
+        const index_t columns = block.head.candidates;
+        const index_t half = std::min(halo(), columns); // a wider window sees no more
+        double missing[kernels::tile_query_rows] = {};  // from the windows
         const auto add_missing = [&](index_t begin, index_t end) {
             for (index_t c = begin; c < end; ++c) {
                 const auto windows = static_cast<double>(std::max<index_t>(0, half - c) +
@@ -53,11 +54,10 @@ struct worst_case_attention {
                 }
             }
         };
-        const index_t front = std::min(half, columns);
-        add_missing(0, front);
-        add_missing(std::max(front, columns - half), columns);
+        add_missing(0, half);
+        add_missing(std::max(half, columns - half), columns);
         for (index_t r = 0; r < block.query_rows(); ++r) {
-            const double pooled = static_cast<double>(kernel_tokens) * block.mass(r) - missing[r];
+            const double pooled = static_cast<double>(2 * half + 1) * block.mass(r) - missing[r];
             weights[static_cast<std::size_t>(r)] =
                 pooled > 0 ? static_cast<float>(block.mass(r) / pooled) : 0.0f;
         }
