@@ -138,7 +138,8 @@ struct pipeline_tables {
     }
 
     [[nodiscard]] token_scores all() const {
-        return {offsets, importance, attention, protected_mass, protected_tokens};
+        return {offsets,        importance,       attention,
+                protected_mass, protected_tokens, static_cast<index_t>(heads)};
     }
     // One layer's part, as if there were no other; valid until the next call.
     [[nodiscard]] token_scores layer(std::size_t l) const {
