@@ -218,18 +218,19 @@ class running_scores {
         template <class Inputs>
         [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
             if (const status s = state->validate_tokens(in); !s.ok()) { return s; }
-            const index_t total = request.budget.total(in.kv_heads());
-            if (total >= state->first_.total_tokens()) { return {}; } // nothing leaves
-            const bool by_sum = lifetime == score_lifetime::ignored;
             const index_t drafts = std::max<index_t>(0, request.protect.rollback_tokens);
-            const index_t least = std::max<index_t>(state->unseen_ - drafts, by_sum ? 1 : 0);
-            if (request.protect.window_tokens >= least) { return {}; }
+            const index_t least = state->unseen_ - drafts;
+            if (lifetime == score_lifetime::ignored) {
+                return detail::validate_sum_window(in, request, std::max<index_t>(least, 1));
+            }
+            if (request.protect.window_tokens >= least ||
+                request.budget.total(in.kv_heads()) >= state->first_.total_tokens()) { // nothing leaves
+                return {};
+            }
             return {errc::invalid_parameter,
-                    by_sum ? "running_scores: sums put the newest tokens last: protect them with "
-                             "request.protect.window_tokens, half of the budget in H2O"
-                           : "running_scores: request.protect.window_tokens must cover the tokens whose "
-                             "queries were not added",
-                    std::max(least, by_sum ? total / in.kv_heads() / 2 : 0)};
+                    "running_scores: request.protect.window_tokens must cover the tokens whose "
+                    "queries were not added",
+                    least};
         }
 
         template <class Inputs, executor Executor>
