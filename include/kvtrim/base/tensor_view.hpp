@@ -114,8 +114,7 @@ template <std::size_t Rank>
     for (const index_t e : extents) {
         if (e <= 0) { return true; }
     }
-    index_t reach =
-        (std::numeric_limits<index_t>::max() - static_cast<index_t>(bytes)) / static_cast<index_t>(unit);
+    index_t reach = ((index_t{1} << 56) - static_cast<index_t>(bytes)) / static_cast<index_t>(unit);
     for (std::size_t r = 0; r < Rank; ++r) {
         if (extents[r] == 1) { continue; }
         const index_t longest = reach / (extents[r] - 1);

@@ -63,10 +63,11 @@ class running_scores {
     /// The cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative count, index_overflow,
     /// with nothing changed.
     [[nodiscard]] status append(index_t count) {
-        for (const status s : {validity_, first_.can_append(count)}) {
+        for (const status s : {validity_, first_.reserve(count)}) {
             if (!s.ok()) { return s; }
         }
-        for (auto& sums : sums_) { // as long as first_
+        for (auto& sums : sums_) { static_cast<void>(sums.reserve(count)); } // all before one changes
+        for (auto& sums : sums_) {                                           // as long as first_
             static_cast<void>(sums.append(count, [](index_t) { return 0.0f; }));
         }
         unseen_ += count;

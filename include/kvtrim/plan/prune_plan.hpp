@@ -127,10 +127,11 @@ class prune_plan {
         if (total > most) {
             return {errc::index_overflow, "a prune plan holds at most 2^31 - 1 blocks", total};
         }
+        offsets_.reserve(counts.size() + 1);
+        blocks_.resize(static_cast<std::size_t>(total)); // the last that may throw
+        offsets_.resize(counts.size() + 1);
         grid_ = grid;
         kv_heads_ = kv_heads;
-        offsets_.resize(counts.size() + 1);
-        blocks_.resize(static_cast<std::size_t>(total));
         offsets_[0] = 0;
         for (std::size_t r = 0; r < counts.size(); ++r) {
             offsets_[r + 1] = offsets_[r] + static_cast<table_index>(counts[r]);
