@@ -6,7 +6,6 @@
 #include "compact/random_pages.hpp"
 #include "support/states.hpp"
 
-#include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/base/row_range.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/rope_rerotation.hpp>
@@ -135,10 +134,6 @@ TEST_CASE("views whose extents and strides lead out of any memory are empty, who
     const latent_cache<float> wide(data.data(), 4, 8, {far, {far / 2, 8}, {0, 4}});
     CHECK(is_refused(wide.values()));
     CHECK(is_refused(wide.rotary()));
-    using any_strides = Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>;
-    Eigen::Map<Eigen::MatrixXf, 0, any_strides> matrix(data.data(), 4, 8, any_strides(far, 1));
-    CHECK(is_refused(heads_in_columns(matrix, 2)));
-    CHECK(is_refused(output_projection(matrix, 2)));
 }
 
 TEST_CASE("prune_plan: heads without number of an empty chunk are refused, not counted",
