@@ -75,7 +75,9 @@ TEST_CASE("a token that few queries have seen is not judged by their number", "[
     const std::vector<float> q(tokens, 1.0f);
     const auto in =
         kvtrim::layer(view(k.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
-    const trace sums = run(h2o(), in, {.budget = per_head(10)});
+    const mean_attention sum{.pool = pooling::none, .queries = query_normalisation::sum};
+    const trace sums =
+        run(eviction_policy{window_attention{sum}, uniform{}, one_stage{}}, in, {.budget = per_head(10)});
     const trace means = run(observed_attention(), in, {.budget = per_head(10)});
     CHECK(sums.importance[0] > sums.importance[20]);
     CHECK(static_cast<double>(sums.importance[39]) == Approx(1.0 / 40));
