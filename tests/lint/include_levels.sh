@@ -18,7 +18,7 @@ base/[^/]+\.hpp                                 2
 simd/region\.hpp                                0.5
 simd/cpu\.hpp                                   1
 simd/choose\.hpp                                1.2
-simd/(common|four_lanes)\.inl                   1.6
+simd/(common|four_lanes|copied_parts)\.inl      1.6
 simd/(portable|neon|avx2)\.hpp                       2
 simd/avx512\.hpp                                2.1
 simd/simd\.hpp                                  2.2
@@ -34,7 +34,7 @@ kernels/window_ops_amx\.hpp                     3.2
 kernels/(window_ops|projection_ops)\.hpp        3.3
 kernels/tile_ops\.hpp                           3.35
 kernels/query_tile\.hpp                         3.36
-kernels/(lanes_avx512|decode_tile)\.hpp         3.38
+kernels/lanes_avx512\.hpp                       3.38
 kernels/([^/]+_avx(2|512)|query_tile_amx)\.hpp  3.4
 kernels/dispatch\.hpp                           3.45
 kernels/compiled\.hpp                           3.47

@@ -34,13 +34,6 @@ struct basic_key_tile {
 };
 using key_tile = basic_key_tile<float>;
 
-// How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
-struct logit_rules {
-    float scale;
-    float soft_cap;         // 0: none
-    index_t sliding_window; // 0: all
-};
-
 // The queries of a tile: `count` of them, at cache rows [first_position, ...).
 struct query_range {
     index_t count;

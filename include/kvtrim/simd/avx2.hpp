@@ -168,6 +168,23 @@ KVTRIM_INLINE floats broadcast(f16 x) {
 
 // ---- Pairs, and doubles ----
 
+KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)));
+}
+KVTRIM_INLINE floats sums_of_lanes(const floats* x) {
+    const floats a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    const floats b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+}
+KVTRIM_INLINE floats sum_of_fours(floats x) {
+    return x + _mm256_permute2f128_ps(x, x, 0x01);
+}
+KVTRIM_INLINE floats highest_of_fours(floats x) {
+    return max(x, _mm256_permute2f128_ps(x, x, 0x01));
+}
+
 KVTRIM_INLINE floats in_order(floats x) { // of quarters that are where shuffles within halves leave them
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
 }
@@ -195,6 +212,7 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 
 #define KVTRIM_SIMD_TARGET avx2
 #include <kvtrim/simd/common.inl>
+#include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace kvtrim::simd::avx2

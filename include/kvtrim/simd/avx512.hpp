@@ -148,6 +148,52 @@ KVTRIM_INLINE floats broadcast(f16 x) {
 
 // ---- Pairs, and doubles ----
 
+KVTRIM_INLINE void split(__m512i bits, floats& even, floats& odd) {
+    even = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, bits, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
+}
+KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {
+    split(_mm512_loadu_si512(from), even, odd);
+}
+template <class T>
+KVTRIM_INLINE void load_first_of_two(const T* from, index_t count, floats& first, floats& second) {
+    const auto wanted = static_cast<__mmask32>((std::uint64_t{1} << std::clamp<index_t>(count, 0, 32)) - 1);
+    const auto low = static_cast<mask>(wanted), high = static_cast<mask>(wanted >> 16);
+    if constexpr (std::is_same_v<T, float>) {
+        first = _mm512_maskz_loadu_ps(low, from);
+        second = _mm512_maskz_loadu_ps(high, from + 16);
+    } else if constexpr (std::is_same_v<T, bf16>) {
+        split(_mm512_maskz_loadu_epi16(wanted, from), first, second);
+    } else {
+        first = _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(low, from));
+        second = _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(high, from + 16));
+    }
+}
+// Neighbouring lanes of a and b added; twice applied, each quarter holds one sum of each of four vectors.
+KVTRIM_INLINE floats add_pairs(floats a, floats b) {
+    return _mm512_maskz_unpacklo_ps(0xffff, a, b) + _mm512_maskz_unpackhi_ps(0xffff, a, b);
+}
+KVTRIM_INLINE floats add_quarters(floats a, floats b) {
+    return _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x88) + _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xdd);
+}
+KVTRIM_INLINE floats sums_of_four(const floats* x) {
+    const __m512d a = _mm512_castps_pd(add_pairs(x[0], x[1])), b = _mm512_castps_pd(add_pairs(x[2], x[3]));
+    return _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b)) +
+           _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b));
+}
+KVTRIM_INLINE floats sums_of_lanes(const floats* x) {
+    return add_quarters(add_quarters(sums_of_four(x), sums_of_four(x + 4)),
+                        add_quarters(sums_of_four(x + 8), sums_of_four(x + 12)));
+}
+KVTRIM_INLINE floats sum_of_fours(floats x) {
+    x = x + _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0x4e);
+    return x + _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0xb1);
+}
+KVTRIM_INLINE floats highest_of_fours(floats x) {
+    x = max(x, _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0x4e));
+    return max(x, _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0xb1));
+}
+
 KVTRIM_INLINE floats even_lanes(floats a, floats b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
 }

@@ -12,11 +12,11 @@
 #include <kvtrim/simd/cpu.hpp>
 
 #if KVTRIM_HAS_X86
-#define KVTRIM_CHOOSE(level, table)                                                                          \
-    (level) >= cpu_level::avx512 ? avx512::table                                                             \
-    : (level) >= cpu_level::avx2 ? avx2::table                                                               \
-                                 : KVTRIM_BASELINE::table
+#define KVTRIM_CHOOSE(level, ...)                                                                            \
+    (level) >= cpu_level::avx512 ? avx512::__VA_ARGS__                                                       \
+    : (level) >= cpu_level::avx2 ? avx2::__VA_ARGS__                                                         \
+                                 : KVTRIM_BASELINE::__VA_ARGS__
 #else
-#define KVTRIM_CHOOSE(level, table)                                                                          \
-    (level) == cpu_level::portable ? KVTRIM_BASELINE::table : KVTRIM_BASELINE::table
+#define KVTRIM_CHOOSE(level, ...)                                                                            \
+    (level) == cpu_level::portable ? KVTRIM_BASELINE::__VA_ARGS__ : KVTRIM_BASELINE::__VA_ARGS__
 #endif

@@ -35,6 +35,26 @@ class first_lanes {
 
 // ---- Pairs, and doubles ----
 
+KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {
+    mask bits;
+    __builtin_memcpy(&bits, from, sizeof(bits));
+    even = reinterpret_cast<floats>(bits << 16);
+    odd = reinterpret_cast<floats>(bits & 0xffff0000u);
+}
+KVTRIM_INLINE floats sums_of_lanes(const floats* x) {
+    const floats a =
+        __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5) + __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+    const floats b =
+        __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5) + __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+}
+KVTRIM_INLINE floats sum_of_fours(floats x) {
+    return x;
+}
+KVTRIM_INLINE floats highest_of_fours(floats x) {
+    return x;
+}
+
 KVTRIM_INLINE floats even_lanes(floats a, floats b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6);
 }

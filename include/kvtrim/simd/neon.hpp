@@ -140,8 +140,10 @@ KVTRIM_INLINE floats broadcast(f16 x) {
 }
 
 #define KVTRIM_SIMD_TARGET neon
-#include <kvtrim/simd/common.inl>
 #include <kvtrim/simd/four_lanes.inl>
+
+#include <kvtrim/simd/common.inl>
+#include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace kvtrim::simd::neon

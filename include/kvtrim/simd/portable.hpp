@@ -171,8 +171,10 @@ KVTRIM_INLINE floats broadcast(f16 x) {
 }
 
 #define KVTRIM_SIMD_TARGET portable
-#include <kvtrim/simd/common.inl>
 #include <kvtrim/simd/four_lanes.inl>
+
+#include <kvtrim/simd/common.inl>
+#include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace kvtrim::simd::portable
