@@ -50,24 +50,29 @@ struct capped_cache {
     kvtrim::running_scores scores{kv_heads, 0, slots};
     kvtrim::keep_plan plan;
     kvtrim::growing_workspace memory;
+    kvtrim::status ready; // of the constructor
 
     capped_cache() {
-        positions.append(kept_tokens);
-        scores.append(kept_tokens);
-        queries.append(kvtrim::strided(random_elements<float>(q_heads * window * head_dim, 4).data(),
-                                       {q_heads, window, head_dim}));
+        const auto newest = random_elements<float>(q_heads * window * head_dim, 4);
+        ready = positions.append(kept_tokens);
+        if (ready.ok()) { ready = scores.append(kept_tokens); }
+        if (ready.ok()) {
+            ready = queries.append(kvtrim::strided(newest.data(), {q_heads, window, head_dim}));
+        }
     }
     kvtrim::filled<T> view(std::vector<T>& data) {
         return {kvtrim::strided(data.data(), {kv_heads, slots, head_dim}), positions.lengths()};
     }
     kvtrim::strided<const float, 3> step_queries() const { return {q.data(), {q_heads, 1, head_dim}}; }
 
-    void add_token(bool with_scores) {
-        positions.append(1);
-        queries.append(step_queries());
-        if (!with_scores) { return; }
-        scores.append(1);
-        scores.add(kvtrim::strided<const float, 2>(weights.data(), {kv_heads, slots}));
+    kvtrim::status add_token(bool with_scores) {
+        if (const auto s = positions.append(1); !s.ok()) { return s; }
+        if (const auto s = queries.append(step_queries()); !s.ok() || !with_scores) { return s; }
+        return add_scores(kvtrim::strided<const float, 2>(weights.data(), {kv_heads, slots}));
+    }
+    kvtrim::status add_scores(const kvtrim::strided<const float, 2>& attention) {
+        const auto s = scores.append(1);
+        return s.ok() ? scores.add(attention) : s;
     }
     template <class Policy>
     kvtrim::status cut(const Policy& policy, bool with_scores) {
@@ -137,47 +142,48 @@ void reading(benchmark::State& state) {
     describe(state, {.stages = {{.read_bytes = 2 * data.bytes_of_keys()}}});
 }
 
-// The state of one token: fn(cache).
+// The state of one token: fn(cache) answers a status.
 template <class Fn>
 void state_row(benchmark::State& state, Fn&& fn) {
     capped_cache<float> cache;
+    check(state, cache.ready);
     for (auto _ : state) {
-        fn(cache);
+        check(state, fn(cache));
         state.PauseTiming(); // back to where it was
-        if (cache.positions.total_tokens() > kv_heads * kept_tokens) { cache.positions.rollback(1); }
+        if (cache.positions.total_tokens() > kv_heads * kept_tokens) {
+            check(state, cache.positions.rollback(1));
+        }
         if (cache.scores.tokens(0) >= kept_tokens + buffer_tokens) {
             cache.scores = kvtrim::running_scores(kv_heads);
         }
-        if (cache.scores.tokens(0) == 0) { cache.scores.append(kept_tokens); }
+        if (cache.scores.tokens(0) == 0) { check(state, cache.scores.append(kept_tokens)); }
         state.ResumeTiming();
     }
 }
 
 void state_queries(benchmark::State& state) {
-    state_row(state, [](auto& cache) { cache.queries.append(cache.step_queries()); });
+    state_row(state, [](auto& cache) { return cache.queries.append(cache.step_queries()); });
 }
 void state_positions(benchmark::State& state) {
-    state_row(state, [](auto& cache) { cache.positions.append(1); });
+    state_row(state, [](auto& cache) { return cache.positions.append(1); });
 }
 void state_scores_given(benchmark::State& state) {
     const std::vector<float> weights(static_cast<std::size_t>(q_heads * (kept_tokens + buffer_tokens)),
                                      1e-4f);
     const kvtrim::strided<const float, 2> attention(weights.data(), {q_heads, kept_tokens + buffer_tokens});
-    state_row(state, [&](auto& cache) {
-        cache.scores.append(1);
-        cache.scores.add(attention);
-    });
+    state_row(state, [&](auto& cache) { return cache.add_scores(attention); });
 }
 // range(0) tokens' queries at a time; time is per call, per_token_ms what counts.
 void state_scores_computed(benchmark::State& state) {
     const index_t batch = state.range(0);
     capped_cache<float> cache;
+    check(state, cache.ready);
     const auto q = random_elements<float>(q_heads * batch * head_dim, 6);
     const kvtrim::strided<const float, 3> queries(q.data(), {q_heads, batch, head_dim});
     double seconds = 0;
     for (auto _ : state) {
         cache.scores = kvtrim::running_scores(kv_heads, 0, capped_cache<float>::slots);
-        cache.scores.append(kept_tokens);
+        check(state, cache.scores.append(kept_tokens));
         const auto in = kvtrim::layer(cache.view(cache.k)).with_queries(queries);
         seconds += seconds_of([&] { check(state, cache.scores.update(in, {}, cache.memory)); });
     }
@@ -190,6 +196,7 @@ template <class T, class MakePolicy>
 void interval(benchmark::State& state, bool with_scores, MakePolicy&& make_policy) {
     const auto& whole = shared_layer<T>(prompt_tokens);
     capped_cache<T> cache;
+    check(state, cache.ready);
     std::vector<float> out(static_cast<std::size_t>(q_heads * head_dim));
     kvtrim::growing_workspace memory;
     double saved = 0, overhead = 0;
@@ -198,7 +205,7 @@ void interval(benchmark::State& state, bool with_scores, MakePolicy&& make_polic
             [&] { check(state, decode_attention(whole.keys(), whole.values(), cache.q, out, memory)); });
         double spent = 0, kept = 0;
         for (index_t i = 0; i < buffer_tokens; ++i) {
-            spent += seconds_of([&] { cache.add_token(with_scores); });
+            spent += seconds_of([&] { check(state, cache.add_token(with_scores)); });
             if (i != buffer_tokens / 2) { continue; } // the mean length
             kept = seconds_of([&] {
                 check(state,

@@ -108,7 +108,7 @@ void make_moves(benchmark::State& state, index_t heads, index_t sets) {
     const kvtrim::move_plan plan = layer.moves(kvtrim::move_order::fewest);
     auto keys = layer.keys();
     for (auto _ : state) {
-        kvtrim::move_rows(layer.memory(keys), plan);
+        check(state, kvtrim::move_rows(layer.memory(keys), plan));
         benchmark::ClobberMemory();
     }
     describe(state, {.stages = {{.copied_bytes = 2.0 * static_cast<double>(layer.moved_elements(plan)) *

@@ -37,7 +37,9 @@ int main() {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     for (index_t at = 0, n = 0; at < prompt + generated; at += n) {
-        n = at < prompt ? std::min(chunk, prompt - at) : 1;
+        n = at < prompt ? std::min(chunk, prompt - at)
+                        : 1; // a longer chunk would fit after no cut: admits() says so
+        if (const kvtrim::status s = decode.admits(positions, n); !s.ok()) { return std::puts(s.what()), 1; }
         if (decode.is_due(positions, n)) {
             const auto inputs = kvtrim::layer(cache(k), cache(v)).with_queries(queries.view());
             kvtrim::compaction_report bytes;
@@ -57,8 +59,9 @@ int main() {
         }
         std::generate_n(q.begin(), q_heads * n * head_dim,
                         [&] { return normal(random); }); // ... and has queries
-        positions.append(n);
-        queries.append(kvtrim::strided(q.data(), {q_heads, n, head_dim}));
+        kvtrim::status s = positions.append(n);
+        if (s.ok()) { s = queries.append(kvtrim::strided(q.data(), {q_heads, n, head_dim})); }
+        if (!s.ok()) { return std::puts(s.what()), 1; }
         if (positions.total_tokens() > decode.limit_tokens(kv_heads)) {
             return std::puts("above the cap"), 1;
         }

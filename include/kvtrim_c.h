@@ -11,7 +11,8 @@
  *     kvtrim_compact_in_place(&layer.keys, &layer.values, plan, &error);
  *
  * Every call answers with a kvtrim_code, and says more in *error, which may be null. A call that fails has written
- * nothing but *error. No exception leaves the library; what an engine can get wrong is answered, not aborted.
+ * nothing but *error. No exception leaves the library; what an engine can get wrong is answered, not aborted. Trusted are only
+ * pointers: that they are null or point to what extents, strides and counts say, and that handles came from this library.
  * Layers are independent: different plans may be made at the same time, with one policy or several, as long as
  * nobody sets options of it. Equal inputs give equal plans.
  */
@@ -47,7 +48,8 @@ enum {
     KVTRIM_INDEX_OVERFLOW = 8,      /* more tokens than a 32-bit table can address */
     KVTRIM_WORKSPACE_TOO_SMALL = 9, /* needed: bytes */
     KVTRIM_OUT_OF_MEMORY = 10,
-    KVTRIM_FAILED = 11
+    KVTRIM_FAILED = 11,
+    KVTRIM_VIEWS_OVERLAP = 12 /* keys and values share memory, but not the same rows */
 };
 
 typedef struct kvtrim_error {
@@ -132,7 +134,8 @@ KVTRIM_API const int32_t* kvtrim_plan_offsets(const kvtrim_plan* plan);
 KVTRIM_API const int32_t* kvtrim_plan_kept(const kvtrim_plan* plan);
 
 /* Moves the survivors of each head to its first rows, in the engine's memory; rows behind them are stale.
- * `values` may be null. */
+ * `values` may be null. They may lie inside the rows of `keys` (MLA) or be the same tensor: then rows move once. Error:
+ * KVTRIM_VIEWS_OVERLAP where they share memory in another way, or rows of one tensor overlap each other. */
 KVTRIM_API kvtrim_code kvtrim_compact_in_place(const kvtrim_tensor* keys, const kvtrim_tensor* values,
                                                const kvtrim_plan* plan, kvtrim_error* error);
 

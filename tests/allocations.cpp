@@ -190,9 +190,7 @@ void check_decode(index_t head_dim) {
             return filled(strided(data.data(), {kv_heads, slots, head_dim}), positions.lengths());
         };
         const auto advance = [&] {
-            positions.append(1);
-            queries.append(query);
-            scores.append(1);
+            done = done && positions.append(1).ok() && queries.append(query).ok() && scores.append(1).ok();
             const auto in = layer(cache(k)).with_queries(query);
             done = done && scores.update(in, {}, memory).ok();
         };
@@ -207,9 +205,7 @@ void check_decode(index_t head_dim) {
             }
             advance();
             advance();
-            positions.rollback(1);
-            queries.rollback(1);
-            scores.rollback(1);
+            done = done && positions.rollback(1).ok() && queries.rollback(1).ok() && scores.rollback(1).ok();
         }
     };
     live(budget + 3 * buffer);
@@ -284,7 +280,7 @@ void check_caches_of_engines(index_t head_dim) {
     const auto run = [&] {
         for (const move_order order : {move_order::fewest, move_order::from_tail, move_order::in_order}) {
             done = done && plan_page_moves(plan, table, pool, {.order = order}, moves, scratch).ok();
-            move_rows(keys, moves);
+            done = done && move_rows(keys, moves).ok();
         }
         done = done && cache.spread(40, [](index_t, index_t, index_t) {}).ok() && cache.append(1).ok();
     };

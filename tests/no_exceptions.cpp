@@ -100,14 +100,17 @@ void check_decode() {
     cache_positions positions(kv_heads);
     running_scores scores(kv_heads);
     recent_queries<> window(q_heads, queries, head_dim);
-    positions.append(tokens);
-    scores.append(tokens);
-    window.append(memory.inputs().queries);
+    REQUIRE_TRUE(positions.append(tokens).ok() && scores.append(tokens).ok());
+    REQUIRE_TRUE(window.append(memory.inputs().queries).ok());
+    REQUIRE_TRUE(window.rollback(-1).code() == errc::invalid_parameter);
+    REQUIRE_TRUE(running_scores(1, -1).append(1).code() == errc::invalid_parameter);
     growing_workspace scratch;
     REQUIRE_TRUE(scores.update(memory.inputs(), {}, scratch).ok());
-    const interval_policy decode{
-        eviction_policy{scores.scorer(), adaptive{}, one_stage{}}, {.budget = per_head(50)}, 100};
+    const interval_policy decode{eviction_policy{scores.scorer(), adaptive{}, one_stage{}},
+                                 {.budget = per_head(50), .protect = {.window_tokens = 25}},
+                                 100};
     REQUIRE_TRUE(decode.is_due(positions));
+    REQUIRE_TRUE(decode.admits(positions).ok() && decode.admits(positions, 101).code() == errc::no_room);
     keep_plan plan;
     REQUIRE_TRUE(decode.plan(memory.inputs().with_queries(window.view()), plan, scratch).ok());
     REQUIRE_TRUE(positions.compact(plan).ok() && scores.compact(plan).ok());

@@ -84,6 +84,8 @@ kvtrim_code code_of(errc code) {
         return KVTRIM_INDEX_OVERFLOW;
     case errc::workspace_too_small:
         return KVTRIM_WORKSPACE_TOO_SMALL;
+    case errc::views_overlap:
+        return KVTRIM_VIEWS_OVERLAP;
     default:
         return KVTRIM_FAILED;
     }
@@ -114,16 +116,22 @@ kvtrim_code guarded(kvtrim_error* error, Fn&& fn) {
 #endif
 }
 
+// Calls fn(view) with a view of the tensor's element; bits are bits, so that both halves are one case where they only move.
+template <class Fn>
+status with_elements(const kvtrim_tensor& t, Fn&& fn) {
+    return t.dtype == KVTRIM_F32 ? fn(typed<float>(t)) : fn(typed<kvtrim::bf16>(t));
+}
+
 status valid_tensor(const kvtrim_tensor& t) {
     constexpr index_t most = std::numeric_limits<std::int32_t>::max();
-    for (const index_t e : t.extents) {
-        if (e < 0 || e > most) { return invalid("a tensor's extents must lie in 0 ... 2^31 - 1"); }
+    constexpr index_t most_heads = index_t{1} << 20; // loops over heads end
+    if (t.extents[0] > most_heads || t.extents[1] > most || t.extents[2] > most) {
+        return invalid("a tensor has at most 2^20 heads, and 2^31 - 1 rows and elements of a row");
     }
     if (t.dtype != KVTRIM_F32 && t.dtype != KVTRIM_F16 && t.dtype != KVTRIM_BF16) {
         return invalid("a tensor's dtype must be KVTRIM_F32, KVTRIM_F16 or KVTRIM_BF16");
     }
-    const bool is_empty = t.extents[0] == 0 || t.extents[1] == 0 || t.extents[2] == 0;
-    return t.data != nullptr || is_empty ? status{} : invalid("a tensor has elements but no data");
+    return with_elements(t, [](const auto& view) { return view.validate(); });
 }
 
 bool is_given(const kvtrim_tensor& t) {
@@ -243,12 +251,6 @@ status dispatch(const kvtrim_policy* p, const kvtrim_layer* layer, const kvtrim_
     return fn(kvtrim::streaming_llm(), keys, r);
 }
 
-// Bits move, so that elements of one size are one case.
-status compact(const kvtrim_tensor& t, const kvtrim::keep_plan& plan) {
-    return t.dtype == KVTRIM_F32 ? kvtrim::compact_in_place(typed<float>(t), plan)
-                                 : kvtrim::compact_in_place(typed<kvtrim::bf16>(t), plan);
-}
-
 } // namespace
 
 extern "C" {
@@ -305,6 +307,9 @@ kvtrim_code kvtrim_policy_set(kvtrim_policy* policy, const char* key, double val
         } else if (option == "attention_mass") {
             policy->attention_mass = value;
         } else if (option == "floor_weight") {
+            if (std::abs(value) > std::numeric_limits<float>::max()) {
+                return invalid("this option is a float");
+            }
             policy->worst_case.floor_weight = static_cast<float>(value);
         } else {
             return invalid("no option has this key");
@@ -375,10 +380,12 @@ kvtrim_code kvtrim_compact_in_place(const kvtrim_tensor* keys, const kvtrim_tens
         for (const kvtrim_tensor* t : {keys, values}) {
             if (t == nullptr) { continue; }
             if (const status s = valid_tensor(*t); !s.ok()) { return s; }
-            if (const status s = kvtrim::check_plan(any_rows{*t}, plan->table); !s.ok()) { return s; }
         }
-        if (const status s = compact(*keys, plan->table); !s.ok() || values == nullptr) { return s; }
-        return compact(*values, plan->table);
+        return with_elements(*keys, [&](const auto& k) {
+            if (values == nullptr) { return kvtrim::compact_in_place(k, plan->table); }
+            return with_elements(*values,
+                                 [&](const auto& v) { return kvtrim::compact_in_place(k, v, plan->table); });
+        });
     });
 }
 

@@ -149,9 +149,7 @@ status evict(kv_pool& p, keep_plan& plan, move_plan& moves) {
     growing_workspace memory;
     workspace scratch = memory.of_bytes(plan_page_moves_bytes(table, pages));
     if (const status s = plan_page_moves(plan, table, pages, {}, moves, scratch); !s.ok()) { return s; }
-    move_rows(p.part(0), moves);
-    move_rows(p.part(1), moves);
-    return {};
+    return move_rows(p.part(0), p.part(1), moves); // keys and values
 }
 
 } // namespace

@@ -23,8 +23,10 @@ int main() {
     for (index_t l = 0; l < layers; ++l) {
         std::vector<float> of_tokens(tokens, 0.01f);
         of_tokens[static_cast<std::size_t>(64 + 32 * l)] = 1; // one token that matters, in block 4 + 2 l
-        score_blocks(of_tokens, block_tokens, block_reduction::sum,
-                     std::span(scores).subspan(static_cast<std::size_t>(l * blocks), blocks));
+        const status scored =
+            score_blocks(of_tokens, block_tokens, block_reduction::sum,
+                         std::span(scores).subspan(static_cast<std::size_t>(l * blocks), blocks));
+        if (!scored.ok()) { return std::puts(scored.what()), 1; }
     }
     const protection start_and_recent{.sink_tokens = 2, .window_tokens = 3}; // in blocks
     keep_plan plan;
@@ -37,14 +39,14 @@ int main() {
     for (index_t l = 0; l < layers; ++l) {
         std::vector<bool> is_evicted(blocks); // what the engine's block manager is told
         index_t freed = 0;
-        evicted_blocks(plan, l, blocks, [&](token_range range) {
+        const status listed = evicted_blocks(plan, l, blocks, [&](token_range range) {
             for (index_t b = range.begin; b < range.end; ++b) {
                 is_evicted[static_cast<std::size_t>(b)] = true;
             }
             freed += range.size();
         });
-        is_right = is_right && freed == blocks - kept_blocks && !is_evicted[0] && !is_evicted[1] &&
-                   !is_evicted[blocks - 1] && !is_evicted[blocks - 3] &&
+        is_right = is_right && listed.ok() && freed == blocks - kept_blocks && !is_evicted[0] &&
+                   !is_evicted[1] && !is_evicted[blocks - 1] && !is_evicted[blocks - 3] &&
                    !is_evicted[static_cast<std::size_t>(4 + 2 * l)];
     }
     std::printf("%d layers free %d of %d blocks each, %s\n", static_cast<int>(layers),

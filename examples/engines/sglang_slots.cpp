@@ -75,9 +75,10 @@ int main() {
     const std::vector<std::int32_t> before = row;
     row.clear();
     for (const auto t : plan.row(0)) { row.push_back(before[static_cast<std::size_t>(t)]); }
-    removed_ranges(plan.row(0), tokens, [&](token_range gone) {
+    s = removed_ranges(plan.row(0), tokens, [&](token_range gone) {
         free_slots.insert(free_slots.end(), before.begin() + gone.begin, before.begin() + gone.end);
     });
+    if (!s.ok()) { return std::puts(s.what()), 1; }
 
     std::vector<float> out(static_cast<std::size_t>(q_heads * head_dim));
     s = ragged_attention(layer(indexed_rows(keys, row), indexed_rows(values, row)).with_queries(query), {},

@@ -43,7 +43,7 @@ void check_sample(const json& recorded, check_result& result) {
     result.differing_samples += same ? 0 : 1;
 }
 
-void check_logits(const json& recorded, const recall_model& model, check_result& result) {
+void check_logits(const json& recorded, const llama_model& model, check_result& result) {
     const auto tokens = recorded.at("tokens").get<std::vector<token_id>>();
     const auto argmax = recorded.at("argmax_all").get<std::vector<index_t>>();
     const matrix logits = prefill(model, tokens, logit_rows::all).logits;
@@ -62,7 +62,7 @@ void check_logits(const json& recorded, const recall_model& model, check_result&
 
 } // namespace
 
-check_result check_against(const std::filesystem::path& reference_json, const recall_model& model) {
+check_result check_against(const std::filesystem::path& reference_json, const llama_model& model) {
     std::ifstream file(reference_json);
     if (!file) { throw std::runtime_error(reference_json.string() + ": cannot be opened"); }
     check_result result;

@@ -4,7 +4,7 @@
 
 // Compares the model and the sample generator with recorded results of the training code.
 
-#include "model.hpp"
+#include "engine.hpp"
 
 #include <filesystem>
 
@@ -25,6 +25,6 @@ struct check_result {
 
 // Throws std::runtime_error if the file is missing or broken.
 [[nodiscard]] check_result check_against(const std::filesystem::path& reference_json,
-                                         const recall_model& model);
+                                         const llama_model& model);
 
 } // namespace needle

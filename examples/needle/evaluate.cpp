@@ -26,12 +26,6 @@ index_t argmax(const matrix& logits, index_t row) {
     return best;
 }
 
-// [heads, count, head_dim]: `count` tokens from `first` on.
-cache_view rows_of(const head_tensor& tensor, index_t first, index_t count) {
-    const index_t row = tensor.head_dim();
-    return {tensor.data() + first * row, {tensor.heads(), count, row}, {tensor.tokens() * row, row, 1}};
-}
-
 void require(const kvtrim::status& done) {
     if (!done.ok()) { throw std::runtime_error(done.what()); }
 }
@@ -55,7 +49,7 @@ std::string name_of(setting when) {
     return when == setting::question_aware ? "question_aware" : "question_agnostic";
 }
 
-prefilled_sample prefill_sample(const recall_model& model, const sample& from, setting when,
+prefilled_sample prefill_sample(const llama_model& model, const sample& from, setting when,
                                 index_t agnostic_window_tokens) {
     prefilled_sample prepared;
     const auto question_tokens = std::ssize(from.turns.at(0).question);
@@ -80,10 +74,10 @@ prefilled_sample prefill_sample(const recall_model& model, const sample& from, s
     return prepared;
 }
 
-cutter::cutter(const recall_model& model) : model_(model) {
+cutter::cutter(const llama_model& model) : model_(model) {
     const model_config& config = model.config;
     for (const layer_weights& weights : model.layers) {
-        const kvtrim::gram_projection gram(kvtrim::output_projection(weights.wo, config.q_heads));
+        const kvtrim::gram_projection gram(kvtrim::output_projection(weights.wo.floats(), config.q_heads));
         const auto floats = static_cast<std::size_t>(config.q_heads * config.head_dim * config.head_dim);
         grams_.emplace_back(gram.view().data, gram.view().data + floats);
     }
@@ -106,8 +100,16 @@ void cutter::plan_layers(const prefilled_sample& prepared, const named_policy& p
     request.protect.sink_tokens = std::min(sink_tokens, budget - request.protect.window_tokens);
     std::vector<layer_prompt> prompts;
     for (std::size_t layer = 0; layer < prepared.layers.size(); ++layer) {
-        prompts.push_back({model_.config, prepared.layers[layer], model_.layers[layer], grams_[layer],
-                           prepared.cached_tokens, prepared.window_tokens});
+        const attention_inputs& all = prepared.layers[layer];
+        prompts.push_back({.config = model_.config,
+                           .keys = {all.keys, 0, prepared.cached_tokens},
+                           .values = {all.values, 0, prepared.cached_tokens},
+                           .queries = rows_of(all.queries, 0, prepared.cached_tokens),
+                           .wo = model_.layers[layer].wo.floats(),
+                           .gram = grams_[layer],
+                           .tokens = prepared.cached_tokens,
+                           .window_tokens = prepared.window_tokens,
+                           .lag = small_lag});
     }
     result.plans.resize(prompts.size());
     policy.plan(prompts, request, memory_, result.plans, result.plan_seconds);
@@ -123,11 +125,11 @@ void cutter::plan_layers(const prefilled_sample& prepared, const named_policy& p
 
 void cutter::compact_and_answer(const prefilled_sample& prepared, cut_result& result) const {
     const auto compact_start = std::chrono::steady_clock::now();
-    std::vector<ragged_cache> caches;
+    std::vector<kv_cache> caches;
     for (std::size_t layer = 0; layer < result.plans.size(); ++layer) {
         const attention_inputs& full = prepared.layers[layer];
-        caches.emplace_back(rows_of(full.keys, 0, prepared.cached_tokens),
-                            rows_of(full.values, 0, prepared.cached_tokens), result.plans[layer]);
+        caches.emplace_back(cache_rows(full.keys, 0, prepared.cached_tokens),
+                            cache_rows(full.values, 0, prepared.cached_tokens), result.plans[layer]);
         result.cache_bytes += static_cast<double>(caches.back().bytes());
     }
     result.compact_seconds = seconds_since(compact_start);
@@ -155,8 +157,8 @@ void cutter::measure(const prefilled_sample& prepared, cut_result& result) const
         const attention_inputs& full = prepared.layers[layer];
         const auto in = kvtrim::layer(rows_of(full.keys, 0, tokens), rows_of(full.values, 0, tokens))
                             .with_queries(rows_of(full.queries, tokens - queries, queries))
-                            .with_output_projection(
-                                kvtrim::output_projection(model_.layers[layer].wo, full.queries.heads()));
+                            .with_output_projection(kvtrim::output_projection(
+                                model_.layers[layer].wo.floats(), full.queries.heads()));
         kvtrim::eviction_loss loss;
         require(kvtrim::measure_eviction(in, {},
                                          extended(result.plans[layer], prepared.cached_tokens, decoded), loss,

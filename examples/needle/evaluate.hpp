@@ -10,8 +10,7 @@
 // queries of that rest as the full cache sees them: the queries that the cut was made for, not those it was made
 // from. Where nothing is decoded (freqword, question-aware) the observation window's queries stand in.
 
-#include "cache.hpp"
-#include "policies.hpp"
+#include "engine.hpp"
 #include "samples.hpp"
 
 #include <cstddef>
@@ -37,7 +36,7 @@ struct prefilled_sample {
     std::vector<index_t> answer_rows; // the row of [last_logits; decoded logits] that predicts it
 };
 
-[[nodiscard]] prefilled_sample prefill_sample(const recall_model& model, const sample& from, setting when,
+[[nodiscard]] prefilled_sample prefill_sample(const llama_model& model, const sample& from, setting when,
                                               index_t agnostic_window_tokens);
 
 struct cut_result {
@@ -58,7 +57,7 @@ struct cut_result {
 // Cuts samples of one model; holds what is prepared once: Gram matrices and a workspace.
 class cutter {
   public:
-    explicit cutter(const recall_model& model);
+    explicit cutter(const llama_model& model);
 
     // Keeps `kept_ratio` of each layer's tokens: the first 4, the observation window, and what the policy chooses.
     [[nodiscard]] cut_result cut(const prefilled_sample& prepared, const named_policy& policy,
@@ -70,7 +69,7 @@ class cutter {
     void measure(const prefilled_sample& prepared, cut_result& result) const;
     void compact_and_answer(const prefilled_sample& prepared, cut_result& result) const;
 
-    const recall_model& model_;
+    const llama_model& model_;
     std::vector<std::vector<float>> grams_; // [layers] of [q_heads, head_dim, head_dim]
     kvtrim::growing_workspace memory_;
 };

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include "generation.hpp"
 
-#include "cache.hpp"
+#include "engine.hpp"
 #include "live_sequence.hpp"
 #include "report.hpp"
 
@@ -58,15 +58,13 @@ std::vector<token_id> answer_greedily(const sample& asked, Step&& step) {
     return answers;
 }
 
-generated generate_full(const recall_model& model, const sample& asked) {
+generated generate_full(const llama_model& model, const sample& asked) {
     generated result;
     const auto start = std::chrono::steady_clock::now();
-    std::vector<ragged_cache> caches;
+    std::vector<kv_cache> caches;
     prefill(model, asked.haystack,
             [&](index_t, attention_inputs inputs) { caches.push_back(whole_cache(inputs)); });
-    for (const ragged_cache& cache : caches) {
-        result.most_prompt_bytes += static_cast<double>(cache.bytes());
-    }
+    for (const kv_cache& cache : caches) { result.most_prompt_bytes += static_cast<double>(cache.bytes()); }
     result.prompt_seconds = seconds_since(start);
 
     const auto decode_start = std::chrono::steady_clock::now();
@@ -74,13 +72,13 @@ generated generate_full(const recall_model& model, const sample& asked) {
     result.answers = answer_greedily(
         asked, [&](token_id token) { return decode(model, caches, std::span(&token, 1), position++); });
     result.decode_seconds = seconds_since(decode_start);
-    for (const ragged_cache& cache : caches) {
+    for (const kv_cache& cache : caches) {
         result.most_generation_bytes += static_cast<double>(cache.bytes());
     }
     return result;
 }
 
-generated generate_capped(const recall_model& model, const sample& asked, const generation_options& chosen,
+generated generate_capped(const llama_model& model, const sample& asked, const generation_options& chosen,
                           const live_policy& policy, index_t cap_tokens, prompt_arrival arrival) {
     generated result;
     const auto start = std::chrono::steady_clock::now();
@@ -186,7 +184,7 @@ void validate(const generation_options& chosen) {
     }
 }
 
-std::vector<generation_row> evaluate_generation(const recall_model& model, const generation_options& chosen) {
+std::vector<generation_row> evaluate_generation(const llama_model& model, const generation_options& chosen) {
     validate(chosen);
     std::vector<generation_row> all;
     progress_bar progress(std::ssize(chosen.tokens) * std::ssize(chosen.tasks) * chosen.samples *

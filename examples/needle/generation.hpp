@@ -62,7 +62,7 @@ void validate(const generation_options& chosen);
 
 // Throws std::runtime_error if a cache is ever above its cap, or if answers differ from those of the full cache although
 // nothing was evicted; std::invalid_argument as validate().
-[[nodiscard]] std::vector<generation_row> evaluate_generation(const recall_model& model,
+[[nodiscard]] std::vector<generation_row> evaluate_generation(const llama_model& model,
                                                               const generation_options& chosen);
 
 void print_generation_tables(const std::vector<generation_row>& rows, const generation_options& chosen);

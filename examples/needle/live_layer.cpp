@@ -17,10 +17,6 @@ void require(const kvtrim::status& done) {
     if (!done.ok()) { throw std::runtime_error(done.what()); }
 }
 
-kvtrim::strided<const float, 3> view_of(const head_tensor& t) {
-    return {t.data(), {t.heads(), t.tokens(), t.head_dim()}};
-}
-
 } // namespace
 
 live_layer::live_layer(const model_config& config, const layer_weights& weights, index_t slots,
@@ -54,8 +50,8 @@ matrix live_layer::attend(const attention_inputs& incoming, const rope_table& ro
     }
     append(incoming.keys, keys_);
     append(incoming.values, values_);
-    positions_.append(new_tokens);
-    queries_.append(view_of(incoming.queries));
+    require(positions_.append(new_tokens));
+    require(queries_.append(rows_of(incoming.queries)));
 
     const index_t head_dim = config_.head_dim;
     const index_t group_heads = config_.group_heads();
@@ -78,13 +74,14 @@ matrix live_layer::attend(const attention_inputs& incoming, const rope_table& ro
         }
     }
     if (state_ == kept_state::received_attention) {
-        received_.append(new_tokens);
-        received_.add(kvtrim::strided<const float, 2>(received.data(), {received.rows(), received.cols()}),
-                      new_tokens);
+        require(received_.append(new_tokens));
+        require(received_.add(
+            kvtrim::strided<const float, 2>(received.data(), {received.rows(), received.cols()}),
+            new_tokens));
     } else if (state_ == kept_state::query_statistics) {
         const head_tensor queries = before_rotation(incoming.queries, rope);
         kvtrim::workspace scratch = memory_.of_bytes(statistics_.workspace_bytes());
-        require(statistics_.add(view_of(queries), scratch));
+        require(statistics_.add(rows_of(queries), scratch));
     }
     return attended;
 }

@@ -9,7 +9,7 @@
 //
 // Keys keep the rotation of their original positions. Where heads differ in length, `slots` must hold the longest.
 
-#include "model.hpp"
+#include "engine.hpp"
 
 #include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/base/filled.hpp>
@@ -35,6 +35,7 @@ class live_layer {
                kept_state state);
 
     [[nodiscard]] const model_config& config() const { return config_; }
+    [[nodiscard]] index_t kv_heads() const { return config_.kv_heads; }
     [[nodiscard]] const kvtrim::cache_positions& positions() const { return positions_; }
     [[nodiscard]] const kvtrim::running_scores& received() const { return received_; }
     [[nodiscard]] const kvtrim::query_statistics& statistics() const { return statistics_; }
@@ -45,7 +46,7 @@ class live_layer {
     [[nodiscard]] auto inputs() const {
         return kvtrim::layer(filled_rows(keys_.data()), filled_rows(values_.data()))
             .with_queries(queries_.view())
-            .with_output_projection(kvtrim::output_projection(weights_.wo, config_.q_heads));
+            .with_output_projection(kvtrim::output_projection(weights_.wo.floats(), config_.q_heads));
     }
 
     // Caches new tokens, whose positions `rope` has, and returns their attention over the cache and, causally, themselves:

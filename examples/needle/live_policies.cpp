@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include "live_policies.hpp"
 
-#include "policies.hpp"
+#include "engine.hpp"
 
 #include <kvtrim/kvtrim.hpp>
 
@@ -47,7 +47,8 @@ live_policy expected_attention() {
             .heads_differ = false,
             .cut = [](const live_layer& layer, const kvtrim::eviction_request& request,
                       kvtrim::growing_workspace& memory, kvtrim::keep_plan& plan) {
-                const std::vector<float> frequencies = rope_frequencies(layer.config());
+                const std::vector<double>& turns = layer.config().frequencies;
+                const std::vector<float> frequencies(turns.begin(), turns.end());
                 const kvtrim::rope rope{.inverse_frequencies = frequencies};
                 return kvtrim::expected_attention(layer.statistics(), rope)
                     .plan(layer.inputs(), request, plan, memory);

@@ -23,7 +23,7 @@ kvtrim::interval_policy<live_policy> interval(const live_policy& policy, const c
 
 } // namespace
 
-live_sequence::live_sequence(const recall_model& model, const live_policy& policy, const cache_limit& limit,
+live_sequence::live_sequence(const llama_model& model, const live_policy& policy, const cache_limit& limit,
                              index_t prompt_room)
     : model_(model), decode_(interval(policy, limit)) {
     const model_config& config = model.config;
@@ -50,16 +50,14 @@ matrix live_sequence::step(std::span<const token_id> tokens) {
 }
 
 matrix live_sequence::forward(std::span<const token_id> tokens) {
-    matrix hidden = embed(model_, tokens);
     const index_t first_position = layers_.front().positions().next_position();
-    const rope_table rope = make_rope_table(model_.config, first_position, hidden.rows());
-    for (std::size_t l = 0; l < layers_.size(); ++l) {
-        const layer_weights& weights = model_.layers[l];
-        const attention_inputs incoming = project(model_.config, weights, hidden, rope);
-        finish_layer(model_.config, weights, layers_[l].attend(incoming, rope), hidden);
-    }
+    const rope_table rope = make_rope_table(model_.config, first_position, std::ssize(tokens));
+    const auto attend = [&](index_t layer, const attention_inputs& incoming) {
+        return layers_[static_cast<std::size_t>(layer)].attend(incoming, rope);
+    };
+    matrix logits = lm::forward(model_, tokens, first_position, attend, logit_rows::last);
     most_bytes_ = std::max(most_bytes_, bytes());
-    return output_logits(model_, hidden.bottomRows(1));
+    return logits;
 }
 
 std::size_t live_sequence::bytes() const {

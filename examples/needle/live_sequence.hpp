@@ -26,7 +26,7 @@ class live_sequence {
     static constexpr index_t sink_tokens = 4; // first tokens that stay
 
     // Model and policy must outlive this. prompt_room: slots for a prompt that forward() takes, if there is one.
-    live_sequence(const recall_model& model, const live_policy& policy, const cache_limit& limit,
+    live_sequence(const llama_model& model, const live_policy& policy, const cache_limit& limit,
                   index_t prompt_room = 0);
 
     // Runs tokens at the next positions, after the cuts that are due; returns the last one's logits [1, vocabulary].
@@ -45,7 +45,7 @@ class live_sequence {
   private:
     void cut_where_due(index_t incoming);
 
-    const recall_model& model_;
+    const llama_model& model_;
     kvtrim::interval_policy<live_policy> decode_;
     std::size_t cap_bytes_;
     std::vector<live_layer> layers_;

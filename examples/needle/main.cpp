@@ -6,6 +6,7 @@
 #include "checks.hpp"
 #include "evaluate.hpp"
 #include "generation.hpp"
+#include "load_model.hpp"
 #include "report.hpp"
 #include "sparse_prefill.hpp"
 
@@ -110,7 +111,7 @@ void fill_in(options& chosen) {
     for (const std::string& name : chosen.policies) { static_cast<void>(policy_named(name)); }
 }
 
-bool check(const options& chosen, const recall_model& model) {
+bool check(const options& chosen, const llama_model& model) {
     const check_result result = check_against(chosen.reference_file, model);
     fmt::print("generator: {} of {} samples as recorded\n", result.samples - result.differing_samples,
                result.samples);
@@ -167,7 +168,7 @@ class task_run {
              progress_bar& progress)
         : chosen_(chosen), cuts_(cuts), sums_(sums), progress_(progress) {}
 
-    std::vector<result_row> run(const recall_model& model, const std::string& task, index_t tokens,
+    std::vector<result_row> run(const llama_model& model, const std::string& task, index_t tokens,
                                 setting when) {
         std::vector<result_row> rows;
         for (const double ratio : chosen_.kept_ratios) {
@@ -213,7 +214,7 @@ class task_run {
     progress_bar& progress_;
 };
 
-report evaluate_all(const options& chosen, const recall_model& model) {
+report evaluate_all(const options& chosen, const llama_model& model) {
     const auto start = std::chrono::steady_clock::now();
     cutter cuts(model);
     std::map<std::pair<setting, double>, comparison_sums> sums;
@@ -252,7 +253,7 @@ int run(options chosen) {
     }
     if (!chosen.json_file.empty()) { expect_json_can_be_written(chosen.json_file); }
     if (!chosen.plot_file.empty()) { expect_plot_can_be_drawn(chosen.plot_file); }
-    const recall_model model = load_model(chosen.model_file);
+    const llama_model model = load_safetensors(chosen.model_file);
     if (!check(chosen, model)) {
         fmt::print(stderr, "needle: results differ from the recorded ones\n");
         return 1;

@@ -8,7 +8,7 @@
 // them. Everything is integer arithmetic on a SplitMix64 stream, so (task, haystack_tokens, index)
 // names the same sample on every machine.
 
-#include "tensor.hpp"
+#include "engine.hpp"
 
 #include <array>
 #include <cstdint>

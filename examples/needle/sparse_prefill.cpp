@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include "sparse_prefill.hpp"
 
-#include "cache.hpp"
+#include "engine.hpp"
 
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
@@ -20,12 +20,7 @@
 namespace needle {
 namespace {
 
-using view = kvtrim::strided<const float, 3>;
 using output_view = kvtrim::strided<float, 3>;
-
-view view_of(const head_tensor& t) {
-    return {t.data(), {t.heads(), t.tokens(), t.head_dim()}};
-}
 
 // Heads side by side: [q_heads, tokens, head_dim] inside the engine's own [tokens, q_heads * head_dim].
 output_view heads_of(matrix& attended, index_t q_heads) {
@@ -57,7 +52,7 @@ class pruned_attention {
         const index_t q_heads = inputs.queries.heads();
         const index_t kv_heads = inputs.keys.heads();
         const auto in =
-            kvtrim::layer(view_of(inputs.keys), view_of(inputs.values)).with_queries(view_of(inputs.queries));
+            kvtrim::layer(rows_of(inputs.keys), rows_of(inputs.values)).with_queries(rows_of(inputs.queries));
         const kvtrim::segment_grid grid{options_.segment_tokens, options_.block_tokens, 0,
                                         inputs.queries.tokens()};
         kvtrim::prune_plan dense;
@@ -105,7 +100,7 @@ class pruned_attention {
     void plan_layer(index_t layer, const attention_inputs& inputs, kvtrim::prune_plan& plan) {
         const auto with = [&](auto policy) {
             policy.options = options_;
-            require(policy.plan(view_of(inputs.queries), view_of(inputs.keys), {.layer = layer}, fusion_,
+            require(policy.plan(rows_of(inputs.queries), rows_of(inputs.keys), {.layer = layer}, fusion_,
                                 plan, memory_));
         };
         if (policy_ == "critiprefill_bound") {
@@ -135,13 +130,13 @@ class pruned_attention {
     double attention_seconds_ = 0, plan_seconds_ = 0, work_share_ = 0, kept_mass_ = 0, output_error_ = 0;
 };
 
-void evaluate_sample(const recall_model& model, const sample& asked, const prefill_options& chosen,
+void evaluate_sample(const llama_model& model, const sample& asked, const prefill_options& chosen,
                      prefill_row& row) {
     const flat_sample flat = flatten(asked);
     const auto prompt_tokens = std::ssize(asked.haystack) + std::ssize(asked.turns.at(0).question);
     const std::span<const token_id> all(flat.tokens);
     pruned_attention attention(row.policy, chosen, row.budget_tokens);
-    std::vector<ragged_cache> caches;
+    std::vector<kv_cache> caches;
     const matrix last = prefill(
         model, all.first(static_cast<std::size_t>(prompt_tokens)),
         [&](index_t, attention_inputs inputs) { caches.push_back(whole_cache(inputs)); }, logit_rows::last,
@@ -172,7 +167,7 @@ std::vector<std::string> prefill_policy_names() {
     return {"dense", "critiprefill", "critiprefill_bound", "ada_critiprefill"};
 }
 
-std::vector<prefill_row> evaluate_prefill(const recall_model& model, const prefill_options& chosen) {
+std::vector<prefill_row> evaluate_prefill(const llama_model& model, const prefill_options& chosen) {
     std::vector<prefill_row> rows;
     progress_bar progress(std::ssize(chosen.tokens) * std::ssize(chosen.tasks) * chosen.samples);
     for (const index_t tokens : chosen.tokens) {

@@ -8,7 +8,7 @@
 // Kept mass and output error compare each pruned layer with dense attention on the same inputs; the times are those of
 // planning and of attention in the pruned layers, both with kvtrim's kernels.
 
-#include "model.hpp"
+#include "engine.hpp"
 #include "report.hpp"
 #include "samples.hpp"
 
@@ -46,7 +46,7 @@ struct prefill_row {
 // Names of the compared policies, dense first.
 [[nodiscard]] std::vector<std::string> prefill_policy_names();
 
-[[nodiscard]] std::vector<prefill_row> evaluate_prefill(const recall_model& model,
+[[nodiscard]] std::vector<prefill_row> evaluate_prefill(const llama_model& model,
                                                         const prefill_options& chosen);
 
 void print_prefill_tables(const std::vector<prefill_row>& rows);

@@ -8,7 +8,8 @@
 //
 // A sample is prefilled and scored once; each variant then only allocates, selects, cuts the caches for real and answers.
 
-#include "cache.hpp"
+#include "engine.hpp"
+#include "load_model.hpp"
 #include "report.hpp"
 #include "samples.hpp"
 
@@ -183,27 +184,6 @@ std::vector<std::pair<std::string, variant>> floor_variants() {
 
 // ---- Samples ----
 
-view rows_of(const head_tensor& t, index_t first, index_t count) {
-    const index_t row = t.head_dim();
-    return {t.data() + first * row, {t.heads(), count, row}, {t.tokens() * row, row, 1}};
-}
-
-// Prefill through kvtrim's own dense attention.
-matrix attend(const attention_inputs& inputs, kvtrim::growing_workspace& memory) {
-    const index_t tokens = inputs.queries.tokens();
-    const index_t q_heads = inputs.queries.heads();
-    const index_t head_dim = inputs.queries.head_dim();
-    kvtrim::prune_plan dense;
-    require(kvtrim::plan_dense({.end_token = tokens}, inputs.keys.heads(), dense));
-    matrix out(tokens, q_heads * head_dim);
-    const kvtrim::strided<float, 3> heads(out.data(), {q_heads, tokens, head_dim},
-                                          {head_dim, q_heads * head_dim, 1});
-    const auto in = kvtrim::layer(rows_of(inputs.keys, 0, tokens), rows_of(inputs.values, 0, tokens))
-                        .with_queries(rows_of(inputs.queries, 0, tokens));
-    require(kvtrim::block_sparse_attention(in, dense, {}, heads, {}, memory));
-    return out;
-}
-
 template <class Policy, class Inputs>
 recorded_scores record(const Policy& policy, const Inputs& in, const kvtrim::eviction_request& request,
                        kvtrim::growing_workspace& memory) {
@@ -222,19 +202,17 @@ recorded_scores record(const Policy& policy, const Inputs& in, const kvtrim::evi
 
 class studied_sample {
   public:
-    studied_sample(const recall_model& model, const sample& from, kvtrim::growing_workspace& memory)
+    studied_sample(const llama_model& model, const sample& from, kvtrim::growing_workspace& memory)
         : model_(model), flat_(flatten(from)), cached_(std::ssize(from.haystack)) {
-        prefill(
-            model, std::span(flat_.tokens).first(static_cast<std::size_t>(cached_)),
-            [&](index_t, attention_inputs inputs) { inputs_.push_back(std::move(inputs)); }, logit_rows::last,
-            [&](index_t, const attention_inputs& inputs) { return attend(inputs, memory); });
+        prefill(model, std::span(flat_.tokens).first(static_cast<std::size_t>(cached_)),
+                [&](index_t, attention_inputs inputs) { inputs_.push_back(std::move(inputs)); });
         kvtrim::eviction_request request = request_for(cached_ / 2);
         for (std::size_t l = 0; l < inputs_.size(); ++l) {
             const attention_inputs& x = inputs_[l];
-            const auto in =
-                kvtrim::layer(rows_of(x.keys, 0, cached_), rows_of(x.values, 0, cached_))
-                    .with_queries(rows_of(x.queries, cached_ - window_tokens, window_tokens))
-                    .with_output_projection(kvtrim::output_projection(model.layers[l].wo, x.queries.heads()));
+            const auto in = kvtrim::layer(rows_of(x.keys, 0, cached_), rows_of(x.values, 0, cached_))
+                                .with_queries(rows_of(x.queries, cached_ - window_tokens, window_tokens))
+                                .with_output_projection(kvtrim::output_projection(model.layers[l].wo.floats(),
+                                                                                  x.queries.heads()));
             scored_.push_back({in.keys, record(kvtrim::defensivekv(), in, request, memory),
                                record(kvtrim::snapkv(), in, request, memory),
                                record(kvtrim::criticalkv(), in, request, memory)});
@@ -252,10 +230,10 @@ class studied_sample {
                                kvtrim::growing_workspace& memory) const {
         std::vector<kvtrim::keep_plan> plans(inputs_.size());
         make_plans(scored_, request_for(kvtrim::kept_tokens(cached_, kept_ratio)), memory, plans);
-        std::vector<ragged_cache> caches;
+        std::vector<kv_cache> caches;
         for (std::size_t l = 0; l < inputs_.size(); ++l) {
-            caches.emplace_back(rows_of(inputs_[l].keys, 0, cached_), rows_of(inputs_[l].values, 0, cached_),
-                                plans[l]);
+            caches.emplace_back(cache_rows(inputs_[l].keys, 0, cached_),
+                                cache_rows(inputs_[l].values, 0, cached_), plans[l]);
         }
         const auto rest = std::span(flat_.tokens).subspan(static_cast<std::size_t>(cached_));
         const matrix logits = decode(model_, caches, rest.first(rest.size() - 1), cached_);
@@ -268,7 +246,7 @@ class studied_sample {
     }
 
   private:
-    const recall_model& model_;
+    const llama_model& model_;
     flat_sample flat_;
     index_t cached_;
     std::vector<attention_inputs> inputs_;
@@ -287,7 +265,7 @@ struct options {
 };
 
 void run(const options& chosen) {
-    const recall_model model = load_model(NEEDLE_DATA_DIR "/recall.safetensors");
+    const llama_model model = load_safetensors(NEEDLE_DATA_DIR "/recall.safetensors");
     const auto variants = chosen.study == "floor" ? floor_variants() : consensus_variants(chosen.lambdas);
     nlohmann::json rows = nlohmann::json::array();
     kvtrim::growing_workspace memory;

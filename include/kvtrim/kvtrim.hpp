@@ -17,6 +17,7 @@
 #include <kvtrim/compact/rope_rerotation.hpp>
 #include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/compact/shared_set.hpp>
+#include <kvtrim/decode/close_up.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
@@ -41,6 +42,7 @@
 #include <kvtrim/select/chunked.hpp>
 #include <kvtrim/source/cells.hpp>
 #include <kvtrim/source/ggml_blocks.hpp>
+#include <kvtrim/source/ggml_tensor.hpp>
 #include <kvtrim/source/indexed.hpp>
 #include <kvtrim/source/latent.hpp>
 #include <kvtrim/source/paged.hpp>

@@ -135,3 +135,22 @@ TEST_CASE("view_dlpack: what it can not view, it refuses", "[adapter]") {
     const example e;
     CHECK(is_refused(e.tensor, 1));
 }
+
+TEST_CASE("view_dlpack: a missing shape, and extents whose product no memory holds, are refused",
+          "[adapter][errors]") {
+    example e;
+    e.tensor.shape = nullptr;
+    CHECK(is_refused(e.tensor));
+    constexpr index_t huge = index_t{1} << 40;
+    for (const bool has_strides : {false, true}) {
+        example wide;
+        wide.tensor.strides = has_strides ? wide.strides.data() : nullptr;
+        wide.shape = {huge, huge, huge, 0};
+        CHECK(is_refused(wide.tensor));
+        wide.shape = {huge, 0, huge, 0}; // empty, but its strides overflow
+        CHECK(is_refused(wide.tensor));
+        wide.tensor.ndim = 4;
+        wide.shape = {huge, 1, huge, 4};
+        CHECK(is_refused(wide.tensor, 1));
+    }
+}

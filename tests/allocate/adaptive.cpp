@@ -69,7 +69,8 @@ TEST_CASE("adaptive: a safeguard ratio outside [0, 1] is named", "[allocate][err
     }
 }
 
-TEST_CASE("adaptive: a total above the candidates and budgets of other rows break its contract",
-          "[allocate][contract]") {
-    require_allocation_contracts(adaptive{});
+TEST_CASE(
+    "adaptive: a total above the candidates, budgets of other rows and tables that are no rows are refused",
+    "[allocate][errors]") {
+    require_allocation_refusals(adaptive{});
 }

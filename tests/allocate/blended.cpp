@@ -3,6 +3,8 @@
 
 #include <kvtrim/allocate/blended.hpp>
 
+#include <kvtrim/allocate/adaptive.hpp>
+
 #include "support/allocate.hpp"
 
 using namespace kvtrim;
@@ -107,8 +109,26 @@ TEST_CASE("blended: a floor outside [0, 1] is named, a workspace that is too sma
     }
 }
 
-TEST_CASE("blended: a total above the candidates and budgets of other rows break its contract",
-          "[allocate][contract]") {
-    require_allocation_contracts(blended{});
-    require_allocation_contracts(blended{.weight_by_kept_mass = true});
+TEST_CASE(
+    "blended: a total above the candidates, budgets of other rows and tables that are no rows are refused",
+    "[allocate][errors]") {
+    require_allocation_refusals(blended{});
+    require_allocation_refusals(blended{.weight_by_kept_mass = true});
+}
+
+TEST_CASE("blended, adaptive: a ratio that validate() refuses is also refused where they are called directly",
+          "[allocate][errors]") {
+    score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5}});
+    std::vector<index_t> budgets{-7, -7};
+    growing_workspace growing;
+    workspace scratch = growing.of_bytes(4096);
+    for (const double ratio : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
+        const blended floor{.floor_ratio = ratio};
+        const adaptive safeguard{.safeguard_ratio = ratio};
+        CHECK(floor.allocate(memory.importance_rows(), 3, budgets, scratch).code() ==
+              errc::ratio_out_of_range);
+        CHECK(safeguard.allocate(memory.importance_rows(), 3, budgets, scratch).code() ==
+              errc::ratio_out_of_range);
+    }
+    CHECK(budgets == std::vector<index_t>{-7, -7});
 }

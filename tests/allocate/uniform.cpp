@@ -27,7 +27,8 @@ TEST_CASE("uniform: what a short row cannot use goes to the others", "[allocate]
     CHECK(allocate(uniform{}, {}, 0).empty());
 }
 
-TEST_CASE("uniform: a total above the candidates and budgets of other rows break its contract",
-          "[allocate][contract]") {
-    require_allocation_contracts(uniform{});
+TEST_CASE(
+    "uniform: a total above the candidates, budgets of other rows and tables that are no rows are refused",
+    "[allocate][errors]") {
+    require_allocation_refusals(uniform{});
 }

@@ -5,6 +5,7 @@
 
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/model/layer_wise.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/select/one_stage.hpp>
@@ -105,12 +106,12 @@ TEST_CASE("whole_pages: what each rounding promises, for any lengths and protect
     }
 }
 
-TEST_CASE("whole_pages: bad fields, contracts and a small workspace are answered as by any allocator",
+TEST_CASE("whole_pages: bad fields, bad rows and a small workspace are answered as by any allocator",
           "[allocate][errors]") {
     CHECK(whole_pages<uniform>{}.validate().ok());
     CHECK(whole_pages<uniform>{{}, 0}.validate().code() == errc::invalid_parameter);
     CHECK(whole_pages<uniform>{{}, 16, -1}.validate().code() == errc::invalid_parameter);
-    require_allocation_contracts(whole_pages<uniform>{});
+    require_allocation_refusals(whole_pages<uniform>{});
     score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5}});
     std::vector<index_t> budgets{7, 7};
     std::vector<std::byte> few(100);
@@ -122,13 +123,88 @@ TEST_CASE("whole_pages: bad fields, contracts and a small workspace are answered
     CHECK(budgets == std::vector<index_t>{7, 7});
 }
 
+TEST_CASE("whole_pages: what is protected comes from the request, row by row, not from the user again",
+          "[allocate][policy][regression]") {
+    constexpr index_t page_tokens = 256;
+    const layer_data layer = random_layer({.kv_heads = 2, .tokens = 1000}, 1);
+    const eviction_request request{.budget = per_head(300),
+                                   .protect = {.sink_tokens = 4, .window_tokens = 123}};
+    const auto kept = [&](index_t told) {
+        const eviction_policy policy{random_score{.seed = 3}, whole_pages{uniform{}, page_tokens, told},
+                                     one_stage{}};
+        const trace t = run(policy, layer.inputs(), request);
+        REQUIRE(t.answer.ok());
+        return std::vector<index_t>{t.plan.kept_tokens(0), t.plan.kept_tokens(1)};
+    };
+    const std::vector<index_t> two_pages_in_all{256, 256}; // 600 tokens are 2 pages
+    for (const index_t told : {0, 127, 5}) { CHECK(kept(told) == two_pages_in_all); }
+
+    // A row that is shorter than its protected ranges is all protected; the other has its own number.
+    const ragged_cache keys(layer.keys(), {1000, 100});
+    const eviction_policy policy{random_score{}, whole_pages{uniform{}, 64}, one_stage{}};
+    const trace t = run(policy, kvtrim::layer(keys.get()), request);
+    REQUIRE(t.answer.ok());
+    CHECK(t.plan.kept_tokens(1) == 100);
+    CHECK(t.plan.kept_tokens(0) % 64 == 0);
+}
+
+TEST_CASE("whole_pages: over layers too, what is protected comes from the request",
+          "[allocate][model][regression]") {
+    const layer_data layer = random_layer({.kv_heads = 2, .tokens = 1000}, 1);
+    const std::vector layers(3, kvtrim::layer(layer.keys()));
+    const layer_wise over_layers{
+        eviction_policy{random_score{.seed = 3}, whole_pages<adaptive>{{}, 64}, one_stage{}}};
+    const eviction_request request{.budget = per_head(300),
+                                   .protect = {.sink_tokens = 4, .window_tokens = 123}};
+    std::vector<keep_plan> plans(3);
+    growing_workspace memory;
+    REQUIRE(over_layers.plan(std::span(layers), request, plans, memory).ok());
+    index_t pages = 0;
+    for (const keep_plan& plan : plans) {
+        for (index_t g = 0; g < 2; ++g) {
+            CHECK(plan.kept_tokens(g) % 64 == 0);
+            pages += plan.kept_tokens(g) / 64;
+        }
+    }
+    CHECK(pages == 6 * 300 / 64);
+}
+
+TEST_CASE("whole_pages: rows of an engine's own scores may say how much each of them protects",
+          "[allocate]") {
+    score_memory memory(oracle::matrix{oracle::row(100, 1.0), oracle::row(100, 1.0), oracle::row(0, 1.0)});
+    const std::vector<index_t> always{3, 14, 7};
+    std::vector<index_t> budgets(3, -7);
+    growing_workspace growing;
+    const whole_pages<uniform> pages{{}, 10, 1000, page_rounding::down};
+    workspace scratch = growing.of_bytes(pages.workspace_bytes(3, 200));
+    REQUIRE(pages.allocate({memory.offsets, memory.importance, always}, 50, budgets, scratch).ok());
+    CHECK(budgets == std::vector<index_t>{17, 16, 0}); // 3 + 25 and 14 + 25 tokens, down to 20 and 30
+}
+
+TEST_CASE("whole_pages: the other allocator's nonsense is refused, not rounded", "[allocate][errors]") {
+    score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
+    growing_workspace growing;
+    workspace scratch = growing.of_bytes(4096);
+    std::vector<index_t> budgets(2);
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (const index_t odd : {index_t{-1}, index_t{4}, most}) {
+        const whole_pages<given_budgets> pages{{{odd, 1}}, 10};
+        CHECK(pages.allocate(memory.importance_rows(), 2, budgets, scratch).code() ==
+              errc::invalid_parameter);
+    }
+    CHECK(whole_pages<uniform>{{}, most}.validate().code() == errc::invalid_parameter);
+    CHECK(whole_pages<uniform>{{}, 16, most}.validate().code() == errc::invalid_parameter);
+    const whole_pages<uniform> none{{}, 0};
+    CHECK(none.allocate(memory.importance_rows(), 2, budgets, scratch).code() == errc::invalid_parameter);
+}
+
 TEST_CASE("whole_pages: in a policy, heads compete for pages, and the pages of the budget are all that a "
           "page table keeps",
           "[allocate][policy][compact]") {
     constexpr index_t page_tokens = 8, heads = 4, tokens = 96;
     const layer_data layer = random_layer({.kv_heads = heads, .tokens = tokens}, 1);
     const protection protect{.sink_tokens = 2, .window_tokens = 5};
-    const whole_pages<adaptive> by_pages{{}, page_tokens, protect.prefix() + protect.suffix()};
+    const whole_pages<adaptive> by_pages{{}, page_tokens};
     const eviction_policy policy{random_score{.seed = 3}, by_pages, one_stage{}};
     keep_plan plan;
     growing_workspace memory;

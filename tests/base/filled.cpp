@@ -53,13 +53,20 @@ TEST_CASE("filled: no heads and empty heads without memory are views", "[base]")
     CHECK(filled<float>(strided<float, 3>(nullptr, {2, 0, 4}), none).rows(1) == 0);
 }
 
-TEST_CASE("filled: lengths that the cache does not have break its contract", "[base][contract]") {
+TEST_CASE("filled: lengths that the cache does not have give an empty view that says why", "[base][errors]") {
     std::vector<float> data(8);
-    const auto violation = [&](const std::vector<index_t>& lengths) {
-        return support::violation_of([&] { filled<float>(strided(data.data(), {2, 4, 1}), lengths); });
+    const auto answer = [](const strided<float, 3>& cache, const std::vector<index_t>& lengths) {
+        const filled<float> view(cache, lengths);
+        const status s = view.validate();
+        for (std::size_t r = 0; r < 3 && !s.ok(); ++r) { CHECK(view.extent(r) == 0); }
+        CHECK(layer(view).validate() == s);
+        return std::string(s.what());
     };
-    CHECK(violation({1}) == "filled: lengths must have one entry per head");
-    CHECK(violation({1, 5}) == "filled: a length must be between 0 and the capacity");
-    CHECK(violation({-1, 2}) == "filled: a length must be between 0 and the capacity");
-    CHECK(violation({4, 0}).empty());
+    const strided cache(data.data(), {2, 4, 1});
+    CHECK(answer(cache, {1}) == "filled: lengths must have one entry per head");
+    CHECK(answer(cache, {}) == "filled: lengths must have one entry per head");
+    CHECK(answer(cache, {1, 5}) == "filled: a length must be between 0 and the capacity");
+    CHECK(answer(cache, {-1, 2}) == "filled: a length must be between 0 and the capacity");
+    CHECK(answer(cache, {4, 0}) == "ok");
+    CHECK(answer(strided<float, 3>(nullptr, {2, 4, 1}), {4, 0}) == "strided: data must not be null");
 }

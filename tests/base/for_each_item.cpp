@@ -19,6 +19,19 @@ std::vector<std::byte> memory_for(const auto& ex, index_t items, index_t worker_
     return std::vector<std::byte>(static_cast<std::size_t>(for_each_item_bytes(ex, items, worker_bytes)));
 }
 
+// Says how many calls it was asked for.
+struct watched_executor {
+    index_t width;
+    index_t* calls;
+
+    [[nodiscard]] index_t workers() const { return width; }
+    template <class Fn>
+    void operator()(index_t count, Fn&& fn) const {
+        *calls = count;
+        for (index_t i = 0; i < count; ++i) { fn(i); }
+    }
+};
+
 // How often each item was called.
 template <class Executor>
 std::vector<int> calls_of(Executor ex, index_t items) {
@@ -96,26 +109,33 @@ TEST_CASE("for_each_item: each worker has its bytes to itself, and each item all
     }
 }
 
-TEST_CASE("for_each_item: a workspace that is a byte too small calls nothing and says what is enough",
-          "[base]") {
-    counted_executor ex{3};
+TEST_CASE("for_each_item: there are as many workers as the memory holds, one at least", "[base]") {
     alignas(64) std::byte memory[1024];
-    const index_t needed = for_each_item_bytes(ex, 10, 200);
-    CHECK(needed ==
+    CHECK(for_each_item_bytes(counted_executor{3}, 10, 200) ==
           640 + workspace::alignment_bytes); // 600 in whole cache lines, and what alignment may cost
     int calls = 0;
-    const auto answer = [&](std::size_t bytes) {
+    const auto workers_of = [&](std::size_t bytes, index_t& workers) {
         workspace scratch({memory, bytes});
-        return for_each_item(10, 200, scratch, ex, [&](index_t, workspace&) { ++calls; });
+        watched_executor ex{8, &workers};
+        workers = calls = 0;
+        return for_each_item(10, 200, scratch, ex, [&](index_t, workspace& own) {
+            CHECK(own.free_bytes() >= 200 - workspace::alignment_bytes);
+            ++calls;
+        });
     };
-    CHECK(answer(640).ok());
-    CHECK(calls == 10);
-    for (const std::size_t bytes : {std::size_t{639}, std::size_t{64}, std::size_t{0}}) {
-        const status s = answer(bytes);
-        CHECK(s.code() == errc::workspace_too_small);
-        CHECK(s.needed() == needed);
+    index_t workers = 0;
+    for (const auto& [bytes, expected] :
+         {std::pair<std::size_t, index_t>{1024, 5}, {640, 3}, {599, 2}, {256, 1}}) {
+        REQUIRE(workers_of(bytes, workers).ok());
+        CHECK(workers == expected);
+        CHECK(calls == 10);
     }
-    CHECK(calls == 10);
+    for (const std::size_t bytes : {std::size_t{255}, std::size_t{64}, std::size_t{0}}) {
+        const status s = workers_of(bytes, workers);
+        CHECK(s.code() == errc::workspace_too_small);
+        CHECK(s.needed() == for_each_item_bytes(serial_executor{}, 10, 200));
+        CHECK(calls == 0);
+    }
 }
 
 TEST_CASE("for_each_item: what it took is given back", "[base]") {

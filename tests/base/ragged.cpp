@@ -60,15 +60,25 @@ TEST_CASE("ragged: no heads, empty heads and null data without rows are views", 
     load_rows(no_rows, 0, 0, 0, static_cast<float*>(nullptr));
 }
 
-TEST_CASE("ragged: wrong offsets, a negative head_dim and null data break its contract", "[base][contract]") {
+TEST_CASE("ragged: wrong offsets, a wrong head_dim and null data give an empty view that says why",
+          "[base][errors]") {
     std::vector<float> data(8);
-    const auto violation = [&](float* memory, const offsets& ends, index_t head_dim) {
-        return support::violation_of([&] { ragged<float>(memory, ends, head_dim); });
+    const auto answer = [&](float* memory, const offsets& ends, index_t head_dim, errc code) {
+        const ragged<float> cache(memory, ends, head_dim);
+        const status s = cache.validate();
+        CHECK(s.code() == code);
+        for (std::size_t r = 0; r < 3 && !s.ok(); ++r) { CHECK(cache.extent(r) == 0); }
+        CHECK(kvtrim::validate(cache) == s);
+        return std::string(s.what());
     };
-    CHECK(violation(data.data(), {}, 2) == "ragged: offsets must start with 0");
-    CHECK(violation(data.data(), {1, 2}, 2) == "ragged: offsets must start with 0");
-    CHECK(violation(data.data(), {0, 2}, -1) == "ragged: head_dim must not be negative");
-    CHECK(violation(nullptr, {0, 2}, 2) == "ragged: data must not be null");
-    CHECK(violation(data.data(), {0, 3, 2, 4}, 2) == "ragged: offsets must not decrease");
-    CHECK(violation(data.data(), {0, 2, 4}, 2).empty());
+    CHECK(answer(data.data(), {}, 2, errc::invalid_table) == "ragged: offsets must start with 0");
+    CHECK(answer(data.data(), {1, 2}, 2, errc::invalid_table) == "ragged: offsets must start with 0");
+    CHECK(answer(data.data(), {0, 3, 2, 4}, 2, errc::invalid_table) == "ragged: offsets must not decrease");
+    CHECK(answer(data.data(), {0, -1}, 2, errc::invalid_table) == "ragged: offsets must not decrease");
+    CHECK(answer(data.data(), {0, 2}, -1, errc::invalid_parameter) ==
+          "ragged: head_dim must not be negative");
+    CHECK(answer(data.data(), {0, 2}, index_t{1} << 60, errc::invalid_parameter) ==
+          "ragged: more elements than memory can hold");
+    CHECK(answer(nullptr, {0, 2}, 2, errc::invalid_parameter) == "ragged: data must not be null");
+    CHECK(answer(data.data(), {0, 2, 4}, 2, errc::ok) == "ok");
 }

@@ -109,11 +109,11 @@ TEST_CASE("valid_attention: a sink logit may be -infinity, which is none, but no
           "[base]") {
     using limits = std::numeric_limits<float>;
     std::vector<float> sinks{0, -limits::infinity(), limits::max(), -1};
-    CHECK(valid_attention({.sink_logits = sinks}).ok());
+    CHECK(valid_attention({.sink_logits = sinks}, 4).ok());
     for (const float odd : {limits::quiet_NaN(), limits::infinity()}) {
         for (float& logit : sinks) {
             const float before = std::exchange(logit, odd);
-            CHECK(valid_attention({.sink_logits = sinks}).code() == errc::invalid_parameter);
+            CHECK(valid_attention({.sink_logits = sinks}, 4).code() == errc::invalid_parameter);
             logit = before;
         }
     }
@@ -164,4 +164,44 @@ TEST_CASE("keeping_live_window: the rows that the next query may see are protect
     CHECK(protected_by(10, {.window_tokens = 32}) == token_range{0, 68});
     CHECK(protected_by(10, {.rollback_tokens = 4}) == token_range{0, 87});
     CHECK(protected_by(1000, {}).size() == 0);
+}
+
+TEST_CASE("valid_attention: sink logits of other than the q_heads at hand are refused, none are always valid",
+          "[base][errors]") {
+    const std::vector<float> sinks(4);
+    CHECK(valid_attention({.sink_logits = sinks}, 4).ok());
+    for (const index_t q_heads : {0, 3, 8}) {
+        const status s = valid_attention({.sink_logits = sinks}, q_heads);
+        CHECK(s.code() == errc::invalid_parameter);
+        CHECK(s.needed() == q_heads);
+        CHECK(valid_attention({}, q_heads).ok());
+    }
+}
+
+TEST_CASE("valid_protection: no number of tokens may be negative", "[base][errors]") {
+    static_assert(valid_protection({}).ok());
+    CHECK(valid_protection({4, 3, 2, 1}).ok());
+    for (const protection& p : {protection{.sink_tokens = -1},
+                                {.pinned_tokens = -1},
+                                {.window_tokens = -1},
+                                {.rollback_tokens = std::numeric_limits<index_t>::min()}}) {
+        CHECK(valid_protection(p).code() == errc::invalid_parameter);
+    }
+}
+
+TEST_CASE("kept_tokens: a ratio that is none, or less than no tokens, is no budget", "[base][errors]") {
+    using limits = std::numeric_limits<double>;
+    for (const double ratio : {0.0, -0.5, 1.0000001, 1e300, limits::quiet_NaN(), limits::infinity()}) {
+        CHECK_FALSE(valid_ratio(ratio).ok());
+        CHECK(kept_tokens(100, ratio) == 0);
+    }
+    for (const double ratio : {-0.5, 1.5, -1e300, limits::quiet_NaN(), limits::infinity()}) {
+        CHECK(kept_tokens_kvpress(100, ratio) == 0);
+    }
+    CHECK(kept_tokens_kvpress(100, 0.0) == 100);
+    CHECK(kept_tokens_kvpress(100, 1.0) == 0);
+    for (const index_t tokens : {index_t{-1}, std::numeric_limits<index_t>::min()}) {
+        CHECK(kept_tokens(tokens, 0.5) == 0);
+        CHECK(kept_tokens_kvpress(tokens, 0.5) == 0);
+    }
 }

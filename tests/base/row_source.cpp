@@ -197,3 +197,45 @@ TEST_CASE("load_rows: a view whose elements are not its memory is read through i
     const own::scaled_mdspan<const float> v{{data.data(), {1, 2, 2}, {4, 2, 1}}, 10.0f};
     CHECK(loaded(v, 0, 0, 2) == std::vector<float>{10, 20, 30, 40});
 }
+
+namespace {
+
+// A source that says only what it must.
+struct told {
+    std::array<index_t, 3> extents;
+
+    [[nodiscard]] index_t extent(std::size_t r) const { return extents[r]; }
+    void load_rows(index_t, index_t, index_t, float*) const { FAIL("rows were read"); }
+};
+struct told_rows : told {
+    index_t of_last_head;
+
+    [[nodiscard]] index_t rows(index_t head) const {
+        return head + 1 == extents[0] ? of_last_head : extents[1];
+    }
+};
+
+} // namespace
+
+TEST_CASE("validate: a view that does not answer itself is asked for its extents, its rows and its memory",
+          "[base][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    CHECK(validate(told{{2, 3, 4}}).ok());
+    CHECK(validate(told{{2, 0, 4}}).ok());
+    CHECK(validate(told{{2, -1, 4}}).code() == errc::invalid_parameter);
+    CHECK(validate(told{{most, most, 4}}).code() == errc::invalid_parameter);
+    CHECK(validate(told{{most, 0, most}}).code() == errc::invalid_parameter);
+    CHECK(validate(told_rows{{{2, 3, 4}}, 3}).ok());
+    CHECK(validate(told_rows{{{2, 3, 4}}, 0}).ok());
+    CHECK(validate(told_rows{{{2, 3, 4}}, 4}).code() == errc::invalid_parameter);
+    CHECK(validate(told_rows{{{2, 3, 4}}, -1}).code() == errc::invalid_parameter);
+
+    std::vector<float> data(24);
+    using mdspan = own::mdspan_like<const float>;
+    CHECK(validate(mdspan{data.data(), {2, 3, 4}, {12, 4, 1}}).ok());
+    CHECK(validate(mdspan{nullptr, {2, 0, 4}, {12, 4, 1}}).ok());
+    CHECK(validate(mdspan{nullptr, {2, 3, 4}, {12, 4, 1}}).code() == errc::invalid_parameter);
+    CHECK(validate(mdspan{data.data(), {2, -3, 4}, {12, 4, 1}}).code() == errc::invalid_parameter);
+    CHECK(validate(own::indexable{{2, -3, 4}}).code() == errc::invalid_parameter);
+    CHECK(validate(strided<float, 2>(nullptr, {2, 3})).code() == errc::invalid_parameter);
+}

@@ -7,6 +7,8 @@
 #include "support/checks.hpp"
 
 #include <array>
+#include <cstdint>
+#include <limits>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -92,15 +94,66 @@ TEST_CASE("strided: an empty view needs no data", "[base]") {
     CHECK(v.extent(1) == 0);
 }
 
-TEST_CASE("strided: null data and negative extents break its contract", "[base][contract]") {
+TEST_CASE(
+    "strided: null data, negative extents and more than memory can hold give an empty view that says why",
+    "[base][errors]") {
     std::vector<float> data(8);
-    CHECK(support::violation_of([&] {
-              strided<float, 3>(nullptr, {1, 2, 4});
-          }) == "strided: data must not be null");
-    CHECK(support::violation_of([&] {
-              strided<float, 3>(data.data(), {1, -2, 4});
-          }) == "strided: extents must not be negative");
-    CHECK(support::violation_of([&] { strided<float, 3>(data.data(), {1, 2, 4}); }).empty());
+    const auto answer = [](const strided<float, 3>& view, const std::array<index_t, 3>& extents) {
+        const status s = view.validate();
+        for (std::size_t r = 0; r < 3; ++r) { CHECK(view.extent(r) == (s.ok() ? extents[r] : 0)); }
+        CHECK((s.ok() || s.code() == errc::invalid_parameter));
+        return std::string(s.what());
+    };
+    const auto with = [&](float* memory, index_t a, index_t b, index_t c) {
+        return answer(strided<float, 3>(memory, {a, b, c}), {a, b, c});
+    };
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    constexpr index_t half = index_t{1} << 32;
+    CHECK(with(data.data(), 1, 2, 4) == "ok");
+    CHECK(with(nullptr, 1, 0, 4) == "ok");
+    CHECK(with(nullptr, 1, 2, 4) == "strided: data must not be null");
+    CHECK(with(data.data(), 1, -2, 4) == "strided: extents must not be negative");
+    CHECK(with(data.data(), 0, 1, std::numeric_limits<index_t>::min()) ==
+          "strided: extents must not be negative");
+    const std::string too_many = "strided: extents of more elements than memory can hold";
+    CHECK(with(data.data(), most, 1, 1) == too_many);
+    CHECK(with(data.data(), half, half, 1) == too_many); // their product is 0 in 64 bits
+    CHECK(with(data.data(), half, half + 1, half) == too_many);
+    CHECK(with(nullptr, most, 0, most) == too_many); // empty, but not to be multiplied
+    CHECK(strided<float, 3>(data.data(), {half, half, index_t{1}}, {0, 0, 1}).validate().code() ==
+          errc::invalid_parameter);
+}
+
+TEST_CASE("strided: extents and strides are integers of any types, one that index_t lacks is refused",
+          "[base]") {
+    std::vector<float> data(24);
+    const std::vector<int> shape(3);
+    const strided mixed(data.data(), {shape.size() - 1, 3, index_t{4}});
+    const strided all_sizes(data.data(), {std::size_t{2}, std::size_t{12}});
+    const strided small(data.data(), {std::int8_t{2}, std::int8_t{3}, std::int8_t{4}});
+    const strided<float, 3> named(data.data(), {std::size_t{2}, 3u, std::int16_t{4}},
+                                  {std::size_t{12}, 4, 1u});
+    const strided reversed(data.data() + 23, {2, 12}, {-12, -1});
+    CHECK(mixed.validate().ok());
+    CHECK(mixed.extent(0) == 2);
+    CHECK(mixed.stride(0) == 12);
+    CHECK(all_sizes.extent(1) == 12);
+    CHECK(small.stride(0) == 12);
+    CHECK(&named(1, 2, 3) == data.data() + 23);
+    CHECK(&reversed(1, 11) == data.data());
+    const strided<float, 3> wrapped(data.data(), {std::numeric_limits<std::size_t>::max(), 1, 1});
+    CHECK(wrapped.validate().code() == errc::invalid_parameter);
+    CHECK(wrapped.extent(0) == 0);
+    const auto minus_two = static_cast<std::uint64_t>(-2); // a size that fell below 0
+    CHECK(strided<float, 3>(data.data(), {minus_two, 1, 1}).validate().code() == errc::invalid_parameter);
+}
+
+TEST_CASE("strided: a function that makes views answers with an empty one that says why", "[base][errors]") {
+    constexpr auto none = strided<float, 3>::invalid("no such tensor");
+    static_assert(none.extent(0) == 0 && none.extent(1) == 0 && none.extent(2) == 0);
+    static_assert(none.data_handle() == nullptr && !none.validate().ok());
+    CHECK(std::string(none.validate().what()) == "no such tensor");
+    CHECK(none.validate().code() == errc::invalid_parameter);
 }
 
 TEST_CASE("at: a view's own element comes back, by value or by reference", "[base]") {

@@ -212,3 +212,35 @@ TEST_CASE("growing_workspace: it grows to the largest size asked for and keeps i
     CHECK(b.take<std::byte>(900).data() == block.data());
     CHECK(memory.capacity_bytes() == 1024);
 }
+
+TEST_CASE("workspace: a count below 0, or of more than memory holds, never fits, however many there are",
+          "[base][errors]") {
+    std::vector<std::byte> memory(4096);
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (const index_t count :
+         {index_t{-1}, std::numeric_limits<index_t>::min(), most, most / 4, most / 8 + 1}) {
+        workspace scratch(memory), counting = workspace::counting();
+        for (int i = 0; i < 5; ++i) { // sums do not wrap around either
+            CHECK(scratch.take<double>(count).empty());
+            CHECK(counting.take<double>(count).empty());
+        }
+        CHECK_FALSE(scratch.fits());
+        CHECK(scratch.too_small().needed() > index_t{1} << 60);
+        CHECK(counting.needed_bytes() > index_t{1} << 60);
+        CHECK_FALSE(workspace(memory).holds(counting.needed_bytes()));
+        CHECK(workspace(memory).too_small(counting.needed_bytes()).needed() > index_t{1} << 60);
+        const workspace::frame frame(scratch);
+        CHECK(scratch.take<float>(1).empty()); // behind a block that did not fit nothing does
+    }
+}
+
+TEST_CASE("growing_workspace: more than a machine addresses is not allocated, and does not fit",
+          "[base][errors]") {
+    growing_workspace memory;
+    static_cast<void>(memory.of_bytes(1000));
+    workspace counting = workspace::counting();
+    static_cast<void>(counting.take<float>(-1));
+    CHECK_FALSE(memory.of_bytes(counting.needed_bytes()).holds(counting.needed_bytes()));
+    CHECK_FALSE(memory.of_bytes(std::numeric_limits<index_t>::max()).holds(1 << 20));
+    CHECK(memory.capacity_bytes() == 1000);
+}

@@ -193,14 +193,96 @@ TEST_CASE("flat_cache: too little memory, too much, and plans of other caches ch
     CHECK(table.capacity() == 5);
 }
 
-TEST_CASE("flat_cache: wrong arguments break their contracts", "[compact][contract]") {
-    const auto bad = [](auto&& fn) { return support::violation_of(fn); };
-    const std::string construction = "flat_cache: kv_heads must not be negative, growth be positive";
-    CHECK(bad([] { flat_cache(-1); }) == construction);
-    CHECK(bad([] { flat_cache(2, 0.0); }) == construction);
-    flat_cache table(support::plan_of({{0, 1}}));
-    CHECK(bad([&] { (void)table.append(-1); }) == "flat_cache: the number of tokens must not be negative");
-    float* nowhere = nullptr;
-    CHECK(bad([&] { flat_rows<float>(nowhere, table, 1); }) == "flat_rows: data must not be null");
-    CHECK(bad([&] { flat_rows<float>(nowhere, table, -1); }) == "flat_rows: head_dim must not be negative");
+TEST_CASE("flat_cache: wrong numbers make a cache without heads, and each call answers why",
+          "[compact][errors]") {
+    constexpr index_t huge = index_t{1} << 62;
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    const auto no_call = [](index_t, index_t, index_t) { CHECK(false); };
+    const std::vector<std::pair<index_t, double>> wrong{
+        {-1, 0.25}, {huge, 0.25},  {flat_cache::most_heads + 1, 0.25},           {2, 0.0},
+        {2, -1.0},  {2, infinity}, {2, std::numeric_limits<double>::quiet_NaN()}};
+    for (const auto& [heads, growth] : wrong) {
+        flat_cache table(heads, growth);
+        CAPTURE(heads, growth);
+        CHECK(table.validate().code() == errc::invalid_parameter);
+        CHECK(table.kv_heads() == 0);
+        CHECK(table.capacity() == 0);
+        CHECK(table.append(1) == table.validate());
+        CHECK(table.spread(5, no_call) == table.validate());
+        CHECK(table.spread_into(5, no_call) == table.validate());
+        CHECK(table.compact(keep_plan{}) == table.validate());
+        float element = 0;
+        const flat_rows<float> rows(&element, table, 1);
+        CHECK(rows.validate() == table.validate());
+        CHECK(rows.extent(2) == 0);
+    }
+    CHECK_FALSE(flat_cache(support::plan_of({{0, 1}}), -1.0).validate().ok());
+}
+
+TEST_CASE("flat_cache: no number of tokens or rows overflows, what no table can hold is said before memory "
+          "is taken",
+          "[compact][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    flat_cache table(support::plan_of({{0, 1}, {0, 1, 2}}), 1e300);
+    CHECK(table.append(-1).code() == errc::invalid_parameter);
+    CHECK(table.rows_for(-1) == flat_cache::most_rows); // 1e300 times as much room, as far as a table goes
+    CHECK(table.rows_for(most) == most);
+    CHECK(table.rows_for((most - 5) / 2) == 5 + (most - 5) / 2 * 2);
+    CHECK(table.append(1) == status{errc::no_room, "", flat_cache::most_rows});
+    CHECK(table.append(index_t{1} << 30) == status{errc::index_overflow, "", 5 + (index_t{2} << 30)});
+    CHECK(table.append(most) == status{errc::index_overflow, "", most});
+    const auto no_call = [](index_t, index_t, index_t) { CHECK(false); };
+    CHECK(table.spread(most, no_call).code() == errc::index_overflow);
+    CHECK(table.spread(-1, no_call) == status{errc::no_room, "", 5});
+    CHECK(table.total_rows() == 5);
+    CHECK(table.capacity() == 5);
+}
+
+TEST_CASE("flat_rows: wrong numbers make an empty view", "[compact][errors]") {
+    const flat_cache table(support::plan_of({{0, 1}}));
+    std::vector<float> memory(2);
+    for (const auto& rows : {flat_rows<float>(nullptr, table, 1), flat_rows<float>(memory.data(), table, -1),
+                             flat_rows<float>(memory.data(), table, index_t{1} << 40)}) {
+        CHECK(rows.validate().code() == errc::invalid_parameter);
+        for (const std::size_t r : {0u, 1u, 2u}) { CHECK(rows.extent(r) == 0); }
+        CHECK(compact_in_place(rows, support::plan_of({{1}})) == rows.validate());
+    }
+    CHECK(flat_rows<float>(nullptr, table, 0).validate().ok());
+    CHECK(flat_rows<float>(memory.data(), table, 1).validate().ok());
+}
+
+TEST_CASE("spread_rows: keys and values move together, the same array twice moves once, an overlapping one "
+          "is refused",
+          "[compact]") {
+    support::random r(5);
+    for (int round = 0; round < 50; ++round) {
+        flat_cache table(support::plan_of({{0, 1, 2}, {}, {0, 1}}));
+        std::vector<f16> keys = support::random_elements<f16>(r, 40), values = keys;
+        const auto first_row = [&](index_t g, index_t i) {
+            return keys[static_cast<std::size_t>(table.row(g, i) * 2)].bits;
+        };
+        const std::vector<std::uint16_t> before{first_row(0, 0), first_row(0, 2), first_row(2, 0),
+                                                first_row(2, 1)};
+        const auto k = [&] { return flat_rows<f16>(keys.data(), table, 2); };
+        const auto left = [&] {
+            return std::vector<std::uint16_t>{first_row(0, 0), first_row(0, 2), first_row(2, 0),
+                                              first_row(2, 1)};
+        };
+        const auto all = support::bytes_of(keys);
+        const flat_rows<f16> shifted(keys.data() + 2, table, 2);
+        CHECK(spread_rows(table, 14, k(), shifted).code() == errc::views_overlap);
+        flat_cache other = table;
+        CHECK(spread_rows(table, 14, k(), flat_rows<f16>(values.data(), other, 2)).code() ==
+              errc::invalid_parameter);
+        CHECK(spread_rows(table, 4, k(), k()) == status{errc::no_room, "", 5});
+        CHECK(spread_rows(table, index_t{1} << 40, k(), k()).code() == errc::index_overflow);
+        CHECK(support::bytes_of(keys) == all);
+        CHECK(table.capacity() == 5);
+        const bool same = r.chance(0.5);
+        REQUIRE(
+            spread_rows(table, r.between(5, 20), k(), same ? k() : flat_rows<f16>(values.data(), table, 2))
+                .ok());
+        CHECK(left() == before);
+        if (!same) { CHECK(support::bytes_of(values) == support::bytes_of(keys)); }
+    }
 }

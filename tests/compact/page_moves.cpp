@@ -95,7 +95,7 @@ TEST_CASE("plan_page_moves: each order of moves on the example of its header", "
 
     const int32s old_positions{50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61};
     int32s positions(7);
-    fewest.gather_positions(0, std::span(old_positions), std::span(positions));
+    REQUIRE(fewest.gather_positions(0, std::span(old_positions), std::span(positions)).ok());
     CHECK(positions == int32s{50, 51, 56, 53, 58, 59, 60});
     for (const move_order order : all_orders) {
         CHECK(planned(order).released_pages().empty());
@@ -356,33 +356,124 @@ TEST_CASE("plan_page_moves: bad tables and plans of other caches are refused, wi
     CHECK(out == before);
 }
 
-TEST_CASE("plan_page_moves, move_rows: sizes that disagree break their contracts", "[compact][contract]") {
+TEST_CASE(
+    "plan_page_moves: ref_counts, heads and sizes that cannot be are refused, with the output unchanged",
+    "[compact][errors]") {
+    constexpr index_t huge = index_t{1} << 62;
     const one_row row(8, 4);
     const keep_plan plan = plan_of({{1, 5}});
-    const auto violation = [&](const page_table& table, const page_pool& pool) {
-        return support::violation_of([&] { (void)plan_moves(plan, table, pool); });
+    const move_plan before = plan_moves(plan, row.table(), {.pages = 2, .page_tokens = 4}).plan;
+    const auto refusal = [&](const page_pool& pool) {
+        move_plan out = before;
+        growing_workspace memory;
+        workspace scratch = memory.of_bytes(1 << 16);
+        const status s =
+            plan_page_moves(plan, row.table(), pool, {.shared = shared_pages::copied}, out, scratch);
+        CHECK(out == before);
+        CHECK(plan_page_moves_bytes(row.table(), pool) == 0);
+        return s;
     };
-    const int32s two{1, 1, 1};
-    CHECK(violation(row.table(), {.pages = 2, .page_tokens = 4, .ref_counts = two}) ==
-          "plan_page_moves: ref_counts must have one entry per page");
-    CHECK(violation(row.table(), {.pages = 2, .page_tokens = 4, .heads = 0}) ==
-          "plan_page_moves: heads must be positive");
-    const page_table short_table{row.indptr, row.indices, {}};
-    CHECK(violation(short_table, {.pages = 2, .page_tokens = 4}) ==
-          "page_table: indptr must have one entry more than last_page_len");
-    auto p = plan_moves(plan, row.table(), {.pages = 2, .page_tokens = 4});
+    const auto with_counts = [&](const int32s& counts) {
+        return refusal({.pages = 2, .page_tokens = 4, .ref_counts = counts});
+    };
+    CHECK(with_counts({1}) == status{errc::invalid_table, "", 2});
+    CHECK(with_counts({1, 1, 1}) == status{errc::invalid_table, "", 2});
+    CHECK(with_counts({1, -1}).code() == errc::invalid_table);
+    CHECK(with_counts({std::numeric_limits<std::int32_t>::min(), 1}).code() == errc::invalid_table);
+    for (const index_t heads : {index_t{0}, index_t{-1}, -huge}) {
+        CHECK(refusal({.pages = 2, .page_tokens = 4, .heads = heads}).code() == errc::invalid_parameter);
+    }
+    for (const index_t heads : {index_t{1} << 30, huge, std::numeric_limits<index_t>::max()}) {
+        CHECK(refusal({.pages = 2, .page_tokens = 4, .heads = heads}).code() == errc::index_overflow);
+    }
+    CHECK(refusal({.pages = 2, .page_tokens = -4}).code() == errc::invalid_parameter);
+    // A table names a page that nobody owns: freed while it was still read.
+    const int32s unowned{1, 0};
+    CHECK(
+        plan_moves(plan, row.table(), {.pages = 2, .page_tokens = 4, .ref_counts = unowned}).answer.code() ==
+        errc::invalid_table);
+    CHECK(plan_page_moves_bytes({int32s{0}, {}, {}}, {.pages = 0, .page_tokens = huge}) == 0);
+}
+
+TEST_CASE("plan_page_moves: tables of odd sizes, tails behind the last row included, are refused",
+          "[compact][errors]") {
+    const keep_plan plan = plan_of({{1, 5}});
+    const page_pool pool{.pages = 4, .page_tokens = 4};
+    const int32s none{}, zero{0}, two{0, 2}, three{0, 2, 3}, pages{0, 1}, tail{0, 1, 3}, full{4}, fulls{4, 4};
+    for (const page_table& table :
+         {page_table{two, pages, none}, page_table{two, pages, fulls}, page_table{none, pages, none},
+          page_table{zero, pages, full}, page_table{three, pages, full}, page_table{two, tail, full},
+          page_table{two, none, full}}) {
+        const auto p = plan_moves(plan, table, pool);
+        CHECK(p.answer.code() == errc::invalid_table);
+        CHECK(p.plan == move_plan{});
+    }
+    move_plan planned = plan_moves(plan, {two, pages, full}, pool).plan;
+    const move_plan before = planned;
     growing_workspace memory;
     workspace scratch = memory.of_bytes(1 << 12);
-    CHECK(support::violation_of([&] {
-              (void)plan_page_moves(plan, p.plan.table(), {.pages = 2, .page_tokens = 4}, {}, p.plan,
-                                    scratch);
-          }) == "plan_page_moves: the output must be another plan than the one whose table is read");
-    std::vector<float> data(64);
-    const auto per_head =
-        plan_moves(plan_of({{1, 5}, {0, 1}}), row.table(), {.pages = 2, .page_tokens = 4, .heads = 2});
-    const paged_memory memory_of_three{data.data(), page_layout{4, 12, 3, 1}, 3, 1};
-    CHECK(support::violation_of([&] { move_rows(memory_of_three, per_head.plan); }) ==
-          "move_rows: the plan has token sets for another number of heads than the memory");
-    const paged_memory<float> nowhere{nullptr, {4, 4, 1, 1}, 1, 1};
-    CHECK(support::violation_of([&] { move_rows(nowhere, p.plan); }) == "move_rows: data must not be null");
+    CHECK(plan_page_moves(plan_of({{0}}), planned.table(), pool, {}, planned, scratch).code() ==
+          errc::invalid_parameter);
+    CHECK(planned == before);
+}
+
+TEST_CASE("move_rows: a memory that the plan was not made for is refused before a row moves",
+          "[compact][errors]") {
+    const one_row row(24, 4);
+    const move_plan plan =
+        plan_moves(plan_of({{1, 5, 23}}), row.table(), {.pages = 6, .page_tokens = 4}).plan;
+    REQUIRE(plan.total_moves() > 0);
+    CHECK(plan.page_tokens() == 4);
+    CHECK(plan.pages_touched() == 6);
+    const move_plan of_heads = plan_moves(plan_of({{1, 5}, {0, 1}}), one_row(8, 4).table(),
+                                          {.pages = 2, .page_tokens = 4, .heads = 2})
+                                   .plan;
+    support::random r(7);
+    std::vector<float> data = support::random_elements<float>(r, 6 * 4 * 3);
+    const auto before = support::bytes_of(data);
+    const auto refusal = [&](const paged_memory<float>& memory, const move_plan& made) {
+        const status s = move_rows(memory, made);
+        std::vector<float> others(96);
+        const paged_memory<float> good{others.data(), nhd_pages(4, made.heads(), 1), made.heads(), 1};
+        CHECK(move_rows(good, memory, made) == s); // both or neither
+        CHECK(move_rows(memory, good, made) == s);
+        CHECK(others == std::vector<float>(96));
+        CHECK(support::bytes_of(data) == before);
+        return s;
+    };
+    const auto layout = [](index_t page_tokens, index_t pages) {
+        return nhd_pages(page_tokens, 3, 1, pages);
+    };
+    CHECK(refusal({data.data(), layout(8, 3), 3, 1}, plan) == status{errc::plan_mismatch, "", 4});
+    CHECK(refusal({data.data(), layout(4, 5), 3, 1}, plan) == status{errc::plan_mismatch, "", 6});
+    CHECK(refusal({data.data(), layout(4, 0), 3, 1}, plan) == status{errc::plan_mismatch, "", 6});
+    CHECK(refusal({data.data(), layout(4, 6), 3, 1}, of_heads) == status{errc::plan_mismatch, "", 2});
+    CHECK(refusal({nullptr, layout(4, 6), 3, 1}, plan).code() == errc::invalid_parameter);
+    CHECK(refusal({data.data(), layout(4, 6), -3, 1}, plan).code() == errc::invalid_parameter);
+    CHECK(refusal({data.data(), layout(4, 6), 3, -1}, plan).code() == errc::invalid_parameter);
+    CHECK(refusal({data.data(), layout(4, -6), 3, 1}, plan).code() == errc::invalid_parameter);
+    CHECK(refusal({data.data(), {0, 12, 3, 1}, 3, 1}, plan).code() == errc::invalid_parameter);
+    CHECK(refusal({data.data(), {4, index_t{1} << 62, 3, 1}, 3, 1}, plan).code() == errc::invalid_parameter);
+    CHECK(refusal({data.data(), {4, 12, std::numeric_limits<index_t>::min(), 1}, 3, 1}, plan).code() ==
+          errc::invalid_parameter);
+    CHECK(refusal({data.data(), layout(4, 6), 3, index_t{1} << 62}, plan).code() == errc::invalid_parameter);
+    CHECK(move_rows(paged_memory<float>{data.data(), layout(4, 6), 3, 1}, plan).ok());
+    CHECK(move_rows(paged_memory<float>{nullptr, {}, 0, 0}, move_plan{}).ok());
+}
+
+TEST_CASE("move_plan::gather_positions: short outputs and positions, and rows of no plan, are refused",
+          "[compact][errors]") {
+    const move_plan plan =
+        plan_moves(plan_of({{0, 1, 7}}), one_row(8, 4).table(), {.pages = 2, .page_tokens = 4}).plan;
+    const std::vector<index_t> positions(8, 7);
+    std::vector<index_t> out(3, -1);
+    const auto answer = [&](index_t row, std::size_t cached, std::size_t room) {
+        return plan.gather_positions(row, std::span(positions).first(cached), std::span(out).first(room));
+    };
+    CHECK(answer(0, 8, 2) == status{errc::invalid_parameter, "", 3});
+    CHECK(answer(0, 7, 3) == status{errc::invalid_parameter, "", 8});
+    CHECK(answer(1, 8, 3) == status{errc::plan_mismatch, "", 1});
+    CHECK(answer(-1, 8, 3).code() == errc::plan_mismatch);
+    CHECK(out == std::vector<index_t>(3, -1));
+    CHECK(answer(0, 8, 3).ok());
 }

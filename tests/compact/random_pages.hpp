@@ -56,9 +56,8 @@ struct paged_cache {
         positions = random_elements<std::int32_t>(r, pages * layout(1).page_stride);
     }
     void move(const kvtrim::move_plan& plan) {
-        kvtrim::move_rows(keys(), plan);
-        kvtrim::move_rows(values(), plan);
-        kvtrim::move_rows(stored_positions(), plan);
+        CHECK(kvtrim::move_rows(keys(), values(), plan).ok());
+        CHECK(kvtrim::move_rows(stored_positions(), plan).ok());
     }
 };
 

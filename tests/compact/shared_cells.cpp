@@ -22,13 +22,14 @@ struct edits {
     status answer;
     std::vector<token_range> removed;
     std::vector<position_shift> shifts;
+    cell_edit_report report{-1, -1};
 };
 
 edits edit(const int32s& kept, const int32s& positions, const cell_edit_options& options = {}) {
     edits e;
     e.answer = edit_cells(
         kept, positions, options, [&](token_range r) { e.removed.push_back(r); },
-        [&](position_shift s) { e.shifts.push_back(s); });
+        [&](position_shift s) { e.shifts.push_back(s); }, &e.report);
     return e;
 }
 
@@ -151,7 +152,173 @@ TEST_CASE("edit_cells: an engine that follows them holds the kept tokens, closed
             }
         }
         CHECK(distances.size() == e.shifts.size());
+        CHECK(e.report.kept_cells == std::ssize(kept));
+        CHECK(e.report.shared_cells == 0);
     }
+}
+
+namespace {
+
+// Text at 0 ... 9, an image of 64 tokens that all stand at position 10, text from `next` on.
+int32s vision_sequence(std::int32_t next, std::int32_t text_after) {
+    int32s positions;
+    for (std::int32_t p = 0; p < 10; ++p) { positions.push_back(p); }
+    positions.insert(positions.end(), 64, 10);
+    for (std::int32_t p = 0; p < text_after; ++p) { positions.push_back(next + p); }
+    return positions;
+}
+
+int32s without(index_t cells, const std::vector<token_range>& gone) {
+    int32s kept;
+    for (index_t c = 0; c < cells; ++c) {
+        const auto holds = [&](const token_range& r) { return r.begin <= c && c < r.end; };
+        if (std::none_of(gone.begin(), gone.end(), holds)) { kept.push_back(static_cast<std::int32_t>(c)); }
+    }
+    return kept;
+}
+
+} // namespace
+
+TEST_CASE("edit_cells: an image whose tokens share a position stays or goes as a whole",
+          "[compact][vision]") {
+    for (const std::int32_t next : {11, 18}) { // an image of 8 x 8 takes 8 positions of M-RoPE
+        const int32s positions = vision_sequence(next, 20);
+        const auto cells = std::ssize(positions);
+        // Some of the image and some text: the image stays, and the report says how much more that is.
+        const int32s some = without(cells, {{2, 5}, {12, 70}, {80, 85}});
+        const edits stays = edit(some, positions);
+        REQUIRE(stays.answer.ok());
+        CHECK(stays.removed == std::vector<token_range>{{2, 5}, {next + 6, next + 11}});
+        CHECK(stays.report.kept_cells == cells - 3 - 5);
+        CHECK(stays.report.shared_cells == 58);
+        // None of it, and its neighbours: one range.
+        const edits goes = edit(without(cells, {{8, 76}}), positions);
+        REQUIRE(goes.answer.ok());
+        CHECK(goes.removed == std::vector<token_range>{{8, next + 2}});
+        CHECK(goes.report.shared_cells == 0);
+        // All of it.
+        CHECK(edit(without(cells, {}), positions).removed.empty());
+        // A horizon behind the image, and at it.
+        CHECK(edit(some, positions, {.horizon = next + 12}).answer.ok());
+        CHECK(edit(some, positions, {.horizon = 10}).answer.code() ==
+              errc::invalid_parameter); // text would go
+        CHECK(edit(without(cells, {{2, 5}, {12, 70}}), positions, {.horizon = 10}).answer.ok());
+        CHECK(edit(without(cells, {{10, 74}}), positions, {.horizon = 10}).answer.code() ==
+              errc::invalid_parameter);
+    }
+}
+
+TEST_CASE("edit_cells: an image closes up as one, with the positions that it takes", "[compact][vision]") {
+    for (const std::int32_t next : {11, 18}) {
+        const int32s positions = vision_sequence(next, 20);
+        const auto cells = std::ssize(positions);
+        const int32s kept = without(cells, {{2, 5}, {12, 70}, {80, 85}}); // text 3, image, text 6 ... 10
+        const edits down = edit(kept, positions, {.close = closing::towards_first});
+        REQUIRE(down.answer.ok());
+        CHECK(down.shifts == std::vector<position_shift>{{5, next + 6, -3}, {next + 11, next + 20, -8}});
+        const edits up = edit(kept, positions, {.close = closing::towards_horizon});
+        REQUIRE(up.answer.ok());
+        CHECK(up.shifts == std::vector<position_shift>{{5, next + 6, 5}, {0, 2, 8}});
+        // The text right behind the image goes: the image keeps its positions to itself.
+        const edits gap = edit(without(cells, {{74, 79}}), positions, {.close = closing::towards_first});
+        REQUIRE(gap.answer.ok());
+        CHECK(gap.shifts == std::vector<position_shift>{{next + 5, next + 20, -5}});
+    }
+    // An image at the end: nothing says yet how many positions it takes, and it does not move up.
+    const int32s ends_with_image = vision_sequence(11, 0);
+    const edits up = edit(without(74, {{3, 6}}), ends_with_image, {.close = closing::towards_horizon});
+    CHECK(up.shifts == std::vector<position_shift>{{0, 3, 3}});
+    const edits down = edit(without(74, {{3, 6}}), ends_with_image, {.close = closing::towards_first});
+    CHECK(down.shifts == std::vector<position_shift>{{6, 11, -3}});
+}
+
+TEST_CASE(
+    "edit_cells: sequences with any number of tokens at a position keep whole positions, in order and apart",
+    "[compact][vision][properties]") {
+    support::random r(3);
+    for (int round = 0; round < 2000; ++round) {
+        int32s positions;
+        std::int32_t position = 0;
+        for (index_t i = r.between(0, 25); i > 0; --i) {
+            const index_t shared = r.chance(0.2) ? r.between(2, 6) : 1;
+            positions.insert(positions.end(), static_cast<std::size_t>(shared), position);
+            position += static_cast<std::int32_t>(r.chance(0.3) ? r.between(2, 5) : 1);
+        }
+        const auto cells = std::ssize(positions);
+        const keep_plan plan = any_plan(r, {cells});
+        const int32s kept(plan.row(0).begin(), plan.row(0).end());
+        const closing close =
+            r.one_of({closing::keep_positions, closing::towards_first, closing::towards_horizon});
+        CAPTURE(round, positions, kept, close);
+        const edits e = edit(kept, positions, {.close = close});
+        REQUIRE(e.answer.ok());
+        std::multimap<index_t, std::int32_t> engine; // position -> cell
+        std::set<std::int32_t> at_kept_positions;
+        for (std::int32_t c = 0; c < cells; ++c) {
+            engine.emplace(positions[static_cast<std::size_t>(c)], c);
+        }
+        for (const auto c : kept) { at_kept_positions.insert(positions[static_cast<std::size_t>(c)]); }
+        for (const token_range& range : e.removed) {
+            engine.erase(engine.lower_bound(range.begin), engine.lower_bound(range.end));
+        }
+        int32s left, whole;
+        for (const auto& [at, cell] : engine) { left.push_back(cell); }
+        std::sort(left.begin(), left.end());
+        for (std::int32_t c = 0; c < cells; ++c) {
+            if (at_kept_positions.count(positions[static_cast<std::size_t>(c)]) > 0) { whole.push_back(c); }
+        }
+        CHECK(left == whole);
+        CHECK(e.report.kept_cells == std::ssize(whole));
+        CHECK(e.report.shared_cells == std::ssize(whole) - std::ssize(kept));
+        keep_plan widened;
+        REQUIRE(keep_whole_positions(plan, positions, widened).ok());
+        CHECK(int32s(widened.row(0).begin(), widened.row(0).end()) == whole);
+        for (const position_shift& shift :
+             e.shifts) { // tokens that share a position go on doing so, others never meet
+            std::multimap<index_t, std::int32_t> moved;
+            for (const auto& [at, cell] : engine) {
+                moved.emplace(at + (at >= shift.begin && at < shift.end ? shift.delta : 0), cell);
+            }
+            engine = moved;
+            std::map<index_t, std::int32_t> old_of;
+            for (const auto& [at, cell] : engine) {
+                const auto old = old_of.emplace(at, positions[static_cast<std::size_t>(cell)]).first->second;
+                REQUIRE(old == positions[static_cast<std::size_t>(cell)]);
+            }
+        }
+        std::map<std::int32_t, index_t> now; // by old position
+        for (const auto& [at, cell] : engine) { now[positions[static_cast<std::size_t>(cell)]] = at; }
+        index_t follows = -1; // where the next one is without a gap
+        for (const auto& [old, at] : now) {
+            if (close == closing::keep_positions) { CHECK(at == old); }
+            if (close != closing::keep_positions && follows >= 0) { CHECK(at == follows); }
+            const auto next = std::upper_bound(positions.begin(), positions.end(), old);
+            const bool is_shared = std::count(positions.begin(), positions.end(), old) > 1;
+            follows = at + (is_shared && next != positions.end() ? *next - old : 1);
+        }
+        if (!now.empty() && close == closing::towards_first) {
+            CHECK(now.begin()->second == now.begin()->first);
+        }
+        if (!now.empty() && close == closing::towards_horizon) { CHECK(follows == positions.back() + 1); }
+    }
+}
+
+TEST_CASE("keep_whole_positions: bad input is refused with the output unchanged",
+          "[compact][vision][errors]") {
+    const int32s positions = vision_sequence(11, 5);
+    keep_plan plan = plan_of({{0, 12, 76}});
+    const auto refusal = [&](const keep_plan& from, const int32s& at) {
+        keep_plan out = made_before();
+        const status s = keep_whole_positions(from, at, out);
+        CHECK(out == made_before());
+        return s.code();
+    };
+    CHECK(refusal(plan_of({{0}, {1}}), positions) == errc::plan_mismatch);
+    CHECK(refusal(keep_plan{}, positions) == errc::plan_mismatch);
+    CHECK(refusal(plan_of({{0, 79}}), positions) == errc::plan_mismatch);
+    CHECK(refusal(plan, {3, 2, 1}) == errc::plan_mismatch);
+    CHECK(keep_whole_positions(plan, positions, plan).code() == errc::invalid_parameter);
+    CHECK(plan == plan_of({{0, 12, 76}}));
 }
 
 TEST_CASE("edit_cells: what it cannot do is refused, with no call made", "[compact][errors]") {
@@ -159,13 +326,14 @@ TEST_CASE("edit_cells: what it cannot do is refused, with no call made", "[compa
                             const cell_edit_options& options = {}) {
         const edits e = edit(kept, positions, options);
         CHECK((e.removed.empty() && e.shifts.empty()));
+        CHECK((e.answer.ok() || e.report.kept_cells == -1));
         return e.answer.code();
     };
     CHECK(refusal({0, 4}, {0, 1, 2, 3}) == errc::plan_mismatch);
     CHECK(refusal({-1}, {0, 1, 2, 3}) == errc::plan_mismatch);
     CHECK(refusal({1, 0}, {0, 1, 2, 3}) == errc::plan_mismatch);
     CHECK(refusal({1, 1}, {0, 1, 2, 3}) == errc::plan_mismatch);
-    CHECK(refusal({0}, {0, 1, 1, 3}) == errc::plan_mismatch);
+    CHECK(refusal({0}, {0, 2, 1, 3}) == errc::plan_mismatch);
     CHECK(refusal({0}, {-2, 1, 2, 3}) == errc::plan_mismatch);
     CHECK(refusal({0, 1, 3}, {0, 1, 2, 3}, {.horizon = 2}) == errc::invalid_parameter);
     CHECK(refusal({0, 1}, {0, 1, 2, 3}, {.horizon = 3}) == errc::invalid_parameter);
@@ -243,10 +411,26 @@ TEST_CASE("cell_scores: bad input is named, rows of another length and a small w
     score_memory uneven(oracle::matrix{{9, 9, 9, 9, 9, 9}, {9, 9, 9, 9, 9}});
     CHECK(cells.add(uneven.importance_rows()).code() == errc::rows_differ);
     score_memory rows(oracle::matrix{{0, 5, 0, 0, 7, 0}});
+    CHECK(cells.add(score_rows{{}, {}}).code() == errc::invalid_table);
+    const std::vector<index_t> beyond{0, 6};
+    CHECK(cells.add(score_rows{beyond, rows.importance_rows().values.first(5)}).code() ==
+          errc::invalid_table);
     CHECK(cells.add(rows.importance_rows()).ok());
     keep_plan plan;
     CHECK(cells.plan(plan).ok());
     CHECK(plan == plan_of({{1, 4, 6, 7, 8, 9}}));
+
+    for (const cell_scores::request& wrong :
+         {cell_scores::request{-1, 3, {}}, cell_scores::request{10, 3, {.window_tokens = 4}},
+          cell_scores::request{10, 0, {}}, cell_scores::request{index_t{1} << 62, 3, {}}}) {
+        workspace any = memory.of_bytes(1 << 16);
+        cell_scores refused(wrong, any);
+        keep_plan out = made_before();
+        CHECK(refused.validate() == wrong.validate());
+        CHECK(refused.add(rows.importance_rows()) == wrong.validate());
+        CHECK(refused.plan(out) == wrong.validate());
+        CHECK(out == made_before());
+    }
 
     std::vector<std::byte> few(static_cast<std::size_t>(good.workspace_bytes()) - 65);
     workspace small(few);

@@ -42,7 +42,7 @@ bool all_rows_are(const keep_plan& plan, index_t rows, const table& expected) {
 
 ranges removed(const table& kept, index_t tokens) {
     ranges seen;
-    removed_ranges(kept, tokens, [&](token_range range) { seen.push_back(range); });
+    CHECK(removed_ranges(kept, tokens, [&](token_range range) { seen.push_back(range); }).ok());
     return seen;
 }
 
@@ -130,15 +130,36 @@ TEST_CASE("project_to_shared: bad input is refused with the output unchanged", "
     }
 }
 
-TEST_CASE("project_to_shared: writing into the plan that is read breaks its contract",
-          "[compact][contract]") {
-    keep_plan plan = support::plan_of({{1, 3}, {7}});
+TEST_CASE("project_to_shared: the plan that is read may be the output", "[compact]") {
+    keep_plan plan = support::plan_of({{1, 3}, {3, 7}}), same = plan;
     std::vector<std::byte> memory(4096);
     workspace scratch(memory);
-    const char* message = "project_to_shared: the output must be another plan";
-    CHECK(support::violation_of([&] { (void)project_to_shared(plan, 8, 2, plan, scratch); }) == message);
-    CHECK(support::violation_of([&] { (void)project_to_shared(plan, 8, any_head, plan, scratch); }) ==
-          message);
+    REQUIRE(project_to_shared(plan, 8, 2, plan, scratch).ok());
+    CHECK(all_rows_are(plan, 2, {1, 3}));
+    REQUIRE(project_to_shared(same, 8, any_head, same, scratch).ok());
+    CHECK(all_rows_are(same, 2, {1, 3, 7}));
+}
+
+TEST_CASE("project_to_shared: a negative number of tokens is refused with the output unchanged",
+          "[compact][errors]") {
+    const keep_plan plan = support::plan_of({{1, 3}, {7}});
+    CHECK(project_to_shared_bytes(plan, -1) == 0);
+    for (const index_t tokens : {index_t{-1}, std::numeric_limits<index_t>::min()}) {
+        for (const projected& p : {project(plan, tokens, 1), project(plan, tokens, any_head)}) {
+            CHECK(p.answer.code() == errc::invalid_parameter);
+            CHECK(p.plan == support::made_before());
+        }
+    }
+}
+
+TEST_CASE("removed_ranges: tokens that do not ascend within the cache are refused, with no call made",
+          "[compact][errors]") {
+    for (const table& wrong : {table{1, 1}, table{2, 1}, table{-1, 0}, table{0, 4}, table{0}}) {
+        int calls = 0;
+        const index_t tokens = wrong.size() == 1 ? 0 : 4;
+        CHECK(removed_ranges(wrong, tokens, [&](token_range) { ++calls; }).code() == errc::plan_mismatch);
+        CHECK(calls == 0);
+    }
 }
 
 TEST_CASE("removed_ranges: they are the gaps between the kept tokens, as few as possible, ascending",

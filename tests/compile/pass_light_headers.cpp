@@ -8,7 +8,6 @@
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/allocate/whole_pages.hpp>
 #include <kvtrim/base/filled.hpp>
-#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/base/row_range.hpp>

@@ -554,7 +554,7 @@ results run_critiprefill(const golden_case& c) {
                                            0, queries, scratch, ex));
         check(kvtrim::compute_block_bounds(keys_of(l), blocks * grid.block_tokens, grid.block_tokens, 0, keys,
                                            scratch, ex));
-        if (policy.fusion.is_on()) { shown.begin_layer(chunk.layer, grid, l.kv_heads, policy.fusion); }
+        if (policy.fusion.is_on()) { check(shown.begin_layer(chunk.layer, grid, l.kv_heads, policy.fusion)); }
         for (index_t g = 0; g < l.kv_heads; ++g) {
             auto logits = floats(segments * blocks);
             auto spare = floats(kvtrim::block_logits_floats(policy.estimator, segments, blocks, l.head_dim));
@@ -566,7 +566,7 @@ results run_critiprefill(const golden_case& c) {
                 const index_t allowed = grid.allowed_blocks(s);
                 std::vector<float> row(logits.begin() + s * blocks, logits.begin() + s * blocks + allowed);
                 kvtrim::kernels::softmax(row.data(), allowed);
-                if (policy.fusion.is_on()) { shown.fuse(g, s, row); }
+                if (policy.fusion.is_on()) { check(shown.fuse(g, s, row)); }
                 row.resize(static_cast<std::size_t>(blocks),
                            s == 0 ? 1.0f / static_cast<float>(blocks) : 0.0f);
                 all_estimates.insert(all_estimates.end(), row.begin(), row.end());

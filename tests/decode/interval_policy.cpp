@@ -192,11 +192,9 @@ TEST_CASE("interval policy: drafts that are pending at a cut stay, and can be re
         }
         cache.rollback(drafts);
         CHECK(cache.holds_its_text());
-        // The same scores decide without the drafts, so a cut to what is left keeps the same tokens.
+        // The same scores decide without the drafts, so a cut without them keeps the same tokens: as many as the budget.
         never.rollback(drafts);
-        const interval_policy smaller{
-            ada_snapkv(), {.budget = per_head(16 - drafts), .protect = {.window_tokens = 4}}, 40};
-        REQUIRE(smaller.plan(never.inputs(), never.plan, never.memory).ok());
+        REQUIRE(decode.plan(never.inputs(), never.plan, never.memory).ok());
         never.compact();
         CHECK(bytes_of(cache.positions) == bytes_of(never.positions));
     }
@@ -206,10 +204,10 @@ TEST_CASE("interval policy: a cut is due when the next tokens would pass budget 
     const interval_policy decode{streaming_llm(), {.budget = per_head(10)}, 4};
     CHECK(decode.limit_tokens(2) == 28);
     cache_positions cached(2);
-    cached.append(13);
+    REQUIRE(cached.append(13).ok());
     CHECK_FALSE(decode.is_due(cached));
     CHECK(decode.is_due(cached, 2));
-    cached.append(1);
+    REQUIRE(cached.append(1).ok());
     CHECK(decode.is_due(cached));
     CHECK_FALSE(decode.is_due(cached, 0));
     const interval_policy whole_layer{streaming_llm(), {.budget = over_all_heads(5)}, 4};
@@ -223,6 +221,182 @@ TEST_CASE("interval policy: a cut is due when the next tokens would pass budget 
                                     {.budget = per_head(std::numeric_limits<index_t>::max())}};
     CHECK(unlimited.buffer_tokens == 512);
     CHECK_FALSE(unlimited.is_due(cached, 1000000));
+}
+
+// mlx-lm#1914: a chunk of 300 tokens into a cache of 160 rows. A cut leaves the budget of 100, so 400 rows would be needed: the
+// caller is told before it caches them, and by how much it is too many.
+TEST_CASE(
+    "interval policy: a chunk that no cut makes room for is refused before it is cached, and fits in parts",
+    "[decode][regression]") {
+    const layer_data text = text_of(420, 8);
+    living_cache cache(text, 4);
+    const interval_policy decode{snapkv(), {.budget = per_head(100), .protect = {.window_tokens = 4}}, 60};
+    REQUIRE(decode.limit_tokens(2) == 2 * 160);
+    cache.push(120);
+    CHECK(decode.is_due(cache.positions, 300));
+    const status s = decode.admits(cache.positions, 300);
+    CHECK(s.code() == errc::no_room);
+    CHECK(s.needed() == 2 * 400);
+    CHECK(decode.admits(cache.positions, 40).ok()); // at once
+    CHECK(decode.admits(cache.positions, 60).ok()); // after a cut
+    CHECK(decode.admits(cache.positions, 61).needed() == 2 * 161);
+    index_t cuts = 0;
+    for (index_t done = 0, n = 0; done < 300; done += n) { // the loop of the header
+        n = std::min(300 - done, decode.buffer_tokens);
+        REQUIRE(decode.admits(cache.positions, n).ok());
+        if (decode.is_due(cache.positions, n)) {
+            REQUIRE(decode.plan(cache.inputs(), cache.plan, cache.memory).ok());
+            cache.compact();
+            ++cuts;
+        }
+        cache.push(n);
+        CHECK(cache.positions.total_tokens() <= decode.limit_tokens(2));
+        CHECK(cache.holds_its_text());
+    }
+    CHECK(cuts == 5);
+    CHECK(cache.positions.next_position() == 420);
+}
+
+TEST_CASE(
+    "interval policy: what is admitted fits, what is not would not, drafts and protected tokens included",
+    "[decode]") {
+    support::random r(95);
+    std::array<int, 4> seen{};
+    for (std::uint64_t seed = 0; seed < 60; ++seed) {
+        const index_t window = r.between(1, 4), most_drafts = r.between(0, 4);
+        const layer_data text = text_of(150, 700 + seed);
+        living_cache cache(text, window, most_drafts);
+        const index_t budget = r.between(8, 30);
+        const interval_policy decode{
+            ada_snapkv(),
+            {.budget = r.chance(0.5) ? per_head(budget) : over_all_heads(2 * budget - r.between(0, 1)),
+             .protect = {.sink_tokens = r.between(0, 6), .window_tokens = window}},
+            most_drafts + r.between(1, 10)};
+        const index_t limit = decode.limit_tokens(2);
+        index_t drafts = 0; // pending
+        while (cache.positions.next_position() < 150) {
+            const index_t left = 150 - cache.positions.next_position();
+            const index_t wanted = std::min(left, r.chance(0.7) ? r.between(1, 6) : r.between(1, 60));
+            const auto now = decode.with_rollback(drafts);
+            CHECK(now.limit_tokens(2) == limit);
+            const status s = now.admits(cache.positions, wanted);
+            CAPTURE(seed, budget, window, drafts, wanted, cache.positions.total_tokens(), limit);
+            const bool due = now.is_due(cache.positions, wanted);
+            const auto cut = [&] {
+                const status planned = now.plan(cache.inputs(drafts), cache.plan, cache.memory);
+                if (planned.ok()) { cache.compact(); }
+                return planned;
+            };
+            if (s.ok()) {
+                ++seen[due ? 1 : 0];
+                if (due) { REQUIRE(cut().ok()); }
+                CHECK(cache.positions.total_tokens() + 2 * wanted <= limit);
+                cache.push(wanted);
+                drafts = wanted <= most_drafts && r.chance(0.5) ? wanted : 0;
+                if (drafts > 0 && r.chance(0.5)) {
+                    cache.rollback(drafts);
+                    drafts = 0;
+                }
+            } else if (s.code() == errc::no_room) {
+                ++seen[2];
+                REQUIRE(due);
+                living_cache without = cache;
+                if (cache.positions.total_tokens() > budget) {
+                    REQUIRE(cut().ok());
+                } // else a cut changes nothing
+                CHECK(cache.positions.total_tokens() + 2 * wanted == s.needed());
+                CHECK(s.needed() > limit);
+                cache = without;
+                drafts = 0; // accepted; a shorter chunk comes next
+                if (decode.is_due(cache.positions, 1)) {
+                    REQUIRE(decode.plan(cache.inputs(), cache.plan, cache.memory).ok());
+                    cache.compact();
+                }
+            } else {
+                ++seen[3];
+                CHECK(s.code() == errc::budget_below_protection);
+                CHECK(cut() == s);
+                break;
+            }
+            CHECK(cache.positions.total_tokens() <= limit);
+            CHECK(cache.holds_its_text());
+        }
+    }
+    for (const int times : seen) { CHECK(times > 0); }
+}
+
+TEST_CASE("interval policy: pending drafts stay beside the budget, within the same limit",
+          "[decode][regression]") {
+    const layer_data text = text_of(60, 9);
+    for (const token_budget budget : {per_head(12), over_all_heads(24), over_all_layers(24)}) {
+        living_cache cache(text, 8, 6);
+        // A window and drafts that the budget alone would not hold.
+        const interval_policy decode{snapkv(), {.budget = budget, .protect = {.window_tokens = 8}}, 6};
+        cache.push(13);
+        cache.push(5); // drafts
+        const auto pending = decode.with_rollback(5);
+        REQUIRE(pending.is_due(cache.positions, 1));
+        REQUIRE(pending.admits(cache.positions, 1).ok());
+        CHECK(pending.admits(cache.positions, 2).needed() == 2 * (12 + 5 + 2));
+        REQUIRE(pending.plan(cache.inputs(5), cache.plan, cache.memory).ok());
+        cache.compact();
+        CHECK(cache.positions.total_tokens() == 2 * (12 + 5));
+        cache.push(1);
+        CHECK(cache.positions.total_tokens() == decode.limit_tokens(2));
+        cache.rollback(1);
+        cache.rollback(5);
+        CHECK(cache.positions.total_tokens() == decode.request.budget.total(2));
+    }
+    // The buffer must hold the drafts.
+    const interval_policy decode{snapkv(), {.budget = per_head(12)}, 6};
+    CHECK(decode.with_rollback(5).validate().ok());
+    CHECK(decode.with_rollback(6).validate().code() == errc::invalid_parameter);
+    CHECK(decode.with_rollback(6).validate().needed() == 7);
+    living_cache cache(text, 8);
+    cache.push(30);
+    cache.plan = made_before();
+    for (const index_t drafts : {index_t{7}, index_t{-1}, std::numeric_limits<index_t>::max()}) {
+        const auto wrong = decode.with_rollback(drafts);
+        CHECK(wrong.plan(cache.inputs(), cache.plan, cache.memory).code() == errc::invalid_parameter);
+        CHECK(wrong.admits(cache.positions, 0).code() == errc::invalid_parameter);
+        CHECK(wrong.workspace_bytes(cache.inputs()) == 0);
+        CHECK(cache.plan == made_before());
+    }
+}
+
+TEST_CASE("interval policy: any number of tokens, budget and buffer has an answer", "[decode]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    cache_positions cached(3);
+    REQUIRE(cached.append(10).ok());
+    for (const index_t budget : {-most - 1, index_t{-1}, index_t{0}, index_t{7}, most}) {
+        for (const index_t buffer : {-most - 1, index_t{-1}, index_t{0}, index_t{7}, most}) {
+            for (const index_t tokens : {-most - 1, index_t{-1}, index_t{0}, index_t{7}, most}) {
+                CAPTURE(budget, buffer, tokens);
+                const interval_policy decode{streaming_llm(), {.budget = per_head(budget)}, buffer};
+                const bool valid = budget > 0 && buffer > 0 && tokens > 0 && buffer >= tokens;
+                CHECK(decode.validate(tokens).ok() == valid);
+                const index_t limit = decode.limit_tokens(3);
+                CHECK(limit >= 0);
+                CHECK(decode.with_rollback(tokens).limit_tokens(3) == limit);
+                const status s = decode.admits(cached, tokens);
+                if (tokens >= 0 && budget <= 0) { CHECK(s.code() == errc::budget_zero); }
+                if (tokens < 0 || (budget > 0 && buffer < 0)) { CHECK(s.code() == errc::invalid_parameter); }
+                if (s.ok()) {
+                    const index_t kept = std::min<index_t>(30, saturated_product(3, budget));
+                    CHECK(saturated_sum(kept, saturated_product(3, tokens)) <= limit);
+                }
+                if (s.code() == errc::no_room) { CHECK(s.needed() > limit); }
+            }
+        }
+    }
+    CHECK(interval_policy{streaming_llm(), {.budget = per_head(7)}, 4}.admits(cached, -1).code() ==
+          errc::invalid_parameter);
+    CHECK(
+        interval_policy{streaming_llm(), {.budget = per_head(7)}, 4}.admits(cache_positions(-1), 1).code() ==
+        errc::invalid_parameter);
+    CHECK(interval_policy{streaming_llm(), {.budget = per_head(7), .protect = {.sink_tokens = -1}}, 4}
+              .admits(cached, 1)
+              .code() == errc::invalid_parameter);
 }
 
 TEST_CASE("interval policy: no budget, no buffer and more tokens at a time than it holds are refused",

@@ -336,6 +336,33 @@ TEST_CASE("ragged_attention: each refusal has its code and writes nothing", "[de
     CHECK(ragged_attention(in, {.scale = -1}, to, lse, memory).code() == errc::invalid_parameter);
     CHECK(ragged_attention(in.with_queries(three), {}, strided<float, 3>(out.data(), {3, 1, 4}), {}, memory)
               .code() == errc::heads_not_divisible);
+    const auto refuses = [&](const auto& inputs, const strided<float, 3>& output, std::span<float> sums) {
+        return ragged_attention(inputs, {}, output, sums, memory).code() == errc::invalid_parameter;
+    };
+    CHECK(refuses(in, strided<float, 3>(out.data(), {4, 1, 3}), lse));
+    CHECK(refuses(in, strided<float, 3>(out.data(), {3, 1, 4}), lse));
+    CHECK(refuses(in, strided<float, 3>(out.data(), {4, 2, 4}), lse));
+    CHECK(refuses(in, strided<float, 3>(out.data(), {4, -1, 4}), lse));
+    CHECK(refuses(in, strided<float, 3>(nullptr, {4, 1, 4}), lse));
+    CHECK(refuses(in, to, std::span(lse).first(3)));
+    CHECK(ragged_attention(in, {}, to, std::span(lse).first(3), memory).needed() == 4);
+    CHECK(ragged_attention(in, {.sink_logits = lse}, to, lse, memory).ok());
+    std::fill(out.begin(), out.end(), -7.5f);
+    std::fill(lse.begin(), lse.end(), -7.5f);
+    CHECK(ragged_attention(in, {.sink_logits = std::span(lse).first(2)}, to, {}, memory).code() ==
+          errc::invalid_parameter);
+    // Layers that do not belong together, and views that are none.
+    const auto with = [&](const view& keys, const view& values, const view& queries) {
+        const auto wrong = kvtrim::layer(keys, values).with_queries(queries);
+        CHECK(ragged_attention_bytes(wrong, {}) == 0);
+        return wrong;
+    };
+    const view k = layer.keys(), v = layer.values(), q = layer.queries();
+    CHECK(refuses(with(k, v, view(layer.q.data(), {4, 1, 4})), to, lse));
+    CHECK(refuses(with(k, view(layer.v.data(), {2, 8, 4}), q), to, lse));
+    CHECK(refuses(with(k, view(layer.v.data(), {1, 9, 4}), q), to, lse));
+    CHECK(refuses(with(view(nullptr, {2, 9, 8}), v, q), to, lse));
+    CHECK(refuses(with(view(layer.k.data(), {2, -9, 8}), v, q), to, lse));
     workspace small({});
     const status s = ragged_attention(in, {}, to, lse, small);
     CHECK(s.code() == errc::workspace_too_small);

@@ -137,26 +137,50 @@ TEST_CASE("value_norms: they are cut with the cache, grow again, are undone and 
     CHECK(bytes_of(norms) == before);
     REQUIRE(norms.append(grown, 2, memory).ok());
     CHECK(norms.row(1)[3] == Approx(all[230]).epsilon(1e-5));
-    norms.rollback(1);
+    REQUIRE(norms.rollback(1).ok());
     CHECK(norms.tokens(0) == 5);
     CHECK(norms.row(0)[4] == Approx(all[110]).epsilon(1e-5));
 
     value_norms restored(2);
     REQUIRE(restore(restored, bytes_of(norms)).ok());
     CHECK(held(restored) == held(norms));
-    check_damaged_bytes(norms, value_norms(2), 40);
+    check_damaged_bytes(norms, value_norms(2), 60, true, [](value_norms& state) {
+        CHECK(held(state).size() <= 1000);
+        CHECK(state.rollback(0).ok());
+    });
 }
 
-TEST_CASE("known norms: rows of another cache break the contract", "[decode][errors]") {
+TEST_CASE("value_norms: caches of other heads or tokens are refused, nothing changes", "[decode]") {
     const layer_data layer = layer_of(20, 64);
-    const std::vector<float> rows = zeros(60);
-    const auto with = [&](index_t heads, index_t tokens) {
-        return layer.inputs().with_output_projection(
-            known_norms{strided<const float, 2>(rows.data(), {heads, tokens})});
-    };
-    CHECK(validate_projection(with(2, 30)).ok());
-    CHECK(violation_of([&] { static_cast<void>(validate_projection(with(2, 19))); }) ==
-          "known norms must be [kv_heads, tokens or more]");
-    CHECK(violation_of([&] { static_cast<void>(validate_projection(with(3, 20))); }) ==
-          "known norms must be [kv_heads, tokens or more]");
+    growing_workspace memory;
+    value_norms norms(2);
+    REQUIRE(norms.append(prefix_inputs(layer, 10), 10, memory).ok());
+    const auto before = bytes_of(norms);
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const auto grown = prefix_inputs(layer, 12);
+    for (const index_t count : {index_t{3}, index_t{1}, index_t{0}, index_t{-1}, -most - 1}) {
+        CHECK(norms.append(grown, count, memory).code() == errc::invalid_parameter);
+    }
+    CHECK(norms.append(grown, 1, memory).needed() == 11);
+    CHECK(norms.append(grown, most, memory).code() == errc::index_overflow);
+    const view one_head(layer.v.data(), {1, 12, 40});
+    const auto other = kvtrim::layer(one_head, one_head).with_output_projection(layer.projection());
+    CHECK(norms.append(other, 2, memory).code() == errc::invalid_parameter);
+    const view no_memory(nullptr, {2, 12, 40});
+    CHECK(norms
+              .append(kvtrim::layer(grown.keys, no_memory).with_output_projection(layer.projection()), 2,
+                      memory)
+              .code() == errc::invalid_parameter);
+    for (const index_t count : {index_t{11}, index_t{-1}, most}) {
+        CHECK(norms.rollback(count).code() == errc::invalid_parameter);
+    }
+    CHECK(bytes_of(norms) == before);
+    REQUIRE(norms.append(grown, 2, memory).ok());
+
+    value_norms empty(-1);
+    CHECK(empty.validate().code() == errc::invalid_parameter);
+    CHECK(empty.append(grown, 12, memory) == empty.validate());
+    CHECK(empty.rollback(0) == empty.validate());
+    CHECK(empty.compact(keep_plan{}) == empty.validate());
+    CHECK(empty.view().rows.extent(0) == 0);
 }

@@ -4,6 +4,7 @@
 #include <kvtrim/kernels/window_ops.hpp>
 
 #include "support/cpu_levels.hpp"
+#include "support/guarded.hpp"
 #include "support/random_layer.hpp"
 
 #include <cmath>
@@ -12,27 +13,8 @@
 namespace {
 
 using namespace kvtrim;
-
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float guard = -31337.0f; // behind every output: must stay
-
-std::vector<float> guarded(index_t count, float value = 0.0f) {
-    std::vector<float> floats(static_cast<std::size_t>(count + 16), guard);
-    std::fill_n(floats.begin(), count, value);
-    return floats;
-}
-
-bool guard_is_whole(const std::vector<float>& floats) {
-    return std::all_of(floats.end() - 16, floats.end(), [](float x) { return x == guard; });
-}
-
-float at(const std::vector<float>& values, index_t i) {
-    return values[static_cast<std::size_t>(i)];
-}
-double wide(float x) {
-    return static_cast<double>(x);
-}
+using support::at, support::guarded, support::guard_is_whole, support::infinity, support::not_a_number,
+    support::wide;
 
 // Row counts around every width that a kernel treats apart, and the window of a real layer.
 const std::vector<index_t> row_counts{1, 4, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128};

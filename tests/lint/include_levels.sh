@@ -9,10 +9,12 @@ levels='
 version\.hpp                                    0
 config\.hpp                                     0
 
-base/(contract|status|element)\.hpp             1
+base/(status|element)\.hpp                      1
+base/saturated\.hpp                             1.2
 base/fp8\.hpp                                   1.5
+base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
-base/(layer|ragged|filled|row_range|for_each_head|for_each_item)\.hpp 2.4
+base/(layer|ragged|filled|row_range|for_each_item)\.hpp 2.4
 base/[^/]+\.hpp                                 2
 
 simd/region\.hpp                                0.5
@@ -35,17 +37,21 @@ kernels/(window_ops|projection_ops)\.hpp        3.3
 kernels/tile_ops\.hpp                           3.35
 kernels/query_tile_amx\.hpp                     3.1
 kernels/query_tiles\.hpp                        3.2
+kernels/block_formats\.hpp                      3.1
+kernels/encode\.hpp                             3.2
 kernels/dispatch\.hpp                           3.45
 kernels/compiled\.hpp                           3.47
 kernels/[^/]+\.hpp                              3
 math/(attention_rows|top_mass)\.hpp             3.5
 math/[^/]+\.hpp                                 3
-plan/move_plan\.hpp                             3.1
+plan/(move_plan|row_positions)\.hpp             3.1
 plan/[^/]+\.hpp                                 3
 
 aggregate/attention_tile\.hpp                   3.8
+source/ggml_tensor\.hpp                         3.95
 source/[^/]+\.hpp                               3.9
-policy/(concepts|candidate_rows)\.hpp           4
+policy/(concepts|candidate_rows|score_table)\.hpp 4
+policy/pipeline\.hpp                            5.9
 aggregate/[^/]+\.hpp                            4.5
 score/(value_weighted|layer_preference|value_norm|expected_attention|redundancy)\.hpp 5.5
 score/prepared_projection\.hpp                   4.5
@@ -54,7 +60,7 @@ allocate/[^/]+\.hpp                             5
 select/row_fold\.hpp                            4.9
 select/chunked\.hpp                             5.5
 select/[^/]+\.hpp                               5
-compact/(check_plan|page_fates)\.hpp            4.9
+compact/(check_plan|overlap|page_fates|rotate_rows)\.hpp 4.9
 compact/shared_cells\.hpp                       5.2
 compact/[^/]+\.hpp                              5
 prefill/(block_bounds|layer_fusion|pruning_options)\.hpp 4

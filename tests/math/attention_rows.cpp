@@ -351,14 +351,15 @@ TEST_CASE("validate_attention: a rollback tail of any length is answered, not ad
     }
 }
 
-TEST_CASE("validate_attention: queries of another head_dim and missing sink logits break its contract",
-          "[math][contract]") {
+TEST_CASE("validate_attention: queries of another head_dim and missing sink logits are refused",
+          "[math][errors]") {
     const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);
     const auto narrow = layer.inputs().with_queries(support::view(layer.q.data(), {4, 8, 12}));
-    CHECK(support::violation_of([&] { (void)validate_attention(narrow, {}); }) ==
-          "queries and keys must agree in head_dim");
+    CHECK(std::string(validate_attention(narrow, {}).what()) ==
+          "layer: queries and keys must agree in head_dim");
     const std::vector<float> sinks(3);
     const eviction_request request{.budget = {}, .attention = {.sink_logits = sinks}};
-    CHECK(support::violation_of([&] { (void)validate_attention(layer.inputs(), request); }) ==
-          "attention.sink_logits must have one entry per query head");
+    const status s = validate_attention(layer.inputs(), request);
+    CHECK(std::string(s.what()) == "attention.sink_logits must have one entry per query head");
+    CHECK(s.needed() == 4);
 }

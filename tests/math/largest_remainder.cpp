@@ -112,16 +112,27 @@ TEST_CASE("round_to_total: without workspace it says how much it needs and write
     CHECK(out == counts{-7, -7});
 }
 
-TEST_CASE("round_to_total: sizes that differ and caps below the total break its contract",
-          "[math][contract]") {
+TEST_CASE(
+    "round_to_total: sizes that differ, shares that are none and caps below the total are refused, with "
+    "nothing written",
+    "[math][errors]") {
     std::vector<std::byte> memory(1024);
     workspace scratch(memory);
-    counts out(2);
-    const auto violation = [&](const std::vector<double>& ideal, const counts& caps) {
-        return support::violation_of([&] { (void)round_to_total(ideal, caps, 9, out, scratch); });
+    counts out{-7, -7};
+    const auto answer = [&](const std::vector<double>& ideal, const counts& caps) {
+        return std::string(round_to_total(ideal, caps, 9, out, scratch).what());
     };
-    CHECK(violation({1, 1, 1}, {5, 5, 5}) == "round_to_total: sizes must agree");
-    CHECK(violation({1, 1}, {5, 5, 5}) == "round_to_total: sizes must agree");
-    CHECK(violation({1, 1}, {4, 4}) == "round_to_total: the caps are below the total");
-    CHECK(violation({1, 1}, {5, 4}).empty());
+    CHECK(answer({1, 1, 1}, {5, 5, 5}) == "round_to_total: sizes must agree");
+    CHECK(answer({1, 1}, {5, 5, 5}) == "round_to_total: sizes must agree");
+    CHECK(answer({1, 1}, {4, 4}) == "round_to_total: the caps are below the total");
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    CHECK(answer({1, 1}, {most, -1}) == "round_to_total: a cap must not be negative");
+    for (const double share : {-1.0, 1e300, std::numeric_limits<double>::quiet_NaN()}) {
+        CHECK(answer({1, share}, {9, 9}) == "round_to_total: a share must not be negative or NaN");
+    }
+    CHECK(out == counts{-7, -7});
+    CHECK(answer({1, 1}, {5, 4}) == "ok");
+    CHECK(out == counts{5, 4});
+    CHECK(answer({1, 1}, {most, most}) == "ok"); // caps are not added past 64 bits
+    CHECK(out == counts{5, 4});
 }

@@ -195,23 +195,53 @@ TEST_CASE("eviction_loss: heads of different lengths are measured each on its ow
     CHECK(loss.layer_bound == Approx(expected.layer_bound).epsilon(1e-4));
 }
 
-TEST_CASE("eviction_loss: W_O of other heads or channels breaks the contract", "[measure][contract]") {
+TEST_CASE(
+    "eviction_loss: W_O of other heads or channels, or without memory, is refused with the loss unchanged",
+    "[measure][errors]") {
     const layer_data layer = small_layer();
-    const auto message = [&](const view& w) {
+    const auto answer = [&](const view& w) {
         eviction_loss loss;
-        return violation_of([&] {
-            static_cast<void>(measure_eviction(layer.inputs().with_output_projection(w), {},
-                                               everything(layer.shape), loss));
-        });
+        loss.layer_error = 42;
+        const status s =
+            measure_eviction(layer.inputs().with_output_projection(w), {}, everything(layer.shape), loss);
+        CHECK((loss.layer_error == 42) == !s.ok());
+        CHECK(loss.kept_mass.empty() == !s.ok());
+        return s.code();
     };
-    CHECK(message(view(layer.w.data(), {4, 8, 24})) == "");
-    for (const index_t heads : {0, 2, 3}) {
-        CHECK(message(view(layer.w.data(), {heads, 8, 24})) == "W_O and the queries must agree in q_heads");
+    CHECK(answer(view(layer.w.data(), {4, 8, 24})) == errc::ok);
+    for (const index_t heads : {0, 2}) {
+        CHECK(answer(view(layer.w.data(), {heads, 8, 24})) == errc::invalid_parameter);
     }
+    CHECK(answer(view(layer.w.data(), {3, 8, 24})) != errc::ok); // nor a multiple of kv_heads
     for (const index_t rows : {0, 7}) {
-        CHECK(message(view(layer.w.data(), {4, rows, 24})) ==
-              "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");
+        CHECK(answer(view(layer.w.data(), {4, rows, 24})) == errc::invalid_parameter);
     }
+    CHECK(answer(view(nullptr, {4, 8, 24})) == errc::invalid_parameter);
+    CHECK(answer(view(layer.w.data(), {4, 8, -24})) == errc::invalid_parameter);
+    CHECK(answer(view(layer.w.data(), {4, 8, index_t{1} << 62})) == errc::invalid_parameter);
+}
+
+TEST_CASE("eviction_loss: values of no channels lose nothing, however wide W_O says it is",
+          "[measure][odd]") {
+    const layer_data layer = small_layer();
+    const auto in = kvtrim::layer(layer.keys(), view(nullptr, {2, 40, 0}))
+                        .with_queries(layer.queries())
+                        .with_output_projection(view(nullptr, {4, 0, index_t{1} << 40}));
+    eviction_loss loss;
+    REQUIRE(measure_eviction(in, {}, plan_of({{0, 1}, {2}}), loss).ok());
+    CHECK(loss.layer_error == 0.0);
+    CHECK(loss.layer_bound == 0.0);
+}
+
+TEST_CASE("eviction_loss: more tokens than a plan addresses are refused before memory is asked for",
+          "[measure][errors]") {
+    constexpr index_t tokens = index_t{1} << 31;
+    const auto in = kvtrim::layer(view(nullptr, {2, tokens, 0}), view(nullptr, {2, tokens, 0}))
+                        .with_queries(view(nullptr, {4, 4, 0}));
+    eviction_loss loss;
+    const status s = measure_eviction(in, {}, plan_of({{}, {}}), loss);
+    CHECK(s.code() == errc::index_overflow);
+    CHECK(s.needed() == tokens);
 }
 
 TEST_CASE("eviction_loss: ada_kv_loss_bound is twice the evicted mass times the largest projected norm",
@@ -245,9 +275,12 @@ TEST_CASE("eviction_loss: another cache's plan and bad input are refused with th
     CHECK(answer(kvtrim::layer(layer.keys(), layer.values()).with_queries(three), {}, plan_of({{}, {}})) ==
           errc::heads_not_divisible);
     const view narrow(layer.q.data(), {4, 4, 7});
-    CHECK(violation_of([&] {
-              static_cast<void>(
-                  measure_eviction(kvtrim::layer(layer.keys(), layer.values()).with_queries(narrow), {},
-                                   plan_of({{}, {}}), loss));
-          }) == "queries and keys must agree in head_dim");
+    const auto with_queries = [&](const view& q) {
+        return answer(kvtrim::layer(layer.keys(), layer.values()).with_queries(q), {}, plan_of({{}, {}}));
+    };
+    CHECK(with_queries(narrow) == errc::invalid_parameter);
+    CHECK(with_queries(view(nullptr, {4, 4, 8})) == errc::invalid_parameter);
+    const view shorter(layer.v.data(), {2, 39, 8});
+    CHECK(answer(kvtrim::layer(layer.keys(), shorter).with_queries(layer.queries()), {}, plan_of({{}, {}})) ==
+          errc::invalid_parameter);
 }

@@ -330,30 +330,54 @@ TEST_CASE("plan_batch: what it took is given back", "[model][batch]") {
     for (int turn = 0; turn < 3; ++turn) { CHECK(plan_batch(items, {&answer, 1}, scratch).ok()); }
 }
 
-TEST_CASE("plan_batch: spans of different length break the contract", "[model][batch][contract]") {
+TEST_CASE("plan_batch: numbers of sequences that differ are answered by the call, with no plan made and no "
+          "answer given",
+          "[model][batch][errors]") {
     const auto data = random_layer({.tokens = 20}, 97);
     const std::vector<inputs> in{data.inputs(), data.inputs()};
-    const std::vector<eviction_request> requests(2, {.budget = per_head(5)});
-    std::vector<keep_plan> plans(2);
-    std::vector<status> answers(2);
+    const std::vector<eviction_request> requests(3, {.budget = per_head(5)});
+    std::vector<keep_plan> plans(3, made_before());
+    std::vector<status> answers(3, status(errc::rows_differ, "as before"));
     const auto policy = key_norm();
     growing_workspace memory;
-    const auto violation = [&](std::size_t sequences, std::size_t a, std::size_t b, std::size_t c) {
-        return violation_of([&] {
-            static_cast<void>(plan_batch(policy, std::span(in).first(sequences), std::span(requests).first(a),
-                                         std::span(plans).first(b), std::span(answers).first(c), memory));
-        });
+    const auto refused = [&](const status& s, index_t sequences) {
+        for (const keep_plan& p : plans) { CHECK(p == made_before()); }
+        for (const status& a : answers) { CHECK(a.code() == errc::rows_differ); }
+        return s.code() == errc::invalid_parameter && s.needed() == sequences;
     };
-    CHECK(violation(2, 2, 2, 2) == "");
-    CHECK(violation(2, 1, 2, 2) == "plan_batch: one request per sequence");
-    CHECK(violation(2, 2, 1, 2) == "plan_batch: one request, plan and answer per sequence");
-    CHECK(violation(2, 2, 2, 1) == "plan_batch: one request, plan and answer per sequence");
+    const auto answer = [&](std::size_t a, std::size_t b, std::size_t c) {
+        return plan_batch(policy, std::span<const inputs>(in), std::span(requests).first(a),
+                          std::span(plans).first(b), std::span(answers).first(c), memory);
+    };
+    for (const std::size_t other : {0u, 1u, 3u}) {
+        CHECK(refused(answer(other, 2, 2), 2));
+        CHECK(refused(answer(2, other, 2), 2));
+        CHECK(refused(answer(2, 2, other), 2));
+        CHECK(plan_batch_bytes(policy, std::span<const inputs>(in), std::span(requests).first(other)) == 0);
+    }
     const std::vector<batch_item> items{{policy, in[0], requests[0], plans[0]}};
-    CHECK(violation_of([&] { static_cast<void>(plan_batch(items, answers, memory)); }) ==
-          "plan_batch: one answer per sequence");
+    CHECK(refused(plan_batch(items, answers, memory), 1));
+    CHECK(refused(plan_batch(items, {}, memory), 1));
+    CHECK(answer(2, 2, 2).ok());
+}
+
+TEST_CASE("plan_batch: a sequence with another number of plans than layers is refused, and stops no other",
+          "[model][batch][errors]") {
+    const auto data = random_layer({.tokens = 20}, 97);
+    const std::vector<inputs> in{data.inputs(), data.inputs()};
+    const eviction_request request{.budget = per_head(5)};
     const auto all_layers = layer_ada_snapkv();
-    CHECK(violation_of([&] {
-              const batch_item item(all_layers, std::span<const inputs>(in), requests[0],
-                                    std::span(plans).first(1));
-          }) == "batch_item: one plan per layer");
+    for (const std::size_t count : {0u, 1u, 3u}) {
+        std::vector<keep_plan> plans(3, made_before()), others(2, made_before());
+        const std::vector<batch_item> items{
+            {all_layers, std::span<const inputs>(in), request, std::span(plans).first(count)},
+            {all_layers, std::span<const inputs>(in), request, std::span(others)}};
+        std::vector<status> answers(2);
+        growing_workspace memory;
+        CHECK(plan_batch(items, answers, memory).code() == errc::invalid_parameter);
+        CHECK(answers[0].needed() == 2); // plans
+        CHECK(answers[1].ok());
+        for (const keep_plan& p : plans) { CHECK(p == made_before()); }
+        for (const keep_plan& p : others) { CHECK_FALSE(p == made_before()); }
+    }
 }

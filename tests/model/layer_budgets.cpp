@@ -88,7 +88,18 @@ TEST_CASE("pyramid: bad input is refused with the budgets as they were", "[model
           errc::invalid_parameter);
     CHECK(answer({}, 100, 8, 0).code() == errc::budget_zero);
     CHECK(answer({}, 100, 8, std::numeric_limits<double>::quiet_NaN()).code() == errc::budget_zero);
-    CHECK(answer({}, 100, 101, 40).code() == errc::window_exceeds_tokens);
+    CHECK(answer({}, 100, 101, 99).code() == errc::budget_below_protection); // the window is the prompt
+    CHECK(answer({}, 100, 101, 99).needed() == 100);
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (const index_t negative : {index_t{-1}, -most - 1}) {
+        CHECK(answer({}, 100, negative, 40).code() == errc::invalid_parameter);
+        CHECK(answer({}, negative, 8, 40).code() == errc::invalid_parameter);
+    }
+    for (const index_t tokens : {index_t{1} << 31, most}) {
+        CHECK(answer({}, tokens, 8, 40).code() == errc::index_overflow);
+        CHECK(answer({}, tokens, 8, 40).needed() == tokens);
+    }
+    CHECK(answer({.schedule = pyramid_schedule::kvpress}, 4, 5, 3).code() == errc::budget_below_protection);
     CHECK(answer({}, 100, 41, 40).code() == errc::budget_below_protection);
     CHECK(answer({}, 100, 41, 40).needed() == 41);
     std::vector<index_t> budgets(3, -7);
@@ -144,21 +155,91 @@ TEST_CASE("preference: without preferences layers are equal", "[model][odd]") {
     CHECK(shares({}, {}, {}, 0).empty());
 }
 
-TEST_CASE("preference: contracts and a workspace that is too small", "[model][errors]") {
+TEST_CASE("pyramid: a prompt shorter than the window is kept whole in every layer and schedule",
+          "[model][regression]") {
+    for (const auto schedule : {pyramid_schedule::exact, pyramid_schedule::adakv,
+                                pyramid_schedule::kvcache_factory, pyramid_schedule::kvpress}) {
+        const pyramid p{.schedule = schedule};
+        for (const index_t window : {index_t{9}, index_t{32}, std::numeric_limits<index_t>::max()}) {
+            for (const index_t tokens : {0, 1, 7, 8}) {
+                for (const index_t kept : {index_t{8}, index_t{40}, index_t{1} << 40}) {
+                    CHECK(pyramid_of(p, 3, tokens, window, kept) == std::vector<index_t>(3, tokens));
+                }
+            }
+        }
+        for (const index_t tokens : {8, 9, 20}) { // within the budget, though not within the window
+            for (const index_t budget : pyramid_of(p, 3, tokens, 8, 64)) { CHECK(budget >= tokens); }
+        }
+    }
+}
+
+TEST_CASE("pyramid: numbers as large as they go give budgets, not an overflow", "[model][odd]") {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    const index_t tokens = std::numeric_limits<std::int32_t>::max();
+    for (const auto schedule : {pyramid_schedule::exact, pyramid_schedule::adakv,
+                                pyramid_schedule::kvcache_factory, pyramid_schedule::kvpress}) {
+        for (const double kept : {1e3, 1e300, infinity}) {
+            for (const double beta : {1.0, 1e18, 1e300}) {
+                std::vector<index_t> budgets(3, -7);
+                REQUIRE(
+                    pyramid_budgets({.beta = beta, .schedule = schedule}, tokens, 64, kept, budgets).ok());
+                for (const index_t budget : budgets) { CHECK(budget >= (kept > 1e3 ? tokens : 0)); }
+            }
+        }
+    }
+}
+
+TEST_CASE("preference: a total above the caps is all of them", "[model][regression]") {
+    for (const auto rule : {preference_rule::exact, preference_rule::authors}) {
+        for (const index_t total : {index_t{7}, index_t{8}, std::numeric_limits<index_t>::max()}) {
+            CHECK(shares({.rule = rule}, {1, 2}, {3, 4}, total) == std::vector<index_t>{3, 4});
+            CHECK(shares({.rule = rule}, {0, 0}, {3, 4}, total) == std::vector<index_t>{3, 4});
+            CHECK(shares({.rule = rule}, {1, 2}, {0, 0}, total) == std::vector<index_t>{0, 0});
+        }
+    }
+}
+
+TEST_CASE("preference: the authors' rule too takes any preference, and sums of huge ones are finite",
+          "[model][odd]") {
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    const std::vector<index_t> caps(4, 100);
+    const preference authors{.rule = preference_rule::authors};
+    CHECK(shares(authors, {0, 0, 0, 0}, caps, 12) == std::vector<index_t>(4, 3));
+    CHECK(shares(authors, {nan, infinity, -1, 0}, caps, 12) == std::vector<index_t>(4, 3));
+    for (const index_t budget : shares(authors, {nan, 1, 1, -5}, caps, 10)) { CHECK(budget >= 0); }
+    const index_t many = index_t{1} << 50;
+    const std::vector<index_t> wide(2, many);
+    CHECK(shares({}, {1e308, 1e308}, wide, many) == std::vector<index_t>(2, many / 2));
+    CHECK(shares({}, {5e-324, 5e-324}, wide, many) == std::vector<index_t>(2, many / 2));
+}
+
+TEST_CASE(
+    "preference: sizes that differ, negative numbers and too many tokens are refused, with nothing written",
+    "[model][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
     std::vector<index_t> budgets(2, -7);
-    const std::vector<double> preferences{1, 2};
-    const std::vector<index_t> caps{3, 4};
+    const std::vector<double> preferences{1, 2, 3};
+    const std::vector<index_t> caps{3, 4, 5};
     growing_workspace memory;
-    workspace scratch = memory.of_bytes(4096);
-    CHECK(violation_of([&] {
-              static_cast<void>(preference{}.allocate(preferences, caps, 8, budgets, scratch));
-          }) == "preference: the total must lie between 0 and the sum of the caps");
-    CHECK(violation_of([&] {
-              static_cast<void>(
-                  preference{}.allocate(preferences, std::span(caps).first(1), 3, budgets, scratch));
-          }) == "preference: sizes must agree");
+    const auto answer = [&](std::size_t p, std::span<const index_t> c, index_t total) {
+        workspace scratch = memory.of_bytes(4096);
+        const status s = preference{}.allocate(std::span(preferences).first(p), c, total, budgets, scratch);
+        CHECK(budgets == std::vector<index_t>(2, -7));
+        return s;
+    };
+    const auto two = std::span(caps).first(2);
+    CHECK(answer(2, std::span(caps).first(1), 3).code() == errc::invalid_parameter);
+    CHECK(answer(2, caps, 3).needed() == 2);
+    CHECK(answer(1, two, 3).code() == errc::invalid_parameter);
+    CHECK(answer(3, two, 3).code() == errc::invalid_parameter);
+    CHECK(answer(2, two, -1).code() == errc::invalid_parameter);
+    CHECK(answer(2, two, -most - 1).code() == errc::invalid_parameter);
+    CHECK(answer(2, std::vector<index_t>{3, -4}, 1).code() == errc::invalid_parameter);
+    CHECK(answer(2, std::vector<index_t>{most, most}, 1).code() == errc::index_overflow);
     workspace none(std::span<std::byte>{});
-    CHECK(preference{}.allocate(preferences, caps, 3, budgets, none).code() == errc::workspace_too_small);
+    CHECK(preference{}.allocate(std::span(preferences).first(2), two, 3, budgets, none).code() ==
+          errc::workspace_too_small);
     CHECK(budgets == std::vector<index_t>(2, -7));
 }
 

@@ -206,9 +206,57 @@ TEST_CASE("layer_cascade: safeguards beyond the total are refused, and nothing c
     CHECK(as_set(cascade.kept(0, 1)) == oracle::token_set{0, 1, 2});
     REQUIRE(push(cascade, {{7}}).ok()); // a shorter row is safe with less
     CHECK(as_set(cascade.kept(0, 1)) == oracle::token_set{1, 2});
+}
 
-    const std::string text = violation_of([] { layer_cascade(-1, 0); });
-    CHECK(text == "layer_cascade: total and safeguard must not be negative");
+TEST_CASE("layer_cascade: one of wrong numbers holds nothing and answers every push with why",
+          "[model][errors]") {
+    constexpr index_t least = std::numeric_limits<index_t>::min();
+    CHECK(layer_cascade(0, 0).validate().ok());
+    for (layer_cascade wrong : {layer_cascade(-1, 0), layer_cascade(0, -1), layer_cascade(least, least),
+                                layer_cascade::invalid({errc::invalid_parameter, "no", 3})}) {
+        CHECK(wrong.validate().code() == errc::invalid_parameter);
+        CHECK(push(wrong, {{1, 2, 3}}) == wrong.validate());
+        CHECK(wrong.layers() == 0);
+        CHECK(wrong.held_tokens() == 0);
+        keep_plan plan = made_before();
+        CHECK(wrong.plan(0, 0, 0, plan).code() == errc::invalid_parameter);
+        CHECK(plan == made_before());
+    }
+}
+
+TEST_CASE("layer_cascade: rows whose offsets are none, layers that were not pushed and impossible prefixes "
+          "are refused",
+          "[model][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    layer_cascade cascade(3, 1);
+    REQUIRE(push(cascade, {{3, 1, 2}, {5}}).ok());
+    std::vector<float> values(4, 9.0f);
+    for (const std::vector<index_t>& offsets :
+         std::vector<std::vector<index_t>>{{}, {0, 5}, {-1, 4}, {0, 3, 2, 4}, {0, most}, {-most, most}}) {
+        CHECK(cascade.push({offsets, values}).code() == errc::invalid_table);
+        CHECK(cascade.layers() == 1);
+        CHECK(as_set(cascade.kept(0, 0)) == oracle::token_set{0, 2});
+        CHECK(as_set(cascade.evicted(0, 0)) == oracle::token_set{1});
+    }
+    keep_plan plan = made_before();
+    for (const index_t layer : {index_t{1}, index_t{-1}, most, -most}) {
+        const status s = cascade.plan(layer, 0, 0, plan);
+        CHECK(s.code() == errc::invalid_parameter);
+        CHECK(s.needed() == 1);
+    }
+    CHECK(cascade.plan(0, -1, 0, plan).code() == errc::invalid_parameter);
+    CHECK(cascade.plan(0, 0, -most - 1, plan).code() == errc::invalid_parameter);
+    CHECK(cascade.plan(0, most, most, plan).needed() == most);
+    const index_t limit = std::numeric_limits<std::int32_t>::max();
+    CHECK(cascade.plan(0, limit - 2, 0, plan).code() ==
+          errc::index_overflow); // its last row would be 2^31 - 1
+    CHECK(cascade.plan(0, limit - 2, 0, plan).needed() == limit + 1);
+    CHECK(plan == made_before());
+    CHECK(cascade.plan(0, 1, 2, plan).ok());
+
+    layer_cascade open(most, most); // everything stays, and sums do not wrap
+    REQUIRE(push(open, {{3, 1, 2}, {5}}).ok());
+    CHECK(open.held_tokens() == 4);
 }
 
 TEST_CASE("layer_cascade: a copy goes its own way", "[model]") {

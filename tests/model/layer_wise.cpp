@@ -186,9 +186,156 @@ TEST_CASE("layer_wise: refusals leave plans and cascade as they were", "[model][
     workspace none(std::span<std::byte>{});
     CHECK(policy.push(m.inputs[0], request, 3, cascade, none).code() == errc::workspace_too_small);
     CHECK(cascade.layers() == 0);
-    std::vector<keep_plan> two(2);
-    CHECK(violation_of([&] { static_cast<void>(policy.plan(m.all(), request, two, memory)); }) ==
-          "layer_wise: one plan per layer");
+    for (const std::size_t count : {0u, 2u, 4u}) {
+        std::vector<keep_plan> others(count, made_before());
+        const status wrong = policy.plan(m.all(), request, others, memory);
+        CHECK(wrong.code() == errc::invalid_parameter);
+        CHECK(wrong.needed() == 3);
+        CHECK(others == std::vector<keep_plan>(count, made_before()));
+    }
+}
+
+TEST_CASE("layer_wise: views that are not valid and layers of different heads are refused, plans and cascade "
+          "as they were",
+          "[model][errors]") {
+    const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
+    const model good(3, shape, 927);
+    const model others(1, {.kv_heads = 1, .tokens = 64, .queries = 4}, 928);
+    const auto policy = layer_ada_snapkv();
+    const eviction_request request{.budget = per_head(20), .protect = {.window_tokens = 4}};
+    growing_workspace memory;
+    inputs no_memory = good.inputs[1];
+    no_memory.keys = view(nullptr, {2, 64, 16});
+    inputs shorter = good.inputs[1];
+    shorter.values = view(shorter.values.data_handle(), {2, 63, shorter.values.extent(2)});
+    inputs narrow = good.inputs[1];
+    narrow.queries = view(narrow.queries.data_handle(), {narrow.queries.extent(0), 4, 1});
+    for (const inputs& wrong : {no_memory, shorter, narrow, others.inputs[0]}) {
+        const bool other_heads = wrong.kv_heads() == 1;
+        const errc code = other_heads ? errc::rows_differ : errc::invalid_parameter;
+        const std::vector<inputs> layers{good.inputs[0], wrong, good.inputs[2]};
+        std::vector<keep_plan> plans(3, made_before());
+        CHECK(policy.plan(std::span<const inputs>(layers), request, plans, memory).code() == code);
+        CHECK(policy.workspace_bytes(std::span<const inputs>(layers), request) == 0);
+        CHECK(plans == std::vector<keep_plan>(3, made_before()));
+        if (other_heads) { continue; }
+        CHECK(policy.begin(wrong, request, 3).validate().code() == code);
+        layer_cascade cascade = policy.begin(good.inputs[0], request, 3);
+        REQUIRE(policy.push(good.inputs[0], request, 3, cascade, memory).ok());
+        CHECK(policy.push(wrong, request, 3, cascade, memory).code() == code);
+        CHECK(cascade.layers() == 1);
+    }
+}
+
+TEST_CASE("layer_wise: a cascade of a request that a plan would refuse answers the same, and takes no layer",
+          "[model][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
+    const model m(3, shape, 929);
+    const auto policy = layer_ada_snapkv();
+    const protection window{.window_tokens = 4};
+    growing_workspace memory;
+    const auto answer = [&](const eviction_request& request, index_t layers) {
+        layer_cascade cascade = policy.begin(m.inputs[0], request, layers);
+        CHECK(policy.push(m.inputs[0], request, layers, cascade, memory) == cascade.validate());
+        CHECK(cascade.layers() == 0);
+        layer_cascade fine = policy.begin(m.inputs[0], {.budget = per_head(20), .protect = window}, 3);
+        CHECK(policy.push(m.inputs[0], request, layers, fine, memory) == cascade.validate());
+        CHECK(fine.layers() == 0);
+        return cascade.validate();
+    };
+    const eviction_request good{.budget = per_head(20), .protect = window};
+    for (const index_t layers : {index_t{0}, index_t{-1}, -most}) {
+        CHECK(answer(good, layers).code() == errc::invalid_parameter);
+    }
+    CHECK(answer(good, index_t{1} << 30).code() == errc::index_overflow); // rows
+    CHECK(answer(good, most).code() == errc::index_overflow);
+    CHECK(answer({.budget = per_head(0)}, 3).code() == errc::budget_zero);
+    CHECK(answer({.budget = over_all_layers(-most)}, 3).code() == errc::budget_zero);
+    CHECK(answer({.budget = per_head(20), .protect = {.sink_tokens = -1}}, 3).code() ==
+          errc::invalid_parameter);
+    // Three layers protect 24 tokens; a cascade held them all, and said that it kept 23.
+    CHECK(answer({.budget = over_all_layers(23), .protect = window}, 3).code() ==
+          errc::budget_below_protection);
+    CHECK(answer({.budget = over_all_layers(23), .protect = window}, 3).needed() == 24);
+}
+
+namespace {
+
+// Deals out what it is told, whatever it is asked for.
+struct odd_allocator {
+    static constexpr bool is_uniform = false;
+    index_t budget = 0;
+    bool writes = true;
+
+    status allocate(const score_rows& rows, index_t, std::span<index_t> budgets, workspace&) const {
+        if (writes) { std::fill(budgets.begin(), budgets.end(), index_t{1}); }
+        if (writes) { budgets[static_cast<std::size_t>(rows.rows()) - 1] = budget; }
+        return {};
+    }
+};
+
+// Refuses the last layer's selection.
+struct odd_selector {
+    static constexpr bool allocate_by_attention = false;
+    static constexpr bool needs_uniform_budgets = false;
+    const float* last;
+
+    status before_selection(const token_scores& scores, std::span<const index_t>, workspace&) const {
+        if (scores.importance.data() + scores.importance.size() < last) { return {}; }
+        return {errc::rows_differ, "no"};
+    }
+};
+
+} // namespace
+
+TEST_CASE("layer_wise: a stage that answers nonsense for the last layer leaves the plans of all layers as "
+          "they were",
+          "[model][errors]") {
+    const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
+    const model m(3, shape, 930);
+    const eviction_request request{.budget = per_head(20), .protect = {.window_tokens = 4}};
+    growing_workspace memory;
+    const auto untouched = [&](const auto& policy, errc code) {
+        std::vector<keep_plan> plans(3, made_before());
+        CHECK(policy.plan(m.all(), request, plans, memory).code() == code);
+        CHECK(plans == std::vector<keep_plan>(3, made_before()));
+    };
+    const window_attention scorer{mean_attention{}};
+    for (const odd_allocator& odd : {odd_allocator{-1}, odd_allocator{61}, odd_allocator{.writes = false},
+                                     odd_allocator{std::numeric_limits<index_t>::max()}}) {
+        untouched(layer_wise{eviction_policy{scorer, odd, one_stage{}}}, errc::invalid_parameter);
+    }
+    const float* last = nullptr;
+    {
+        std::vector<keep_plan> plans(3);
+        const layer_wise policy{eviction_policy{scorer, odd_allocator{1}, one_stage{}}};
+        REQUIRE(policy
+                    .plan(m.all(), request, plans, memory, serial_executor{},
+                          [&](const plan_progress& at) {
+                              last = at.scores.importance.data() + at.scores.importance.size();
+                          })
+                    .ok());
+    }
+    untouched(layer_wise{eviction_policy{scorer, odd_allocator{1}, odd_selector{last}}}, errc::rows_differ);
+}
+
+TEST_CASE("layer_wise: a plan whose offsets a ragged view reads is no output of any layer",
+          "[model][errors]") {
+    const layer_data data = random_layer({.kv_heads = 2, .tokens = 20, .head_dim = 4, .queries = 2}, 931);
+    std::vector<keep_plan> plans{plan_of({{0, 1, 2, 3, 4}, {0, 1, 2}}),
+                                 plan_of({{0, 1, 2, 3, 4}, {0, 1, 2}})};
+    const auto in = [&](const keep_plan& offsets) {
+        return kvtrim::layer(ragged<const float>(data.k.data(), offsets.offsets(), 4))
+            .with_queries(data.queries());
+    };
+    const keep_plan apart = plans[0];
+    const std::vector<decltype(in(apart))> layers{in(apart), in(plans[0])};
+    const std::vector<keep_plan> before = plans;
+    growing_workspace memory;
+    CHECK(layer_ada_snapkv().plan(std::span(layers), {.budget = per_head(2)}, plans, memory).code() ==
+          errc::invalid_parameter);
+    CHECK(plans == before);
 }
 
 TEST_CASE("layer_wise: no layers, no plans", "[model][odd]") {

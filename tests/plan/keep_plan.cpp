@@ -90,12 +90,15 @@ TEST_CASE("reset: counts whose sum overflows 64 bits are refused too", "[plan]")
     CHECK(plan == example());
 }
 
-TEST_CASE("reset: a negative count breaks its contract", "[plan][contract]") {
+TEST_CASE("reset: a negative count is refused, wherever it stands, with the plan as it was",
+          "[plan][errors]") {
     keep_plan plan = example();
-    const std::array<index_t, 2> counts{3, -1};
-    CHECK(support::violation_of([&] { (void)plan.reset(counts); }) ==
-          "keep_plan: counts must not be negative");
-    CHECK(plan == example());
+    for (const auto& counts : std::vector<std::vector<index_t>>{
+             {3, -1}, {-1, 3}, {std::numeric_limits<index_t>::min()}, {most + 1, -1}, {-1, most + 1}}) {
+        CHECK_FALSE(plan.reset(counts).ok());
+        CHECK(plan == example());
+    }
+    CHECK(plan.reset(std::array<index_t, 2>{3, -1}).code() == errc::invalid_parameter);
 }
 
 TEST_CASE("reset: a smaller or equal shape reuses the tables", "[plan]") {
@@ -138,20 +141,37 @@ TEST_CASE("gather_positions: survivors keep the positions their rows had", "[pla
     const keep_plan plan = example();
     const std::vector<index_t> positions{10, 11, 12, 13, 14, 15};
     std::vector<index_t> out(4, -1);
-    plan.gather_positions(0, std::span(positions), std::span(out));
+    REQUIRE(plan.gather_positions(0, std::span(positions), std::span(out)).ok());
     CHECK(out == std::vector<index_t>{10, 12, 15, -1});
-    plan.gather_positions(1, std::span(positions), std::span(out));
+    REQUIRE(plan.gather_positions(1, std::span(positions), std::span(out)).ok());
     CHECK(out[0] == 10); // an empty row writes nothing
     const std::vector<std::int16_t> narrow{5, 6, 7};
     std::vector<std::int16_t> narrow_out(2);
-    plan.gather_positions(2, std::span(narrow), std::span(narrow_out));
+    REQUIRE(plan.gather_positions(2, std::span(narrow), std::span(narrow_out)).ok());
     CHECK(narrow_out == std::vector<std::int16_t>{6, 7});
 }
 
-TEST_CASE("gather_positions: a short output breaks its contract", "[plan][contract]") {
-    const std::vector<index_t> positions(6);
-    std::vector<index_t> out(2);
-    CHECK(support::violation_of([&] {
-              example().gather_positions(0, std::span(positions), std::span(out));
-          }) == "gather_positions: the output is too short");
+TEST_CASE("gather_positions: a short output, positions that do not cover the survivors and rows of no plan "
+          "are refused",
+          "[plan][errors]") {
+    const std::vector<index_t> positions(6, 7);
+    std::vector<index_t> out(3, -1);
+    const auto answer = [&](const keep_plan& plan, index_t row, std::size_t cached, std::size_t room) {
+        const status s =
+            plan.gather_positions(row, std::span(positions).first(cached), std::span(out).first(room));
+        CHECK(out == std::vector<index_t>(3, -1));
+        return s;
+    };
+    CHECK(answer(example(), 0, 6, 2) == status{errc::invalid_parameter, "", 3});
+    CHECK(answer(example(), 0, 5, 3) == status{errc::invalid_parameter, "", 6});
+    CHECK(answer(example(), 0, 0, 3).code() == errc::invalid_parameter);
+    for (const index_t row : {index_t{-1}, index_t{3}, std::numeric_limits<index_t>::max()}) {
+        CHECK(answer(example(), row, 6, 3) == status{errc::plan_mismatch, "", 3});
+    }
+    CHECK(answer(keep_plan{}, 0, 6, 3).code() == errc::plan_mismatch);
+    keep_plan filled = example(); // by an engine, in no order
+    filled.writable_row(0)[0] = 9;
+    CHECK(answer(filled, 0, 6, 3) == status{errc::invalid_parameter, "", 10});
+    filled.writable_row(0)[0] = -1;
+    CHECK(answer(filled, 0, 6, 3).code() == errc::invalid_parameter);
 }

@@ -152,35 +152,56 @@ TEST_CASE("prune_plan: pairs are what a loop over queries and keys counts", "[pl
 }
 
 TEST_CASE("prune_plan: more blocks than 32 bits count are refused with the plan unchanged", "[plan]") {
-    const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 16};
     constexpr index_t limit = std::numeric_limits<std::int32_t>::max();
+    const segment_grid far{
+        .segment_tokens = 8, .block_tokens = 4, .first_token = limit * 8, .end_token = limit * 8 + 16};
     for (const std::vector<index_t>& counts :
          {std::vector<index_t>{limit, 1}, std::vector<index_t>{limit + 1, 7},
           std::vector<index_t>{0, 2 * limit}}) {
         prune_plan plan = planned_before();
-        const status s = plan.reset(grid, 1, counts);
+        const status s = plan.reset(far, 1, counts);
         CHECK(s.code() == errc::index_overflow);
         CHECK(s.needed() == counts[0] + counts[1]);
         CHECK(plan == planned_before());
     }
     prune_plan plan = planned_before();
-    CHECK(plan.reset(grid, 1, std::vector<index_t>{most, most}).needed() == most); // no 64 bits hold the sum
+    const segment_grid farthest{
+        .segment_tokens = 1, .block_tokens = 1, .first_token = most - 3, .end_token = most};
+    CHECK(plan.reset(farthest, 1, std::vector<index_t>(3, most - 3)).needed() ==
+          most); // no 64 bits hold the sum
     CHECK(plan == planned_before());
 }
 
-TEST_CASE("prune_plan: a wrong grid, number of counts or sign is a broken contract", "[plan]") {
+TEST_CASE("prune_plan: a wrong grid, number of heads or counts, or count is refused with the plan unchanged",
+          "[plan][errors]") {
     const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 16};
-    prune_plan plan;
     const auto reset = [&](const segment_grid& g, index_t heads, std::vector<index_t> counts) {
-        return violation_of([&] { static_cast<void>(plan.reset(g, heads, counts)); });
+        prune_plan plan = planned_before();
+        const status s = plan.reset(g, heads, counts);
+        CHECK((plan == planned_before()) == !s.ok());
+        return s;
     };
-    CHECK(reset(grid, 1, {0, 2}).empty());
-    CHECK(reset(grid, 1, {0}) == "prune_plan: one count per (KV head, segment)");
-    CHECK(reset(grid, 2, {0, 2, 0}) == "prune_plan: one count per (KV head, segment)");
-    CHECK(reset(grid, 1, {0, -1}) == "prune_plan: counts must not be negative");
-    CHECK(reset({8, 3, 0, 16}, 1, {0, 2}) == "prune_plan: the grid must be valid");
-    CHECK(reset(grid, -1, {}) == "prune_plan: the grid must be valid");
-    CHECK(violation_of([&] { static_cast<void>(plan_dense(grid, -1, plan)); }) != "");
+    const auto refused = [](const status& s, index_t needed) {
+        return s.code() == errc::invalid_parameter && s.needed() == needed;
+    };
+    CHECK(reset(grid, 1, {0, 2}).ok());
+    CHECK(refused(reset(grid, 1, {0}), 2));
+    CHECK(refused(reset(grid, 2, {0, 2, 0}), 4));
+    CHECK(refused(reset(grid, most / 2 + 1, {0, 2}), most)); // as many rows as no 64 bits hold
+    CHECK(refused(reset(grid, 1, {0, -1}), 2));
+    CHECK(refused(reset(grid, 1, {0, 3}), 2)); // blocks of its own segment
+    CHECK(refused(reset(grid, 1, {1, 2}), 0));
+    CHECK(refused(reset({8, 3, 0, 16}, 1, {0, 2}), 0));
+    CHECK(refused(reset({0, 0, 0, 16}, 1, {0, 2}), 0));
+    CHECK(refused(reset(grid, -1, {}), 0));
+    CHECK(refused(reset(grid, std::numeric_limits<index_t>::min(), {}), 0));
+}
+
+TEST_CASE("segment_grid: a grid that is not valid has no segments", "[plan][errors]") {
+    for (const segment_grid& wrong : {segment_grid{0, 4, 0, 8}, segment_grid{4, 0, 0, 8},
+                                      segment_grid{8, 4, 0, -most}, segment_grid{12, 4, 4, 8}}) {
+        CHECK(wrong.segments() == 0);
+    }
 }
 
 TEST_CASE("prune_plan: equal rows of equal grids are equal", "[plan]") {
@@ -215,5 +236,15 @@ TEST_CASE("plan_dense: a grid that is refused or too large leaves the plan uncha
     const segment_grid huge{
         .segment_tokens = 65536, .block_tokens = 1, .first_token = 0, .end_token = 1 << 26};
     CHECK(plan_dense(huge, 1, plan).code() == errc::index_overflow);
+    CHECK(plan_dense({8, 4, 0, 16}, -1, plan).code() == errc::invalid_parameter);
+    for (const index_t kv_heads :
+         {index_t{1} << 31, index_t{1} << 62, most}) { // rows, before any memory is asked for
+        CHECK(plan_dense({8, 4, 0, 16}, kv_heads, plan).code() == errc::index_overflow);
+        CHECK(plan_dense({8, 4, 0, 8}, kv_heads, plan).code() == errc::index_overflow);
+    }
+    for (const segment_grid& far : {segment_grid{1, 1, most - 8, most}, segment_grid{1, 1, 0, most},
+                                    segment_grid{most, most, 0, most}, segment_grid{most, 1, 0, most}}) {
+        CHECK(plan_dense(far, 1, plan).code() == errc::index_overflow);
+    }
     CHECK(plan == planned_before());
 }

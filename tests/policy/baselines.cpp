@@ -60,6 +60,30 @@ TEST_CASE("h2o, observed_attention: the kept tokens are the oracle's, from all q
     CHECK(count.compared >= 70);
 }
 
+TEST_CASE("h2o: the newest tokens of a prompt leave first unless they are protected, observed attention "
+          "keeps those that "
+          "are attended to",
+          "[policy]") {
+    // Every query pays the same to every token that it sees.
+    constexpr index_t tokens = 40, budget = 10;
+    const std::vector<float> k(tokens, 0.0f), q(tokens, 1.0f);
+    const auto in =
+        kvtrim::layer(view(k.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
+    const trace sums = run(h2o(), in, {.budget = per_head(budget)});
+    CHECK(kept_sets(sums.plan)[0] == oracle::token_set{0, 1, 2, 3, 4, 5, 6, 7, 8, 9});
+    const trace paper =
+        run(h2o(), in, {.budget = per_head(budget), .protect = {.window_tokens = budget / 2}});
+    CHECK(kept_sets(paper.plan)[0] == oracle::token_set{0, 1, 2, 3, 4, 35, 36, 37, 38, 39});
+    // Tokens that only the newest queries see, and that those attend to, stay by their mean.
+    std::vector<float> asked = k;
+    std::fill(asked.end() - 3, asked.end(), 5.0f);
+    const auto late =
+        kvtrim::layer(view(asked.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
+    const trace means = run(observed_attention(), late, {.budget = per_head(3)});
+    CHECK(kept_sets(means.plan)[0] == oracle::token_set{37, 38, 39});
+    CHECK(kept_sets(run(h2o(), late, {.budget = per_head(3)}).plan)[0] == oracle::token_set{0, 1, 2});
+}
+
 TEST_CASE("tova: one set for all heads, by the last query's attention", "[policy][oracle]") {
     comparison count;
     for_random_layers(

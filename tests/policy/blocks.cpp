@@ -28,7 +28,7 @@ std::vector<float> blocks_of(const std::vector<float>& tokens, index_t block_tok
                              block_reduction reduction) {
     std::vector<float> blocks((tokens.size() + static_cast<std::size_t>(block_tokens) - 1) /
                               static_cast<std::size_t>(block_tokens));
-    score_blocks(tokens, block_tokens, reduction, blocks);
+    REQUIRE(score_blocks(tokens, block_tokens, reduction, blocks).ok());
     return blocks;
 }
 
@@ -54,15 +54,32 @@ TEST_CASE("plan_blocks: equally many blocks in every layer, start and recent are
     CHECK(plan_in_exact_memory(view, 3, protect).plan == plan_of({{0, 1, 5}, {0, 3, 5}}));
     CHECK(plan_in_exact_memory(view, 9, protect).plan == plan_of({{0, 1, 2, 3, 4, 5}, {0, 1, 2, 3, 4, 5}}));
     std::vector<token_range> evicted;
-    evicted_blocks(plan_in_exact_memory(view, 4, protect).plan, 1, 6,
-                   [&](token_range r) { evicted.push_back(r); });
+    const keep_plan four = plan_in_exact_memory(view, 4, protect).plan;
+    const auto list = [&](token_range r) { evicted.push_back(r); };
+    CHECK(evicted_blocks(four, 1, 6, list).ok());
     CHECK(evicted == std::vector<token_range>{{1, 2}, {4, 5}});
+    CHECK(evicted_blocks(four, 2, 6, list).code() == errc::plan_mismatch);
+    CHECK(evicted_blocks(four, -1, 6, list).code() == errc::plan_mismatch);
+    CHECK(evicted_blocks(four, 1, 5, list).code() == errc::plan_mismatch);
+    CHECK(evicted.size() == 2);
 
     const auto below = plan_in_exact_memory(view, 1, protect);
     CHECK(below.answer.code() == errc::budget_below_protection);
     CHECK(below.plan == support::made_before());
     CHECK(plan_in_exact_memory(view, 0, protect).answer.code() == errc::budget_zero);
     CHECK(plan_in_exact_memory(view, 3, {.sink_tokens = -1}).answer.code() == errc::invalid_parameter);
+}
+
+TEST_CASE("expand_blocks: a token that no 32 bits number is an overflow, however few are kept",
+          "[policy][errors]") {
+    const keep_plan far = plan_of({{2147483000}}); // its tokens would wrap to others
+    keep_plan out = support::made_before();
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(expand_blocks_bytes(far));
+    const status s = expand_blocks(far, 2, 4294967000, out, scratch);
+    CHECK(s.code() == errc::index_overflow);
+    CHECK(s.needed() == 4294967000);
+    CHECK(out == support::made_before());
 }
 
 TEST_CASE("expand_blocks: the tokens of kept blocks, and on a page table nothing moves and the other pages "
@@ -117,15 +134,43 @@ TEST_CASE("expand_blocks, score_blocks: what does not fit is refused", "[policy]
     const keep_plan far = plan_of({{2047}});
     CHECK(expand_blocks(far, index_t{1} << 32, index_t{1} << 43, out, scratch).code() ==
           errc::index_overflow);
+    CHECK(expand_blocks(plan, 0, 8, out, scratch).code() == errc::invalid_parameter);
+    CHECK(expand_blocks(plan, 4, -1, out, scratch).code() == errc::invalid_parameter);
+    CHECK(expand_blocks(out, 4, 8, out, scratch).code() == errc::invalid_parameter);
     CHECK(out == support::made_before());
-    CHECK(support::violation_of([&] { (void)expand_blocks(plan, 0, 8, out, scratch); }) ==
-          "expand_blocks: block_tokens must be positive, tokens not negative");
-    CHECK(support::violation_of([&] { (void)expand_blocks(out, 4, 8, out, scratch); }) ==
-          "expand_blocks: the output must be another plan");
     const std::vector<float> tokens(5);
-    std::vector<float> blocks(1);
-    CHECK(support::violation_of([&] { score_blocks(tokens, 4, block_reduction::sum, blocks); }) ==
-          "score_blocks: there must be one score per block");
-    CHECK(support::violation_of([&] { score_blocks(tokens, 0, block_reduction::sum, blocks); }) ==
-          "score_blocks: block_tokens must be positive");
+    std::vector<float> blocks{-7};
+    const status s = score_blocks(tokens, 4, block_reduction::sum, blocks);
+    CHECK(s.code() == errc::invalid_parameter);
+    CHECK(s.needed() == 2);
+    CHECK(score_blocks(tokens, 0, block_reduction::sum, blocks).code() == errc::invalid_parameter);
+    CHECK(blocks == std::vector<float>{-7});
+}
+
+TEST_CASE("expand_blocks, score_blocks: a block longer than any row is one block, without overflow",
+          "[policy][odd]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const std::vector<float> tokens{1, 2, 3};
+    std::vector<float> blocks{-7};
+    REQUIRE(score_blocks(tokens, most, block_reduction::sum, blocks).ok());
+    CHECK(blocks == std::vector<float>{6});
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(1024);
+    keep_plan out;
+    REQUIRE(expand_blocks(plan_of({{0}}), most, 3, out, scratch).ok());
+    CHECK(out == plan_of({{0, 1, 2}}));
+}
+
+TEST_CASE("plan_blocks: scores without memory or of no shape are refused, with the plan unchanged",
+          "[policy][errors]") {
+    keep_plan out = support::made_before();
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(4096);
+    std::vector<float> floats(12);
+    for (const auto& scores :
+         {strided<float, 2>(nullptr, {3, 4}), strided<float, 2>(floats.data(), {3, -4})}) {
+        CHECK(plan_blocks(scores, 1, {}, out, scratch).code() == errc::invalid_parameter);
+        CHECK(plan_blocks_bytes(scores, 1, {}) == 0);
+    }
+    CHECK(out == support::made_before());
 }

@@ -8,6 +8,7 @@
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/select/chunked.hpp>
 #include <kvtrim/select/shared.hpp>
+#include <kvtrim/select/two_stage.hpp>
 
 #include "support/checks.hpp"
 
@@ -49,6 +50,49 @@ struct greedy_allocator : uniform {
     status allocate(const score_rows& scores, index_t, std::span<index_t> budgets, workspace&) const {
         std::fill(budgets.begin(), budgets.end(), 0);
         budgets.back() = extra < 0 ? extra : scores.length(scores.rows() - 1) + extra;
+        return {};
+    }
+};
+// Leaves the budgets as they are.
+struct idle_allocator : uniform {
+    status allocate(const score_rows&, index_t, std::span<index_t>, workspace&) const { return {}; }
+};
+// Says that it needs so many bytes.
+struct hungry_allocator : uniform {
+    index_t bytes = 0;
+    [[nodiscard]] index_t workspace_bytes(index_t, index_t) const { return bytes; }
+};
+// Keeps all memory for itself.
+struct hoarding_allocator : uniform {
+    status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
+                    workspace& scratch) const {
+        static_cast<void>(scratch.take<std::byte>(1 << 20));
+        return uniform::allocate(scores, total, budgets, scratch);
+    }
+};
+struct unreached_selector : one_stage {
+    status before_selection(const token_scores&, std::span<index_t>, workspace&) const {
+        FAIL("budgets that no row can fill have reached a selector");
+        return {};
+    }
+};
+struct greedy_selector : one_stage {
+    index_t extra = 1;
+    status before_selection(const token_scores& scores, std::span<index_t> budgets, workspace&) const {
+        budgets.back() = extra < 0 ? extra : scores.length(scores.rows() - 1) + extra;
+        return {};
+    }
+};
+struct constant_scorer {
+    static constexpr bool two_stage = true;
+    recency unused = {};
+    float value = 0;
+
+    template <class Inputs, class Executor>
+    status score(const Inputs&, const eviction_request&, const token_scores& out, workspace&,
+                 Executor&) const {
+        std::fill(out.importance.begin(), out.importance.end(), value);
+        std::fill(out.attention.begin(), out.attention.end(), value);
         return {};
     }
 };
@@ -206,32 +250,67 @@ TEST_CASE("eviction_policy: a stage's error is passed on with the plan unchanged
     CHECK(t.plan == made_before());
 }
 
-TEST_CASE("eviction_policy: views that disagree break the contract", "[policy][errors]") {
+TEST_CASE("eviction_policy: views that disagree are refused", "[policy][errors]") {
     const layer_data layer = small_layer();
     const view two_heads(layer.k.data(), {2, 40, 8});
     const view one_head(layer.k.data(), {1, 40, 8});
     const view shorter(layer.k.data(), {2, 39, 8});
-    CHECK(violation_of([&] { static_cast<void>(kvtrim::layer(two_heads, one_head)); }) ==
-          "layer: keys and values must agree in kv_heads");
-    CHECK(violation_of([&] { static_cast<void>(kvtrim::layer(two_heads, shorter)); }) ==
-          "layer: keys and values must agree in tokens");
+    const eviction_request request{.budget = per_head(9)};
+    require_refusal(newest_first, kvtrim::layer(two_heads, one_head), request, errc::invalid_parameter, 2);
+    require_refusal(newest_first, kvtrim::layer(two_heads, shorter), request, errc::invalid_parameter, 40);
     const view narrow(layer.q.data(), {4, 4, 7});
     const auto in = kvtrim::layer(two_heads, two_heads).with_queries(narrow);
-    CHECK(violation_of([&] { run(snapkv(), in, {.budget = per_head(9)}); }) ==
-          "queries and keys must agree in head_dim");
+    require_refusal(snapkv(), in, request, errc::invalid_parameter, 8);
+    require_refusal(newest_first, kvtrim::layer(view(nullptr, {2, 40, 8})), request, errc::invalid_parameter);
 }
 
-TEST_CASE("eviction_policy: budgets that a row cannot fill break the contract, with the plan unchanged",
-          "[policy][contract]") {
+TEST_CASE(
+    "eviction_policy: budgets that a row cannot fill are refused, whichever stage made them, before another "
+    "sees them",
+    "[policy][errors]") {
     const layer_data layer = small_layer();
-    for (const index_t extra : {1, -1}) {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const auto check = [&](const auto& policy) {
         keep_plan plan = made_before();
         growing_workspace memory;
-        const eviction_policy greedy{recency{}, greedy_allocator{{}, extra}, one_stage{}};
-        CHECK(violation_of([&] {
-                  static_cast<void>(greedy.plan(layer.inputs(), {.budget = per_head(9)}, plan, memory));
-              }) == "select: a budget must be between 0 and the number of candidates of its row");
+        const status s = policy.plan(layer.inputs(), {.budget = per_head(9)}, plan, memory);
+        CHECK(std::string(s.what()) ==
+              "select: a budget must be between 0 and the number of candidates of its row");
         CHECK(plan == made_before());
+    };
+    for (const index_t extra : {index_t{1}, index_t{-1}, most - 40, std::numeric_limits<index_t>::min()}) {
+        check(eviction_policy{recency{}, greedy_allocator{{}, extra}, one_stage{}});
+        check(eviction_policy{recency{}, greedy_allocator{{}, extra}, unreached_selector{}});
+        check(eviction_policy{recency{}, uniform{}, greedy_selector{{}, extra}});
+    }
+    check(eviction_policy{recency{}, idle_allocator{}, unreached_selector{}});
+}
+
+TEST_CASE("eviction_policy: stages that answer nonsense cost a status or an odd plan, never a read outside",
+          "[policy][errors]") {
+    const layer_data layer = small_layer();
+    keep_plan plan = made_before();
+    growing_workspace memory;
+    const eviction_request request{.budget = per_head(9), .protect = {.sink_tokens = 1}};
+    const float odd[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                         -std::numeric_limits<float>::infinity(), -0.0f};
+    for (const float score : odd) {
+        const eviction_policy policy{constant_scorer{{}, score}, adaptive{}, two_stage{}};
+        REQUIRE(policy.plan(layer.inputs(), request, plan, memory).ok());
+        CHECK(is_valid(plan, layer.inputs()));
+        CHECK(plan.total_tokens() == 2 * 9);
+    }
+    plan = made_before();
+    std::vector<std::byte> some(1 << 16);
+    const eviction_policy hungry{recency{}, hungry_allocator{{}, index_t{1} << 62}, one_stage{}};
+    CHECK(hungry.plan(layer.inputs(), request, plan, memory).code() == errc::workspace_too_small);
+    workspace scratch(some);
+    const eviction_policy keeps{recency{}, hoarding_allocator{}, shared{}}; // takes what it did not ask for
+    CHECK(keeps.plan(layer.inputs(), request, plan, scratch).code() == errc::workspace_too_small);
+    CHECK(plan == made_before());
+    for (const index_t bytes : {index_t{-1}, std::numeric_limits<index_t>::min()}) { // as none
+        const eviction_policy modest{recency{}, hungry_allocator{{}, bytes}, one_stage{}};
+        CHECK(modest.plan(layer.inputs(), request, plan, memory).ok());
     }
 }
 

@@ -176,15 +176,63 @@ TEST_CASE("compute_block_bounds: threads do not change it", "[prefill]") {
     CHECK(serial.low == threaded.low);
 }
 
-TEST_CASE("compute_block_bounds: bounds of another shape are a broken contract", "[prefill]") {
-    const layer_data layer = random_prompt({.kv_heads = 1, .group = 1, .tokens = 20, .head_dim = 4}, 6);
-    const auto violation = [&](index_t rows, index_t blocks, index_t dim) {
-        bounds_memory out(1, blocks, dim);
-        return violation_of([&] { static_cast<void>(compute(layer.keys(), rows, 8, 0, out)); });
+TEST_CASE("compute_block_bounds: bounds or rows of another shape are refused, with nothing written",
+          "[prefill][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const layer_data layer = random_prompt({.kv_heads = 2, .group = 1, .tokens = 20, .head_dim = 4}, 6);
+    bounds_memory out(2, 3, 4);
+    const auto answer = [&](const auto& rows_of_heads, index_t rows, index_t per_block, index_t first_block,
+                            const block_bounds& bounds) {
+        serial_executor ex;
+        std::vector<std::byte> memory(1 << 14);
+        workspace scratch(memory);
+        const status s =
+            compute_block_bounds(rows_of_heads, rows, per_block, first_block, bounds, scratch, ex);
+        if (!s.ok()) {
+            CHECK(std::count(out.high.begin(), out.high.end(), untouched) == std::ssize(out.high));
+            CHECK(std::count(out.low.begin(), out.low.end(), untouched) == std::ssize(out.low));
+        }
+        return s.code();
     };
-    const std::string expected = "compute_block_bounds: the bounds must have the shape of the rows";
-    CHECK(violation(20, 3, 4).empty());
-    CHECK(violation(20, 2, 4) == expected);
-    CHECK(violation(20, 3, 5) == expected);
-    CHECK(violation(21, 3, 4) == expected);
+    const errc refused = errc::invalid_parameter;
+    const auto with = [&](index_t blocks, index_t head_dim) {
+        return block_bounds{out.high, out.low, blocks, head_dim};
+    };
+    const view keys = layer.keys();
+    for (const index_t blocks : {index_t{2}, index_t{4}, index_t{-1}, index_t{1} << 61, most}) {
+        CHECK(answer(keys, 20, 8, 0, with(blocks, 4)) == refused); // too few, or more than memory
+    }
+    CHECK(answer(keys, 20, 8, 0, with(3, 5)) == refused);
+    CHECK(answer(keys, 20, 8, 0, {out.high, std::span(out.low).first(23), 3, 4}) == refused);
+    for (const index_t rows : {index_t{21}, index_t{-1}, most}) {
+        CHECK(answer(keys, rows, 8, 0, with(3, 4)) == refused);
+    }
+    for (const index_t per_block : {index_t{0}, index_t{-8}, index_t{7} - most}) {
+        CHECK(answer(keys, 20, per_block, 0, with(3, 4)) == refused);
+    }
+    CHECK(answer(keys, 20, 8, -1, with(3, 4)) == refused);
+    CHECK(answer(view(nullptr, {2, 20, 4}), 20, 8, 0, with(3, 4)) == refused);
+    const ragged_cache cut(keys, {20, 19}); // the second head has no row 19
+    CHECK(answer(cut.get(), 20, 8, 0, with(3, 4)) == refused);
+
+    CHECK(answer(keys, 20, 8, most, with(3, 4)) == errc::ok); // no block is left
+    CHECK(std::count(out.high.begin(), out.high.end(), untouched) == std::ssize(out.high));
+    CHECK(answer(keys, 20, most, 0, with(3, 4)) == errc::ok); // one block
+    CHECK(answer(cut.get(), 19, 8, 0, with(3, 4)) == errc::ok);
+}
+
+TEST_CASE("block_count, block_bounds_bytes: impossible numbers give no blocks, and more bytes than there are",
+          "[prefill][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    CHECK(block_count(9, 4) == 3);
+    CHECK(block_count(most, 2) == index_t{1} << 62);
+    CHECK(block_count(most, most) == 1);
+    CHECK(block_count(9, 0) == 0);
+    CHECK(block_count(9, -1) == 0);
+    CHECK(block_count(-9, 4) == 0);
+    CHECK(block_bounds_bytes(serial_executor{}, 2, most) > index_t{1} << 60);
+    workspace scratch(std::span<std::byte>{});
+    const block_bounds none = block_bounds::take(most, most, most, scratch);
+    CHECK(none.maximum.empty());
+    CHECK(none.minimum.empty());
 }

@@ -496,37 +496,66 @@ TEST_CASE("block_sparse_attention: a workspace a byte too small writes nothing a
     });
 }
 
-TEST_CASE("block_sparse_attention: extents that disagree are a broken contract", "[prefill]") {
+TEST_CASE("block_sparse_attention: shapes that disagree and views that are not valid are refused, with "
+          "nothing written",
+          "[prefill][errors]") {
     const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 10};
     const prompt_case c =
         make_case({.kv_heads = 2, .group = 2, .tokens = 10, .head_dim = 4, .value_dim = 3}, grid, 8);
     prune_plan plan;
     REQUIRE(plan_dense(grid, 2, plan).ok());
-    std::vector<float> memory = zeros(1000), lse = zeros(1000), sinks = zeros(3);
-    const auto violation = [&](std::array<index_t, 3> extents, std::size_t lse_size,
+    std::vector<float> memory(1000, untouched), lse(1000, untouched);
+    const std::vector<float> sinks = zeros(3);
+    using output = strided<float, 3>;
+    const auto answer_of = [&](const auto& in, const output& out, std::size_t lse_size,
                                const attention_options& o = {}) {
-        return violation_of([&] {
-            growing_workspace scratch;
-            static_cast<void>(block_sparse_attention(c.inputs(), plan, o,
-                                                     strided<float, 3>(memory.data(), extents),
-                                                     std::span(lse).first(lse_size), scratch));
-        });
+        growing_workspace scratch;
+        const status s = block_sparse_attention(in, plan, o, out, std::span(lse).first(lse_size), scratch);
+        if (s.ok()) { return s; }
+        CHECK(std::count(memory.begin(), memory.end(), untouched) == 1000);
+        CHECK(std::count(lse.begin(), lse.end(), untouched) == 1000);
+        CHECK(s.code() == errc::invalid_parameter);
+        return s;
     };
-    CHECK(violation({4, 10, 3}, 40).empty());
-    const std::string output = "the output must be [q_heads, queries, value head_dim]";
-    CHECK(violation({3, 10, 3}, 0) == output);
-    CHECK(violation({4, 9, 3}, 0) == output);
-    CHECK(violation({4, 10, 4}, 0) == output);
-    CHECK(violation({4, 10, 3}, 39) == "log_sum_exp must be empty or [q_heads * queries]");
-    CHECK(violation({4, 10, 3}, 0, {.sink_logits = sinks}) ==
-          "attention.sink_logits must have one entry per query head");
+    const auto refuses = [&](const output& out, std::size_t lse_size, const attention_options& o = {}) {
+        return !answer_of(c.inputs(), out, lse_size, o).ok();
+    };
+    CHECK(refuses({memory.data(), {3, 10, 3}}, 0));
+    CHECK(refuses({memory.data(), {4, 9, 3}}, 0));
+    CHECK(refuses({memory.data(), {4, 10, 4}}, 0));
+    CHECK(refuses({memory.data(), {-4, 10, 3}}, 0));
+    CHECK(refuses({nullptr, {4, 10, 3}}, 0));
+    CHECK(refuses({memory.data(), {4, 10, 3}}, 39));
+    CHECK(answer_of(c.inputs(), {memory.data(), {4, 10, 3}}, 41).needed() == 40);
+    CHECK(refuses({memory.data(), {4, 10, 3}}, 0, {.sink_logits = sinks}));
+    const output good(memory.data(), {4, 10, 3});
     const layer_data other = random_prompt({.kv_heads = 2, .group = 2, .tokens = 10, .head_dim = 5}, 9);
-    CHECK(violation_of([&] {
-              growing_workspace scratch;
-              static_cast<void>(block_sparse_attention(
-                  kvtrim::layer(c.layer.keys(), c.layer.values()).with_queries(other.queries()), plan, {},
-                  strided<float, 3>(memory.data(), {4, 10, 3}), {}, scratch));
-          }) == "queries and keys must agree in head_dim");
+    const view none(nullptr, {2, 10, 4});
+    const view shorter(c.layer.v.data(), {2, 9, 3});
+    const auto asked = [&](const view& k, const view& v, const view& q) {
+        const auto in = kvtrim::layer(k, v).with_queries(q);
+        CHECK(block_sparse_attention_bytes(in, plan, {}, good) == 0);
+        return !answer_of(in, good, 40).ok();
+    };
+    CHECK(asked(c.layer.keys(), c.layer.values(), other.queries()));
+    CHECK(asked(none, c.layer.values(), c.queries()));
+    CHECK(asked(c.layer.keys(), view(nullptr, {2, 10, 3}), c.queries()));
+    CHECK(asked(c.layer.keys(), shorter, c.queries()));
+    CHECK(asked(c.layer.keys(), c.layer.values(), view(nullptr, {4, 10, 4})));
+    CHECK(answer_of(c.inputs(), good, 40).ok());
+}
+
+TEST_CASE("block_sparse_attention: rows without memory, as long as numbers go, need no workspace",
+          "[prefill][errors]") {
+    constexpr index_t huge = index_t{1} << 50;
+    const view keys(nullptr, {2, 0, huge}), queries(nullptr, {4, 0, huge});
+    const auto in = kvtrim::layer(keys, keys).with_queries(queries);
+    prune_plan plan;
+    REQUIRE(plan_dense({.first_token = 0, .end_token = 0}, 2, plan).ok());
+    const strided<float, 3> out(nullptr, {4, 0, huge});
+    CHECK(block_sparse_attention_bytes(in, plan, {}, out) == 0);
+    growing_workspace memory;
+    CHECK(block_sparse_attention(in, plan, {}, out, {}, memory).ok());
 }
 
 TEST_CASE("block_sparse_attention: scratch does not grow with the tokens", "[prefill]") {

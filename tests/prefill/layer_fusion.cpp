@@ -33,10 +33,15 @@ estimates random_estimates(std::uint64_t seed, const segment_grid& of = grid) {
 
 estimates fuse(layer_fusion& state, index_t layer, estimates rows, const fusion_options& options = {},
                const segment_grid& of = grid) {
-    state.begin_layer(layer, of, kv_heads, options);
+    if (!state.begin_layer(layer, of, kv_heads, options).ok()) {
+        throw std::logic_error("begin_layer failed");
+    }
     for (index_t g = 0; g < kv_heads; ++g) {
         for (index_t s = of.segments(); s-- > 0;) { // in any order
-            state.fuse(g, s, rows[static_cast<std::size_t>(g)][static_cast<std::size_t>(s)]);
+            const auto head = static_cast<std::size_t>(g);
+            if (!state.fuse(g, s, rows[head][static_cast<std::size_t>(s)]).ok()) {
+                throw std::logic_error("fuse failed");
+            }
         }
     }
     return rows;
@@ -141,9 +146,9 @@ TEST_CASE("layer_fusion: another chunk, prompt or number of heads is not mixed",
     }
     layer_fusion state;
     static_cast<void>(fuse(state, 2, random_estimates(9)));
-    state.begin_layer(3, grid, 1, {});
+    REQUIRE(state.begin_layer(3, grid, 1, {}).ok());
     std::vector<float> row{0.5f, 0.25f};
-    state.fuse(0, 0, row);
+    REQUIRE(state.fuse(0, 0, row).ok());
     CHECK(row == std::vector<float>{0.5f, 0.25f});
 }
 
@@ -162,11 +167,11 @@ TEST_CASE("layer_fusion: what was NaN before is forgotten where nothing is mixed
 TEST_CASE("layer_fusion: it keeps a float per head and allowed block", "[prefill]") {
     layer_fusion state;
     CHECK(state.bytes() == 0);
-    state.begin_layer(0, grid, kv_heads, {});
+    REQUIRE(state.begin_layer(0, grid, kv_heads, {}).ok());
     CHECK(state.bytes() == kv_heads * grid.allowed_before(grid.segments()) * 4);
     layer_fusion llama;
     const segment_grid long_prompt{.first_token = 0, .end_token = 131072};
-    llama.begin_layer(0, long_prompt, 8, {});
+    REQUIRE(llama.begin_layer(0, long_prompt, 8, {}).ok());
     CHECK(llama.bytes() < index_t{17} << 20); // "16 MiB"
 }
 
@@ -178,4 +183,45 @@ TEST_CASE("fusion_options: a weight of 0 is off, one of 1 or more or NaN is refu
     for (const double wrong : {1.0, -0.1, 2.0, std::numeric_limits<double>::quiet_NaN()}) {
         CHECK(fusion_options{.previous_weight = wrong}.validate().code() == errc::ratio_out_of_range);
     }
+}
+
+TEST_CASE(
+    "layer_fusion: a layer, grid or row that cannot be is refused, and the state mixes on as if not asked",
+    "[prefill][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const estimates before = random_estimates(12);
+    layer_fusion state;
+    std::vector<float> row(2, 0.5f);
+    CHECK(state.fuse(0, 0, row).code() == errc::invalid_parameter); // no layer is open
+    static_cast<void>(fuse(state, 2, before));
+    const index_t bytes = state.bytes();
+    const auto begin = [&](index_t layer, const segment_grid& of, index_t heads,
+                           const fusion_options& options = {}) {
+        return state.begin_layer(layer, of, heads, options).code();
+    };
+    CHECK(begin(-1, grid, kv_heads) == errc::invalid_parameter);
+    CHECK(begin(-most - 1, grid, kv_heads) == errc::invalid_parameter);
+    CHECK(begin(3, {8, 3, 8, 30}, kv_heads) == errc::invalid_parameter);
+    CHECK(begin(3, grid, -1) == errc::invalid_parameter);
+    CHECK(begin(3, grid, most) == errc::index_overflow);
+    CHECK(begin(3, {1, 1, 0, most}, 1) == errc::index_overflow);
+    CHECK(begin(3, grid, kv_heads, {.previous_weight = 1}) == errc::ratio_out_of_range);
+    const index_t segments = grid.segments();
+    for (const auto& [head, segment] : std::vector<std::pair<index_t, index_t>>{
+             {-1, 0}, {kv_heads, 0}, {most, 0}, {0, -1}, {0, segments}, {0, most}}) {
+        CHECK(state.fuse(head, segment, row).code() == errc::invalid_parameter);
+    }
+    std::vector<float> longer(static_cast<std::size_t>(grid.allowed_blocks(1)) + 1, 0.5f);
+    const status s = state.fuse(0, 1, longer);
+    CHECK(s.code() == errc::invalid_parameter);
+    CHECK(s.needed() == grid.allowed_blocks(1));
+    CHECK(longer == std::vector<float>(longer.size(), 0.5f));
+    CHECK(row == std::vector<float>(2, 0.5f));
+    CHECK(state.bytes() == bytes);
+    const estimates own = random_estimates(13);
+    CHECK(near(fuse(state, 3, own), mix(before, own, 0.25)));
+
+    layer_fusion last;
+    static_cast<void>(fuse(last, most, before)); // no layer follows it
+    CHECK(fuse(last, 0, own) == own);
 }

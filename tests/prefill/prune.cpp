@@ -343,16 +343,85 @@ TEST_CASE("block_pruner: a cache with a head that is too short is refused", "[pr
     CHECK(plan == plan_prompt(policy, layer));
 }
 
-TEST_CASE("block_pruner: queries and keys of different head_dim are a broken contract", "[prefill]") {
-    const layer_data a = random_prompt({.kv_heads = 1, .group = 1, .tokens = 30, .head_dim = 4}, 14);
-    const layer_data b = random_prompt({.kv_heads = 1, .group = 1, .tokens = 30, .head_dim = 5}, 15);
+TEST_CASE(
+    "block_pruner: views that are not valid or disagree are refused, and plan and state are as they were",
+    "[prefill][errors]") {
+    const layer_data a = random_prompt({.kv_heads = 1, .group = 1, .tokens = 60, .head_dim = 4}, 14);
+    const layer_data b = random_prompt({.kv_heads = 1, .group = 1, .tokens = 60, .head_dim = 5}, 15);
     const block_pruner<> policy{.options = small_options};
     layer_fusion state;
-    prune_plan plan;
+    prune_plan first;
+    REQUIRE(plan_in_bytes(policy, a.queries(), a.keys(), {.layer = 1}, state, first).ok());
+    const index_t bytes = state.bytes();
     growing_workspace memory;
-    CHECK(violation_of([&] {
-              static_cast<void>(policy.plan(a.queries(), b.keys(), {}, state, plan, memory));
-          }) == "prefill: queries and keys must agree in head_dim");
+    const auto refuses = [&](const view& queries, const view& keys) {
+        prune_plan plan = planned_before();
+        const status s = policy.plan(queries, keys, {.layer = 2}, state, plan, memory);
+        CHECK(plan == planned_before());
+        CHECK(state.bytes() == bytes);
+        CHECK(policy.workspace_bytes(queries, keys, {.layer = 2}) == 0);
+        return s.code() == errc::invalid_parameter;
+    };
+    CHECK(refuses(a.queries(), b.keys()));
+    CHECK(refuses(b.queries(), a.keys()));
+    CHECK(refuses(view(nullptr, {1, 60, 4}), a.keys()));
+    CHECK(refuses(a.queries(), view(nullptr, {1, 60, 4})));
+    CHECK(refuses(view(a.q.data(), {1, -60, 4}), a.keys()));
+    CHECK(refuses(a.queries(), view(a.k.data(), {1, index_t{1} << 62, 4})));
+    CHECK(memory.capacity_bytes() == 0);
+}
+
+namespace {
+
+// Deals out what it is told, whatever it is asked for.
+struct odd_allocator {
+    static constexpr bool is_uniform = false;
+    index_t budget = 0;
+    errc answer = errc::ok;
+    bool writes = true;
+
+    status allocate(const score_rows&, index_t, std::span<index_t> budgets, workspace&) const {
+        if (answer != errc::ok) { return {answer, "no", 17}; }
+        if (writes) { std::fill(budgets.begin(), budgets.end(), budget); }
+        return {};
+    }
+};
+
+} // namespace
+
+TEST_CASE("block_pruner: an allocator that refuses or deals out nonsense is a status, the plan as it was, "
+          "the state "
+          "forgotten",
+          "[prefill][errors]") {
+    const layer_data layer = random_prompt({.kv_heads = 2, .group = 1, .tokens = 90, .head_dim = 4}, 16);
+    const block_pruner<> good{.options = small_options};
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (const odd_allocator& odd :
+         {odd_allocator{.answer = errc::rows_differ}, odd_allocator{.writes = false}, odd_allocator{-1},
+          odd_allocator{4}, odd_allocator{most}, odd_allocator{-most}}) {
+        const block_pruner<mid_query, odd_allocator> policy{.options = small_options, .allocator = odd};
+        layer_fusion state;
+        prune_plan plan;
+        REQUIRE(plan_in_bytes(good, layer.queries(), layer.keys(), {.layer = 2}, state, plan).ok());
+        plan = planned_before();
+        growing_workspace memory;
+        const status s =
+            policy.plan(layer.queries(), layer.keys(), {.layer = 3}, state, plan, memory, thread_executor{3});
+        CHECK(s.code() == (odd.answer == errc::ok ? errc::invalid_parameter : odd.answer));
+        CHECK(plan == planned_before());
+        prune_plan after, alone; // the next layer is a first one
+        layer_fusion fresh;
+        REQUIRE(plan_in_bytes(good, layer.queries(), layer.keys(), {.layer = 4}, state, after).ok());
+        REQUIRE(plan_in_bytes(good, layer.queries(), layer.keys(), {.layer = 4}, fresh, alone).ok());
+        CHECK(after == alone);
+        CHECK_FALSE(state.is_mixing());
+    }
+    const block_pruner<mid_query, odd_allocator> less{.options = small_options, .allocator = {2}};
+    layer_fusion state;
+    prune_plan plan;
+    REQUIRE(plan_in_bytes(less, layer.queries(), layer.keys(), {.layer = 3}, state, plan).ok());
+    CHECK(plan.check_invariants());
+    CHECK(plan.row(1, 5).size() == 2);
 }
 
 TEST_CASE(

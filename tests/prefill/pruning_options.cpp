@@ -78,6 +78,23 @@ TEST_CASE("valid_pruning: sizes and counts that make no sense are invalid parame
         CHECK(answer(with(field, index_t{-1})).code() == errc::invalid_parameter);
     }
     CHECK(answer(small_options, {.layer = -1}).code() == errc::invalid_parameter);
+    for (const index_t wrong : {index_t{-1}, -most - 1}) {
+        CHECK(answer(small_options, {}, {.queries = wrong}).code() == errc::invalid_parameter);
+        CHECK(answer(small_options, {}, {.cached = wrong}).code() == errc::invalid_parameter);
+        CHECK(answer(small_options, {}, {.q_heads = wrong}).code() == errc::heads_not_divisible);
+        CHECK(answer(small_options, {}, {.kv_heads = wrong}).code() == errc::heads_not_divisible);
+    }
+}
+
+TEST_CASE(
+    "pruning_options: blocks without tokens are no budget, and a grid that does not divide prunes nothing",
+    "[prefill]") {
+    CHECK(with(&pruning_options::block_tokens, index_t{0}).budget_blocks() == 0);
+    CHECK(with(&pruning_options::block_tokens, index_t{-4}).budget_blocks() == 0);
+    for (const index_t block_tokens : {0, -4, 5}) {
+        CHECK(is_range(pruned(with(&pruning_options::block_tokens, block_tokens), 60), 0, 0));
+    }
+    CHECK(is_range(pruned(small_options, most, {.first_token = most}), 0, 0));
 }
 
 TEST_CASE("valid_pruning: a chunk must begin at a segment, and its keys must be cached", "[prefill]") {

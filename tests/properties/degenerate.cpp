@@ -259,6 +259,35 @@ TEST_CASE("sink logits of -infinity are none at all", "[properties][degenerate]"
     }
 }
 
+TEST_CASE("every policy answers any number in a request: kept whole, or refused with the number needed",
+          "[properties][degenerate]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const layer_data layer = plain(); // 30 tokens, 2 heads
+    const auto in = layer.inputs();
+    for (index_t protection::*field : {&protection::sink_tokens, &protection::pinned_tokens,
+                                       &protection::window_tokens, &protection::rollback_tokens}) {
+        for (const index_t number : {index_t{31}, index_t{1} << 62, most, index_t{-1}, -most - 1}) {
+            protection protect{.sink_tokens = 1, .window_tokens = 4};
+            protect.*field = number;
+            for (const token_budget budget : {per_head(10), per_head(most), per_head(index_t{1} << 62),
+                                              over_all_heads(most), per_head(-most)}) {
+                for (const named_policy& policy : named_policies()) {
+                    CAPTURE(number, budget.tokens, policy.name);
+                    const trace t = policy(in, {.budget = budget, .protect = protect});
+                    const errc expected = number < 0            ? errc::invalid_parameter
+                                          : budget.tokens < 0   ? errc::budget_zero
+                                          : budget.tokens == 10 ? errc::budget_below_protection
+                                                                : errc::ok;
+                    CHECK(t.answer.code() == expected);
+                    CHECK(t.answer.needed() == (expected == errc::budget_below_protection ? 60 : 0));
+                    CHECK((t.plan == made_before()) == (expected != errc::ok));
+                    if (t.answer.ok()) { CHECK(t.plan.total_tokens() == 60); }
+                }
+            }
+        }
+    }
+}
+
 TEST_CASE("no heads at all are an empty plan, or the status of a window without keys",
           "[properties][degenerate]") {
     const layer_data layer = random_layer({.kv_heads = 0, .group = 2, .tokens = 5, .queries = 2}, 1);

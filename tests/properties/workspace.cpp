@@ -59,6 +59,32 @@ TEST_CASE("workspace_bytes is enough at any alignment, and the plan the same", "
     });
 }
 
+TEST_CASE("bytes asked for a serial executor serve one of any width, and the plan is the same",
+          "[properties][workspace]") {
+    for_random_layers(440, 4, [](const layer_data& layer, const eviction_request& request, support::random&) {
+        const auto in = layer.inputs();
+        const auto check = [&](const auto& policy) {
+            keep_plan expected;
+            growing_workspace memory;
+            REQUIRE(policy.plan(in, request, expected, memory).ok());
+            std::vector<std::byte> bytes(static_cast<std::size_t>(policy.workspace_bytes(in, request)));
+            for (const int width : {2, 5, 64}) {
+                CHECK(policy.workspace_bytes(in, request, counted_executor{width}) >= std::ssize(bytes));
+                workspace scratch(bytes);
+                keep_plan plan;
+                CHECK(policy.plan(in, request, plan, scratch, counted_executor{width}).ok());
+                CHECK(plan == expected);
+                REQUIRE(policy.plan(in, request, plan, memory, counted_executor{width}).ok());
+                CHECK(plan == expected);
+            }
+        };
+        check(ada_snapkv());
+        check(ada_criticalkv());
+        check(defensivekv());
+        check(key_diff());
+    });
+}
+
 TEST_CASE("a byte less than workspace_bytes, aligned, is refused with that number and the plan unchanged",
           "[properties][workspace]") {
     for_random_layers(442, 3, [](const layer_data& layer, const eviction_request& request, support::random&) {

@@ -186,7 +186,7 @@ TEST_CASE("equal values get equal projected norms, by every form of W_O", "[regr
 TEST_CASE("equal keys get equal running sums", "[regression]") {
     for_each_cache(3, [](const repeating_cache& cache) {
         running_scores scores(kv_heads);
-        scores.append(cache.tokens);
+        REQUIRE(scores.append(cache.tokens).ok());
         growing_workspace memory;
         REQUIRE(scores.update(cache.inputs(), {}, memory).ok());
         CHECK(first_odd(cache, scores.sums(0).first(static_cast<std::size_t>(cache.tokens - queries))) == -1);

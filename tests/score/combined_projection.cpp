@@ -3,6 +3,8 @@
 
 #include <kvtrim/score/combined_projection.hpp>
 
+#include <kvtrim/base/ragged.hpp>
+
 #include "support/catch.hpp"
 #include "support/checks.hpp"
 
@@ -64,21 +66,29 @@ TEST_CASE("combine_projections: the product of each head, from any strides, for 
     }
 }
 
-TEST_CASE("combine_projections: matrices that do not fit break the contract", "[score][contract]") {
+TEST_CASE("combine_projections: matrices that do not fit are refused, with nothing written",
+          "[score][errors]") {
     const std::vector<float> data(2 * 4 * 6);
-    std::vector<float> out(2 * 4 * 6);
+    std::vector<float> out(2 * 4 * 6, -7);
     growing_workspace memory;
-    workspace scratch = memory.of_bytes(1 << 16);
     serial_executor ex;
     const support::view w_o(data.data(), {2, 3, 6});
-    const auto violation = [&](const support::view& w_uv, std::size_t room) {
-        return support::violation_of([&] {
-            static_cast<void>(combine_projections(w_uv, w_o, std::span(out).first(room), scratch, ex));
-        });
+    workspace scratch = memory.of_bytes(combine_projections_bytes(w_o, ex));
+    const auto answer = [&](const auto& w_uv, std::size_t room) {
+        const status s = combine_projections(w_uv, w_o, std::span(out).first(room), scratch, ex);
+        if (!s.ok()) { CHECK(out == std::vector<float>(2 * 4 * 6, -7)); }
+        return s;
     };
-    CHECK(violation(support::view(data.data(), {2, 4, 3}), 48).empty());
-    CHECK_FALSE(violation(support::view(data.data(), {2, 4, 3}), 47).empty());
-    CHECK_FALSE(violation(support::view(data.data(), {1, 4, 3}), 48).empty());
-    CHECK_FALSE(violation(support::view(data.data(), {2, 4, 2}), 48).empty());
-    CHECK(violation(support::view(data.data(), {2, 0, 3}), 0).empty());
+    CHECK(answer(support::view(data.data(), {2, 4, 3}), 47).code() == errc::no_room);
+    CHECK(answer(support::view(data.data(), {2, 4, 3}), 47).needed() == 48);
+    CHECK(answer(support::view(data.data(), {1, 4, 3}), 48).code() == errc::invalid_parameter);
+    CHECK(answer(support::view(data.data(), {2, 4, 2}), 48).code() == errc::invalid_parameter);
+    CHECK(answer(support::view(nullptr, {2, 4, 3}), 48).code() == errc::invalid_parameter);
+    const std::vector<std::int32_t> ends{0, 4, 7};
+    CHECK(answer(ragged<const float>(data.data(), ends, 3), 48).code() == errc::invalid_parameter);
+    constexpr index_t huge = index_t{1} << 50;
+    const support::view broadcast(data.data(), {2, huge, 3}, {0, 0, 1});
+    CHECK(answer(broadcast, 48).code() == errc::no_room); // 2 * huge * 6 elements of output
+    CHECK(answer(support::view(data.data(), {2, 0, 3}), 0).ok());
+    CHECK(answer(support::view(data.data(), {2, 4, 3}), 48).ok());
 }

@@ -158,17 +158,22 @@ TEST_CASE("expected_attention: bad input is named", "[score][errors]") {
     CHECK(expected_attention_score{&three}.validate(layer.inputs(), {}).code() == errc::heads_not_divisible);
 }
 
-TEST_CASE("expected_attention: missing or foreign statistics are a broken contract", "[score][contract]") {
+TEST_CASE("expected_attention: missing or foreign statistics are refused", "[score][errors]") {
     const layer_data layer = small_layer();
-    const auto validate = [&](const expected_attention_score& scorer) {
-        return violation_of([&] { static_cast<void>(scorer.validate(layer.inputs(), {})); });
+    score_memory memory(layer.inputs(), {});
+    const auto code = [&](const expected_attention_score& scorer) {
+        const status s = scorer.validate(layer.inputs(), {});
+        CHECK(score_directly(scorer, layer.inputs(), {}, memory.get()) == s);
+        CHECK(scorer.workspace_bytes(layer.inputs(), {}) == 0);
+        return s.code();
     };
-    CHECK(validate({}) != "");
+    CHECK(code({}) == errc::invalid_parameter);
     const query_statistics narrow(4, 6);
-    CHECK(validate({&narrow}) != "");
+    CHECK(code({&narrow}) == errc::invalid_parameter);
     const query_statistics statistics(4, 8);
     const std::vector<float> five(5, 1.0f);
-    CHECK(validate({&statistics, {five}}) != "");
+    CHECK(code({&statistics, {five}}) == errc::invalid_parameter);
+    CHECK(memory.is_untouched());
 }
 
 TEST_CASE("expected_attention: a workspace that is too small is refused with nothing written",

@@ -3,6 +3,8 @@
 
 #include <kvtrim/score/projected_value_norm.hpp>
 
+#include <kvtrim/base/ragged.hpp>
+
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
@@ -195,49 +197,75 @@ TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and o
     CHECK(l1[38] == before[38]);
 }
 
-TEST_CASE("projected value norm: bad input is named, disagreeing views break the contract",
-          "[score][errors]") {
+TEST_CASE("projected value norm: bad input and a W_O of another layer are named", "[score][errors]") {
     const layer_data layer = small_layer();
     const view five(layer.w.data(), {5, 8, 24});
     const view none(layer.w.data(), {0, 8, 24});
     const view narrow(layer.w.data(), {6, 7, 24});
     CHECK(validate_projection(layer.inputs()).ok());
+    const auto without_queries = kvtrim::layer(layer.keys(), layer.values());
+    const auto code = [&](const auto& w_o) {
+        return validate_projection(without_queries.with_output_projection(w_o)).code();
+    };
+    CHECK(code(five) == errc::heads_not_divisible);
+    CHECK(code(none) == errc::heads_not_divisible);
+    const packed_projection packed_five(five);
+    const gram_projection gram_five(five);
+    CHECK(code(packed_five.view()) == errc::heads_not_divisible);
+    CHECK(code(gram_five.view()) == errc::heads_not_divisible);
+    const std::string expected = "layer: W_O must be [q_heads, head_dim, hidden] with the values' head_dim";
+    const auto text = [&](const auto& w_o) {
+        return std::string(validate_projection(layer.inputs().with_output_projection(w_o)).what());
+    };
     CHECK(validate_projection(layer.inputs().with_output_projection(five)).code() ==
           errc::heads_not_divisible);
-    CHECK(validate_projection(layer.inputs().with_output_projection(none)).code() ==
-          errc::heads_not_divisible);
-    CHECK(violation_of([&] {
-              static_cast<void>(validate_projection(layer.inputs().with_output_projection(narrow)));
-          }) == "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");
     const gram_projection gram(narrow);
-    CHECK(violation_of([&] {
-              static_cast<void>(validate_projection(layer.inputs().with_output_projection(gram.view())));
-          }) == "the Gram matrices and the values must agree in head_dim");
     const packed_projection packed(narrow);
-    CHECK(violation_of([&] {
-              static_cast<void>(validate_projection(layer.inputs().with_output_projection(packed.view())));
-          }) == "the packed W_O and the values must agree in head_dim");
-    const packed_projection packed_five(five);
-    CHECK(validate_projection(layer.inputs().with_output_projection(packed_five.view())).code() ==
-          errc::heads_not_divisible);
-    const gram_projection of_five(five);
-    CHECK(validate_projection(layer.inputs().with_output_projection(of_five.view())).code() ==
-          errc::heads_not_divisible);
+    CHECK(text(narrow) == expected);
+    CHECK(text(gram.view()) == expected);
+    CHECK(text(packed.view()) == expected);
 }
 
-TEST_CASE("projected value norm: W_O of other query heads than the queries breaks the contract",
-          "[score][contract]") {
+TEST_CASE("prepared projections: a W_O that cannot be read gives an empty one that says why",
+          "[score][errors]") {
+    const layer_data layer = small_layer();
+    const std::vector<std::int32_t> ends{0, 8, 16, 20};
+    const ragged<const float> uneven(layer.w.data(), ends, 24);
+    const view missing(nullptr, {6, 8, 24});
+    constexpr index_t huge = index_t{1} << 40;
+    const view broadcast(layer.w.data(), {2, huge, 4}, {0, 0, 1}); // its Gram matrix has 2^80 elements
+    const auto check = [&](const auto& prepared, errc code) {
+        CHECK(prepared.validate().code() == code);
+        CHECK(prepared.view().q_heads == 0);
+        CHECK_FALSE(validate_projection(layer.inputs().with_output_projection(prepared.view())).ok());
+    };
+    check(gram_projection(uneven), errc::rows_differ);
+    check(gram_projection(missing), errc::invalid_parameter);
+    check(gram_projection(broadcast), errc::invalid_parameter);
+    const packed_projection of_uneven(uneven), of_missing(missing), of_broadcast(broadcast);
+    check(of_uneven, errc::rows_differ);
+    check(of_missing, errc::invalid_parameter);
+    check(of_broadcast, errc::invalid_parameter);
+    CHECK(gram_projection(layer.projection()).validate().ok());
+    CHECK(packed_projection(layer.projection()).validate().ok());
+    const auto text = [&](const auto& w_o) {
+        return std::string(validate_projection(layer.inputs().with_output_projection(w_o)).what());
+    };
+    CHECK(text(gram_view{nullptr, 6, 8}) == "strided: data must not be null");
+    CHECK(text(packed_view{layer.w.data(), nullptr, 6, 8, 24, nullptr}) ==
+          "packed_view: the kernels that it was packed for are missing");
+}
+
+TEST_CASE("projected value norm: W_O of other query heads than the queries is refused", "[score][errors]") {
     const layer_data layer = small_layer(); // six query heads for two KV heads
     const view four(layer.w.data(), {4, 8, 24});
     const gram_projection gram(four);
-    const auto message = [](const auto& in) {
-        return violation_of([&] { static_cast<void>(validate_projection(in)); });
-    };
-    const std::string expected = "W_O and the queries must agree in q_heads";
+    const auto message = [](const auto& in) { return std::string(validate_projection(in).what()); };
+    const std::string expected = "layer: W_O and the queries must agree in q_heads";
     CHECK(message(layer.inputs().with_output_projection(four)) == expected);
     CHECK(message(layer.inputs().with_output_projection(gram.view())) == expected);
     const auto without_queries = kvtrim::layer(layer.keys(), layer.values());
-    CHECK(message(without_queries.with_output_projection(four)) == "");
+    CHECK(message(without_queries.with_output_projection(four)) == "ok");
 }
 
 TEST_CASE("projected value norm: what it refuses it does not write", "[score][errors]") {
@@ -253,7 +281,39 @@ TEST_CASE("projected value norm: what it refuses it does not write", "[score][er
     growing_workspace enough;
     workspace scratch = enough.of_bytes(projected_value_norms_bytes(in));
     const view five(layer.w.data(), {5, 8, 24});
-    CHECK(projected_value_norms(in.with_output_projection(five), {}, memory.importance_rows(), scratch, ex)
-              .code() == errc::heads_not_divisible);
+    const auto of_five = kvtrim::layer(layer.keys(), layer.values()).with_output_projection(five);
+    CHECK(projected_value_norms(of_five, {}, memory.importance_rows(), scratch, ex).code() ==
+          errc::heads_not_divisible);
+    const std::vector<index_t> one_row{0, in.tokens(0)};
+    CHECK(projected_value_norms(in, {}, {one_row, memory.importance}, scratch, ex).code() ==
+          errc::invalid_table);
+    CHECK(projected_value_norms(in, {.sink_tokens = 1}, memory.importance_rows(), scratch, ex).code() ==
+          errc::invalid_table);
+    CHECK(projected_value_norms(in, {.sink_tokens = -1}, memory.importance_rows(), scratch, ex).code() ==
+          errc::invalid_parameter);
     CHECK(memory.is_untouched());
+}
+
+TEST_CASE(
+    "newest value norms: tokens that a head lacks and an output of another shape are refused, with nothing "
+    "written",
+    "[score][errors]") {
+    const layer_data layer = small_layer();
+    const auto in = layer.inputs();
+    serial_executor ex;
+    growing_workspace enough;
+    workspace scratch = enough.of_bytes(projected_value_norms_bytes(in));
+    const index_t tokens = in.tokens(0);
+    std::vector<float> norms(static_cast<std::size_t>(2 * tokens + 2), -7);
+    const auto code = [&](index_t count, const strided<float, 2>& out) {
+        return newest_value_norms(in, count, out, scratch, ex).code();
+    };
+    CHECK(code(tokens + 1, {norms.data(), {index_t{2}, tokens + 1}}) == errc::invalid_parameter);
+    CHECK(code(-1, {norms.data(), {2, -1}}) == errc::invalid_parameter);
+    CHECK(code(2, {norms.data(), {1, 2}}) == errc::invalid_parameter);
+    CHECK(code(2, {norms.data(), {2, 3}}) == errc::invalid_parameter);
+    CHECK(code(2, {norms.data(), {2, 2}, {1, 2}}) == errc::invalid_parameter);
+    CHECK(code(2, {nullptr, {2, 2}}) == errc::invalid_parameter);
+    CHECK(norms == std::vector<float>(norms.size(), -7));
+    CHECK(code(2, {norms.data(), {2, 2}}) == errc::ok);
 }

@@ -3,6 +3,9 @@
 
 #include <kvtrim/score/query_free.hpp>
 
+#include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/select/one_stage.hpp>
+
 #include "support/checks.hpp"
 
 #include <set>
@@ -74,13 +77,18 @@ TEST_CASE("given_scores: the engine's own scores are taken as they are", "[score
     }
 }
 
-TEST_CASE("given_scores: scores of another shape break the contract", "[score][errors]") {
+TEST_CASE("given_scores: scores of another shape are refused, with nothing written", "[score][errors]") {
     const layer_data layer = random_layer({.kv_heads = 2, .tokens = 50}, 1);
     const std::vector<float> floats(200);
     const strided<const float, 2> one_head(floats.data(), {1, 50});
     const strided<const float, 2> too_short(floats.data(), {2, 49});
-    for (const auto& scores : {one_head, too_short}) {
-        CHECK(violation_of([&] { score_layer(given_scores{scores}, layer.inputs(), middle); }) ==
-              "given_scores: scores must be [kv_heads, tokens] of the cache");
+    const strided<const float, 2> missing(nullptr, {2, 50});
+    score_memory memory(layer.inputs(), middle.protect);
+    for (const auto& scores : {one_head, too_short, missing}) {
+        CHECK(score_directly(given_scores{scores}, layer.inputs(), middle, memory.get()).code() ==
+              errc::invalid_parameter);
+        require_refusal(eviction_policy{given_scores{scores}, uniform{}, one_stage{}}, layer.inputs(),
+                        {.budget = per_head(20)}, errc::invalid_parameter, scores.extent(0) == 0 ? 0 : 50);
     }
+    CHECK(memory.is_untouched());
 }

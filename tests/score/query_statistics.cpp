@@ -3,6 +3,9 @@
 
 #include <kvtrim/score/query_statistics.hpp>
 
+#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/score/expected_attention.hpp>
+
 #include "oracle/expected_attention.hpp"
 #include "support/checks.hpp"
 
@@ -144,13 +147,50 @@ TEST_CASE("query_statistics: a workspace that is too small is refused with nothi
     CHECK(statistics.counts == std::vector<index_t>{0, 0});
 }
 
-TEST_CASE("query_statistics: queries of another shape are a broken contract", "[score][contract]") {
-    const std::vector<float> q(2 * 30 * 8, 1.0f);
-    query_statistics statistics(3, 8);
+TEST_CASE("query_statistics: queries of another shape are refused, with nothing added", "[score][errors]") {
+    const std::vector<float> q(4 * 30 * 8, 1.0f);
+    query_statistics statistics(3, 8, 0);
     growing_workspace memory;
     workspace scratch = memory.of_bytes(statistics.workspace_bytes());
-    CHECK(violation_of([&] {
-              static_cast<void>(statistics.add(view(q.data(), {2, 30, 8}), scratch));
-          }) != "");
-    CHECK(violation_of([] { query_statistics(-1, 8); }) != "");
+    CHECK(statistics.add(view(q.data(), {2, 30, 8}), scratch).code() == errc::invalid_parameter);
+    CHECK(statistics.add(view(q.data(), {3, 30, 7}), scratch).code() == errc::invalid_parameter);
+    CHECK(statistics.add(view(nullptr, {3, 30, 8}), scratch).code() == errc::invalid_parameter);
+    const std::vector<std::int32_t> ends{0, 30, 50, 80};
+    CHECK(statistics.add(ragged<const float>(q.data(), ends, 8), scratch).code() == errc::rows_differ);
+    statistics.positions = std::numeric_limits<index_t>::max() - 29;
+    CHECK(statistics.add(view(q.data(), {3, 30, 8}), scratch).code() == errc::invalid_parameter);
+    CHECK(statistics.positions == std::numeric_limits<index_t>::max() - 29);
+    CHECK(statistics.counts == std::vector<index_t>{0, 0, 0});
+}
+
+TEST_CASE(
+    "query_statistics: wrong numbers give empty statistics that say so, restored ones are checked alike",
+    "[score][errors]") {
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(1 << 16);
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (query_statistics wrong :
+         {query_statistics(-1, 8), query_statistics(2, -8), query_statistics(2, 8, -1),
+          query_statistics(most, most), query_statistics(index_t{1} << 32, index_t{1} << 32)}) {
+        CHECK(wrong.validate().code() == errc::invalid_parameter);
+        CHECK(wrong.co_moments.empty());
+        CHECK(wrong.workspace_bytes() == 0);
+        CHECK(wrong.add(view(nullptr, {0, 0, 8}), scratch).code() == errc::invalid_parameter);
+    }
+    const std::vector<float> q(2 * 3 * 4, 1.0f);
+    const auto refuses = [&](auto&& change) {
+        query_statistics restored(2, 4);
+        REQUIRE(restored.validate().ok());
+        change(restored);
+        CHECK(restored.add(view(q.data(), {2, 3, 4}), scratch).code() == errc::invalid_parameter);
+        const std::vector<float> k(2 * 10 * 4);
+        const auto in = kvtrim::layer(view(k.data(), {2, 10, 4}));
+        CHECK(expected_attention_score{&restored}.validate(in, {}).code() == errc::invalid_parameter);
+    };
+    refuses([](auto& s) { s.counts.pop_back(); });
+    refuses([](auto& s) { s.means.pop_back(); });
+    refuses([](auto& s) { s.co_moments.clear(); });
+    refuses([](auto& s) { s.counts[1] = -1; });
+    refuses([](auto& s) { s.positions = -1; });
+    refuses([](auto& s) { s.q_heads = 1; });
 }

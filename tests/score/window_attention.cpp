@@ -5,6 +5,7 @@
 
 #include <kvtrim/aggregate/mean.hpp>
 #include <kvtrim/aggregate/worst_case.hpp>
+#include <kvtrim/base/ragged.hpp>
 
 #include "support/checks.hpp"
 
@@ -245,18 +246,29 @@ TEST_CASE("window attention: bad input is named", "[score][errors]") {
     }
 }
 
-TEST_CASE("window attention: views that disagree are a broken contract", "[score][errors]") {
+TEST_CASE("window attention: views that disagree are refused, also where it is called without a policy",
+          "[score][errors]") {
     const layer_data layer = small_layer();
     const window_attention scorer{mean_attention{}};
     const view narrow(layer.q.data(), {4, 4, 7});
-    CHECK(violation_of([&] {
-              static_cast<void>(scorer.validate(kvtrim::layer(layer.keys()).with_queries(narrow), {}));
-          }) == "queries and keys must agree in head_dim");
+    score_memory memory(layer.inputs(), {});
+    const auto answer = [&](const auto& in, const eviction_request& request) {
+        const status s = scorer.validate(in, request);
+        CHECK(score_directly(scorer, in, request, memory.get()).code() == s.code());
+        CHECK(scorer.workspace_bytes(in, request) == 0);
+        return std::string(s.what());
+    };
+    CHECK(answer(kvtrim::layer(layer.keys()).with_queries(narrow), {}) ==
+          "layer: queries and keys must agree in head_dim");
     const std::vector<float> sinks(3, 0.0f);
     eviction_request request{};
     request.attention.sink_logits = sinks;
-    CHECK(violation_of([&] { static_cast<void>(scorer.validate(layer.inputs(), request)); }) ==
-          "attention.sink_logits must have one entry per query head");
+    CHECK(answer(layer.inputs(), request) == "attention.sink_logits must have one entry per query head");
+    const std::vector<std::int32_t> ends{0, 4, 8, 12, 14}; // the last query head has two queries only
+    const ragged<const float> uneven(layer.q.data(), ends, 8);
+    CHECK(answer(kvtrim::layer(layer.keys()).with_queries(uneven), {}) ==
+          "layer: every query head must have the same number of queries");
+    CHECK(memory.is_untouched());
 }
 
 TEST_CASE("window attention: a key of NaN is as if it were masked, other scores do not change",
@@ -312,4 +324,19 @@ TEST_CASE("window attention: a query row without any visible token scores nothin
             CHECK(scores->protected_mass == std::vector<float>{0.0f, 0.0f});
         }
     }
+}
+
+TEST_CASE("window attention: a pooling kernel wider than the row pools the row, whatever its width",
+          "[score][odd]") {
+    const layer_data layer = small_layer();
+    const auto scored = [&](index_t kernel) {
+        return score_layer(window_attention{worst_case_attention{.kernel_tokens = kernel}}, layer.inputs(),
+                           {})
+            .importance;
+    };
+    const std::vector<float> row_wide = scored(2 * 40 + 1);
+    CHECK(scored(std::numeric_limits<index_t>::max()) == row_wide);
+    CHECK(scored((index_t{1} << 40) + 1) == row_wide);
+    const oracle::row expected(row_wide.begin(), row_wide.end());
+    CHECK(difference(scored(2 * 39 + 1), expected) == "");
 }

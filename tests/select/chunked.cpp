@@ -119,9 +119,9 @@ TEST_CASE("chunked: a workspace that suffices for the first row only is refused 
     CHECK(budgets == std::vector<index_t>{2, 40});
 }
 
-TEST_CASE("chunked: budgets that the rows cannot fill break its contract", "[select][contract]") {
-    require_selection_contracts(chunked{});
-    require_selection_contracts(chunked_per_head{});
+TEST_CASE("chunked: budgets that the rows cannot fill are refused", "[select][errors]") {
+    require_selection_refusals(chunked{});
+    require_selection_refusals(chunked_per_head{});
 }
 
 TEST_CASE("chunked_per_head: heads may compete for the layer's budget, and each keeps whole chunks",
@@ -146,4 +146,25 @@ TEST_CASE("chunked_per_head: heads may compete for the layer's budget, and each 
         for (const auto token : plan.row(g)) { ++in_chunk[static_cast<std::size_t>(token / 5)]; }
         CHECK(std::count_if(in_chunk.begin(), in_chunk.end(), [](index_t n) { return n % 5 != 0; }) <= 1);
     }
+}
+
+TEST_CASE(
+    "chunked: chunks of no tokens are refused where it is called directly, chunks of any length are chunks",
+    "[select][errors]") {
+    score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
+    std::vector<index_t> budgets{2, 2};
+    growing_workspace growing;
+    workspace scratch = growing.of_bytes(4096);
+    for (const index_t tokens : {index_t{0}, std::numeric_limits<index_t>::min()}) {
+        CHECK(chunked_per_head{tokens}.workspace_bytes(2, 6) == 0);
+        CHECK(chunked{tokens}.before_selection(memory.get(), budgets, scratch).code() ==
+              errc::invalid_parameter);
+        CHECK(chunked_per_head{tokens}.before_selection(memory.get(), budgets, scratch).code() ==
+              errc::invalid_parameter);
+    }
+    CHECK(budgets == std::vector<index_t>{2, 2});
+    CHECK(memory.importance == std::vector<float>{1, 2, 3, 4, 5, 6});
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    CHECK(chunked_per_head{most}.before_selection(memory.get(), budgets, scratch).ok());
+    CHECK(memory.importance == std::vector<float>{1, 2, 3, 4, 5, 6}); // one chunk, cut by its tokens
 }

@@ -106,7 +106,7 @@ TEST_CASE("shared: a workspace that is too small is refused with nothing written
     CHECK(budgets == std::vector<index_t>{2, 1});
 }
 
-TEST_CASE("shared: budgets that the rows cannot fill break its contract", "[select][contract]") {
-    require_selection_contracts(shared{});
-    require_selection_contracts(shared{head_reduction::votes});
+TEST_CASE("shared: budgets that the rows cannot fill are refused", "[select][errors]") {
+    require_selection_refusals(shared{});
+    require_selection_refusals(shared{head_reduction::votes});
 }

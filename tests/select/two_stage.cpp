@@ -149,22 +149,51 @@ TEST_CASE("two_stage_by_mass: shares below 0 or above 1 are named", "[select][er
     }
 }
 
-TEST_CASE("two_stage: budgets that the rows cannot fill break its contract", "[select][contract]") {
-    require_selection_contracts(two_stage{});
+TEST_CASE("two_stage: budgets that the rows cannot fill are refused", "[select][errors]") {
+    require_selection_refusals(two_stage{});
 }
 
-TEST_CASE("two_stage_by_mass: a total above the candidates and missing masses break its contract",
-          "[select][contract]") {
+TEST_CASE("two_stage_by_mass: a total above the candidates and missing masses are refused",
+          "[select][errors]") {
     score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
     growing_workspace growing;
     workspace scratch = growing.of_bytes(0);
-    const auto message = [&](const token_scores& scores, index_t total) {
-        return violation_of(
-            [&] { static_cast<void>(two_stage_by_mass{}.before_allocation(scores, total, scratch)); });
+    const auto answer = [&](const token_scores& scores, index_t total) {
+        return std::string(two_stage_by_mass{}.before_allocation(scores, total, scratch).what());
     };
-    CHECK(message(memory.get(), 7) ==
+    CHECK(answer(memory.get(), 7) ==
           "two_stage_by_mass: total must be between 0 and the number of candidates");
-    CHECK(message({memory.offsets, memory.importance}, 3) ==
+    CHECK(answer({memory.offsets, memory.importance}, 3) ==
           "two_stage_by_mass: scores must have protected_mass of every row");
-    CHECK(message(memory.get(), 6) == "");
+    CHECK(memory.importance == std::vector<float>{1, 2, 3, 4, 5, 6});
+    CHECK(answer(memory.get(), 6) == "ok");
+}
+
+TEST_CASE("two_stage: attention of fewer candidates than importance is refused, not read past its end",
+          "[select][errors]") {
+    score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
+    growing_workspace growing;
+    workspace scratch = growing.of_bytes(0);
+    const token_scores scores{memory.offsets, memory.importance, std::span(memory.attention).first(5),
+                              memory.protected_mass};
+    std::vector<index_t> budgets{2, 2};
+    CHECK(two_stage{}.before_selection(scores, budgets, scratch).code() == errc::invalid_table);
+    CHECK(two_stage_by_mass{}.before_allocation(scores, 4, scratch).code() == errc::invalid_table);
+    CHECK(memory.importance == std::vector<float>{1, 2, 3, 4, 5, 6});
+}
+
+TEST_CASE("two_stage: a share that validate() refuses is also refused where the stage is called directly",
+          "[select][errors]") {
+    score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
+    growing_workspace growing;
+    workspace scratch = growing.of_bytes(0);
+    std::vector<index_t> budgets{2, 2};
+    for (const double ratio : {-1.0, 1e300, std::numeric_limits<double>::quiet_NaN()}) {
+        const two_stage stage{.first_ratio = ratio, .rounding = stage_rounding::truncated};
+        CHECK(stage.before_selection(memory.get(), budgets, scratch).code() == errc::ratio_out_of_range);
+        CHECK(stage.first_count(10) == 0);
+        CHECK(two_stage_by_mass{.first_at_most = ratio}.before_allocation(memory.get(), 2, scratch).code() ==
+              errc::ratio_out_of_range);
+    }
+    CHECK(memory.importance == std::vector<float>{1, 2, 3, 4, 5, 6});
 }

@@ -191,18 +191,35 @@ TEST_CASE("latent_cache: rows are cut once for keys and values, and only the rot
     }
 }
 
-TEST_CASE("latent_cache: parts outside the row or over each other break the contract", "[source][contract]") {
+TEST_CASE("latent_cache: parts outside the row or over each other give empty views that say why",
+          "[source][errors]") {
     std::vector<float> data(40);
-    const auto violation = [&](channel_range latent_part, channel_range rotary_part) {
-        return support::violation_of([&] {
-            latent_cache<float>(data.data(), 4, 10, {10, latent_part, rotary_part});
-        });
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const auto answer = [](const latent_cache<float>& cache) {
+        const status s = cache.validate();
+        for (const auto& view : {cache.keys(), cache.values(), cache.rotary()}) {
+            CHECK(view.validate() == s);
+            CHECK((s.ok() || view.extent(1) == 0));
+        }
+        CHECK(kvtrim::layer(cache.keys(), cache.values()).validate() == s);
+        return std::string(s.what());
     };
-    CHECK(violation({0, 7}, {7, 3}).empty());
-    CHECK(violation({3, 7}, {0, 3}).empty());
-    CHECK(violation({0, 10}, {10, 0}).empty());
-    CHECK(violation({0, 7}, {8, 3}) == "latent_cache: both parts must lie inside the row");
-    CHECK(violation({-1, 7}, {8, 2}) == "latent_cache: both parts must lie inside the row");
-    CHECK(violation({0, 7}, {6, 3}) == "latent_cache: the latent and the rotary part must not overlap");
+    const auto with = [&](channel_range latent_part, channel_range rotary_part) {
+        return answer(latent_cache<float>(data.data(), 4, 10, {10, latent_part, rotary_part}));
+    };
+    CHECK(with({0, 7}, {7, 3}) == "ok");
+    CHECK(with({3, 7}, {0, 3}) == "ok");
+    CHECK(with({0, 10}, {10, 0}) == "ok");
+    const std::string inside = "latent_cache: both parts must lie inside the row";
+    CHECK(with({0, 7}, {8, 3}) == inside);
+    CHECK(with({-1, 7}, {8, 2}) == inside);
+    CHECK(with({0, -1}, {8, 2}) == inside);
+    CHECK(with({0, 7}, {most, most}) == inside);
+    CHECK(with({0, 7}, {6, 3}) == "latent_cache: the latent and the rotary part must not overlap");
+    CHECK(answer(latent_cache<float>(data.data(), 4, 10, {-10, {0, 0}, {0, 0}})) == inside);
+    CHECK(answer(latent_cache<float>(data.data(), -4, 10, {10, {0, 7}, {7, 3}})) ==
+          "strided: extents must not be negative");
+    CHECK(answer(latent_cache<float>(nullptr, 4, 10, {10, {0, 7}, {7, 3}})) ==
+          "strided: data must not be null");
     CHECK(latent_cache<float>(nullptr, 0, 0, {10, {0, 7}, {7, 3}}).keys().extent(2) == 10);
 }

@@ -5,7 +5,9 @@
 
 #include "support/policy_oracle.hpp"
 
+#include <kvtrim/base/ragged.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
+#include <kvtrim/score/query_free.hpp>
 #include <kvtrim/source/cells.hpp>
 #include <kvtrim/source/indexed.hpp>
 
@@ -239,16 +241,178 @@ TEST_CASE("list_cells: the cells of one sequence by position, shared ones counte
     const std::vector<cell_use> uses{owned, not_used, shared, not_used, shared, owned, shared, owned};
     const auto use = [&](index_t cell) { return uses[static_cast<std::size_t>(cell)]; };
     std::vector<std::int32_t> room(positions.size());
-    const cell_list all = list_cells(positions, use, room);
+    cell_list all, own, none, ties;
+    REQUIRE(list_cells(positions, use, room, all).ok());
     CHECK(std::vector(all.cells.begin(), all.cells.end()) == std::vector<std::int32_t>{2, 4, 5, 0, 7, 6});
     CHECK(all.shared_prefix == 2);
-    const cell_list own = list_cells(positions, use, room, {.skip_shared = true});
+    REQUIRE(list_cells(positions, use, room, own, {.skip_shared = true}).ok());
     CHECK(std::vector(own.cells.begin(), own.cells.end()) == std::vector<std::int32_t>{5, 0, 7});
     CHECK(own.shared_prefix == 0);
-    CHECK(list_cells({}, use, {}).cells.empty());
+    REQUIRE(list_cells({}, use, {}, none).ok());
+    CHECK(none.cells.empty());
     // Two cells of one position, as multi-position RoPE has them: by cell.
     const std::vector<std::int32_t> equal{5, 5, 1};
     const auto every = [](index_t) { return owned; };
-    const cell_list ties = list_cells(equal, every, room);
+    REQUIRE(list_cells(equal, every, room, ties).ok());
     CHECK(std::vector(ties.cells.begin(), ties.cells.end()) == std::vector<std::int32_t>{2, 0, 1});
+}
+
+TEST_CASE(
+    "list_cells: too little room and a cell in use without a position are refused, with nothing written",
+    "[source][cells][errors]") {
+    const std::vector<std::int32_t> positions{3, -1, 0};
+    std::vector<std::int32_t> room(3, -7);
+    cell_list list{room, 5};
+    const auto all_but_one = [](index_t cell) { return cell == 1 ? cell_use::not_used : cell_use::owned; };
+    const status s = list_cells(positions, all_but_one, std::span(room).first(2), list);
+    CHECK(s.code() == errc::no_room);
+    CHECK(s.needed() == 3);
+    const auto every = [](index_t) { return cell_use::shared; };
+    CHECK(list_cells(positions, every, room, list).code() == errc::invalid_table);
+    CHECK(room == std::vector<std::int32_t>(3, -7));
+    CHECK(list.cells.data() == room.data());
+    CHECK(list.shared_prefix == 5);
+    CHECK(list_cells(positions, all_but_one, room, list).ok()); // a cell that nobody uses may have none
+}
+
+TEST_CASE(
+    "indexed_rows: slots that the pool lacks, or that not every head has, give an empty source that says "
+    "why",
+    "[source][indexed][errors]") {
+    std::vector<float> floats(2 * 4 * 3);
+    const strided<const float, 3> slots(floats.data(), {2, 4, 3});
+    const std::vector<std::int32_t> good{3, 0}, beyond{0, 4}, negative{-1};
+    CHECK(indexed_rows(slots, good).validate().ok());
+    for (const auto& indices : {beyond, negative}) {
+        const indexed_rows rows(slots, indices);
+        CHECK(rows.validate().code() == errc::invalid_table);
+        CHECK(rows.extent(1) == 0);
+        CHECK(kvtrim::layer(rows).validate().code() == errc::invalid_table);
+    }
+    const std::vector<std::int32_t> ends{0, 4, 6};
+    const indexed_rows uneven(ragged<const float>(floats.data(), ends, 3), good);
+    CHECK(uneven.validate().code() == errc::rows_differ);
+    CHECK(uneven.extent(1) == 0);
+    const indexed_rows of_none(strided<const float, 3>(nullptr, {2, 4, 3}), good);
+    CHECK(of_none.validate().code() == errc::invalid_parameter);
+    CHECK(of_none.extent(1) == 0);
+}
+
+namespace {
+
+// One request of three pages of 16 tokens in a pool of 5, and what the rows read of a changed table say.
+struct small_table {
+    std::vector<std::int32_t> indptr{0, 3}, indices{4, 0, 2}, last{5};
+    page_layout layout = nhd_pages(16, 2, 3, 5);
+    index_t request = 0, kv_heads = 2, head_dim = 3;
+    std::vector<float> pool = std::vector<float>(5 * 16 * 2 * 3);
+
+    [[nodiscard]] paged_rows<float> rows() const {
+        return {pool.data(), layout, {indptr, indices, last}, request, kv_heads, head_dim};
+    }
+    [[nodiscard]] paged_head_rows<float> head_rows() const {
+        return {pool.data(), layout, {indptr, indices, last}, request, kv_heads, head_dim};
+    }
+};
+
+template <class Rows>
+errc refusal(const Rows& rows) {
+    const status s = rows.validate();
+    if (!s.ok()) {
+        for (std::size_t r = 0; r < 3; ++r) { CHECK(rows.extent(r) == 0); }
+        CHECK(kvtrim::layer(rows).validate().code() == s.code());
+        keep_plan plan = made_before();
+        growing_workspace memory;
+        CHECK(eviction_policy{recency{}, uniform{}, one_stage{}}
+                  .plan(kvtrim::layer(rows), {.budget = per_head(3)}, plan, memory)
+                  .code() == s.code());
+        CHECK(plan == made_before());
+    }
+    return s.code();
+}
+
+} // namespace
+
+TEST_CASE("paged rows: last_page_len of 0 or more than a page is refused, not read out of bounds (flashinfer "
+          "issue 320)",
+          "[source][paged][errors]") {
+    small_table t;
+    CHECK(refusal(t.rows()) == errc::ok);
+    CHECK(t.rows().extent(1) == 2 * 16 + 5);
+    for (const std::int32_t last : {20, 17, 0, -1}) { // 0: an engine that computes length % page_tokens
+        t.last = {last};
+        CHECK(refusal(t.rows()) == errc::invalid_table);
+    }
+    t.last = {16};
+    CHECK(refusal(t.rows()) == errc::ok);
+    t.indptr = {0, 0};
+    t.last = {-3}; // not read where the row is empty
+    CHECK(refusal(t.rows()) == errc::ok);
+    CHECK(t.rows().extent(1) == 0);
+}
+
+TEST_CASE("paged rows: a table that does not fit its pool, its request or 32 bits is refused",
+          "[source][paged][errors]") {
+    const auto with = [](auto&& change) {
+        small_table t;
+        change(t);
+        return refusal(t.rows());
+    };
+    CHECK(with([](auto& t) { t.indices[1] = 5; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.indices[1] = -1; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.layout.pages = 4; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.layout.pages = page_layout::unknown_pages; }) == errc::ok);
+    CHECK(with([](auto& t) { t.layout.pages = -2; }) == errc::invalid_parameter);
+    CHECK(with([](auto& t) { t.layout.pages = index_t{1} << 40; }) == errc::index_overflow);
+    CHECK(with([](auto& t) { t.layout.page_tokens = 0; }) == errc::invalid_parameter);
+    CHECK(with([](auto& t) { t.indptr = {0, 4}; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.indptr = {3, 0}; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.indptr = {-1, 3}; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.indptr = {0}; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.indptr = {}; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.request = 1; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.request = -1; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.kv_heads = -1; }) == errc::invalid_parameter);
+    CHECK(with([](auto& t) { t.head_dim = -1; }) == errc::invalid_parameter);
+    CHECK(with([](auto& t) { t.head_dim = index_t{1} << 60; }) == errc::invalid_parameter);
+}
+
+TEST_CASE("paged head rows: every head's own row of the table is checked", "[source][paged][errors]") {
+    const auto with = [](auto&& change) {
+        small_table t;
+        t.indptr = {0, 2, 3};
+        t.last = {5, 16};
+        change(t);
+        return refusal(t.head_rows());
+    };
+    CHECK(with([](auto&) {}) == errc::ok);
+    CHECK(with([](auto& t) { t.last[1] = 0; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.last[0] = 17; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.indices[2] = 5; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.kv_heads = 3; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.request = 1; }) == errc::invalid_table);
+    CHECK(with([](auto& t) { t.request = index_t{1} << 62; }) ==
+          errc::invalid_table); // no product past 64 bits
+    CHECK(with([](auto& t) { t.kv_heads = index_t{1} << 62; }) != errc::ok);
+}
+
+TEST_CASE(
+    "write_page_table: a negative page in use is refused with nothing written, an unused one is not read",
+    "[source][paged][errors]") {
+    const std::vector<std::int32_t> lengths{17, 3};
+    const auto answer = [&](const std::vector<std::int32_t>& pages) {
+        std::vector<std::int32_t> indptr(3, -7), indices(4, -7), last(2, -7);
+        page_table table;
+        const status s = write_page_table({pages, 3, lengths}, 16, indptr, indices, last, table);
+        if (!s.ok()) {
+            CHECK(indptr == std::vector<std::int32_t>(3, -7));
+            CHECK(indices == std::vector<std::int32_t>(4, -7));
+            CHECK(last == std::vector<std::int32_t>(2, -7));
+            CHECK(table.rows() == 0);
+        }
+        return s.code();
+    };
+    CHECK(answer({4, 0, -1, 2, -1, -1}) == errc::ok);
+    CHECK(answer({4, -1, -1, 2, -1, -1}) == errc::invalid_table);
+    CHECK(answer({4, 0, -1, -1, -1, -1}) == errc::invalid_table);
 }

@@ -136,25 +136,38 @@ TEST_CASE("scaled_rows: rows move with the scales that are theirs", "[source]") 
     }
 }
 
-TEST_CASE("scaled_rows: a row that may move without its scale breaks the contract", "[source][contract]") {
+TEST_CASE(
+    "scaled_rows: wrong numbers and a row that may move without its scale give an empty source that says "
+    "why",
+    "[source][errors]") {
     std::vector<std::int8_t> data(2 * 3 * 4);
     std::vector<float> scales(2 * 3 * 4, 1.0f);
-    const auto violation = [&](auto* code, auto* scale, const std::array<index_t, 3>& strides) {
+    const auto answer = [&](auto* code, auto* scale, const std::array<index_t, 3>& strides,
+                            const std::array<index_t, 3>& shape = {2, 3, 4}) {
         using code_type = std::remove_pointer_t<decltype(code)>;
         using float_type = std::remove_pointer_t<decltype(scale)>;
-        return support::violation_of([&] {
-            scaled_rows<code_type, float_type>(code, {2, 3, 4}, {12, 4}, {scale, strides});
-        });
+        const scaled_rows<code_type, float_type> rows(code, shape, {12, 4}, {scale, strides});
+        const status s = rows.validate();
+        for (std::size_t r = 0; r < 3; ++r) { CHECK(rows.extent(r) == (s.ok() ? shape[r] : 0)); }
+        CHECK(kvtrim::layer(rows).validate() == s);
+        return std::string(s.what());
     };
     const std::int8_t* fixed = data.data();
     const float* fixed_scales = scales.data();
     const std::string moves =
         "scaled_rows: a row that may move has a scale that moves with it: make the codes const, "
         "or the scales not const and of one head each";
-    CHECK(violation(data.data(), fixed_scales, {3, 1, 0}) == moves);
-    CHECK(violation(data.data(), scales.data(), {0, 1, 0}) == moves);
-    CHECK(violation(fixed, fixed_scales, {0, 1, 0}).empty());
-    CHECK(violation(data.data(), fixed_scales, {4, 0, 1}).empty());
-    CHECK(violation(fixed, fixed_scales, {3, 1, 2}) == "scaled_rows: scales have a channel stride of 0 or 1");
-    CHECK_FALSE(violation(fixed, static_cast<const float*>(nullptr), {3, 1, 0}).empty());
+    CHECK(answer(data.data(), fixed_scales, {3, 1, 0}) == moves);
+    CHECK(answer(data.data(), scales.data(), {0, 1, 0}) == moves);
+    CHECK(answer(fixed, fixed_scales, {0, 1, 0}) == "ok");
+    CHECK(answer(data.data(), fixed_scales, {4, 0, 1}) == "ok");
+    CHECK(answer(fixed, fixed_scales, {3, 1, 2}) == "scaled_rows: scales have a channel stride of 0 or 1");
+    const std::string missing = "scaled_rows: codes and scales must not be null";
+    CHECK(answer(fixed, static_cast<const float*>(nullptr), {3, 1, 0}) == missing);
+    CHECK(answer(static_cast<const std::int8_t*>(nullptr), fixed_scales, {3, 1, 0}) == missing);
+    CHECK(answer(static_cast<const std::int8_t*>(nullptr), fixed_scales, {3, 1, 0}, {2, 0, 4}) == "ok");
+    CHECK(answer(fixed, fixed_scales, {3, 1, 0}, {2, -3, 4}) == "scaled_rows: extents must not be negative");
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    CHECK(answer(fixed, fixed_scales, {3, 1, 0}, {most, most, most}) ==
+          "scaled_rows: extents of more elements than memory can hold");
 }

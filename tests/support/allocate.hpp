@@ -24,27 +24,35 @@ oracle::counts allocate(const Allocator& allocator, const oracle::matrix& rows, 
     return to_counts(budgets);
 }
 
-// Whether a total that the rows cannot hold, and budgets of another number of rows, break the allocator's contract.
+// Whether an allocator refuses a total that the rows cannot hold, budgets of another number of rows, and tables that are no
+// rows, with no budget written.
 template <class Allocator>
-void require_allocation_contracts(const Allocator& allocator) {
+void require_allocation_refusals(const Allocator& allocator) {
     score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5}});
     kvtrim::growing_workspace growing;
-    const auto message = [&](index_t total, std::size_t rows) {
+    const auto answer = [&](const kvtrim::score_rows& scores, index_t total, std::size_t rows) {
         std::vector<index_t> budgets(rows, -7);
         kvtrim::workspace scratch = growing.of_bytes(4096);
-        const std::string text = violation_of([&] {
-            static_cast<void>(allocator.allocate(memory.importance_rows(), total, budgets, scratch));
-        });
-        if (!text.empty()) { CHECK(budgets == std::vector<index_t>(rows, -7)); }
-        return text;
+        const kvtrim::status s = allocator.allocate(scores, total, budgets, scratch);
+        if (!s.ok()) { CHECK(budgets == std::vector<index_t>(rows, -7)); }
+        return std::string(s.what());
     };
-    CHECK(message(5, 2) == "");
-    CHECK(message(0, 2) == "");
+    CHECK(answer(memory.importance_rows(), 5, 2) == "ok");
+    CHECK(answer(memory.importance_rows(), 0, 2) == "ok");
     for (const index_t total : {index_t{6}, index_t{-1}, std::numeric_limits<index_t>::max()}) {
-        CHECK(message(total, 2) == "allocate: total must be between 0 and the number of candidates");
+        CHECK(answer(memory.importance_rows(), total, 2) ==
+              "allocate: total must be between 0 and the number of candidates");
     }
     for (const std::size_t rows : {0u, 1u, 3u}) {
-        CHECK(message(2, rows) == "allocate: budgets must have one entry per row");
+        CHECK(answer(memory.importance_rows(), 2, rows) == "allocate: budgets must have one entry per row");
+    }
+    for (const std::vector<index_t>& offsets :
+         {std::vector<index_t>{0, 3, 6}, {0, 4, 3}, {-1, 3, 5}, {5, 3, 0}, {}}) {
+        CHECK(answer({offsets, memory.importance}, 2, 2) == "scores: offsets must ascend within the values");
+    }
+    for (const std::vector<index_t>& always : {std::vector<index_t>{1}, {1, -1}, {1, index_t{1} << 40}}) {
+        CHECK(answer({memory.offsets, memory.importance, always}, 2, 2) ==
+              "scores: protected_tokens must have one entry per row, none negative");
     }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 // What the tests of scorers and policies have in common: running a stage, comparing with the oracle, and
-// expecting a refusal or a broken contract.
+// expecting a refusal.
 
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
@@ -216,24 +216,14 @@ score_memory score_layer(const Scorer& scorer, const Inputs& in, const kvtrim::e
     return memory;
 }
 
-// ---- Contracts --------------------------------------------------------------------------------------------
-
-// The message of the contract that fn violates; empty if it violates none.
-template <class Fn>
-std::string violation_of(Fn&& fn) {
-    struct violated : std::runtime_error {
-        using std::runtime_error::runtime_error;
-    };
-    struct restored_handler {
-        kvtrim::violation_handler previous;
-        ~restored_handler() { kvtrim::set_violation_handler(previous); }
-    };
-    const restored_handler guard{
-        kvtrim::set_violation_handler([](const kvtrim::violation& v) { throw violated(v.message); })};
-    try {
-        fn();
-    } catch (const violated& v) { return v.what(); }
-    return {};
+// A scorer without its other inputs, called directly: the status, and whether anything was written.
+template <class Scorer, class Inputs>
+kvtrim::status score_directly(const Scorer& scorer, const Inputs& in, const kvtrim::eviction_request& request,
+                              const kvtrim::token_scores& out) {
+    std::vector<std::byte> bytes(1 << 22);
+    kvtrim::workspace scratch(bytes);
+    kvtrim::serial_executor ex;
+    return scorer.score(in, request, out, scratch, ex);
 }
 
 } // namespace support

@@ -55,16 +55,16 @@ struct living_cache {
             std::copy_n(text->v.begin() + from * s.value_dim, count * s.value_dim,
                         v.begin() + to * s.value_dim);
         }
-        positions.append(count);
-        queries.append(query_slice(*text, next, count));
-        scores.append(count);
+        bool done = positions.append(count).ok() && queries.append(query_slice(*text, next, count)).ok() &&
+                    scores.append(count).ok();
         const auto in = kvtrim::layer(keys()).with_queries(query_slice(*text, next, count));
-        if (count > 0 && !scores.update(in, {}, memory).ok()) { throw std::logic_error("update failed"); }
+        done = done && (count == 0 || scores.update(in, {}, memory).ok());
+        if (!done) { throw std::logic_error("an append failed"); }
     }
     void rollback(index_t count) {
-        positions.rollback(count);
-        queries.rollback(count);
-        scores.rollback(count);
+        const bool done =
+            positions.rollback(count).ok() && queries.rollback(count).ok() && scores.rollback(count).ok();
+        if (!done) { throw std::logic_error("a rollback failed"); }
     }
     // Everything by this->plan.
     void compact() {

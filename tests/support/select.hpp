@@ -71,24 +71,29 @@ oracle::counts marked(const Selector& selector, const oracle::matrix& importance
     return result;
 }
 
-// Whether budgets that the rows cannot fill, or of another number of rows, break the selector's contract.
+// Whether a selector refuses budgets that the rows cannot fill, or of another number of rows, with nothing written.
 template <class Selector>
-void require_selection_contracts(const Selector& selector) {
-    const auto message = [&](std::vector<index_t> budgets) {
+void require_selection_refusals(const Selector& selector) {
+    const auto answer = [&](std::vector<index_t> budgets) {
         score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
         kvtrim::growing_workspace growing;
         kvtrim::workspace scratch = growing.of_bytes(4096);
-        return violation_of(
-            [&] { static_cast<void>(selector.before_selection(memory.get(), budgets, scratch)); });
+        const std::vector<index_t> before = budgets;
+        const kvtrim::status s = selector.before_selection(memory.get(), budgets, scratch);
+        if (!s.ok()) {
+            CHECK(budgets == before);
+            CHECK(memory.importance == std::vector<float>{1, 2, 3, 4, 5, 6});
+        }
+        return std::string(s.what());
     };
-    CHECK(message({3, 3}) == "");
-    CHECK(message({0, 0}) == "");
+    CHECK(answer({3, 3}) == "ok");
+    CHECK(answer({0, 0}) == "ok");
     const std::string expected = "select: a budget must be between 0 and the number of candidates of its row";
-    CHECK(message({2, 4}) == expected);
-    CHECK(message({-1, 2}) == expected);
-    CHECK(message({2}) == "select: budgets must have one entry per row");
-    CHECK(message({}) == "select: budgets must have one entry per row");
-    CHECK(message({1, 1, 1}) == "select: budgets must have one entry per row");
+    CHECK(answer({2, 4}) == expected);
+    CHECK(answer({-1, 2}) == expected);
+    CHECK(answer({2}) == "select: budgets must have one entry per row");
+    CHECK(answer({}) == "select: budgets must have one entry per row");
+    CHECK(answer({1, 1, 1}) == "select: budgets must have one entry per row");
 }
 
 // Any budgets that the rows can fill.

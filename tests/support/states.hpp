@@ -17,10 +17,11 @@ std::vector<std::byte> bytes_of(const State& state) {
     return bytes;
 }
 
-// Every shortened form of the bytes is refused, and every one with one byte changed in its first `header` bytes is refused
-// or restored to a state that can be used.
-template <class State>
-void check_damaged_bytes(const State& state, State other, std::size_t header) {
+// Every shortened form of the bytes is refused, and every one with a byte or a number changed in its first `header` bytes is
+// refused or restored to a state that can be used: use(state) does so. A number is 8 bytes after the tag of 4 that `tagged`
+// states begin with.
+template <class State, class Use>
+void check_damaged_bytes(const State& state, State other, std::size_t header, bool tagged, Use&& use) {
     const auto bytes = bytes_of(state);
     for (std::size_t cut = 0; cut < bytes.size(); ++cut) {
         CHECK(kvtrim::restore(other, std::span(bytes).first(cut)).code() == kvtrim::errc::invalid_parameter);
@@ -29,9 +30,29 @@ void check_damaged_bytes(const State& state, State other, std::size_t header) {
         for (const std::byte damage : {std::byte{0x01}, std::byte{0x80}, std::byte{0xff}}) {
             auto damaged = bytes;
             damaged[i] ^= damage;
-            if (kvtrim::restore(other, damaged).ok()) { CHECK(bytes_of(other).size() == damaged.size()); }
+            if (kvtrim::restore(other, damaged).ok()) {
+                CHECK(bytes_of(other).size() == damaged.size());
+                use(other);
+            }
         }
     }
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (std::size_t i = tagged ? 4 : 0; i + 8 <= std::min(header, bytes.size()); i += 8) {
+        for (const index_t hostile : {index_t{-1}, -most - 1, most, most / 2 + 1, most / 4, index_t{1} << 40,
+                                      index_t{1} << 32, (index_t{1} << 31) - 1, index_t{0}, index_t{7}}) {
+            auto damaged = bytes;
+            std::memcpy(damaged.data() + i, &hostile, sizeof hostile);
+            if (kvtrim::restore(other, damaged).ok()) {
+                CHECK(bytes_of(other).size() == damaged.size());
+                use(other);
+            }
+        }
+    }
+}
+
+template <class State>
+void check_damaged_bytes(const State& state, State other, std::size_t header) {
+    check_damaged_bytes(state, std::move(other), header, true, [](State&) {});
 }
 
 // Queries [first, first + count) of all heads.

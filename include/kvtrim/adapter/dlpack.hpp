@@ -17,6 +17,8 @@
 
 #include <dlpack/dlpack.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <type_traits>
 
@@ -39,9 +41,9 @@ template <class T>
 
 } // namespace detail
 
-// Writes the view [extent, extent, extent] of a tensor of rank 3, or of item `batch` of one of rank 4.
-// Returns invalid_parameter, with `out` as it was: memory that the CPU does not address, another element, lanes, rank or
-// item, negative extents, or elements without data or off their alignment.
+/// Writes the view [extent, extent, extent] of a tensor of rank 3, or of item `batch` of one of rank 4.
+/// Returns invalid_parameter, with `out` as it was: memory that the CPU does not address, another element, lanes, rank or
+/// item, no shape, extents that are negative or more than memory can hold, elements without data or off their alignment.
 template <element T>
 [[nodiscard]] status view_dlpack(const DLTensor& tensor, strided<T, 3>& out, index_t batch = 0) {
     const auto device = tensor.device.device_type;
@@ -55,14 +57,22 @@ template <element T>
     if (tensor.ndim != 3 && tensor.ndim != 4) {
         return {errc::invalid_parameter, "dlpack: the tensor must have 3 axes, or 4 with a batch"};
     }
+    if (tensor.shape == nullptr) { return {errc::invalid_parameter, "dlpack: the tensor has no shape"}; }
+    std::array<index_t, 4> shape{};
+    std::copy_n(tensor.shape, tensor.ndim, shape.begin());
+    if (std::any_of(shape.begin(), shape.end(), [](index_t extent) { return extent < 0; })) {
+        return {errc::invalid_parameter, "dlpack: extents must not be negative"};
+    }
+    if (!detail::fits_in_memory(shape, sizeof(T))) {
+        return {errc::invalid_parameter, "dlpack: extents of more elements than memory can hold"};
+    }
     typename strided<T, 3>::indices extents{}, strides{};
     index_t offset = 0;
     bool empty = false;
     index_t row_major = 1;
     for (int axis = tensor.ndim; axis-- > 0;) {
-        const index_t extent = tensor.shape[axis];
+        const index_t extent = shape[static_cast<std::size_t>(axis)];
         const index_t stride = tensor.strides != nullptr ? tensor.strides[axis] : row_major;
-        if (extent < 0) { return {errc::invalid_parameter, "dlpack: extents must not be negative"}; }
         row_major *= extent;
         const int r = axis - (tensor.ndim - 3);
         if (r < 0) {

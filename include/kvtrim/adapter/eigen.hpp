@@ -47,6 +47,9 @@ template <class M>
 inline constexpr bool outlives_call<M&> = true;
 
 template <class M>
+using view_of = strided<std::remove_pointer_t<decltype(std::declval<M&>().data())>, 3>;
+
+template <class M>
 constexpr void expect_no_temporary() {
     static_assert(outlives_call<M>,
                   "kvtrim: this matrix is gone when its view is used: give it a name first");
@@ -54,35 +57,40 @@ constexpr void expect_no_temporary() {
 
 } // namespace detail
 
-// [heads, tokens, head_dim] of m [tokens, heads * head_dim]. Requires cols to be a multiple of heads.
+/// [heads, tokens, head_dim] of m [tokens, heads * head_dim]. Not valid, and empty, unless cols is a multiple of heads > 0.
 template <class M>
 [[nodiscard]] auto heads_in_columns(M&& m, index_t heads) {
     detail::expect_no_temporary<M>();
-    KVTRIM_EXPECTS(heads > 0 && m.cols() % heads == 0, "heads_in_columns: cols must be heads * head_dim");
+    if (heads <= 0 || m.cols() % heads != 0) {
+        return detail::view_of<M>::invalid("heads_in_columns: cols must be heads * head_dim");
+    }
     const index_t head_dim = m.cols() / heads;
-    return strided(m.data(), {heads, m.rows(), head_dim},
-                   {head_dim * m.colStride(), m.rowStride(), m.colStride()});
+    return detail::view_of<M>(m.data(), {heads, m.rows(), head_dim},
+                              {head_dim * m.colStride(), m.rowStride(), m.colStride()});
 }
 
-// [heads, tokens, head_dim] of m [heads * tokens, head_dim]. Requires rows to be a multiple of heads.
+/// [heads, tokens, head_dim] of m [heads * tokens, head_dim]. Not valid, and empty, unless rows is a multiple of heads > 0.
 template <class M>
 [[nodiscard]] auto heads_in_rows(M&& m, index_t heads) {
     detail::expect_no_temporary<M>();
-    KVTRIM_EXPECTS(heads > 0 && m.rows() % heads == 0, "heads_in_rows: rows must be heads * tokens");
+    if (heads <= 0 || m.rows() % heads != 0) {
+        return detail::view_of<M>::invalid("heads_in_rows: rows must be heads * tokens");
+    }
     const index_t tokens = m.rows() / heads;
-    return strided(m.data(), {heads, tokens, m.cols()},
-                   {tokens * m.rowStride(), m.rowStride(), m.colStride()});
+    return detail::view_of<M>(m.data(), {heads, tokens, m.cols()},
+                              {tokens * m.rowStride(), m.rowStride(), m.colStride()});
 }
 
-// [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim].
+/// [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim]. Not valid, and empty, unless cols is a multiple of q_heads > 0.
 template <class M>
 [[nodiscard]] auto output_projection(M&& m, index_t q_heads) {
     detail::expect_no_temporary<M>();
-    KVTRIM_EXPECTS(q_heads > 0 && m.cols() % q_heads == 0,
-                   "output_projection: cols must be q_heads * head_dim");
+    if (q_heads <= 0 || m.cols() % q_heads != 0) {
+        return detail::view_of<M>::invalid("output_projection: cols must be q_heads * head_dim");
+    }
     const index_t head_dim = m.cols() / q_heads;
-    return strided(m.data(), {q_heads, head_dim, m.rows()},
-                   {head_dim * m.colStride(), m.colStride(), m.rowStride()});
+    return detail::view_of<M>(m.data(), {q_heads, head_dim, m.rows()},
+                              {head_dim * m.colStride(), m.colStride(), m.rowStride()});
 }
 
 } // namespace kvtrim

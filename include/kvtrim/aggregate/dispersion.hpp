@@ -85,7 +85,8 @@ struct mean_variance_attention {
                 into[c] = (h == 0 ? 0.0f : into[c]) + score / static_cast<float>(head.group_size);
             }
         }
-        pool(pooling::average, kernel_tokens, into, importance);
+        static_cast<void>(
+            pool(pooling::average, kernel_tokens, into, importance)); // validate() has seen the kernel
     }
 };
 

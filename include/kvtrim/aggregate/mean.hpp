@@ -70,13 +70,16 @@ struct mean_attention {
         for (index_t l = 0; l < lane_count; ++l) { normalise(head, lane(l)); }
         if (order == pooling_order::group_then_pool) {
             for (index_t l = 1; l < lane_count; ++l) { reduce(lane(l), lane(0)); }
-            kvtrim::pool(pool, kernel_tokens, lane(0), importance);
+            static_cast<void>(
+                kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has seen the kernel
             return;
         }
-        kvtrim::pool(pool, kernel_tokens, lane(0), importance);
+        static_cast<void>(
+            kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has seen the kernel
         for (index_t l = 1; l < lane_count; ++l) {
             // The lane before is done with: its memory takes the pooled row.
-            kvtrim::pool(pool, kernel_tokens, lane(l), lane(l - 1));
+            static_cast<void>(
+                kvtrim::pool(pool, kernel_tokens, lane(l), lane(l - 1))); // validate() has seen the kernel
             reduce(lane(l - 1), importance);
         }
     }

@@ -34,10 +34,11 @@ struct adaptive {
         return {errc::ratio_out_of_range, "adaptive: safeguard_ratio must lie in [0, 1]"};
     }
 
-    // Requires 0 <= total <= the number of candidates, and a budget per row. Fills budgets [rows]; their sum is total.
+    // Fills budgets [rows]; their sum is total.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace&) const {
-        expect_total(scores, total, budgets);
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
         // The budget of a row that is still open: ~count under the last cut, which is negative.
         std::fill(budgets.begin(), budgets.end(), ~index_t{0});
         const auto is_open = [&](index_t r) { return budgets[static_cast<std::size_t>(r)] < 0; };

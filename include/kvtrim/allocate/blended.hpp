@@ -52,11 +52,12 @@ struct blended {
         return counting.needed_bytes();
     }
 
-    // Requires 0 <= total <= the number of candidates, and a budget per row. Fills budgets [rows].
-    // Returns errc::workspace_too_small with nothing written.
+    // Fills budgets [rows].
+    // Returns what validate() or validate_total() says or errc::workspace_too_small, with nothing written.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace& scratch) const {
-        expect_total(scores, total, budgets);
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(scores.rows(), scores.offsets.back());
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);

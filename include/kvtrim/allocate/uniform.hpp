@@ -18,10 +18,10 @@ namespace kvtrim {
 struct uniform {
     static constexpr bool is_uniform = true;
 
-    // Requires 0 <= total <= the number of candidates, and a budget per row. Fills budgets [rows]; their sum is total.
+    // Fills budgets [rows]; their sum is total.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace&) const {
-        expect_total(scores, total, budgets);
+        if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
         constexpr index_t open = -1;
         std::fill(budgets.begin(), budgets.end(), open);
         index_t open_rows = scores.rows();

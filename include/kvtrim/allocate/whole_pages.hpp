@@ -5,15 +5,16 @@
 // Budgets in whole pages: what another allocator deals out, rounded so that no row ends with a page it only half
 // needs.
 //
-//   kept[r]  = protected_tokens + budgets[r]          as the other allocator says
+//   kept[r]  = protected_tokens[r] + budgets[r]       as the request and the other allocator say
 //   pages[r] = ceil(kept[r] / page_tokens)            up: pages that are there anyway are filled
 //              floor(kept[r] / page_tokens)           down: partly used pages become free
 //              either, so that the pages sum to       dealt: by largest remainder, ties to the lower row
 //              floor(sum of kept / page_tokens)
 //   kept[r]  = min(pages[r] * page_tokens, tokens of the row)
 //
+// How many tokens of a row are protected comes with the scores (base/token_scores.hpp), from the request.
 // A row keeps the pages that its protected tokens fill, and one at least if it kept anything: down and dealt may
-// so exceed the budget of small rows. Rows of fewer tokens than protected_tokens keep all, and are left out.
+// so exceed the budget of small rows. Rows whose tokens are all protected keep all, and are left out.
 // In tokens, up gives at least the budget; down and dealt, with that exception, at most.
 // Cost: the other allocator's, and O(rows log rows). Workspace: 40 bytes per row more.
 
@@ -21,6 +22,7 @@
 #include <kvtrim/math/largest_remainder.hpp>
 
 #include <cstdint>
+#include <limits>
 
 namespace kvtrim {
 
@@ -30,15 +32,17 @@ template <class Allocator>
 struct whole_pages {
     [[no_unique_address]] Allocator allocator = {};
     index_t page_tokens = 16;
-    index_t protected_tokens = 0; // request.protect.prefix() + request.protect.suffix()
+    index_t protected_tokens = 0; // of every row, where an engine's own scores do not say; else not read
     page_rounding rounding = page_rounding::dealt;
 
     static constexpr bool is_uniform = Allocator::is_uniform;
 
     [[nodiscard]] status validate() const {
-        if (page_tokens <= 0 || protected_tokens < 0) {
-            return {errc::invalid_parameter,
-                    "whole_pages: page_tokens must be positive, protected_tokens not negative"};
+        constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+        if (page_tokens <= 0 || page_tokens > most || protected_tokens < 0 || protected_tokens > most) {
+            return {
+                errc::invalid_parameter,
+                "whole_pages: page_tokens must be positive, protected_tokens not negative, both below 2^31"};
         }
         if constexpr (requires { allocator.validate(); }) { return allocator.validate(); }
         return {};
@@ -55,29 +59,33 @@ struct whole_pages {
         return counting.needed_bytes();
     }
 
-    // Requires 0 <= total <= the number of candidates, and a budget per row. Fills budgets [rows].
-    // Returns errc::workspace_too_small, or an error of the other allocator, with nothing written.
+    // Fills budgets [rows]. Returns what validate() or validate_total() says, errc::workspace_too_small, or an error of the
+    // other allocator, with nothing written.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace& scratch) const {
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(scores.rows(), scores.candidates());
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
         const buffers memory = take(scores.rows(), scratch);
         if (const status s = allocator.allocate(scores, total, budgets, scratch); !s.ok()) { return s; }
+        if (const status s = validate_budgets(scores, budgets); !s.ok()) { return s; }
         index_t kept = 0;
         for (index_t r = 0; r < scores.rows(); ++r) {
             const auto row = static_cast<std::size_t>(r);
             const bool competes = scores.length(r) > 0;
-            const index_t kept_here = competes ? protected_tokens + budgets[row] : 0;
+            const index_t always = competes ? protected_of(scores, r) : 0;
+            const index_t kept_here = competes ? always + budgets[row] : 0;
             kept += kept_here;
-            memory.ideal[row] = rounded(kept_here);
-            memory.caps[row] = competes ? pages_of(protected_tokens + scores.length(r)) : 0;
+            memory.ideal[row] = rounded(kept_here, always);
+            memory.caps[row] = competes ? pages_of(always + scores.length(r)) : 0;
         }
         if (const status s = deal(memory, kept / page_tokens, scratch); !s.ok()) { return s; }
         for (index_t r = 0; r < scores.rows(); ++r) {
             const auto row = static_cast<std::size_t>(r);
             if (scores.length(r) == 0) { continue; }
-            const index_t in_pages = memory.pages[row] * page_tokens - protected_tokens;
+            const index_t in_pages = memory.pages[row] * page_tokens - protected_of(scores, r);
             budgets[row] = std::clamp<index_t>(in_pages, 0, scores.length(r));
         }
         return {};
@@ -100,11 +108,15 @@ struct whole_pages {
     }
 
     [[nodiscard]] index_t pages_of(index_t tokens) const { return (tokens + page_tokens - 1) / page_tokens; }
+    [[nodiscard]] index_t protected_of(const score_rows& scores, index_t row) const {
+        return scores.protected_tokens.empty() ? protected_tokens
+                                               : scores.protected_tokens[static_cast<std::size_t>(row)];
+    }
 
-    // Pages of one row; to be dealt, with a fraction.
-    [[nodiscard]] double rounded(index_t kept) const {
+    // Pages of one row that keeps so many tokens, `always` of them protected; to be dealt, with a fraction.
+    [[nodiscard]] double rounded(index_t kept, index_t always) const {
         if (rounding == page_rounding::up) { return static_cast<double>(pages_of(kept)); }
-        const index_t least = kept == 0 ? 0 : std::max<index_t>(1, pages_of(protected_tokens));
+        const index_t least = kept == 0 ? 0 : std::max<index_t>(1, pages_of(always));
         const index_t down = std::max(least, kept / page_tokens);
         if (rounding == page_rounding::down || down > kept / page_tokens) {
             return static_cast<double>(down);
@@ -121,5 +133,8 @@ struct whole_pages {
                               memory.pages, scratch);
     }
 };
+
+template <class Allocator, class... Fields>
+whole_pages(Allocator, Fields...) -> whole_pages<Allocator>;
 
 } // namespace kvtrim

@@ -97,6 +97,33 @@ struct element_traits<_Float16> {
 };
 #endif
 
+// Raw bits move as they are; whoever reads them must say what they are. An element to the concept, so that this is the
+// one message of the compiler.
+template <>
+struct element_traits<std::uint16_t> {
+    template <class T>
+    static constexpr float to_float(T) {
+        static_assert(!std::is_same_v<T, std::uint16_t>,
+                      "kvtrim: 16 raw bits are f16 or bf16: pass as_f16(pointer) or as_bf16(pointer); see "
+                      "base/element.hpp");
+        return 0;
+    }
+};
+
+/// Rows of 16 raw bits, as engines in C keep them: says which of the two formats they are.
+template <class T>
+    requires(sizeof(T) == 2)
+[[nodiscard]] auto as_f16(T* bits) {
+    using element = std::conditional_t<std::is_const_v<T>, const f16, f16>;
+    return reinterpret_cast<element*>(bits);
+}
+template <class T>
+    requires(sizeof(T) == 2)
+[[nodiscard]] auto as_bf16(T* bits) {
+    using element = std::conditional_t<std::is_const_v<T>, const bf16, bf16>;
+    return reinterpret_cast<element*>(bits);
+}
+
 template <class T>
 concept element = requires(const std::remove_cv_t<T>& x) {
     { element_traits<std::remove_cv_t<T>>::to_float(x) } -> std::same_as<float>;

@@ -23,16 +23,17 @@ class filled {
   public:
     using element_type = T;
 
-    // Requires a length between 0 and capacity for each head.
-    filled(const strided<T, 3>& cache, std::span<const index_t> lengths) : cache_(cache), lengths_(lengths) {
-        KVTRIM_EXPECTS(static_cast<index_t>(lengths.size()) == cache.extent(0),
-                       "filled: lengths must have one entry per head");
-        for (const index_t length : lengths) {
-            KVTRIM_EXPECTS(0 <= length && length <= cache.extent(1),
-                           "filled: a length must be between 0 and the capacity");
-            longest_ = std::max(longest_, length);
+    /// Not valid, and empty: a cache that is not, other than one length per head, a length outside 0 ... capacity. O(heads).
+    filled(const strided<T, 3>& cache, std::span<const index_t> lengths)
+        : cache_(cache), lengths_(lengths), validity_(check()) {
+        if (!validity_.ok()) {
+            cache_ = strided<T, 3>::invalid(validity_.what());
+            lengths_ = {};
         }
+        for (const index_t length : lengths_) { longest_ = std::max(longest_, length); }
     }
+
+    [[nodiscard]] status validate() const { return validity_; }
 
     [[nodiscard]] static constexpr std::size_t rank() { return 3; }
     [[nodiscard]] index_t extent(std::size_t r) const { return r == 1 ? longest_ : cache_.extent(r); }
@@ -44,8 +45,23 @@ class filled {
     }
 
   private:
+    [[nodiscard]] status check() const {
+        if (const status s = cache_.validate(); !s.ok()) { return s; }
+        if (static_cast<index_t>(lengths_.size()) != cache_.extent(0)) {
+            return {errc::invalid_parameter, "filled: lengths must have one entry per head",
+                    cache_.extent(0)};
+        }
+        for (const index_t length : lengths_) {
+            if (length < 0 || length > cache_.extent(1)) {
+                return {errc::invalid_parameter, "filled: a length must be between 0 and the capacity"};
+            }
+        }
+        return {};
+    }
+
     strided<T, 3> cache_;
     std::span<const index_t> lengths_;
+    status validity_;
     index_t longest_ = 0;
 };
 

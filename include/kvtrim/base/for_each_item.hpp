@@ -2,14 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Many independent items on few workers: each worker has a workspace of its own and takes the next item until none
-// is left. For work with more items than anyone has memory for, or items of very different cost.
+// The one way in which work is spread: independent items (KV heads, parts of them, sequences) on a few workers, each with
+// a workspace of its own, which takes the next item until none is left.
 //
-// An executor says with workers() how many calls it runs at the same time (memory is needed for so many); one that
-// does not say is taken to run as many as the machine has threads. Items share no scratch and no sums, so results
-// do not depend on the number of workers.
+// An executor says with workers() how many calls it runs at the same time; one that does not say is taken to run as many
+// as the machine has threads. Memory for one worker is enough: there are as many as the executor runs and the workspace
+// holds. So bytes that were asked for one executor serve every other one, and bytes for a wide one let it work at full width.
+// Items share no scratch and no sums, so results do not depend on the number of workers.
 
 #include <kvtrim/base/executor.hpp>
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/base/workspace.hpp>
 
 #include <algorithm>
@@ -29,22 +31,23 @@ template <class Executor>
     return std::clamp<index_t>(workers, 1, std::max<index_t>(1, items));
 }
 
-// Bytes that for_each_item takes when every worker needs `worker_bytes`.
+/// Bytes with which for_each_item runs at the executor's full width, when every worker needs `worker_bytes`.
 template <class Executor>
 [[nodiscard]] index_t for_each_item_bytes(const Executor& ex, index_t items, index_t worker_bytes) {
     workspace counting = workspace::counting();
-    static_cast<void>(counting.take<std::byte>(worker_count(ex, items) * worker_bytes));
+    static_cast<void>(counting.take<std::byte>(saturated_product(worker_count(ex, items), worker_bytes)));
     return counting.needed_bytes();
 }
 
-// Calls fn(item, workspace&) once for every item, in ascending order on each worker.
-// Returns errc::workspace_too_small, with no call made.
+/// Calls fn(item, workspace&) once for every item, in ascending order on each worker.
+/// Returns errc::workspace_too_small (needed: bytes for one worker), with no call made.
 template <executor Executor, class Fn>
 [[nodiscard]] status for_each_item(index_t items, index_t worker_bytes, workspace& scratch, Executor& ex,
                                    Fn&& fn) {
     const workspace::frame frame(scratch);
-    const index_t workers = worker_count(ex, items);
-    const auto memory = scratch.take<std::byte>(workers * worker_bytes);
+    index_t workers = worker_count(ex, items);
+    if (worker_bytes > 0) { workers = std::clamp<index_t>(scratch.free_bytes() / worker_bytes, 1, workers); }
+    const auto memory = scratch.take<std::byte>(saturated_product(workers, worker_bytes));
     if (!scratch.fits()) { return scratch.too_small(); }
     std::atomic<index_t> next = 0;
     ex(workers, [&](index_t worker) {

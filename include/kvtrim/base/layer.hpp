@@ -13,7 +13,8 @@
 //   output_projection   [q_heads, head_dim, hidden]        W_O; row d of head h is channel h * head_dim + d
 //
 // Query head h reads KV head h / (q_heads / kv_heads); keys are never repeated. What was not given has the
-// type not_given, so that a stage that needs it refuses to compile and says what to pass.
+// type not_given, so that a stage that needs it refuses to compile and says what to pass. validate() asks all views, and
+// whether they belong together; every call that takes a layer asks it first.
 
 #include <kvtrim/base/row_source.hpp>
 
@@ -69,6 +70,37 @@ struct layer_inputs {
         return {keys, values, queries, w};
     }
 
+    /// Returns the answer of a view that is not valid; invalid_parameter where values, queries or W_O belong to another layer
+    /// than the keys, or to each other's; heads_not_divisible where their heads are no multiple of kv_heads; rows_differ where
+    /// query heads have different numbers of queries. O(heads).
+    [[nodiscard]] constexpr status validate() const {
+        if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }
+        if constexpr (has_values) {
+            if (const status s = kvtrim::validate(values); !s.ok()) { return s; }
+            if (extent(values, 0) != kv_heads()) {
+                return {errc::invalid_parameter, "layer: keys and values must agree in kv_heads", kv_heads()};
+            }
+            for (index_t g = 0; g < kv_heads(); ++g) {
+                if (row_count(values, g) != tokens(g)) {
+                    return {errc::invalid_parameter, "layer: keys and values must agree in tokens",
+                            tokens(g)};
+                }
+            }
+        }
+        if constexpr (has_queries) {
+            if (const status s = validate_q_heads(queries); !s.ok()) { return s; }
+            if (extent(queries, 2) != head_dim()) {
+                return {errc::invalid_parameter, "layer: queries and keys must agree in head_dim",
+                        head_dim()};
+            }
+            if (!detail::heads_have_rows(queries, extent(queries, 1))) {
+                return {errc::rows_differ, "layer: every query head must have the same number of queries"};
+            }
+        }
+        if constexpr (has_output_projection) { return validate_output_projection(); }
+        return {};
+    }
+
     [[nodiscard]] constexpr index_t kv_heads() const { return extent(keys, 0); }
     [[nodiscard]] constexpr index_t head_dim() const { return extent(keys, 2); }
     // Cached tokens of one KV head; all heads agree unless the cache is ragged.
@@ -79,6 +111,38 @@ struct layer_inputs {
         for (index_t g = 0; g < kv_heads(); ++g) { shortest = tokens(g) < shortest ? tokens(g) : shortest; }
         return shortest;
     }
+
+  private:
+    template <class View>
+    [[nodiscard]] constexpr status validate_q_heads(const View& view) const {
+        if (const status s = kvtrim::validate(view); !s.ok()) { return s; }
+        if (kv_heads() > 0 && extent(view, 0) % kv_heads() != 0) {
+            return {errc::heads_not_divisible, "layer: query heads must be a multiple of kv_heads"};
+        }
+        return {};
+    }
+    // A prepared form of W_O without extents is asked by who reads it.
+    [[nodiscard]] constexpr status validate_output_projection() const {
+        if constexpr (!requires { output_projection.extent(std::size_t{}); }) {
+            return kvtrim::validate(output_projection);
+        } else {
+            if (const status s = validate_q_heads(output_projection); !s.ok()) { return s; }
+            if constexpr (has_queries) {
+                if (extent(output_projection, 0) != extent(queries, 0)) {
+                    return {errc::invalid_parameter, "layer: W_O and the queries must agree in q_heads",
+                            extent(queries, 0)};
+                }
+            }
+            if constexpr (has_values) {
+                if (!detail::heads_have_rows(output_projection, extent(values, 2))) {
+                    return {errc::invalid_parameter,
+                            "layer: W_O must be [q_heads, head_dim, hidden] with the values' head_dim",
+                            extent(values, 2)};
+                }
+            }
+            return {};
+        }
+    }
 };
 
 template <class Keys>
@@ -86,14 +150,9 @@ template <class Keys>
     return {keys, {}, {}, {}};
 }
 
-// Requires values of the same kv_heads and tokens as keys, head by head; their head_dim may differ.
+// Values have the kv_heads and tokens of the keys, head by head; their head_dim may differ.
 template <class Keys, class Values>
 [[nodiscard]] constexpr layer_inputs<Keys, Values> layer(Keys keys, Values values) {
-    KVTRIM_EXPECTS(extent(keys, 0) == extent(values, 0), "layer: keys and values must agree in kv_heads");
-    for (index_t g = 0; g < extent(keys, 0); ++g) {
-        KVTRIM_EXPECTS(row_count(keys, g) == row_count(values, g),
-                       "layer: keys and values must agree in tokens");
-    }
     return {keys, values, {}, {}};
 }
 

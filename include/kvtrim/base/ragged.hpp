@@ -12,6 +12,7 @@
 #include <kvtrim/base/row_source.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -22,19 +23,21 @@ class ragged {
   public:
     using element_type = T;
 
-    // Requires offsets that start at 0 and do not decrease, one more than there are heads.
+    /// Not valid, and empty: offsets that do not start at 0 or decrease, a head_dim that is negative or more than memory can
+    /// hold, rows without data. O(heads).
     ragged(T* data, std::span<const std::int32_t> offsets, index_t head_dim)
-        : data_(data), offsets_(offsets), head_dim_(head_dim) {
-        KVTRIM_EXPECTS(!offsets.empty() && offsets.front() == 0, "ragged: offsets must start with 0");
-        KVTRIM_EXPECTS(head_dim >= 0, "ragged: head_dim must not be negative");
-        KVTRIM_EXPECTS(data != nullptr || offsets.back() == 0 || head_dim == 0,
-                       "ragged: data must not be null");
-        for (std::size_t h = 0; h + 1 < offsets.size(); ++h) {
-            KVTRIM_EXPECTS(offsets[h] <= offsets[h + 1], "ragged: offsets must not decrease");
-            longest_ = std::max<index_t>(longest_, offsets[h + 1] - offsets[h]);
+        : data_(data), offsets_(offsets), head_dim_(head_dim), validity_(check()) {
+        if (!validity_.ok()) {
+            static constexpr std::int32_t none[] = {0};
+            offsets_ = none;
+            head_dim_ = 0;
+        }
+        for (std::size_t h = 0; h + 1 < offsets_.size(); ++h) {
+            longest_ = std::max<index_t>(longest_, offsets_[h + 1] - offsets_[h]);
         }
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? static_cast<index_t>(offsets_.size()) - 1 : r == 1 ? longest_ : head_dim_;
     }
@@ -43,6 +46,13 @@ class ragged {
         return offsets_[h + 1] - offsets_[h];
     }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    // All rows, one after the other.
+    [[nodiscard]] std::array<strided_bytes, 1> memory() const {
+        return std::array{strided_bytes{.first = data_,
+                                        .extents = {1, 1, offsets_.back(), 1},
+                                        .strides = {0, 0, row_bytes(), 0},
+                                        .bytes = row_bytes()}};
+    }
     [[nodiscard]] T* row(index_t head, index_t token) const {
         return data_ + (offsets_[static_cast<std::size_t>(head)] + token) * head_dim_;
     }
@@ -53,11 +63,35 @@ class ragged {
         const T* rows = row(head, first);
         for (index_t i = 0; i < count * head_dim_; ++i) { tile[i] = to_float(rows[i]); }
     }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(detail::indexes_writable_elements<strided<T, 3>>) {
+        T* rows = row(head, first);
+        for (index_t i = 0; i < count * head_dim_; ++i) { rows[i] = element_traits<T>::from_float(tile[i]); }
+    }
 
   private:
+    [[nodiscard]] status check() const {
+        if (offsets_.empty() || offsets_.front() != 0) {
+            return {errc::invalid_table, "ragged: offsets must start with 0"};
+        }
+        if (!std::is_sorted(offsets_.begin(), offsets_.end())) {
+            return {errc::invalid_table, "ragged: offsets must not decrease"};
+        }
+        if (head_dim_ < 0) { return {errc::invalid_parameter, "ragged: head_dim must not be negative"}; }
+        const std::array<index_t, 2> shape{offsets_.back(), head_dim_};
+        if (!kvtrim::detail::fits_in_memory(shape, sizeof(T))) {
+            return {errc::invalid_parameter, "ragged: more elements than memory can hold"};
+        }
+        if (data_ == nullptr && offsets_.back() > 0 && head_dim_ > 0) {
+            return {errc::invalid_parameter, "ragged: data must not be null"};
+        }
+        return {};
+    }
+
     T* data_;
     std::span<const std::int32_t> offsets_;
     index_t head_dim_;
+    status validity_;
     index_t longest_ = 0;
 };
 

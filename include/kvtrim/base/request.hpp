@@ -11,7 +11,7 @@
 // Protection is a pair of ranges, never a score: a protected token can not lose a tie, overflow or be
 // multiplied away. Budgets are integers; a ratio becomes one in kept_tokens(), and nowhere else.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/base/saturated.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -34,6 +34,14 @@ struct protection {
         return window_tokens > most - rollback_tokens ? most : window_tokens + rollback_tokens;
     }
 };
+
+/// Returns invalid_parameter for a negative number of tokens.
+[[nodiscard]] constexpr status valid_protection(const protection& p) {
+    if (p.sink_tokens >= 0 && p.pinned_tokens >= 0 && p.window_tokens >= 0 && p.rollback_tokens >= 0) {
+        return {};
+    }
+    return {errc::invalid_parameter, "protected token counts must not be negative"};
+}
 
 // A half-open range of cache rows.
 struct token_range {
@@ -60,8 +68,12 @@ struct attention_options {
     std::span<const float> sink_logits = {}; // [q_heads] logits without a value; empty or -infinity: none
 };
 
-// Bad input: a scale or soft cap that is negative or not finite, a negative window, a sink logit that is NaN or +infinity.
-[[nodiscard]] inline status valid_attention(const attention_options& o) {
+// Bad input: a scale or soft cap that is negative or not finite, a negative window, a sink logit that is NaN or +infinity, sink
+// logits of another number of heads than the q_heads at hand (needed: q_heads).
+[[nodiscard]] inline status valid_attention(const attention_options& o, index_t q_heads) {
+    if (!o.sink_logits.empty() && static_cast<index_t>(o.sink_logits.size()) != q_heads) {
+        return {errc::invalid_parameter, "attention.sink_logits must have one entry per query head", q_heads};
+    }
     const bool in_range = o.scale >= 0 && std::isfinite(o.scale) && o.soft_cap >= 0 &&
                           std::isfinite(o.soft_cap) && o.sliding_window >= 0;
     if (!in_range) {
@@ -87,11 +99,10 @@ struct token_budget {
     // In all heads of `layers` layers.
     [[nodiscard]] constexpr index_t total(index_t kv_heads, index_t layers = 1) const {
         if (kv_heads == 0 || layers == 0) { return scope == budget_scope::head ? 0 : tokens; }
-        constexpr index_t most = std::numeric_limits<index_t>::max();
-        const index_t times = scope == budget_scope::head    ? kv_heads * layers
+        const index_t times = scope == budget_scope::head    ? saturated_product(kv_heads, layers)
                               : scope == budget_scope::layer ? layers
                                                              : 1;
-        return tokens > most / times ? most : tokens * times; // "everything" does not overflow
+        return saturated_product(tokens, times); // "everything" does not overflow
     }
 };
 
@@ -110,8 +121,9 @@ struct token_budget {
 
 // The one place where a ratio becomes a count: floor(tokens * kept_ratio), where a product within 1e-9 of
 // a whole number (for large ones: within rounding) is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.
-// Requires tokens >= 0 and 0 <= kept_ratio <= 1 (check ratios from outside with valid_ratio).
+// A ratio that valid_ratio refuses, or a negative number of tokens, gives 0, which is no budget (budget_zero).
 [[nodiscard]] inline index_t kept_tokens(index_t tokens, double kept_ratio) {
+    if (tokens < 0 || !(kept_ratio > 0 && kept_ratio <= 1)) { return 0; }
     const double exact = static_cast<double>(tokens) * kept_ratio;
     const double nearest = std::round(exact);
     const double slack = std::max(1e-9, 4 * std::numeric_limits<double>::epsilon() * nearest);
@@ -120,7 +132,9 @@ struct token_budget {
 
 // kvpress' rule, to reproduce published runs: int(tokens * (1 - compression_ratio)) in double arithmetic.
 // It is one short of the exact count wherever the product falls below a whole number (1000 x (1 - 0.9): 99).
+// A ratio outside [0, 1] or a negative number of tokens gives 0.
 [[nodiscard]] constexpr index_t kept_tokens_kvpress(index_t tokens, double compression_ratio) {
+    if (tokens < 0 || !(compression_ratio >= 0 && compression_ratio <= 1)) { return 0; }
     return static_cast<index_t>(static_cast<double>(tokens) * (1.0 - compression_ratio));
 }
 

@@ -13,25 +13,49 @@ namespace kvtrim {
 template <cache_view V>
 class row_range {
   public:
-    // Requires rows that every head has.
-    row_range(const V& view, index_t first, index_t count) : view_(view), first_(first), count_(count) {
-        KVTRIM_EXPECTS(first >= 0 && count >= 0, "row_range: first and count must not be negative");
-        for (index_t h = 0; h < kvtrim::extent(view, 0); ++h) {
-            KVTRIM_EXPECTS(count <= row_count(view, h) - first, "row_range: a head has fewer rows");
-        }
-    }
+    /// Not valid, and empty: a view that is not, rows that not every head has. O(heads).
+    row_range(const V& view, index_t first, index_t count)
+        : view_(view), first_(first), count_(count), validity_(check()) {}
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
+        if (!validity_.ok()) { return 0; }
         return r == 1 ? count_ : static_cast<index_t>(view_.extent(r));
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         kvtrim::load_rows(view_, head, first_ + first, count, tile);
     }
+    void store_rows(index_t head, index_t first, index_t count,
+                    const float* tile) const requires row_store<V> {
+        kvtrim::store_rows(view_, head, first_ + first, count, tile);
+    }
+    [[nodiscard]] auto first_channels(index_t count) const {
+        const auto channels = kvtrim::first_channels(view_, count);
+        return kvtrim::row_range<std::remove_const_t<decltype(channels)>>(channels, first_, extent(1));
+    }
+    [[nodiscard]] auto written_places() const requires requires(const V& v) { v.written_places(); }
+    { return view_.written_places(); }
+    [[nodiscard]] bool heads_move_together() const requires requires(const V& v) { v.heads_move_together(); }
+    { return view_.heads_move_together(); }
 
   private:
+    [[nodiscard]] status check() const {
+        if (const status s = kvtrim::validate(view_); !s.ok()) { return s; }
+        if (first_ < 0 || count_ < 0) {
+            return {errc::invalid_parameter, "row_range: first and count must not be negative"};
+        }
+        for (index_t h = 0; h < kvtrim::extent(view_, 0); ++h) {
+            if (count_ > row_count(view_, h) - first_) {
+                return {errc::invalid_parameter, "row_range: a head has fewer rows", row_count(view_, h)};
+            }
+        }
+        return {};
+    }
+
     V view_;
     index_t first_;
     index_t count_;
+    status validity_;
 };
 
 } // namespace kvtrim

@@ -3,7 +3,19 @@
 #pragma once
 
 // What a function answers to input that it cannot serve: a code, a static text, and the number that would
-// have been enough. No allocation, no exception. A function that returns an error has written nothing.
+// have been enough. No allocation, no exception.
+//
+// What is trusted: one rule for the whole library.
+//
+//   trusted      memory behind a view: that it holds the elements that extents, strides and tables name, and that nobody
+//                else writes it meanwhile; indices passed to plain accessors (row(i), view(i, j, k)), as a vector's
+//   not trusted  every number, length, table and byte: extents, budgets, counts, page tables, index lists, plans, offsets,
+//                positions, saved states, options. A wrong one is answered with a status, never with an abort, before
+//                anything is written: outputs, caches and states are as they were
+//
+// A view checks its numbers and tables once, when it is made: O(1), O(heads) or O(pages). One with a wrong number is empty,
+// so that reading it reads nothing, and its validate() says why. Calls that take views ask them first. An object whose
+// constructor got a wrong number is empty likewise, and every call on it answers that status.
 
 #include <cstdint>
 
@@ -36,6 +48,7 @@ enum class errc : std::uint8_t {
     pages_too_few,           // fewer free pages than copies need; needed: pages
     no_room,                 // a cache whose memory is full; needed: rows of memory
     workspace_too_small,     // needed: bytes
+    views_overlap, // rows to be moved share bytes with others, so that moving them would destroy those
 };
 
 class [[nodiscard]] status {
@@ -50,6 +63,10 @@ class [[nodiscard]] status {
     [[nodiscard]] constexpr const char* what() const { return what_; }
     // How much would have been enough (tokens or bytes, see errc); 0 where no number applies.
     [[nodiscard]] constexpr index_t needed() const { return needed_; }
+
+    friend constexpr bool operator==(const status& a, const status& b) {
+        return a.code_ == b.code_ && a.needed_ == b.needed_;
+    }
 
   private:
     const char* what_ = "ok";

@@ -10,13 +10,14 @@
 //
 // std::mdspan and Kokkos mdspan satisfy the concepts as they are. Views are held by value and never own.
 
-#include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/element.hpp>
 #include <kvtrim/base/status.hpp>
 
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -89,25 +90,73 @@ concept strided_view = tensor_view<V, Rank> && requires(const V& v) {
     { v.stride(0) } -> std::convertible_to<index_t>;
 } && detail::indexes_memory<V, Rank>;
 
-// A non-owning view of a strided array: element (i, j, k) is data[i * stride(0) + j * stride(1) + ...].
-template <element T, std::size_t Rank>
+namespace detail {
+
+// Whether the extents that are not 0 make an array that a machine can address (2^56 bytes): no product of extents overflows,
+// nor a small multiple of it.
+template <std::size_t Rank>
+[[nodiscard]] constexpr bool fits_in_memory(const std::array<index_t, Rank>& extents, std::size_t bytes) {
+    index_t room = (index_t{1} << 56) / static_cast<index_t>(bytes);
+    for (const index_t e : extents) {
+        if (e > room) { return false; }
+        room /= e > 0 ? e : 1;
+    }
+    return true;
+}
+
+} // namespace detail
+
+// Extents or strides of any integer types; what index_t cannot hold becomes the largest one, which no view accepts.
+template <std::size_t Rank>
+struct tensor_extents {
+    std::array<index_t, Rank> values;
+
+    constexpr tensor_extents(const std::array<index_t, Rank>& v) : values(v) {} // NOLINT: a conversion
+    template <std::integral... I>
+        requires(sizeof...(I) == Rank)
+    constexpr tensor_extents(I... v) : values{to_index(v)...} {} // NOLINT: a conversion
+
+  private:
+    template <std::integral I>
+    static constexpr index_t to_index(I value) {
+        constexpr index_t most = std::numeric_limits<index_t>::max();
+        return std::cmp_greater(value, most) ? most : static_cast<index_t>(value);
+    }
+};
+
+/// A non-owning view of a strided array: element (i, j, k) is data[i * stride(0) + j * stride(1) + ...].
+///
+/// Extents and strides are any integers, in elements. Not valid, and empty: an extent that is negative, more elements or longer
+/// strides than memory can hold, null data unless an extent is 0.
+template <class T, std::size_t Rank>
 class strided {
+    static_assert(element<T>, "kvtrim: this type is no element of a cache: specialise "
+                              "kvtrim::element_traits; see base/element.hpp");
+
   public:
     using element_type = T;
     using indices = std::array<index_t, Rank>;
 
     // Row-major: the last index is contiguous.
-    constexpr strided(T* data, const indices& extents) : strided(data, extents, row_major(extents)) {}
+    constexpr strided(T* data, const tensor_extents<Rank>& extents)
+        : strided(data, extents, row_major(extents.values)) {}
 
-    // Requires extents >= 0, and data unless the view is empty.
-    constexpr strided(T* data, const indices& extents, const indices& strides)
-        : data_(data), extents_(extents), strides_(strides) {
-        bool empty = false;
-        for (const index_t e : extents) {
-            KVTRIM_EXPECTS(e >= 0, "strided: extents must not be negative");
-            empty = empty || e == 0;
-        }
-        KVTRIM_EXPECTS(data != nullptr || empty, "strided: data must not be null");
+    constexpr strided(T* data, const tensor_extents<Rank>& extents, const tensor_extents<Rank>& strides)
+        : data_(data), extents_(extents.values), strides_(strides.values),
+          problem_(problem_of(data, extents.values, strides.values)) {
+        if (problem_ != nullptr) { extents_ = {}; }
+    }
+
+    /// An empty view of which validate() says `problem`, a string literal: for functions that make views.
+    [[nodiscard]] static constexpr strided invalid(const char* problem) {
+        strided view(nullptr, indices{});
+        view.problem_ = problem;
+        return view;
+    }
+
+    /// Returns invalid_parameter for extents that cannot be, or memory that is missing.
+    [[nodiscard]] constexpr status validate() const {
+        return problem_ == nullptr ? status{} : status{errc::invalid_parameter, problem_};
     }
 
     [[nodiscard]] static constexpr std::size_t rank() { return Rank; }
@@ -127,19 +176,46 @@ class strided {
   private:
     static constexpr indices row_major(const indices& extents) {
         indices strides{};
-        index_t next = 1;
+        std::uint64_t next = 1; // wraps where problem_of() refuses the extents
         for (std::size_t r = Rank; r-- > 0;) {
-            strides[r] = next;
-            next *= extents[r];
+            strides[r] = static_cast<index_t>(next);
+            next *= static_cast<std::uint64_t>(extents[r]);
         }
         return strides;
+    }
+
+    static constexpr const char* problem_of(const T* data, const indices& extents, const indices& strides) {
+        bool empty = false;
+        for (const index_t e : extents) {
+            if (e < 0) { return "strided: extents must not be negative"; }
+            empty = empty || e == 0;
+        }
+        if (!detail::fits_in_memory(extents, sizeof(T))) {
+            return "strided: extents of more elements than memory can hold";
+        }
+        if (empty) { return nullptr; }
+        index_t reach = std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
+        for (std::size_t r = 0; r < Rank; ++r) {
+            if (extents[r] == 1) { continue; }
+            const index_t longest = reach / (extents[r] - 1);
+            if (strides[r] > longest || strides[r] < -longest) {
+                return "strided: strides that lead beyond what memory can hold";
+            }
+            reach -= (strides[r] < 0 ? -strides[r] : strides[r]) * (extents[r] - 1);
+        }
+        return data != nullptr ? nullptr : "strided: data must not be null";
     }
 
     T* data_;
     indices extents_;
     indices strides_;
+    const char* problem_;
 };
 
+template <class T, std::integral I, std::size_t Rank>
+strided(T*, const I (&)[Rank]) -> strided<T, Rank>;
+template <class T, std::integral I, std::integral J, std::size_t Rank>
+strided(T*, const I (&)[Rank], const J (&)[Rank]) -> strided<T, Rank>;
 template <class T, std::size_t Rank>
 strided(T*, const index_t (&)[Rank]) -> strided<T, Rank>;
 template <class T, std::size_t Rank>

@@ -9,12 +9,12 @@
 // Who knows that number beforehand asks holds() instead, and can then name all that is missing in its answer.
 // Every block is aligned to a cache line. Blocks taken inside a frame are given back when it ends.
 
-#include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/status.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -37,13 +37,15 @@ class workspace {
     // Gives no memory and counts what was asked for.
     [[nodiscard]] static workspace counting() { return workspace(std::span<std::byte>{}); }
 
-    // `count` uninitialised elements, or an empty span if they do not fit.
+    // `count` uninitialised elements, or an empty span if they do not fit. A count that no memory holds, or one below 0
+    // (an overflow of the caller's product), counts as the most there can be.
     template <class T>
     [[nodiscard]] std::span<T> take(index_t count) {
         static_assert(std::is_trivial_v<T>, "kvtrim: workspace holds plain data only");
-        const index_t bytes = round_up(count * static_cast<index_t>(sizeof(T)));
+        const bool possible = 0 <= count && count <= most_bytes / static_cast<index_t>(sizeof(T));
+        const index_t bytes = possible ? round_up(count * static_cast<index_t>(sizeof(T))) : most_bytes;
         const index_t begin = used_;
-        used_ += bytes;
+        used_ = std::min(used_ + bytes, most_bytes);
         peak_ = std::max(peak_, used_);
         if (used_ > capacity_ || base_ == nullptr) { return {}; }
         return {reinterpret_cast<T*>(base_ + begin), static_cast<std::size_t>(count)};
@@ -55,6 +57,8 @@ class workspace {
     [[nodiscard]] bool holds(index_t bytes) const {
         return bytes == 0 ? fits() : used_ + (bytes - alignment_bytes) <= capacity_;
     }
+    // Bytes that are left.
+    [[nodiscard]] index_t free_bytes() const { return std::max<index_t>(0, capacity_ - used_); }
     // Bytes the caller must pass for the most that was taken at any time, alignment included.
     [[nodiscard]] index_t needed_bytes() const { return with_alignment(peak_); }
     // The answer of a stage whose scratch did not fit, while it still has it: enough up to here.
@@ -82,6 +86,9 @@ class workspace {
     };
 
   private:
+    static constexpr index_t most_bytes =
+        std::numeric_limits<index_t>::max() / 4 / alignment_bytes * alignment_bytes;
+
     static constexpr index_t with_alignment(index_t bytes) {
         return bytes == 0 ? 0 : bytes + alignment_bytes;
     }
@@ -99,7 +106,9 @@ class workspace {
 // their own. The only allocation of the library outside a plan's tables.
 class growing_workspace {
   public:
+    // No memory for more bytes than a machine addresses: whoever needs them answers workspace_too_small.
     [[nodiscard]] workspace of_bytes(index_t bytes) {
+        if (bytes > index_t{1} << 56) { return workspace::counting(); }
         if (static_cast<index_t>(bytes_.size()) < bytes) { bytes_.resize(static_cast<std::size_t>(bytes)); }
         return workspace(bytes_);
     }

@@ -15,14 +15,17 @@ struct compaction_report {
     index_t bytes_before = 0;
     index_t bytes_after = 0;
 
+    friend constexpr bool operator==(const compaction_report&, const compaction_report&) = default;
     friend constexpr compaction_report operator+(compaction_report a, compaction_report b) {
         return {a.bytes_before + b.bytes_before, a.bytes_after + b.bytes_after};
     }
 };
 
-// Returns errc::plan_mismatch unless the plan has a row per head and only rows of this cache, ascending.
+/// Returns what validate(cache) says, and errc::plan_mismatch unless the plan has a row per head and only rows of this cache,
+/// ascending: an engine may have filled it. O(kept tokens).
 template <class View>
 [[nodiscard]] status check_plan(const View& cache, const keep_plan& plan) {
+    if (const status s = validate(cache); !s.ok()) { return s; }
     if (plan.rows() != extent(cache, 0)) {
         return {errc::plan_mismatch, "the plan has another number of heads than the cache", plan.rows()};
     }

@@ -13,10 +13,13 @@
 //
 // In place is safe because survivor i of head g lands at offsets[g] + i, never behind its old place: head g
 // started at g * tokens >= offsets[g] and its survivors ascend. No second buffer.
-// Errors: errc::plan_mismatch, with nothing written. Cost: every survivor read and written once.
+// Errors: what validate(view) says; plan_mismatch; invalid_parameter (an output that is too short, a cache with gaps);
+// views_overlap (an output inside the cache; keys and values that share memory but are not the same rows: those that are
+// move once). Nothing is written then. Cost: every survivor read and written once.
 
 #include <kvtrim/base/ragged.hpp>
 #include <kvtrim/compact/check_plan.hpp>
+#include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/kernels/move_rows.hpp>
 
 namespace kvtrim {
@@ -27,7 +30,8 @@ template <class T>
 inline constexpr bool is_ragged<ragged<T>> = true;
 
 // Copies the survivors of a cache into out. A strided or ragged cache needs out of its own element type, and
-// bits are copied; any other source is read as floats. Requires out.size() >= total_tokens * head_dim.
+// bits are copied; any other source is read as floats. out holds total_tokens * head_dim elements, and is not in the cache's
+// memory: compact_to_flat is for that.
 // The report sets what the source's rows occupy against what was written; a source of floats that does not say what a
 // row occupies (row_bytes()) counts as if it held them.
 template <class V, class T>
@@ -36,8 +40,12 @@ template <class V, class T>
                             compaction_report* report = nullptr) {
     if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
     const index_t length = extent(cache, 2);
-    KVTRIM_EXPECTS(static_cast<index_t>(out.size()) >= plan.total_tokens() * length,
-                   "gather: out must hold total_tokens * head_dim elements");
+    if (length > 0 && plan.total_tokens() > std::ssize(out) / length) {
+        return {errc::invalid_parameter, "gather: out must hold total_tokens * head_dim elements",
+                to_bytes(plan.total_tokens(), length)};
+    }
+    const index_t out_bytes = plan.total_tokens() * length * static_cast<index_t>(sizeof(T));
+    if (const status s = check_output(cache, out.data(), out_bytes); !s.ok()) { return s; }
     T* to = out.data();
     const index_t heads = length == 0 ? 0 : extent(cache, 0); // rows without elements may have no memory
     const index_t row_size = length * static_cast<index_t>(sizeof(T));
@@ -115,32 +123,43 @@ template <class T>
 }
 
 template <class T>
-[[nodiscard]] status check_flat(const strided<T, 3>& cache, const keep_plan& plan) {
-    static_assert(!std::is_const_v<T>,
+[[nodiscard]] index_t first_row(const strided<T, 3>& cache, index_t head) {
+    return head * cache.extent(1);
+}
+template <class T>
+[[nodiscard]] index_t first_row(const ragged<T>& cache, index_t head) {
+    return cache.offsets()[static_cast<std::size_t>(head)];
+}
+
+template <class V>
+[[nodiscard]] status check_flat(const V& cache, const keep_plan& plan) {
+    static_assert(!std::is_const_v<typename V::element_type>,
                   "kvtrim: compact_to_flat moves rows: pass a view of elements that are not const");
     if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
-    KVTRIM_EXPECTS(is_head_major(cache), "compact_to_flat: the cache must be contiguous and head-major");
+    if constexpr (!is_ragged<V>) {
+        if (!is_head_major(cache)) {
+            return {errc::invalid_parameter, "compact_to_flat: the cache must be contiguous and head-major"};
+        }
+    }
     return {};
 }
 
-template <class T>
-[[nodiscard]] status check_flat(const ragged<T>& cache, const keep_plan& plan) {
-    static_assert(!std::is_const_v<T>,
-                  "kvtrim: compact_to_flat moves rows: pass a view of elements that are not const");
-    return check_plan(cache, plan);
-}
-
-template <class T>
-compaction_report move_to_front(const strided<T, 3>& cache, const keep_plan& plan) {
-    flatten(cache.data_handle(), cache.extent(2), plan, [&](index_t head) { return head * cache.extent(1); });
+template <class V>
+compaction_report move_to_front(const V& cache, const keep_plan& plan) {
+    flatten(cache.data_handle(), extent(cache, 2), plan,
+            [&](index_t head) { return first_row(cache, head); });
     return report_rows(cache, plan, row_bytes(cache), row_bytes(cache));
 }
 
-template <class T>
-compaction_report move_to_front(const ragged<T>& cache, const keep_plan& plan) {
-    flatten(cache.data_handle(), cache.extent(2), plan,
-            [&](index_t head) { return index_t{cache.offsets()[static_cast<std::size_t>(head)]}; });
-    return report_rows(cache, plan, cache.row_bytes(), cache.row_bytes());
+// Whether both are the same rows of the same memory, which then move once.
+template <class K, class V>
+[[nodiscard]] bool same_flat_rows(const K& keys, const V& values) {
+    const auto same_begin = [&](index_t head) { return first_row(keys, head) == first_row(values, head); };
+    bool same =
+        static_cast<const void*>(keys.data_handle()) == static_cast<const void*>(values.data_handle()) &&
+        row_bytes(keys) == row_bytes(values);
+    for (index_t head = 0; same && head < extent(keys, 0); ++head) { same = same_begin(head); }
+    return same;
 }
 
 template <class V>
@@ -150,9 +169,9 @@ inline constexpr bool can_be_flat<strided<T, 3>> = true;
 
 } // namespace detail
 
-// Compacts a cache to the front of its buffer: a strided one that is contiguous and head-major
-// [kv_heads, tokens, head_dim], or one that is already flat and ragged. The view's new offsets are
-// plan.cu_seqlens(); flat_view() makes the view of what is left.
+/// Compacts a cache to the front of its buffer: a strided one that is contiguous and head-major
+/// [kv_heads, tokens, head_dim], or one that is already flat and ragged. The view's new offsets are
+/// plan.cu_seqlens(); flat_view() makes the view of what is left.
 template <class V>
     requires(detail::can_be_flat<V>)
 [[nodiscard]] status compact_to_flat(const V& cache, const keep_plan& plan,
@@ -163,14 +182,19 @@ template <class V>
     return {};
 }
 
-// Compacts keys and values; both are checked before either is changed.
+/// Compacts keys and values; both are checked before either is changed. The report counts what both share once.
 template <class K, class V>
     requires(detail::can_be_flat<K>&& detail::can_be_flat<V>)
 [[nodiscard]] status compact_to_flat(const K& keys, const V& values, const keep_plan& plan,
                                      compaction_report* report = nullptr) {
     if (const status s = detail::check_flat(keys, plan); !s.ok()) { return s; }
     if (const status s = detail::check_flat(values, plan); !s.ok()) { return s; }
-    const compaction_report moved = detail::move_to_front(keys, plan) + detail::move_to_front(values, plan);
+    const bool same = detail::same_flat_rows(keys, values);
+    if (!same && overlap(memory_of(keys).front(), memory_of(values).front())) {
+        return {errc::views_overlap, "compact_to_flat: keys and values share memory, but not the same rows"};
+    }
+    compaction_report moved = detail::move_to_front(keys, plan);
+    if (!same) { moved = moved + detail::move_to_front(values, plan); }
     if (report != nullptr) { *report = moved; }
     return {};
 }
@@ -180,5 +204,7 @@ template <class T>
 [[nodiscard]] ragged<T> flat_view(T* data, const keep_plan& plan, index_t head_dim) {
     return ragged<T>(data, plan.cu_seqlens(), head_dim);
 }
+template <class T>
+ragged<T> flat_view(T* data, keep_plan&& plan, index_t head_dim) = delete; // of a temporary
 
 } // namespace kvtrim

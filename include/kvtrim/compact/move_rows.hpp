@@ -9,9 +9,16 @@
 //
 // Bits are copied, so any element type serves: quantised rows as bytes (row_length in bytes), positions as rows of
 // one number. A GPU engine hands moves() to its own copy kernel instead.
-// Cost: each moved row read and written once.
+//
+//   move_rows(memory, plan)         one pool
+//   move_rows(keys, values, plan)   both, or neither; where rows of one lie in the rows of the other (MLA), they move once
+//
+// Errors: what the layout's validate() says; invalid_parameter; plan_mismatch for a pool of other pages or heads than the plan
+// was made for; views_overlap (compact/overlap.hpp). Nothing is moved then.
+// Cost: each moved row read and written once; the checks are O(1).
 
 #include <kvtrim/base/executor.hpp>
+#include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/plan/move_plan.hpp>
 
 #include <cstring>
@@ -58,20 +65,80 @@ void move_slots(const paged_memory<T>& memory, std::span<const slot_move> moves,
     }
 }
 
-} // namespace detail
+// The bytes of the slots of pages [0, pages).
+template <class T>
+[[nodiscard]] strided_bytes bytes_of_pages(const paged_memory<T>& memory, index_t pages) {
+    constexpr index_t size = sizeof(T);
+    const page_layout& l = memory.layout;
+    return {.first = memory.data,
+            .extents = {pages, l.page_tokens, memory.heads, memory.row_length},
+            .strides = {to_bytes(l.page_stride, size), to_bytes(l.token_stride, size),
+                        to_bytes(l.head_stride, size), size},
+            .bytes = size};
+}
 
-// Requires memory with the heads that the plan has (or a plan of one: then all heads of a slot move together), and
-// the page_tokens it was made for. Rows of the plan may run on any thread.
-template <class T, executor Executor = serial_executor>
-void move_rows(const paged_memory<T>& memory, const move_plan& plan, Executor&& ex = {}) {
-    KVTRIM_EXPECTS(plan.heads() == 1 || plan.heads() == memory.heads,
-                   "move_rows: the plan has token sets for another number of heads than the memory");
-    KVTRIM_EXPECTS(memory.data != nullptr || plan.total_moves() == 0, "move_rows: data must not be null");
-    if (memory.row_length == 0) { return; }
+template <class T>
+[[nodiscard]] status check_pool(const paged_memory<T>& memory, const move_plan& plan) {
+    static_assert(!std::is_const_v<T>, "kvtrim: move_rows moves rows: pass memory that is not const");
+    if (const status s = memory.layout.validate(); !s.ok()) { return s; }
+    if (memory.heads < 0 || memory.row_length < 0) {
+        return {errc::invalid_parameter, "move_rows: heads and row_length must not be negative"};
+    }
+    if (plan.rows() == 0) { return {}; }
+    if (memory.layout.page_tokens != plan.page_tokens()) {
+        return {errc::plan_mismatch, "move_rows: the plan was made for pages of another size",
+                plan.page_tokens()};
+    }
+    if (plan.heads() != 1 && plan.heads() != memory.heads) {
+        return {errc::plan_mismatch,
+                "move_rows: the plan has token sets for another number of heads than the memory",
+                plan.heads()};
+    }
+    if (memory.layout.most_pages() < plan.pages_touched()) {
+        return {errc::plan_mismatch, "move_rows: the plan was made for more pages than the memory has",
+                plan.pages_touched()};
+    }
+    if (memory.data == nullptr && plan.total_moves() > 0 && memory.heads > 0 && memory.row_length > 0) {
+        return {errc::invalid_parameter, "move_rows: data must not be null"};
+    }
+    return {};
+}
+
+// Moves in a pool that was checked.
+template <class T, class Executor>
+void move_checked(const paged_memory<T>& memory, const move_plan& plan, Executor& ex) {
+    if (memory.row_length == 0 || memory.heads == 0) { return; }
     ex(plan.rows(), [&](index_t row) {
         const index_t head = row % plan.heads();
-        detail::move_slots(memory, plan.moves(row), head, plan.heads() == 1 ? memory.heads : 1);
+        move_slots(memory, plan.moves(row), head, plan.heads() == 1 ? memory.heads : 1);
     });
+}
+
+} // namespace detail
+
+/// Moves the rows of one pool: with a plan of one head all heads of a slot move together. Rows of the plan may run on any thread.
+template <class T, executor Executor = serial_executor>
+[[nodiscard]] status move_rows(const paged_memory<T>& memory, const move_plan& plan, Executor&& ex = {}) {
+    if (const status s = detail::check_pool(memory, plan); !s.ok()) { return s; }
+    const std::array bytes{detail::bytes_of_pages(memory, plan.pages_touched())};
+    if (const status s = check_movable(bytes); !s.ok()) { return s; }
+    detail::move_checked(memory, plan, ex);
+    return {};
+}
+
+/// Moves the rows of two pools by one plan; both, and what memory they share, are checked before either is changed.
+template <class T, class U, executor Executor = serial_executor>
+[[nodiscard]] status move_rows(const paged_memory<T>& keys, const paged_memory<U>& values,
+                               const move_plan& plan, Executor&& ex = {}) {
+    if (const status s = detail::check_pool(keys, plan); !s.ok()) { return s; }
+    if (const status s = detail::check_pool(values, plan); !s.ok()) { return s; }
+    const std::array key_bytes{detail::bytes_of_pages(keys, plan.pages_touched())};
+    const std::array value_bytes{detail::bytes_of_pages(values, plan.pages_touched())};
+    moved_views moved;
+    if (const status s = check_movable(key_bytes, value_bytes, moved); !s.ok()) { return s; }
+    if (moved.first) { detail::move_checked(keys, plan, ex); }
+    if (moved.second) { detail::move_checked(values, plan, ex); }
+    return {};
 }
 
 } // namespace kvtrim

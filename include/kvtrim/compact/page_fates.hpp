@@ -32,6 +32,30 @@ struct page_pool {
     }
 };
 
+/// Returns invalid_parameter, index_overflow, or invalid_table for ref_counts that are negative or not one per page (needed:
+/// pages). Free pages are looked at as they are taken. O(pages).
+[[nodiscard]] inline status validate(const page_pool& pool) {
+    if (const status s = page_layout{.page_tokens = pool.page_tokens, .pages = pool.pages}.validate();
+        !s.ok()) {
+        return s;
+    }
+    if (pool.pages < 0 || pool.heads <= 0) {
+        return {errc::invalid_parameter, "page pool: heads must be positive, pages not be negative"};
+    }
+    if (pool.heads > std::numeric_limits<std::int32_t>::max() / pool.page_tokens) {
+        return {errc::index_overflow, "page pool: a page holds at most 2^31 - 1 rows of all heads",
+                pool.heads};
+    }
+    if (pool.ref_counts.empty()) { return {}; }
+    if (std::ssize(pool.ref_counts) != pool.pages) {
+        return {errc::invalid_table, "page pool: ref_counts must have one entry per page", pool.pages};
+    }
+    if (std::any_of(pool.ref_counts.begin(), pool.ref_counts.end(), [](std::int32_t c) { return c < 0; })) {
+        return {errc::invalid_table, "page pool: ref_counts must not be negative"};
+    }
+    return {};
+}
+
 struct page_move_options {
     move_order order = move_order::fewest;
     shared_pages shared = shared_pages::stay_whole;

@@ -29,7 +29,7 @@
 //                in_order, a free page takes the place of each one that is copied
 // A page stands in the table at most as often as its ref_count says; without ref_counts, once.
 //
-// Errors: those of validate(table); plan_mismatch; rows_differ (heads that share pages keep different numbers of
+// Errors: those of validate(table) and validate(pool); plan_mismatch; rows_differ (heads that share pages keep different numbers of
 // tokens); invalid_table (a page too often, or a free page that is in use); page_shared (stay_whole: a page would
 // have to change that others read: a last one that is not full, or in_order one behind an evicted token);
 // pages_too_few (needed: pages); index_overflow; workspace_too_small. Nothing is written then.
@@ -93,7 +93,7 @@ class page_planner {
         std::fill(named_.begin(), named_.end(), 0);
         for (const std::int32_t page : table_.indices) {
             const auto p = static_cast<std::size_t>(page);
-            const std::int32_t owners = pool_.ref_counts.empty() ? 1 : std::max(1, pool_.ref_counts[p]);
+            const std::int32_t owners = pool_.ref_counts.empty() ? 1 : pool_.ref_counts[p];
             if (++named_[p] > owners) {
                 return {errc::invalid_table, "page table: a page stands in it more often than it has owners"};
             }
@@ -114,6 +114,12 @@ class page_planner {
 
     void clear(move_plan& out) const {
         out.heads_ = pool_.heads;
+        out.page_tokens_ = tokens_;
+        out.highest_slot_ =
+            -1; // of the table: pages that stay must not be overwritten by another pool's moves either
+        for (const std::int32_t page : table_.indices) {
+            out.highest_slot_ = std::max(out.highest_slot_, page * tokens_ + tokens_ - 1);
+        }
         out.taken_ = 0;
         out.extra_ = 0;
         out.moves_.clear();
@@ -167,6 +173,9 @@ class page_planner {
         const slot_move* const end = options_.order == move_order::in_order
                                          ? close_up(kept.data(), head, new_pages, origin, moves)
                                          : fill_holes(kept.data(), head, new_pages, origin, moves);
+        for (const slot_move* move = moves; move != end; ++move) {
+            out.highest_slot_ = std::max<index_t>(out.highest_slot_, std::max(move->from, move->to));
+        }
         out.moves_.resize(moves_before + static_cast<std::size_t>(end - moves));
         out.move_offsets_.push_back(static_cast<std::int32_t>(out.moves_.size()));
         out.origin_offsets_.push_back(static_cast<std::int32_t>(out.origins_.size()));
@@ -300,22 +309,22 @@ class page_planner {
 
 } // namespace detail
 
-// Bytes of workspace for this table; 0 for one that validate() refuses.
+/// Bytes of workspace for this table; 0 for a table or a pool that is refused.
 [[nodiscard]] inline index_t plan_page_moves_bytes(const page_table& table, const page_pool& pool) {
-    const bool is_valid = pool.heads > 0 && validate(table, pool.pages, pool.page_tokens).ok();
+    const bool is_valid = validate(table, pool.pages, pool.page_tokens).ok() && validate(pool).ok();
     return is_valid ? detail::page_planner_bytes(table, pool) : 0;
 }
 
-// Plans the moves. Requires ref_counts of all pages, if any, and another `out` than the one that holds `table`.
+/// Plans the moves. `out` is another plan than the one that holds `table`, or the answer is invalid_parameter.
 [[nodiscard]] inline status plan_page_moves(const keep_plan& plan, const page_table& table,
                                             const page_pool& pool, const page_move_options& options,
                                             move_plan& out, workspace& scratch) {
-    KVTRIM_EXPECTS(pool.heads > 0, "plan_page_moves: heads must be positive");
-    KVTRIM_EXPECTS(pool.ref_counts.empty() || std::ssize(pool.ref_counts) == pool.pages,
-                   "plan_page_moves: ref_counts must have one entry per page");
-    KVTRIM_EXPECTS(table.indptr.data() != out.table().indptr.data() || out.rows() == 0,
-                   "plan_page_moves: the output must be another plan than the one whose table is read");
+    if (out.rows() > 0 && table.indptr.data() == out.table().indptr.data()) {
+        return {errc::invalid_parameter,
+                "plan_page_moves: the output must be another plan than the one whose table is read"};
+    }
     if (const status s = validate(table, pool.pages, pool.page_tokens); !s.ok()) { return s; }
+    if (const status s = validate(pool); !s.ok()) { return s; }
     const index_t bytes = detail::page_planner_bytes(table, pool);
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
     const workspace::frame frame(scratch);

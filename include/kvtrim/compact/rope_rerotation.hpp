@@ -10,236 +10,169 @@
 //   rerotate_keys(keys, rope, from, ...)       row i of each head gets position i
 //   rerotate_keys(keys, rope, from, to, ...)   any new positions
 //
-// `from` holds the positions that the rows are rotated to now: positions_of(plan) after the first cut of a cache, later
-// what the engine stored (keep_plan::gather_positions). Rotate once, from those to the new ones: each time rounds again.
-// Run it after a compaction of keys [kv_heads, tokens, head_dim] in any strides (the first rows of each head are the
-// survivors), or of a ragged cache. The rotary channels are the first of each row; where they are not (MLA), pass
-// the strided view of just those channels.
+// keys [kv_heads, tokens, head_dim]: any view that rows can be written to (row_store: strided, filled, ragged, paged_rows
+// of a pool that is not const, indexed_rows, ggml_rows, scaled_rows, ...); the first rows of each head are the survivors.
+// The rotary channels are the first of each row; where they are not (MLA), pass the view of just those channels. `from`
+// holds the positions that the rows are rotated to now: positions_of(plan) after the first cut of a cache. For a cache
+// that is cut again and again, cache_positions keeps them (decode/close_up.hpp).
 //
 // Source: kvpress@8bb29b9 key_rerotation_press.py.
 // Departures: angles and the sums of angles in double (there: float, 5e-4 off at position 4096); interleaved pairs,
 // partial rotary dimension, any table of frequencies. The attention factor is in the keys already and stays.
 // Frequencies that the model changes with the length (dynamic NTK) have no such rotation.
-// A row whose position stays is not touched. Errors: plan_mismatch, invalid_parameter or workspace_too_small, with the
-// keys unchanged. Numerics: equal to rotating from scratch within the rounding of the element, and float's.
-// Cost: every row read and written once; a complex product per pair and row, a sine and cosine per pair for some rows.
-// Workspace: a table of turns, and a tile of rows per KV head.
+//
+// Errors, with the keys unchanged: what the view or the rope says, invalid_table (offsets that do not ascend within the
+// positions, a position below 0, a page or slot that would be rotated twice), plan_mismatch (heads or rows that the cache
+// does not have), invalid_parameter (more rotary channels than a row has; heads that share
+// blocks), views_overlap, workspace_too_small. A row whose position stays is not touched. Of a row that moves, the channels behind the
+// rotary ones keep their bits, but for those that share a quantised block, or a row's own scale, with rotary ones.
+//
+// Numerics: float, then one rounding of the element or one encoding (kernels/encode.hpp) for each rotation. Rounding to
+// nearest loses turns of less than half a step, so the errors of many small rotations do not cancel, they add up. A
+// random key of 128 channels (base 10000) that is moved by n positions, its mean error as a share of its length:
+//
+//              n rotations by 1 position            1 rotation by n
+//          n = 1       16      256     2048         n = 1 ... 2048
+//   bf16   0.14 %    1.2 %     13 %     80 %        0.14 ... 0.17 %
+//   f16    0.020 %   0.19 %    2.0 %    12 %        0.020 ... 0.021 %
+//   q8_0   0.43 %    3.5 %     37 %    126 %        0.43 ... 0.53 %
+//   q4_0   5.3 %      35 %    220 %    grows        5.3 ... 8.5 %
+//
+// So rotate seldom and far, not after every cut. cache_positions adds shifts up as integers, and close_up() rotates once
+// for all cuts before it (decode/close_up.hpp).
+// Cost: every row that moves read and written once; a complex product per pair and row, a sine and cosine per pair for
+// some rows. Workspace: a table of turns, a tile of rows per KV head, a bit per page or slot of the cache.
 
-#include <kvtrim/base/for_each_head.hpp>
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/base/rope.hpp>
-#include <kvtrim/kernels/narrow.hpp>
-#include <kvtrim/kernels/rotate.hpp>
-#include <kvtrim/kernels/widen.hpp>
-#include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/base/for_each_item.hpp>
+#include <kvtrim/compact/overlap.hpp>
+#include <kvtrim/compact/rotate_rows.hpp>
+#include <kvtrim/plan/row_positions.hpp>
 
-#include <bit>
+#include <algorithm>
+#include <cstdint>
 
 namespace kvtrim {
 
-// The position of each row of each head, as a CSR table: row i of head g has positions[offsets[g] + i].
-struct row_positions {
-    std::span<const std::int32_t> offsets;   // [kv_heads + 1]
-    std::span<const std::int32_t> positions; // [offsets[kv_heads]]
-
-    [[nodiscard]] std::span<const std::int32_t> row(index_t head) const {
-        const auto g = static_cast<std::size_t>(head);
-        return positions.subspan(static_cast<std::size_t>(offsets[g]),
-                                 static_cast<std::size_t>(offsets[g + 1] - offsets[g]));
-    }
-};
-
-// Of a cache whose row t had position t before this plan cut it. The plan must outlive the view.
-[[nodiscard]] inline row_positions positions_of(const keep_plan& plan) {
-    return {plan.offsets(), plan.kept()};
-}
-
 namespace detail {
 
-// R(distance) = R(coarse * block) R(fine) with 0 <= fine < block: a table of the fine turns for all heads, and one
-// coarse turn per head that follows the rows. Survivors ascend, so it changes once in `block` positions.
-class turn_table {
-  public:
-    turn_table(index_t block, index_t pairs, workspace& scratch)
-        : block_(block), pairs_(pairs), fine_(scratch.take<double>(block * 2 * pairs)) {}
-
-    void fill(const rope& r) const {
-        for (index_t fine = 0; fine < block_; ++fine) { write(r, fine, fine_.data() + fine * 2 * pairs_); }
-    }
-    [[nodiscard]] index_t block() const { return block_; }
-    [[nodiscard]] kernels::turn_row fine(index_t distance) const {
-        const double* row = fine_.data() + distance * 2 * pairs_;
-        return {row, row + pairs_};
-    }
-
-    // turn [2, pairs]: cosines, then sines.
-    static void write(const rope& r, index_t distance, double* turn) {
-        for (index_t i = 0; i < r.pairs(); ++i) {
-            const double angle = static_cast<double>(distance) * r.frequency(i);
-            turn[i] = std::cos(angle);
-            turn[r.pairs() + i] = std::sin(angle);
-        }
-    }
-
-  private:
-    index_t block_;
-    index_t pairs_;
-    std::span<double> fine_;
+// Pages or slots that rows are written to: [lowest, lowest + count) holds them all.
+struct place_range {
+    std::span<const std::int32_t> places;
+    index_t lowest = 0;
+    index_t count = 0;
 };
 
-struct rotation_scratch {
-    static constexpr index_t tile_rows = 16;
-
-    std::span<double> coarse; // [2, pairs]
-    std::span<float> tile;    // [tile_rows, rotary_dim]
-
-    rotation_scratch(const rope& r, workspace& own)
-        : coarse(own.take<double>(r.rotary_dim())), tile(own.take<float>(tile_rows * r.rotary_dim())) {}
-
-    [[nodiscard]] static index_t bytes(const rope& r) {
-        workspace counting = workspace::counting();
-        static_cast<void>(rotation_scratch(r, counting));
-        return counting.needed_bytes();
-    }
-};
-
-// Balances the table, filled once, with the coarse turns, one for every `block` positions of each head.
 template <class V>
-[[nodiscard]] index_t turn_block(const V& keys) {
-    const double balanced = std::sqrt(static_cast<double>(extent(keys, 0) * extent(keys, 1)));
-    return std::clamp<index_t>(static_cast<index_t>(std::bit_ceil(static_cast<std::uint64_t>(balanced))), 16,
-                               1024);
-}
-
-// The rotary channels of one head as a view [1, rows, rotary_dim].
-template <class V>
-[[nodiscard]] auto rotary_rows(const V& keys, index_t head, const rope& r) {
-    if constexpr (strided_view<V, 3>) {
-        const auto row = static_cast<index_t>(keys.stride(1));
-        return strided(keys.data_handle() + head * static_cast<index_t>(keys.stride(0)),
-                       {1, extent(keys, 1), r.rotary_dim()}, {0, row, static_cast<index_t>(keys.stride(2))});
+[[nodiscard]] place_range written_places(const V& keys) {
+    if constexpr (requires { keys.written_places(); }) {
+        const std::span<const std::int32_t> places = keys.written_places();
+        if (places.empty()) { return {}; }
+        const auto [lowest, highest] = std::minmax_element(places.begin(), places.end());
+        return {places, *lowest, index_t{*highest} - *lowest + 1};
     } else {
-        return strided(keys.row(head, 0), {1, keys.rows(head), r.rotary_dim()}, {0, extent(keys, 2), 1});
+        return {};
     }
 }
 
-// load_rows, with the kernel for contiguous narrow elements.
-template <class T>
-void widen_rows(const strided<T, 3>& rows, index_t first, index_t count, float* tile) {
-    if constexpr (kernels::is_widened<T>) {
-        if (rows.stride(2) == 1) {
-            for (index_t i = 0; i < count; ++i) {
-                kernels::widen(rows.data_handle() + (first + i) * rows.stride(1), rows.extent(2),
-                               tile + i * rows.extent(2));
-            }
-            return;
-        }
-    }
-    load_rows(rows, 0, first, count, tile);
+[[nodiscard]] constexpr index_t seen_words(const place_range& range) {
+    return (range.count + 63) / 64;
 }
 
-// Its opposite.
-template <class T>
-void narrow_rows(const float* tile, index_t first, index_t count, const strided<T, 3>& rows) {
-    const index_t length = rows.extent(2);
-    const index_t step = rows.stride(2);
-    T* base = rows.data_handle() + first * rows.stride(1);
-    if (step == 1) {
-        for (index_t i = 0; i < count; ++i) {
-            kernels::narrow(tile + i * length, length, base + i * rows.stride(1));
-        }
-        return;
+// seen [seen_words(range)]
+[[nodiscard]] inline bool is_any_place_twice(const place_range& range, std::span<std::uint64_t> seen) {
+    std::fill(seen.begin(), seen.end(), std::uint64_t{0});
+    for (const std::int32_t place : range.places) {
+        const auto bit = static_cast<std::uint64_t>(place - range.lowest);
+        const std::uint64_t mask = std::uint64_t{1} << (bit % 64);
+        if ((seen[bit / 64] & mask) != 0) { return true; }
+        seen[bit / 64] |= mask;
     }
-    for (index_t d = 0; d < length; ++d) { // transposed: channels outside, so that writes stay sequential
-        for (index_t i = 0; i < count; ++i) {
-            base[i * rows.stride(1) + d * step] = element_traits<T>::from_float(tile[i * length + d]);
-        }
-    }
+    return false;
 }
 
-template <class T, class NewPosition>
-void rotate_head(const strided<T, 3>& rows, const rope& r, std::span<const std::int32_t> from,
-                 NewPosition&& new_position, const turn_table& table, const rotation_scratch& memory) {
-    const double* coarse = memory.coarse.data();
-    index_t coarse_of = 0;
-    turn_table::write(r, 0, memory.coarse.data());
-    const auto rotate = [&](index_t i, float* row) {
-        const index_t distance = new_position(i) - index_t{from[static_cast<std::size_t>(i)]};
-        if (distance == 0) { return; }
-        const index_t fine = distance & (table.block() - 1); // of a power of two, below 0 too
-        if (distance - fine != coarse_of) {
-            coarse_of = distance - fine;
-            turn_table::write(r, coarse_of, memory.coarse.data());
-        }
-        const kernels::turn_row turn{coarse, coarse + r.pairs()};
-        if (r.pairing == rope_pairing::half_split) {
-            kernels::rotate_half_split(turn, table.fine(fine), r.pairs(), row);
-        } else {
-            kernels::rotate_interleaved(turn, table.fine(fine), r.pairs(), row);
-        }
-    };
-    const auto count = static_cast<index_t>(from.size());
-    if constexpr (std::is_same_v<T, float>) {
-        if (rows.stride(2) == 1) {
-            for (index_t i = 0; i < count; ++i) { rotate(i, rows.data_handle() + i * rows.stride(1)); }
-            return;
-        }
-    }
-    for (index_t first = 0; first < count; first += rotation_scratch::tile_rows) {
-        const index_t in_tile = std::min(rotation_scratch::tile_rows, count - first);
-        widen_rows(rows, first, in_tile, memory.tile.data());
-        for (index_t i = 0; i < in_tile; ++i) { rotate(first + i, memory.tile.data() + i * r.rotary_dim()); }
-        narrow_rows(memory.tile.data(), first, in_tile, rows);
-    }
-}
-
-} // namespace detail
-
-template <class V>
-[[nodiscard]] index_t rerotate_keys_bytes(const V& keys, const rope& r) {
-    workspace counting = workspace::counting();
-    static_cast<void>(detail::turn_table(detail::turn_block(keys), r.pairs(), counting));
-    static_cast<void>(
-        counting.take<std::byte>(for_each_head_bytes(extent(keys, 0), detail::rotation_scratch::bytes(r))));
-    return counting.needed_bytes();
-}
-
-namespace detail {
-
-template <class V, class NewPosition, class Executor>
-[[nodiscard]] status rerotate(const V& keys, const rope& r, const row_positions& from,
-                              NewPosition&& new_position, workspace& scratch, Executor& ex) {
-    KVTRIM_EXPECTS(r.rotary_dim() <= extent(keys, 2),
-                   "rerotate_keys: rope rotates at most head_dim channels");
+// What a cache says of a rotation of these rows, but for places that are written twice. Positions: row_positions, or a
+// class with its heads(), row() and validate().
+template <class V, class Positions>
+[[nodiscard]] status validate_rotation(const V& keys, const rope& r, const Positions& from) {
+    if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }
     if (const status s = valid_rope(r); !s.ok()) { return s; }
-    if (static_cast<index_t>(from.offsets.size()) != extent(keys, 0) + 1) {
+    if (const status s = from.validate(); !s.ok()) { return s; }
+    if (r.rotary_dim() > extent(keys, 2)) {
+        return {errc::invalid_parameter, "rerotate_keys: rope rotates at most head_dim channels",
+                extent(keys, 2)};
+    }
+    if (from.heads() != extent(keys, 0)) {
         return {errc::plan_mismatch, "the positions have another number of heads than the cache"};
     }
-    KVTRIM_EXPECTS(from.positions.size() >= static_cast<std::size_t>(from.offsets.back()),
-                   "rerotate_keys: positions must hold as many as offsets say");
     for (index_t g = 0; g < extent(keys, 0); ++g) {
         if (static_cast<index_t>(from.row(g).size()) > row_count(keys, g)) {
             return {errc::plan_mismatch, "there are positions for rows that the cache does not have"};
         }
     }
-    if (r.rotary_dim() == 0) { return {}; }
-    const index_t bytes = rerotate_keys_bytes(keys, r);
-    if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
-    const workspace::frame frame(scratch);
-    const turn_table table(turn_block(keys), r.pairs(), scratch);
-    table.fill(r);
-    return for_each_head(extent(keys, 0), rotation_scratch::bytes(r), scratch, ex,
-                         [&](index_t g, workspace& own) {
-                             const rotation_scratch memory(r, own);
-                             rotate_head(
-                                 rotary_rows(keys, g, r), r, from.row(g),
-                                 [&](index_t i) { return new_position(g, i); }, table, memory);
-                         });
+    if constexpr (requires { keys.heads_move_together(); }) {
+        if (keys.heads_move_together()) {
+            return {errc::invalid_parameter,
+                    "rerotate_keys: heads that share blocks cannot be encoded one by one"};
+        }
+    }
+    return check_movable(memory_of(keys)); // rows that overlap would be rotated twice
 }
 
 } // namespace detail
 
-// Row i of each head gets position i.
+/// Bytes of workspace that rerotate_keys() takes; 0 where there is nothing to rotate or the view is not valid. O(pages).
+template <class V, class Executor = serial_executor>
+[[nodiscard]] index_t rerotate_keys_bytes(const V& keys, const rope& r, const Executor& ex = {}) {
+    const bool empty = extent(keys, 0) == 0 || extent(keys, 1) == 0 || r.rotary_dim() == 0;
+    if (empty || r.rotary_dim() > extent(keys, 2) || !validate(keys).ok()) { return 0; }
+    workspace counting = workspace::counting();
+    static_cast<void>(detail::turn_table(detail::turn_block(keys), r.pairs(), counting));
+    static_cast<void>(counting.take<std::uint64_t>(detail::seen_words(detail::written_places(keys))));
+    const index_t of_head = detail::rotation_scratch::bytes(r, detail::rotary_row_length(keys, r));
+    static_cast<void>(counting.take<std::byte>(for_each_item_bytes(ex, extent(keys, 0), of_head)));
+    return counting.needed_bytes();
+}
+
+namespace detail {
+
+template <class V, class Positions, class NewPosition, class Executor>
+[[nodiscard]] status rerotate(const V& keys, const rope& r, const Positions& from, NewPosition&& new_position,
+                              workspace& scratch, Executor& ex) {
+    static_assert(row_store<V>,
+                  "kvtrim: rerotate_keys writes rows: pass a view of elements that are not const and that "
+                  "floats can become (element_traits::from_float), or a source with store_rows(head, first, "
+                  "count, const float* tile); see base/row_source.hpp");
+    if constexpr (row_store<V>) { // else the message above is the only one
+        if (const status s = validate_rotation(keys, r, from); !s.ok()) { return s; }
+        const index_t bytes = rerotate_keys_bytes(keys, r);
+        if (bytes == 0) { return {}; }
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+        const workspace::frame frame(scratch);
+        const turn_table table(turn_block(keys), r.pairs(), scratch);
+        const place_range range = written_places(keys);
+        if (is_any_place_twice(range, scratch.take<std::uint64_t>(seen_words(range)))) {
+            return {errc::invalid_table,
+                    "rerotate_keys: a page or slot that stands twice would be rotated twice"};
+        }
+        table.fill(r);
+        const index_t row_length = rotary_row_length(keys, r);
+        return for_each_item(extent(keys, 0), rotation_scratch::bytes(r, row_length), scratch, ex,
+                             [&](index_t g, workspace& own) {
+                                 const rotation_scratch memory(r, row_length, own);
+                                 with_rotary_rows(keys, g, r, [&](const auto& rows, index_t head) {
+                                     rotate_head(
+                                         rows, head, r, from.row(g),
+                                         [&](index_t i) { return new_position(g, i); }, table, memory);
+                                 });
+                             });
+    } else {
+        return {};
+    }
+}
+
+} // namespace detail
+
+/// Row i of each head gets position i.
 template <class V, class Executor = serial_executor>
 [[nodiscard]] status rerotate_keys(const V& keys, const rope& r, const row_positions& from,
                                    workspace& scratch, Executor&& ex = {}) {
@@ -247,14 +180,19 @@ template <class V, class Executor = serial_executor>
         keys, r, from, [](index_t, index_t i) { return i; }, scratch, ex);
 }
 
-// Row i of head g gets position to.row(g)[i]. Requires as many rows in `to` as in `from`.
+/// Row i of head g gets position to.row(g)[i]. Returns plan_mismatch unless `to` has the rows of `from`.
 template <class V, class Executor = serial_executor>
 [[nodiscard]] status rerotate_keys(const V& keys, const rope& r, const row_positions& from,
                                    const row_positions& to, workspace& scratch, Executor&& ex = {}) {
-    KVTRIM_EXPECTS(
-        std::equal(from.offsets.begin(), from.offsets.end(), to.offsets.begin(), to.offsets.end()) &&
-            to.positions.size() >= from.positions.size(),
-        "rerotate_keys: old and new positions must have the same rows");
+    if (const status s = from.validate(); !s.ok()) { return s; }
+    if (const status s = to.validate(); !s.ok()) { return s; }
+    bool same_rows = from.heads() == to.heads();
+    for (index_t g = 0; same_rows && g < from.heads(); ++g) {
+        same_rows = from.row(g).size() == to.row(g).size();
+    }
+    if (!same_rows) {
+        return {errc::plan_mismatch, "rerotate_keys: old and new positions must have the same rows"};
+    }
     const auto new_position = [&](index_t g, index_t i) {
         return index_t{to.row(g)[static_cast<std::size_t>(i)]};
     };

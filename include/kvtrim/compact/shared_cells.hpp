@@ -5,18 +5,26 @@
 // Caches whose cell holds one token for all heads and layers (llama.cpp): one token set from the scores of all
 // layers, and the position ranges that the engine removes and shifts.
 //
-//   cell_scores     folds the rows of layer after layer (sum, maximum or votes: select/row_fold.hpp); plan() keeps
-//                   the best
-//   edit_cells      remove(token_range)      arguments of seq_rm(sequence, begin, end): as few as possible, ascending
-//                   shift(position_shift)    arguments of seq_add(sequence, begin, end, delta): one per run of
-//                                            tokens that move by the same distance, in an order in which no two
-//                                            tokens meet
+//   cell_scores           folds the rows of layer after layer (sum, maximum or votes: select/row_fold.hpp); plan() keeps
+//                         the best
+//   keep_whole_positions  the same plan, and all cells that share a position with one that stays
+//   edit_cells            remove(token_range)      arguments of seq_rm(sequence, begin, end): as few as possible, ascending
+//                         shift(position_shift)    arguments of seq_add(sequence, begin, end, delta): one per run of
+//                                                  tokens that move by the same distance, in an order in which no two
+//                                                  tokens meet
 //
-// Closing: keep_positions shifts nothing. towards_first: survivors follow the first one without gaps (the end of
-// the sequence comes closer; a shared prefix that is kept whole is not shifted). towards_horizon: survivors before
-// the horizon close up to it from below, so the newest tokens, and the position of the next one, stay.
+// Cells that share a position: with multi-position RoPE (M-RoPE: Qwen2-VL and others) all tokens of an image stand at one
+// position of the sequence. An engine that removes by position removes all of them or none, so all stay where one is
+// kept; how many more that are, edit_cells tells (cell_edit_report). State that the caller keeps per cell follows the
+// plan of keep_whole_positions.
+//
+// Closing: keep_positions shifts nothing, and always works. towards_first: survivors follow the first one without gaps
+// (the end of the sequence comes closer; a shared prefix that is kept whole is not shifted). towards_horizon: survivors
+// before the horizon close up to it from below, so the newest tokens, and the position of the next one, stay. Cells that
+// share a position are shifted together, and keep the distance to the position behind them: an image takes as many
+// positions as its longer side, which only that distance shows.
 // Tokens at positions from `horizon` on (drafts that may be undone) are neither removed nor shifted.
-// Shifts rotate keys: engines refuse them for multi-position RoPE; cells that other sequences share are shifted
+// Shifts rotate keys: llama.cpp refuses them for M-RoPE; cells that other sequences share are shifted
 // for those too.
 //
 // Cost: linear in tokens; a fold per row. Workspace of cell_scores: select/row_fold.hpp.
@@ -66,18 +74,22 @@ class cell_scores {
         }
     };
 
-    // Requires a valid request. The memory must live, and its workspace stay untouched below it, until plan() is
-    // done.
+    /// The memory must live, and its workspace stay untouched below it, until plan() is done. Of a request that is not
+    /// valid, or with too little memory, every call answers why.
     cell_scores(const request& asked, workspace& memory)
-        : asked_(asked), fold_(asked.reduction, asked.range().size(), memory),
-          status_(memory.fits() ? status{} : memory.too_small()) {
+        : status_(asked.validate()), asked_(status_.ok() ? asked : request{}),
+          fold_(asked_.reduction, asked_.range().size(), memory) {
+        if (status_.ok() && !memory.fits()) { status_ = memory.too_small(); }
         if (status_.ok()) { fold_.begin(); }
     }
 
-    // The importance rows of one layer, as a scorer writes them: one per KV head, a column per candidate.
-    // Returns errc::rows_differ, with nothing added, or workspace_too_small.
+    [[nodiscard]] status validate() const { return status_; }
+
+    /// The importance rows of one layer, as a scorer writes them: one per KV head, a column per candidate.
+    /// Returns rows_differ or invalid_table, with nothing added, or what validate() says.
     [[nodiscard]] status add(const score_rows& layer) {
         if (!status_.ok()) { return status_; }
+        if (const status s = kvtrim::validate(layer); !s.ok()) { return s; }
         for (index_t r = 0; r < layer.rows(); ++r) {
             if (layer.length(r) != asked_.range().size()) {
                 return {errc::rows_differ, "one token set for all heads needs rows of one length"};
@@ -87,7 +99,7 @@ class cell_scores {
         return {};
     }
 
-    // One row: protected tokens and the best of the others. Returns errc::workspace_too_small.
+    /// One row: protected tokens and the best of the others. Returns what validate() says, with out unchanged.
     [[nodiscard]] status plan(keep_plan& out) const {
         if (!status_.ok()) { return status_; }
         const token_range range = asked_.range();
@@ -104,9 +116,9 @@ class cell_scores {
     }
 
   private:
+    status status_;
     request asked_;
     row_fold fold_;
-    status status_;
 };
 
 // Tokens at positions [begin, end) get position + delta.
@@ -125,86 +137,204 @@ struct cell_edit_options {
     closing close = closing::keep_positions;
 };
 
+struct cell_edit_report {
+    index_t kept_cells = 0; // all that stay
+    index_t shared_cells =
+        0; // of these, the ones that the plan does not keep: they share a position with one that it keeps
+};
+
 namespace detail {
 
-// Survivor i gets position `first` + i. Calls shift for each run that moves by one distance. All go down or all go
-// up, the earlier the farther: in the order of the way they go, none meets another.
-template <class Shift>
-void shift_runs(std::span<const std::int32_t> kept, std::span<const std::int32_t> positions, index_t first,
-                Shift&& shift) {
-    const auto position = [&](std::size_t i) {
-        return index_t{positions[static_cast<std::size_t>(kept[i])]};
-    };
-    const auto distance = [&](std::size_t i) { return first + static_cast<index_t>(i) - position(i); };
-    const auto shift_run = [&](std::size_t begin, std::size_t last) {
-        if (distance(begin) == 0) { return; }
-        shift(position_shift{position(begin), position(last) + 1, distance(begin)});
-    };
-    const std::size_t count = kept.size();
-    const bool downwards = count > 0 && distance(count - 1) < 0;
-    if (downwards) {
-        for (std::size_t begin = 0, i = 1; i <= count; ++i) {
-            if (i < count && distance(i) == distance(begin)) { continue; }
-            shift_run(begin, i - 1);
-            begin = i;
+// The cells [begin, end) at one position.
+struct position_group {
+    index_t begin = 0, end = 0;
+    index_t position = 0;
+    index_t span = 1; // positions that it takes when it is closed up
+    bool stays = false;
+};
+
+// The cells of a sequence position by position, upwards or downwards, beside the cells that a plan keeps.
+class position_groups {
+  public:
+    position_groups(std::span<const keep_plan::table_index> kept, std::span<const std::int32_t> positions)
+        : kept_(kept), positions_(positions) {}
+
+    // Whether positions ascend from 0 on and the kept cells are of this sequence.
+    [[nodiscard]] status validate() const {
+        for (std::size_t i = 0; i < positions_.size(); ++i) {
+            if (positions_[i] < 0 || (i > 0 && positions_[i] < positions_[i - 1])) {
+                return {errc::plan_mismatch, "positions of a sequence must not descend, from 0 or above"};
+            }
         }
-        return;
+        index_t next = 0;
+        for (const auto cell : kept_) {
+            if (cell < next || cell >= std::ssize(positions_)) {
+                return {errc::plan_mismatch, "the plan keeps cells that the sequence does not have"};
+            }
+            next = index_t{cell} + 1;
+        }
+        return {};
     }
-    for (std::size_t last = count, i = count; i-- > 0;) {
-        if (last == count) { last = i; }
-        if (i > 0 && distance(i - 1) == distance(last)) { continue; }
-        shift_run(i, last);
-        last = count;
+
+    template <class Fn>
+    void ascending(Fn&& fn) const {
+        std::size_t next_kept = 0;
+        for (index_t begin = 0; begin < std::ssize(positions_);) {
+            position_group group = group_at(begin, end_of(begin));
+            while (next_kept < kept_.size() && kept_[next_kept] < group.end) {
+                group.stays = true;
+                ++next_kept;
+            }
+            fn(group);
+            begin = group.end;
+        }
     }
-}
+    template <class Fn>
+    void descending(Fn&& fn) const {
+        std::size_t kept_left = kept_.size();
+        for (index_t end = std::ssize(positions_); end > 0;) {
+            index_t begin = end - 1;
+            while (begin > 0 && at(begin - 1) == at(end - 1)) { --begin; }
+            position_group group = group_at(begin, end);
+            while (kept_left > 0 && kept_[kept_left - 1] >= group.begin) {
+                group.stays = true;
+                --kept_left;
+            }
+            fn(group);
+            end = begin;
+        }
+    }
+
+  private:
+    [[nodiscard]] index_t at(index_t cell) const { return positions_[static_cast<std::size_t>(cell)]; }
+    [[nodiscard]] index_t end_of(index_t begin) const {
+        index_t end = begin + 1;
+        while (end < std::ssize(positions_) && at(end) == at(begin)) { ++end; }
+        return end;
+    }
+    [[nodiscard]] position_group group_at(index_t begin, index_t end) const {
+        const bool keeps_distance = end - begin > 1 && end < std::ssize(positions_);
+        return {begin, end, at(begin), keeps_distance ? at(end) - at(begin) : 1, false};
+    }
+
+    std::span<const keep_plan::table_index> kept_;
+    std::span<const std::int32_t> positions_;
+};
+
+// Neighbours that move by one distance, as one call.
+template <class Shift>
+class shift_runs {
+  public:
+    explicit shift_runs(Shift& shift) : shift_(shift) {}
+
+    void add(index_t position, index_t delta) {
+        if (delta != run_.delta) {
+            finish();
+            run_ = {position, position + 1, delta};
+        }
+        run_.begin = std::min(run_.begin, position);
+        run_.end = std::max(run_.end, position + 1);
+    }
+    void finish() {
+        if (run_.delta != 0) { shift_(run_); }
+        run_ = {};
+    }
+
+  private:
+    Shift& shift_;
+    position_shift run_;
+};
 
 } // namespace detail
 
-// Calls remove for each range of positions that goes, then shift for each that moves; their order is that of
-// execution. kept: the cells that stay, as indices of positions, ascending; positions: of all cells of the
-// sequence, ascending. Returns errc::plan_mismatch (cells the sequence does not have, or positions that do not
-// ascend), or invalid_parameter (a token at or behind the horizon would be removed, or shifted by towards_first),
-// with no call made.
+/// Calls remove for each range of positions that goes, then shift for each that moves; their order is that of
+/// execution. kept: the cells that stay, as indices of positions, ascending; positions: of all cells of the
+/// sequence, not descending. Returns plan_mismatch (cells the sequence does not have, or positions that descend),
+/// or invalid_parameter (a token at or behind the horizon would be removed, or shifted by towards_first),
+/// with no call made and no report.
 template <class Remove, class Shift>
 [[nodiscard]] status edit_cells(std::span<const keep_plan::table_index> kept,
                                 std::span<const std::int32_t> positions, const cell_edit_options& options,
-                                Remove&& remove, Shift&& shift) {
-    const index_t cells = std::ssize(positions);
-    index_t before = 0; // cells before the horizon
-    for (std::size_t i = 0; i < positions.size(); ++i) {
-        if (positions[i] < 0 || (i > 0 && positions[i] <= positions[i - 1])) {
-            return {errc::plan_mismatch, "positions of a sequence must ascend from 0 or above"};
-        }
-        before += positions[i] < options.horizon ? 1 : 0;
-    }
-    index_t next = 0;
-    index_t kept_before = 0;
-    for (const auto cell : kept) {
-        if (cell < next || cell >= cells) {
-            return {errc::plan_mismatch, "the plan keeps cells that the sequence does not have"};
-        }
-        next = index_t{cell} + 1;
-        kept_before += cell < before ? 1 : 0;
-    }
-    if (std::ssize(kept) - kept_before != cells - before) {
+                                Remove&& remove, Shift&& shift, cell_edit_report* report = nullptr) {
+    const detail::position_groups groups(kept, positions);
+    if (const status s = groups.validate(); !s.ok()) { return s; }
+
+    index_t kept_cells = 0;
+    index_t first = -1; // position of the first survivor
+    index_t target = 0; // where the next one would follow without a gap
+    index_t end = -1;   // what survivors before the horizon close up to
+    bool removes_behind = false, shifts_behind = false;
+    groups.ascending([&](const detail::position_group& group) {
+        const bool behind = group.position >= options.horizon;
+        if (behind && end < 0) { end = group.position; }
+        removes_behind = removes_behind || (behind && !group.stays);
+        if (!group.stays) { return; }
+        if (first < 0) { first = target = group.position; }
+        shifts_behind = shifts_behind || (behind && target != group.position);
+        target += group.span;
+        kept_cells += group.end - group.begin;
+    });
+    if (end < 0 && !positions.empty()) { end = index_t{positions.back()} + 1; }
+    if (removes_behind) {
         return {errc::invalid_parameter, "edit_cells: a token behind the horizon would be removed"};
     }
-    const auto position = [&](index_t cell) { return index_t{positions[static_cast<std::size_t>(cell)]}; };
-    const index_t first = kept.empty() ? 0 : position(kept.front());
-    const bool pulls_all = options.close == closing::towards_first && before < cells;
-    if (pulls_all && first + std::ssize(kept) - 1 != position(cells - 1)) {
+    if (shifts_behind && options.close == closing::towards_first) {
         return {errc::invalid_parameter, "edit_cells: a token behind the horizon would be shifted"};
     }
-    removed_ranges(kept, cells, [&](token_range range) {
-        remove(token_range{position(range.begin), position(range.end - 1) + 1});
+
+    token_range gone{0, 0};
+    const auto finish_range = [&] {
+        if (gone.size() > 0) { remove(gone); }
+        gone = {0, 0};
+    };
+    groups.ascending([&](const detail::position_group& group) {
+        if (group.stays) { return finish_range(); }
+        gone = {gone.size() > 0 ? gone.begin : group.position, group.position + 1};
     });
+    finish_range();
+
+    detail::shift_runs runs(shift);
     if (options.close == closing::towards_first) {
-        detail::shift_runs(kept, positions, first, shift);
-    } else if (options.close == closing::towards_horizon && before > 0) {
-        const index_t end = before < cells ? position(before) : position(cells - 1) + 1;
-        detail::shift_runs(kept.first(static_cast<std::size_t>(kept_before)), positions, end - kept_before,
-                           shift);
+        target = first;
+        groups.ascending([&](const detail::position_group& group) {
+            if (!group.stays) { return; }
+            runs.add(group.position, target - group.position);
+            target += group.span;
+        });
+    } else if (options.close == closing::towards_horizon) {
+        groups.descending([&](const detail::position_group& group) {
+            if (!group.stays || group.position >= options.horizon) { return; }
+            end -= group.span;
+            runs.add(group.position, end - group.position);
+        });
     }
+    runs.finish();
+    if (report != nullptr) { *report = {kept_cells, kept_cells - std::ssize(kept)}; }
+    return {};
+}
+
+/// What edit_cells leaves: the cells of the plan's one row, and all that share a position with one of them. Returns
+/// plan_mismatch, index_overflow, or invalid_parameter if `out` is the plan that is read; with out unchanged.
+[[nodiscard]] inline status keep_whole_positions(const keep_plan& plan,
+                                                 std::span<const std::int32_t> positions, keep_plan& out) {
+    if (plan.rows() != 1) {
+        return {errc::plan_mismatch, "one token set for all heads is a plan of one row", 1};
+    }
+    if (&plan == &out) {
+        return {errc::invalid_parameter, "keep_whole_positions: the output must be another plan"};
+    }
+    const detail::position_groups groups(plan.row(0), positions);
+    if (const status s = groups.validate(); !s.ok()) { return s; }
+    index_t count = 0;
+    groups.ascending(
+        [&](const detail::position_group& group) { count += group.stays ? group.end - group.begin : 0; });
+    if (const status s = out.reset(std::span(&count, 1)); !s.ok()) { return s; }
+    auto next = out.writable_row(0).begin();
+    groups.ascending([&](const detail::position_group& group) {
+        for (index_t c = group.begin; group.stays && c < group.end; ++c) {
+            *next++ = static_cast<keep_plan::table_index>(c);
+        }
+    });
     return {};
 }
 

@@ -10,6 +10,7 @@
 // Numerics: weights in double from float log-sum-exps, sums in float.
 
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/base/workspace.hpp>
 
 #include <cmath>
@@ -62,11 +63,17 @@ struct decode_partials {
 
     decode_partials(index_t kv_heads, index_t part_count, index_t rows, index_t columns, workspace& scratch)
         : parts(part_count), query_rows(rows), value_dim(columns),
-          out(scratch.take<float>(kv_heads * parts * query_rows * value_dim)),
-          log_sum_exp(scratch.take<float>(kv_heads * parts * query_rows)) {}
+          out(scratch.take<float>(saturated_product(rows_of(kv_heads), value_dim))),
+          log_sum_exp(scratch.take<float>(rows_of(kv_heads))) {}
 
     [[nodiscard]] index_t at(index_t kv_head, index_t part, index_t query_row) const {
         return (kv_head * parts + part) * query_rows + query_row;
+    }
+
+  private:
+    // More than memory can hold stays more.
+    [[nodiscard]] index_t rows_of(index_t kv_heads) const {
+        return saturated_product(saturated_product(kv_heads, parts), query_rows);
     }
 };
 

@@ -2,11 +2,23 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Where each cached token of one layer of one sequence stood in the text, through any number of evictions.
+// Where each cached token of one layer of one sequence stood in the text, and which position its key is rotated to,
+// through any number of evictions.
 //
-//   positions(head)  [tokens(head)]  int32, ascending; keys stay rotated to these
+//   positions(head)          [tokens(head)]  int32, ascending; of the text: what masks and sliding windows ask
+//   rotary_positions(head)   [tokens(head)]  int32, ascending; what the key's bits are rotated to
+//   next_position()          what the next token's query and key are rotated to
+//   seen_tokens()            how many tokens the sequence has had: the next token's position in the text
 //
-// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). Memory: 4 bytes per token and KV head.
+// Both are the same until keys are closed up. A cut alone leaves gaps between rotary positions, and attention over them
+// is right: they only come closer to the end of the model's context. close_up() (decode/close_up.hpp) takes the gaps out,
+// keys and positions together, when reclaimable_positions() is worth it: rotating once for many cuts rounds once, too.
+//
+//   closed up: the first pinned rows of every head stay; the others end at next_position() - 1 in every head, without gaps
+//   between each other
+//
+// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8
+// once keys were closed up.
 
 #include <kvtrim/decode/token_rows.hpp>
 
@@ -15,53 +27,192 @@
 
 namespace kvtrim {
 
+struct close_up_options {
+    // The first rows of every head that stay where they are, as a prefix that other sequences read.
+    index_t pinned_tokens = 0;
+    // For engines with one position per token for all layers: the largest closed_next_position() of the layers, where
+    // these were cut to different lengths.
+    index_t least_next_position = 0;
+};
+
 class cache_positions {
   public:
     using position = std::int32_t;
 
-    // reserved_tokens: per head, so that nothing allocates up to there. Requires both >= 0.
+    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and without heads: a number that is
+    /// negative, or more of both than memory can hold.
     explicit cache_positions(index_t kv_heads, index_t reserved_tokens = 0)
-        : rows_(kv_heads, reserved_tokens) {}
+        : text_(kv_heads, reserved_tokens), rotary_(0) {}
 
-    [[nodiscard]] index_t kv_heads() const { return rows_.kv_heads(); }
-    [[nodiscard]] index_t tokens(index_t head) const { return rows_.tokens(head); }
-    // [kv_heads] rows of the cache that are filled, for base/filled.hpp.
-    [[nodiscard]] std::span<const index_t> lengths() const { return rows_.lengths(); }
-    [[nodiscard]] index_t total_tokens() const { return rows_.total_tokens(); } // of all heads
-    [[nodiscard]] index_t longest_row() const { return rows_.longest_row(); }
-    // The position that the next token will have: how many the sequence has had.
+    [[nodiscard]] status validate() const { return text_.validate(); }
+
+    [[nodiscard]] index_t kv_heads() const { return text_.kv_heads(); }
+    [[nodiscard]] index_t tokens(index_t head) const { return text_.tokens(head); }
+    /// [kv_heads] rows of the cache that are filled, for base/filled.hpp.
+    [[nodiscard]] std::span<const index_t> lengths() const { return text_.lengths(); }
+    [[nodiscard]] index_t total_tokens() const { return text_.total_tokens(); } // of all heads
+    [[nodiscard]] index_t longest_row() const { return text_.longest_row(); }
+    [[nodiscard]] std::span<const position> positions(index_t head) const { return text_.row(head); }
+    [[nodiscard]] std::span<const position> rotary_positions(index_t head) const {
+        return is_closed_ ? rotary_.row(head) : text_.row(head);
+    }
     [[nodiscard]] index_t next_position() const { return next_; }
-    [[nodiscard]] std::span<const position> positions(index_t head) const { return rows_.row(head); }
+    [[nodiscard]] index_t seen_tokens() const { return seen_; }
 
-    // The cache got `count` new tokens at its end, in every head. Requires count >= 0 and fewer than 2^31 tokens so far.
-    void append(index_t count) {
-        KVTRIM_EXPECTS(count <= std::numeric_limits<position>::max() - next_,
-                       "cache_positions: a position must be below 2^31");
-        rows_.append(count, [&](index_t i) { return static_cast<position>(next_ + i); });
+    /// The cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative count, or
+    /// index_overflow (needed: positions) beyond 2^31 - 1 tokens, with nothing changed.
+    [[nodiscard]] status append(index_t count) {
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (count < 0) {
+            return {errc::invalid_parameter, "append: the number of tokens must not be negative"};
+        }
+        constexpr index_t most = std::numeric_limits<position>::max();
+        if (count > most - seen_) {
+            return {errc::index_overflow, "cache_positions: a position must be below 2^31",
+                    count > std::numeric_limits<index_t>::max() - seen_ ? count : seen_ + count};
+        }
+        // Asked above: these cannot be refused.
+        static_cast<void>(text_.append(count, [&](index_t i) { return static_cast<position>(seen_ + i); }));
+        if (is_closed_) {
+            static_cast<void>(
+                rotary_.append(count, [&](index_t i) { return static_cast<position>(next_ + i); }));
+        }
+        seen_ += count;
         next_ += count;
+        return {};
     }
-    // The newest `count` tokens were undone (rejected drafts). Requires that no head has lost one of them.
-    void rollback(index_t count) {
-        rows_.drop_newest(count);
+
+    /// The newest `count` tokens were undone (rejected drafts). Returns invalid_parameter (needed: tokens that can be
+    /// undone), with nothing changed, if a head has lost one of them.
+    [[nodiscard]] status rollback(index_t count) {
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (count < 0 || count > text_.droppable_tokens()) {
+            return {errc::invalid_parameter,
+                    "rollback: tokens that were evicted or never cached cannot be undone; protect them with "
+                    "request.protect.rollback_tokens",
+                    text_.droppable_tokens()};
+        }
+        static_cast<void>(text_.drop_newest(count));
+        if (is_closed_) { static_cast<void>(rotary_.drop_newest(count)); }
+        seen_ -= count;
         next_ -= count;
+        return {};
     }
-    // The cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
-    [[nodiscard]] status compact(const keep_plan& plan) { return rows_.compact(plan); }
+
+    /// Whether a plan is one for this cache: errc::plan_mismatch.
+    [[nodiscard]] status validate(const keep_plan& plan) const {
+        return validate().ok() ? check_plan(text_, plan) : validate();
+    }
+    /// The cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
+    [[nodiscard]] status compact(const keep_plan& plan) {
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = text_.compact(plan); !s.ok()) { return s; }
+        return is_closed_ ? rotary_.compact(plan) : status{};
+    }
+
+    /// How many positions close_up() would win for tokens to come; 0 for options that it refuses.
+    [[nodiscard]] index_t reclaimable_positions(const close_up_options& options = {}) const {
+        return validate(options).ok() ? next_ - closed_next_position(options) : 0;
+    }
+    /// What next_position() will be when keys are closed up: row i of a head gets this - tokens(head) + i, but for pinned
+    /// rows; next_position() for options that it refuses.
+    [[nodiscard]] index_t closed_next_position(const close_up_options& options = {}) const {
+        if (kv_heads() == 0 || !validate(options).ok()) { return next_; }
+        const index_t pinned = options.pinned_tokens;
+        return std::max(pinned_end(0, pinned) + longest_row() - pinned, options.least_next_position);
+    }
+    /// Returns invalid_parameter unless every head has the pinned rows, and has them at the same rotary positions, and no
+    /// position is asked for beyond next_position(). O(heads).
+    [[nodiscard]] status validate(const close_up_options& options) const {
+        if (const status s = validate(); !s.ok()) { return s; }
+        const index_t pinned = options.pinned_tokens;
+        bool fits = pinned >= 0;
+        for (index_t g = 0; fits && g < kv_heads(); ++g) {
+            fits = pinned <= tokens(g) && pinned_end(g, pinned) == pinned_end(0, pinned);
+        }
+        if (!fits) {
+            return {
+                errc::invalid_parameter,
+                "close_up: pinned tokens are the first rows of every head, at the same positions in each"};
+        }
+        if (options.least_next_position > next_) {
+            return {errc::invalid_parameter,
+                    "close_up: positions come closer, they do not go beyond the next one", next_};
+        }
+        return {};
+    }
+    /// The keys were rotated to that. For engines that rotate keys themselves; else see decode/close_up.hpp.
+    [[nodiscard]] status close_up(const close_up_options& options = {}) {
+        if (const status s = validate(options); !s.ok()) { return s; }
+        if (!is_closed_) { rotary_ = text_; }
+        is_closed_ = true;
+        const index_t next = closed_next_position(options);
+        for (index_t g = 0; g < kv_heads(); ++g) {
+            const auto row = rotary_.row(g);
+            for (index_t i = options.pinned_tokens; i < tokens(g); ++i) {
+                row[static_cast<std::size_t>(i)] = static_cast<position>(next - tokens(g) + i);
+            }
+        }
+        next_ = next;
+        return {};
+    }
 
     void write(memory_writer& out) const {
         out.put(tag);
+        out.put(seen_);
         out.put(next_);
-        rows_.write(out);
+        out.put(static_cast<std::uint32_t>(is_closed_));
+        text_.write(out);
+        if (is_closed_) { rotary_.write(out); }
     }
     [[nodiscard]] bool read(memory_reader& in) {
-        std::uint32_t kind = 0;
-        return in.get(kind) && kind == tag && in.get(next_) && rows_.read(in) && next_ >= rows_.longest_row();
+        std::uint32_t kind = 0, closed = 0;
+        if (!in.get(kind) || kind != tag || !in.get(seen_) || !in.get(next_) || !in.get(closed)) {
+            return false;
+        }
+        constexpr index_t most = std::numeric_limits<position>::max();
+        if (closed > 1 || next_ < 0 || seen_ < next_ || seen_ > most || !text_.read(in)) { return false; }
+        is_closed_ = closed == 1;
+        rotary_ = token_rows<position>(0);
+        if (!is_closed_) { return next_ == seen_ && ascends(text_, seen_); }
+        return rotary_.read(in) && same_rows() && ascends(text_, seen_) && ascends(rotary_, next_);
     }
 
   private:
-    static constexpr std::uint32_t tag = 0x31704B54; // "TKp1"
+    static constexpr std::uint32_t tag = 0x32704B54; // "TKp2"
 
-    token_rows<position> rows_;
+    [[nodiscard]] bool same_rows() const {
+        return rotary_.droppable_tokens() == text_.droppable_tokens() &&
+               std::equal(text_.lengths().begin(), text_.lengths().end(), rotary_.lengths().begin(),
+                          rotary_.lengths().end());
+    }
+    // Whether positions ascend from 0 on and stay below `end`, and the tokens that can be undone are the last before it.
+    static bool ascends(const token_rows<position>& rows, index_t end) {
+        const index_t newest = rows.droppable_tokens();
+        if (newest > end) { return false; }
+        for (index_t g = 0; g < rows.kv_heads(); ++g) {
+            index_t last = -1;
+            for (const position p : rows.row(g)) {
+                if (p <= last || p >= end) { return false; }
+                last = p;
+            }
+            // Ascending, they can only be the numbers from here to the end.
+            if (newest > 0 &&
+                rows.row(g)[static_cast<std::size_t>(rows.tokens(g) - newest)] != end - newest) {
+                return false;
+            }
+        }
+        return true;
+    }
+    [[nodiscard]] index_t pinned_end(index_t head, index_t pinned_tokens) const {
+        if (pinned_tokens == 0) { return 0; }
+        return index_t{rotary_positions(head)[static_cast<std::size_t>(pinned_tokens - 1)]} + 1;
+    }
+
+    bool is_closed_ = false; // rotary_ has rows of its own
+    token_rows<position> text_;
+    token_rows<position> rotary_;
+    index_t seen_ = 0;
     index_t next_ = 0;
 };
 

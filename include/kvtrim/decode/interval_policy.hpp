@@ -18,17 +18,27 @@
 // a result that no eviction after the prompt can reproduce. A head may be longer than the limit while others are shorter:
 // budgets of an adaptive allocator sum to the limit over the heads.
 //
+// More tokens than the buffer holds fit after no cut, as a cut leaves the budget. admits() says so before they are cached, and
+// by how much; a chunk is then split, and each part comes after the cut that it needs:
+//
+//     for (index_t done = 0, n = 0; done < chunk; done += n) {
+//         n = std::min(chunk - done, decode.buffer_tokens);
+//         if (s = decode.admits(positions, n); !s.ok()) { return s; }
+//         ... the lines above for n tokens ...
+//     }
+//
 // This holds no state: one object serves all layers and sequences. The state of each is what the caller keeps beside its
 // cache: cache_positions, and recent_queries or running_scores where the policy asks for them.
-// Speculative decoding: ask is_due(positions, drafts) before drafting, or plan with_rollback(drafts) while they are pending.
+// Speculative decoding: ask is_due(positions, drafts) before drafting, or plan with_rollback(drafts) while they are pending:
+// the budget's tokens stay, and the drafts beside them in the buffer, so that the limit is the same.
 // Source: kvpress@8bb29b9 decoding_press.py (interval 512, buffer of hidden states 256).
 // Departures: evicts before the limit is passed, never after; budgets are counts, no ratio is searched for.
 // Cost: none until a cut is due; that of the policy, once every `buffer` tokens.
 
 #include <kvtrim/base/executor.hpp>
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
-
-#include <limits>
+#include <kvtrim/policy/candidate_rows.hpp>
 
 namespace kvtrim {
 
@@ -37,49 +47,108 @@ struct interval_policy {
     [[no_unique_address]] Policy policy = {};
     eviction_request request;    // its budget is what a cut leaves, protected tokens included
     index_t buffer_tokens = 512; // tokens per KV head that may follow before the next cut
+    index_t pending_drafts = 0;  // of these, newest ones that a cut keeps beside the budget: with_rollback()
 
-    // Tokens of all heads that are never passed.
+    /// Tokens of all heads that are never passed.
     [[nodiscard]] index_t limit_tokens(index_t kv_heads) const {
-        constexpr index_t most = std::numeric_limits<index_t>::max();
-        const index_t total = request.budget.total(kv_heads);
-        const index_t buffers = kv_heads * buffer_tokens;
-        return total > most - buffers ? most : total + buffers; // "everything" does not overflow
+        return saturated_sum(budget_tokens(kv_heads),
+                             saturated_product(kv_heads, std::max<index_t>(0, buffer_tokens)));
     }
 
-    // Bad input, to be asked once: no buffer, or less of it than the most tokens that come at a time (needed: tokens).
+    /// To be asked once. Returns budget_zero, or invalid_parameter for less buffer than the pending drafts and the most tokens
+    /// that come at a time (needed: tokens).
     [[nodiscard]] status validate(index_t most_incoming = 1) const {
-        if (request.budget.tokens <= 0) {
-            return {errc::budget_zero, "the budget must be at least one token"};
+        if (const status s = validate_room(most_incoming); !s.ok() || most_incoming > 0) { return s; }
+        return {errc::invalid_parameter, "interval_policy: at least one token comes at a time", 1};
+    }
+
+    /// Whether `incoming` more tokens would not fit.
+    [[nodiscard]] bool is_due(const cache_positions& cached, index_t incoming = 1) const {
+        const index_t heads = cached.kv_heads();
+        return tokens_with(cached.total_tokens(), heads, incoming) > limit_tokens(heads);
+    }
+
+    /// Whether `incoming` more tokens may come: at once, or after the cut that is_due() then asks for. Returns no_room where that
+    /// cut cannot leave room for them (needed: tokens of all heads after it and them; what exceeds limit_tokens() is too many:
+    /// split them), budget_below_protection where it would be refused (needed: protected tokens of all heads), and what
+    /// validate() says. O(kv_heads).
+    [[nodiscard]] status admits(const cache_positions& cached, index_t incoming = 1) const {
+        if (incoming < 0) {
+            return {errc::invalid_parameter, "interval_policy: the number of tokens must not be negative"};
         }
-        if (most_incoming < 1 || buffer_tokens < most_incoming) {
-            return {errc::invalid_parameter,
-                    "interval_policy: the buffer must hold the tokens that come at a time", most_incoming};
+        for (const status s : {cached.validate(), validate_room(0), valid_protection(request.protect)}) {
+            if (!s.ok()) { return s; }
+        }
+        if (!is_due(cached, incoming)) { return {}; }
+        const index_t heads = cached.kv_heads();
+        const eviction_request cut = pending_request(heads);
+        const cache_lengths all = count_lengths(cached, cut.protect);
+        const index_t kept = cut.budget.total(heads);
+        if (all.protected_tokens > kept) {
+            return {errc::budget_below_protection,
+                    "interval_policy: a cut is due, and the protected tokens alone exceed the budget",
+                    all.protected_tokens};
+        }
+        const index_t then = tokens_with(std::min(all.tokens, kept), heads, incoming);
+        if (then > limit_tokens(heads)) {
+            return {errc::no_room, "interval_policy: no cut leaves room for so many tokens: split them",
+                    then};
         }
         return {};
     }
 
-    // Whether `incoming` more tokens would not fit.
-    [[nodiscard]] bool is_due(const cache_positions& cached, index_t incoming = 1) const {
-        const index_t heads = cached.kv_heads();
-        return cached.total_tokens() + heads * incoming > limit_tokens(heads);
-    }
-
-    // The same while the newest `drafts` tokens may still be undone: they stay.
+    /// The same while the newest `drafts` tokens may still be undone: a cut leaves them and the budget. They count as part of
+    /// the buffer, which must hold them.
     [[nodiscard]] interval_policy with_rollback(index_t drafts) const {
         interval_policy pending = *this;
-        pending.request.protect.rollback_tokens = drafts;
+        pending.pending_drafts = drafts;
         return pending;
     }
 
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in) const {
-        return policy.workspace_bytes(in, request);
+        return validate_room(0).ok() ? policy.workspace_bytes(in, pending_request(in.kv_heads())) : 0;
     }
 
-    // What stays of the cache. Memory is a workspace or a growing_workspace. Errors: those of the policy.
+    /// What stays of the cache. Memory is a workspace or a growing_workspace. Errors: those of the policy, and drafts that the
+    /// buffer does not hold (invalid_parameter).
     template <class Inputs, class Memory, class Executor = serial_executor>
     [[nodiscard]] status plan(const Inputs& in, keep_plan& out, Memory& memory, Executor&& ex = {}) const {
-        return policy.plan(in, request, out, memory, ex);
+        if (const status s = validate_room(0); !s.ok()) { return s; }
+        return policy.plan(in, pending_request(in.kv_heads()), out, memory, ex);
+    }
+
+  private:
+    [[nodiscard]] index_t budget_tokens(index_t kv_heads) const {
+        return request.budget.tokens > 0 ? request.budget.total(kv_heads) : 0;
+    }
+    [[nodiscard]] static index_t tokens_with(index_t tokens, index_t kv_heads, index_t incoming) {
+        return saturated_sum(tokens, saturated_product(kv_heads, incoming));
+    }
+
+    [[nodiscard]] status validate_room(index_t incoming) const {
+        if (request.budget.tokens <= 0) {
+            return {errc::budget_zero, "the budget must be at least one token"};
+        }
+        const index_t room = saturated_sum(pending_drafts, incoming);
+        if (pending_drafts < 0 || buffer_tokens < room || buffer_tokens < 0) {
+            return {
+                errc::invalid_parameter,
+                "interval_policy: the buffer must hold the tokens that come at a time, and pending drafts",
+                room};
+        }
+        return {};
+    }
+
+    // The request of a cut, whose budget holds the drafts on top of what it holds without them.
+    [[nodiscard]] eviction_request pending_request(index_t kv_heads) const {
+        if (pending_drafts == 0) { return request; }
+        eviction_request pending = request;
+        pending.protect.rollback_tokens = pending_drafts;
+        const index_t times = request.budget.scope == budget_scope::head ? 1 : kv_heads;
+        pending.budget.tokens =
+            saturated_sum(request.budget.tokens, saturated_product(times, pending_drafts));
+        return pending;
     }
 };
 

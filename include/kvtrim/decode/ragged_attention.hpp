@@ -202,19 +202,41 @@ template <class Inputs>
             extent(in.values, 2), scratch};
 }
 
-// Whether there is anything to compute with; what is not is refused, or nothing to do.
 template <class Inputs>
-[[nodiscard]] bool has_query_rows(const Inputs& in) {
-    return in.kv_heads() > 0 && extent(in.queries, 0) >= in.kv_heads() && extent(in.queries, 1) > 0;
+[[nodiscard]] status validate_decode(const Inputs& in, const attention_options& attention) {
+    const index_t q_heads = extent(in.queries, 0);
+    for (const status s : {in.validate(), valid_attention(attention, q_heads)}) {
+        if (!s.ok()) { return s; }
+    }
+    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
+        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
+    }
+    return {};
+}
+
+template <class Inputs, class Output>
+[[nodiscard]] status validate_output(const Inputs& in, const Output& out, std::span<float> log_sum_exp) {
+    if (const status s = kvtrim::validate(out); !s.ok()) { return s; }
+    const index_t rows = extent(in.queries, 0) * extent(in.queries, 1);
+    if (extent(out, 0) != extent(in.queries, 0) || extent(out, 1) != extent(in.queries, 1) ||
+        extent(out, 2) != extent(in.values, 2)) {
+        return {errc::invalid_parameter,
+                "ragged_attention: the output must be [q_heads, queries, value head_dim]"};
+    }
+    if (!log_sum_exp.empty() && static_cast<index_t>(log_sum_exp.size()) != rows) {
+        return {errc::invalid_parameter, "ragged_attention: log_sum_exp must be empty or [q_heads * queries]",
+                rows};
+    }
+    return {};
 }
 
 } // namespace detail
 
-// Bytes of workspace for ragged_attention with this executor.
+/// Bytes of workspace for ragged_attention with this executor, at the active CPU level; 0 for inputs that it refuses.
 template <class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t ragged_attention_bytes(const Inputs& in, const attention_options& attention,
                                              const Executor& ex = {}) {
-    if (!detail::has_query_rows(in) || !valid_attention(attention).ok()) { return 0; }
+    if (!detail::validate_decode(in, attention).ok() || extent(in.queries, 1) == 0) { return 0; }
     workspace counting = workspace::counting();
     const auto found = detail::take_partials(in, attention, counting);
     static_cast<void>(counting.take<float>(found.value_dim));
@@ -224,8 +246,8 @@ template <class Inputs, class Executor = serial_executor>
     return counting.needed_bytes();
 }
 
-// Returns heads_not_divisible, invalid_parameter or workspace_too_small, with nothing written. Requires extents that agree,
-// a sink logit per query head if any, and a log_sum_exp of full length or none.
+/// Returns what inputs.validate() and valid_attention() say, heads_not_divisible, invalid_parameter for an output or a
+/// log_sum_exp of other extents, or workspace_too_small, with nothing written.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status ragged_attention(const Inputs& in, const attention_options& attention, const Output& out,
                                       std::span<float> log_sum_exp, workspace& scratch, Executor&& ex = {}) {
@@ -238,19 +260,8 @@ template <class Inputs, class Output, class Executor = serial_executor>
         "base/tensor_view.hpp");
     const index_t q_heads = extent(in.queries, 0);
     const index_t queries = extent(in.queries, 1);
-    KVTRIM_EXPECTS(extent(in.queries, 2) == in.head_dim(), "queries and keys must agree in head_dim");
-    KVTRIM_EXPECTS(extent(out, 0) == q_heads && extent(out, 1) == queries &&
-                       extent(out, 2) == extent(in.values, 2),
-                   "the output must be [q_heads, queries, value head_dim]");
-    KVTRIM_EXPECTS(log_sum_exp.empty() || static_cast<index_t>(log_sum_exp.size()) == q_heads * queries,
-                   "log_sum_exp must be empty or [q_heads * queries]");
-    KVTRIM_EXPECTS(attention.sink_logits.empty() ||
-                       static_cast<index_t>(attention.sink_logits.size()) == q_heads,
-                   "attention.sink_logits must have one entry per query head");
-    if (const status s = valid_attention(attention); !s.ok()) { return s; }
-    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
-        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
-    }
+    if (const status s = detail::validate_decode(in, attention); !s.ok()) { return s; }
+    if (const status s = detail::validate_output(in, out, log_sum_exp); !s.ok()) { return s; }
     if (queries == 0) { return {}; }
     const index_t bytes = ragged_attention_bytes(in, attention, ex);
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }

@@ -24,8 +24,10 @@
 
 #include <kvtrim/base/plain_memory.hpp>
 #include <kvtrim/base/row_source.hpp>
+#include <kvtrim/base/saturated.hpp>
 
 #include <algorithm>
+#include <limits>
 
 namespace kvtrim {
 
@@ -36,26 +38,39 @@ template <element T = float>
 class recent_queries {
   public:
     // window: how many queries a scorer sees. rollback_tokens: how many may be undone without one of them missing.
-    // Requires window > 0 and the others >= 0.
+    /// Not valid, and empty: no window, another number below 0, more than memory can hold or than 2^31 - 1 heads or queries.
     recent_queries(index_t q_heads, index_t window, index_t head_dim, index_t rollback_tokens = 0)
-        : shape_{q_heads, window, head_dim, window + rollback_tokens, 0, 0} {
-        KVTRIM_EXPECTS(window > 0 && q_heads >= 0 && head_dim >= 0 && rollback_tokens >= 0,
-                       "recent_queries: the window must be positive, the other sizes not negative");
-        rows_.resize(static_cast<std::size_t>(q_heads * capacity() * head_dim));
+        : shape_{q_heads, window, head_dim, saturated_sum(window, rollback_tokens), 0, 0},
+          validity_(shape_.validate()) {
+        if (!validity_.ok()) { shape_ = {}; }
+        rows_.resize(static_cast<std::size_t>(shape_.elements()));
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t q_heads() const { return shape_.q_heads; }
     [[nodiscard]] index_t window() const { return shape_.window; }
     [[nodiscard]] index_t head_dim() const { return shape_.head_dim; }
     // Queries held: all of a short sequence, at most window + rollback.
     [[nodiscard]] index_t held() const { return shape_.held; }
 
-    // Takes the newest queries, oldest first. Requires [q_heads, any, head_dim].
+    /// Takes the newest queries [q_heads, any number, head_dim], oldest first. Returns the answer of a view that is not valid,
+    /// invalid_parameter for other heads or head_dim, rows_differ for heads with different numbers of queries, with nothing
+    /// changed.
     template <cache_view Queries>
-    void append(const Queries& chunk) {
-        KVTRIM_EXPECTS(extent(chunk, 0) == q_heads() && extent(chunk, 2) == head_dim(),
-                       "recent_queries: queries must be [q_heads, any number, head_dim]");
+    [[nodiscard]] status append(const Queries& chunk) {
+        for (const status s : {validity_, kvtrim::validate(chunk)}) {
+            if (!s.ok()) { return s; }
+        }
+        if (extent(chunk, 0) != q_heads() || extent(chunk, 2) != head_dim()) {
+            return {errc::invalid_parameter,
+                    "recent_queries: queries must be [q_heads, any number, head_dim]"};
+        }
         const index_t count = extent(chunk, 1);
+        for (index_t h = 0; h < q_heads(); ++h) {
+            if (row_count(chunk, h) != count) {
+                return {errc::rows_differ, "recent_queries: every head must have the same number of queries"};
+            }
+        }
         const index_t taken = std::min(count, capacity());
         for (index_t done = 0; done < taken;) {
             const index_t slot = slot_of(shape_.next + done);
@@ -67,22 +82,26 @@ class recent_queries {
         }
         shape_.next = slot_of(shape_.next + taken);
         shape_.held = std::min(shape_.held + taken, capacity());
+        return {};
     }
 
-    // Forgets the newest `count` queries. Requires 0 <= count <= held(); up to rollback_tokens the window stays full.
-    void rollback(index_t count) {
-        KVTRIM_EXPECTS(0 <= count && count <= held(),
-                       "recent_queries: only queries that are held can be undone");
+    /// Forgets the newest `count` queries; up to rollback_tokens the window stays full. Returns invalid_parameter unless
+    /// 0 <= count <= held(), with nothing changed.
+    [[nodiscard]] status rollback(index_t count) {
+        if (!validity_.ok()) { return validity_; }
+        if (count < 0 || count > held()) {
+            return {errc::invalid_parameter, "recent_queries: only queries that are held can be undone"};
+        }
         shape_.next = slot_of(shape_.next + capacity() - count);
         shape_.held -= count;
+        return {};
     }
 
-    // The newest `window` queries before the newest `rollback_tokens`, fewer of a short sequence; [q_heads, queries,
-    // head_dim], a row_source. Valid while this object lives and does not change. Requires 0 <= rollback_tokens <= held().
+    /// The newest `window` queries before the newest `rollback_tokens`, fewer of a short sequence; [q_heads, queries,
+    /// head_dim], a row_source. To be read while this object lives and does not change. Not valid, and empty: unless
+    /// 0 <= rollback_tokens <= held().
     [[nodiscard]] query_ring_view<T> view(index_t rollback_tokens = 0) const& {
-        KVTRIM_EXPECTS(0 <= rollback_tokens && rollback_tokens <= held(),
-                       "recent_queries: the rollback tail is longer than what is held");
-        return query_ring_view<T>(*this, std::min(window(), held() - rollback_tokens), rollback_tokens);
+        return query_ring_view<T>(*this, rollback_tokens);
     }
     query_ring_view<T> view(index_t = 0) const&& = delete; // a view of a temporary
 
@@ -94,13 +113,12 @@ class recent_queries {
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0;
         if (!in.get(kind) || kind != tag || !in.get(shape_)) { return false; }
-        const auto& [q_heads, window, head_dim, capacity, next, held] = shape_;
-        if (window <= 0 || window > capacity || next < 0 || next >= capacity || held < 0 || held > capacity ||
-            q_heads < 0 || head_dim < 0 || (head_dim > 0 && !in.holds<T>(capacity, head_dim)) ||
-            !in.holds<T>(q_heads, capacity * head_dim)) {
+        validity_ = shape_.validate();
+        if (!validity_.ok() || shape_.next < 0 || shape_.next >= capacity() || held() < 0 ||
+            held() > capacity() || !in.holds<T>(shape_.elements(), 1)) {
             return false;
         }
-        rows_.resize(static_cast<std::size_t>(q_heads * capacity * head_dim));
+        rows_.resize(static_cast<std::size_t>(shape_.elements()));
         return in.get(std::span(rows_));
     }
 
@@ -112,6 +130,22 @@ class recent_queries {
         index_t capacity; // window + rollback
         index_t next;     // slot of the next query, in [0, capacity)
         index_t held;
+
+        [[nodiscard]] index_t elements() const { return q_heads * capacity * head_dim; }
+        [[nodiscard]] status validate() const {
+            constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+            constexpr index_t most_elements =
+                std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
+            if (window <= 0 || capacity < window || q_heads < 0 || head_dim < 0) {
+                return {errc::invalid_parameter,
+                        "recent_queries: the window must be positive, the other sizes not negative"};
+            }
+            if (q_heads > most || capacity > most ||
+                saturated_product(q_heads * capacity, head_dim) > most_elements) {
+                return {errc::invalid_parameter, "recent_queries: more queries than memory can hold"};
+            }
+            return {};
+        }
     };
     static constexpr std::uint32_t tag = 0x30714B54 + (sizeof(T) << 24);
 
@@ -137,6 +171,7 @@ class recent_queries {
     }
 
     shape shape_;
+    status validity_;
     std::vector<T> rows_; // [q_heads, capacity, head_dim]
 };
 
@@ -144,7 +179,9 @@ class recent_queries {
 template <element T>
 class query_ring_view {
   public:
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
+        if (!validity_.ok()) { return 0; }
         return r == 0 ? ring_->q_heads() : r == 1 ? count_ : ring_->head_dim();
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
@@ -158,12 +195,19 @@ class query_ring_view {
   private:
     friend class recent_queries<T>;
 
-    query_ring_view(const recent_queries<T>& ring, index_t count, index_t skipped)
-        : ring_(&ring), count_(count), skipped_(skipped) {}
+    query_ring_view(const recent_queries<T>& ring, index_t skipped)
+        : ring_(&ring), skipped_(skipped), validity_(ring.validate()) {
+        if (validity_.ok() && (skipped < 0 || skipped > ring.held())) {
+            validity_ = {errc::invalid_parameter,
+                         "recent_queries: the rollback tail is longer than what is held, or negative"};
+        }
+        if (validity_.ok()) { count_ = std::min(ring.window(), ring.held() - skipped); }
+    }
 
     const recent_queries<T>* ring_;
-    index_t count_;
+    index_t count_ = 0;
     index_t skipped_; // newest queries that are left out
+    status validity_;
 };
 
 } // namespace kvtrim

@@ -7,10 +7,15 @@
 //   sum[g, t]      += mean over the query heads h of group g of A[h, i, t]     for each new query i
 //   importance[g, t] = sum[g, t], or sum[g, t] / queries that saw t            scorer(), for an eviction_policy
 //
-//     scores.append(1);                          // the cache got a token
-//     scores.add(attention);                     // the engine has A [q_heads or kv_heads, tokens], or
+//     s = scores.append(1);                      // the cache got a token
+//     s = scores.add(attention);                 // the engine has A [q_heads or kv_heads, tokens], or
 //     s = scores.update(inputs, {}, memory);     // kvtrim computes it from inputs.with_queries(new queries)
 //     ... plan with eviction_policy{scores.scorer(), uniform{}, one_stage{}}, then: s = scores.compact(plan);
+//
+// A sum grows with every query, so a new token's is below all others: without a protected window it leaves at the next cut, and
+// the prompt stays for ever. The scorer therefore refuses sums without request.protect.window_tokens and names half of the
+// budget, which is H2O's; what is protected must also cover the tokens whose queries were not added, of which nothing is known.
+// Sums divided by their queries (score_lifetime::normalised) need the latter alone: a new token stays where it is attended to.
 //
 // Source: H2O, arXiv:2306.14048 (sum; half of the budget is the protected window of newest tokens);
 // kvpress@8bb29b9 observed_attention_press.py (divided by the queries that saw a token: the sum favours old tokens).
@@ -35,14 +40,17 @@ class running_scores {
   public:
     using query_number = std::int32_t;
 
-    // reserved_tokens: per head, so that nothing allocates up to there. Requires all >= 0.
+    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size() of them
+    /// or of rollback_tokens.
     explicit running_scores(index_t kv_heads, index_t rollback_tokens = 0, index_t reserved_tokens = 0)
-        : first_(kv_heads, reserved_tokens) {
-        KVTRIM_EXPECTS(rollback_tokens >= 0, "running_scores: rollback_tokens must not be negative");
+        : validity_(valid_sizes(kv_heads, rollback_tokens, reserved_tokens)), first_(0) {
+        if (!validity_.ok()) { rollback_tokens = kv_heads = reserved_tokens = 0; }
+        first_ = token_rows<query_number>(kv_heads, reserved_tokens);
         sums_.assign(static_cast<std::size_t>(rollback_tokens + 1),
                      token_rows<float>(kv_heads, reserved_tokens));
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t kv_heads() const { return first_.kv_heads(); }
     [[nodiscard]] index_t tokens(index_t head) const { return first_.tokens(head); }
     // [tokens(head)] attention received so far.
@@ -52,50 +60,57 @@ class running_scores {
         return queries_ - first_.row(head)[static_cast<std::size_t>(token)];
     }
 
-    // The cache got `count` new tokens at its end, in every head.
-    void append(index_t count) {
-        for (auto& sums : sums_) {
-            sums.append(count, [](index_t) { return 0.0f; });
+    /// The cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative count, index_overflow,
+    /// with nothing changed.
+    [[nodiscard]] status append(index_t count) {
+        for (const status s : {validity_, first_.can_append(count)}) {
+            if (!s.ok()) { return s; }
         }
-        first_.append(count, [&](index_t) { return static_cast<query_number>(queries_); });
+        for (auto& sums : sums_) { // as long as first_
+            static_cast<void>(sums.append(count, [](index_t) { return 0.0f; }));
+        }
         unseen_ += count;
+        return first_.append(count, [&](index_t) { return static_cast<query_number>(queries_); });
     }
 
-    // Adds attention [kv_heads or q_heads, tokens] that the engine has, summed over the newest `queries` tokens' queries.
-    // Rows are as long as their head; what lies behind is not read.
-    // Requires 1 <= queries <= tokens appended since the last query that was added.
+    /// Adds attention [kv_heads or q_heads, tokens] that the engine has, summed over the newest `queries` tokens' queries.
+    /// Rows are as long as their head; what lies behind is not read. Returns the answer of a view that is not valid,
+    /// heads_not_divisible, invalid_parameter for rows that do not cover the cached tokens (needed: tokens) or unless
+    /// 1 <= queries <= tokens appended since the last query that was added, index_overflow, with nothing changed.
     template <tensor_view<2> Attention>
-    void add(const Attention& attention, index_t queries = 1) {
+    [[nodiscard]] status add(const Attention& attention, index_t queries = 1) {
+        for (const status s : {validity_, kvtrim::validate(attention), validate_new(queries)}) {
+            if (!s.ok()) { return s; }
+        }
         const index_t rows = extent(attention, 0);
-        KVTRIM_EXPECTS(kv_heads() > 0 && rows > 0 && rows % kv_heads() == 0,
-                       "running_scores: attention must have a row per KV head or per query head");
-        KVTRIM_EXPECTS(extent(attention, 1) >= first_.longest_row(),
-                       "running_scores: attention must cover the cached tokens");
-        expect_new(queries);
+        if (kv_heads() == 0 || rows <= 0 || rows % kv_heads() != 0) {
+            return {errc::heads_not_divisible,
+                    "running_scores: attention must have a row per KV head or per query head"};
+        }
+        if (extent(attention, 1) < first_.longest_row()) {
+            return {errc::invalid_parameter, "running_scores: attention must cover the cached tokens",
+                    first_.longest_row()};
+        }
         const index_t group = rows / kv_heads();
         add_queries(queries, 0, [&](index_t g, index_t t) {
             float sum = 0;
             for (index_t h = g * group; h < (g + 1) * group; ++h) { sum += to_float(at(attention, h, t)); }
             return sum / static_cast<float>(group);
         });
+        return {};
     }
 
-    // Adds the attention of in.queries [q_heads, n, head_dim], those of the newest n tokens.
-    // Returns window_exceeds_tokens, heads_not_divisible, invalid_parameter or workspace_too_small, with nothing changed.
-    // Requires keys of as many tokens as this state, and n <= tokens appended since the last query that was added.
+    /// Adds the attention of in.queries [q_heads, n, head_dim], those of the newest n tokens. Returns what inputs.validate() says,
+    /// window_exceeds_tokens, heads_not_divisible, invalid_parameter for keys of other tokens than this state's or unless
+    /// 1 <= n <= tokens appended since the last query that was added, index_overflow or workspace_too_small, with nothing changed.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status update(const Inputs& in, const attention_options& attention, workspace& scratch,
                                 Executor&& ex = {}) {
-        expect_same_tokens(in);
-        if (const status s = attention_of_queries.validate(in, {.budget = {}, .attention = attention});
-            !s.ok()) {
-            return s;
-        }
+        if (const status s = validate_update(in, attention); !s.ok()) { return s; }
         if (const index_t bytes = workspace_bytes(in, attention); !scratch.holds(bytes)) {
             return scratch.too_small(bytes);
         }
         const index_t queries = extent(in.queries, 1);
-        expect_new(queries);
         const index_t single = std::min(queries, undo_capacity()); // each is a version of its own
         if (single < queries) {
             const auto batch = in.with_queries(row_range(in.queries, 0, queries - single));
@@ -116,8 +131,8 @@ class running_scores {
     // Bytes of workspace that update() needs; 0 for inputs it refuses.
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const attention_options& attention) const {
+        if (!validate_update(in, attention).ok()) { return 0; }
         const eviction_request request{.budget = {}, .attention = attention};
-        if (!attention_of_queries.validate(in, request).ok()) { return 0; }
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<index_t>(kv_heads() + 1));
         static_cast<void>(counting.take<float>(first_.total_tokens()));
@@ -125,30 +140,38 @@ class running_scores {
         return counting.needed_bytes();
     }
 
-    // The newest `count` tokens and their queries were undone; the sums are those of before, bit for bit.
-    // Requires that no head has lost one of them, and at most rollback_tokens added queries among them.
-    void rollback(index_t count) {
+    /// The newest `count` tokens and their queries were undone; the sums are those of before, bit for bit. Returns
+    /// invalid_parameter where a head has lost one of them, or with more than rollback_tokens added queries among them, with
+    /// nothing changed.
+    [[nodiscard]] status rollback(index_t count) {
+        for (const status s : {validity_, first_.can_drop(count)}) {
+            if (!s.ok()) { return s; }
+        }
         const index_t undone = std::max<index_t>(0, count - unseen_);
-        KVTRIM_EXPECTS(undone <= undoable_,
-                       "running_scores: only the last rollback_tokens queries that were added one "
-                       "at a time can be undone");
-        first_.drop_newest(count);
-        for (auto& sums : sums_) { sums.drop_newest(count); }
+        if (undone > undoable_) {
+            return {errc::invalid_parameter,
+                    "running_scores: only the last rollback_tokens queries that were added one at a time can "
+                    "be undone"};
+        }
+        for (auto& sums : sums_) { static_cast<void>(sums.drop_newest(count)); } // as long as first_
         version_ = (version_ + std::ssize(sums_) - undone) % std::ssize(sums_);
         undoable_ -= undone;
         queries_ -= undone;
         unseen_ -= count - undone;
+        return first_.drop_newest(count);
     }
 
-    // The cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
+    /// The cache was cut by a plan. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
+        if (!validity_.ok()) { return validity_; }
         if (const status s = first_.compact(plan); !s.ok()) { return s; }
         for (auto& sums : sums_) { static_cast<void>(sums.compact(plan)); } // as long as first_
         unseen_ = std::min(unseen_, first_.droppable_tokens());
         return {};
     }
 
-    // Ranks the cached tokens; refers to this object.
+    /// Ranks the cached tokens; refers to this object. A policy with it refuses a cache of other tokens, and a request whose
+    /// window does not cover the newest tokens as told above (invalid_parameter; needed: window_tokens), unless all is kept.
     [[nodiscard]] auto scorer(score_lifetime lifetime = score_lifetime::ignored) const& {
         return accumulated{this, lifetime};
     }
@@ -169,15 +192,20 @@ class running_scores {
         for (index_t* number : {&versions, &version_, &undoable_, &queries_, &unseen_}) {
             if (!in.get(*number) || *number < 0) { return false; }
         }
-        if (version_ >= versions || undoable_ >= versions || !in.holds<index_t>(versions, 1) ||
-            !first_.read(in)) {
+        if (version_ >= versions || undoable_ >= versions || undoable_ > queries_ ||
+            queries_ > most_queries || !first_.read(in) || unseen_ > first_.droppable_tokens()) {
             return false;
         }
-        sums_.assign(static_cast<std::size_t>(versions), token_rows<float>(0));
-        for (auto& sums : sums_) {
-            if (!sums.read(in) || !same_lengths(sums)) { return false; }
+        for (index_t g = 0; g < kv_heads(); ++g) {
+            const auto impossible = [&](query_number first) { return first < 0 || first > queries_; };
+            if (std::ranges::any_of(std::as_const(first_).row(g), impossible)) { return false; }
         }
-        return unseen_ <= first_.droppable_tokens();
+        sums_.clear();
+        for (index_t version = 0; version < versions; ++version) { // as many as there are bytes for
+            if (!sums_.emplace_back(0).read(in) || !same_lengths(sums_.back())) { return false; }
+        }
+        validity_ = {};
+        return true;
     }
 
   private:
@@ -187,10 +215,27 @@ class running_scores {
 
         static constexpr bool two_stage = false;
 
+        template <class Inputs>
+        [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
+            if (const status s = state->validate_tokens(in); !s.ok()) { return s; }
+            const index_t total = request.budget.total(in.kv_heads());
+            if (total >= state->first_.total_tokens()) { return {}; } // nothing leaves
+            const bool by_sum = lifetime == score_lifetime::ignored;
+            const index_t drafts = std::max<index_t>(0, request.protect.rollback_tokens);
+            const index_t least = std::max<index_t>(state->unseen_ - drafts, by_sum ? 1 : 0);
+            if (request.protect.window_tokens >= least) { return {}; }
+            return {errc::invalid_parameter,
+                    by_sum ? "running_scores: sums put the newest tokens last: protect them with "
+                             "request.protect.window_tokens, half of the budget in H2O"
+                           : "running_scores: request.protect.window_tokens must cover the tokens whose "
+                             "queries were not added",
+                    std::max(least, by_sum ? total / in.kv_heads() / 2 : 0)};
+        }
+
         template <class Inputs, executor Executor>
         [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                    workspace&, Executor&) const {
-            state->expect_same_tokens(in);
+            if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
             detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
                 const float sum = state->sums(g)[static_cast<std::size_t>(t)];
                 const index_t observers = std::max<index_t>(1, state->observers(g, t));
@@ -202,6 +247,7 @@ class running_scores {
     static constexpr window_attention<mean_attention> attention_of_queries{
         {.pool = pooling::none, .queries = query_normalisation::sum}};
     static constexpr std::uint32_t tag = 0x31734B54;
+    static constexpr index_t most_queries = std::numeric_limits<query_number>::max();
 
     [[nodiscard]] const token_rows<float>& newest() const {
         return sums_[static_cast<std::size_t>(version_)];
@@ -212,18 +258,34 @@ class running_scores {
         return std::equal(a.begin(), a.end(), b.begin(), b.end());
     }
     [[nodiscard]] index_t undo_capacity() const { return std::ssize(sums_) - 1; }
-
+    [[nodiscard]] static status valid_sizes(index_t kv_heads, index_t rollback_tokens,
+                                            index_t reserved_tokens) {
+        const status s = token_rows<float>::valid_size(kv_heads, reserved_tokens);
+        return s.ok() ? token_rows<float>::valid_size(0, rollback_tokens) : s;
+    }
     template <class Inputs>
-    void expect_same_tokens(const Inputs& in) const {
+    [[nodiscard]] status validate_tokens(const Inputs& in) const {
         bool same = in.kv_heads() == kv_heads();
         for (index_t g = 0; same && g < kv_heads(); ++g) { same = in.tokens(g) == tokens(g); }
-        KVTRIM_EXPECTS(same, "running_scores: the state must have as many tokens as the cache");
+        if (!validity_.ok() || same) { return validity_; }
+        return {errc::invalid_parameter, "running_scores: the state must have as many tokens as the cache"};
     }
-    void expect_new(index_t queries) const {
-        KVTRIM_EXPECTS(queries_ <= std::numeric_limits<query_number>::max() - queries,
-                       "running_scores: at most 2^31 - 1 queries");
-        KVTRIM_EXPECTS(1 <= queries && queries <= unseen_,
-                       "running_scores: each added query must be that of a new token: append() first");
+    [[nodiscard]] status validate_new(index_t queries) const {
+        if (queries < 1 || queries > unseen_) {
+            return {errc::invalid_parameter,
+                    "running_scores: each added query must be that of a new token: append() first"};
+        }
+        if (queries > most_queries - queries_) {
+            return {errc::index_overflow, "running_scores: at most 2^31 - 1 queries", queries_ + queries};
+        }
+        return {};
+    }
+    template <class Inputs>
+    [[nodiscard]] status validate_update(const Inputs& in, const attention_options& attention) const {
+        const eviction_request request{.budget = {}, .attention = attention};
+        if (const status s = attention_of_queries.validate(in, request); !s.ok()) { return s; }
+        if (const status s = validate_tokens(in); !s.ok()) { return s; }
+        return validate_new(extent(in.queries, 1));
     }
 
     // The queries of the tokens before the newest `newer`.
@@ -274,6 +336,7 @@ class running_scores {
         unseen_ = newer;
     }
 
+    status validity_;
     std::vector<token_rows<float>> sums_; // versions; version_ is the newest
     token_rows<query_number> first_;      // the first added query that saw a token
     index_t version_ = 0;

@@ -13,24 +13,51 @@
 // A value: copies are forks, save() and restore() work (base/plain_memory.hpp); equal states save equal bytes. Memory:
 // [kv_heads, capacity] of T, where capacity grows when a head outgrows it, and is the longest head after a restore;
 // nothing else allocates.
+// Numbers are not trusted (base/status.hpp): made with wrong sizes it is empty and answers validate() to everything; a call
+// that cannot be served changes nothing.
 
 #include <kvtrim/base/plain_memory.hpp>
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/compact/check_plan.hpp>
 
 #include <algorithm>
+#include <limits>
 
 namespace kvtrim {
 
 template <class T>
 class token_rows {
   public:
-    // Requires both >= 0. reserved_tokens: per head, so that nothing allocates up to there.
-    explicit token_rows(index_t kv_heads, index_t reserved_tokens = 0) : capacity_(reserved_tokens) {
-        KVTRIM_EXPECTS(kv_heads >= 0 && reserved_tokens >= 0,
-                       "token_rows: kv_heads and reserved_tokens must not be negative");
+    // Of one head: what a plan can address.
+    static constexpr index_t most_tokens = std::numeric_limits<keep_plan::table_index>::max();
+
+    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: what valid_size() refuses.
+    explicit token_rows(index_t kv_heads, index_t reserved_tokens = 0)
+        : validity_(valid_size(kv_heads, reserved_tokens)) {
+        if (!validity_.ok()) { return; }
+        capacity_ = reserved_tokens;
         lengths_.resize(static_cast<std::size_t>(kv_heads));
         values_.resize(static_cast<std::size_t>(kv_heads * reserved_tokens));
     }
+
+    /// Returns invalid_parameter for negative numbers or more than memory can hold, index_overflow for more than 2^31 - 1 heads
+    /// or tokens of a head.
+    [[nodiscard]] static constexpr status valid_size(index_t kv_heads, index_t tokens) {
+        if (kv_heads < 0 || tokens < 0) {
+            return {errc::invalid_parameter, "token rows: heads and tokens must not be negative numbers"};
+        }
+        constexpr index_t most_elements =
+            std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
+        if (saturated_product(kv_heads, tokens) > most_elements) {
+            return {errc::invalid_parameter, "token rows: more tokens than memory can hold"};
+        }
+        if (kv_heads > most_tokens || tokens > most_tokens) {
+            return {errc::index_overflow, "token rows: at most 2^31 - 1 heads, and tokens of a head",
+                    std::max(kv_heads, tokens)};
+        }
+        return {};
+    }
+    [[nodiscard]] status validate() const { return validity_; }
 
     [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); }
     [[nodiscard]] index_t tokens(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
@@ -57,10 +84,33 @@ class token_rows {
     // Newest tokens that no head has lost: so many can be dropped.
     [[nodiscard]] index_t droppable_tokens() const { return droppable_; }
 
-    // `count` new tokens for every head; fn(i) is the number of the i-th of them. Requires count >= 0.
+    /// What append() and drop_newest() answer to this count.
+    [[nodiscard]] status can_append(index_t count) const {
+        if (!validity_.ok()) { return validity_; }
+        if (count < 0) {
+            return {errc::invalid_parameter, "append: the number of tokens must not be negative"};
+        }
+        const index_t grown = saturated_sum(std::max(longest_row(), droppable_), count);
+        if (grown > most_tokens) {
+            return {errc::index_overflow, "append: a head holds at most 2^31 - 1 tokens", grown};
+        }
+        return valid_size(kv_heads(), grown);
+    }
+    [[nodiscard]] status can_drop(index_t count) const {
+        if (!validity_.ok()) { return validity_; }
+        if (count < 0 || count > droppable_) {
+            return {errc::invalid_parameter,
+                    "rollback: tokens that were evicted or never cached cannot be undone; protect them with "
+                    "request.protect.rollback_tokens"};
+        }
+        return {};
+    }
+
+    /// `count` new tokens for every head; fn(i) is the number of the i-th of them. Returns invalid_parameter for a negative
+    /// count, index_overflow beyond 2^31 - 1 tokens of a head (needed: tokens).
     template <class Fn>
-    void append(index_t count, Fn&& fn) {
-        KVTRIM_EXPECTS(count >= 0, "append: the number of tokens must not be negative");
+    [[nodiscard]] status append(index_t count, Fn&& fn) {
+        if (const status s = can_append(count); !s.ok()) { return s; }
         if (longest_row() + count > capacity_) { grow(longest_row() + count); }
         for (index_t head = 0; head < kv_heads(); ++head) {
             const index_t first = tokens(head);
@@ -69,19 +119,20 @@ class token_rows {
             for (index_t i = 0; i < count; ++i) { grown[static_cast<std::size_t>(first + i)] = fn(i); }
         }
         droppable_ += count;
+        return {};
     }
 
-    // Requires 0 <= count <= droppable_tokens().
-    void drop_newest(index_t count) {
-        KVTRIM_EXPECTS(0 <= count && count <= droppable_,
-                       "rollback: tokens that were evicted or never cached cannot be undone; protect them "
-                       "with request.protect.rollback_tokens");
+    /// Returns invalid_parameter unless 0 <= count <= droppable_tokens().
+    [[nodiscard]] status drop_newest(index_t count) {
+        if (const status s = can_drop(count); !s.ok()) { return s; }
         for (index_t& length : lengths_) { length -= count; }
         droppable_ -= count;
+        return {};
     }
 
-    // Keeps the rows that the plan keeps. Returns errc::plan_mismatch, with nothing changed.
+    /// Keeps the rows that the plan keeps. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
+        if (!validity_.ok()) { return validity_; }
         if (const status s = check_plan(*this, plan); !s.ok()) { return s; }
         for (index_t head = 0; head < kv_heads(); ++head) {
             const auto kept = plan.row(head);
@@ -116,8 +167,10 @@ class token_rows {
         if (!in.get(heads) || !in.get(capacity_) || !in.get(droppable_) || !in.holds<index_t>(heads, 1)) {
             return false;
         }
+        validity_ = valid_size(heads, capacity_);
+        if (!validity_.ok() || droppable_ < 0 || droppable_ > most_tokens) { return false; }
         lengths_.resize(static_cast<std::size_t>(heads));
-        if (!in.get(std::span(lengths_)) || droppable_ < 0) { return false; }
+        if (!in.get(std::span(lengths_))) { return false; }
         for (const index_t length : lengths_) {
             if (length < droppable_ || length > capacity_) { return false; }
         }
@@ -140,7 +193,7 @@ class token_rows {
     }
 
     void grow(index_t needed) {
-        const index_t capacity = std::max(needed, 2 * capacity_);
+        const index_t capacity = std::max(needed, std::min(2 * capacity_, most_tokens));
         std::vector<T> grown(static_cast<std::size_t>(kv_heads() * capacity));
         for (index_t head = 0; head < kv_heads(); ++head) {
             const auto old = row(head);
@@ -150,6 +203,7 @@ class token_rows {
         capacity_ = capacity;
     }
 
+    status validity_;
     index_t capacity_ = 0;
     index_t droppable_ = 0;
     std::vector<index_t> lengths_; // [kv_heads]

@@ -22,9 +22,10 @@ namespace kvtrim {
 
 class value_norms {
   public:
-    // reserved_tokens: per head, so that nothing allocates up to there. Requires both >= 0.
+    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size().
     explicit value_norms(index_t kv_heads, index_t reserved_tokens = 0) : rows_(kv_heads, reserved_tokens) {}
 
+    [[nodiscard]] status validate() const { return rows_.validate(); }
     [[nodiscard]] index_t kv_heads() const { return rows_.kv_heads(); }
     [[nodiscard]] index_t tokens(index_t head) const { return rows_.tokens(head); }
     // [tokens(head)]
@@ -33,21 +34,16 @@ class value_norms {
     [[nodiscard]] known_norms view() const& { return {rows_.view()}; }
     known_norms view() const&& = delete; // of a temporary
 
-    // The cache of `in` got `count` new tokens at its end, in every head; their norms are taken. in.output_projection is W_O or
-    // a prepared form of it. Returns heads_not_divisible or workspace_too_small, with nothing changed.
-    // Requires values of as many tokens as this state will have.
+    /// The cache of `in` got `count` new tokens at its end, in every head; their norms are taken. in.output_projection is W_O or
+    /// a prepared form of it. Returns invalid_parameter where `in` is not a cache of this state's tokens and the new ones,
+    /// index_overflow, heads_not_divisible or workspace_too_small, with nothing changed.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status append(const Inputs& in, index_t count, workspace& scratch, Executor&& ex = {}) {
-        KVTRIM_EXPECTS(in.kv_heads() == kv_heads(), "value_norms: the cache must have this state's heads");
-        for (index_t g = 0; g < kv_heads(); ++g) {
-            KVTRIM_EXPECTS(in.tokens(g) == tokens(g) + count,
-                           "value_norms: the cache must hold this state's tokens and the new ones");
-        }
-        if (const status s = validate_projection(in); !s.ok()) { return s; }
+        if (const status s = validate_append(in, count); !s.ok()) { return s; }
         if (const index_t bytes = projected_value_norms_bytes(in); !scratch.holds(bytes)) {
             return scratch.too_small(bytes);
         }
-        rows_.append(count, [](index_t) { return 0.0f; });
+        if (const status s = rows_.append(count, [](index_t) { return 0.0f; }); !s.ok()) { return s; }
         return detail::projected_norms(
             in,
             [&](index_t g) {
@@ -59,13 +55,13 @@ class value_norms {
     [[nodiscard]] status append(const Inputs& in, index_t count, growing_workspace& memory,
                                 Executor&& ex = {}) {
         workspace scratch =
-            memory.of_bytes(validate_projection(in).ok() ? projected_value_norms_bytes(in) : 0);
+            memory.of_bytes(validate_append(in, count).ok() ? projected_value_norms_bytes(in) : 0);
         return append(in, count, scratch, ex);
     }
 
-    // The newest `count` tokens were undone. Requires that no head has lost one of them.
-    void rollback(index_t count) { rows_.drop_newest(count); }
-    // The cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
+    /// The newest `count` tokens were undone. Returns invalid_parameter where a head has lost one of them, with nothing changed.
+    [[nodiscard]] status rollback(index_t count) { return rows_.drop_newest(count); }
+    /// The cache was cut by a plan. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) { return rows_.compact(plan); }
 
     void write(memory_writer& out) const {
@@ -79,6 +75,25 @@ class value_norms {
 
   private:
     static constexpr std::uint32_t tag = 0x316e4B54;
+
+    template <class Inputs>
+    [[nodiscard]] status validate_append(const Inputs& in, index_t count) const {
+        for (const status s : {rows_.can_append(count), in.validate()}) {
+            if (!s.ok()) { return s; }
+        }
+        if (in.kv_heads() != kv_heads()) {
+            return {errc::invalid_parameter, "value_norms: the cache must have this state's heads",
+                    kv_heads()};
+        }
+        for (index_t g = 0; g < kv_heads(); ++g) {
+            if (in.tokens(g) != tokens(g) + count) {
+                return {errc::invalid_parameter,
+                        "value_norms: the cache must hold this state's tokens and the new ones",
+                        tokens(g) + count};
+            }
+        }
+        return validate_projection(in);
+    }
 
     token_rows<float> rows_; // [kv_heads, tokens]
 };

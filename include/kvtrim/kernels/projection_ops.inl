@@ -16,9 +16,11 @@ inline void pack_matrix(const float* rows, index_t stride, index_t first_row, in
 // What happens to a product C [rows, panel_columns]: sums [rows][lanes] += |C| folded to one vector, or += C * x.
 enum class fold { absolute, times_row };
 
+// Not inlined: beside the loops of its caller clang finds no registers for all sums.
 template <fold Fold, index_t Rows>
-inline void fold_products(const matrix_in& x, const float* panel, index_t inner, index_t first_column,
-                          index_t columns, index_t first_row, float* sums) {
+__attribute__((noinline)) inline void fold_products(const matrix_in& x, const float* panel, index_t inner,
+                                                    index_t first_column, index_t columns, index_t first_row,
+                                                    float* sums) {
     registers<Rows * product_vectors> product;
     products<Rows, product_vectors>(x, first_row, panel, inner, product);
     const auto fold_all = [&](auto lanes_of) __attribute__((always_inline)) {

@@ -5,6 +5,7 @@
 // base/row_source.hpp's load_rows and read_rows, with the vector path for contiguous f16, bf16 and fp8 rows. The same floats.
 
 #include <kvtrim/base/row_source.hpp>
+#include <kvtrim/kernels/narrow.hpp>
 #include <kvtrim/kernels/widen.hpp>
 
 #include <algorithm>
@@ -33,6 +34,21 @@ void load_rows(const V& view, index_t head, index_t first, index_t count, float*
         }
     }
     kvtrim::load_rows(view, head, first, count, tile);
+}
+
+// base/row_source.hpp's store_rows, with the vector path for contiguous elements. The same bits, but for those of a NaN.
+template <row_store V>
+void store_rows(const V& view, index_t head, index_t first, index_t count, const float* tile) {
+    if constexpr (!row_source<V> && strided_view<V, 3>) {
+        if (view.stride(2) == 1) {
+            const index_t length = extent(view, 2);
+            const auto row_stride = static_cast<index_t>(view.stride(1));
+            auto* row = view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * row_stride;
+            for (index_t t = 0; t < count; ++t) { narrow(tile + t * length, length, row + t * row_stride); }
+            return;
+        }
+    }
+    kvtrim::store_rows(view, head, first, count, tile);
 }
 
 // The same rows without a copy where the source already holds them as contiguous floats, else through tile.

@@ -30,17 +30,13 @@
 namespace kvtrim {
 
 // Bad input of any stage that computes attention of the observation queries. Sink logits may be any float.
-// Returns heads_not_divisible, window_exceeds_tokens or invalid_parameter. Requires matching head_dim and
-// a sink logit per query head, if any.
+// Returns heads_not_divisible, window_exceeds_tokens or invalid_parameter.
 template <class Inputs>
 [[nodiscard]] status validate_attention(const Inputs& in, const eviction_request& request) {
     const index_t q_heads = extent(in.queries, 0);
     const index_t queries = extent(in.queries, 1);
-    KVTRIM_EXPECTS(extent(in.queries, 2) == in.head_dim(), "queries and keys must agree in head_dim");
-    const auto& options = request.attention;
-    KVTRIM_EXPECTS(options.sink_logits.empty() || static_cast<index_t>(options.sink_logits.size()) == q_heads,
-                   "attention.sink_logits must have one entry per query head");
-    if (const status s = valid_attention(options); !s.ok()) { return s; }
+    if (const status s = in.validate(); !s.ok()) { return s; }
+    if (const status s = valid_attention(request.attention, q_heads); !s.ok()) { return s; }
     const index_t rollback = request.protect.rollback_tokens;
     if (rollback < 0) { return {errc::invalid_parameter, "protected token counts must not be negative"}; }
     if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {

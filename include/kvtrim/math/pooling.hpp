@@ -12,7 +12,6 @@
 // NaN: average spreads it over the kernel; maximum ignores it unless all columns are NaN.
 // Cost: kernel reads per column. in and out must not overlap.
 
-#include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/status.hpp>
 
 #include <algorithm>
@@ -29,10 +28,13 @@ enum class pooling : std::uint8_t { none, average, maximum };
     return {errc::invalid_parameter, "a pooling kernel must be odd and positive"};
 }
 
-// Requires an odd kernel and out.size() == in.size().
-inline void pool(pooling kind, index_t kernel_tokens, std::span<const float> in, std::span<float> out) {
-    KVTRIM_EXPECTS(valid_kernel(kernel_tokens).ok(), "pool: the kernel must be odd and positive");
-    KVTRIM_EXPECTS(in.size() == out.size(), "pool: in and out must have the same length");
+/// Returns invalid_parameter for a kernel that is not odd and positive, or an output of another length, with nothing written.
+[[nodiscard]] inline status pool(pooling kind, index_t kernel_tokens, std::span<const float> in,
+                                 std::span<float> out) {
+    if (const status s = valid_kernel(kernel_tokens); !s.ok()) { return s; }
+    if (in.size() != out.size()) {
+        return {errc::invalid_parameter, "pool: in and out must have the same length", std::ssize(in)};
+    }
     const auto columns = static_cast<index_t>(in.size());
     const index_t half = kind == pooling::none ? 0 : kernel_tokens / 2;
     for (index_t c = 0; c < columns; ++c) {
@@ -48,6 +50,7 @@ inline void pool(pooling kind, index_t kernel_tokens, std::span<const float> in,
         }
         out[static_cast<std::size_t>(c)] = pooled;
     }
+    return {};
 }
 
 } // namespace kvtrim

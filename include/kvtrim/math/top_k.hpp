@@ -63,12 +63,13 @@ template <class UseRow>
 
 } // namespace detail
 
-// The cut behind the k highest scores of the rows r for which use_row(r). Requires 0 <= k <= their length.
+// The cut behind the k highest scores of the rows r for which use_row(r). k below 0 counts as 0, beyond their length as
+// all of them.
 template <class UseRow>
 [[nodiscard]] top_k_cut find_top_k(const score_rows& scores, index_t k, UseRow&& use_row) {
     index_t length = 0;
     for (index_t r = 0; r < scores.rows(); ++r) { length += use_row(r) ? scores.length(r) : 0; }
-    KVTRIM_EXPECTS(0 <= k && k <= length, "find_top_k: k must be between 0 and the number of scores");
+    k = std::clamp<index_t>(k, 0, length);
     if (k == 0) { return {0xffffffffu, 0}; } // no float has these bits
     kernels::key_range range = detail::likely_range(scores, k, length, use_row);
     for (;;) {

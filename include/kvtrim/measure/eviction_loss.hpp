@@ -130,7 +130,8 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
                        loss_bound bound, eviction_loss& loss) {
     const index_t q_heads = extent(in.queries, 0);
     const index_t value_dim = extent(in.values, 2);
-    const index_t hidden = extent(in.output_projection, 2);
+    const index_t hidden =
+        value_dim == 0 ? 0 : extent(in.output_projection, 2); // rows of no channels project to 0
     const index_t step = kernels::tile_hidden(value_dim);
     std::vector<float> w_o(static_cast<std::size_t>(value_dim * hidden));
     std::vector<float> values(static_cast<std::size_t>(256 * value_dim));
@@ -173,10 +174,11 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
 
 } // namespace detail
 
-// Measures the loss of `plan` for the queries in `in`; a request supplies the attention options and the
-// rollback tail. Needs values and queries; W_O where its figures are wanted, which then must be
-// [q_heads, head_dim, hidden] with the queries' q_heads and the values' head_dim.
-// Returns the errors of validate_attention or errc::plan_mismatch, with `loss` unchanged.
+/// Measures the loss of `plan` for the queries in `in`; a request supplies the attention options and the
+/// rollback tail. Needs values and queries; W_O where its figures are wanted, which then must be
+/// [q_heads, head_dim, hidden] with the queries' q_heads and the values' head_dim.
+/// Returns what in.validate() (invalid_parameter for another W_O) and validate_attention() say, index_overflow (needed: tokens)
+/// or plan_mismatch, with `loss` unchanged.
 template <class Inputs>
 [[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request,
                                       const keep_plan& plan, eviction_loss& loss,
@@ -187,13 +189,10 @@ template <class Inputs>
     static_assert(!Inputs::has_output_projection || cache_view<output_projection>,
                   "kvtrim: measure_eviction needs W_O itself, a view [q_heads, head_dim, hidden]: the Gram "
                   "matrices of a gram_view do not give the output back; see base/layer.hpp");
-    if constexpr (Inputs::has_output_projection) {
-        KVTRIM_EXPECTS(extent(in.output_projection, 0) == extent(in.queries, 0),
-                       "W_O and the queries must agree in q_heads");
-        KVTRIM_EXPECTS(row_count(in.output_projection, 0) == extent(in.values, 2),
-                       "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");
-    }
     if (const status s = validate_attention(in, request); !s.ok()) { return s; }
+    if (in.longest_row() > std::numeric_limits<keep_plan::table_index>::max()) {
+        return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", in.longest_row()};
+    }
     if (plan.rows() != in.kv_heads() || !plan.check_invariants([&](index_t g) { return in.tokens(g); })) {
         return {errc::plan_mismatch, "the plan was made for another cache"};
     }

@@ -11,7 +11,8 @@
 //                                      sequence, of its own length
 //
 // answers[i] is what policy.plan() says of sequence i alone, and its plan is the same bit for bit: sequences share no
-// scratch and no sums. A sequence that is refused keeps its plan and stops no other.
+// scratch and no sums. A sequence that is refused keeps its plan and stops no other. Only what concerns the call itself is
+// answered by the call alone, with no plan made and no answer given: numbers of sequences that differ, too little workspace.
 //
 // Each worker takes one sequence at a time (base/for_each_item.hpp), those with the most scratch first: they are the longest,
 // and a long one that comes last would be waited for. Inside a sequence the policy runs serially.
@@ -32,24 +33,24 @@ class batch_item {
     // One layer; the policy is any with workspace_bytes(in, request) and plan(in, request, out, workspace).
     template <class Policy, class Inputs>
     batch_item(Policy&& policy, Inputs&& in, const eviction_request& request, keep_plan& out)
-        : policy_(&policy), inputs_(&in), plans_(&out), request_(request),
+        : policy_(&policy), inputs_(&in), plans_(&out, 1), request_(request),
           bytes_(bytes_of_one<std::remove_cvref_t<Policy>, std::remove_cvref_t<Inputs>>),
           plan_(plan_one<std::remove_cvref_t<Policy>, std::remove_cvref_t<Inputs>>) {
         static_assert(std::is_lvalue_reference_v<Policy> && std::is_lvalue_reference_v<Inputs>,
                       "kvtrim: a batch_item refers to its policy and inputs: pass variables that outlive it, "
                       "no temporaries; see model/batch.hpp");
     }
-    // All layers of a sequence under one budget (model/layer_wise.hpp), a plan per layer.
+    // All layers of a sequence under one budget (model/layer_wise.hpp), a plan per layer; another number of plans is what
+    // the policy refuses.
     template <class Policy, class Inputs>
     batch_item(Policy&& policy, std::span<const Inputs> layers, const eviction_request& request,
                std::span<keep_plan> out)
-        : policy_(&policy), inputs_(layers.data()), layers_(layers.size()), plans_(out.data()),
-          request_(request), bytes_(bytes_of_all<std::remove_cvref_t<Policy>, Inputs>),
+        : policy_(&policy), inputs_(layers.data()), layers_(layers.size()), plans_(out), request_(request),
+          bytes_(bytes_of_all<std::remove_cvref_t<Policy>, Inputs>),
           plan_(plan_all<std::remove_cvref_t<Policy>, Inputs>) {
         static_assert(std::is_lvalue_reference_v<Policy>,
                       "kvtrim: a batch_item refers to its policy: pass a variable that outlives it, no "
                       "temporary; see model/batch.hpp");
-        KVTRIM_EXPECTS(layers.size() == out.size(), "batch_item: one plan per layer");
     }
 
     [[nodiscard]] index_t workspace_bytes() const { return bytes_(*this); }
@@ -72,7 +73,7 @@ class batch_item {
     }
     template <class Policy, class Inputs>
     [[nodiscard]] static status plan_one(const batch_item& i, workspace& scratch) {
-        return as<Policy>(i.policy_).plan(as<Inputs>(i.inputs_), i.request_, *i.plans_, scratch);
+        return as<Policy>(i.policy_).plan(as<Inputs>(i.inputs_), i.request_, i.plans_.front(), scratch);
     }
     template <class Policy, class Inputs>
     [[nodiscard]] static index_t bytes_of_all(const batch_item& i) {
@@ -80,14 +81,13 @@ class batch_item {
     }
     template <class Policy, class Inputs>
     [[nodiscard]] static status plan_all(const batch_item& i, workspace& scratch) {
-        return as<Policy>(i.policy_).plan(i.layers<Inputs>(), i.request_, std::span(i.plans_, i.layers_),
-                                          scratch);
+        return as<Policy>(i.policy_).plan(i.layers<Inputs>(), i.request_, i.plans_, scratch);
     }
 
     const void* policy_;
     const void* inputs_;
     std::size_t layers_ = 1;
-    keep_plan* plans_;
+    std::span<keep_plan> plans_;
     eviction_request request_;
     index_t (*bytes_)(const batch_item&);
     status (*plan_)(const batch_item&, workspace&);
@@ -138,7 +138,7 @@ template <class BytesOf, class Plan, class Executor>
 
 } // namespace detail
 
-// Bytes of workspace for plan_batch with this executor.
+/// Bytes of workspace for plan_batch with this executor; 0 where it has not one request per sequence.
 template <class Executor = serial_executor>
 [[nodiscard]] index_t plan_batch_bytes(std::span<const batch_item> items, const Executor& ex = {}) {
     return detail::batch_bytes(
@@ -148,7 +148,7 @@ template <class Executor = serial_executor>
 template <class Policy, class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t plan_batch_bytes(const Policy& policy, std::span<const Inputs> inputs,
                                        std::span<const eviction_request> requests, const Executor& ex = {}) {
-    KVTRIM_EXPECTS(requests.size() == inputs.size(), "plan_batch: one request per sequence");
+    if (requests.size() != inputs.size()) { return 0; }
     const auto bytes_of = [&](index_t i) {
         const auto at = static_cast<std::size_t>(i);
         return policy.workspace_bytes(inputs[at], requests[at]);
@@ -156,27 +156,32 @@ template <class Policy, class Inputs, class Executor = serial_executor>
     return detail::batch_bytes(std::ssize(inputs), bytes_of, ex);
 }
 
-// Plans every sequence. Returns the answer of the first one that was refused, or ok: answers [sequences] has them all.
-// Returns workspace_too_small, with no plan made and no answer given.
-// Requires an answer per sequence, and plans that are not inputs or outputs of another sequence.
+/// Plans every sequence. Returns the answer of the first one that was refused, or ok: answers [sequences] has them all.
+/// Returns invalid_parameter (needed: sequences) for another number of answers, or workspace_too_small, with no plan made and no
+/// answer given. Requires plans that are not inputs or outputs of another sequence.
 template <class Executor = serial_executor>
 [[nodiscard]] status plan_batch(std::span<const batch_item> items, std::span<status> answers,
                                 workspace& scratch, Executor&& ex = {}) {
-    KVTRIM_EXPECTS(answers.size() == items.size(), "plan_batch: one answer per sequence");
+    if (answers.size() != items.size()) {
+        return {errc::invalid_parameter, "plan_batch: there must be one answer per sequence",
+                std::ssize(items)};
+    }
     const auto at = [&](index_t i) -> const batch_item& { return items[static_cast<std::size_t>(i)]; };
     return detail::plan_sequences(
         answers, [&](index_t i) { return at(i).workspace_bytes(); },
         [&](index_t i, workspace& own) { return at(i).plan(own); }, scratch, ex);
 }
 
-// The same for sequences of one kind. Requires a request, a plan and an answer per sequence.
+/// The same for sequences of one kind; invalid_parameter also for another number of requests or plans.
 template <class Policy, class Inputs, class Executor = serial_executor>
 [[nodiscard]] status plan_batch(const Policy& policy, std::span<const Inputs> inputs,
                                 std::span<const eviction_request> requests, std::span<keep_plan> plans,
                                 std::span<status> answers, workspace& scratch, Executor&& ex = {}) {
-    KVTRIM_EXPECTS(requests.size() == inputs.size() && plans.size() == inputs.size() &&
-                       answers.size() == inputs.size(),
-                   "plan_batch: one request, plan and answer per sequence");
+    if (requests.size() != inputs.size() || plans.size() != inputs.size() ||
+        answers.size() != inputs.size()) {
+        return {errc::invalid_parameter,
+                "plan_batch: there must be one request, plan and answer per sequence", std::ssize(inputs)};
+    }
     const auto at = [](index_t i) { return static_cast<std::size_t>(i); };
     return detail::plan_sequences(
         answers, [&](index_t i) { return policy.workspace_bytes(inputs[at(i)], requests[at(i)]); },

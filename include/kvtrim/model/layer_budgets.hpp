@@ -8,7 +8,8 @@
 //                budgets[l] = window + high - l * (high - low) / (layers - 1)       early layers keep more
 //   preference   budgets[l] = window + share of the total in proportion to preference[l], at most the layer's length
 //
-// Both sum exactly to layers * kept; what a layer cannot use goes to the others. With floor_ratio f every layer has f of an
+// Both sum exactly to layers * kept; what a layer cannot use goes to the others. A prompt within the budget is kept whole, also
+// one shorter than the window: every layer gets all of its tokens. With floor_ratio f every layer has f of an
 // even share first (or all of a shorter layer), and the rule deals out the rest. A budget is per KV head and counts the
 // window, as eviction_request does: use it as per_head(budgets[l]) in the layer's own request.
 //
@@ -58,23 +59,34 @@ struct pyramid {
         return counting.needed_bytes();
     }
 
-    // kept: tokens per KV head and layer on average, window included (whole but for kvpress' schedule, which computes
-    // with tokens * (1 - ratio) and may fall below the window). Fills budgets [layers].
-    // Returns invalid_parameter, ratio_out_of_range, budget_zero, window_exceeds_tokens (needed: tokens), budget_below_protection (needed:
-    // tokens) or workspace_too_small, with budgets unchanged.
+    /// kept: tokens per KV head and layer on average, window included (whole but for kvpress' schedule, which computes
+    /// with tokens * (1 - ratio) and may fall below the window). A window longer than the prompt is the prompt. Fills budgets
+    /// [layers].
+    /// Returns invalid_parameter, ratio_out_of_range, index_overflow (needed: tokens), budget_zero, budget_below_protection
+    /// (needed: tokens) or workspace_too_small, with budgets unchanged.
     [[nodiscard]] status allocate(index_t tokens, index_t window, double kept, std::span<index_t> budgets,
                                   workspace& scratch) const {
         if (const status s = validate(); !s.ok()) { return s; }
-        if (!(kept >= 1)) { return {errc::budget_zero, "pyramid: the budget must be at least one token"}; }
-        if (window < 0 || window > tokens) {
-            return {errc::window_exceeds_tokens, "pyramid: the window must lie within the prompt", window};
+        if (tokens < 0 || window < 0) {
+            return {errc::invalid_parameter, "pyramid: tokens and window must not be negative"};
         }
-        if (kept < static_cast<double>(window) && schedule != pyramid_schedule::kvpress) {
+        if (tokens > std::numeric_limits<std::int32_t>::max()) {
+            return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", tokens};
+        }
+        if (!(kept >= 1)) { return {errc::budget_zero, "pyramid: the budget must be at least one token"}; }
+        const bool is_short = window > tokens; // no candidates, so that there is nothing to deal out
+        window = std::min(window, tokens);
+        if (kept < static_cast<double>(window) && (is_short || schedule != pyramid_schedule::kvpress)) {
             return {errc::budget_below_protection, "pyramid: the window alone exceeds the budget", window};
         }
+        if (is_short) {
+            std::fill(budgets.begin(), budgets.end(), tokens);
+            return {};
+        }
         if (budgets.empty()) { return {}; }
+        kept = std::min(kept, static_cast<double>(tokens) * 4 + 4);
         if (schedule == pyramid_schedule::kvpress) { return as_kvpress(tokens, window, kept, budgets); }
-        const auto capacity = static_cast<index_t>(std::min(kept, static_cast<double>(tokens) * 4 + 4));
+        const auto capacity = static_cast<index_t>(kept);
         if (schedule == pyramid_schedule::exact) {
             return exactly(tokens, window, capacity, budgets, scratch);
         }
@@ -113,7 +125,7 @@ struct pyramid {
             std::fill(budgets.begin(), budgets.end(), tokens);
             return {};
         }
-        index_t low = base / static_cast<index_t>(beta);
+        index_t low = base / static_cast<index_t>(std::min(beta, 0x1p40)); // beyond any base
         index_t high = 2 * base - low;
         if (high >= tokens - window) {
             high = tokens - window;
@@ -171,15 +183,25 @@ struct preference {
         return counting.needed_bytes();
     }
 
-    // Deals `total` tokens out over layers that can take caps [layers] each. A preference that is not a positive finite
-    // number counts as 0; if all are 0 the layers are equal.
-    // Returns ratio_out_of_range or workspace_too_small, with budgets unchanged. Requires 0 <= total <= the sum of the caps.
+    /// Deals `total` tokens out over layers that can take caps [layers] each; a total above the caps is all of them. A
+    /// preference that is not a positive finite number counts as 0; if all are 0 the layers are equal.
+    /// Returns invalid_parameter (sizes that differ, negative numbers), index_overflow (caps of more than 2^53 tokens, needed:
+    /// tokens), ratio_out_of_range or workspace_too_small, with budgets unchanged.
     [[nodiscard]] status allocate(std::span<const double> preferences, std::span<const index_t> caps,
                                   index_t total, std::span<index_t> budgets, workspace& scratch) const {
-        KVTRIM_EXPECTS(preferences.size() == caps.size() && caps.size() == budgets.size(),
-                       "preference: sizes must agree");
-        KVTRIM_EXPECTS(total >= 0 && total <= std::accumulate(caps.begin(), caps.end(), index_t{0}),
-                       "preference: the total must lie between 0 and the sum of the caps");
+        if (preferences.size() != budgets.size() || caps.size() != budgets.size()) {
+            return {errc::invalid_parameter, "preference: sizes must agree", std::ssize(budgets)};
+        }
+        index_t room = 0;
+        for (const index_t cap : caps) {
+            if (cap < 0) { return {errc::invalid_parameter, "preference: a cap must not be negative"}; }
+            room = saturated_sum(room, cap);
+        }
+        if (total < 0) { return {errc::invalid_parameter, "preference: the total must not be negative"}; }
+        if (room > index_t{1} << 53) {
+            return {errc::index_overflow, "preference: at most 2^53 tokens are dealt out exactly", room};
+        }
+        total = std::min(total, room);
         if (const status s = validate(); !s.ok()) { return s; }
         const workspace::frame frame(scratch);
         const auto ideal = scratch.take<double>(std::ssize(budgets));
@@ -205,6 +227,12 @@ struct preference {
         const double even = floor_ratio * static_cast<double>(total) / static_cast<double>(ideal.size());
         const auto cap = [&](std::size_t l) { return static_cast<double>(caps[l]); };
         const auto floor = [&](std::size_t l) { return std::min(even, cap(l)); };
+        // Sums of weights that are at most 1 are finite.
+        double largest = 0;
+        for (const double p : preferences) { largest = std::max(largest, weight(p)); }
+        const auto relative = [&](std::size_t l) {
+            return largest > 0 ? weight(preferences[l]) / largest : 0;
+        };
         auto remaining = static_cast<double>(total);
         for (std::size_t l = 0; l < ideal.size(); ++l) { remaining -= floor(l); }
         for (bool settled = false; !settled;) {
@@ -212,12 +240,11 @@ struct preference {
             double weights = 0;
             double open_layers = 0;
             for (std::size_t l = 0; l < ideal.size(); ++l) {
-                weights += ideal[l] == open ? weight(preferences[l]) : 0;
+                weights += ideal[l] == open ? relative(l) : 0;
                 open_layers += ideal[l] == open ? 1 : 0;
             }
             const auto share = [&](std::size_t l) {
-                return floor(l) +
-                       remaining * (weights > 0 ? weight(preferences[l]) / weights : 1 / open_layers);
+                return floor(l) + remaining * (weights > 0 ? relative(l) / weights : 1 / open_layers);
             };
             double fixed = 0; // beyond the floors
             for (std::size_t l = 0; l < ideal.size(); ++l) {
@@ -237,11 +264,15 @@ struct preference {
 
     static void as_authors(std::span<const double> preferences, std::span<const index_t> caps, index_t total,
                            std::span<index_t> budgets) {
-        const double sum = std::accumulate(preferences.begin(), preferences.end(), 0.0);
+        double sum = 0;
+        for (const double p : preferences) { sum += weight(p); }
+        const auto share = [&](std::size_t l) {
+            return sum > 0 ? weight(preferences[l]) / sum : 1 / static_cast<double>(budgets.size());
+        };
         index_t excess = 0;
         index_t below = 0;
         for (std::size_t l = 0; l < budgets.size(); ++l) {
-            budgets[l] = static_cast<index_t>(preferences[l] / sum * static_cast<double>(total));
+            budgets[l] = static_cast<index_t>(share(l) * static_cast<double>(total));
             excess += std::max<index_t>(0, budgets[l] - caps[l]);
             budgets[l] = std::min(budgets[l], caps[l]);
             below += budgets[l] < caps[l] ? 1 : 0;

@@ -21,6 +21,7 @@
 // one. A newcomer below everything that is in does not enter. Cost: a push costs its own tokens, those that leave
 // (sorted), the rows they leave, and one bucket; what stays is not looked at. Memory: 16 bytes per held token.
 
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/math/top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
@@ -34,12 +35,22 @@ class layer_cascade {
   public:
     using column_index = keep_plan::table_index;
 
-    // total: candidates that stay over all layers and rows. safeguard: best tokens of each row that do not compete.
-    // Requires both >= 0.
+    /// total: candidates that stay over all layers and rows. safeguard: best tokens of each row that do not compete.
+    /// Not valid where one is negative: such a cascade holds nothing, and push() answers what validate() says.
     layer_cascade(index_t total, index_t safeguard) : total_(total), safeguard_(safeguard) {
-        KVTRIM_EXPECTS(total >= 0 && safeguard >= 0,
-                       "layer_cascade: total and safeguard must not be negative");
+        if (total < 0 || safeguard < 0) {
+            validity_ = {errc::invalid_parameter, "layer_cascade: total and safeguard must not be negative"};
+        }
     }
+
+    /// A cascade that holds nothing, whose validate() and push() answer `refusal`: for functions that make cascades.
+    [[nodiscard]] static layer_cascade invalid(const status& refusal) {
+        layer_cascade cascade(0, 0);
+        cascade.validity_ = refusal;
+        return cascade;
+    }
+
+    [[nodiscard]] status validate() const { return validity_; }
 
     [[nodiscard]] index_t layers() const { return std::ssize(layer_begin_) - 1; }
     [[nodiscard]] index_t rows(index_t layer) const { return begin_of(layer + 1) - begin_of(layer); }
@@ -61,13 +72,16 @@ class layer_cascade {
         return false;
     }
 
-    // Adds the next layer's rows. Returns budget_below_protection (needed: tokens), with nothing changed, if the
-    // safeguarded tokens alone exceed the total, and index_overflow beyond 2^31 - 1 columns or rows.
+    /// Adds the next layer's rows. Returns what validate() says, invalid_table for rows whose offsets are none,
+    /// budget_below_protection (needed: tokens) if the safeguarded tokens alone exceed the total, and index_overflow beyond
+    /// 2^31 - 1 columns or rows; with nothing changed.
     [[nodiscard]] status push(const score_rows& importance) {
         constexpr index_t most = std::numeric_limits<column_index>::max();
+        if (!validity_.ok()) { return validity_; }
+        if (const status s = kvtrim::validate(importance); !s.ok()) { return s; }
         index_t safeguarded = safeguarded_;
         for (index_t r = 0; r < importance.rows(); ++r) {
-            safeguarded += std::min(safeguard_, importance.length(r));
+            safeguarded = saturated_sum(safeguarded, std::min(safeguard_, importance.length(r)));
             if (importance.length(r) > most) {
                 return {errc::index_overflow, "layer_cascade: a row holds at most 2^31 - 1 tokens",
                         importance.length(r)};
@@ -88,13 +102,26 @@ class layer_cascade {
         return {};
     }
 
-    // The tokens that stay in a layer's cache as it was before the last push, as a plan for compaction: candidate column
-    // c is cache row prefix + c while nothing was evicted, and `prefix` and `suffix` protected tokens lie around it.
-    // Returns errc::index_overflow, with out unchanged.
+    /// The tokens that stay in a layer's cache as it was before the last push, as a plan for compaction: candidate column
+    /// c is cache row prefix + c while nothing was evicted, and `prefix` and `suffix` protected tokens lie around it.
+    /// Returns invalid_parameter (a layer that was not pushed, needed: layers; a negative prefix or suffix) or index_overflow
+    /// (needed: tokens), with out unchanged.
     [[nodiscard]] status plan(index_t layer, index_t prefix, index_t suffix, keep_plan& out) const {
+        if (layer < 0 || layer >= layers()) {
+            return {errc::invalid_parameter, "layer_cascade: this layer was not pushed", layers()};
+        }
+        if (prefix < 0 || suffix < 0) {
+            return {errc::invalid_parameter, "layer_cascade: prefix and suffix must not be negative"};
+        }
+        const index_t around = saturated_sum(prefix, suffix);
         std::vector<index_t> counts;
         for (index_t r = 0; r < rows(layer); ++r) {
-            counts.push_back(prefix + std::ssize(kept(layer, r)) + suffix);
+            const index_t tokens =
+                saturated_sum(around, std::ssize(kept(layer, r)) + std::ssize(evicted(layer, r)));
+            if (tokens > std::numeric_limits<column_index>::max()) {
+                return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", tokens};
+            }
+            counts.push_back(around + std::ssize(kept(layer, r)));
         }
         if (const status s = out.reset(counts); !s.ok()) { return s; }
         for (index_t r = 0; r < rows(layer); ++r) {
@@ -223,6 +250,7 @@ class layer_cascade {
         for (index_t t = prefix + before; i < out.size(); ++t) { add(t); }
     }
 
+    status validity_;
     index_t total_;
     index_t safeguard_;
     index_t competing_ = 0;

@@ -9,8 +9,8 @@
 //
 // offsets are at once the cu_seqlens of the compacted cache and the indptr of an index table. The tables keep
 // their capacity, so that a plan that is made again for the same shape allocates nothing.
+// An engine may fill one through reset() and writable_row(): what it keeps is checked by every call that takes a plan.
 
-#include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/request.hpp>
 
 #include <cstdint>
@@ -19,6 +19,29 @@
 #include <vector>
 
 namespace kvtrim {
+
+namespace detail {
+
+// out[i] = positions[tokens[i]], or a status.
+template <class Position>
+[[nodiscard]] status gather_positions(std::span<const std::int32_t> tokens,
+                                      std::span<const Position> positions, std::span<Position> out) {
+    if (out.size() < tokens.size()) {
+        return {errc::invalid_parameter, "gather_positions: the output is too short", std::ssize(tokens)};
+    }
+    for (const std::int32_t token : tokens) {
+        if (token < 0 || static_cast<std::size_t>(token) >= positions.size()) {
+            return {errc::invalid_parameter, "gather_positions: positions must cover the cache",
+                    index_t{token} + 1};
+        }
+    }
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        out[i] = positions[static_cast<std::size_t>(tokens[i])];
+    }
+    return {};
+}
+
+} // namespace detail
 
 class keep_plan {
   public:
@@ -49,19 +72,21 @@ class keep_plan {
     }
 
     // Sizes the tables for `counts` [rows] survivors per row; the kept rows are then written through
-    // writable_row(). Returns errc::index_overflow (needed: tokens), with the plan unchanged, beyond 2^31 - 1 in total.
+    // writable_row(). Returns errc::invalid_parameter for a negative count, index_overflow (needed: tokens) beyond 2^31 - 1 in
+    // total, with the plan unchanged; so it is if an allocation throws.
     [[nodiscard]] status reset(std::span<const index_t> counts) {
         constexpr index_t most = std::numeric_limits<index_t>::max();
         index_t total = 0;
         for (const index_t count : counts) {
-            KVTRIM_EXPECTS(count >= 0, "keep_plan: counts must not be negative");
+            if (count < 0) { return {errc::invalid_parameter, "keep_plan: counts must not be negative"}; }
             total = count > most - total ? most : total + count;
         }
         if (total > std::numeric_limits<table_index>::max()) {
             return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total};
         }
+        offsets_.reserve(counts.size() + 1);
+        kept_.resize(static_cast<std::size_t>(total)); // the last that may throw
         offsets_.resize(counts.size() + 1);
-        kept_.resize(static_cast<std::size_t>(total));
         offsets_[0] = 0;
         for (std::size_t r = 0; r < counts.size(); ++r) {
             offsets_[r + 1] = offsets_[r] + static_cast<table_index>(counts[r]);
@@ -88,18 +113,16 @@ class keep_plan {
         return true;
     }
 
-    // The original positions of the survivors of row r, where cached row t had position positions[t]; for
-    // a cache that was never cut the plan's own rows are the positions.
-    // Requires out.size() >= kept_tokens(r).
+    /// Writes the original positions of the survivors of a row, where cached row t had position positions[t]; for a cache that
+    /// was never cut the plan's own rows are the positions. Returns invalid_parameter (needed: entries) for an output that is
+    /// too short, or positions that do not cover the survivors; plan_mismatch for no row of the plan. Nothing is written then.
     template <class Position>
-    void gather_positions(index_t row, std::span<const Position> positions, std::span<Position> out) const {
-        const auto survivors = this->row(row);
-        KVTRIM_EXPECTS(out.size() >= survivors.size(), "gather_positions: the output is too short");
-        KVTRIM_EXPECTS(survivors.empty() || positions.size() > static_cast<std::size_t>(survivors.back()),
-                       "gather_positions: positions must cover the cache");
-        for (std::size_t i = 0; i < survivors.size(); ++i) {
-            out[i] = positions[static_cast<std::size_t>(survivors[i])];
+    [[nodiscard]] status gather_positions(index_t row, std::span<const Position> positions,
+                                          std::span<Position> out) const {
+        if (row < 0 || row >= rows()) {
+            return {errc::plan_mismatch, "gather_positions: the plan has no such row", rows()};
         }
+        return detail::gather_positions(this->row(row), positions, out);
     }
 
     friend bool operator==(const keep_plan&, const keep_plan&) = default;

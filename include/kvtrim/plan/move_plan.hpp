@@ -16,6 +16,7 @@
 // not their tokens. Rows are independent of each other; moves of one row run in order. The tables keep their
 // capacity, so that a plan made again for the same sizes allocates nothing. To make one: compact/page_moves.hpp.
 
+#include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/plan/page_table.hpp>
 
 #include <vector>
@@ -44,6 +45,12 @@ class move_plan {
         return part(moves_, move_offsets_, row);
     }
     [[nodiscard]] index_t total_moves() const { return static_cast<index_t>(moves_.size()); }
+    // Of the pool that the plan was made for; 0 for a plan never made.
+    [[nodiscard]] index_t page_tokens() const { return page_tokens_; }
+    // Pages that a pool must have for the table, and all moves, to lie in it.
+    [[nodiscard]] index_t pages_touched() const {
+        return moves_.empty() ? 0 : highest_slot_ / page_tokens_ + 1;
+    }
 
     [[nodiscard]] page_table table() const { return {indptr_, indices_, last_page_len_}; }
     [[nodiscard]] std::span<const std::int32_t> freed_pages() const { return freed_; }
@@ -57,15 +64,15 @@ class move_plan {
     // Tokens that stay although the keep_plan evicts them, because they lie in shared pages; all rows together.
     [[nodiscard]] index_t extra_tokens() const { return extra_; }
 
-    // The position of the token in each slot of a row, where cache row t had position positions[t].
-    // Requires positions of the whole row, and out.size() >= kept_tokens(row).
+    /// Writes the position of the token in each slot of a row, where cache row t had position positions[t]. Errors as
+    /// keep_plan::gather_positions.
     template <class Position>
-    void gather_positions(index_t row, std::span<const Position> positions, std::span<Position> out) const {
-        const auto origins = this->origins(row);
-        KVTRIM_EXPECTS(out.size() >= origins.size(), "gather_positions: the output is too short");
-        for (std::size_t i = 0; i < origins.size(); ++i) {
-            out[i] = positions[static_cast<std::size_t>(origins[i])];
+    [[nodiscard]] status gather_positions(index_t row, std::span<const Position> positions,
+                                          std::span<Position> out) const {
+        if (row < 0 || row >= rows()) {
+            return {errc::plan_mismatch, "gather_positions: the plan has no such row", rows()};
         }
+        return detail::gather_positions(origins(row), positions, out);
     }
 
     friend bool operator==(const move_plan&, const move_plan&) = default;
@@ -82,6 +89,8 @@ class move_plan {
     }
 
     index_t heads_ = 1;
+    index_t page_tokens_ = 0;
+    index_t highest_slot_ = -1;
     index_t taken_ = 0;
     index_t extra_ = 0;
     std::vector<slot_move> moves_;

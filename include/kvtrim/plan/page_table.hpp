@@ -13,8 +13,9 @@
 // A row is a request, or a (request, KV head) with pages of its own: row = request * kv_heads + head. Token t of
 // row r is
 // slot  indices[indptr[r] + t / page_tokens] * page_tokens + t % page_tokens  of the pool.
+//
+// Tables are not trusted: validate() and validate_row() check them in O(rows + pages named), once for each table that enters.
 
-#include <kvtrim/base/contract.hpp>
 #include <kvtrim/base/status.hpp>
 
 #include <cstdint>
@@ -23,13 +24,45 @@
 
 namespace kvtrim {
 
-// Where slots lie in memory. Strides count elements; with two of them swapped it is NHD or HND.
+/// Where the slots of a pool lie in memory. Strides count elements; with two of them swapped it is NHD or HND.
 struct page_layout {
+    // A pool whose size the engine does not tell: page numbers are then checked for what they can be at all.
+    static constexpr index_t unknown_pages = -1;
+
     index_t page_tokens = 16;
     index_t page_stride = 0;
     index_t token_stride = 0;
     index_t head_stride = 0;
+    index_t pages = unknown_pages; // of the pool: give it, and a page number beyond it is refused
+
+    /// Most pages that a number may name. Slots are numbered in 32 bits.
+    [[nodiscard]] constexpr index_t most_pages() const {
+        return pages != unknown_pages ? pages : std::numeric_limits<std::int32_t>::max() / page_tokens;
+    }
+    /// Returns invalid_parameter or index_overflow.
+    [[nodiscard]] constexpr status validate() const {
+        if (page_tokens <= 0 || pages < unknown_pages) {
+            return {errc::invalid_parameter,
+                    "page layout: pages must hold tokens, and not be a negative number"};
+        }
+        constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+        if (page_tokens > most || pages > most / page_tokens) {
+            return {errc::index_overflow, "page layout: a pool has at most 2^31 - 1 slots", pages};
+        }
+        return {};
+    }
 };
+
+/// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together.
+[[nodiscard]] constexpr page_layout nhd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim,
+                                              index_t pages = page_layout::unknown_pages) {
+    return {page_tokens, page_tokens * kv_heads * head_dim, kv_heads * head_dim, head_dim, pages};
+}
+/// Pages [kv_heads, page_tokens, head_dim]: the tokens of a head lie together.
+[[nodiscard]] constexpr page_layout hnd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim,
+                                              index_t pages = page_layout::unknown_pages) {
+    return {page_tokens, page_tokens * kv_heads * head_dim, head_dim, page_tokens * head_dim, pages};
+}
 
 struct page_table {
     std::span<const std::int32_t> indptr;
@@ -56,39 +89,66 @@ struct page_table {
     }
 };
 
-// Bad input: page counts or sizes that are not positive or whose slots exceed 2^31 - 1 (index_overflow), offsets
-// that do not ascend from 0 to the number of indices, pages outside the pool, a last page without tokens or with
-// too many (invalid_table). A page may be named more than once: readers share prefixes. Requires indptr and
-// last_page_len of sizes that agree. O(rows + pages named).
-[[nodiscard]] inline status validate(const page_table& table, index_t pool_pages, index_t page_tokens) {
-    constexpr index_t most = std::numeric_limits<std::int32_t>::max();
-    KVTRIM_EXPECTS(table.indptr.size() == table.last_page_len.size() + 1,
-                   "page_table: indptr must have one entry more than last_page_len");
-    if (page_tokens <= 0 || pool_pages < 0) {
-        return {errc::invalid_parameter, "page table: pages must hold tokens, and not be a negative number"};
-    }
-    if (pool_pages > most / page_tokens) {
-        return {errc::index_overflow, "page table: a pool has at most 2^31 - 1 slots", pool_pages};
-    }
-    if (table.indptr[0] != 0 || static_cast<std::size_t>(table.indptr.back()) != table.indices.size()) {
-        return {errc::invalid_table, "page table: indptr must go from 0 to the number of indices"};
-    }
-    for (index_t r = 0; r < table.rows(); ++r) {
-        const index_t pages = table.pages(r);
-        if (pages < 0) { return {errc::invalid_table, "page table: indptr must not decrease"}; }
-        if (pages == 0) { continue; }
-        const index_t last = table.last_page_len[static_cast<std::size_t>(r)];
-        if (last < 1 || last > page_tokens) {
-            return {errc::invalid_table, "page table: last_page_len must lie in 1 ... page_tokens"};
-        }
-        if (pages > most / page_tokens) {
-            return {errc::index_overflow, "page table: a row has at most 2^31 - 1 tokens", pages};
-        }
-    }
-    for (const std::int32_t page : table.indices) {
-        if (page < 0 || page >= pool_pages) {
+namespace detail {
+
+[[nodiscard]] inline status validate_pages(std::span<const std::int32_t> pages, index_t most_pages) {
+    for (const std::int32_t page : pages) {
+        if (page < 0 || page >= most_pages) {
             return {errc::invalid_table, "page table: a page lies outside the pool"};
         }
+    }
+    return {};
+}
+
+// The offsets and the length of one row; pages are checked by validate_pages().
+[[nodiscard]] inline status validate_length(const page_table& table, index_t row, index_t page_tokens) {
+    const index_t begin = table.indptr[static_cast<std::size_t>(row)];
+    const index_t pages = table.pages(row);
+    if (begin < 0 || pages < 0 || begin + pages > std::ssize(table.indices)) {
+        return {errc::invalid_table, "page table: indptr must ascend within the indices"};
+    }
+    if (pages == 0) { return {}; }
+    const index_t last = table.last_page_len[static_cast<std::size_t>(row)];
+    if (last < 1 || last > page_tokens) {
+        return {errc::invalid_table, "page table: last_page_len must lie in 1 ... page_tokens, and be "
+                                     "page_tokens where the page is full"};
+    }
+    if (pages > std::numeric_limits<std::int32_t>::max() / page_tokens) {
+        return {errc::index_overflow, "page table: a row has at most 2^31 - 1 tokens", pages};
+    }
+    return {};
+}
+
+} // namespace detail
+
+/// Whether rows [first, first + count) of a table may be read with this layout: invalid_table for a row that it does not have,
+/// offsets that decrease or leave the indices, pages outside the pool, a last page without tokens or with too many;
+/// index_overflow; the layout's own errors. A page may be named more than once: readers share prefixes. O(pages named).
+[[nodiscard]] inline status validate_rows(const page_table& table, index_t first, index_t count,
+                                          const page_layout& layout) {
+    if (const status s = layout.validate(); !s.ok()) { return s; }
+    if (table.indptr.size() != table.last_page_len.size() + 1) {
+        return {errc::invalid_table, "page table: indptr must have one entry more than last_page_len"};
+    }
+    if (first < 0 || count < 0 || first > table.rows() || count > table.rows() - first) {
+        return {errc::invalid_table, "page table: it has no such row", table.rows()};
+    }
+    for (index_t r = first; r < first + count; ++r) {
+        if (const status s = detail::validate_length(table, r, layout.page_tokens); !s.ok()) { return s; }
+        if (const status s = detail::validate_pages(table.row(r), layout.most_pages()); !s.ok()) { return s; }
+    }
+    return {};
+}
+
+/// The same for a whole table of a pool of `pool_pages` pages, whose offsets must also go from 0 to the number of indices.
+[[nodiscard]] inline status validate(const page_table& table, index_t pool_pages, index_t page_tokens) {
+    if (pool_pages < 0) {
+        return {errc::invalid_parameter, "page table: a pool has no negative number of pages"};
+    }
+    const page_layout layout{.page_tokens = page_tokens, .pages = pool_pages};
+    if (const status s = validate_rows(table, 0, table.rows(), layout); !s.ok()) { return s; }
+    if (table.indptr.front() != 0 || static_cast<std::size_t>(table.indptr.back()) != table.indices.size()) {
+        return {errc::invalid_table, "page table: indptr must go from 0 to the number of indices"};
     }
     return {};
 }

@@ -12,9 +12,10 @@
 // A row lists blocks that end before its segment begins. The segment's own keys are never listed: they are
 // attended causally, always. So a plan is causal by construction, and a row of all its allowed blocks is dense
 // attention. Blocks are numbered from the first row of the cache, also in a chunk whose earlier keys are cached.
+//
+// An engine may write the rows itself: what reads a plan asks check_invariants() first.
 
-#include <kvtrim/base/contract.hpp>
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/base/saturated.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -44,8 +45,9 @@ struct segment_grid {
     }
 
     [[nodiscard]] index_t tokens() const { return end_token - first_token; }
-    // The last one may be shorter.
+    // The last one may be shorter. A grid that is not valid has none.
     [[nodiscard]] index_t segments() const {
+        if (!validate().ok()) { return 0; }
         return tokens() / segment_tokens + (tokens() % segment_tokens > 0 ? 1 : 0);
     }
     [[nodiscard]] index_t begin(index_t segment) const { return first_token + segment * segment_tokens; }
@@ -53,7 +55,7 @@ struct segment_grid {
         return begin(segment) + std::min(segment_tokens, end_token - begin(segment));
     }
     [[nodiscard]] index_t segment_size(index_t segment) const { return end(segment) - begin(segment); }
-    // Blocks that lie wholly before the segment.
+    // Blocks that lie wholly before the segment of a valid grid.
     [[nodiscard]] index_t allowed_blocks(index_t segment) const { return begin(segment) / block_tokens; }
     // Of all segments before `segment`: where its row begins in a table of all allowed blocks.
     [[nodiscard]] index_t allowed_before(index_t segment) const {
@@ -63,6 +65,21 @@ struct segment_grid {
 
     friend bool operator==(const segment_grid&, const segment_grid&) = default;
 };
+
+/// Whether tables can hold a row of all allowed blocks for every (KV head, segment). Returns the grid's own answer,
+/// invalid_parameter for a negative number of heads, or index_overflow (needed: tokens, rows or blocks) beyond 2^31 - 1.
+[[nodiscard]] inline status valid_table_size(const segment_grid& grid, index_t kv_heads) {
+    constexpr index_t limit = std::numeric_limits<std::int32_t>::max();
+    if (const status s = grid.validate(); !s.ok()) { return s; }
+    if (kv_heads < 0) { return {errc::invalid_parameter, "prefill: kv_heads must not be negative"}; }
+    index_t most = grid.end_token;
+    if (most <= limit) { // then the blocks of one head can be counted in 64 bits
+        const index_t of_one_head = std::max(grid.segments(), grid.allowed_before(grid.segments()));
+        most = saturated_product(of_one_head, kv_heads);
+    }
+    if (most <= limit) { return {}; }
+    return {errc::index_overflow, "a prune plan addresses at most 2^31 - 1 tokens, rows and blocks", most};
+}
 
 class prune_plan {
   public:
@@ -81,18 +98,26 @@ class prune_plan {
     [[nodiscard]] std::span<const table_index> offsets() const { return offsets_; }
     [[nodiscard]] std::span<const table_index> blocks() const { return blocks_; }
 
-    // Sizes the tables for `counts` [kv_heads * segments] blocks per row; the rows are then written through
-    // writable_row(). Returns errc::index_overflow (needed: blocks), with the plan unchanged, beyond 2^31 - 1 in total.
-    // Requires a valid grid and counts within the allowed blocks.
+    /// Sizes the tables for `counts` [kv_heads * segments] blocks per row; the rows are then written through writable_row().
+    /// Returns the grid's own answer, invalid_parameter (another number of counts, needed: that of rows; a count that is
+    /// negative or above the row's allowed blocks, needed: these) or index_overflow (needed: blocks) beyond 2^31 - 1 in total,
+    /// with the plan unchanged.
     [[nodiscard]] status reset(const segment_grid& grid, index_t kv_heads, std::span<const index_t> counts) {
-        KVTRIM_EXPECTS(grid.validate().ok() && kv_heads >= 0, "prune_plan: the grid must be valid");
-        KVTRIM_EXPECTS(static_cast<index_t>(counts.size()) == kv_heads * grid.segments(),
-                       "prune_plan: one count per (KV head, segment)");
-        constexpr index_t most = std::numeric_limits<index_t>::max();
+        if (const status s = grid.validate(); !s.ok()) { return s; }
+        const index_t rows = saturated_product(kv_heads, grid.segments());
+        if (kv_heads < 0 || std::ssize(counts) != rows) {
+            return {errc::invalid_parameter, "prune_plan: there must be one count per (KV head, segment)",
+                    std::max<index_t>(0, rows)};
+        }
         index_t total = 0;
-        for (const index_t count : counts) {
-            KVTRIM_EXPECTS(count >= 0, "prune_plan: counts must not be negative");
-            total = count > most - total ? most : total + count;
+        for (index_t r = 0; r < rows; ++r) {
+            const index_t count = counts[static_cast<std::size_t>(r)];
+            const index_t allowed = grid.allowed_blocks(r % grid.segments());
+            if (count < 0 || count > allowed) {
+                return {errc::invalid_parameter, "prune_plan: a row lists blocks before its segment only",
+                        allowed};
+            }
+            total = saturated_sum(total, count);
         }
         if (total > std::numeric_limits<table_index>::max()) {
             return {errc::index_overflow, "a prune plan holds at most 2^31 - 1 blocks", total};
@@ -163,11 +188,10 @@ class prune_plan {
     std::vector<table_index> blocks_;
 };
 
-// The plan of dense causal attention: every segment attends every block before it.
-// Returns errc::index_overflow or the grid's own error, with the plan unchanged.
+/// The plan of dense causal attention: every segment attends every block before it.
+/// Returns what valid_table_size() says, with the plan unchanged.
 [[nodiscard]] inline status plan_dense(const segment_grid& grid, index_t kv_heads, prune_plan& out) {
-    KVTRIM_EXPECTS(kv_heads >= 0, "plan_dense: kv_heads must not be negative");
-    if (const status s = grid.validate(); !s.ok()) { return s; }
+    if (const status s = valid_table_size(grid, kv_heads); !s.ok()) { return s; }
     const index_t segments = grid.segments();
     std::vector<index_t> counts(static_cast<std::size_t>(kv_heads * segments));
     for (index_t r = 0; r < kv_heads * segments; ++r) {

@@ -13,8 +13,11 @@
 //   random              seeded
 //
 // h2o and observed_attention need queries [q_heads, tokens, head_dim]: O(tokens^2) work, O(tokens) memory.
-// Departures: H2O's decode-time sums are decode/running_scores.hpp; TOVA's newest token is protected by the
-// request (window_tokens = 1), not by a score.
+// A sum grows with every query that sees a token: without a protected window h2o evicts the newest tokens of a prompt first. Set
+// request.protect.window_tokens, half of the budget in H2O. observed_attention divides by the queries that saw a token, so that a
+// new one stays where it is attended to; early queries, which share their attention among few tokens, still favour old ones.
+// Departures: H2O's decode-time sums are decode/running_scores.hpp; H2O's window and TOVA's newest token (window_tokens = 1) are
+// protected by the request, not by a score.
 
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/key_norm.hpp>

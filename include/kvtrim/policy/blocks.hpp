@@ -31,13 +31,26 @@ namespace kvtrim {
 
 enum class block_reduction : std::uint8_t { sum, mean, maximum };
 
-// Scores of one row. Requires block_tokens > 0 and blocks.size() = ceil(tokens.size() / block_tokens). maximum
-// ignores NaN.
-inline void score_blocks(std::span<const float> tokens, index_t block_tokens, block_reduction reduction,
-                         std::span<float> blocks) {
-    KVTRIM_EXPECTS(block_tokens > 0, "score_blocks: block_tokens must be positive");
-    KVTRIM_EXPECTS(std::ssize(blocks) == (std::ssize(tokens) + block_tokens - 1) / block_tokens,
-                   "score_blocks: there must be one score per block");
+namespace detail {
+
+// Blocks that hold so many tokens, the last one perhaps in part.
+[[nodiscard]] constexpr index_t block_count(index_t tokens, index_t block_tokens) {
+    return tokens / block_tokens + (tokens % block_tokens > 0 ? 1 : 0);
+}
+
+} // namespace detail
+
+/// Scores of one row; maximum ignores NaN. Returns invalid_parameter, with nothing written, for block_tokens that are not positive
+/// or another number of blocks than the tokens make (needed: blocks).
+[[nodiscard]] inline status score_blocks(std::span<const float> tokens, index_t block_tokens,
+                                         block_reduction reduction, std::span<float> blocks) {
+    if (block_tokens <= 0) {
+        return {errc::invalid_parameter, "score_blocks: block_tokens must be positive"};
+    }
+    if (const index_t count = detail::block_count(std::ssize(tokens), block_tokens);
+        std::ssize(blocks) != count) {
+        return {errc::invalid_parameter, "score_blocks: there must be one score per block", count};
+    }
     for (std::size_t b = 0; b < blocks.size(); ++b) {
         const std::size_t begin = b * static_cast<std::size_t>(block_tokens);
         const auto block =
@@ -51,6 +64,7 @@ inline void score_blocks(std::span<const float> tokens, index_t block_tokens, bl
         const double parts = reduction == block_reduction::mean ? static_cast<double>(block.size()) : 1.0;
         blocks[b] = reduction == block_reduction::maximum ? highest : static_cast<float>(sum / parts);
     }
+    return {};
 }
 
 namespace detail {
@@ -95,23 +109,31 @@ template <tensor_view<2> Scores>
         detail::block_inputs(scores), {.budget = per_head(kept_blocks), .protect = protect}, out, scratch);
 }
 
-// Calls fn(token_range) for each range of logical blocks that a row of the plan does not keep, ascending.
+/// Calls fn(token_range) for each range of logical blocks that a row of the plan does not keep, ascending. Returns plan_mismatch,
+/// with no call made, for a row or blocks that there are not.
 template <class Fn>
-void evicted_blocks(const keep_plan& plan, index_t row, index_t blocks, Fn&& fn) {
-    removed_ranges(plan.row(row), blocks, fn);
+[[nodiscard]] status evicted_blocks(const keep_plan& plan, index_t row, index_t blocks, Fn&& fn) {
+    if (row < 0 || row >= plan.rows()) {
+        return {errc::plan_mismatch, "the plan has no such row", plan.rows()};
+    }
+    return removed_ranges(plan.row(row), blocks, fn);
 }
 
-// The tokens of the kept blocks, of rows with `tokens` tokens. Requires &out != &plan and block_tokens > 0.
-// Returns plan_mismatch (blocks that such rows do not have), index_overflow or workspace_too_small, with out
-// unchanged.
+/// The tokens of the kept blocks, of rows with `tokens` tokens. Returns invalid_parameter (block_tokens not positive, tokens
+/// negative, `out` the plan itself), plan_mismatch (blocks that such rows do not have), index_overflow or workspace_too_small,
+/// with out unchanged.
 [[nodiscard]] inline status expand_blocks(const keep_plan& plan, index_t block_tokens, index_t tokens,
                                           keep_plan& out, workspace& scratch) {
-    KVTRIM_EXPECTS(&plan != &out, "expand_blocks: the output must be another plan");
-    KVTRIM_EXPECTS(block_tokens > 0 && tokens >= 0,
-                   "expand_blocks: block_tokens must be positive, tokens not negative");
-    const index_t blocks = tokens / block_tokens + (tokens % block_tokens > 0 ? 1 : 0);
+    if (&plan == &out) { return {errc::invalid_parameter, "expand_blocks: the output must be another plan"}; }
+    if (block_tokens <= 0 || tokens < 0) {
+        return {errc::invalid_parameter, "expand_blocks: block_tokens must be positive, tokens not negative"};
+    }
+    const index_t blocks = detail::block_count(tokens, block_tokens);
     if (!plan.check_invariants([&](index_t) { return blocks; })) {
         return {errc::plan_mismatch, "the plan keeps blocks that the cache does not have"};
+    }
+    if (tokens > std::numeric_limits<keep_plan::table_index>::max()) {
+        return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", tokens};
     }
     const workspace::frame frame(scratch);
     const auto counts = scratch.take<index_t>(plan.rows());
@@ -119,17 +141,16 @@ void evicted_blocks(const keep_plan& plan, index_t row, index_t blocks, Fn&& fn)
     for (index_t r = 0; r < plan.rows(); ++r) {
         const auto row = plan.row(r);
         const bool has_last = !row.empty() && row.back() == blocks - 1;
-        counts[static_cast<std::size_t>(r)] =
-            std::ssize(row) * block_tokens - (has_last ? blocks * block_tokens - tokens : 0);
+        const index_t last = has_last ? tokens - (blocks - 1) * block_tokens : 0;
+        counts[static_cast<std::size_t>(r)] = (std::ssize(row) - (has_last ? 1 : 0)) * block_tokens + last;
     }
     if (const status s = out.reset(counts); !s.ok()) { return s; }
     for (index_t r = 0; r < plan.rows(); ++r) {
         auto next = out.writable_row(r).begin();
         for (const auto block : plan.row(r)) {
-            const index_t end = std::min(tokens, (index_t{block} + 1) * block_tokens);
-            for (index_t t = block * block_tokens; t < end; ++t) {
-                *next++ = static_cast<keep_plan::table_index>(t);
-            }
+            const index_t begin = block * block_tokens;
+            const index_t end = begin + std::min(block_tokens, tokens - begin);
+            for (index_t t = begin; t < end; ++t) { *next++ = static_cast<keep_plan::table_index>(t); }
         }
     }
     return {};

@@ -9,6 +9,7 @@
 
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/math/top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
@@ -30,18 +31,51 @@ template <class Inputs>
 [[nodiscard]] cache_lengths count_lengths(const Inputs& in, const protection& protect) {
     cache_lengths all;
     for (index_t g = 0; g < in.kv_heads(); ++g) {
-        all.tokens += in.tokens(g);
-        all.protected_tokens += in.tokens(g) - candidates(protect, in.tokens(g)).size();
+        const index_t kept = in.tokens(g) - candidates(protect, in.tokens(g)).size();
+        all.tokens = saturated_sum(all.tokens, in.tokens(g));
+        all.protected_tokens = saturated_sum(all.protected_tokens, kept);
         all.longest = std::max(all.longest, in.tokens(g));
     }
     return all;
 }
 
-// offsets [kv_heads + 1]; offsets[0] is where the first row begins.
+// Summed over the KV heads of all layers.
 template <class Inputs>
-void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets) {
+[[nodiscard]] cache_lengths count_lengths(std::span<const Inputs> layers, const protection& protect) {
+    cache_lengths all;
+    for (const Inputs& in : layers) {
+        const cache_lengths one = count_lengths(in, protect);
+        all.tokens = saturated_sum(all.tokens, one.tokens);
+        all.protected_tokens = saturated_sum(all.protected_tokens, one.protected_tokens);
+        all.longest = std::max(all.longest, one.longest);
+    }
+    return all;
+}
+
+// Whether a ragged view of these inputs reads its offsets from a plan, which can then not be written.
+template <class Inputs>
+[[nodiscard]] bool reads_tables_of(const Inputs& in, const keep_plan& plan) {
+    if constexpr (requires { in.keys.offsets().data() == plan.offsets().data(); }) {
+        return plan.rows() > 0 && in.keys.offsets().data() == plan.offsets().data();
+    }
+    return false;
+}
+
+// Whether a plan holds so many tokens.
+[[nodiscard]] inline status fits_plan(index_t tokens) {
+    if (tokens <= std::numeric_limits<keep_plan::table_index>::max()) { return {}; }
+    return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", tokens};
+}
+
+// offsets [kv_heads + 1]; offsets[0] is where the first row begins. protected_tokens [kv_heads], or empty where nobody asks.
+template <class Inputs>
+void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets,
+                            std::span<index_t> protected_tokens = {}) {
     for (std::size_t g = 0; g + 1 < offsets.size(); ++g) {
-        offsets[g + 1] = offsets[g] + candidates(protect, in.tokens(static_cast<index_t>(g))).size();
+        const index_t tokens = in.tokens(static_cast<index_t>(g));
+        const index_t competing = candidates(protect, tokens).size();
+        offsets[g + 1] = offsets[g] + competing;
+        if (!protected_tokens.empty()) { protected_tokens[g] = tokens - competing; }
     }
 }
 
@@ -58,12 +92,26 @@ template <class Inputs>
     return {};
 }
 
+// The plans that keep every row of every layer. counts [kv_heads] is scratch.
+// Returns errc::index_overflow, with all of out unchanged.
+template <class Inputs>
+[[nodiscard]] status plan_everything(std::span<const Inputs> layers, std::span<index_t> counts,
+                                     std::span<keep_plan> out) {
+    for (const Inputs& in : layers) {
+        if (const status s = fits_plan(count_lengths(in, {}).tokens); !s.ok()) { return s; }
+    }
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+        if (const status s = plan_everything(layers[l], counts, out[l]); !s.ok()) { return s; }
+    }
+    return {};
+}
+
 // Protected prefix, the `budgets` [kv_heads] best candidates of each row in ascending order, protected suffix.
-// counts [kv_heads] is scratch. Returns errc::index_overflow, with out unchanged.
+// counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_best(const Inputs& in, const protection& protect, const score_rows& importance,
                                std::span<const index_t> budgets, std::span<index_t> counts, keep_plan& out) {
-    expect_budgets(importance, budgets);
+    if (const status s = validate_budgets(importance, budgets); !s.ok()) { return s; }
     for (std::size_t g = 0; g < budgets.size(); ++g) {
         const index_t tokens = in.tokens(static_cast<index_t>(g));
         counts[g] = tokens - candidates(protect, tokens).size() + budgets[g];

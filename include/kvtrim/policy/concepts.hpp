@@ -8,7 +8,7 @@
 //   scorer      static constexpr bool two_stage          whether it also writes scores.attention
 //               status score(inputs, request, scores, workspace, executor) const
 //               optional: status validate(inputs, request) const
-//               optional: index_t workspace_bytes(inputs, request) const
+//               optional: index_t workspace_bytes(inputs, request) const, or (inputs, request, executor): see base/for_each_item.hpp
 //   aggregator  see aggregate/attention_tile.hpp (attention_aggregator)
 //   allocator   static constexpr bool is_uniform
 //               status allocate(score_rows, total, budgets, workspace) const
@@ -20,6 +20,10 @@
 //
 // A stage fills its outputs or returns an error with nothing written; it takes scratch only from the workspace,
 // which plan() compares with workspace_bytes() before the first stage runs: that number must cover it.
+// plan() asks inputs and request before any stage, and every budget after each stage that may have written one: what a stage
+// answers cannot make it read or write outside. A stage that shall also be called without plan() asks for itself, as the
+// library's do: validate_scoring(), validate_total(), validate_budgets() (base/token_scores.hpp).
+// What a stage must know of the request comes with the scores (score_rows::protected_tokens), never as a field of its own.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/base/executor.hpp>

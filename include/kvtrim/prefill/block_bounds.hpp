@@ -12,15 +12,18 @@
 // Cost: every row read once.
 
 #include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/base/layer.hpp>
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 
 #include <limits>
 
 namespace kvtrim {
 
+// None where a block holds no rows.
 [[nodiscard]] constexpr index_t block_count(index_t rows, index_t rows_per_block) {
-    return (rows + rows_per_block - 1) / rows_per_block;
+    if (rows <= 0 || rows_per_block <= 0) { return 0; }
+    return rows / rows_per_block + (rows % rows_per_block > 0 ? 1 : 0);
 }
 
 // Bounds of consecutive blocks of one head.
@@ -41,17 +44,45 @@ struct block_bounds {
         const index_t begin = (head * blocks + first) * head_dim;
         return {maximum.data() + begin, minimum.data() + begin, count, head_dim};
     }
+    /// Whether there are bounds of so many rows of each head of a view. Returns invalid_parameter for another head_dim, fewer
+    /// blocks than the rows make (needed: blocks) or less memory than the shape says (needed: floats).
+    [[nodiscard]] status validate(index_t heads, index_t rows, index_t rows_per_block,
+                                  index_t row_length) const {
+        if (rows < 0 || rows_per_block <= 0) {
+            return {errc::invalid_parameter, "block bounds: blocks must hold rows, and rows not be negative"};
+        }
+        if (head_dim != row_length || blocks < block_count(rows, rows_per_block)) {
+            return {errc::invalid_parameter, "block bounds: they must have the shape of the rows",
+                    block_count(rows, rows_per_block)};
+        }
+        const index_t floats = floats_of(heads, blocks, head_dim);
+        if (std::ssize(maximum) < floats || std::ssize(minimum) < floats) {
+            return {errc::invalid_parameter, "block bounds: their memory must hold all heads", floats};
+        }
+        return {};
+    }
     // Takes the memory for `heads` heads.
     [[nodiscard]] static block_bounds take(index_t heads, index_t blocks, index_t head_dim,
                                            workspace& scratch) {
-        const index_t floats = heads * blocks * head_dim;
+        const index_t floats = floats_of(heads, blocks, head_dim);
         return {scratch.take<float>(floats), scratch.take<float>(floats), blocks, head_dim};
+    }
+
+  private:
+    [[nodiscard]] static index_t floats_of(index_t heads, index_t blocks, index_t head_dim) {
+        return saturated_product(saturated_product(heads, blocks), head_dim);
     }
 };
 
 namespace detail {
 
 inline constexpr index_t bounds_tile_rows = 32;
+
+[[nodiscard]] inline index_t bounds_tile_bytes(index_t head_dim) {
+    workspace counting = workspace::counting();
+    static_cast<void>(counting.take<float>(saturated_product(bounds_tile_rows, head_dim)));
+    return counting.needed_bytes();
+}
 
 template <class View>
 void bound_block(const View& view, index_t head, index_t begin, index_t end, float* tile, float* maximum,
@@ -74,31 +105,34 @@ void bound_block(const View& view, index_t head, index_t begin, index_t end, flo
 // Bytes of workspace for compute_block_bounds.
 template <class Executor>
 [[nodiscard]] index_t block_bounds_bytes(const Executor& ex, index_t heads, index_t head_dim) {
-    return for_each_item_bytes(ex, heads,
-                               detail::bounds_tile_rows * head_dim * static_cast<index_t>(sizeof(float)) +
-                                   workspace::alignment_bytes);
+    return for_each_item_bytes(ex, heads, detail::bounds_tile_bytes(head_dim));
 }
 
-// Fills `out` with the bounds of rows [first_block * rows_per_block, rows) of every head; blocks before are left as
-// they are, so that a growing cache pays for its new rows only (begin at the last block that was not whole).
-// Returns errc::workspace_too_small, with nothing written.
-// Requires out.blocks >= block_count(rows, rows_per_block).
+/// Fills `out` with the bounds of rows [first_block * rows_per_block, rows) of every head; blocks before are left as
+/// they are, so that a growing cache pays for its new rows only (begin at the last block that was not whole).
+/// Returns the answer of a view that is not valid, invalid_parameter (rows that not every head has, a negative first_block, or
+/// what block_bounds::validate() says) or workspace_too_small, with nothing written.
 template <cache_view View, class Executor>
 [[nodiscard]] status compute_block_bounds(const View& view, index_t rows, index_t rows_per_block,
                                           index_t first_block, const block_bounds& out, workspace& scratch,
                                           Executor& ex) {
+    if (const status s = layer(view).validate(); !s.ok()) { return s; }
+    const index_t heads = extent(view, 0);
     const index_t head_dim = extent(view, 2);
+    if (const status s = out.validate(heads, rows, rows_per_block, head_dim); !s.ok()) { return s; }
+    if (first_block < 0 || rows > layer(view).shortest_row()) {
+        return {errc::invalid_parameter, "block bounds: every head must have the rows",
+                layer(view).shortest_row()};
+    }
     const index_t blocks = block_count(rows, rows_per_block);
-    KVTRIM_EXPECTS(rows <= extent(view, 1) && out.blocks >= blocks && out.head_dim == head_dim,
-                   "compute_block_bounds: the bounds must have the shape of the rows");
-    const index_t bytes = detail::bounds_tile_rows * head_dim * static_cast<index_t>(sizeof(float)) +
-                          workspace::alignment_bytes;
-    return for_each_item(extent(view, 0), bytes, scratch, ex, [&](index_t head, workspace& own) {
+    const index_t bytes = detail::bounds_tile_bytes(head_dim);
+    return for_each_item(heads, bytes, scratch, ex, [&](index_t head, workspace& own) {
         float* tile = own.take<float>(detail::bounds_tile_rows * head_dim).data();
         for (index_t b = first_block; b < blocks; ++b) {
             const auto at = static_cast<std::size_t>((head * out.blocks + b) * head_dim);
-            detail::bound_block(view, head, b * rows_per_block, std::min(rows, (b + 1) * rows_per_block),
-                                tile, out.maximum.data() + at, out.minimum.data() + at);
+            const index_t begin = b * rows_per_block;
+            detail::bound_block(view, head, begin, begin + std::min(rows_per_block, rows - begin), tile,
+                                out.maximum.data() + at, out.minimum.data() + at);
         }
     });
 }

@@ -245,20 +245,54 @@ template <class Tile, class Inputs, class Output, class Executor>
 
 } // namespace detail
 
-// Bytes of workspace for block_sparse_attention with this executor, at the active CPU level.
+namespace detail {
+
+// What block_sparse_attention() checks in O(heads). A plan's own rows are asked by check_invariants(), in O(blocks).
+template <class Inputs, class Output>
+[[nodiscard]] status validate_block_sparse(const Inputs& in, const prune_plan& plan,
+                                           const attention_options& attention, const Output& out,
+                                           std::span<float> log_sum_exp) {
+    if (const status s = in.validate(); !s.ok()) { return s; }
+    if (const status s = kvtrim::validate(out); !s.ok()) { return s; }
+    const index_t q_heads = extent(in.queries, 0);
+    const index_t queries = extent(in.queries, 1);
+    if (extent(out, 0) != q_heads || extent(out, 1) != queries || extent(out, 2) != extent(in.values, 2)) {
+        return {errc::invalid_parameter, "the output must be [q_heads, queries, value head_dim]"};
+    }
+    if (const index_t rows = saturated_product(q_heads, queries);
+        !log_sum_exp.empty() && std::ssize(log_sum_exp) != rows) {
+        return {errc::invalid_parameter, "log_sum_exp must be empty or [q_heads * queries]", rows};
+    }
+    if (const status s = valid_attention(attention, q_heads); !s.ok()) { return s; }
+    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
+        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
+    }
+    const segment_grid& grid = plan.grid();
+    if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.shortest_row() < grid.end_token) {
+        return {errc::plan_mismatch, "the prune plan was made for other queries or another cache"};
+    }
+    return {};
+}
+
+} // namespace detail
+
+/// Bytes of workspace for block_sparse_attention with this executor, at the active CPU level; 0 for inputs it refuses.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] index_t block_sparse_attention_bytes(const Inputs& in, const prune_plan& plan,
                                                    const attention_options& attention, const Output& out,
                                                    const Executor& ex = {}) {
-    if (in.kv_heads() == 0 || extent(in.queries, 0) < in.kv_heads()) { return 0; } // refused
+    const bool is_valid = detail::validate_block_sparse(in, plan, attention, out, {}).ok();
+    if (!is_valid || plan.grid().tokens() == 0) { return 0; }
     return detail::with_query_tile<Inputs>([&]<class Tile>() {
         return for_each_item_bytes(ex, plan.rows(),
                                    detail::segment_attention_bytes<Tile>(in, attention, out));
     });
 }
 
-// Returns heads_not_divisible, invalid_parameter, plan_mismatch (also for rows without check_invariants()) or
-// workspace_too_small, with nothing written. Requires extents that agree, a sink logit per query head if any, and a log_sum_exp of full length or none.
+/// Writes `out`, and log_sum_exp where it is not empty.
+/// Returns what in.validate() or the view `out` say, invalid_parameter (an output or log_sum_exp of another shape, bad attention
+/// options), heads_not_divisible, plan_mismatch (also for rows without check_invariants()) or workspace_too_small, with nothing
+/// written.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
                                             const attention_options& attention, const Output& out,
@@ -271,29 +305,13 @@ template <class Inputs, class Output, class Executor = serial_executor>
         strided_view<Output, 3>,
         "kvtrim: block_sparse_attention writes to a strided view [q_heads, tokens, value head_dim]; see "
         "base/tensor_view.hpp");
-    const index_t q_heads = extent(in.queries, 0);
-    const index_t queries = extent(in.queries, 1);
-    KVTRIM_EXPECTS(extent(in.queries, 2) == in.head_dim(), "queries and keys must agree in head_dim");
-    KVTRIM_EXPECTS(extent(out, 0) == q_heads && extent(out, 1) == queries &&
-                       extent(out, 2) == extent(in.values, 2),
-                   "the output must be [q_heads, queries, value head_dim]");
-    KVTRIM_EXPECTS(log_sum_exp.empty() || static_cast<index_t>(log_sum_exp.size()) == q_heads * queries,
-                   "log_sum_exp must be empty or [q_heads * queries]");
-    KVTRIM_EXPECTS(attention.sink_logits.empty() ||
-                       static_cast<index_t>(attention.sink_logits.size()) == q_heads,
-                   "attention.sink_logits must have one entry per query head");
-    if (const status s = valid_attention(attention); !s.ok()) { return s; }
-    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
-        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
-    }
-    const segment_grid& grid = plan.grid();
-    if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.shortest_row() < grid.end_token) {
-        return {errc::plan_mismatch, "the prune plan was made for other queries or another cache"};
+    if (const status s = detail::validate_block_sparse(in, plan, attention, out, log_sum_exp); !s.ok()) {
+        return s;
     }
     if (!plan.check_invariants()) {
         return {errc::plan_mismatch, "the prune plan lists blocks that its segments do not have before them"};
     }
-    if (queries == 0) { return {}; }
+    if (plan.grid().tokens() == 0) { return {}; }
     return detail::with_query_tile<Inputs>([&]<class Tile>() {
         return detail::attend_with<Tile>(in, plan, attention, out, log_sum_exp, scratch, ex);
     });

@@ -40,10 +40,14 @@ class layer_fusion {
     // Forgets everything: the next layer is a first one.
     void reset() { layer_ = none; }
 
-    // Opens a layer; its rows are then mixed through fuse(). Allocates when the shape grows.
-    void begin_layer(index_t layer, const segment_grid& grid, index_t kv_heads,
-                     const fusion_options& options) {
-        const bool follows = layer_ != none && layer == layer_ + 1 && grid == grid_ && kv_heads == kv_heads_;
+    /// Opens a layer; its rows are then mixed through fuse(). Allocates when the shape grows.
+    /// Returns what the options or valid_table_size() say, or invalid_parameter for a negative layer, with the state unchanged.
+    [[nodiscard]] status begin_layer(index_t layer, const segment_grid& grid, index_t kv_heads,
+                                     const fusion_options& options) {
+        if (const status s = options.validate(); !s.ok()) { return s; }
+        if (const status s = valid_table_size(grid, kv_heads); !s.ok()) { return s; }
+        if (layer < 0) { return {errc::invalid_parameter, "fusion: a layer must not be negative"}; }
+        const bool follows = layer > 0 && layer - 1 == layer_ && grid == grid_ && kv_heads == kv_heads_;
         weight_ =
             follows && layer >= options.first_fused_layer ? static_cast<float>(options.previous_weight) : 0;
         layer_ = layer;
@@ -51,16 +55,26 @@ class layer_fusion {
         kv_heads_ = kv_heads;
         head_floats_ = grid.allowed_before(grid.segments());
         fused_.resize(static_cast<std::size_t>(kv_heads * head_floats_));
+        return {};
     }
 
-    // estimate [allowed blocks of the segment] becomes the fused one, which is kept for the next layer. Rows may come
-    // from several threads at once, each row from one.
-    void fuse(index_t kv_head, index_t segment, std::span<float> estimate) {
+    /// estimate [allowed blocks of the segment] becomes the fused one, which is kept for the next layer. Rows may come
+    /// from several threads at once, each row from one.
+    /// Returns invalid_parameter for a row that the open layer does not have, or an estimate of another length (needed: blocks),
+    /// with nothing changed.
+    [[nodiscard]] status fuse(index_t kv_head, index_t segment, std::span<float> estimate) {
+        const bool has_row = layer_ != none && 0 <= kv_head && kv_head < kv_heads_ && 0 <= segment &&
+                             segment < grid_.segments();
+        const index_t blocks = has_row ? grid_.allowed_blocks(segment) : 0;
+        if (!has_row || std::ssize(estimate) != blocks) {
+            return {errc::invalid_parameter, "fusion: an estimate must be a row of the open layer", blocks};
+        }
         float* const kept = fused_.data() + kv_head * head_floats_ + grid_.allowed_before(segment);
         for (std::size_t b = 0; b < estimate.size(); ++b) {
             if (weight_ > 0) { estimate[b] = weight_ * kept[b] + (1 - weight_) * estimate[b]; }
             kept[b] = estimate[b];
         }
+        return {};
     }
 
     // Whether the open layer is mixed with the one before.

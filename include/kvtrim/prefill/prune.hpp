@@ -29,6 +29,9 @@
 #include <kvtrim/prefill/layer_fusion.hpp>
 #include <kvtrim/prefill/pruning_options.hpp>
 
+#include <mutex>
+#include <numeric>
+
 namespace kvtrim {
 
 template <class Estimator = mid_query, class Allocator = uniform>
@@ -49,12 +52,11 @@ class block_pruner {
     [[no_unique_address]] Estimator estimator = {};
     [[no_unique_address]] Allocator allocator = {};
 
-    // Everything plan() checks before it computes; see valid_pruning().
+    /// Everything plan() checks before it computes: what the views and the stages say, and valid_pruning().
     template <class Queries, class Keys>
     [[nodiscard]] status validate(const Queries& queries, const Keys& keys,
                                   const prefill_chunk& chunk) const {
-        KVTRIM_EXPECTS(extent(queries, 2) == extent(keys, 2),
-                       "prefill: queries and keys must agree in head_dim");
+        if (const status s = layer(keys).with_queries(queries).validate(); !s.ok()) { return s; }
         if constexpr (requires { allocator.validate(); }) {
             if (const status s = allocator.validate(); !s.ok()) { return s; }
         }
@@ -79,8 +81,9 @@ class block_pruner {
         return counting.needed_bytes();
     }
 
-    // Plans one layer of a chunk. `state` is the request's own; `scratch` holds workspace_bytes() bytes.
-    // On an error the plan and the state are as they were.
+    /// Plans one layer of a chunk. `state` is the request's own; `scratch` holds workspace_bytes() bytes.
+    /// On an error the plan and the state are as they were; but where an allocator refuses a segment, or answers budgets
+    /// that are none, the state has forgotten the layers before (layer_fusion::reset).
     template <class Queries, class Keys, class Executor = serial_executor>
     [[nodiscard]] status plan(const Queries& queries, const Keys& keys, const prefill_chunk& chunk,
                               layer_fusion& state, prune_plan& out, workspace& scratch,
@@ -156,6 +159,22 @@ class block_pruner {
         return t;
     }
 
+    // Of the segments that an allocator refuses, the answer for the first one, whichever worker comes there first.
+    struct first_refusal {
+        status answer;
+        index_t segment = std::numeric_limits<index_t>::max();
+        std::mutex workers;
+
+        void note(index_t at, const status& s) {
+            if (s.ok()) { return; }
+            const std::lock_guard lock(workers);
+            if (at < segment) {
+                segment = at;
+                answer = s;
+            }
+        }
+    };
+
     [[nodiscard]] bool needs_probabilities() const { return fusion.is_on() || !Allocator::is_uniform; }
 
     [[nodiscard]] index_t allocator_bytes(const layout& l) const {
@@ -210,14 +229,23 @@ class block_pruner {
             !s.ok()) {
             return s;
         }
-        if (fusion.is_on()) { state.begin_layer(layer, l.grid, l.kv_heads, fusion); }
-        return for_each_item(l.panels(), worker_bytes(l), scratch, ex, [&](index_t panel, workspace& own) {
-            const index_t first = l.first_pruned + panel * panel_segments;
-            const index_t end = std::min(first + panel_segments, l.end_pruned);
-            const panel_tables p = take_panel(l, own);
-            for (index_t g = 0; g < l.kv_heads; ++g) { estimate_rows(l, t, p, state, g, first, end); }
-            for (index_t s = first; s < end; ++s) { select_segment(l, t, p, s, first, own); }
-        });
+        if (fusion.is_on()) {
+            const status s = state.begin_layer(layer, l.grid, l.kv_heads, fusion);
+            if (!s.ok()) { return s; }
+        }
+        first_refusal refused;
+        const status done =
+            for_each_item(l.panels(), worker_bytes(l), scratch, ex, [&](index_t panel, workspace& own) {
+                const index_t first = l.first_pruned + panel * panel_segments;
+                const index_t end = std::min(first + panel_segments, l.end_pruned);
+                const panel_tables p = take_panel(l, own);
+                for (index_t g = 0; g < l.kv_heads; ++g) { estimate_rows(l, t, p, state, g, first, end); }
+                for (index_t s = first; s < end; ++s) {
+                    refused.note(s, select_segment(l, t, p, s, first, own));
+                }
+            });
+        if (!refused.answer.ok() && fusion.is_on()) { state.reset(); }
+        return done.ok() ? refused.answer : done;
     }
 
     // Estimates of one KV head for segments [first, end), into p.rows.
@@ -234,7 +262,7 @@ class block_pruner {
             if (!needs_probabilities()) { continue; }
             kernels::softmax(row.data(), static_cast<index_t>(allowed));
             if (!fusion.is_on()) { continue; }
-            state.fuse(kv_head, s, row);
+            static_cast<void>(state.fuse(kv_head, s, row));    // a row of the layer that was opened
             if (Allocator::is_uniform && !state.is_mixing()) { // logits rank where probabilities are 0
                 std::copy_n(p.logits.data() + (s - first) * blocks, allowed, row.begin());
             }
@@ -248,8 +276,8 @@ class block_pruner {
                               static_cast<std::size_t>(l.kv_heads * l.grid.allowed_blocks(segment)));
     }
 
-    void select_segment(const layout& l, const tables& t, const panel_tables& p, index_t segment,
-                        index_t first, workspace& own) const {
+    [[nodiscard]] status select_segment(const layout& l, const tables& t, const panel_tables& p,
+                                        index_t segment, index_t first, workspace& own) const {
         const workspace::frame frame(own);
         const index_t allowed = l.grid.allowed_blocks(segment);
         for (index_t g = 0; g <= l.kv_heads; ++g) { p.offsets[static_cast<std::size_t>(g)] = g * allowed; }
@@ -261,8 +289,14 @@ class block_pruner {
             std::fill_n(row.rbegin(), std::min(options.local_blocks, allowed), always);
         }
         const index_t total = l.kv_heads * l.budget_blocks; // below all allowed: the segment is pruned
-        const status done = allocator.allocate(rows, total, p.budgets, own);
-        KVTRIM_EXPECTS(done.ok(), "prefill: the allocator's workspace_bytes() must cover its scratch");
+        std::fill(p.budgets.begin(), p.budgets.end(),
+                  index_t{-1}); // what an allocator leaves out is no budget
+        if (const status s = allocator.allocate(rows, total, p.budgets, own); !s.ok()) { return s; }
+        if (const status s = validate_budgets(rows, p.budgets); !s.ok()) { return s; }
+        if (std::accumulate(p.budgets.begin(), p.budgets.end(), index_t{0}) > total) {
+            return {errc::invalid_parameter, "prefill: the allocator deals out more blocks than there are",
+                    total};
+        }
         auto next = t.selected.begin() + (segment - l.first_pruned) * total;
         for (index_t g = 0; g < l.kv_heads; ++g) {
             const index_t budget = p.budgets[static_cast<std::size_t>(g)];
@@ -271,6 +305,7 @@ class block_pruner {
             for_each_above(rows.row(g), cut,
                            [&](index_t b) { *next++ = static_cast<prune_plan::table_index>(b); });
         }
+        return {};
     }
 
     [[nodiscard]] static status write_plan(const layout& l, const tables& t, prune_plan& out) {

@@ -25,7 +25,10 @@ struct pruning_options {
     index_t sink_blocks = 1;
     index_t local_blocks = 1;
 
-    [[nodiscard]] index_t budget_blocks() const { return budget_tokens / block_tokens; }
+    // 0 where blocks hold no tokens, which valid_pruning() refuses.
+    [[nodiscard]] index_t budget_blocks() const {
+        return block_tokens > 0 ? budget_tokens / block_tokens : 0;
+    }
 };
 
 // Which part of which prompt, at which layer.
@@ -37,22 +40,9 @@ struct prefill_chunk {
 
 [[nodiscard]] inline segment_grid grid_of(const pruning_options& options, const prefill_chunk& chunk,
                                           index_t queries) {
-    return {options.segment_tokens, options.block_tokens, chunk.first_token, chunk.first_token + queries};
+    return {options.segment_tokens, options.block_tokens, chunk.first_token,
+            saturated_sum(chunk.first_token, queries)};
 }
-
-namespace detail {
-
-// Of counts that are not negative; at most the largest one.
-[[nodiscard]] constexpr index_t saturated_sum(index_t a, index_t b) {
-    constexpr index_t most = std::numeric_limits<index_t>::max();
-    return a > most - b ? most : a + b;
-}
-[[nodiscard]] constexpr index_t saturated_product(index_t a, index_t b) {
-    constexpr index_t most = std::numeric_limits<index_t>::max();
-    return b > 0 && a > most / b ? most : a * b;
-}
-
-} // namespace detail
 
 // Bad input: queries [q_heads, queries, ...] over keys [kv_heads, cached_tokens, ...].
 // Returns invalid_parameter (needed, where the cache is too short: its rows), heads_not_divisible, budget_zero (a budget
@@ -61,13 +51,20 @@ namespace detail {
 [[nodiscard]] inline status valid_pruning(const pruning_options& options, const prefill_chunk& chunk,
                                           index_t q_heads, index_t queries, index_t kv_heads,
                                           index_t cached_tokens) {
-    if (chunk.layer < 0 || chunk.first_token < 0 || options.dense_layers < 0 ||
-        options.dense_below_tokens < 0 || options.sink_blocks < 0 || options.local_blocks < 0) {
+    const auto counts = {chunk.layer,
+                         chunk.first_token,
+                         options.dense_layers,
+                         options.dense_below_tokens,
+                         options.sink_blocks,
+                         options.local_blocks,
+                         queries,
+                         cached_tokens};
+    if (std::min(counts) < 0) {
         return {errc::invalid_parameter, "prefill: layers, tokens and block counts must not be negative"};
     }
     if (cached_tokens - queries < chunk.first_token) {
         return {errc::invalid_parameter, "prefill: the cache must hold the chunk's own keys",
-                detail::saturated_sum(chunk.first_token, queries)};
+                saturated_sum(chunk.first_token, queries)};
     }
     const segment_grid grid = grid_of(options, chunk, queries);
     if (const status s = grid.validate(); !s.ok()) { return s; }
@@ -76,21 +73,13 @@ namespace detail {
     }
     if (options.budget_blocks() - options.sink_blocks < options.local_blocks) {
         return {errc::budget_below_protection, "prefill: sink and local blocks alone exceed the budget",
-                detail::saturated_product(detail::saturated_sum(options.sink_blocks, options.local_blocks),
-                                          options.block_tokens)};
+                saturated_product(saturated_sum(options.sink_blocks, options.local_blocks),
+                                  options.block_tokens)};
     }
-    if (kv_heads == 0 || q_heads == 0 || q_heads % kv_heads != 0) {
+    if (kv_heads <= 0 || q_heads <= 0 || q_heads % kv_heads != 0) {
         return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
     }
-    // With fewer tokens than this the blocks of one head can be counted in 64 bits.
-    constexpr index_t limit = std::numeric_limits<prune_plan::table_index>::max();
-    const index_t most = grid.end_token > limit
-                             ? grid.end_token
-                             : detail::saturated_product(grid.allowed_before(grid.segments()), kv_heads);
-    if (most > limit) {
-        return {errc::index_overflow, "a prune plan addresses at most 2^31 - 1 tokens and blocks", most};
-    }
-    return {};
+    return valid_table_size(grid, kv_heads);
 }
 
 // Half-open range of a chunk's segments.

@@ -21,6 +21,7 @@
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/rows.hpp>
 
+#include <array>
 #include <span>
 
 namespace kvtrim {
@@ -75,23 +76,31 @@ void combine_head(const Up& w_uv, const W& w_o, index_t head, const combined_pro
 template <cache_view W, class Executor>
 [[nodiscard]] index_t combine_projections_bytes(const W& w_o, const Executor& ex) {
     return for_each_item_bytes(ex, extent(w_o, 0),
-                               detail::combined_projection_scratch::bytes(row_count(w_o, 0), extent(w_o, 2)));
+                               detail::combined_projection_scratch::bytes(extent(w_o, 1), extent(w_o, 2)));
 }
 
-// Writes out [q_heads, latent_dim, hidden]. Returns errc::workspace_too_small (needed: combine_projections_bytes()), with
-// nothing written. Requires matrices that agree in q_heads and value_dim, and that much room in out.
+/// Writes out [q_heads, latent_dim, hidden]. Returns what validate() says of the matrices, invalid_parameter for matrices that do
+/// not agree in q_heads and value_dim, no_room for an output that is too short (needed: elements), workspace_too_small (needed:
+/// combine_projections_bytes()); with nothing written.
 template <cache_view Up, cache_view W, element T, executor Executor>
 [[nodiscard]] status combine_projections(const Up& w_uv, const W& w_o, std::span<T> out, workspace& scratch,
                                          Executor&& ex) {
+    if (const status s = validate(w_uv); !s.ok()) { return s; }
+    if (const status s = validate(w_o); !s.ok()) { return s; }
     const index_t q_heads = extent(w_o, 0);
-    KVTRIM_EXPECTS(extent(w_uv, 0) == q_heads, "combine_projections: W_uv and W_O must agree in q_heads");
-    if (q_heads == 0) { return {}; }
-    const index_t latent_dim = row_count(w_uv, 0);
-    const index_t value_dim = row_count(w_o, 0);
+    const index_t latent_dim = extent(w_uv, 1);
+    const index_t value_dim = extent(w_o, 1);
     const index_t hidden = extent(w_o, 2);
-    KVTRIM_EXPECTS(extent(w_uv, 2) == value_dim, "combine_projections: W_uv and W_O must agree in value_dim");
-    KVTRIM_EXPECTS(std::ssize(out) >= q_heads * latent_dim * hidden,
-                   "combine_projections: out must hold q_heads * latent_dim * hidden elements");
+    if (extent(w_uv, 0) != q_heads || extent(w_uv, 2) != value_dim ||
+        !detail::heads_have_rows(w_uv, latent_dim) || !detail::heads_have_rows(w_o, value_dim)) {
+        return {errc::invalid_parameter,
+                "combine_projections: W_uv and W_O must agree in q_heads and value_dim, in every head"};
+    }
+    const std::array<index_t, 3> shape{q_heads, latent_dim, hidden};
+    if (!detail::fits_in_memory(shape, sizeof(T)) || std::ssize(out) < q_heads * latent_dim * hidden) {
+        return {errc::no_room, "combine_projections: out must hold q_heads * latent_dim * hidden elements",
+                detail::fits_in_memory(shape, sizeof(T)) ? q_heads * latent_dim * hidden : 0};
+    }
     return for_each_item(q_heads, detail::combined_projection_scratch::bytes(value_dim, hidden), scratch, ex,
                          [&](index_t h, workspace& own) {
                              const detail::combined_projection_scratch memory(value_dim, hidden, own);

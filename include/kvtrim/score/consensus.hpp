@@ -46,21 +46,19 @@ struct consensus {
         return {};
     }
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<double>(in.longest_row()));
-        index_t inner = 0;
-        if constexpr (requires { scorer.workspace_bytes(in, request); }) {
-            inner = scorer.workspace_bytes(in, request);
-        }
-        static_cast<void>(counting.take<std::byte>(inner));
+        static_cast<void>(counting.take<std::byte>(scoring_bytes(scorer, in, request, ex)));
         return counting.needed_bytes();
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(in, request);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);

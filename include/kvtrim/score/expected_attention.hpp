@@ -41,37 +41,45 @@ struct expected_attention_score {
 
     static constexpr bool two_stage = false;
 
-    // Returns errc::heads_not_divisible or invalid_parameter.
+    // Returns errc::heads_not_divisible, invalid_parameter, or what the statistics say of themselves.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
-        KVTRIM_EXPECTS(statistics != nullptr, "expected_attention: pass the statistics of the queries");
-        KVTRIM_EXPECTS(statistics->head_dim == in.head_dim(),
-                       "expected_attention: query statistics and keys must agree in head_dim");
-        KVTRIM_EXPECTS(rope.rotary_dim() <= in.head_dim(),
-                       "expected_attention: rope rotates at most head_dim channels");
+        if (statistics == nullptr) {
+            return {errc::invalid_parameter, "expected_attention: pass the statistics of the queries"};
+        }
+        if (const status s = statistics->validate(); !s.ok()) { return s; }
+        if (statistics->head_dim != in.head_dim()) {
+            return {errc::invalid_parameter,
+                    "expected_attention: query statistics and keys must agree in head_dim", in.head_dim()};
+        }
+        if (rope.rotary_dim() > in.head_dim()) {
+            return {errc::invalid_parameter, "expected_attention: rope rotates at most head_dim channels",
+                    in.head_dim()};
+        }
         const auto& options = request.attention;
-        KVTRIM_EXPECTS(options.sink_logits.empty() ||
-                           static_cast<index_t>(options.sink_logits.size()) == statistics->q_heads,
-                       "attention.sink_logits must have one entry per query head");
         if (in.kv_heads() > 0 && (statistics->q_heads == 0 || statistics->q_heads % in.kv_heads() != 0)) {
             return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
         }
         if (future_positions <= 0) {
             return {errc::invalid_parameter, "expected_attention: future_positions must be positive"};
         }
-        if (const status s = valid_attention(options); !s.ok()) { return s; }
+        if (const status s = valid_attention(options, statistics->q_heads); !s.ok()) { return s; }
         return valid_rope(rope);
     }
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&) const {
-        return for_each_head_bytes(in.kv_heads(), head_bytes(in));
+    // 0 for inputs that it refuses.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
+        if (!validate(in, request).ok()) { return 0; }
+        return for_each_item_bytes(ex, in.kv_heads(), head_bytes(in));
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        return for_each_head(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+        return for_each_item(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
             const head_scratch memory(in.head_dim(), in.longest_row(), own);
             score_head(in, request, g, memory, out.importance_rows().row(g));
         });

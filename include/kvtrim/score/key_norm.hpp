@@ -14,7 +14,7 @@
 // takes no part in the mean and scores NaN, which ranks last; by norm it scores NaN or -infinity.
 // Cost: keys read once (key_norm_score) or twice (key_diff_score). Workspace: a tile of keys per KV head.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
@@ -65,15 +65,17 @@ void for_each_tile(const V& view, index_t head, token_range range, std::span<flo
 struct key_norm_score {
     static constexpr bool two_stage = false;
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&) const {
-        return for_each_head_bytes(in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
+                                          const Executor& ex = {}) const {
+        return for_each_item_bytes(ex, in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        return for_each_head(in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+        return for_each_item(in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
                              [&](index_t g, workspace& own) {
                                  const detail::row_scratch memory(in.head_dim(), own);
                                  const token_range range = candidates(request.protect, in.tokens(g));
@@ -92,15 +94,17 @@ struct key_norm_score {
 struct key_diff_score {
     static constexpr bool two_stage = false;
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&) const {
-        return for_each_head_bytes(in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
+                                          const Executor& ex = {}) const {
+        return for_each_item_bytes(ex, in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        return for_each_head(
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+        return for_each_item(
             in.kv_heads(), detail::row_scratch::bytes(in.head_dim()), scratch, ex,
             [&](index_t g, workspace& own) {
                 const detail::row_scratch memory(in.head_dim(), own);

@@ -21,7 +21,7 @@
 // Cost: keys and values read twice; lag * log(lag) comparisons per partition. Numerics: double.
 // Workspace: a tile of rows, three rows and three numbers per token of a partition, per KV head.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
@@ -46,15 +46,17 @@ struct lag_score {
         return {errc::invalid_parameter, "lag_score: a partition must hold at least one token"};
     }
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&) const {
-        return for_each_head_bytes(in.kv_heads(), head_bytes(in));
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
+                                          const Executor& ex = {}) const {
+        return for_each_item_bytes(ex, in.kv_heads(), head_bytes(in));
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        return for_each_head(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+        return for_each_item(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
             score_head(in, request.protect, g, head_scratch(in, partition_of(in), own),
                        out.importance_rows().row(g));
         });

@@ -32,25 +32,33 @@ struct layer_preference {
         if (!(tau1 > 0) || !(tau2 > 0)) {
             return {errc::invalid_parameter, "layer_preference: tau1 and tau2 must be positive"};
         }
+        if (const status s = valid_protection(request.protect); !s.ok()) { return s; }
         return scorer.validate(in, request);
     }
 
     // Bytes of workspace for measure(); 0 for inputs it refuses.
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
         if (!validate(in, request).ok()) { return 0; }
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<index_t>(in.kv_heads() + 1));
         static_cast<void>(counting.take<float>(2 * count_lengths(in, request.protect).candidates()));
-        static_cast<void>(counting.take<std::byte>(scorer.workspace_bytes(in, request)));
+        static_cast<void>(counting.take<std::byte>(scoring_bytes(scorer, in, request, ex)));
         return counting.needed_bytes();
     }
 
-    // Writes the layer's preference. Returns a status with it unchanged.
+    // Writes the layer's preference: 0 where the prompt is shorter than its window, which a budget keeps whole or a policy
+    // refuses. Returns any other status of validate(), or workspace_too_small, with it unchanged.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status measure(const Inputs& in, const eviction_request& request, double& preference,
                                  workspace& scratch, Executor&& ex = {}) const {
-        if (const status s = validate(in, request); !s.ok()) { return s; }
+        if (const status s = validate(in, request); s.code() == errc::window_exceeds_tokens) {
+            preference = 0;
+            return {};
+        } else if (!s.ok()) {
+            return s;
+        }
         const index_t bytes = workspace_bytes(in, request);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
@@ -70,7 +78,7 @@ struct layer_preference {
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status measure(const Inputs& in, const eviction_request& request, double& preference,
                                  growing_workspace& memory, Executor&& ex = {}) const {
-        workspace scratch = memory.of_bytes(workspace_bytes(in, request));
+        workspace scratch = memory.of_bytes(workspace_bytes(in, request, ex));
         return measure(in, request, preference, scratch, ex);
     }
 

@@ -13,7 +13,7 @@
 //
 // Source: kvpress@8bb29b9 snapkv_press.py, tova_press.py.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
@@ -41,20 +41,20 @@ struct padded {
         return {};
     }
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<index_t>(in.kv_heads() + 1));
         static_cast<void>(counting.take<float>(in.kv_heads() * in.longest_row()));
-        if constexpr (requires { scorer.workspace_bytes(in, request); }) {
-            static_cast<void>(counting.take<std::byte>(scorer.workspace_bytes(in, inner_request(request))));
-        }
+        static_cast<void>(counting.take<std::byte>(scoring_bytes(scorer, in, inner_request(request), ex)));
         return counting.needed_bytes();
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(in, request);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);

@@ -16,26 +16,58 @@
 #include <kvtrim/kernels/projection_ops.hpp>
 #include <kvtrim/kernels/rows.hpp>
 
+#include <algorithm>
+#include <array>
 #include <vector>
 
 namespace kvtrim {
 
-// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to
-// choose the L2 form.
+/// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to choose the L2 form.
 struct gram_view {
     const float* data = nullptr;
     index_t q_heads = 0;
     index_t head_dim = 0;
 
+    [[nodiscard]] index_t extent(std::size_t r) const { return r == 0 ? q_heads : head_dim; }
+    /// Returns invalid_parameter for extents that cannot be, or memory that is missing.
+    [[nodiscard]] status validate() const {
+        return strided<const float, 3>(data, {q_heads, head_dim, head_dim}).validate();
+    }
     [[nodiscard]] const float* head(index_t q_head) const { return data + q_head * head_dim * head_dim; }
 };
+
+namespace detail {
+
+// Why W_O cannot be prepared.
+template <cache_view W>
+[[nodiscard]] status validate_to_prepare(const W& w_o) {
+    if (const status s = kvtrim::validate(w_o); !s.ok()) { return s; }
+    const index_t head_dim = kvtrim::extent(w_o, 1);
+    if (!heads_have_rows(w_o, head_dim)) {
+        return {errc::rows_differ, "W_O must have head_dim rows in every head"};
+    }
+    constexpr std::size_t padding =
+        32 * 32; // both prepared forms together: at most so many times the elements
+    const std::array<index_t, 3> shape{kvtrim::extent(w_o, 0), head_dim,
+                                       std::max(head_dim, kvtrim::extent(w_o, 2))};
+    if (!fits_in_memory(shape, padding * sizeof(float))) {
+        return {errc::invalid_parameter, "W_O has more elements than memory can hold when it is prepared"};
+    }
+    return {};
+}
+
+} // namespace detail
 
 // G_h of every query head, prepared once per layer and kept by the engine.
 class gram_projection {
   public:
-    // W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats.
+    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. Not valid, and empty: a W_O that is not, or whose
+    /// heads have different numbers of rows.
     template <cache_view W>
-    explicit gram_projection(const W& w_o) : q_heads_(extent(w_o, 0)), head_dim_(row_count(w_o, 0)) {
+    explicit gram_projection(const W& w_o) : validity_(detail::validate_to_prepare(w_o)) {
+        if (!validity_.ok()) { return; }
+        q_heads_ = extent(w_o, 0);
+        head_dim_ = extent(w_o, 1);
         const index_t hidden = extent(w_o, 2);
         gram_.assign(static_cast<std::size_t>(q_heads_ * head_dim_ * head_dim_), 0.0f);
         std::vector<float> tile(static_cast<std::size_t>(head_dim_ * hidden));
@@ -49,11 +81,14 @@ class gram_projection {
         }
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
+    // Valid while this object lives and does not change.
     [[nodiscard]] gram_view view() const { return {gram_.data(), q_heads_, head_dim_}; }
 
   private:
-    index_t q_heads_;
-    index_t head_dim_;
+    status validity_;
+    index_t q_heads_ = 0;
+    index_t head_dim_ = 0;
     std::vector<float> gram_;
 };
 
@@ -66,6 +101,18 @@ struct packed_view {
     index_t hidden = 0;
     const kernels::projection_kernels* steps = nullptr;
 
+    [[nodiscard]] index_t extent(std::size_t r) const {
+        return r == 0 ? q_heads : r == 1 ? head_dim : hidden;
+    }
+    /// Returns invalid_parameter for extents that cannot be, memory or kernels that are missing.
+    [[nodiscard]] status validate() const {
+        const std::array<index_t, 3> extents{q_heads, head_dim, hidden};
+        if (steps == nullptr && q_heads != 0) {
+            return {errc::invalid_parameter, "packed_view: the kernels that it was packed for are missing"};
+        }
+        if (blocks != nullptr) { return strided<const bf16, 3>(blocks, extents).validate(); }
+        return strided<const float, 3>(data, extents).validate();
+    }
     [[nodiscard]] const float* head(index_t q_head) const {
         return data + q_head * kernels::panel_floats(head_dim, hidden);
     }
@@ -111,12 +158,15 @@ struct unpacked_rows {
 // W_O of every query head, packed once per layer and kept by the engine: exact norms without packing it for each prompt.
 class packed_projection {
   public:
-    // W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
-    // elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this object.
+    /// W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
+    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this object.
+    /// Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows.
     template <cache_view W>
     explicit packed_projection(
         const W& w_o, const kernels::projection_kernels& steps = kernels::active_projection_kernels())
-        : view_{nullptr, nullptr, extent(w_o, 0), row_count(w_o, 0), extent(w_o, 2), &steps} {
+        : validity_(detail::validate_to_prepare(w_o)) {
+        if (!validity_.ok()) { return; }
+        view_ = {nullptr, nullptr, extent(w_o, 0), extent(w_o, 1), extent(w_o, 2), &steps};
         std::vector<float> tile(static_cast<std::size_t>(detail::packed_rows_at_once * view_.hidden));
         const auto pack_all = [&](auto pack, auto& packed, index_t elements) {
             packed.resize(static_cast<std::size_t>(view_.q_heads * elements));
@@ -133,6 +183,7 @@ class packed_projection {
         pack_all(steps.pack, packed_, kernels::panel_floats(view_.head_dim, view_.hidden));
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     // Valid while this object lives and does not change.
     [[nodiscard]] packed_view view() const& {
         packed_view v = view_;
@@ -143,6 +194,7 @@ class packed_projection {
     packed_view view() const&& = delete;
 
   private:
+    status validity_;
     packed_view view_;
     std::vector<float> packed_;
     std::vector<bf16> blocks_;

@@ -21,7 +21,7 @@
 // Cost: L1 2 * q_heads * tokens * head_dim * hidden flops, and packing W_O where it was not prepared; Gram
 // 2 * q_heads * tokens * head_dim^2. Workspace per KV head: two tiles, and W_O of one query head unless prepared.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
@@ -35,6 +35,8 @@ namespace kvtrim {
 // Norms that are known already, [kv_heads, tokens or more], rows without gaps. Pass them as the output projection.
 struct known_norms {
     strided<const float, 2> rows;
+
+    [[nodiscard]] status validate() const { return rows.validate(); }
 };
 
 namespace detail {
@@ -47,25 +49,6 @@ template <class Inputs>
 inline constexpr bool uses_packed = std::is_same_v<projection_of<Inputs>, packed_view>;
 template <class Inputs>
 inline constexpr bool knows_norms = std::is_same_v<projection_of<Inputs>, known_norms>;
-
-template <class Inputs>
-[[nodiscard]] index_t projection_heads(const Inputs& in) {
-    if constexpr (uses_gram<Inputs> || uses_packed<Inputs>) {
-        return in.output_projection.q_heads;
-    } else {
-        return extent(in.output_projection, 0);
-    }
-}
-
-// Not for a Gram matrix.
-template <class Inputs>
-[[nodiscard]] index_t hidden_of(const Inputs& in) {
-    if constexpr (uses_packed<Inputs>) {
-        return in.output_projection.hidden;
-    } else {
-        return extent(in.output_projection, 2);
-    }
-}
 
 // Values and W_O are both memory of bf16, or W_O was packed: tiles of bf16 may multiply them as they lie.
 template <class Inputs>
@@ -98,7 +81,7 @@ struct projected_norm_scratch {
         if constexpr (uses_gram<Inputs>) {
             packed = own.take<float>(kernels::panel_floats(value_dim, value_dim));
         } else {
-            const index_t hidden = hidden_of(in);
+            const index_t hidden = extent(in.output_projection, 2);
             if constexpr (uses_packed<Inputs>) {
                 const packed_view& w_o = in.output_projection;
                 if (w_o.blocks == nullptr || stays_bf16(in, *w_o.steps)) { return; }
@@ -151,8 +134,8 @@ void add_bf16_norms(const Inputs& in, index_t kv_head, index_t h, token_range ra
     }
     for (index_t t = range.begin; t < range.end; t += step) {
         const kernels::bf16_rows v = kernels::rows_of_bf16(in.values, kv_head, t);
-        steps.add_bf16_l1(v.data, v.stride, std::min(step, range.end - t), blocks, value_dim, hidden_of(in),
-                          scratch.norms.data(), norms + (t - range.begin));
+        steps.add_bf16_l1(v.data, v.stride, std::min(step, range.end - t), blocks, value_dim,
+                          extent(in.output_projection, 2), scratch.norms.data(), norms + (t - range.begin));
     }
 }
 
@@ -167,7 +150,7 @@ void projected_norms_of_head(
     const kernels::projection_kernels& steps = *chosen;
     const index_t value_dim = extent(in.values, 2);
     const index_t step = kernels::tile_tokens(value_dim);
-    const index_t group_size = projection_heads(in) / in.kv_heads();
+    const index_t group_size = extent(in.output_projection, 0) / in.kv_heads();
     std::fill(norms.begin(), norms.end(), 0.0f);
     // Query heads outside: W_O of a head is packed once, the values are read once per query head of the group.
     for (index_t h = kv_head * group_size; h < (kv_head + 1) * group_size; ++h) {
@@ -185,34 +168,12 @@ void projected_norms_of_head(
             if constexpr (uses_gram<Inputs>) {
                 steps.add_gram_l2(v.data, v.stride, count, packed, value_dim, scratch.norms.data(), out);
             } else {
-                steps.add_l1(v.data, v.stride, count, packed, value_dim, hidden_of(in), scratch.norms.data(),
-                             out);
+                steps.add_l1(v.data, v.stride, count, packed, value_dim, extent(in.output_projection, 2),
+                             scratch.norms.data(), out);
             }
         }
     }
     for (float& norm : norms) { norm /= static_cast<float>(group_size); }
-}
-
-template <class Inputs>
-[[nodiscard]] status validate_w_o(const Inputs& in) {
-    const index_t q_heads = detail::projection_heads(in);
-    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
-        return {errc::heads_not_divisible, "W_O must have a positive multiple of kv_heads query heads"};
-    }
-    if constexpr (Inputs::has_queries) {
-        KVTRIM_EXPECTS(extent(in.queries, 0) == q_heads, "W_O and the queries must agree in q_heads");
-    }
-    if constexpr (detail::uses_gram<Inputs>) {
-        KVTRIM_EXPECTS(in.output_projection.head_dim == extent(in.values, 2),
-                       "the Gram matrices and the values must agree in head_dim");
-    } else if constexpr (detail::uses_packed<Inputs>) {
-        KVTRIM_EXPECTS(in.output_projection.head_dim == extent(in.values, 2),
-                       "the packed W_O and the values must agree in head_dim");
-    } else {
-        KVTRIM_EXPECTS(row_count(in.output_projection, 0) == extent(in.values, 2),
-                       "W_O must be [q_heads, head_dim, hidden] with the values' head_dim");
-    }
-    return {};
 }
 
 // Of the rows range_of(g) of every KV head, to norms_of(g).
@@ -228,7 +189,7 @@ template <class Inputs, class RangeOf, class NormsOf, class Executor>
         }
         return {};
     } else {
-        return for_each_head(in.kv_heads(), projected_norm_scratch::bytes(in), scratch, ex,
+        return for_each_item(in.kv_heads(), projected_norm_scratch::bytes(in), scratch, ex,
                              [&](index_t g, workspace& own) {
                                  const projected_norm_scratch memory(in, own);
                                  projected_norms_of_head(in, g, range_of(g), memory, norms_of(g));
@@ -238,8 +199,8 @@ template <class Inputs, class RangeOf, class NormsOf, class Executor>
 
 } // namespace detail
 
-// Bad input of the norms. Returns errc::heads_not_divisible. Requires W_O rows of the values' head_dim, and as
-// many query heads as the queries have where the layer has queries.
+/// Bad input of the norms. Returns what in.validate() says, heads_not_divisible for a W_O of other than a positive multiple of
+/// kv_heads, invalid_parameter for known norms of another cache, or with gaps.
 template <class Inputs>
 [[nodiscard]] status validate_projection(const Inputs& in) {
     static_assert(Inputs::has_values, "kvtrim: projected value norms need the values: pass "
@@ -247,47 +208,63 @@ template <class Inputs>
     static_assert(Inputs::has_output_projection,
                   "kvtrim: projected value norms need W_O: pass "
                   "layer(keys, values).with_output_projection(w_o); see base/layer.hpp");
+    if (const status s = in.validate(); !s.ok()) { return s; }
     if constexpr (detail::knows_norms<Inputs>) {
         const auto& rows = in.output_projection.rows;
-        KVTRIM_EXPECTS(extent(rows, 0) == in.kv_heads() && extent(rows, 1) >= in.longest_row(),
-                       "known norms must be [kv_heads, tokens or more]");
-        KVTRIM_EXPECTS(rows.stride(1) == 1, "known norms must lie one after the other");
-        return {};
+        if (extent(rows, 0) != in.kv_heads() || extent(rows, 1) < in.longest_row()) {
+            return {errc::invalid_parameter, "known norms must be [kv_heads, tokens or more]",
+                    in.longest_row()};
+        }
+        if (rows.stride(1) != 1) {
+            return {errc::invalid_parameter, "known norms must lie one after the other"};
+        }
     } else {
-        return detail::validate_w_o(in);
+        const index_t q_heads = extent(in.output_projection, 0);
+        if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
+            return {errc::heads_not_divisible, "W_O must have a positive multiple of kv_heads query heads"};
+        }
     }
+    return {};
 }
-template <class Inputs>
-[[nodiscard]] index_t projected_value_norms_bytes(const Inputs& in) {
+// 0 for inputs that it refuses.
+template <class Inputs, class Executor = serial_executor>
+[[nodiscard]] index_t projected_value_norms_bytes(const Inputs& in, const Executor& ex = {}) {
     if constexpr (detail::knows_norms<Inputs>) {
         return 0;
     } else {
-        return for_each_head_bytes(in.kv_heads(), detail::projected_norm_scratch::bytes(in));
+        if (!validate_projection(in).ok()) { return 0; }
+        return for_each_item_bytes(ex, in.kv_heads(), detail::projected_norm_scratch::bytes(in));
     }
 }
 
-// norms [offsets[kv_heads]] of the candidates of every KV head, in the layout of `norms.offsets`.
-// Returns errc::heads_not_divisible or workspace_too_small, with nothing written.
+/// norms [offsets[kv_heads]] of the candidates of every KV head, in the layout of `norms.offsets`.
+/// Returns what validate_projection() or validate_candidates() says, or workspace_too_small, with nothing written.
 template <class Inputs, executor Executor>
 [[nodiscard]] status projected_value_norms(const Inputs& in, const protection& protect,
                                            const score_rows& norms, workspace& scratch, Executor& ex) {
     if (const status s = validate_projection(in); !s.ok()) { return s; }
+    if (const status s = validate_candidates(in, protect, norms); !s.ok()) { return s; }
     return detail::projected_norms(
         in, [&](index_t g) { return candidates(protect, in.tokens(g)); },
         [&](index_t g) { return norms.row(g); }, scratch, ex);
 }
 
-// norms [kv_heads, count] of the newest `count` tokens of every KV head, the same as if all were taken at once.
-// Returns errc::heads_not_divisible or workspace_too_small (projected_value_norms_bytes), with nothing written.
-// Requires 0 <= count <= the tokens of any head, and norms that lie one after the other in a head.
+/// norms [kv_heads, count] of the newest `count` tokens of every KV head, the same as if all were taken at once.
+/// Returns what validate_projection() says, invalid_parameter for a count that not every head has or for norms that are not
+/// [kv_heads, count] and one after the other in a head, or workspace_too_small (projected_value_norms_bytes); with nothing written.
 template <class Inputs, executor Executor>
 [[nodiscard]] status newest_value_norms(const Inputs& in, index_t count, const strided<float, 2>& norms,
                                         workspace& scratch, Executor& ex) {
-    KVTRIM_EXPECTS(0 <= count && count <= in.shortest_row(),
-                   "newest_value_norms: no head may have fewer tokens");
-    KVTRIM_EXPECTS(norms.extent(0) == in.kv_heads() && norms.extent(1) == count && norms.stride(1) == 1,
-                   "newest_value_norms: norms must be [kv_heads, count], one after the other in a head");
     if (const status s = validate_projection(in); !s.ok()) { return s; }
+    if (const status s = norms.validate(); !s.ok()) { return s; }
+    if (count < 0 || count > in.shortest_row()) {
+        return {errc::invalid_parameter, "newest_value_norms: no head may have fewer tokens",
+                in.shortest_row()};
+    }
+    if (norms.extent(0) != in.kv_heads() || norms.extent(1) != count || norms.stride(1) != 1) {
+        return {errc::invalid_parameter,
+                "newest_value_norms: norms must be [kv_heads, count], one after the other in a head"};
+    }
     if (count == 0) { return {}; }
     return detail::projected_norms(
         in,

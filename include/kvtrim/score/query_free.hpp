@@ -42,6 +42,7 @@ struct recency {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         // Counted from the newest token: exact in float for the 2^24 newest, the only ones that can win.
         detail::fill_scores(in, request, out,
                             [&](index_t g, index_t t) { return -static_cast<float>(in.tokens(g) - t); });
@@ -57,6 +58,7 @@ struct random_score {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
             const auto mixed =
                 mix(seed ^ mix((static_cast<std::uint64_t>(g) << 40) + static_cast<std::uint64_t>(t)));
@@ -81,11 +83,21 @@ struct given_scores {
 
     static constexpr bool two_stage = false;
 
+    /// Returns invalid_parameter for scores of another cache, or what validate() says of the view.
+    template <class Inputs>
+    [[nodiscard]] status validate(const Inputs& in, const eviction_request&) const {
+        if (const status s = kvtrim::validate(scores); !s.ok()) { return s; }
+        if (extent(scores, 0) != in.kv_heads() || extent(scores, 1) < in.longest_row()) {
+            return {errc::invalid_parameter, "given_scores: scores must be [kv_heads, tokens] of the cache",
+                    in.longest_row()};
+        }
+        return {};
+    }
+
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
-        KVTRIM_EXPECTS(extent(scores, 0) == in.kv_heads() && extent(scores, 1) >= in.longest_row(),
-                       "given_scores: scores must be [kv_heads, tokens] of the cache");
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         detail::fill_scores(in, request, out,
                             [&](index_t g, index_t t) { return to_float(at(scores, g, t)); });
         return {};

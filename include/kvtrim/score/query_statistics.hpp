@@ -17,11 +17,14 @@
 // Cost: q_heads * tokens * head_dim^2 multiplications. Memory: 4 * q_heads * head_dim^2 bytes. Numerics: products in
 // float on centred queries, means in double. Workspace: two tiles of queries per query head.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/row_source.hpp>
 #include <kvtrim/kernels/products.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -36,13 +39,25 @@ struct query_statistics {
     std::vector<double> means;     // [q_heads, head_dim]
     std::vector<float> co_moments; // [q_heads, head_dim, head_dim]: counts * covariance
 
-    // Allocates all there will be.
+    /// Allocates all there will be. Not valid, and empty: negative numbers, or more than memory can hold.
     query_statistics(index_t heads, index_t dim, index_t skip = 4)
         : q_heads(heads), head_dim(dim), skip_positions(skip) {
-        KVTRIM_EXPECTS(heads >= 0 && dim >= 0 && skip >= 0, "query_statistics: counts must not be negative");
+        if (!has_possible_numbers()) { return; }
         counts.resize(static_cast<std::size_t>(heads));
         means.resize(static_cast<std::size_t>(heads * dim));
         co_moments.resize(static_cast<std::size_t>(heads * dim * dim));
+    }
+
+    /// Whether the fields are those of such statistics, as they must also be when they were restored: invalid_parameter.
+    /// O(q_heads).
+    [[nodiscard]] status validate() const {
+        const bool fits = has_possible_numbers() && std::ssize(counts) == q_heads &&
+                          std::ssize(means) == q_heads * head_dim &&
+                          std::ssize(co_moments) == q_heads * head_dim * head_dim;
+        const auto is_negative = [](index_t count) { return count < 0; };
+        if (fits && std::none_of(counts.begin(), counts.end(), is_negative)) { return {}; }
+        return {errc::invalid_parameter,
+                "query_statistics: counts must not be negative, and sizes be those of q_heads and head_dim"};
     }
 
     [[nodiscard]] std::span<const double> mean(index_t q_head) const {
@@ -55,23 +70,35 @@ struct query_statistics {
                      static_cast<std::size_t>(head_dim * head_dim));
     }
 
-    [[nodiscard]] index_t workspace_bytes() const {
+    // 0 for statistics that are not valid.
+    template <class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Executor& ex = {}) const {
+        if (!validate().ok()) { return 0; }
         workspace counting = workspace::counting();
         static_cast<void>(tile(head_dim, counting));
-        return for_each_head_bytes(q_heads, counting.needed_bytes());
+        return for_each_item_bytes(ex, q_heads, counting.needed_bytes());
     }
 
-    // The next queries of the sequence, [q_heads, queries, head_dim], before RoPE.
-    // Returns errc::workspace_too_small, with nothing added.
+    /// The next queries of the sequence, [q_heads, queries, head_dim], before RoPE.
+    /// Returns what validate() says, of the queries too, invalid_parameter for queries of another shape or past 2^63 - 1 positions,
+    /// rows_differ for heads of different numbers of queries, or workspace_too_small; with nothing added.
     template <cache_view Queries, class Executor = serial_executor>
     [[nodiscard]] status add(const Queries& queries, workspace& scratch, Executor&& ex = {}) {
-        KVTRIM_EXPECTS(extent(queries, 0) == q_heads && extent(queries, 2) == head_dim,
-                       "query_statistics: queries must be [q_heads, queries, head_dim] of this object");
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = kvtrim::validate(queries); !s.ok()) { return s; }
         const index_t rows = extent(queries, 1);
+        if (extent(queries, 0) != q_heads || extent(queries, 2) != head_dim ||
+            rows > std::numeric_limits<index_t>::max() - positions) {
+            return {errc::invalid_parameter,
+                    "query_statistics: queries must be [q_heads, queries, head_dim] of this object"};
+        }
+        if (!kvtrim::detail::heads_have_rows(queries, rows)) {
+            return {errc::rows_differ, "query_statistics: every head must have the same number of queries"};
+        }
         workspace counting = workspace::counting();
         static_cast<void>(tile(head_dim, counting));
         const status s =
-            for_each_head(q_heads, counting.needed_bytes(), scratch, ex, [&](index_t h, workspace& own) {
+            for_each_item(q_heads, counting.needed_bytes(), scratch, ex, [&](index_t h, workspace& own) {
                 tile memory(head_dim, own);
                 const index_t step = memory.queries_at_once(head_dim);
                 for (index_t i = std::clamp<index_t>(skip_positions - positions, 0, rows); i < rows;
@@ -85,6 +112,12 @@ struct query_statistics {
     }
 
   private:
+    [[nodiscard]] bool has_possible_numbers() const {
+        return q_heads >= 0 && head_dim >= 0 && skip_positions >= 0 && positions >= 0 &&
+               kvtrim::detail::fits_in_memory(std::array<index_t, 3>{q_heads, head_dim, head_dim},
+                                              sizeof(double));
+    }
+
     // Scratch of one query head.
     struct tile {
         std::span<float> rows;    // [tile_tokens, head_dim]

@@ -25,7 +25,7 @@
 // Cost: keys read three times and 4 * tokens * head_dim flops, and at most 2 * tokens * search_tokens * head_dim for
 // the search. Memory: linear. Workspace: two floats per token and tiles of keys per KV head, or the inner scorer's.
 
-#include <kvtrim/base/for_each_head.hpp>
+#include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
@@ -169,22 +169,21 @@ struct redundancy_aware {
         return {};
     }
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
-        index_t bytes = for_each_head_bytes(in.kv_heads(), head_bytes(in));
-        if constexpr (requires { scorer.workspace_bytes(in, request); }) {
-            bytes = std::max(bytes, scorer.workspace_bytes(in, request));
-        }
-        return bytes;
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
+        const index_t bytes = for_each_item_bytes(ex, in.kv_heads(), head_bytes(in));
+        return std::max(bytes, scoring_bytes(scorer, in, request, ex));
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(in, request);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         if (const status s = scorer.score(in, request, out, scratch, ex); !s.ok()) { return s; }
-        return for_each_head(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
+        return for_each_item(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
             const index_t tokens = in.tokens(g);
             const index_t rows = tokens - std::min(request.protect.rollback_tokens, tokens);
             detail::key_redundancy redundancy(in.keys, g, rows, own);

@@ -34,23 +34,23 @@ struct value_norm_weighted {
         return {};
     }
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
-        index_t bytes = for_each_head_bytes(in.kv_heads(), detail::row_scratch::bytes(extent(in.values, 2)));
-        if constexpr (requires { scorer.workspace_bytes(in, request); }) {
-            bytes = std::max(bytes, scorer.workspace_bytes(in, request));
-        }
-        return bytes;
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
+        const index_t bytes =
+            for_each_item_bytes(ex, in.kv_heads(), detail::row_scratch::bytes(extent(in.values, 2)));
+        return std::max(bytes, scoring_bytes(scorer, in, request, ex));
     }
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(in, request);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         if (const status s = scorer.score(in, request, out, scratch, ex); !s.ok()) { return s; }
         const index_t length = extent(in.values, 2);
-        return for_each_head(
+        return for_each_item(
             in.kv_heads(), detail::row_scratch::bytes(length), scratch, ex, [&](index_t g, workspace& own) {
                 const detail::row_scratch memory(length, own);
                 const token_range range = candidates(request.protect, in.tokens(g));

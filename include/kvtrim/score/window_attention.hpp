@@ -18,13 +18,9 @@
 // weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and kept_logit_bytes.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/base/for_each_head.hpp>
 #include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/scratch_slots.hpp>
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/math/attention_rows.hpp>
-
-#include <thread>
 
 namespace kvtrim {
 
@@ -58,50 +54,59 @@ struct window_attention {
         return validate_attention(in, request);
     }
 
-    template <class Inputs>
-    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request) const {
+    /// Bytes for the executor's full width; those for one worker are enough. 0 for inputs that it refuses.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
+                                          const Executor& ex = {}) const {
+        if (!validate(in, request).ok()) { return 0; }
+        const index_t workers = worker_count(ex, in.kv_heads());
         workspace counting = workspace::counting();
-        static_cast<void>(counting.take<float>(kept_logit_floats(in)));
-        static_cast<void>(
-            counting.take<std::byte>(for_each_head_bytes(in.kv_heads(), head_bytes(in, request))));
+        static_cast<void>(counting.take<std::byte>(
+            saturated_product(workers, worker_bytes(in, request, logit_floats(in, workers)))));
         return counting.needed_bytes();
     }
 
-    // Writes importance (and attention if two_stage, and protected_mass where asked for).
-    // Returns errc::workspace_too_small, with nothing written.
+    /// Writes importance (and attention if two_stage, and protected_mass where asked for).
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        const workspace::frame frame(scratch);
-        const auto logits = scratch.take<float>(kept_logit_floats(in));
-        if (!scratch.fits()) { return scratch.too_small(); }
-        // A slot for every head that may be under way.
-        const index_t slots = std::min(worker_count(ex, in.kv_heads()), scratch_slots::most_slots);
-        scratch_slots free_logits(logits, slots, std::ssize(logits) / slots);
-        return for_each_head(in.kv_heads(), head_bytes(in, request), scratch, ex,
-                             [&](index_t g, workspace& own) {
-                                 const scratch_slots::lease lease(free_logits);
-                                 score_head(in, request, g, out, lease.memory(), own);
-                             });
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+        // As many workers as the memory holds, each with its share of the bound on logits.
+        index_t workers = worker_count(ex, in.kv_heads());
+        index_t bytes = worker_bytes(in, request, logit_floats(in, workers));
+        while (workers > 1 && saturated_product(workers, bytes) > scratch.free_bytes()) {
+            bytes = worker_bytes(in, request, logit_floats(in, --workers));
+        }
+        const index_t floats = logit_floats(in, workers);
+        return for_each_item(in.kv_heads(), bytes, scratch, ex, [&](index_t g, workspace& own) {
+            score_head(in, request, g, out, own.take<float>(floats), own);
+        });
     }
 
   private:
-    // All logits of a block for every head that may be under way, within the bound.
+    // Logits that one of `workers` keeps: all of a block, within its share of the bound.
     template <class Inputs>
-    [[nodiscard]] index_t kept_logit_floats(const Inputs& in) const {
-        const index_t heads = std::min<index_t>(std::thread::hardware_concurrency(), in.kv_heads());
+    [[nodiscard]] index_t logit_floats(const Inputs& in, index_t workers) const {
         const index_t queries = extent(in.queries, 1);
         const index_t rows = extent(in.queries, 0) / in.kv_heads() *
                              (newest_queries > 0 ? std::min(newest_queries, queries) : queries);
         const index_t of_head = std::min(rows, kernels::tile_query_rows) * in.longest_row();
-        return std::min(std::max<index_t>(1, heads) * of_head,
-                        kept_logit_bytes / static_cast<index_t>(sizeof(float)));
+        return std::min(of_head, kept_logit_bytes / static_cast<index_t>(sizeof(float)) / workers);
+    }
+
+    // A wider one sees no more columns than there are, and its sums are the same.
+    template <class Inputs>
+    [[nodiscard]] index_t halo(const Inputs& in) const {
+        return std::clamp<index_t>(aggregator.halo(), 0, in.longest_row());
     }
 
     template <class Inputs>
-    [[nodiscard]] index_t head_bytes(const Inputs& in, const eviction_request& request) const {
+    [[nodiscard]] index_t worker_bytes(const Inputs& in, const eviction_request& request,
+                                       index_t floats) const {
         workspace counting = workspace::counting();
-        const attention_rows rows(in, request, 0, newest_queries, aggregator.halo(), counting);
+        static_cast<void>(counting.take<float>(floats));
+        const attention_rows rows(in, request, 0, newest_queries, halo(in), counting);
         static_cast<void>(
             counting.template take<float>(aggregator.lanes(rows.group_size()) * in.longest_row()));
         return counting.needed_bytes();
@@ -110,7 +115,7 @@ struct window_attention {
     template <class Inputs>
     void score_head(const Inputs& in, const eviction_request& request, index_t kv_head,
                     const token_scores& out, std::span<float> logits, workspace& scratch) const {
-        attention_rows rows(in, request, kv_head, newest_queries, aggregator.halo(), scratch);
+        attention_rows rows(in, request, kv_head, newest_queries, halo(in), scratch);
         rows.keep_logits_in(logits);
         const token_range range = rows.candidate_range();
         const auto accumulators = scratch.take<float>(aggregator.lanes(rows.group_size()) * range.size());
@@ -119,10 +124,9 @@ struct window_attention {
                                   range.begin,       rows.query_begin(), request.attention.sliding_window};
         double protected_mass = 0;
         for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
-            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r),
-                             2 * aggregator.halo() + 1);
+            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r), 2 * halo(in) + 1);
             protected_mass += rows.protected_mass();
-            fold_block(rows, head, range, accumulators);
+            fold_block(rows, head, range, halo(in), accumulators);
         }
         const auto g = static_cast<std::size_t>(kv_head);
         std::span<float> attention = {};
@@ -134,13 +138,13 @@ struct window_attention {
     }
 
     template <class Inputs>
-    void fold_block(attention_rows<Inputs>& rows, const attention_head& head, token_range range,
+    void fold_block(attention_rows<Inputs>& rows, const attention_head& head, token_range range, index_t halo,
                     std::span<float> accumulators) const {
-        const index_t end = std::min(range.end, rows.visible_end() + aggregator.halo());
+        const index_t end = std::min(range.end, rows.visible_end() + halo);
         for (index_t t = range.begin; t < end; t += rows.tile_tokens()) {
             const index_t tokens = std::min(rows.tile_tokens(), end - t);
-            const index_t before = std::min(aggregator.halo(), t - range.begin);
-            const index_t after = std::min(aggregator.halo(), range.end - (t + tokens));
+            const index_t before = std::min(halo, t - range.begin);
+            const index_t after = std::min(halo, range.end - (t + tokens));
             const float* attention = rows.attention(t - before, before + tokens + after);
             aggregator.add({attention, rows.pooling_factor(), rows.block_rows(), rows.first_row(),
                             t - range.begin, tokens, before, after, head},

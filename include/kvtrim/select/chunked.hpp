@@ -68,6 +68,8 @@ struct chunk_row {
 
 } // namespace detail
 
+struct chunked;
+
 struct chunked_per_head {
     index_t chunk_tokens = 20; // ChunkKV 20; or the engine's page
     index_t kept_chunks = 0;   // > 0: exactly this many whole chunks per row, whatever the budget
@@ -80,17 +82,20 @@ struct chunked_per_head {
         return {errc::invalid_parameter, "chunked: chunk_tokens must be positive, kept_chunks not negative"};
     }
 
+    // 0 where validate() refuses.
     [[nodiscard]] index_t workspace_bytes(index_t rows, index_t candidates) const {
+        if (!validate().ok()) { return 0; }
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<float>(candidates / chunk_tokens + rows));
         static_cast<void>(counting.take<index_t>(candidates / chunk_tokens + rows));
         return counting.needed_bytes();
     }
 
-    // Returns errc::workspace_too_small, with nothing written.
+    // Returns what validate() or validate_budgets() says or errc::workspace_too_small, with nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
-        expect_budgets(scores.importance_rows(), budgets);
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = validate_budgets(scores.importance_rows(), budgets); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(scores.rows(), scores.importance_rows().candidates());
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         for (index_t r = 0; r < scores.rows(); ++r) {
@@ -99,11 +104,15 @@ struct chunked_per_head {
         return {};
     }
 
+  private:
+    friend struct chunked;
+
     // Marks the chunks of one row. Requires a workspace that holds workspace_bytes(1, row length).
     void mark_row(std::span<float> scores, index_t& budget, workspace& scratch) const {
         const workspace::frame frame(scratch);
         const detail::chunk_row row{scores, chunk_tokens};
-        const index_t chunks = (std::ssize(scores) + chunk_tokens - 1) / chunk_tokens;
+        const index_t tokens = std::ssize(scores);
+        const index_t chunks = tokens / chunk_tokens + (tokens % chunk_tokens > 0 ? 1 : 0);
         const auto means = scratch.take<float>(chunks);
         const auto order = scratch.take<index_t>(chunks);
         row.rank(means, order);
@@ -131,10 +140,11 @@ struct chunked {
                         shared{}.workspace_bytes(rows, candidates));
     }
 
-    // Returns errc::workspace_too_small or rows_differ, with nothing written.
+    // Returns what validate() or validate_budgets() says, errc::workspace_too_small or rows_differ, with nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
-        expect_budgets(scores.importance_rows(), budgets);
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = validate_budgets(scores.importance_rows(), budgets); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(scores.rows(), scores.importance_rows().candidates());
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         if (const status s = shared{}.before_selection(scores, budgets, scratch); !s.ok()) { return s; }

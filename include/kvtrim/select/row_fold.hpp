@@ -40,8 +40,9 @@ class row_fold {
         std::fill(sums_.begin(), sums_.end(), 0.0);
     }
 
-    // Requires a row of as many columns, and 0 <= budget <= columns.
+    // A row of as many columns; a longer one is read up to there. A budget outside 0 ... columns counts as the nearer of them.
     void add(std::span<float> row, index_t budget) const {
+        row = row.first(std::min(row.size(), folded_.size()));
         if (reduction_ == head_reduction::votes) {
             for (std::size_t c = 0; c < row.size(); ++c) { sums_[c] += static_cast<double>(row[c]); }
             top_k_cut cut = find_top_k(row, budget);
@@ -73,7 +74,7 @@ class row_fold {
             if (is_number && sums_[i] != sums_[j]) { return sums_[i] > sums_[j]; }
             return a < b;
         };
-        const auto chosen_end = order_.begin() + static_cast<std::ptrdiff_t>(budget);
+        const auto chosen_end = order_.begin() + std::clamp<index_t>(budget, 0, std::ssize(order_));
         std::nth_element(order_.begin(), chosen_end, order_.end(), ranks_before);
         std::for_each(order_.begin(), chosen_end, [&](index_t c) {
             folded_[static_cast<std::size_t>(c)] = std::numeric_limits<float>::infinity();

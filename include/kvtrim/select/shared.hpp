@@ -29,7 +29,7 @@ struct shared {
     // Makes all rows alike, and all budgets the smallest. Returns errc::rows_differ for a ragged cache.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
-        expect_budgets(scores.importance_rows(), budgets);
+        if (const status s = validate_budgets(scores.importance_rows(), budgets); !s.ok()) { return s; }
         if (scores.rows() == 0) { return {}; }
         for (index_t r = 1; r < scores.rows(); ++r) {
             if (scores.length(r) != scores.length(0)) {

@@ -61,7 +61,7 @@ struct two_stage {
     // Tokens that stage one takes of a row with this budget.
     [[nodiscard]] index_t first_count(index_t budget) const {
         index_t first = first_tokens;
-        if (first < 0) {
+        if (first < 0 && validate().ok()) {
             first = rounding == stage_rounding::exact
                         ? kept_tokens(budget, first_ratio)
                         : static_cast<index_t>(static_cast<double>(budget) * first_ratio);
@@ -71,7 +71,9 @@ struct two_stage {
 
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace&) const {
-        expect_budgets(scores.importance_rows(), budgets);
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = validate_budgets(scores.importance_rows(), budgets); !s.ok()) { return s; }
+        if (const status s = kvtrim::validate(scores.attention_rows()); !s.ok()) { return s; }
         for (index_t r = 0; r < scores.rows(); ++r) {
             detail::mark_most_attended(scores, r, first_count(budgets[static_cast<std::size_t>(r)]));
         }
@@ -104,12 +106,19 @@ struct two_stage_by_mass {
         return std::min(limit, count_for_mass(scores.attention_rows().row(row), attention_mass - covered));
     }
 
-    // Requires protected_mass [rows].
+    /// Returns invalid_parameter without protected_mass [rows], or for a total that the candidates do not hold.
     [[nodiscard]] status before_allocation(const token_scores& scores, index_t total, workspace&) const {
-        KVTRIM_EXPECTS(static_cast<index_t>(scores.protected_mass.size()) == scores.rows(),
-                       "two_stage_by_mass: scores must have protected_mass of every row");
-        KVTRIM_EXPECTS(0 <= total && total <= scores.importance_rows().candidates(),
-                       "two_stage_by_mass: total must be between 0 and the number of candidates");
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = kvtrim::validate(scores.importance_rows()); !s.ok()) { return s; }
+        if (const status s = kvtrim::validate(scores.attention_rows()); !s.ok()) { return s; }
+        if (static_cast<index_t>(scores.protected_mass.size()) != scores.rows()) {
+            return {errc::invalid_parameter,
+                    "two_stage_by_mass: scores must have protected_mass of every row"};
+        }
+        if (total < 0 || total > scores.importance_rows().candidates()) {
+            return {errc::invalid_parameter,
+                    "two_stage_by_mass: total must be between 0 and the number of candidates"};
+        }
         for (index_t r = 0; r < scores.rows(); ++r) {
             detail::mark_most_attended(scores, r, first_count(scores, r, total));
         }

@@ -132,7 +132,8 @@ KVTRIM_INLINE uints high_bits(const T* from) {
 KVTRIM_INLINE floats from_f16(uints high) {
     const uints magnitude = (high >> 3) & 0x0fffe000u;
     const floats scaled = reinterpret_cast<floats>(magnitude) * 0x1p112f;
-    const auto special = reinterpret_cast<uints>(magnitude >= 0x0f800000u) & 0x7f800000u;
+    const auto special =
+        reinterpret_cast<uints>(reinterpret_cast<ints>(magnitude) > 0x0f7fffff) & 0x7f800000u;
     return reinterpret_cast<floats>(reinterpret_cast<uints>(scaled) | special | (high & 0x80000000u));
 }
 
@@ -164,7 +165,7 @@ KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
 }
 KVTRIM_INLINE void store(bf16* to, floats x) { // as element_traits<bf16>
     const uints bits = reinterpret_cast<uints>(x), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-    store_high(to, (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : rounded);
+    store_high(to, reinterpret_cast<ints>(bits & 0x7fffffffu) > 0x7f800000 ? bits | 0x400000u : rounded);
 }
 KVTRIM_INLINE floats broadcast(f16 x) {
     return broadcast(to_float(x));

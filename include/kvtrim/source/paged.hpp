@@ -11,28 +11,24 @@
 // page = the row's (t / page_tokens)-th; its head_dim elements are contiguous. paged_head_rows: a page holds one head, no
 // head_stride. Keys and values in one pool are two sources with a base pointer each (and twice the page_stride).
 //
-// Read tables that validate() accepts (plan/page_table.hpp). The views they are made of must live as long as the source.
+// The row of the table is checked when the source is made (plan/page_table.hpp); give the layout the number of pages, and a page
+// outside the pool is refused. The views they are made of must live, and stay as they were, as long as the source.
+// Made of a pool that is not const, rows can be written (store_rows): never pages that other requests read; plan_page_moves
+// copies those first.
 // Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
 // To evict: compact/page_moves.hpp.
 
+#include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/plan/page_table.hpp>
 
 namespace kvtrim {
 
-// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together.
-[[nodiscard]] constexpr page_layout nhd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim) {
-    return {page_tokens, page_tokens * kv_heads * head_dim, kv_heads * head_dim, head_dim};
-}
-// Pages [kv_heads, page_tokens, head_dim]: the tokens of a head lie together.
-[[nodiscard]] constexpr page_layout hnd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim) {
-    return {page_tokens, page_tokens * kv_heads * head_dim, head_dim, page_tokens * head_dim};
-}
-
 // A block table [requests, most_pages] with lengths in tokens (vLLM), as the rows of a page_table. indptr [requests + 1],
 // indices [sum of the pages in use] and last_page_len [requests] are the caller's; what is written is what table() of them
-// views. Returns invalid_table (a length that is negative or needs more pages than the table has columns) or invalid_parameter,
-// with nothing written; invalid_table with `needed` pages if indices are too short. O(pages in use).
+// views. Returns invalid_table (a length that is negative or needs more pages than the table has columns, a negative page, a table
+// of another size than it says) or invalid_parameter, with nothing written; invalid_table with `needed` pages if indices are too
+// short. Whether pages lie in the pool is asked by who reads the table. O(pages in use).
 struct block_table {
     std::span<const std::int32_t> pages; // row-major
     index_t most_pages;                  // columns
@@ -43,12 +39,17 @@ struct block_table {
                                              std::span<std::int32_t> indptr, std::span<std::int32_t> indices,
                                              std::span<std::int32_t> last_page_len, page_table& out) {
     const std::size_t requests = blocks.tokens.size();
-    KVTRIM_EXPECTS(indptr.size() == requests + 1 && last_page_len.size() == requests,
-                   "write_page_table: indptr must have one entry more than requests, last_page_len as many");
-    KVTRIM_EXPECTS(static_cast<index_t>(blocks.pages.size()) ==
-                       static_cast<index_t>(requests) * blocks.most_pages,
-                   "write_page_table: pages must be [requests, most_pages]");
-    if (page_tokens <= 0) { return {errc::invalid_parameter, "block table: a page must hold tokens"}; }
+    if (indptr.size() != requests + 1 || last_page_len.size() != requests) {
+        return {errc::invalid_parameter,
+                "block table: indptr must have one entry more than requests, last_page_len as many"};
+    }
+    constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+    if (page_tokens <= 0 || page_tokens > most || blocks.most_pages < 0 || blocks.most_pages > most) {
+        return {errc::invalid_parameter, "block table: a page must hold tokens, and counts fit into 32 bits"};
+    }
+    if (std::ssize(blocks.pages) != static_cast<index_t>(requests) * blocks.most_pages) {
+        return {errc::invalid_table, "block table: pages must be [requests, most_pages]"};
+    }
     index_t total = 0;
     for (const std::int32_t tokens : blocks.tokens) {
         if (tokens < 0 || tokens > blocks.most_pages * page_tokens) {
@@ -56,6 +57,14 @@ struct block_table {
         }
         total += (tokens + page_tokens - 1) / page_tokens;
     }
+    for (std::size_t r = 0; r < requests; ++r) {
+        const auto used = static_cast<std::size_t>((blocks.tokens[r] + page_tokens - 1) / page_tokens);
+        const auto row = blocks.pages.subspan(r * static_cast<std::size_t>(blocks.most_pages), used);
+        if (std::any_of(row.begin(), row.end(), [](std::int32_t page) { return page < 0; })) {
+            return {errc::invalid_table, "block table: a page in use has a negative number"};
+        }
+    }
+    if (total > most) { return {errc::index_overflow, "block table: a table names 2^31 - 1 pages", total}; }
     if (total > static_cast<index_t>(indices.size())) {
         return {errc::invalid_table, "block table: indices have too little room; needed: pages", total};
     }
@@ -97,57 +106,155 @@ void load_paged(const T* from, const page_layout& layout, std::span<const std::i
     }
 }
 
+// The way back. Whole pages at a time, too.
+template <class T>
+void store_paged(T* to, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
+                 index_t count, index_t head_dim, const float* tile) {
+    while (count > 0) {
+        const index_t offset = first % layout.page_tokens;
+        const index_t run = std::min(layout.page_tokens - offset, count);
+        T* rows = to + pages[static_cast<std::size_t>(first / layout.page_tokens)] * layout.page_stride +
+                  offset * layout.token_stride;
+        kernels::store_rows(strided<T, 3>(rows, {1, run, head_dim}, {0, layout.token_stride, 1}), 0, 0, run,
+                            tile);
+        first += run;
+        count -= run;
+        tile += run * head_dim;
+    }
+}
+
+// Whether rows of `heads` heads in these pages share a byte with `other`.
+template <class T>
+[[nodiscard]] bool pages_overlap(const T* pool, const page_layout& layout,
+                                 std::span<const std::int32_t> pages, index_t heads, index_t head_dim,
+                                 const strided_bytes& other) {
+    constexpr index_t size = sizeof(T);
+    return std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
+        return overlap(
+            {.first = pool + page * layout.page_stride,
+             .extents = {1, layout.page_tokens, heads, head_dim},
+             .strides = {0, to_bytes(layout.token_stride, size), to_bytes(layout.head_stride, size), size},
+             .bytes = size},
+            other);
+    });
+}
+
+// Rows of a page table that a source reads.
+struct table_rows {
+    index_t first;
+    index_t count;
+};
+
+[[nodiscard]] inline status validate_paged(const void* pool, const page_layout& layout,
+                                           const page_table& table, table_rows rows, index_t kv_heads,
+                                           index_t head_dim) {
+    if (kv_heads < 0 || head_dim < 0) {
+        return {errc::invalid_parameter, "paged rows: kv_heads and head_dim must not be negative"};
+    }
+    constexpr index_t longest = std::numeric_limits<std::int32_t>::max();
+    if (!fits_in_memory(std::array<index_t, 3>{kv_heads, longest, head_dim}, sizeof(float))) {
+        return {errc::invalid_parameter, "paged rows: more elements than memory can hold"};
+    }
+    if (const status s = validate_rows(table, rows.first, rows.count, layout); !s.ok()) { return s; }
+    if (pool == nullptr && !table.indices.empty() && kv_heads > 0 && head_dim > 0) {
+        return {errc::invalid_parameter, "paged rows: data must not be null"};
+    }
+    return {};
+}
+
+// Row of the table where a request's heads begin; -1, which no table has, for numbers that cannot be.
+[[nodiscard]] constexpr index_t first_row_of(index_t request, index_t kv_heads) {
+    constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+    const bool possible = 0 <= request && request <= most && 0 <= kv_heads && kv_heads <= most;
+    return possible ? request * kv_heads : -1;
+}
+
 } // namespace detail
 
-template <class T>
+/// Pool is const T, or T for rows that can be written.
+template <class T, class Pool = const T>
 class paged_rows {
   public:
-    // Requires a row that the table has.
-    paged_rows(const T* pool, const page_layout& layout, const page_table& table, index_t request,
+    /// Not valid, and empty: what validate_rows() says of the request's row, negative extents, rows without data. O(pages).
+    paged_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                index_t kv_heads, index_t head_dim)
-        : pool_(pool), layout_(layout), kv_heads_(kv_heads), head_dim_(head_dim) {
-        KVTRIM_EXPECTS(request >= 0 && request < table.rows(), "paged_rows: the table has no such request");
+        : pool_(pool), layout_(layout),
+          validity_(detail::validate_paged(pool, layout, table, {request, 1}, kv_heads, head_dim)) {
+        if (!validity_.ok()) { return; }
+        kv_heads_ = kv_heads;
+        head_dim_ = head_dim;
         pages_ = table.row(request);
         tokens_ = table.tokens(request, layout.page_tokens);
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads_ : r == 1 ? tokens_ : head_dim_;
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        detail::load_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
-                           tile);
+        detail::load_paged<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
+                              tile);
     }
     [[nodiscard]] static constexpr bool has_bf16_rows() { return std::is_same_v<T, bf16>; }
     void load_bf16_rows(index_t head, index_t first, index_t count,
                         bf16* tile) const requires std::is_same_v<T, bf16> {
-        detail::load_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
-                           tile);
+        detail::load_paged<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
+                              tile);
     }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(kvtrim::detail::indexes_writable_elements<strided<Pool, 3>>) {
+        detail::store_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
+                            tile);
+    }
+    [[nodiscard]] paged_rows first_channels(index_t count) const {
+        paged_rows channels = *this;
+        channels.head_dim_ = count;
+        return channels;
+    }
+    [[nodiscard]] std::span<const std::int32_t> written_places() const { return pages_; }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    // Whether its pages share a byte with other memory. O(pages).
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        return detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
+    }
 
   private:
-    const T* pool_;
+    Pool* pool_;
     page_layout layout_;
+    status validity_;
     std::span<const std::int32_t> pages_;
-    index_t kv_heads_;
+    index_t kv_heads_ = 0;
     index_t tokens_ = 0;
-    index_t head_dim_;
+    index_t head_dim_ = 0;
 };
 
 template <class T>
+paged_rows(T*, const page_layout&, const page_table&, index_t, index_t, index_t)
+    -> paged_rows<std::remove_const_t<T>, T>;
+
+/// Pool is const T, or T for rows that can be written.
+template <class T, class Pool = const T>
 class paged_head_rows {
   public:
-    // Requires kv_heads rows of the table for the request.
-    paged_head_rows(const T* pool, const page_layout& layout, const page_table& table, index_t request,
+    /// Not valid, and empty: what validate_rows() says of the request's kv_heads rows, negative extents, rows without data.
+    /// O(pages of all heads).
+    paged_head_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                     index_t kv_heads, index_t head_dim)
-        : pool_(pool), layout_(layout), table_(table), first_row_(request * kv_heads), kv_heads_(kv_heads),
-          head_dim_(head_dim) {
-        KVTRIM_EXPECTS(request >= 0 && first_row_ + kv_heads <= table.rows(),
-                       "paged_head_rows: the table has no rows for this request");
+        : pool_(pool), layout_(layout), table_(table), first_row_(detail::first_row_of(request, kv_heads)),
+          validity_(detail::validate_paged(pool, layout, table, {first_row_, kv_heads}, kv_heads, head_dim)) {
+        if (!validity_.ok()) { return; }
+        kv_heads_ = kv_heads;
+        head_dim_ = head_dim;
         for (index_t h = 0; h < kv_heads; ++h) { longest_ = std::max(longest_, rows(h)); }
+        if (kv_heads > 0) { // rows of one request follow each other
+            const auto begin = static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(first_row_)]);
+            const auto end =
+                static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(first_row_ + kv_heads)]);
+            places_ = table.indices.subspan(begin, end - begin);
+        }
     }
 
+    [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads_ : r == 1 ? longest_ : head_dim_;
     }
@@ -155,23 +262,48 @@ class paged_head_rows {
         return table_.tokens(first_row_ + head, layout_.page_tokens);
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        detail::load_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+        detail::load_paged<T>(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
     [[nodiscard]] static constexpr bool has_bf16_rows() { return std::is_same_v<T, bf16>; }
     void load_bf16_rows(index_t head, index_t first, index_t count,
                         bf16* tile) const requires std::is_same_v<T, bf16> {
-        detail::load_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+        detail::load_paged<T>(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(kvtrim::detail::indexes_writable_elements<strided<Pool, 3>>) {
+        detail::store_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
+    }
+    [[nodiscard]] paged_head_rows first_channels(index_t count) const {
+        paged_head_rows channels = *this;
+        channels.head_dim_ = count;
+        return channels;
+    }
+    [[nodiscard]] std::span<const std::int32_t> written_places() const { return places_; }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    // Whether its pages share a byte with other memory. O(pages).
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        for (index_t h = 0; h < kv_heads_; ++h) {
+            if (detail::pages_overlap(pool_, layout_, table_.row(first_row_ + h), 1, head_dim_, other)) {
+                return true;
+            }
+        }
+        return false;
+    }
 
   private:
-    const T* pool_;
+    Pool* pool_;
     page_layout layout_;
     page_table table_;
+    std::span<const std::int32_t> places_;
     index_t first_row_;
-    index_t kv_heads_;
+    status validity_;
+    index_t kv_heads_ = 0;
     index_t longest_ = 0;
-    index_t head_dim_;
+    index_t head_dim_ = 0;
 };
+
+template <class T>
+paged_head_rows(T*, const page_layout&, const page_table&, index_t, index_t, index_t)
+    -> paged_head_rows<std::remove_const_t<T>, T>;
 
 } // namespace kvtrim

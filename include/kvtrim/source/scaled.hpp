@@ -16,10 +16,14 @@
 // stores a minimum m (x = scale * code + m) passes -m / scale.
 // Rows move whole (compact_in_place), and a scale that belongs to a token of one head moves with its row. Groups of
 // tokens that share a per-channel scale (KIVI) are no such cache: a row cannot leave its group without new codes.
+// Rows that are written back (store_rows) get a new scale and zero point where these are the token's own; where others share
+// them, they stay, and codes are rounded anew and saturate. kernels/encode.hpp states the error.
 //
 // Numerics: kernels/scaled_codes.hpp; every policy gives the bits that it gives over the decoded floats.
 
-#include <kvtrim/base/contract.hpp>
+#include <kvtrim/base/strided_bytes.hpp>
+#include <kvtrim/base/tensor_view.hpp>
+#include <kvtrim/kernels/encode.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
 #include <kvtrim/kernels/widen.hpp>
 
@@ -50,27 +54,19 @@ class scaled_rows {
   public:
     using code = std::remove_const_t<Code>;
 
-    // extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Requires extents >= 0, a channel stride of 0 or
-    // 1, and codes and scales unless the cache is empty. Where Code is not const, scales per token are not const and belong
-    // to one head each.
+    /// extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Not valid, and empty: extents that are negative or
+    /// more than memory can hold, scales whose channel stride is neither 0 nor 1, codes or scales missing where there are rows;
+    /// codes that may move with scales per token that may not, or that belong to several heads.
     scaled_rows(Code* codes, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& strides,
                 const scale_table<Float>& scales)
-        : codes_(codes), extents_(extents), strides_(strides), scales_(scales) {
+        : codes_(codes), extents_(extents), strides_(strides), scales_(scales), problem_(find_problem()) {
         static_assert(sizeof(code) == 1, "kvtrim: scaled_rows decodes codes of 8 bits");
-        KVTRIM_EXPECTS(extents[0] >= 0 && extents[1] >= 0 && extents[2] >= 0,
-                       "scaled_rows: extents must not be negative");
-        KVTRIM_EXPECTS(scales.strides[2] == 0 || scales.strides[2] == 1,
-                       "scaled_rows: scales have a channel stride of 0 or 1");
-        KVTRIM_EXPECTS(
-            std::is_const_v<Code> || !scales.is_per_token() ||
-                (!std::is_const_v<Float> && (extents[0] <= 1 || scales.strides[0] != 0)),
-            "scaled_rows: a row that may move has a scale that moves with it: make the codes const, or the "
-            "scales not const and of one head each");
-        const bool empty = extents[0] == 0 || extents[1] == 0 || extents[2] == 0;
-        KVTRIM_EXPECTS(empty || (codes != nullptr && scales.scales != nullptr),
-                       "scaled_rows: codes and scales must not be null");
+        if (problem_ != nullptr) { extents_ = {}; }
     }
 
+    [[nodiscard]] status validate() const {
+        return problem_ == nullptr ? status{} : status{errc::invalid_parameter, problem_};
+    }
     [[nodiscard]] index_t extent(std::size_t r) const { return extents_[r]; }
     // Bytes of a head's codes of a token, and of the scales that are the token's own.
     [[nodiscard]] index_t row_bytes() const {
@@ -108,11 +104,71 @@ class scaled_rows {
         }
     }
 
+    // What a row's move writes: codes, and the scales and zero points that are the row's own.
+    [[nodiscard]] std::array<strided_bytes, 3> memory() const {
+        const auto table = [&](const float* floats) {
+            const bool moves = floats != nullptr && scales_.is_per_token();
+            return strided_bytes{.first = floats,
+                                 .extents = {1, extents_[0], extents_[1], moves ? scales_per_row() : 0},
+                                 .strides = {0, to_bytes(scales_.strides[0], sizeof(float)),
+                                             to_bytes(scales_.strides[1], sizeof(float)), sizeof(float)},
+                                 .bytes = sizeof(float)};
+        };
+        return {strided_bytes{.first = codes_,
+                              .extents = {1, extents_[0], extents_[1], extents_[2]},
+                              .strides = {0, strides_[0], strides_[1], 1},
+                              .bytes = 1},
+                table(scales_.scales), table(scales_.zeros)};
+    }
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(!std::is_const_v<Code>) {
+        const index_t length = extents_[2];
+        for (index_t t = first; t < first + count; ++t, tile += length) {
+            const index_t at = scale_offset(head, t);
+            Float* const zeros = scales_.zeros != nullptr ? scales_.zeros + at : nullptr;
+            if constexpr (!std::is_const_v<Float>) {
+                if (scales_.is_per_token()) {
+                    kernels::encode_row(tile, length, row(head, t),
+                                        {scales_.scales + at, zeros, scales_.strides[2]});
+                    continue;
+                }
+            }
+            kernels::encode_with_scales(tile, length, row(head, t),
+                                        {scales_.scales + at, zeros, scales_.strides[2]});
+        }
+    }
+    [[nodiscard]] scaled_rows first_channels(index_t count) const {
+        scaled_rows channels = *this; // whole rows where all channels get a new scale
+        if (!scales_.is_per_token() || scales_.strides[2] != 0) { channels.extents_[2] = count; }
+        return channels;
+    }
+
     [[nodiscard]] Code* row(index_t head, index_t token) const {
         return codes_ + head * strides_[0] + token * strides_[1];
     }
 
   private:
+    [[nodiscard]] const char* find_problem() const {
+        if (extents_[0] < 0 || extents_[1] < 0 || extents_[2] < 0) {
+            return "scaled_rows: extents must not be negative";
+        }
+        if (!detail::fits_in_memory(extents_, sizeof(float))) {
+            return "scaled_rows: extents of more elements than memory can hold";
+        }
+        if (scales_.strides[2] != 0 && scales_.strides[2] != 1) {
+            return "scaled_rows: scales have a channel stride of 0 or 1";
+        }
+        const bool may_move = !std::is_const_v<Code> && scales_.is_per_token();
+        if (may_move && (std::is_const_v<Float> || (extents_[0] > 1 && scales_.strides[0] == 0))) {
+            return "scaled_rows: a row that may move has a scale that moves with it: make the codes const, "
+                   "or the scales not const and of one head each";
+        }
+        const bool empty = extents_[0] == 0 || extents_[1] == 0 || extents_[2] == 0;
+        return empty || (codes_ != nullptr && scales_.scales != nullptr)
+                   ? nullptr
+                   : "scaled_rows: codes and scales must not be null";
+    }
+
     [[nodiscard]] index_t scales_per_row() const { return scales_.strides[2] == 0 ? 1 : extents_[2]; }
     [[nodiscard]] index_t scale_offset(index_t head, index_t token) const {
         return head * scales_.strides[0] + token * scales_.strides[1];
@@ -125,6 +181,7 @@ class scaled_rows {
     std::array<index_t, 3> extents_;
     std::array<index_t, 2> strides_;
     scale_table<Float> scales_;
+    const char* problem_;
 };
 
 } // namespace kvtrim

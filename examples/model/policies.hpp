@@ -4,7 +4,7 @@
 
 // kvtrim's policies by name, each a function from a prompt's layers to their plans.
 
-#include "model.hpp"
+#include "cache.hpp"
 
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/workspace.hpp>
@@ -16,20 +16,24 @@
 #include <string>
 #include <vector>
 
-namespace needle {
+namespace lm {
 
-// One layer of a prefilled prompt. The tensors may hold later tokens too: only the first `tokens` count.
+// The queries that a policy wants to see.
+enum class observed { window, whole_prompt };
+
+// One layer of a prefilled prompt.
 struct layer_prompt {
     const model_config& config;
-    const attention_inputs& attention;
-    const layer_weights& weights;
+    cache_rows keys; // [kv_heads, tokens, head_dim]
+    cache_rows values;
+    kvtrim::strided<const float, 3>
+        queries;                 // [q_heads, count, head_dim] the newest; all for observed::whole_prompt
+    const_matrix_map wo;         // [d_model, q_heads * head_dim]
     std::span<const float> gram; // Gram matrices of W_O [q_heads, head_dim, head_dim]
     index_t tokens;
     index_t window_tokens; // newest queries that the policy may observe
+    kvtrim::lag_score lag = {};
 };
-
-// Budgets of this model are small: partitions of 128 tokens, the default, would fill them.
-inline constexpr kvtrim::lag_score small_lag{.lag = 16};
 
 struct stage_seconds {
     double score = 0;
@@ -45,7 +49,9 @@ using plan_function =
 
 struct named_policy {
     std::string name;
-    plan_function plan;
+    observed queries = observed::window;
+    bool needs_gram = false;
+    plan_function plan = {};
     // For a policy that can evict while the layers arrive: plays one prefill, with real caches, and returns the most
     // bytes of keys and values that were held at a time. Otherwise empty.
     std::function<double(std::span<const layer_prompt>, const kvtrim::eviction_request&,
@@ -58,4 +64,4 @@ struct named_policy {
 // Throws std::invalid_argument for an unknown name.
 [[nodiscard]] const named_policy& policy_named(const std::string& name);
 
-} // namespace needle
+} // namespace lm

@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <system_error>
 
-namespace needle {
+namespace lm {
 
 static_assert(std::endian::native == std::endian::little, "the file's numbers are little-endian");
 
@@ -92,4 +92,4 @@ void safetensors::fail(const std::string& what) const {
     throw std::runtime_error(file_ + ": " + what);
 }
 
-} // namespace needle
+} // namespace lm

@@ -4,13 +4,15 @@
 
 // Row-major float matrices and the head-major tensors that attention works on.
 
+#include <kvtrim/base/row_source.hpp>
+
 #include <Eigen/Core>
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-namespace needle {
+namespace lm {
 
 using index_t = Eigen::Index;
 using token_id = std::int32_t;
@@ -52,6 +54,16 @@ class head_tensor {
     std::vector<float> data_;
 };
 
+// `count` tokens from `first` on, as kvtrim sees them: [heads, count, head_dim].
+[[nodiscard]] inline kvtrim::strided<const float, 3> rows_of(const head_tensor& t, index_t first,
+                                                             index_t count) {
+    const index_t row = t.head_dim();
+    return {t.data() + first * row, {t.heads(), count, row}, {t.tokens() * row, row, 1}};
+}
+[[nodiscard]] inline kvtrim::strided<const float, 3> rows_of(const head_tensor& t) {
+    return rows_of(t, 0, t.tokens());
+}
+
 // Softmax of the first `visible` scores of a row; the others become 0. Requires visible >= 1.
 inline void softmax_prefix(Eigen::Ref<row_vector> row, index_t visible) {
     auto scores = row.head(visible).array();
@@ -61,4 +73,4 @@ inline void softmax_prefix(Eigen::Ref<row_vector> row, index_t visible) {
     row.tail(row.size() - visible).setZero();
 }
 
-} // namespace needle
+} // namespace lm

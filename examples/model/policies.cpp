@@ -10,25 +10,28 @@
 #include <chrono>
 #include <stdexcept>
 
-namespace needle {
+namespace lm {
 namespace {
 
-using view = kvtrim::strided<const float, 3>;
-
-// [heads, count, head_dim]: `count` tokens from `first` on.
-view rows_of(const head_tensor& tensor, index_t first, index_t count) {
-    const index_t row = tensor.head_dim();
-    return {tensor.data() + first * row, {tensor.heads(), count, row}, {tensor.tokens() * row, row, 1}};
+// The attention layer as kvtrim sees it: the engine's own memory, no copies.
+auto inputs_of(const layer_prompt& p, observed wanted) {
+    const kvtrim::strided<const float, 3>& q = p.queries;
+    const index_t count = wanted == observed::window ? p.window_tokens : p.tokens;
+    if (q.extent(1) < count) { throw std::invalid_argument("a policy that was given too few queries"); }
+    const kvtrim::strided<const float, 3> newest(q.data_handle() + (q.extent(1) - count) * q.stride(1),
+                                                 {q.extent(0), count, q.extent(2)},
+                                                 {q.stride(0), q.stride(1), q.stride(2)});
+    return kvtrim::layer(p.keys, p.values)
+        .with_queries(newest)
+        .with_output_projection(kvtrim::output_projection(p.wo, p.config.q_heads));
 }
 
-enum class observed { window, whole_prompt };
-
-// The attention layer as kvtrim sees it: the engine's own memory, no copies.
-auto inputs_of(const layer_prompt& p, observed queries) {
-    const index_t count = queries == observed::window ? p.window_tokens : p.tokens;
-    return kvtrim::layer(rows_of(p.attention.keys, 0, p.tokens), rows_of(p.attention.values, 0, p.tokens))
-        .with_queries(rows_of(p.attention.queries, p.tokens - count, count))
-        .with_output_projection(kvtrim::output_projection(p.weights.wo, p.attention.queries.heads()));
+head_tensor copied(const kvtrim::strided<const float, 3>& from) {
+    head_tensor to(from.extent(0), from.extent(1), from.extent(2));
+    for (index_t h = 0; h < to.heads(); ++h) {
+        kvtrim::load_rows(from, h, 0, to.tokens(), to.head(h).data());
+    }
+    return to;
 }
 
 void require(const kvtrim::status& done) {
@@ -55,6 +58,7 @@ void run(const Policy& policy, const Inputs& in, const kvtrim::eviction_request&
 template <class Policy>
 named_policy named(std::string name, const Policy& policy, observed queries = observed::window) {
     return {.name = std::move(name),
+            .queries = queries,
             .plan = [policy, queries](std::span<const layer_prompt> layers,
                                       const kvtrim::eviction_request& request,
                                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
@@ -68,13 +72,13 @@ named_policy named(std::string name, const Policy& policy, observed queries = ob
 // CriticalKV with the Gram form of the value norm.
 named_policy critical_gram() {
     return {.name = "criticalkv_gram",
+            .needs_gram = true,
             .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
                        kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
                        stage_seconds& seconds) {
                 for (std::size_t l = 0; l < layers.size(); ++l) {
                     const layer_prompt& p = layers[l];
-                    const kvtrim::gram_view gram{p.gram.data(), p.attention.queries.heads(),
-                                                 p.attention.queries.head_dim()};
+                    const kvtrim::gram_view gram{p.gram.data(), p.config.q_heads, p.config.head_dim};
                     run(kvtrim::criticalkv(), inputs_of(p, observed::window).with_output_projection(gram),
                         request, memory, plans[l], seconds);
                 }
@@ -84,21 +88,35 @@ named_policy critical_gram() {
 // With the statistics of the whole prompt's queries, which an engine gathers during the prefill: not in the times.
 named_policy expected_attention() {
     return {.name = "expected_attention",
+            .queries = observed::whole_prompt,
             .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
                        kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
                        stage_seconds& seconds) {
                 const model_config& config = layers.front().config;
-                const rope_table rotation =
-                    make_rope_table(config, 0, layers.front().attention.queries.tokens());
-                const std::vector<float> frequencies = rope_frequencies(config);
+                const rope_table rotation = make_rope_table(config, 0, layers.front().tokens);
+                const std::vector<float> frequencies(config.frequencies.begin(), config.frequencies.end());
                 for (std::size_t l = 0; l < layers.size(); ++l) {
                     const layer_prompt& p = layers[l];
-                    const head_tensor queries = before_rotation(p.attention.queries, rotation);
+                    const head_tensor queries =
+                        before_rotation(copied(inputs_of(p, observed::whole_prompt).queries), rotation);
                     kvtrim::query_statistics statistics(config.q_heads, config.head_dim);
                     kvtrim::workspace scratch = memory.of_bytes(statistics.workspace_bytes());
-                    require(statistics.add(rows_of(queries, 0, p.tokens), scratch));
+                    require(statistics.add(rows_of(queries), scratch));
                     run(kvtrim::expected_attention(statistics, {.inverse_frequencies = frequencies}),
                         inputs_of(p, observed::window), request, memory, plans[l], seconds);
+                }
+            }};
+}
+
+// Its partitions are those of the prompt's caller.
+named_policy lagkv() {
+    return {.name = "lagkv",
+            .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                       stage_seconds& seconds) {
+                for (std::size_t l = 0; l < layers.size(); ++l) {
+                    run(kvtrim::lagkv(layers[l].lag), inputs_of(layers[l], observed::window), request, memory,
+                        plans[l], seconds);
                 }
             }};
 }
@@ -121,13 +139,13 @@ double cascade_peak(const Policy& policy, std::span<const layer_prompt> layers,
     const auto count = static_cast<kvtrim::index_t>(layers.size());
     const kvtrim::protection& protect = request.protect;
     auto cascade = policy.begin(inputs.front(), request, count);
-    std::vector<ragged_cache> caches;
+    std::vector<kv_cache> caches;
     double peak = 0;
     for (kvtrim::index_t l = 0; l < count; ++l) {
         const auto& in = inputs[static_cast<std::size_t>(l)];
         kvtrim::keep_plan plan;
         double held = 0;
-        for (const ragged_cache& cache : caches) { held += static_cast<double>(cache.bytes()); }
+        for (const kv_cache& cache : caches) { held += static_cast<double>(cache.bytes()); }
         held += static_cast<double>(2 * in.kv_heads() * in.longest_row() * in.head_dim()) * sizeof(float);
         peak = std::max(peak, held);
         require(policy.push(in, request, count, cascade, memory));
@@ -233,7 +251,7 @@ const std::vector<named_policy>& all_policies() {
         named("h2o", kvtrim::h2o(), observed::whole_prompt),
         expected_attention(),
         named("rkv", kvtrim::rkv()),
-        named("lagkv", kvtrim::lagkv(small_lag)),
+        lagkv(),
         named("streaming_llm", kvtrim::streaming_llm()),
         named("key_norm", kvtrim::key_norm()),
         named("key_diff", kvtrim::key_diff()),
@@ -249,4 +267,4 @@ const named_policy& policy_named(const std::string& name) {
     throw std::invalid_argument("unknown policy " + name);
 }
 
-} // namespace needle
+} // namespace lm

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-namespace needle {
+namespace lm {
 
 class safetensors {
   public:
@@ -48,4 +48,4 @@ class safetensors {
     std::vector<char> data_;
 };
 
-} // namespace needle
+} // namespace lm

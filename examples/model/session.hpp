@@ -1,0 +1,59 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// One sequence of a model: a prompt in chunks, a cut of all layers' caches by a policy, and tokens one after the other.
+
+#include "cache.hpp"
+#include "policies.hpp"
+
+#include <functional>
+#include <span>
+#include <vector>
+
+namespace lm {
+
+struct cut_request {
+    double kept_ratio = 0.2;    // of each layer's rows, on average
+    index_t sink_tokens = 4;    // the prompt's first, which stay
+    index_t window_tokens = 32; // its newest, which stay and are observed
+};
+
+class session {
+  public:
+    // The model must outlive it. expected_tokens: room made at once.
+    session(const llama_model& model, cache_format format, index_t expected_tokens);
+
+    // Positions so far.
+    [[nodiscard]] index_t tokens() const { return tokens_; }
+
+    // Runs a prompt at the next positions and returns its last token's logits [1, vocabulary]. Keeps its newest
+    // `observed_tokens` queries of each layer for plan(). progress(tokens) is called after each chunk.
+    matrix prefill(std::span<const token_id> prompt, index_t observed_tokens,
+                   const std::function<void(index_t)>& progress = {});
+
+    // Runs tokens at the next positions and returns the last one's logits.
+    matrix step(std::span<const token_id> tokens);
+
+    // What the policy keeps of the prompt. Throws std::runtime_error if kvtrim refuses.
+    [[nodiscard]] std::vector<kvtrim::keep_plan> plan(const named_policy& policy,
+                                                      const cut_request& request) const;
+
+    // Goes back to the end of the prompt with the rows that the plans keep. Tokens that were run since then are gone.
+    void cut(std::span<const kvtrim::keep_plan> plans, index_t room = 0);
+
+    // Keys and values of all layers.
+    [[nodiscard]] std::size_t cache_bytes() const;
+
+  private:
+    const llama_model& model_;
+    std::vector<kv_cache> caches_;
+    std::vector<head_tensor> queries_; // the prompt's newest
+    index_t tokens_ = 0;
+    index_t prompt_tokens_ = 0;
+};
+
+// The most likely token of the last row of logits.
+[[nodiscard]] token_id likeliest(const matrix& logits);
+
+} // namespace lm

@@ -1,0 +1,233 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#include "model.hpp"
+
+#include "cache.hpp"
+#include "load_model.hpp"
+#include "session.hpp"
+#include "tiny_model.hpp"
+
+#include <kvtrim/simd/cpu.hpp>
+
+#include <support/catch.hpp>
+
+namespace {
+
+using namespace lm;
+
+// Of logits and the oracle's rows from `first` on.
+double largest_difference(const matrix& logits, const tiny::rows& right, std::size_t first = 0) {
+    double largest = 0;
+    for (index_t t = 0; t < logits.rows(); ++t) {
+        const auto& row = right[first + static_cast<std::size_t>(t)];
+        REQUIRE(std::ssize(row) == logits.cols());
+        for (index_t i = 0; i < logits.cols(); ++i) {
+            const double difference = static_cast<double>(logits(t, i)) - row[static_cast<std::size_t>(i)];
+            largest = std::max(largest, std::abs(difference));
+        }
+    }
+    return largest;
+}
+
+template <class Body>
+void at_every_level(Body&& body) {
+    const kvtrim::cpu_level best = kvtrim::active_cpu_level();
+    for (const auto level :
+         {kvtrim::cpu_level::portable, kvtrim::cpu_level::avx2, kvtrim::cpu_level::avx512}) {
+        if (level > best) { continue; }
+        static_cast<void>(kvtrim::set_cpu_level(level));
+        INFO("level " << static_cast<int>(level));
+        body();
+    }
+    static_cast<void>(kvtrim::set_cpu_level(best));
+}
+
+// What the rounding of a format may change in this model's logits.
+constexpr std::pair<cache_format, double> formats[] = {
+    {cache_format::f32, 3e-4}, {cache_format::f16, 2e-2}, {cache_format::q8_0, 4e-1}};
+
+std::vector<kv_cache> empty_caches(const llama_model& model, cache_format format) {
+    std::vector<kv_cache> caches;
+    for (index_t l = 0; l < model.config.layers; ++l) {
+        caches.emplace_back(model.config.kv_heads, model.config.head_dim, format);
+    }
+    return caches;
+}
+
+TEST_CASE("Products with a weight are those of its decoded rows: every format, number of tokens and level") {
+    std::mt19937 random(5);
+    for (const std::uint32_t type : {0U, 1U, 2U, 3U, 8U}) {
+        const tiny::tensor t = tiny::random_tensor(type, 75, 96, random);
+        tiny::gguf_parts parts;
+        parts.tensors.emplace_back("w", t);
+        const weight w = tiny::read(parts.bytes()).tensor("w", 75, 96);
+        for (const index_t tokens : {1, 3, 4, 13, 48, 49, 63}) {
+            matrix x(tokens, 96);
+            for (index_t i = 0; i < x.size(); ++i) {
+                x.data()[i] = static_cast<float>(random() % 1000U) / 1000.0F - 0.5F;
+            }
+            const Eigen::Map<const Eigen::MatrixXd> columns(t.values.data(), 96, 75); // W^T
+            const Eigen::MatrixXd right = x.cast<double>() * columns;
+            at_every_level([&] {
+                INFO("type " << type << ", tokens " << tokens);
+                CHECK((w.multiply(x).cast<double>() - right).cwiseAbs().maxCoeff() < 2e-5);
+            });
+        }
+    }
+}
+
+TEST_CASE("Logits of a model from GGUF are those of naive loops") {
+    tiny::sizes grouped, rich;
+    rich.kv_heads = rich.q_heads;
+    rich.head = "output";
+    for (index_t i = 0; i < rich.head_dim / 2; ++i) {
+        rich.slower.push_back(1.0F + 0.25F * static_cast<float>(i));
+    }
+    for (const tiny::sizes& s : {grouped, rich}) {
+        auto parts = tiny::make_parts(s);
+        const llama_model model = load_model(tiny::read(parts.bytes()));
+        const auto tokens = tiny::random_tokens(60);
+        const tiny::rows right = tiny::naive_logits(parts, s, tokens);
+        at_every_level(
+            [&] { CHECK(largest_difference(prefill(model, tokens, logit_rows::all).logits, right) < 2e-4); });
+    }
+}
+
+TEST_CASE("A prompt in chunks gives the logits of the prompt in one piece, in every format of the cache") {
+    const tiny::sizes s;
+    auto parts = tiny::make_parts(s);
+    const llama_model model = load_model(tiny::read(parts.bytes()));
+    const auto tokens = tiny::random_tokens(300);
+    const tiny::rows right = tiny::naive_logits(parts, s, tokens);
+    for (const auto& [format, bound] : formats) {
+        for (const std::size_t chunk : {1U, 5U, 100U, 128U}) {
+            auto caches = empty_caches(model, format);
+            double largest = 0;
+            for (std::size_t at = 0; at < tokens.size(); at += chunk) {
+                const auto part = std::span(tokens).subspan(at, std::min(chunk, tokens.size() - at));
+                const matrix logits = decode(model, caches, part, static_cast<index_t>(at));
+                largest = std::max(largest, largest_difference(logits, right, at));
+            }
+            INFO(name_of(format) << " in chunks of " << chunk << ": " << largest);
+            CHECK(largest < bound);
+        }
+    }
+}
+
+TEST_CASE("Tokens that cannot be run are refused") {
+    const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
+    CHECK_THROWS_AS(prefill(model, std::vector<token_id>{-1}), std::out_of_range);
+    CHECK_THROWS_AS(prefill(model, std::vector<token_id>{100000}), std::out_of_range);
+    CHECK_THROWS_AS(prefill(model, std::vector<token_id>{}), std::invalid_argument);
+}
+
+// ---- Cuts ----
+
+// Keeps about 1 / (2 + h) of head h.
+kvtrim::keep_plan random_plan(index_t heads, index_t tokens, std::mt19937& random) {
+    std::vector<std::vector<std::int32_t>> kept(static_cast<std::size_t>(heads));
+    std::vector<kvtrim::index_t> counts;
+    for (std::size_t h = 0; h < kept.size(); ++h) {
+        for (std::int32_t t = 0; t < tokens; ++t) {
+            if (random() % (2U + h) == 0) { kept[h].push_back(t); }
+        }
+        counts.push_back(std::ssize(kept[h]));
+    }
+    kvtrim::keep_plan plan;
+    REQUIRE(plan.reset(counts).ok());
+    for (std::size_t h = 0; h < kept.size(); ++h) {
+        std::copy(kept[h].begin(), kept[h].end(), plan.writable_row(static_cast<index_t>(h)).begin());
+    }
+    return plan;
+}
+
+TEST_CASE("Decoding over caches that were cut is masked attention over the full ones, head by head") {
+    const tiny::sizes s;
+    auto parts = tiny::make_parts(s);
+    const llama_model model = load_model(tiny::read(parts.bytes()));
+    const auto tokens = tiny::random_tokens(230);
+    constexpr index_t prompt = 200;
+    for (const auto& [format, bound] : formats) {
+        std::mt19937 random(11);
+        auto caches = empty_caches(model, format);
+        static_cast<void>(decode(model, caches, std::span(tokens).first(prompt), 0));
+        std::vector<kvtrim::keep_plan> plans;
+        for (kv_cache& cache : caches) {
+            plans.push_back(random_plan(s.kv_heads, prompt, random));
+            cache.cut(plans.back(), plans.size() == 1 ? 0 : 40);
+            CHECK(cache.total_rows() == plans.back().total_tokens());
+        }
+        const auto sees = [&](index_t layer, index_t head, index_t query, index_t key) {
+            const auto row = plans[static_cast<std::size_t>(layer)].row(head);
+            return query < prompt || key >= prompt ||
+                   std::binary_search(row.begin(), row.end(), static_cast<std::int32_t>(key));
+        };
+        const tiny::rows right = tiny::naive_logits(parts, s, tokens, sees);
+        std::size_t at = prompt;
+        for (const std::size_t count : {1U, 1U, 3U, 25U}) {
+            const auto part = std::span(tokens).subspan(at, count);
+            const matrix logits = decode(model, caches, part, static_cast<index_t>(at));
+            const double difference = largest_difference(logits, right, at);
+            INFO(name_of(format) << ", " << count << " tokens: " << difference);
+            CHECK(difference < bound);
+            at += count;
+        }
+    }
+}
+
+TEST_CASE("A plan for another cache is refused and changes nothing") {
+    kv_cache cache(2, 32, cache_format::f16);
+    const head_tensor rows(2, 10, 32);
+    cache.append(rows, rows);
+    std::mt19937 random(1);
+    CHECK_THROWS_AS(cache.cut(random_plan(3, 10, random)), std::invalid_argument);
+    CHECK_THROWS_AS(cache.cut(random_plan(2, 100, random)), std::invalid_argument);
+    CHECK(cache.total_rows() == 20);
+    CHECK_THROWS_AS(kv_cache(2, 48, cache_format::q8_0), std::invalid_argument);
+}
+
+TEST_CASE("What a cut frees is the system's again") {
+    kv_cache cache(4, 64, cache_format::f32);
+    cache.reserve(16384);
+    {
+        const head_tensor rows(4, 16384, 64);
+        cache.append(rows, rows);
+    }
+    const std::size_t before = resident_bytes(), held = cache.held_bytes();
+    CHECK(held == std::size_t{2} * 4 * 16384 * 64 * 4);
+    const std::vector<kvtrim::index_t> counts(4, 100);
+    kvtrim::keep_plan plan;
+    REQUIRE(plan.reset(counts).ok());
+    for (index_t h = 0; h < 4; ++h) {
+        for (std::int32_t i = 0; i < 100; ++i) { plan.writable_row(h)[static_cast<std::size_t>(i)] = 5 * i; }
+    }
+    cache.cut(plan, 16);
+    CHECK(cache.held_bytes() == std::size_t{2} * 4 * (100 + 16) * 64 * 4);
+    if (before > 0) { CHECK(before - resident_bytes() > held - 2'000'000); }
+}
+
+TEST_CASE("Every policy cuts a session to its share, and the session runs on") {
+    const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
+    const auto tokens = tiny::random_tokens(256);
+    const std::vector<token_id> further{5, 6};
+    for (const named_policy& policy : all_policies()) {
+        INFO(policy.name);
+        const index_t observed_tokens = policy.queries == observed::whole_prompt ? 256 : 32;
+        session sequence(model, cache_format::f16, 300);
+        static_cast<void>(sequence.prefill(tokens, observed_tokens));
+        const auto whole = static_cast<double>(sequence.cache_bytes());
+        const matrix before = sequence.step(further);
+        sequence.cut(sequence.plan(policy, {.kept_ratio = 0.5}), 8);
+        CHECK(sequence.tokens() == 256);
+        CHECK(static_cast<double>(sequence.cache_bytes()) <= 0.51 * whole);
+        CHECK(sequence.step(further).allFinite());
+
+        session all(model, cache_format::f16, 0); // whose room grows
+        static_cast<void>(all.prefill(tokens, observed_tokens));
+        all.cut(all.plan(policy, {.kept_ratio = 1.0}));
+        CHECK(static_cast<double>(all.cache_bytes()) == whole);
+        CHECK((all.step(further) - before).cwiseAbs().maxCoeff() < 1e-5F);
+    }
+}
+
+} // namespace

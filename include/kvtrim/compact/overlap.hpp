@@ -1,0 +1,89 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Rows that move must not be moved twice, nor over other rows: what every call that moves rows asks before it moves any.
+//
+//   apart     no byte in common, also where both lie between each other in one buffer: each is moved
+//   inside    each row of one view lies in the row of the other with the same head and token (MLA: the values are the latent part
+//             of the keys; or both are one tensor): moved once, with the outer rows
+//   else      refused: errc::views_overlap. So is a view whose own rows overlap (a stride of 0, heads nearer than a row is long)
+//
+// What a view's rows occupy is known of strided views, and of others that say it: memory(), an array of strided_bytes with
+// all that move_row() writes (base/strided_bytes.hpp). Of a view that does not, nothing is checked, and it is moved.
+// Source of the fault: llama.cpp#8862, ik_llama.cpp#400 (caches whose V is a part of K).
+// Cost: O(1), see base/strided_bytes.hpp.
+
+#include <kvtrim/base/row_source.hpp>
+
+namespace kvtrim {
+
+/// Whether rows in this memory may move at all. Returns invalid_parameter or views_overlap.
+[[nodiscard]] inline status check_movable(std::span<const strided_bytes> memory) {
+    for (std::size_t i = 0; i < memory.size(); ++i) {
+        if (const status s = memory[i].validate(); !s.ok()) { return s; }
+        const auto earlier = memory.first(i);
+        const auto shares = [&](const strided_bytes& other) { return overlap(other, memory[i]); };
+        if (overlaps_itself(memory[i]) || std::any_of(earlier.begin(), earlier.end(), shares)) {
+            return {errc::views_overlap,
+                    "rows of one view overlap each other: moving one would destroy another"};
+        }
+    }
+    return {};
+}
+
+/// Which of two views are moved, so that the rows of both are.
+struct moved_views {
+    bool first = true;
+    bool second = true;
+};
+
+/// Checks both memories and what they have in common. Returns invalid_parameter or views_overlap, with `moved` unchanged.
+[[nodiscard]] inline status check_movable(std::span<const strided_bytes> a, std::span<const strided_bytes> b,
+                                          moved_views& moved) {
+    for (const auto memory : {a, b}) {
+        if (const status s = check_movable(memory); !s.ok()) { return s; }
+    }
+    const auto any_overlap = [](std::span<const strided_bytes> of, const strided_bytes& m) {
+        return std::any_of(of.begin(), of.end(), [&](const strided_bytes& o) { return overlap(o, m); });
+    };
+    if (std::none_of(b.begin(), b.end(), [&](const strided_bytes& m) { return any_overlap(a, m); })) {
+        moved = {};
+        return {};
+    }
+    const auto lies_in = [](std::span<const strided_bytes> inner, std::span<const strided_bytes> outer) {
+        return std::all_of(inner.begin(), inner.end(), [&](const strided_bytes& m) {
+            return std::any_of(outer.begin(), outer.end(),
+                               [&](const strided_bytes& o) { return m.empty() || rows_contain(o, m); });
+        });
+    };
+    if (lies_in(b, a)) {
+        moved = {.first = true, .second = false};
+    } else if (lies_in(a, b)) {
+        moved = {.first = false, .second = true};
+    } else {
+        return {errc::views_overlap,
+                "keys and values share memory, but not the same rows: moving one would destroy the other"};
+    }
+    return {};
+}
+
+/// Whether `bytes` bytes at `out` may be written while rows of a view are read. A view whose memory is not a few strided pieces
+/// answers with overlaps(strided_bytes).
+template <class V>
+[[nodiscard]] status check_output(const V& view, const void* out, index_t bytes) {
+    const strided_bytes written{.first = out, .bytes = bytes};
+    bool shares = false;
+    if constexpr (requires { view.overlaps(written); }) {
+        shares = view.overlaps(written);
+    } else {
+        for (const strided_bytes& m : memory_of(view)) {
+            if (const status s = m.validate(); !s.ok()) { return s; }
+            shares = shares || overlap(m, written);
+        }
+    }
+    if (shares) { return {errc::views_overlap, "the output lies in the memory of the rows that are read"}; }
+    return {};
+}
+
+} // namespace kvtrim

@@ -1,0 +1,232 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Floats to quantised rows: the way back of blocks.hpp and scaled_codes.hpp, for rows that change where they lie.
+//
+//   encode_blocks         each block of 32 gets a new scale d, as f16, and codes
+//     q8_0                d = max |x| / 127
+//     q4_0                d = m / 8, or o / 7 where o > 0.9375 m; m the larger and o the smaller of max x and -min x; the sign of d
+//                         sends m to -8
+//   encode_row            a row of 8-bit codes gets a new scale, and a zero point that is an integer
+//     int8                scale = max |x| / 127; with zero points (max x - min x) / 254
+//     8-bit floats        scale = max |x| / the largest code
+//   encode_with_scales    codes alone, by the scales that others share; codes saturate
+//
+// Error of one encoding: half a step |d| or |scale| for integer codes, half a unit in the last place of the code for
+// floats, and no element becomes larger than the largest was. What saturates: codes by given scales, by as much
+// as x exceeds their range (a rotation makes a channel at most sqrt(2) times as large as the larger of its pair), and
+// blocks for which a scale in f16 has no room (above 8e6 in q8_0).
+// A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded
+// again. Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for
+// both signs, where an element opposite to the largest one is off by up to a whole step there. Source of the layouts:
+// kernels/blocks.hpp.
+//
+// Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a
+// NaN becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every
+// level.
+
+#include <kvtrim/kernels/blocks.hpp>
+#include <kvtrim/kernels/scaled_codes.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+namespace kvtrim::kernels {
+
+namespace detail {
+
+// The nearest f16, where these are far apart (below 2^-14) one that is not below; at most the largest one.
+[[nodiscard]] inline f16 stored_scale(float magnitude) {
+    f16 scale = element_traits<f16>::from_float(magnitude);
+    if (scale.bits < 0x0400 && to_float(scale) < magnitude) { ++scale.bits; }
+    scale.bits = std::min<std::uint16_t>(scale.bits, 0x7bff);
+    return scale;
+}
+
+// Four elements in the vectors of any instruction set.
+using four_floats = float __attribute__((vector_size(16)));
+using four_codes = std::int32_t __attribute__((vector_size(16)));
+
+[[nodiscard]] inline four_floats load_four(const float* x) {
+    four_floats v;
+    std::memcpy(&v, x, sizeof v);
+    return v;
+}
+
+// To nearest, ties to even: after the sum there are no bits behind the point. A NaN: highest. Limits below 2^22.
+[[nodiscard]] inline four_codes to_codes(four_floats x, float lowest, float highest) {
+    constexpr float aligner = 0x1.8p23f;
+    const four_floats low = lowest - four_floats{}, high = highest - four_floats{};
+    const four_floats below = x < high ? x : high;
+    const four_floats inside = below > low ? below : low;
+    return std::bit_cast<four_codes>(inside + aligner) - std::bit_cast<std::int32_t>(aligner);
+}
+[[nodiscard]] inline std::int32_t to_code(float x, float lowest, float highest) {
+    return to_codes(x - four_floats{}, lowest, highest)[0];
+}
+
+// The low bytes of codes.
+using four_bytes = std::int8_t __attribute__((vector_size(4)));
+
+inline void store_four(four_codes codes, void* to) {
+    const four_bytes bytes = __builtin_convertvector(codes, four_bytes);
+    std::memcpy(to, &bytes, sizeof bytes);
+}
+
+struct value_range {
+    float low = 0; // 0 is always inside
+    float high = 0;
+    bool is_finite = true;
+
+    value_range(const float* x, index_t count) {
+        four_floats lows{}, highs{};
+        four_codes magnitudes{};
+        const auto add = [&](four_floats v) {
+            lows = v < lows ? v : lows;
+            highs = v > highs ? v : highs;
+            const four_codes magnitude = std::bit_cast<four_codes>(v) & 0x7fffffff;
+            magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
+        };
+        const index_t whole = count - count % 4;
+        for (index_t i = 0; i < whole; i += 4) { add(load_four(x + i)); }
+        for (index_t i = whole; i < count; ++i) { add(x[i] - four_floats{}); }
+        for (int lane = 0; lane < 4; ++lane) {
+            low = std::min(low, lows[lane]);
+            high = std::max(high, highs[lane]);
+            is_finite = is_finite && magnitudes[lane] < 0x7f800000;
+        }
+    }
+    [[nodiscard]] float largest() const { return std::max(high, -low); }
+    [[nodiscard]] float smaller() const { return std::min(high, -low); }
+};
+
+// 0 where there is none: of 0, and of scales that decode to nothing but 0 and odd data.
+[[nodiscard]] inline float inverse_of(float scale) {
+    const float inverse = 1 / scale;
+    return std::isfinite(inverse) ? inverse : 0.0f;
+}
+
+inline constexpr f16 nan_scale{0x7e00};
+
+inline void encode_block(const float* x, block_q8_0& to) {
+    const value_range range(x, 32);
+    to.scale = stored_scale(range.largest() / 127);
+    const float inverse = inverse_of(to_float(to.scale));
+    for (index_t i = 0; i < 32; i += 4) {
+        store_four(to_codes(load_four(x + i) * inverse, -127, 127), to.codes.data() + i);
+    }
+    if (!range.is_finite) { to.scale = nan_scale; }
+}
+
+inline void encode_block(const float* x, block_q4_0& to) {
+    const value_range range(x, 32);
+    const float m = range.largest(), o = range.smaller();
+    to.scale = stored_scale(o > 0.9375f * m ? o / 7 : m / 8);
+    if (range.high >= -range.low && to.scale.bits != 0) { to.scale.bits |= 0x8000u; }
+    const float inverse = inverse_of(to_float(to.scale));
+    for (index_t i = 0; i < 16; i += 4) {
+        const four_codes low = to_codes(load_four(x + i) * inverse, -8, 7) + 8;
+        const four_codes high = to_codes(load_four(x + 16 + i) * inverse, -8, 7) + 8;
+        store_four(low | high << 4, to.codes.data() + i);
+    }
+    if (!range.is_finite) { to.scale = nan_scale; }
+}
+
+} // namespace detail
+
+/// A format of blocks that floats can be encoded in.
+template <class Block>
+concept has_encoder = requires(const float* x, Block& to) {
+    detail::encode_block(x, to);
+};
+
+/// blocks [count] = the codes of x [32 * count].
+template <has_encoder Block>
+void encode_blocks(const float* x, index_t count, Block* blocks) {
+    for (index_t b = 0; b < count; ++b) { detail::encode_block(x + b * Block::elements, blocks[b]); }
+}
+
+/// Where the new scale and zero point of a row go; the way back of code_scales.
+struct new_scales {
+    float* scale;
+    float* zero;  // null: 0 everywhere
+    index_t step; // 0: of the row, 1: of each channel
+};
+
+namespace detail {
+
+template <class Code>
+[[nodiscard]] float largest_code() {
+    if constexpr (std::is_same_v<Code, std::int8_t>) {
+        return 127;
+    } else { // of formats that saturate; others are used up to 1
+        const float most = to_float(element_traits<Code>::from_float(std::numeric_limits<float>::max()));
+        return std::isfinite(most) ? most : 1.0f;
+    }
+}
+
+// x = scale * (code - zero)
+template <class Code>
+void encode_by(const float* x, index_t count, float scale, float zero, Code* codes) {
+    const float inverse = inverse_of(scale);
+    for (index_t i = 0; i < count; ++i) {
+        if constexpr (std::is_same_v<Code, std::int8_t>) {
+            // In double where a zero point may be far away: the sum would lose what is behind the point.
+            codes[i] = static_cast<std::int8_t>(
+                zero == 0
+                    ? to_code(x[i] * inverse, -128, 127)
+                    : to_code(static_cast<float>(static_cast<double>(x[i]) * static_cast<double>(inverse) +
+                                                 static_cast<double>(zero)),
+                              -128, 127));
+        } else {
+            codes[i] = element_traits<Code>::from_float(x[i] * inverse + zero);
+        }
+    }
+}
+
+template <class Code>
+void encode_group(const float* x, index_t count, Code* codes, float* scale, float* zero) {
+    const value_range range(x, count);
+    *scale = range.largest() / largest_code<Code>();
+    float offset = 0;
+    if (std::is_same_v<Code, std::int8_t> && zero != nullptr && count > 1) {
+        const auto [low, high] = std::minmax_element(x, x + count);
+        const float spread = *high / 254 - *low / 254;
+        if (range.is_finite && spread > 0) {
+            *scale = spread;
+            offset = std::nearbyint(-127 - *low / spread);
+        }
+    }
+    if (zero != nullptr) { *zero = offset; }
+    if (!range.is_finite) { *scale = std::numeric_limits<float>::quiet_NaN(); }
+    encode_by(x, count, range.is_finite ? *scale : 0.0f, offset, codes);
+}
+
+} // namespace detail
+
+/// New scales, zero points and codes. Requires count > 0 and step 0 or 1.
+template <class Code>
+void encode_row(const float* x, index_t count, Code* codes, const new_scales& to) {
+    const index_t group = to.step == 0 ? count : 1;
+    for (index_t i = 0; i < count; i += group) {
+        detail::encode_group(x + i, group, codes + i, to.scale + i * to.step,
+                             to.zero != nullptr ? to.zero + i * to.step : nullptr);
+    }
+}
+
+/// Codes by scales that stay. Requires count > 0 and step 0 or 1.
+template <class Code>
+void encode_with_scales(const float* x, index_t count, Code* codes, const code_scales& by) {
+    const index_t group = by.step == 0 ? count : 1;
+    for (index_t i = 0; i < count; i += group) {
+        detail::encode_by(x + i, group, by.scale[i * by.step],
+                          by.zero != nullptr ? by.zero[i * by.step] : 0.0f, codes + i);
+    }
+}
+
+} // namespace kvtrim::kernels

@@ -1,0 +1,50 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The position of each row of each head, as a CSR table: what keys are rotated to, or shall be.
+//
+//   offsets     [kv_heads + 1]        int32, ascending
+//   positions   [offsets[kv_heads]]   int32, from 0 on; row i of head g has positions[offsets[g] + i]
+//
+// Tables are not trusted: validate() checks them in O(rows), and what takes positions asks it.
+
+#include <kvtrim/plan/keep_plan.hpp>
+
+#include <algorithm>
+
+namespace kvtrim {
+
+struct row_positions {
+    std::span<const std::int32_t> offsets;   // [kv_heads + 1]
+    std::span<const std::int32_t> positions; // [offsets[kv_heads]]
+
+    [[nodiscard]] index_t heads() const { return offsets.empty() ? 0 : std::ssize(offsets) - 1; }
+    [[nodiscard]] std::span<const std::int32_t> row(index_t head) const {
+        const auto g = static_cast<std::size_t>(head);
+        return positions.subspan(static_cast<std::size_t>(offsets[g]),
+                                 static_cast<std::size_t>(offsets[g + 1] - offsets[g]));
+    }
+    /// Returns invalid_table for offsets that do not ascend within the positions, or a position below 0. O(rows).
+    [[nodiscard]] status validate() const {
+        if (offsets.empty()) { return {}; }
+        if (offsets.front() < 0 || !std::is_sorted(offsets.begin(), offsets.end()) ||
+            offsets.back() > std::ssize(positions)) {
+            return {errc::invalid_table, "positions: offsets must ascend within the positions"};
+        }
+        const auto used = positions.subspan(static_cast<std::size_t>(offsets.front()),
+                                            static_cast<std::size_t>(offsets.back() - offsets.front()));
+        if (std::any_of(used.begin(), used.end(), [](std::int32_t p) { return p < 0; })) {
+            return {errc::invalid_table, "positions: none may be below 0"};
+        }
+        return {};
+    }
+};
+
+/// Of a cache whose row t had position t before this plan cut it. The plan must outlive the view.
+[[nodiscard]] inline row_positions positions_of(const keep_plan& plan) {
+    return {plan.offsets(), plan.kept()};
+}
+row_positions positions_of(const keep_plan&& plan) = delete; // it would be gone when the view is read
+
+} // namespace kvtrim
