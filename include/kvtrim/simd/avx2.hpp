@@ -9,6 +9,7 @@
 #include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 
 #if KVTRIM_HAS_X86
@@ -21,6 +22,8 @@ namespace kvtrim::simd::avx2 {
 
 using floats = __m256;
 using mask = __m256; // all bits of a lane, or none
+using ints = std::int32_t __attribute__((vector_size(32)));
+using uints = std::uint32_t __attribute__((vector_size(32)));
 
 inline constexpr index_t lanes = 8, product_registers = 12, product_vectors = 2;
 
@@ -164,6 +167,48 @@ KVTRIM_INLINE void store(bf16* to, floats x) {
 
 KVTRIM_INLINE floats broadcast(f16 x) {
     return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
+}
+
+// ---- Integers ----
+
+KVTRIM_INLINE mask equal(uints a, uints b) {
+    return reinterpret_cast<mask>(
+        _mm256_cmpeq_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+KVTRIM_INLINE mask at_most(uints a, uints b) {
+    return equal(
+        reinterpret_cast<uints>(_mm256_max_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b))),
+        b);
+}
+KVTRIM_INLINE uints add_one(mask m, uints x) {
+    return x - reinterpret_cast<uints>(m);
+}
+KVTRIM_INLINE unsigned lanes_of(mask m) {
+    return static_cast<unsigned>(_mm256_movemask_ps(m));
+}
+// For each set of lanes the numbers of those in it, a byte each.
+inline constexpr auto chosen_lanes = [] {
+    std::array<std::uint64_t, 256> numbers{};
+    for (unsigned chosen = 0; chosen < 256; ++chosen) {
+        for (unsigned lane = 0, place = 0; lane < 8; ++lane) {
+            if ((chosen >> lane & 1u) != 0) { numbers[chosen] |= std::uint64_t{lane} << 8 * place++; }
+        }
+    }
+    return numbers;
+}();
+KVTRIM_INLINE __m256i packed(unsigned chosen, uints x) {
+    const __m128i from = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&chosen_lanes[chosen]));
+    return _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(x), _mm256_cvtepu8_epi32(from));
+}
+KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed(chosen, x));
+    return to + __builtin_popcount(chosen);
+}
+KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x) {
+    const int count = __builtin_popcount(chosen);
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_maskstore_epi32(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane), packed(chosen, x));
+    return to + count;
 }
 
 // ---- Pairs, and doubles ----

@@ -16,6 +16,8 @@ namespace kvtrim::simd::avx512 {
 
 using floats = __m512;
 using mask = __mmask16;
+using ints = std::int32_t __attribute__((vector_size(64)));
+using uints = std::uint32_t __attribute__((vector_size(64)));
 
 inline constexpr index_t lanes = 16, product_registers = 16, product_vectors = 2;
 
@@ -144,6 +146,34 @@ KVTRIM_INLINE void store(bf16* to, floats x) {
 
 KVTRIM_INLINE floats broadcast(f16 x) {
     return _mm512_maskz_broadcastss_ps(0xffff, _mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
+}
+
+// ---- Integers ----
+
+KVTRIM_INLINE mask equal(uints a, uints b) {
+    return _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+KVTRIM_INLINE mask at_most(uints a, uints b) {
+    return _mm512_cmple_epu32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+KVTRIM_INLINE uints add_one(mask m, uints x) {
+    const auto to = reinterpret_cast<__m512i>(x);
+    return reinterpret_cast<uints>(_mm512_mask_add_epi32(to, m, to, _mm512_set1_epi32(1)));
+}
+KVTRIM_INLINE unsigned lanes_of(mask m) {
+    return m;
+}
+KVTRIM_INLINE __m512i packed(unsigned chosen, uints x) {
+    return _mm512_maskz_compress_epi32(static_cast<mask>(chosen), reinterpret_cast<__m512i>(x));
+}
+KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
+    _mm512_storeu_si512(to, packed(chosen, x));
+    return to + __builtin_popcount(chosen);
+}
+KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x) {
+    const int count = __builtin_popcount(chosen);
+    _mm512_mask_storeu_epi32(to, static_cast<mask>((1u << count) - 1u), packed(chosen, x));
+    return to + count;
 }
 
 // ---- Pairs, and doubles ----

@@ -33,6 +33,35 @@ class first_lanes {
     mask there_ = {};
 };
 
+// ---- Integers ----
+
+KVTRIM_INLINE mask equal(uints a, uints b) {
+    return reinterpret_cast<mask>(a == b);
+}
+KVTRIM_INLINE mask at_most(uints a, uints b) {
+    return reinterpret_cast<mask>(a <= b);
+}
+KVTRIM_INLINE uints add_one(mask m, uints x) {
+    return x - m;
+}
+KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
+    if (chosen == 0) { return to; }
+    KVTRIM_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        *to = x[i];
+        to += chosen >> i & 1u;
+    }
+    return to;
+}
+KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x) {
+    std::uint32_t all[lanes];
+    __builtin_memcpy(all, &x, sizeof(x));
+    for (; chosen != 0; chosen &= chosen - 1) {
+        *to++ = static_cast<std::int32_t>(all[__builtin_ctz(chosen)]);
+    }
+    return to;
+}
+
 // ---- Pairs, and doubles ----
 
 KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {

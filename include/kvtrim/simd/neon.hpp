@@ -19,7 +19,9 @@
 namespace kvtrim::simd::neon {
 
 using floats = float32x4_t;
-using mask = uint32x4_t; // all bits of a lane, or none
+using ints = int32x4_t;
+using uints = uint32x4_t;
+using mask = uints; // all bits of a lane, or none
 
 inline constexpr index_t lanes = 4, product_registers = 24, product_vectors = 4;
 
@@ -55,6 +57,9 @@ KVTRIM_INLINE floats absolute(floats x) {
 }
 KVTRIM_INLINE bool any(mask m) {
     return vmaxvq_u32(m) != 0;
+}
+KVTRIM_INLINE unsigned lanes_of(mask m) {
+    return vaddvq_u32(m & mask{1, 2, 4, 8});
 }
 KVTRIM_INLINE float sum_of_lanes(floats x) {
     return vaddvq_f32(x);

@@ -21,6 +21,12 @@
 //   sums_of_lanes(x)                        lane i: the sum of the lanes of x[i], x [lanes]
 //   sum_of_fours(x), highest_of_fours(x)    over lanes whose places differ by a multiple of 4, in each of them
 //   round_products(a, b, c, d, sign)        of doubles in memory: a * b + sign * (c * d), rounded to floats
+//   uints                                   lanes of 32 bits; + - & | ^ << >> are those of the language
+//   equal(a, b), at_most(a, b)              of uints; add_one(m, x) where m
+//   in_order_of_size(x)                     uints in the order of the floats x, see kernels/ordered_bits.hpp
+//   lanes_of(m)                             a bit for each lane, the first one lowest
+//   pack(p, chosen, x)                      lanes of x by such bits, one behind the other, and their end; may write a whole vector;
+//                                           pack_only(p, chosen, x) writes nothing else
 //   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the
 //                                           first n lanes, the others reading 0 and writing nothing
 //
