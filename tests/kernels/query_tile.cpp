@@ -6,6 +6,7 @@
 #include <kvtrim/kernels/query_tiles.hpp>
 
 #include "support/cpu_levels.hpp"
+#include "support/emulated_tiles.hpp"
 #include "support/query_tiles.hpp"
 
 using namespace kvtrim;
@@ -13,10 +14,21 @@ using namespace support;
 
 namespace {
 
-// Calls fn<Tile>() for the tile of each level of this machine.
+// Calls fn<Tile>() for the tile of floats of each level of this machine.
+template <class Fn>
+void for_each_float_tile(Fn fn) {
+    at_each_cpu_level([&] { kernels::with_float_query_tile(fn); });
+}
+
+// The same, and for that of bf16 with emulated products, which are the processor's (query_tile_amx.cpp).
 template <class Fn>
 void for_each_tile(Fn fn) {
-    at_each_cpu_level([&] { kernels::with_float_query_tile(fn); });
+    for_each_float_tile(fn);
+#if KVTRIM_HAS_X86
+    if (!runs_bf16_vectors()) { return; }
+    CAPTURE("bf16");
+    fn.template operator()<kernels::basic_query_tile_amx<emulated_tiles>>();
+#endif
 }
 
 } // namespace
@@ -51,7 +63,7 @@ TEST_CASE("query_tile: a NaN query sees nothing and disturbs no other", "[kernel
 
 TEST_CASE("query_tile: a value of NaN or infinity reaches only those that see it, in its channel",
           "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::odd_values(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::odd_values(); });
 }
 
 TEST_CASE("query_tile: many rescalings do not add up to an error", "[kernels]") {
@@ -63,7 +75,7 @@ TEST_CASE("query_tile: a soft cap beyond all logits changes nothing", "[kernels]
 }
 
 TEST_CASE("query_tile: every level agrees with the portable one", "[kernels]") {
-    for_each_tile([]<class Tile>() {
+    for_each_float_tile([]<class Tile>() {
         using plain_tile = kernels::KVTRIM_BASELINE::query_tile;
         support::random r(82);
         for (int n = 0; n < 30; ++n) {

@@ -197,4 +197,10 @@ class query_tile {
     float* finite_;  // [max_keys][value_dim], where some values are not
 };
 
+// fn<Tile>() with this target's, for a choice among targets.
+template <class Fn>
+decltype(auto) call_with_query_tile(Fn& fn) {
+    return fn.template operator()<query_tile>();
+}
+
 } // namespace kvtrim::kernels::KVTRIM_TARGET

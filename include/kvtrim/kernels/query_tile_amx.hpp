@@ -253,6 +253,16 @@ class basic_query_tile_amx {
 
 using query_tile_amx = basic_query_tile_amx<amx_tiles>;
 
+namespace amx {
+
+// As the function of that name in kernels/query_tile.inl.
+template <class Fn>
+decltype(auto) call_with_query_tile(Fn& fn) {
+    return fn.template operator()<query_tile_amx>();
+}
+
+} // namespace amx
+
 } // namespace kvtrim::kernels
 
 #endif // KVTRIM_HAS_X86

@@ -13,20 +13,14 @@ namespace kvtrim::kernels {
 /// fn<Tile>() with the class for float queries, keys and values.
 template <class Fn>
 decltype(auto) with_float_query_tile(Fn&& fn) {
-#if KVTRIM_HAS_X86
-    if (active_cpu_level() >= cpu_level::avx512) { return fn.template operator()<avx512::query_tile>(); }
-    if (active_cpu_level() >= cpu_level::avx2) { return fn.template operator()<avx2::query_tile>(); }
-#endif
-    return fn.template operator()<KVTRIM_BASELINE::query_tile>();
+    return (KVTRIM_CHOOSE(active_cpu_level(), call_with_query_tile<Fn>))(fn);
 }
 
 /// The same where queries, keys and values lie in memory as bf16: that of bf16 at a level that has one, else of floats.
 template <class Fn>
 decltype(auto) with_bf16_query_tile(Fn&& fn) {
-#if KVTRIM_HAS_X86
-    if (active_cpu_level() >= cpu_level::amx) { return fn.template operator()<query_tile_amx>(); }
-#endif
-    return with_float_query_tile(fn);
+    return (KVTRIM_CHOOSE_TILES(active_cpu_level(), amx::call_with_query_tile<Fn>,
+                                with_float_query_tile<Fn&>))(fn);
 }
 
 } // namespace kvtrim::kernels
