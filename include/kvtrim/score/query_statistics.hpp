@@ -20,6 +20,7 @@
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/row_source.hpp>
 #include <kvtrim/kernels/products.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 #include <array>
@@ -104,7 +105,7 @@ struct query_statistics {
                 for (index_t i = std::clamp<index_t>(skip_positions - positions, 0, rows); i < rows;
                      i += step) {
                     const index_t count = std::min(step, rows - i);
-                    merge(h, read_rows(queries, h, i, count, memory.rows.data()), count, memory);
+                    merge(h, kernels::read_rows(queries, h, i, count, memory.rows.data()), count, memory);
                 }
             });
         if (s.ok()) { positions += rows; }

@@ -17,6 +17,8 @@
 //   load_nibbles(p, x)                      x [32 / lanes] = 4 bits minus 8: the low halves of 16 bytes, then the high ones
 //   even_lanes(a, b), odd_lanes(a, b)       of both, one behind the other; zip_low(a, b), zip_high(a, b) are the way back
 //   round_products(a, b, c, d, sign)        of doubles in memory: a * b + sign * (c * d), rounded to floats
+//   doubles, double_lanes                   a vector of doubles; + - * / are those of the language
+//   all_doubles{}, one_double{}             .load(p) of doubles or floats: a vector of doubles, or one
 //   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the
 //                                           first n lanes, the others reading 0 and writing nothing
 //
