@@ -26,6 +26,12 @@ struct row_kernels {
     // sums [length] += sum of weight[i] * row i; weights null: 1 each. A row that weighs 0 is not read. Float within a call.
     void (*add_over_rows)(const float* rows, index_t stride, index_t count, index_t length,
                           const float* weights, double* sums);
+    // into [count] += from
+    void (*add_row)(const float* from, index_t count, float* into);
+    // into [count] = max(into, from); NaN in from counts as absent.
+    void (*raise_row)(const float* from, index_t count, float* into);
+    // row [count] = (row + added) * weights
+    void (*weigh_row)(float* row, index_t count, float added, const float* weights);
     // row i *= factors[i], in place; rows without gaps.
     void (*scale_rows)(float* rows, index_t count, index_t length, const float* factors);
     // out [count] = the unbiased standard deviation over the elements of (row i - low) * scale, 0 for one element; low and

@@ -65,6 +65,27 @@ inline void add_over_rows(const float* rows, index_t stride, index_t count, inde
     if (d < length) { add(one, d, first_lanes(length - d)); }
 }
 
+inline void add_row(const float* from, index_t count, float* into) {
+    for_each_vector(
+        count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            some.store(into + i, some.load(into + i) + some.load(from + i));
+        });
+}
+
+inline void raise_row(const float* from, index_t count, float* into) {
+    for_each_vector(
+        count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            some.store(into + i, max(some.load(from + i), some.load(into + i)));
+        });
+}
+
+inline void weigh_row(float* row, index_t count, float added, const float* weights) {
+    for_each_vector(
+        count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            some.store(row + i, (some.load(row + i) + broadcast(added)) * some.load(weights + i));
+        });
+}
+
 inline void scale_rows(float* rows, index_t count, index_t length, const float* factors) {
     for (index_t i = 0; i < count; ++i, rows += length) {
         for_each_vector(
@@ -154,7 +175,8 @@ inline void softmax(float* row, index_t count) {
         });
 }
 
-inline constexpr row_kernels row_table{dots,       add_absolute, condition_logits, add_over_rows, scale_rows,
+inline constexpr row_kernels row_table{dots,       add_absolute, condition_logits, add_over_rows,
+                                       add_row,    raise_row,    weigh_row,        scale_rows,
                                        deviations, fold_bounds,  corner_bound,     softmax};
 
 } // namespace kvtrim::kernels::KVTRIM_TARGET
