@@ -6,7 +6,7 @@
 //
 //   row_range(view, first, count)   [heads, count, row length], rows [first, first + count) of each head
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 namespace kvtrim {
 
@@ -23,11 +23,11 @@ class row_range {
         return r == 1 ? count_ : static_cast<index_t>(view_.extent(r));
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        kvtrim::load_rows(view_, head, first_ + first, count, tile);
+        kernels::load_rows(view_, head, first_ + first, count, tile);
     }
     void store_rows(index_t head, index_t first, index_t count,
                     const float* tile) const requires row_store<V> {
-        kvtrim::store_rows(view_, head, first_ + first, count, tile);
+        kernels::store_rows(view_, head, first_ + first, count, tile);
     }
     [[nodiscard]] auto first_channels(index_t count) const {
         const auto channels = kvtrim::first_channels(view_, count);

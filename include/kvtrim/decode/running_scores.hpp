@@ -238,10 +238,11 @@ class running_scores {
         [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                    workspace&, Executor&) const {
             if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+            detail::copy_scores(in, request, out, [&](index_t g) { return state->sums(g).data(); });
+            if (lifetime == score_lifetime::ignored) { return {}; }
             detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
-                const float sum = state->sums(g)[static_cast<std::size_t>(t)];
-                const index_t observers = std::max<index_t>(1, state->observers(g, t));
-                return lifetime == score_lifetime::ignored ? sum : sum / static_cast<float>(observers);
+                const auto observers = static_cast<float>(std::max<index_t>(1, state->observers(g, t)));
+                return state->sums(g)[static_cast<std::size_t>(t)] / observers;
             });
             return {};
         }

@@ -19,6 +19,7 @@
 #include <kvtrim/base/workspace.hpp>
 
 #include <algorithm>
+#include <type_traits>
 
 namespace kvtrim {
 
@@ -50,6 +51,15 @@ template <class Inputs>
             "sums of attention put the newest tokens last: protect them with request.protect.window_tokens, "
             "half of the budget in H2O",
             std::max(least, total / in.kv_heads() / 2)};
+}
+
+// The same of scores that lie in memory, of row_of(kv_head) those of the candidates.
+template <class Inputs, class RowOf>
+void copy_scores(const Inputs& in, const eviction_request& request, const token_scores& out, RowOf&& row_of) {
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        const token_range range = candidates(request.protect, in.tokens(g));
+        std::copy_n(row_of(g) + range.begin, range.size(), out.importance_rows().row(g).begin());
+    }
 }
 
 } // namespace detail
@@ -116,6 +126,15 @@ struct given_scores {
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
         if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(at(scores, 0, 0))>, float> &&
+                      strided_view<View, 2>) {
+            if (scores.stride(1) == 1) {
+                detail::copy_scores(in, request, out, [&](index_t g) {
+                    return scores.data_handle() + g * static_cast<index_t>(scores.stride(0));
+                });
+                return {};
+            }
+        }
         detail::fill_scores(in, request, out,
                             [&](index_t g, index_t t) { return to_float(at(scores, g, t)); });
         return {};
