@@ -37,6 +37,15 @@ void fill_scores(const Inputs& in, const eviction_request& request, const token_
     }
 }
 
+// The same of scores that lie in memory, of row_of(kv_head) those of the candidates.
+template <class Inputs, class RowOf>
+void copy_scores(const Inputs& in, const eviction_request& request, const token_scores& out, RowOf&& row_of) {
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        const token_range range = candidates(request.protect, in.tokens(g));
+        std::copy_n(row_of(g) + range.begin, range.size(), out.importance_rows().row(g).begin());
+    }
+}
+
 // Whether a request fits scores that are sums of attention: these put the newest tokens, which few queries have seen, last, so
 // that without a protected window new tokens leave at once and the prompt stays for ever. Returns invalid_parameter (needed:
 // window_tokens; H2O's are half of the budget) unless the window holds `least` tokens or everything is kept.
@@ -51,15 +60,6 @@ template <class Inputs>
             "sums of attention put the newest tokens last: protect them with request.protect.window_tokens, "
             "half of the budget in H2O",
             std::max(least, total / in.kv_heads() / 2)};
-}
-
-// The same of scores that lie in memory, of row_of(kv_head) those of the candidates.
-template <class Inputs, class RowOf>
-void copy_scores(const Inputs& in, const eviction_request& request, const token_scores& out, RowOf&& row_of) {
-    for (index_t g = 0; g < in.kv_heads(); ++g) {
-        const token_range range = candidates(request.protect, in.tokens(g));
-        std::copy_n(row_of(g) + range.begin, range.size(), out.importance_rows().row(g).begin());
-    }
 }
 
 } // namespace detail
