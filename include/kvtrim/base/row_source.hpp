@@ -171,7 +171,12 @@ void load_rows(const V& view, index_t head, index_t first, index_t count, float*
         if (step == 1) {
             for (index_t t = 0; t < count; ++t) {
                 const auto* row = base + t * row_stride;
-                for (index_t d = 0; d < length; ++d) { tile[t * length + d] = to_float(row[d]); }
+                if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*row)>, float>) {
+                    // No loop: g++ makes no vectors of one at -O2 where it does not know the length.
+                    std::memcpy(tile + t * length, row, static_cast<std::size_t>(length) * sizeof(float));
+                } else {
+                    for (index_t d = 0; d < length; ++d) { tile[t * length + d] = to_float(row[d]); }
+                }
             }
         } else { // transposed V: channels outside, so that reads stay sequential
             for (index_t d = 0; d < length; ++d) {
