@@ -14,7 +14,8 @@ base/saturated\.hpp                             1.2
 base/fp8\.hpp                                   1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
-base/(layer|ragged|filled|row_range|for_each_item)\.hpp 2.4
+base/(layer|filled|for_each_item)\.hpp          2.4
+base/(ragged|row_range)\.hpp                    3.2
 base/[^/]+\.hpp                                 2
 
 simd/region\.hpp                                0.5

@@ -30,6 +30,7 @@
 #include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/base/tensor_view.hpp>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -172,8 +173,7 @@ void load_rows(const V& view, index_t head, index_t first, index_t count, float*
             for (index_t t = 0; t < count; ++t) {
                 const auto* row = base + t * row_stride;
                 if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*row)>, float>) {
-                    // No loop: g++ makes no vectors of one at -O2 where it does not know the length.
-                    std::memcpy(tile + t * length, row, static_cast<std::size_t>(length) * sizeof(float));
+                    std::copy_n(row, length, tile + t * length);
                 } else {
                     for (index_t d = 0; d < length; ++d) { tile[t * length + d] = to_float(row[d]); }
                 }

@@ -14,6 +14,7 @@
 // column; votes: 20 bytes per column.
 
 #include <kvtrim/base/workspace.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/math/top_k.hpp>
 
 #include <algorithm>
@@ -49,10 +50,9 @@ class row_fold {
             for_each_above(row, cut, [&](index_t c) { folded_[static_cast<std::size_t>(c)] += 1.0f; });
             return;
         }
-        for (std::size_t c = 0; c < row.size(); ++c) {
-            folded_[c] =
-                reduction_ == head_reduction::maximum ? std::fmax(folded_[c], row[c]) : folded_[c] + row[c];
-        }
+        const kernels::row_kernels& steps = kernels::active_row_kernels();
+        const auto fold = reduction_ == head_reduction::maximum ? steps.raise_row : steps.add_row;
+        fold(row.data(), std::ssize(row), folded_.data());
     }
 
     // What ranks the columns. Votes and sums do not fit one float, so with votes the columns are chosen here and

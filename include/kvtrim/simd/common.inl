@@ -50,3 +50,26 @@ KVTRIM_INLINE uints in_order_of_size(floats x) {
 // So many vectors, which live in registers where every loop over them is unrolled.
 template <index_t Count>
 using registers = floats[static_cast<std::size_t>(Count)];
+
+// ---- Doubles, half as many as floats ----
+
+using doubles = double __attribute__((vector_size(sizeof(floats))));
+inline constexpr index_t double_lanes = lanes / 2;
+
+// How they reach memory: a vector of them, or one, so that what is written for one is written for the other.
+struct all_doubles {
+    [[nodiscard]] static KVTRIM_INLINE doubles load(const double* from) {
+        doubles x;
+        __builtin_memcpy(&x, from, sizeof(x));
+        return x;
+    }
+    [[nodiscard]] static KVTRIM_INLINE doubles load(const float* from) {
+        float x __attribute__((vector_size(sizeof(floats) / 2)));
+        __builtin_memcpy(&x, from, sizeof(x));
+        return __builtin_convertvector(x, doubles);
+    }
+};
+struct one_double {
+    [[nodiscard]] static KVTRIM_INLINE double load(const double* from) { return *from; }
+    [[nodiscard]] static KVTRIM_INLINE double load(const float* from) { return static_cast<double>(*from); }
+};

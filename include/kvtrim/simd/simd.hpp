@@ -27,6 +27,8 @@
 //   lanes_of(m)                             a bit for each lane, the first one lowest
 //   pack(p, chosen, x)                      lanes of x by such bits, one behind the other, and their end; may write a whole vector;
 //                                           pack_only(p, chosen, x) writes nothing else
+//   doubles, double_lanes                   a vector of doubles; + - * / are those of the language
+//   all_doubles{}, one_double{}             .load(p) of doubles or floats: a vector of doubles, or one
 //   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the
 //                                           first n lanes, the others reading 0 and writing nothing
 //
