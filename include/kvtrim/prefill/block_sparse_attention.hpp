@@ -183,6 +183,12 @@ class segment_attention {
         for (index_t r = 0; r < count; ++r) {
             value* const row = &out_(query_head, first + r, index_t{0});
             const float* const from = out_rows_.data() + r * value_dim_;
+            if constexpr (std::is_same_v<value, float>) {
+                if (step == 1) {
+                    std::copy_n(from, value_dim_, row);
+                    continue;
+                }
+            }
             for (index_t d = 0; d < value_dim_; ++d) {
                 row[d * step] = element_traits<value>::from_float(from[d]);
             }
