@@ -46,6 +46,22 @@ void copy_scores(const Inputs& in, const eviction_request& request, const token_
     }
 }
 
+// Whether a request fits scores that are sums of attention: these put the newest tokens, which few queries have seen, last, so
+// that without a protected window new tokens leave at once and the prompt stays for ever. Returns invalid_parameter (needed:
+// window_tokens; H2O's are half of the budget) unless the window holds `least` tokens or everything is kept.
+template <class Inputs>
+[[nodiscard]] status validate_sum_window(const Inputs& in, const eviction_request& request,
+                                         index_t least = 1) {
+    index_t tokens = 0;
+    for (index_t g = 0; g < in.kv_heads(); ++g) { tokens += in.tokens(g); }
+    const index_t total = request.budget.total(in.kv_heads());
+    if (request.protect.window_tokens >= least || total >= tokens) { return {}; }
+    return {errc::invalid_parameter,
+            "sums of attention put the newest tokens last: protect them with request.protect.window_tokens, "
+            "half of the budget in H2O",
+            std::max(least, total / in.kv_heads() / 2)};
+}
+
 } // namespace detail
 
 struct recency {

@@ -56,10 +56,11 @@ struct query_statistics {
         const bool fits = has_possible_numbers() && std::ssize(counts) == q_heads &&
                           std::ssize(means) == q_heads * head_dim &&
                           std::ssize(co_moments) == q_heads * head_dim * head_dim;
-        const auto is_negative = [](index_t count) { return count < 0; };
-        if (fits && std::none_of(counts.begin(), counts.end(), is_negative)) { return {}; }
+        const auto possible = [&](index_t count) { return 0 <= count && count <= positions; };
+        if (fits && std::all_of(counts.begin(), counts.end(), possible)) { return {}; }
         return {errc::invalid_parameter,
-                "query_statistics: counts must not be negative, and sizes be those of q_heads and head_dim"};
+                "query_statistics: counts must lie in 0 ... positions, and sizes be those "
+                "of q_heads and head_dim"};
     }
 
     [[nodiscard]] std::span<const double> mean(index_t q_head) const {
