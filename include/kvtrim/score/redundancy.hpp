@@ -102,14 +102,15 @@ class key_redundancy {
                                 cosines_.data());
                 for (index_t i = 0; i < count; ++i) {
                     bool& found = found_[static_cast<std::size_t>(i)];
-                    for (index_t t = end - 1; t >= begin && !found; --t) {
-                        const float cosine =
-                            cosines_[static_cast<std::size_t>(i * (end - begin) + t - begin)];
-                        if (t == first + i || !(cosine > similar_above)) { continue; }
-                        spared_[static_cast<std::size_t>(t)] += cosine;
-                        found = true;
-                        --missing;
-                    }
+                    if (found) { continue; }
+                    const float* const cosines = cosines_.data() + i * (end - begin);
+                    const index_t own = first + i - begin;
+                    index_t t = end - begin - 1;
+                    while (t >= 0 && (t == own || !(cosines[t] > similar_above))) { --t; }
+                    if (t < 0) { continue; }
+                    spared_[static_cast<std::size_t>(begin + t)] += cosines[t];
+                    found = true;
+                    --missing;
                 }
             }
         });
