@@ -39,7 +39,6 @@ enum class score_lifetime : std::uint8_t { ignored, normalised };
 class running_scores {
   public:
     using query_number = std::int32_t;
-
     /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size() of them
     /// or of rollback_tokens.
     explicit running_scores(index_t kv_heads, index_t rollback_tokens = 0, index_t reserved_tokens = 0)
@@ -241,8 +240,8 @@ class running_scores {
             detail::copy_scores(in, request, out, [&](index_t g) { return state->sums(g).data(); });
             if (lifetime == score_lifetime::ignored) { return {}; }
             detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
-                const auto observers = static_cast<float>(std::max<index_t>(1, state->observers(g, t)));
-                return state->sums(g)[static_cast<std::size_t>(t)] / observers;
+                return state->sums(g)[static_cast<std::size_t>(t)] /
+                       static_cast<float>(std::max<index_t>(1, state->observers(g, t)));
             });
             return {};
         }
