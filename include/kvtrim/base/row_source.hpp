@@ -31,6 +31,7 @@
 #include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/base/tensor_view.hpp>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 

@@ -214,6 +214,8 @@ class flat_rows {
         if (!validity_.ok()) { head_dim_ = 0; }
     }
 
+    flat_rows(T* data, const flat_cache&& cache, index_t head_dim) = delete; // of a temporary
+
     [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         if (!validity_.ok()) { return 0; }

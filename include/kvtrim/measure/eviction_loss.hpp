@@ -77,12 +77,11 @@ class split_outputs {
             const index_t count = std::min(rows.tile_tokens(), rows.visible_end() - t);
             float* evicted = rows.attention(t, count);
             for (index_t i = 0; i < count; ++i) {
+                float* const kept = kept_tile_.data() + i * count_rows;
+                float* const other = evicted + i * count_rows;
                 const bool keep = is_kept[static_cast<std::size_t>(t + i)] != 0;
-                for (index_t r = 0; r < count_rows; ++r) {
-                    float& a = evicted[i * count_rows + r];
-                    kept_tile_[static_cast<std::size_t>(i * count_rows + r)] = keep ? a : 0.0f;
-                    if (keep) { a = 0.0f; }
-                }
+                if (keep) { std::copy_n(other, count_rows, kept); }
+                std::fill_n(keep ? other : kept, count_rows, 0.0f);
             }
             kernels::add_over_tokens(kept_tile_.data(), count, count_rows, kept_mass_.data());
             kernels::add_over_tokens(evicted, count, count_rows, evicted_mass_.data());
