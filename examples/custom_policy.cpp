@@ -4,13 +4,13 @@
 // A third party's stages over one cache in the memory of many engines: the same tokens stay, whatever keeps the rows.
 #include "custom_policy.hpp"
 
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/base/row_range.hpp>
-#include <kvtrim/source/ggml_blocks.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/paged.hpp>
-#include <kvtrim/source/scaled.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/cache/row_range.hpp>
+#include <kvtrim/cache/ggml_blocks.hpp>
+#include <kvtrim/cache/indexed.hpp>
+#include <kvtrim/cache/paged.hpp>
+#include <kvtrim/cache/scaled.hpp>
 
 #include <cstdio>
 #include <vector>
@@ -56,7 +56,7 @@ std::vector<std::int32_t> kept_of(const Rows& rows) {
     const auto add = [&](const auto& scorer) {
         keep_plan plan;
         growing_workspace memory;
-        const eviction_policy policy{scorer, adaptive{}, one_stage{}};
+        const eviction_policy policy{scorer, adaptive{}, by_importance{}};
         const status s = policy.plan(inputs, {.budget = per_head(20)}, plan, memory);
         if (!s.ok()) { std::puts(s.what()); }
         for (index_t h = 0; h < plan.rows(); ++h) {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Two stages of a third party. Each struct is all it takes: it then works with every allocator, selector, cache layout,
+// Two stages of a third party. Each struct is all it takes: it then works with every allocator, reranker, cache layout,
 // executor and compaction of the library.
 
 #include <kvtrim/policy/snapkv.hpp>
@@ -11,7 +11,7 @@
 
 // A scorer: keep the tokens whose values are large. Rows come from the library's reader, which decodes every source by vectors.
 struct value_size {
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     template <class Inputs, class Executor = kvtrim::serial_executor>
     kvtrim::index_t workspace_bytes(const Inputs& in, const kvtrim::eviction_request&,
@@ -45,7 +45,7 @@ struct value_size {
 
 // An aggregator: the mean attention of all queries that read a KV head, without pooling.
 struct plain_mean {
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     static kvtrim::status validate() { return {}; }
     static kvtrim::index_t halo() { return 0; }

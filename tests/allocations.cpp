@@ -184,7 +184,7 @@ void check_decode(index_t head_dim) {
     const auto live = [&](index_t steps) {
         const eviction_request request{.budget = per_head(budget), .protect = {.window_tokens = window}};
         const interval_policy by_window{snapkv(), request, buffer};
-        const interval_policy by_sums{eviction_policy{scores.scorer(), uniform{}, one_stage{}}, request,
+        const interval_policy by_sums{eviction_policy{scores.scorer(), uniform{}, by_importance{}}, request,
                                       buffer};
         const auto cache = [&](std::vector<float>& data) {
             return filled(strided(data.data(), {kv_heads, slots, head_dim}), positions.lengths());

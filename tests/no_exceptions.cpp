@@ -106,7 +106,7 @@ void check_decode() {
     REQUIRE_TRUE(running_scores(1, -1).append(1).code() == errc::invalid_parameter);
     growing_workspace scratch;
     REQUIRE_TRUE(scores.update(memory.inputs(), {}, scratch).ok());
-    const interval_policy decode{eviction_policy{scores.scorer(), adaptive{}, one_stage{}},
+    const interval_policy decode{eviction_policy{scores.scorer(), adaptive{}, by_importance{}},
                                  {.budget = per_head(50), .protect = {.window_tokens = 25}},
                                  100};
     REQUIRE_TRUE(decode.is_due(positions));

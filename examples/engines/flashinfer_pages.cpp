@@ -8,7 +8,7 @@
 #include <kvtrim/compact/page_moves.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/source/paged.hpp>
+#include <kvtrim/cache/paged.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -8,8 +8,8 @@
 
 #include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/source/cells.hpp>
-#include <kvtrim/source/indexed.hpp>
+#include <kvtrim/cache/cells.hpp>
+#include <kvtrim/cache/indexed.hpp>
 
 #include <algorithm>
 #include <cstdio>

@@ -8,8 +8,8 @@
 #include <kvtrim/compact/shared_set.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/select/shared.hpp>
-#include <kvtrim/source/indexed.hpp>
+#include <kvtrim/rerank/shared.hpp>
+#include <kvtrim/cache/indexed.hpp>
 
 #include <algorithm>
 #include <cmath>

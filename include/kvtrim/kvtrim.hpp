@@ -6,10 +6,10 @@
 
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/allocate/whole_pages.hpp>
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/base/fp8.hpp>
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/base/row_reader.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/core/fp8.hpp>
+#include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/compact/flat.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/compact/in_place.hpp>
@@ -25,7 +25,7 @@
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/decode/value_norms.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
-#include <kvtrim/model/batch.hpp>
+#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/blocks.hpp>
 #include <kvtrim/policy/consensuskv.hpp>
@@ -40,12 +40,12 @@
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/score/combined_projection.hpp>
 #include <kvtrim/score/padded.hpp>
-#include <kvtrim/select/chunked.hpp>
-#include <kvtrim/source/cells.hpp>
-#include <kvtrim/source/ggml_blocks.hpp>
-#include <kvtrim/source/ggml_tensor.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/latent.hpp>
-#include <kvtrim/source/paged.hpp>
-#include <kvtrim/source/scaled.hpp>
+#include <kvtrim/rerank/chunked.hpp>
+#include <kvtrim/cache/cells.hpp>
+#include <kvtrim/cache/ggml_blocks.hpp>
+#include <kvtrim/cache/ggml_tensor.hpp>
+#include <kvtrim/cache/indexed.hpp>
+#include <kvtrim/cache/latent.hpp>
+#include <kvtrim/cache/paged.hpp>
+#include <kvtrim/cache/scaled.hpp>
 #include <kvtrim/version.hpp>

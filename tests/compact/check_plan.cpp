@@ -3,7 +3,7 @@
 
 #include <kvtrim/compact/check_plan.hpp>
 
-#include "base/own_views.hpp"
+#include "core/own_views.hpp"
 #include "compact/random_cache.hpp"
 
 #include <vector>

@@ -6,9 +6,9 @@
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/select/one_stage.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
 
-#include "base/own_views.hpp"
+#include "core/own_views.hpp"
 #include "compact/random_cache.hpp"
 
 #include <string>
@@ -339,7 +339,7 @@ TEST_CASE("flat_view: planning again into the plan that holds the view's offsets
     std::vector<float> memory(10 * 4);
     keep_plan plan = support::plan_of({{0, 1, 2, 3, 4, 5}, {0, 1, 2, 3}});
     const auto in = layer(flat_view(memory.data(), plan, 4));
-    const eviction_policy policy{recency{}, uniform{}, one_stage{}};
+    const eviction_policy policy{recency{}, uniform{}, by_importance{}};
     const eviction_request request{.budget = over_all_heads(6), .protect = {.window_tokens = 1}};
     growing_workspace scratch;
     keep_plan other;

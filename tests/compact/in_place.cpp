@@ -5,7 +5,7 @@
 
 #include <kvtrim/compact/flat.hpp>
 
-#include "base/own_views.hpp"
+#include "core/own_views.hpp"
 #include "compact/random_cache.hpp"
 
 #include <string>

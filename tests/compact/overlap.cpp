@@ -8,13 +8,13 @@
 #include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/compact/page_moves.hpp>
 #include <kvtrim/compact/rope_rerotation.hpp>
-#include <kvtrim/source/ggml_blocks.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/latent.hpp>
-#include <kvtrim/source/paged.hpp>
-#include <kvtrim/source/scaled.hpp>
+#include <kvtrim/cache/ggml_blocks.hpp>
+#include <kvtrim/cache/indexed.hpp>
+#include <kvtrim/cache/latent.hpp>
+#include <kvtrim/cache/paged.hpp>
+#include <kvtrim/cache/scaled.hpp>
 
-#include "base/own_views.hpp"
+#include "core/own_views.hpp"
 #include "compact/random_pages.hpp"
 
 #include <map>

@@ -7,13 +7,13 @@
 
 #include <kvtrim/compact/rope_rerotation.hpp>
 
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/base/fp8.hpp>
-#include <kvtrim/base/row_range.hpp>
-#include <kvtrim/source/ggml_blocks.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/paged.hpp>
-#include <kvtrim/source/scaled.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/core/fp8.hpp>
+#include <kvtrim/cache/row_range.hpp>
+#include <kvtrim/cache/ggml_blocks.hpp>
+#include <kvtrim/cache/indexed.hpp>
+#include <kvtrim/cache/paged.hpp>
+#include <kvtrim/cache/scaled.hpp>
 
 #include "compact/random_cache.hpp"
 

@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/model/batch.hpp>
+#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/baselines.hpp>
 
 kvtrim::batch_item of_a_temporary(const float* k, kvtrim::keep_plan& plan) {

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: MIT
 
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/source/paged.hpp>
+#include <kvtrim/cache/paged.hpp>
 
 #include <cstdint>
 

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: MIT
 
 #include <kvtrim/compact/rope_rerotation.hpp>
-#include <kvtrim/source/ggml_blocks.hpp>
+#include <kvtrim/cache/ggml_blocks.hpp>
 
 kvtrim::status turn(const kvtrim::ggml_rows<const kvtrim::block_q8_0>& keys, const kvtrim::rope& r,
                     const kvtrim::row_positions& from, kvtrim::workspace& memory) {

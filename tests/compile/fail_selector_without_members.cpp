@@ -1,4 +1,4 @@
-// expect: kvtrim: the selector needs allocate_by_attention and needs_uniform_budgets
+// expect: kvtrim: the reranker needs allocate_by_attention and needs_uniform_budgets
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 

@@ -5,7 +5,7 @@
 // are viewed once they are named.
 
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/source/paged.hpp>
+#include <kvtrim/cache/paged.hpp>
 
 #include <cstddef>
 #include <cstdint>

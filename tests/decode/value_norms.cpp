@@ -3,7 +3,7 @@
 
 #include <kvtrim/decode/value_norms.hpp>
 
-#include <kvtrim/base/filled.hpp>
+#include <kvtrim/cache/filled.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 

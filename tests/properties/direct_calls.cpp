@@ -6,7 +6,7 @@
 #include <kvtrim/aggregate/dispersion.hpp>
 #include <kvtrim/aggregate/mean.hpp>
 #include <kvtrim/aggregate/worst_case.hpp>
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/score/consensus.hpp>
 #include <kvtrim/score/expected_attention.hpp>
 #include <kvtrim/score/key_norm.hpp>

@@ -3,13 +3,13 @@
 
 // Every source of rows gives the same rows to every call of the reader.
 
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/base/row_range.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
-#include <kvtrim/source/ggml_tensor.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/paged.hpp>
+#include <kvtrim/cache/ggml_tensor.hpp>
+#include <kvtrim/cache/indexed.hpp>
+#include <kvtrim/cache/paged.hpp>
 
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"

@@ -77,7 +77,7 @@ index_t first_odd(const repeating_cache& cache, std::span<const float> scores) {
 template <class Scorer, class Inputs>
 index_t first_odd(const repeating_cache& cache, const Scorer& scorer, const Inputs& in) {
     const eviction_request request{.budget = per_head(queries + 9), .protect = {.window_tokens = queries}};
-    trace t = run(eviction_policy{scorer, uniform{}, one_stage{}}, in, request);
+    trace t = run(eviction_policy{scorer, uniform{}, by_importance{}}, in, request);
     REQUIRE(t.answer.ok());
     for (index_t g = 0; g < kv_heads; ++g) {
         if (const index_t odd = first_odd(cache, t.importance_rows().row(g)); odd >= 0) { return odd; }
@@ -118,7 +118,7 @@ TEST_CASE("equal keys get equal scores of a window, whatever their rows", "[regr
         const eviction_request request{.budget = per_head(queries + 9),
                                        .protect = {.sink_tokens = 9, .window_tokens = queries + 9}};
         const auto inner = [&](const auto& aggregator) {
-            trace t = run(eviction_policy{window_attention{aggregator}, uniform{}, one_stage{}}, in,
+            trace t = run(eviction_policy{window_attention{aggregator}, uniform{}, by_importance{}}, in,
                           {.budget = per_head(queries + 18), .protect = request.protect});
             REQUIRE(t.answer.ok());
             // The first and the last ones are pooled over fewer.
@@ -140,7 +140,7 @@ TEST_CASE("equal keys and values get equal scores without queries", "[regression
     for_each_cache(1, [](const repeating_cache& cache) {
         const auto in = cache.inputs();
         // One partition after the other; the newest token of a group speaks for it and is charged less.
-        trace t = run(eviction_policy{lag_score{.lag = 8, .cross_scoring = true}, uniform{}, one_stage{}}, in,
+        trace t = run(eviction_policy{lag_score{.lag = 8, .cross_scoring = true}, uniform{}, by_importance{}}, in,
                       {.budget = per_head(queries + 9), .protect = {.window_tokens = queries}});
         REQUIRE(t.answer.ok());
         CHECK(first_odd(cache, t.importance_rows().row(1).first(

@@ -6,7 +6,7 @@
 #include "compact/random_pages.hpp"
 
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/source/paged.hpp>
+#include <kvtrim/cache/paged.hpp>
 
 using namespace kvtrim;
 using support::int32s;

@@ -6,7 +6,7 @@
 
 #include "support/named_policies.hpp"
 
-#include <kvtrim/model/batch.hpp>
+#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/blocks.hpp>
 #include <kvtrim/policy/layers.hpp>

@@ -6,7 +6,7 @@
 #include "compact/random_pages.hpp"
 #include "support/states.hpp"
 
-#include <kvtrim/base/row_range.hpp>
+#include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/rope_rerotation.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
@@ -14,10 +14,10 @@
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 #include <kvtrim/score/query_statistics.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/latent.hpp>
-#include <kvtrim/source/paged.hpp>
-#include <kvtrim/source/scaled.hpp>
+#include <kvtrim/cache/indexed.hpp>
+#include <kvtrim/cache/latent.hpp>
+#include <kvtrim/cache/paged.hpp>
+#include <kvtrim/cache/scaled.hpp>
 
 using namespace kvtrim;
 using support::int32s;

@@ -3,7 +3,7 @@
 
 #include <kvtrim/score/combined_projection.hpp>
 
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/cache/ragged.hpp>
 
 #include "support/catch.hpp"
 #include "support/checks.hpp"

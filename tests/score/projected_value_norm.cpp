@@ -3,7 +3,7 @@
 
 #include <kvtrim/score/projected_value_norm.hpp>
 
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/cache/ragged.hpp>
 
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"

@@ -3,7 +3,7 @@
 
 #include <kvtrim/score/query_statistics.hpp>
 
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/score/expected_attention.hpp>
 
 #include "oracle/expected_attention.hpp"

@@ -5,7 +5,7 @@
 
 #include <kvtrim/aggregate/mean.hpp>
 #include <kvtrim/aggregate/worst_case.hpp>
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/cache/ragged.hpp>
 
 #include "support/checks.hpp"
 

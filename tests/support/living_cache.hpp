@@ -6,7 +6,7 @@
 
 #include "support/states.hpp"
 
-#include <kvtrim/base/filled.hpp>
+#include <kvtrim/cache/filled.hpp>
 #include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/recent_queries.hpp>

@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// An executor (base/executor.hpp) on OpenMP's threads. Compile and link with OpenMP (CMake: OpenMP::OpenMP_CXX);
+// An executor (core/executor.hpp) on OpenMP's threads. Compile and link with OpenMP (CMake: OpenMP::OpenMP_CXX);
 // without it, the calling thread does the work, with the same result.
 //
 // Pieces go to whoever is free. The executor waits for all of them. Called from inside a parallel region it runs on
 // the calling thread, unless nested parallelism is on.
 
-#include <kvtrim/base/executor.hpp>
+#include <kvtrim/core/executor.hpp>
 
 #if defined(_OPENMP)
 #include <omp.h>

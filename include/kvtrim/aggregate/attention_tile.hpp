@@ -96,7 +96,7 @@ struct attention_block {
 template <class A>
 concept attention_aggregator = requires(const A& a, const attention_tile& tile, const attention_head& head,
                                         std::span<float> floats, index_t group_size) {
-    { A::two_stage } -> std::convertible_to<bool>;
+    { A::writes_attention } -> std::convertible_to<bool>;
     { a.validate() } -> std::same_as<status>;
     { a.halo() } -> std::same_as<index_t>;
     { a.lanes(group_size) } -> std::same_as<index_t>;

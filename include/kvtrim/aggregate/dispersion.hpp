@@ -17,7 +17,7 @@
 // Numerics: sums and squares in float; a variance that rounds below 0 is 0.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/math/pooling.hpp>
+#include <kvtrim/aggregate/pooling.hpp>
 
 #include <cmath>
 
@@ -54,7 +54,7 @@ struct mean_variance_attention {
     float gamma = 200.0f;      // weight of the variance; reference 200
     index_t kernel_tokens = 5; // odd; reference 5
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     [[nodiscard]] status validate() const {
         if (!(gamma >= 0.0f) || !std::isfinite(gamma)) {
@@ -91,7 +91,7 @@ struct mean_variance_attention {
 };
 
 struct dispersion_attention {
-    static constexpr bool two_stage = true;
+    static constexpr bool writes_attention = true;
 
     [[nodiscard]] static status validate() { return {}; }
     [[nodiscard]] static index_t halo() { return 0; }

@@ -19,8 +19,8 @@
 // non-linear step. Numerics: sums in float.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/math/pooling.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/aggregate/pooling.hpp>
 
 #include <cstdint>
 
@@ -36,7 +36,7 @@ struct mean_attention {
     pooling_order order = pooling_order::pool_then_group;    // matters unless average and mean
     query_normalisation queries = query_normalisation::mean; // over the observed queries
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     [[nodiscard]] status validate() const { return valid_kernel(kernel_tokens); }
     [[nodiscard]] index_t halo() const { return 0; }

@@ -19,7 +19,7 @@
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/kernels/pooled_maximum.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
-#include <kvtrim/math/pooling.hpp>
+#include <kvtrim/aggregate/pooling.hpp>
 
 namespace kvtrim {
 
@@ -27,7 +27,7 @@ struct worst_case_attention {
     index_t kernel_tokens = 5; // odd; reference 5
     float floor_weight = 1.0f; // share of the row mean that floors every token; 0: no floor; reference 1
 
-    static constexpr bool two_stage = true;
+    static constexpr bool writes_attention = true;
 
     [[nodiscard]] status validate() const {
         if (!(floor_weight >= 0.0f)) {

@@ -17,9 +17,9 @@
 // taken again over the others, until none is below: the same result as marking the forced tokens, without
 // a copy of the scores. Cost: three linear reads of the scores per round (rounds <= rows + 1, one or two in practice).
 
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/workspace.hpp>
-#include <kvtrim/math/top_k.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/workspace.hpp>
+#include <kvtrim/plan/top_k.hpp>
 
 namespace kvtrim {
 

@@ -17,7 +17,7 @@
 // sum to the total, are in allocate/layer_budgets.hpp. Cost: O(rows log rows), no scores read. Workspace: four numbers per row.
 
 #include <kvtrim/allocate/layer_budgets.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 namespace kvtrim {
 

@@ -12,14 +12,14 @@
 //              floor(sum of kept / page_tokens)
 //   kept[r]  = min(pages[r] * page_tokens, tokens of the row)
 //
-// How many tokens of a row are protected comes with the scores (base/token_scores.hpp), from the request.
+// How many tokens of a row are protected comes with the scores (plan/token_scores.hpp), from the request.
 // A row keeps the pages that its protected tokens fill, and one at least if it kept anything: down and dealt may
 // so exceed the budget of small rows. Rows whose tokens are all protected keep all, and are left out.
 // In tokens, up gives at least the budget; down and dealt, with that exception, at most.
 // Cost: the other allocator's, and O(rows log rows). Workspace: 40 bytes per row more.
 
-#include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/math/largest_remainder.hpp>
+#include <kvtrim/plan/token_scores.hpp>
+#include <kvtrim/allocate/largest_remainder.hpp>
 
 #include <cstdint>
 #include <limits>

@@ -4,7 +4,7 @@
 
 // What every compaction asks of a plan before it touches the cache, and what it reports afterwards.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/cache/row_source.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 namespace kvtrim {

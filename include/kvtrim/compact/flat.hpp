@@ -17,8 +17,8 @@
 // views_overlap (an output inside the cache; keys and values that share memory but are not the same rows: those that are
 // move once). Nothing is written then. Cost: every survivor read and written once.
 
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/base/row_reader.hpp>
+#include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/compact/check_plan.hpp>
 #include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/kernels/move_rows.hpp>

@@ -17,7 +17,7 @@
 // was made for; views_overlap (compact/overlap.hpp). Nothing is moved then.
 // Cost: each moved row read and written once; the checks are O(1).
 
-#include <kvtrim/base/executor.hpp>
+#include <kvtrim/core/executor.hpp>
 #include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/plan/move_plan.hpp>
 

@@ -10,11 +10,11 @@
 //   else      refused: errc::views_overlap. So is a view whose own rows overlap (a stride of 0, heads nearer than a row is long)
 //
 // What a view's rows occupy is known of strided views, and of others that say it: memory(), an array of strided_bytes with
-// all that move_row() writes (base/strided_bytes.hpp). Of a view that does not, nothing is checked, and it is moved.
+// all that move_row() writes (cache/strided_bytes.hpp). Of a view that does not, nothing is checked, and it is moved.
 // Source of the fault: llama.cpp#8862, ik_llama.cpp#400 (caches whose V is a part of K).
-// Cost: O(1), see base/strided_bytes.hpp.
+// Cost: O(1), see cache/strided_bytes.hpp.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/cache/row_source.hpp>
 
 namespace kvtrim {
 

@@ -9,9 +9,9 @@
 //
 // Cost: linear in kept tokens, pages of the row and heads * page_tokens.
 
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
-#include <kvtrim/plan/page_table.hpp>
+#include <kvtrim/cache/page_table.hpp>
 
 #include <algorithm>
 

@@ -5,7 +5,7 @@
 // Rotates cached keys from the positions they were made for to new ones, in place: survivors close up, so that a
 // sequence may go on beyond the model's context, or a cut cache looks like a short prompt.
 //
-//   k[g, i]  <-  R(to[g, i] - from[g, i]) k[g, i]          R: the model's RoPE (base/rope.hpp)
+//   k[g, i]  <-  R(to[g, i] - from[g, i]) k[g, i]          R: the model's RoPE (cache/rope.hpp)
 //
 //   rerotate_keys(keys, rope, from, ...)       row i of each head gets position i
 //   rerotate_keys(keys, rope, from, to, ...)   any new positions
@@ -43,7 +43,7 @@
 // Cost: every row that moves read and written once; a complex product per pair and row, a sine and cosine per pair for
 // some rows. Workspace: a table of turns, a tile of rows per KV head, a bit per page or slot of the cache.
 
-#include <kvtrim/base/for_each_item.hpp>
+#include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/compact/rotate_rows.hpp>
 #include <kvtrim/plan/row_positions.hpp>
@@ -141,7 +141,7 @@ template <class V, class Positions, class NewPosition, class Executor>
     static_assert(row_store<V>,
                   "kvtrim: rerotate_keys writes rows: pass a view of elements that are not const and that "
                   "floats can become (element_traits::from_float), or a source with store_rows(head, first, "
-                  "count, const float* tile); see base/row_source.hpp");
+                  "count, const float* tile); see cache/row_source.hpp");
     if constexpr (row_store<V>) { // else the message above is the only one
         if (const status s = validate_rotation(keys, r, from); !s.ok()) { return s; }
         const index_t bytes = rerotate_keys_bytes(keys, r);

@@ -8,9 +8,9 @@
 // one follows the rows. Both are combined in double and rounded to float once (kernels/rotate.hpp). Rows that move are
 // read as floats, rotated and written back, up to 16 neighbours at a time; contiguous floats are rotated where they lie.
 
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/base/rope.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/cache/rope.hpp>
+#include <kvtrim/core/workspace.hpp>
 #include <kvtrim/kernels/rotate.hpp>
 
 #include <algorithm>

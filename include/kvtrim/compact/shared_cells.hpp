@@ -5,7 +5,7 @@
 // Caches whose cell holds one token for all heads and layers (llama.cpp): one token set from the scores of all
 // layers, and the position ranges that the engine removes and shifts.
 //
-//   cell_scores           folds the rows of layer after layer (sum, maximum or votes: select/row_fold.hpp); plan() keeps
+//   cell_scores           folds the rows of layer after layer (sum, maximum or votes: rerank/row_fold.hpp); plan() keeps
 //                         the best
 //   keep_whole_positions  the same plan, and all cells that share a position with one that stays
 //   edit_cells            remove(token_range)      arguments of seq_rm(sequence, begin, end): as few as possible, ascending
@@ -27,10 +27,10 @@
 // Shifts rotate keys: llama.cpp refuses them for M-RoPE; cells that other sequences share are shifted
 // for those too.
 //
-// Cost: linear in tokens; a fold per row. Workspace of cell_scores: select/row_fold.hpp.
+// Cost: linear in tokens; a fold per row. Workspace of cell_scores: rerank/row_fold.hpp.
 
 #include <kvtrim/compact/shared_set.hpp>
-#include <kvtrim/select/row_fold.hpp>
+#include <kvtrim/rerank/row_fold.hpp>
 
 namespace kvtrim {
 

@@ -12,11 +12,11 @@
 //   removed_ranges(kept, tokens, fn)                the minimal ascending ranges [begin, end) to remove, as
 //                                                   arguments of seq_rm(sequence, begin, end)
 //
-// To choose a shared set by scores instead, plan with the `shared` selector. The output may be the plan that is read.
+// To choose a shared set by scores instead, plan with the `shared` reranker. The output may be the plan that is read.
 // Cost: O(kept tokens of both plans + tokens). Workspace: a float per token.
 
-#include <kvtrim/base/workspace.hpp>
-#include <kvtrim/math/top_k.hpp>
+#include <kvtrim/core/workspace.hpp>
+#include <kvtrim/plan/top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <algorithm>

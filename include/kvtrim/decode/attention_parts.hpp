@@ -9,9 +9,9 @@
 // Parts depend on the head's length alone and are merged in their order, so results do not depend on who computed them.
 // Numerics: weights in double from float log-sum-exps, sums in float.
 
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/saturated.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/saturated.hpp>
+#include <kvtrim/core/workspace.hpp>
 
 #include <cmath>
 

@@ -17,7 +17,7 @@
 //   closed up: the first pinned rows of every head stay; the others end at next_position() - 1 in every head, without gaps
 //   between each other
 //
-// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8
+// A value: copies are forks; save() and restore() work (core/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8
 // once keys were closed up.
 
 #include <kvtrim/decode/token_rows.hpp>
@@ -48,7 +48,7 @@ class cache_positions {
 
     [[nodiscard]] index_t kv_heads() const { return text_.kv_heads(); }
     [[nodiscard]] index_t tokens(index_t head) const { return text_.tokens(head); }
-    /// [kv_heads] rows of the cache that are filled, for base/filled.hpp.
+    /// [kv_heads] rows of the cache that are filled, for cache/filled.hpp.
     [[nodiscard]] std::span<const index_t> lengths() const { return text_.lengths(); }
     [[nodiscard]] index_t total_tokens() const { return text_.total_tokens(); } // of all heads
     [[nodiscard]] index_t longest_row() const { return text_.longest_row(); }

@@ -35,10 +35,10 @@
 // Departures: evicts before the limit is passed, never after; budgets are counts, no ratio is searched for.
 // Cost: none until a cut is due; that of the policy, once every `buffer` tokens.
 
-#include <kvtrim/base/executor.hpp>
-#include <kvtrim/base/saturated.hpp>
+#include <kvtrim/core/executor.hpp>
+#include <kvtrim/core/saturated.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
-#include <kvtrim/policy/candidate_rows.hpp>
+#include <kvtrim/plan/candidate_rows.hpp>
 
 namespace kvtrim {
 

@@ -28,10 +28,10 @@
 // Cost: keys and values read once; 2 * (head_dim + value head_dim) flops per row and query. Up to four query heads of a
 // group come at the price of one.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/row_reader.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/decode/attention_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
 
@@ -211,11 +211,11 @@ template <class Inputs, class Output, class Executor = serial_executor>
                                       std::span<float> log_sum_exp, workspace& scratch, Executor&& ex = {}) {
     static_assert(
         Inputs::has_values && Inputs::has_queries,
-        "kvtrim: ragged_attention needs layer(keys, values).with_queries(queries); see base/layer.hpp");
+        "kvtrim: ragged_attention needs layer(keys, values).with_queries(queries); see cache/layer.hpp");
     static_assert(
         strided_view<Output, 3>,
         "kvtrim: ragged_attention writes to a strided view [q_heads, new tokens, value head_dim]; see "
-        "base/tensor_view.hpp");
+        "cache/tensor_view.hpp");
     const index_t q_heads = extent(in.queries, 0);
     const index_t queries = extent(in.queries, 1);
     if (const status s = detail::validate_decode(in, attention); !s.ok()) { return s; }

@@ -19,12 +19,12 @@
 // Speculative decoding: append the drafts' queries too, score with view(drafts) and protect.rollback_tokens = drafts,
 // and rollback(rejected) undoes them; the ring then shows what it would have shown without them.
 //
-// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). Cost: one copy of each query.
+// A value: copies are forks; save() and restore() work (core/plain_memory.hpp). Cost: one copy of each query.
 // Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory.
 
-#include <kvtrim/base/plain_memory.hpp>
-#include <kvtrim/base/row_reader.hpp>
-#include <kvtrim/base/saturated.hpp>
+#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/saturated.hpp>
 
 #include <algorithm>
 #include <limits>

@@ -10,7 +10,7 @@
 //     s = scores.append(1);                      // the cache got a token
 //     s = scores.add(attention);                 // the engine has A [q_heads or kv_heads, tokens], or
 //     s = scores.update(inputs, {}, memory);     // kvtrim computes it from inputs.with_queries(new queries)
-//     ... plan with eviction_policy{scores.scorer(), uniform{}, one_stage{}}, then: s = scores.compact(plan);
+//     ... plan with eviction_policy{scores.scorer(), uniform{}, by_importance{}}, then: s = scores.compact(plan);
 //
 // A sum grows with every query, so a new token's is below all others: without a protected window it leaves at the next cut, and
 // the prompt stays for ever. The scorer therefore refuses sums without request.protect.window_tokens and names half of the
@@ -27,7 +27,7 @@
 // Numerics: sums in float. A weight that is NaN, infinite or negative counts as 0.
 
 #include <kvtrim/aggregate/mean.hpp>
-#include <kvtrim/base/row_range.hpp>
+#include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/decode/token_rows.hpp>
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/window_attention.hpp>
@@ -213,7 +213,7 @@ class running_scores {
         const running_scores* state;
         score_lifetime lifetime;
 
-        static constexpr bool two_stage = false;
+        static constexpr bool writes_attention = false;
 
         template <class Inputs>
         [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {

@@ -10,14 +10,14 @@
 //   compact      the cache was cut by a plan: the same rows stay here
 //   drop_newest  the newest tokens of every head are undone; they must not have been evicted
 //
-// A value: copies are forks, save() and restore() work (base/plain_memory.hpp); equal states save equal bytes. Memory:
+// A value: copies are forks, save() and restore() work (core/plain_memory.hpp); equal states save equal bytes. Memory:
 // [kv_heads, capacity] of T, where capacity grows when a head outgrows it, and is the longest head after a restore;
 // nothing else allocates.
-// Numbers are not trusted (base/status.hpp): made with wrong sizes it is empty and answers validate() to everything; a call
+// Numbers are not trusted (core/status.hpp): made with wrong sizes it is empty and answers validate() to everything; a call
 // that cannot be served changes nothing.
 
-#include <kvtrim/base/plain_memory.hpp>
-#include <kvtrim/base/saturated.hpp>
+#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/saturated.hpp>
 #include <kvtrim/compact/check_plan.hpp>
 
 #include <algorithm>
@@ -61,7 +61,7 @@ class token_rows {
 
     [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); }
     [[nodiscard]] index_t tokens(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
-    // [kv_heads], as base/filled.hpp takes them; valid until the state is assigned or restored.
+    // [kv_heads], as cache/filled.hpp takes them; valid until the state is assigned or restored.
     [[nodiscard]] std::span<const index_t> lengths() const { return lengths_; }
     [[nodiscard]] index_t total_tokens() const {
         index_t total = 0;

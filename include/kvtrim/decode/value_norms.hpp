@@ -11,7 +11,7 @@
 //     s = policy.plan(layer(keys, values).with_queries(q).with_output_projection(norms.view()), ...);
 //     s = norms.compact(plan);                                                        // the cache was cut
 //
-// A value: copies are forks; save() and restore() work (base/plain_memory.hpp). With AVX-512 the norms are bit for bit those of
+// A value: copies are forks; save() and restore() work (core/plain_memory.hpp). With AVX-512 the norms are bit for bit those of
 // a single pass; the portable products may differ in the last bits where their tiles are cut otherwise.
 // Cost: that of the norms of the new tokens. Memory: 4 bytes per token and KV head.
 
@@ -44,7 +44,7 @@ class value_norms {
             return scratch.too_small(bytes);
         }
         if (const status s = rows_.append(count, [](index_t) { return 0.0f; }); !s.ok()) { return s; }
-        return detail::projected_norms(
+        return detail::compute_projected_norms(
             in,
             [&](index_t g) {
                 return token_range{tokens(g) - count, tokens(g)};

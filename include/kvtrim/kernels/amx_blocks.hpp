@@ -10,7 +10,7 @@
 // Whoever multiplies fills up with zeros what is not a whole step of 32.
 // Numerics: exact products of bf16, summed in float; denormals count as 0 (kernels/amx_tiles.hpp).
 
-#include <kvtrim/base/element.hpp>
+#include <kvtrim/core/element.hpp>
 #include <kvtrim/kernels/amx_tiles.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 

@@ -14,7 +14,7 @@
 // Departures: not the compilers' intrinsics. Those of GCC 12 paste the register's number into text, so it can not be a
 // template argument, and say nothing of the memory that they read, so that it may move the stores before them.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>
 #include <kvtrim/simd/cpu.hpp>
 
 #if KVTRIM_HAS_X86

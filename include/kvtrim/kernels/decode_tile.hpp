@@ -13,7 +13,7 @@
 // Numerics: as kernels/query_tile.hpp; 2^x with relative error 1.5e-7; each query's result depends on no other query.
 // Cost per attend: 8 * keys * (head_dim + value_dim) flops. Measured: see bench/NOTES.md.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/core/element_rows.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
 

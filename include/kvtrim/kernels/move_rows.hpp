@@ -8,7 +8,7 @@
 // written, which a processor otherwise does. A row that is fetched eight rows before its turn does not keep the copy waiting.
 // Below, and for rows that are not whole cache lines, it is memmove. Measured: see bench/NOTES.md.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>
 
 #include <cstdint>
 #include <cstring>

@@ -8,7 +8,7 @@
 //
 // Every target gives the same numbers. Cost of a walk: one read of the row.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>
 #include <kvtrim/simd/choose.hpp>
 #include <kvtrim/simd/simd.hpp>
 

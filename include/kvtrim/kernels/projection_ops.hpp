@@ -12,7 +12,7 @@
 // Numerics: products in float, each row sums in the lanes of one vector; norms add up in float. A row's norm depends on
 // no other row, nor on where it lies.
 
-#include <kvtrim/base/element.hpp>
+#include <kvtrim/core/element.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/projection_ops_amx.hpp>
 #include <kvtrim/kernels/tile_size.hpp>

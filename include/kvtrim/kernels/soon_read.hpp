@@ -4,7 +4,7 @@
 
 // Prefetching of what comes next, by the steps of what is computed meanwhile.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>
 
 #include <algorithm>
 

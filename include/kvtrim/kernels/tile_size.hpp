@@ -4,7 +4,7 @@
 
 // How large tiles are: what products read again and again stays in the L2 cache.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>
 
 #include <algorithm>
 

@@ -22,9 +22,9 @@
 // Numerics: products float, sums over queries double; E, F and S are each summed, not taken from 1. A query whose kept
 // mass is 0 contributes || y ||.
 
-#include <kvtrim/base/row_reader.hpp>
+#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
-#include <kvtrim/math/attention_rows.hpp>
+#include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <type_traits>
@@ -188,7 +188,7 @@ template <class Inputs>
     using output_projection = std::remove_cvref_t<decltype(in.output_projection)>;
     static_assert(!Inputs::has_output_projection || cache_view<output_projection>,
                   "kvtrim: measure_eviction needs W_O itself, a view [q_heads, head_dim, hidden]: the Gram "
-                  "matrices of a gram_view do not give the output back; see base/layer.hpp");
+                  "matrices of a gram_view do not give the output back; see cache/layer.hpp");
     if (const status s = validate_attention(in, request); !s.ok()) { return s; }
     if (in.longest_row() > std::numeric_limits<keep_plan::table_index>::max()) {
         return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", in.longest_row()};

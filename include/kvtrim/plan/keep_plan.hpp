@@ -11,7 +11,7 @@
 // their capacity, so that a plan that is made again for the same shape allocates nothing.
 // An engine may fill one through reset() and writable_row(): what it keeps is checked by every call that takes a plan.
 
-#include <kvtrim/base/request.hpp>
+#include <kvtrim/core/request.hpp>
 
 #include <cstdint>
 #include <limits>

@@ -17,7 +17,7 @@
 // capacity, so that a plan made again for the same sizes allocates nothing. To make one: compact/page_moves.hpp.
 
 #include <kvtrim/plan/keep_plan.hpp>
-#include <kvtrim/plan/page_table.hpp>
+#include <kvtrim/cache/page_table.hpp>
 
 #include <functional>
 #include <vector>

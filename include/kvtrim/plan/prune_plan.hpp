@@ -15,7 +15,7 @@
 //
 // An engine may write the rows itself: what reads a plan asks check_invariants() first.
 
-#include <kvtrim/base/saturated.hpp>
+#include <kvtrim/core/saturated.hpp>
 
 #include <algorithm>
 #include <cstdint>

@@ -23,12 +23,12 @@
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/key_norm.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/select/shared.hpp>
+#include <kvtrim/rerank/shared.hpp>
 
 namespace kvtrim {
 
 [[nodiscard]] constexpr auto streaming_llm() {
-    return eviction_policy{recency{}, uniform{}, one_stage{}};
+    return eviction_policy{recency{}, uniform{}, by_importance{}};
 }
 
 // A scorer for h2o: sums over all queries, and only where the request protects a window.
@@ -45,12 +45,12 @@ struct summed_attention : window_attention<mean_attention> {
 
 /// Refuses a request without a protected window, as told above.
 [[nodiscard]] constexpr auto h2o(group_reduction group = group_reduction::mean) {
-    return eviction_policy{summed_attention{group}, uniform{}, one_stage{}};
+    return eviction_policy{summed_attention{group}, uniform{}, by_importance{}};
 }
 
 [[nodiscard]] constexpr auto observed_attention() {
     const mean_attention mean{.pool = pooling::none, .queries = query_normalisation::lifetime};
-    return eviction_policy{window_attention{mean}, uniform{}, one_stage{}};
+    return eviction_policy{window_attention{mean}, uniform{}, by_importance{}};
 }
 
 [[nodiscard]] constexpr auto tova() {
@@ -58,13 +58,13 @@ struct summed_attention : window_attention<mean_attention> {
 }
 
 [[nodiscard]] constexpr auto key_norm() {
-    return eviction_policy{key_norm_score{}, uniform{}, one_stage{}};
+    return eviction_policy{key_norm_score{}, uniform{}, by_importance{}};
 }
 [[nodiscard]] constexpr auto key_diff() {
-    return eviction_policy{key_diff_score{}, uniform{}, one_stage{}};
+    return eviction_policy{key_diff_score{}, uniform{}, by_importance{}};
 }
 [[nodiscard]] constexpr auto random(std::uint64_t seed = 0) {
-    return eviction_policy{random_score{seed}, uniform{}, one_stage{}};
+    return eviction_policy{random_score{seed}, uniform{}, by_importance{}};
 }
 
 } // namespace kvtrim

@@ -23,7 +23,7 @@
 #include <kvtrim/compact/shared_set.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/select/one_stage.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
 
 #include <cmath>
 
@@ -82,7 +82,7 @@ struct block_rows {
 
 template <tensor_view<2> Scores>
 [[nodiscard]] auto block_policy(const Scores& scores) {
-    return eviction_policy{given_scores{scores}, uniform{}, one_stage{}};
+    return eviction_policy{given_scores{scores}, uniform{}, by_importance{}};
 }
 
 template <tensor_view<2> Scores>

@@ -10,11 +10,11 @@
 // Source: kvtrim's own; no paper. Shown on a small model only (README, Measured): with the question unseen it keeps more
 // answers than any of the papers' policies at 30 % of prompts of up to 2048 tokens and at 20 % of 1024 and 2048; at 4096
 // tokens, and mostly at 50 %, CriticalKV is ahead, at 10 % DefensiveKV. lambda was chosen on other samples than those
-// reported. Combine score/consensus.hpp with any other scorer, allocator and selector.
+// reported. Combine score/consensus.hpp with any other scorer, allocator and reranker.
 
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/consensus.hpp>
-#include <kvtrim/select/shared.hpp>
+#include <kvtrim/rerank/shared.hpp>
 
 namespace kvtrim {
 
@@ -25,7 +25,7 @@ struct consensuskv_config {
 
 [[nodiscard]] constexpr auto consensuskv(const consensuskv_config& c = {}) {
     return eviction_policy{consensus<window_attention<mean_attention>>{{c.attention}, c.lambda}, uniform{},
-                           one_stage{}};
+                           by_importance{}};
 }
 
 [[nodiscard]] constexpr auto consensuskv_shared(const consensuskv_config& c = {}) {

@@ -15,7 +15,7 @@
 
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/value_weighted.hpp>
-#include <kvtrim/select/two_stage.hpp>
+#include <kvtrim/rerank/two_stage.hpp>
 
 namespace kvtrim {
 

@@ -18,7 +18,7 @@
 //   D7  forced tokens and the window outrank every score; they tie with nothing
 //   D8  W_O of the right head, for any sequence and hidden size
 //   D9  the mass on the window is always known: attention is computed here
-//   D10 ragged caches can be cut again (base/ragged.hpp)
+//   D10 ragged caches can be cut again (cache/ragged.hpp)
 //
 // One default is ours: stage one takes at most half of the even budget (CriticalKV's share). With the authors'
 // rule it takes nearly all of it wherever 90 % of the mass need more tokens than the budget, and the defensive
@@ -30,7 +30,7 @@
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/value_weighted.hpp>
 #include <kvtrim/score/window_attention.hpp>
-#include <kvtrim/select/two_stage.hpp>
+#include <kvtrim/rerank/two_stage.hpp>
 
 namespace kvtrim {
 

@@ -13,7 +13,7 @@
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/expected_attention.hpp>
 #include <kvtrim/score/value_norm.hpp>
-#include <kvtrim/select/one_stage.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
 
 namespace kvtrim {
 
@@ -30,7 +30,7 @@ template <class Allocator = uniform>
                                                 const Allocator& allocator = {}) {
     const expected_attention_score score{&statistics, model_rope, c.future_positions, c.use_covariance};
     return eviction_policy{value_norm_weighted<expected_attention_score>{score, c.epsilon}, allocator,
-                           one_stage{}};
+                           by_importance{}};
 }
 
 } // namespace kvtrim

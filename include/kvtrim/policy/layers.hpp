@@ -22,7 +22,7 @@
 
 #include <kvtrim/aggregate/dispersion.hpp>
 #include <kvtrim/allocate/layer_shares.hpp>
-#include <kvtrim/model/layer_wise.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/layer_preference.hpp>
@@ -43,20 +43,20 @@ inline constexpr double layer_safeguard_ratio = 0.9;
 
 [[nodiscard]] constexpr auto pyramidkv(const mean_attention& aggregator = {},
                                        const pyramid_shares& shares = {}) {
-    return layer_wise{eviction_policy{window_attention{aggregator}, shares, one_stage{}}};
+    return layer_wise{eviction_policy{window_attention{aggregator}, shares, by_importance{}}};
 }
 
 /// shares [layers], which the policy reads when it plans.
 [[nodiscard]] constexpr auto cake(std::span<const double> shares,
                                   const mean_variance_attention& aggregator = {}) {
-    return layer_wise{eviction_policy{window_attention{aggregator}, layer_shares{shares}, one_stage{}}};
+    return layer_wise{eviction_policy{window_attention{aggregator}, layer_shares{shares}, by_importance{}}};
 }
 
-/// The scorer and the selector of a policy for one layer, each layer with its share of the budget. shares as above.
-template <class Scorer, class Allocator, class Selector>
-[[nodiscard]] constexpr auto with_layer_shares(const eviction_policy<Scorer, Allocator, Selector>& policy,
+/// The scorer and the reranker of a policy for one layer, each layer with its share of the budget. shares as above.
+template <class Scorer, class Allocator, class Reranker>
+[[nodiscard]] constexpr auto with_layer_shares(const eviction_policy<Scorer, Allocator, Reranker>& policy,
                                                std::span<const double> shares) {
-    return layer_wise{eviction_policy{policy.scorer, layer_shares{shares}, policy.selector}};
+    return layer_wise{eviction_policy{policy.scorer, layer_shares{shares}, policy.reranker}};
 }
 
 } // namespace kvtrim

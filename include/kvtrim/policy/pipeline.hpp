@@ -5,9 +5,9 @@
 // The straight line of every policy, over the rows of some layers: one layer is a span of one.
 //
 //   score              importance of every candidate of a layer                      scorer, layer by layer
-//   before_allocation  e.g. marks what stays whatever the budgets                    selector, layer by layer
+//   before_allocation  e.g. marks what stays whatever the budgets                    reranker, layer by layer
 //   allocate           candidates that stay, per row; their sum is the request's     allocator, all rows at once
-//   before_selection   e.g. one set for all heads, whole chunks                      selector, layer by layer
+//   before_selection   e.g. one set for all heads, whole chunks                      reranker, layer by layer
 //   plan               the best of each row by importance, and the protected tokens
 //
 //   rows   [layers * kv_heads], row l * kv_heads + g is KV head g of layer l; a row is a row to the allocator
@@ -16,8 +16,8 @@
 // scorer says of the window. Errors leave every plan as it was.
 // Memory: the scores of all layers, tables of 6 numbers a row, and the scratch of the largest stage.
 
-#include <kvtrim/policy/candidate_rows.hpp>
-#include <kvtrim/policy/concepts.hpp>
+#include <kvtrim/plan/candidate_rows.hpp>
+#include <kvtrim/plan/concepts.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -87,7 +87,7 @@ template <class Policy, class Inputs>
                                        const eviction_request& request) {
     const protection& p = request.protect;
     if (const status s = valid_protection(p); !s.ok()) { return s; }
-    for (const status s : {validate_stage(policy.allocator), validate_stage(policy.selector)}) {
+    for (const status s : {validate_stage(policy.allocator), validate_stage(policy.reranker)}) {
         if (!s.ok()) { return s; }
     }
     const index_t heads = kv_heads_of(layers);
@@ -164,7 +164,7 @@ struct pipeline_tables {
 };
 
 template <class Policy>
-using tables_of = pipeline_tables<decltype(Policy::scorer)::two_stage>;
+using tables_of = pipeline_tables<decltype(Policy::scorer)::writes_attention>;
 
 // A counting run, which reads no tensor. Requires inputs that validate_pipeline accepts.
 template <class Policy, class Inputs, class Executor>
@@ -184,18 +184,18 @@ template <class Policy, class Inputs, class Executor>
         const index_t own = count_lengths(in, request.protect).candidates();
         if (own == 0) { continue; }
         stage = std::max(
-            {stage, scoring_bytes(policy.scorer, in, request, ex), stage_bytes(policy.selector, heads, own)});
+            {stage, scoring_bytes(policy.scorer, in, request, ex), stage_bytes(policy.reranker, heads, own)});
     }
     static_cast<void>(counting.take<std::byte>(stage));
     return counting.needed_bytes();
 }
 
-// What the selector makes of a layer's scores before budgets are known. total: candidates that stay in a layer on average.
+// What the reranker makes of a layer's scores before budgets are known. total: candidates that stay in a layer on average.
 template <class Policy>
 [[nodiscard]] status before_allocation(const Policy& policy, const token_scores& scores, index_t total,
                                        workspace& scratch) {
-    if constexpr (requires { policy.selector.before_allocation(scores, total, scratch); }) {
-        return policy.selector.before_allocation(scores, total, scratch);
+    if constexpr (requires { policy.reranker.before_allocation(scores, total, scratch); }) {
+        return policy.reranker.before_allocation(scores, total, scratch);
     }
     return {};
 }
@@ -238,9 +238,9 @@ template <class Policy, class Inputs, class Executor, class Observer>
         const status s = before_allocation(policy, t.layer(l), kept / std::ssize(layers), scratch);
         if (!s.ok()) { return s; }
     }
-    using selector = std::remove_cvref_t<decltype(policy.selector)>;
+    using reranker = std::remove_cvref_t<decltype(policy.reranker)>;
     const score_rows ranked =
-        selector::allocate_by_attention ? scores.attention_rows() : scores.importance_rows();
+        reranker::allocate_by_attention ? scores.attention_rows() : scores.importance_rows();
     if (const status s = policy.allocator.allocate(ranked, kept, t.budgets, scratch); !s.ok()) { return s; }
     if (const status s = validate_budgets(ranked, t.budgets); !s.ok()) { return s; }
     observer(plan_progress{plan_stage::allocated, scores, t.budgets});
@@ -248,8 +248,8 @@ template <class Policy, class Inputs, class Executor, class Observer>
     for (std::size_t l = 0; l < layers.size(); ++l) {
         const token_scores own = t.layer(l);
         const auto budgets = t.layer_budgets(l);
-        if constexpr (requires { policy.selector.before_selection(own, budgets, scratch); }) {
-            if (const status s = policy.selector.before_selection(own, budgets, scratch); !s.ok()) {
+        if constexpr (requires { policy.reranker.before_selection(own, budgets, scratch); }) {
+            if (const status s = policy.reranker.before_selection(own, budgets, scratch); !s.ok()) {
                 return s;
             }
         }

@@ -27,7 +27,7 @@ template <class Allocator = uniform>
 [[nodiscard]] constexpr auto rkv(const rkv_config& c = {}, const Allocator& allocator = {}) {
     return eviction_policy{redundancy_aware<window_attention<mean_attention>>{
                                {c.attention}, c.importance_share, c.similar_above, c.search_tokens},
-                           allocator, one_stage{}};
+                           allocator, by_importance{}};
 }
 
 } // namespace kvtrim

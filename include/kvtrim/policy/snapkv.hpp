@@ -17,19 +17,19 @@
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/window_attention.hpp>
-#include <kvtrim/select/one_stage.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
 
 namespace kvtrim {
 
 [[nodiscard]] constexpr auto snapkv(const mean_attention& aggregator = {}) {
-    return eviction_policy{window_attention{aggregator}, uniform{}, one_stage{}};
+    return eviction_policy{window_attention{aggregator}, uniform{}, by_importance{}};
 }
 
 // Any allocator: adaptive (safeguard) or blended (the authors' floor).
 template <class Allocator = adaptive>
 [[nodiscard]] constexpr auto ada_snapkv(const mean_attention& aggregator = {},
                                         const Allocator& allocator = {}) {
-    return eviction_policy{window_attention{aggregator}, allocator, one_stage{}};
+    return eviction_policy{window_attention{aggregator}, allocator, by_importance{}};
 }
 
 } // namespace kvtrim

@@ -11,10 +11,10 @@
 // Numerics: exact. A NaN element counts as absent; a channel of NaN only has the bounds 0, which add nothing to an estimate.
 // Cost: every row read once.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/row_reader.hpp>
-#include <kvtrim/base/saturated.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/saturated.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 
 #include <limits>

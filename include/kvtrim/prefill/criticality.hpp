@@ -21,7 +21,7 @@
 // Numerics: products in float; a NaN estimate ranks lowest, +infinity becomes the largest float.
 // Cost: mid_query 4 * head_dim flops per segment, block and query head; corner_query about 8 * head_dim.
 
-#include <kvtrim/base/layer.hpp>
+#include <kvtrim/cache/layer.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/prefill/block_bounds.hpp>

@@ -23,8 +23,8 @@
 // a time. Cost: K and Q read once, then the estimator's products; selection is linear in the estimates.
 
 #include <kvtrim/allocate/uniform.hpp>
-#include <kvtrim/math/top_k.hpp>
-#include <kvtrim/policy/concepts.hpp>
+#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/concepts.hpp>
 #include <kvtrim/prefill/criticality.hpp>
 #include <kvtrim/prefill/layer_fusion.hpp>
 #include <kvtrim/prefill/pruning_options.hpp>
@@ -43,7 +43,7 @@ class block_pruner {
     static_assert(
         budget_allocator<Allocator>,
         "kvtrim: the allocator needs is_uniform and allocate(score_rows, total, budgets, workspace) -> "
-        "status; see policy/concepts.hpp");
+        "status; see plan/concepts.hpp");
 
   public:
     pruning_options options = {};
@@ -90,7 +90,7 @@ class block_pruner {
                               Executor&& ex = {}) const {
         static_assert(
             cache_view<Queries> && cache_view<Keys>,
-            "kvtrim: queries and keys must be views [heads, tokens, head_dim]; see base/row_source.hpp");
+            "kvtrim: queries and keys must be views [heads, tokens, head_dim]; see cache/row_source.hpp");
         if (const status s = validate(queries, keys, chunk); !s.ok()) { return s; }
         const index_t bytes = workspace_bytes(queries, keys, chunk, ex);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }

@@ -16,8 +16,8 @@
 // Numerics: products in float, rounded once to T. Cost: 2 * q_heads * latent_dim * value_dim * hidden flops.
 // Workspace per worker: W_O of one head as floats, and two tiles.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/row_reader.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/simd/convert.hpp>
 

@@ -7,18 +7,18 @@
 //   s'[g, t]          = s[g, t] / sum over t of s[g, t]                          each head has one vote to spend
 //   importance[g, t]  = s'[g, t] + lambda * sum over the KV heads h of s'[h, t]
 //
-// With one token set for all heads (select/shared.hpp) the sum alone decides. The score must not be negative, as
+// With one token set for all heads (rerank/shared.hpp) the sum alone decides. The score must not be negative, as
 // attention is not; a head whose scores are all 0, or not finite, has no vote. A score that is not finite stays what it
 // is. Stage-one scores (attention) are left as they are.
 //
 // Source: kvtrim's own, shown on a small model only (README, Measured). Heads must have equal lengths.
 // Cost: three passes over the scores. Workspace: one double per column.
 
-#include <kvtrim/base/executor.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/executor.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/plan/token_scores.hpp>
+#include <kvtrim/core/workspace.hpp>
 
 #include <cmath>
 
@@ -29,7 +29,7 @@ struct consensus {
     [[no_unique_address]] Scorer scorer = {};
     float lambda = 0.5f; // weight of the layer's sum; 0: each head alone, but normalised
 
-    static constexpr bool two_stage = Scorer::two_stage;
+    static constexpr bool writes_attention = Scorer::writes_attention;
 
     // Returns invalid_parameter, rows_differ or what the scorer says.
     template <class Inputs>

@@ -23,11 +23,11 @@
 // head. Workspace: a logit per token, two tiles and a head_dim x head_dim matrix per KV head.
 // Numerics: products in float, rotations and sums over tokens in double. A NaN logit counts as masked.
 
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/rope.hpp>
-#include <kvtrim/base/row_reader.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/cache/rope.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/score/query_statistics.hpp>
@@ -40,7 +40,7 @@ struct expected_attention_score {
     index_t future_positions = 512;
     bool use_covariance = true;
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     // Returns errc::heads_not_divisible, invalid_parameter, or what the statistics say of themselves.
     template <class Inputs>

@@ -14,11 +14,11 @@
 // takes no part in the mean and scores NaN, which ranks last; by norm it scores NaN or -infinity.
 // Cost: keys read once (key_norm_score) or twice (key_diff_score). Workspace: a tile of keys per KV head.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/row_reader.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
 
@@ -59,7 +59,7 @@ void for_each_tile(const V& view, index_t head, token_range range, const row_til
 } // namespace detail
 
 struct key_norm_score {
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
@@ -88,7 +88,7 @@ struct key_norm_score {
 };
 
 struct key_diff_score {
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,

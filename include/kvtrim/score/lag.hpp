@@ -21,11 +21,11 @@
 // Cost: keys and values read twice; lag * log(lag) comparisons per partition. Numerics: double.
 // Workspace: a tile of rows, four rows and three numbers per token of a partition, per KV head.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/row_reader.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 
 #include <cmath>
@@ -38,12 +38,12 @@ struct lag_score {
     index_t lag = 128; // tokens of a partition
     bool cross_scoring = false;
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs&, const eviction_request&) const {
         static_assert(Inputs::has_values, "kvtrim: lag_score compares keys and values: pass layer(keys, "
-                                          "values); see base/layer.hpp");
+                                          "values); see cache/layer.hpp");
         if (lag > 0) { return {}; }
         return {errc::invalid_parameter, "lag_score: a partition must hold at least one token"};
     }

@@ -15,7 +15,7 @@
 // Departures: per sequence, not summed over a batch. Cost: one window scoring. Numerics: sums over tokens in double.
 
 #include <kvtrim/aggregate/dispersion.hpp>
-#include <kvtrim/policy/candidate_rows.hpp>
+#include <kvtrim/plan/candidate_rows.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
 #include <cmath>

@@ -13,10 +13,10 @@
 //
 // Source: kvpress@8bb29b9 snapkv_press.py, tova_press.py.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>
 
@@ -27,8 +27,8 @@ struct padded {
     [[no_unique_address]] Scorer scorer = {};
     index_t window_tokens = 0; // newest tokens that get the padding
 
-    static constexpr bool two_stage = false;
-    static_assert(!Scorer::two_stage, "kvtrim: padded wraps a scorer with one score per token");
+    static constexpr bool writes_attention = false;
+    static_assert(!Scorer::writes_attention, "kvtrim: padded wraps a scorer with one score per token");
 
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {

@@ -21,11 +21,11 @@
 // Cost: L1 2 * q_heads * tokens * head_dim * hidden flops, and packing W_O where it was not prepared; Gram
 // 2 * q_heads * tokens * head_dim^2. Workspace per KV head: two tiles, and W_O of one query head unless prepared.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/row_reader.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/prepared_projection.hpp>
 
 #include <span>
@@ -181,7 +181,7 @@ void projected_norms_of_head(
 
 // Of the rows range_of(g) of every KV head, to norms_of(g).
 template <class Inputs, class RangeOf, class NormsOf, class Executor>
-[[nodiscard]] status projected_norms(const Inputs& in, RangeOf&& range_of, NormsOf&& norms_of,
+[[nodiscard]] status compute_projected_norms(const Inputs& in, RangeOf&& range_of, NormsOf&& norms_of,
                                      workspace& scratch, Executor& ex) {
     if constexpr (knows_norms<Inputs>) {
         for (index_t g = 0; g < in.kv_heads(); ++g) {
@@ -207,10 +207,10 @@ template <class Inputs, class RangeOf, class NormsOf, class Executor>
 template <class Inputs>
 [[nodiscard]] status validate_projection(const Inputs& in) {
     static_assert(Inputs::has_values, "kvtrim: projected value norms need the values: pass "
-                                      "layer(keys, values); see base/layer.hpp");
+                                      "layer(keys, values); see cache/layer.hpp");
     static_assert(Inputs::has_output_projection,
                   "kvtrim: projected value norms need W_O: pass "
-                  "layer(keys, values).with_output_projection(w_o); see base/layer.hpp");
+                  "layer(keys, values).with_output_projection(w_o); see cache/layer.hpp");
     if (const status s = in.validate(); !s.ok()) { return s; }
     if constexpr (detail::knows_norms<Inputs>) {
         const auto& rows = in.output_projection.rows;
@@ -247,7 +247,7 @@ template <class Inputs, executor Executor>
                                            const score_rows& norms, workspace& scratch, Executor& ex) {
     if (const status s = validate_projection(in); !s.ok()) { return s; }
     if (const status s = validate_candidates(in, protect, norms); !s.ok()) { return s; }
-    return detail::projected_norms(
+    return detail::compute_projected_norms(
         in, [&](index_t g) { return candidates(protect, in.tokens(g)); },
         [&](index_t g) { return norms.row(g); }, scratch, ex);
 }
@@ -269,7 +269,7 @@ template <class Inputs, executor Executor>
                 "newest_value_norms: norms must be [kv_heads, count], one after the other in a head"};
     }
     if (count == 0) { return {}; }
-    return detail::projected_norms(
+    return detail::compute_projected_norms(
         in,
         [&](index_t g) {
             return token_range{in.tokens(g) - count, in.tokens(g)};

@@ -12,11 +12,11 @@
 // Departures: StreamingLLM's position shift is not done here: survivors keep their positions (see
 // keep_plan::gather_positions). random_score does not depend on threads, order or other heads.
 
-#include <kvtrim/base/executor.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/executor.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/plan/token_scores.hpp>
+#include <kvtrim/core/workspace.hpp>
 
 #include <algorithm>
 #include <type_traits>
@@ -65,7 +65,7 @@ template <class Inputs>
 } // namespace detail
 
 struct recency {
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
@@ -81,7 +81,7 @@ struct recency {
 struct random_score {
     std::uint64_t seed = 0;
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
@@ -109,7 +109,7 @@ template <tensor_view<2> View>
 struct given_scores {
     View scores; // [kv_heads, tokens]; protected columns are not read
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     /// Returns invalid_parameter for scores of another cache, or what validate() says of the view.
     template <class Inputs>

@@ -25,11 +25,11 @@
 // Cost: keys read three times and 4 * tokens * head_dim flops, and at most 2 * tokens * search_tokens * head_dim for
 // the search. Memory: linear. Workspace: two floats per token and tiles of keys per KV head, or the inner scorer's.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/row_reader.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
@@ -162,7 +162,7 @@ struct redundancy_aware {
     float similar_above = 0.5f;    // cosine from which two tokens count as similar
     index_t search_tokens = 1024;  // newest tokens among which the newest similar one is looked for; 0: all
 
-    static constexpr bool two_stage = Scorer::two_stage;
+    static constexpr bool writes_attention = Scorer::writes_attention;
 
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {

@@ -20,13 +20,13 @@ struct value_norm_weighted {
     [[no_unique_address]] Scorer scorer = {};
     float epsilon = 0;
 
-    static constexpr bool two_stage = Scorer::two_stage;
+    static constexpr bool writes_attention = Scorer::writes_attention;
 
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         static_assert(
             Inputs::has_values,
-            "kvtrim: value_norm_weighted needs values: pass layer(keys, values); see base/layer.hpp");
+            "kvtrim: value_norm_weighted needs values: pass layer(keys, values); see cache/layer.hpp");
         if (!(epsilon >= 0.0f)) {
             return {errc::invalid_parameter, "value_norm_weighted: epsilon must not be negative"};
         }

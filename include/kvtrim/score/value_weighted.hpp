@@ -39,7 +39,7 @@ struct value_weighted {
     bool epsilon_relative = false; // in units of the row's mean score instead of absolute
     norm_scope scope = norm_scope::raw;
 
-    static constexpr bool two_stage = true;
+    static constexpr bool writes_attention = true;
 
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
@@ -81,7 +81,7 @@ struct value_weighted {
             return s;
         }
         if (const status s = scorer.score(in, request, out, scratch, ex); !s.ok()) { return s; }
-        if constexpr (!Scorer::two_stage) {
+        if constexpr (!Scorer::writes_attention) {
             std::copy(out.importance.begin(), out.importance.end(), out.attention.begin());
         }
         scale_norms(norms);

@@ -7,7 +7,7 @@
 //   importance[g] = aggregator( A[h, i, candidates] for all query heads h of group g, all queries i )
 //
 // Sweep one takes each query row's softmax statistics, sweep two computes the attention again, tile by tile, and
-// folds it (math/attention_rows.hpp); no [heads, queries, tokens] array exists. Within a bound on memory sweep one leaves
+// folds it (attention/attention_rows.hpp); no [heads, queries, tokens] array exists. Within a bound on memory sweep one leaves
 // its logits to sweep two; the scores are the same floats without. With all prompt queries
 // this is the full-prefill sum of H2O, with the last query alone it is TOVA.
 //
@@ -18,9 +18,9 @@
 // weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and kept_logit_bytes.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/math/attention_rows.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/plan/token_scores.hpp>
+#include <kvtrim/attention/attention_rows.hpp>
 
 namespace kvtrim {
 
@@ -37,13 +37,13 @@ struct window_attention {
     // rows at 131072 tokens, and leave room below 64 MiB for all else.
     index_t kept_logit_bytes = index_t{48} << 20;
 
-    static constexpr bool two_stage = Aggregator::two_stage;
+    static constexpr bool writes_attention = Aggregator::writes_attention;
 
     // Returns errc::window_exceeds_tokens, heads_not_divisible or invalid_parameter.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         static_assert(Inputs::has_queries, "kvtrim: window_attention needs the observation queries: pass "
-                                           "layer(keys, values).with_queries(queries); see base/layer.hpp");
+                                           "layer(keys, values).with_queries(queries); see cache/layer.hpp");
         if (newest_queries < 0) {
             return {errc::invalid_parameter, "window_attention: newest_queries must not be negative"};
         }

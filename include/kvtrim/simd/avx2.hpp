@@ -4,8 +4,8 @@
 
 // Eight lanes of AVX2 with FMA and F16C. What each primitive means is said in simd/simd.hpp.
 
-#include <kvtrim/base/fp8.hpp>
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/fp8.hpp>
+#include <kvtrim/core/status.hpp>
 #include <kvtrim/simd/region.hpp>
 
 #include <algorithm>

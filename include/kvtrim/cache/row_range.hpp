@@ -1,0 +1,70 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Some neighbouring rows of every head of a view: the newest queries of a prompt, the first tokens of a cache.
+//
+//   row_range(view, first, count)   [heads, count, row length], rows [first, first + count) of each head
+
+#include <kvtrim/cache/row_reader.hpp>
+
+namespace kvtrim {
+
+template <cache_view V>
+class row_range {
+  public:
+    /// Not valid, and empty: a view that is not, rows that not every head has. O(heads).
+    row_range(const V& view, index_t first, index_t count)
+        : view_(view), first_(first), count_(count), validity_(check()) {}
+
+    [[nodiscard]] status validate() const { return validity_; }
+    [[nodiscard]] index_t extent(std::size_t r) const {
+        if (!validity_.ok()) { return 0; }
+        return r == 1 ? count_ : static_cast<index_t>(view_.extent(r));
+    }
+    [[nodiscard]] auto rows_in_place(index_t head, index_t first, index_t count) const
+        requires(!std::is_void_v<stored_element<V>>) {
+        return kvtrim::rows_in_place(view_, head, first_ + first, count);
+    }
+    [[nodiscard]] bool keeps_elements() const requires requires(const V& v) { v.keeps_elements(); }
+    { return view_.keeps_elements(); }
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
+        kvtrim::load_rows(view_, head, first_ + first, count, tile);
+    }
+    void store_rows(index_t head, index_t first, index_t count,
+                    const float* tile) const requires row_store<V> {
+        store_rows(view_, head, first_ + first, count, tile);
+    }
+    [[nodiscard]] auto first_channels(index_t count) const {
+        const auto channels = kvtrim::first_channels(view_, count);
+        return kvtrim::row_range<std::remove_const_t<decltype(channels)>>(channels, first_, extent(1));
+    }
+    // Of all rows.
+    [[nodiscard]] auto memory() const { return memory_of(view_); }
+    [[nodiscard]] auto written_places() const requires requires(const V& v) { v.written_places(); }
+    { return view_.written_places(); }
+    [[nodiscard]] bool heads_move_together() const requires requires(const V& v) { v.heads_move_together(); }
+    { return view_.heads_move_together(); }
+
+  private:
+    [[nodiscard]] status check() const {
+        if (const status s = kvtrim::validate(view_); !s.ok()) { return s; }
+        if (first_ < 0 || count_ < 0) {
+            return {errc::invalid_parameter, "row_range: first and count must not be negative"};
+        }
+        for (index_t h = 0; h < kvtrim::extent(view_, 0); ++h) {
+            if (count_ > row_count(view_, h) - first_) {
+                return {errc::invalid_parameter, "row_range: a head has fewer rows", row_count(view_, h)};
+            }
+        }
+        return {};
+    }
+
+    V view_;
+    index_t first_;
+    index_t count_;
+    status validity_;
+};
+
+} // namespace kvtrim
