@@ -7,8 +7,8 @@
 
 #include "source_rows.hpp"
 
-#include <kvtrim/cache/indexed.hpp>
-#include <kvtrim/cache/paged.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
 
 #include <numeric>
 #include <random>

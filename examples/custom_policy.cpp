@@ -5,12 +5,12 @@
 #include "custom_policy.hpp"
 
 #include <kvtrim/cache/filled.hpp>
+#include <kvtrim/cache/ggml_rows.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/cache/row_range.hpp>
-#include <kvtrim/cache/ggml_blocks.hpp>
-#include <kvtrim/cache/indexed.hpp>
-#include <kvtrim/cache/paged.hpp>
-#include <kvtrim/cache/scaled.hpp>
+#include <kvtrim/cache/scaled_rows.hpp>
 
 #include <cstdio>
 #include <vector>

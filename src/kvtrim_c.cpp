@@ -5,7 +5,7 @@
 // through any_rows, which widens them, and not through the pointer paths that know their element.
 #include <kvtrim_c.h>
 
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>

@@ -4,9 +4,9 @@
 
 #include "threads.hpp"
 
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
-#include <kvtrim/kernels/block_formats.hpp>
+#include <kvtrim/kernels/quant_formats.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/simd/convert.hpp>
 

@@ -9,7 +9,7 @@
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
-#include <kvtrim/score/lag.hpp>
+#include <kvtrim/score/lag_score.hpp>
 
 #include <functional>
 #include <span>

@@ -4,7 +4,7 @@
 #include <kvtrim/adapter/eigen.hpp>
 
 #include <kvtrim/cache/row_source.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 
 #include "support/checks.hpp"
 

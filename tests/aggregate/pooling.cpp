@@ -28,7 +28,7 @@ static_assert(!valid_kernel(0).ok() && !valid_kernel(4).ok() && !valid_kernel(-3
 
 } // namespace
 
-TEST_CASE("pool: average and maximum equal a double loop, for any kernel and length", "[math][oracle]") {
+TEST_CASE("pool: average and maximum equal a double loop, for any kernel and length", "[attention][oracle]") {
     support::random r(1);
     for (int round = 0; round < 200; ++round) {
         row in;
@@ -54,20 +54,20 @@ TEST_CASE("pool: average and maximum equal a double loop, for any kernel and len
     }
 }
 
-TEST_CASE("pool: borders are damped by the average and ignored by the maximum", "[math]") {
+TEST_CASE("pool: borders are damped by the average and ignored by the maximum", "[attention]") {
     CHECK(pooled(pooling::average, 3, {3, 6, 9}) == row{3, 6, 5});
     CHECK(pooled(pooling::maximum, 3, {-3, -6, -9}) == row{-3, -3, -6});
     CHECK(pooled(pooling::average, 5, {5}) == row{1});
     CHECK(pooled(pooling::maximum, 5, {-5}) == row{-5});
 }
 
-TEST_CASE("pool: none copies, whatever the kernel", "[math]") {
+TEST_CASE("pool: none copies, whatever the kernel", "[attention]") {
     CHECK(pooled(pooling::none, 5, {1, 2, 3}) == row{1, 2, 3});
     CHECK(pooled(pooling::none, 1, {}).empty());
     CHECK(pooled(pooling::average, 1, {1, 2}) == row{1, 2});
 }
 
-TEST_CASE("pool: NaN spreads over the average's kernel and is ignored by the maximum", "[math]") {
+TEST_CASE("pool: NaN spreads over the average's kernel and is ignored by the maximum", "[attention]") {
     const row average = pooled(pooling::average, 3, {1, 2, not_a_number, 4, 5});
     CHECK(average[0] == 1.0f);
     CHECK(std::isnan(average[1]));
@@ -82,7 +82,7 @@ TEST_CASE("pool: NaN spreads over the average's kernel and is ignored by the max
 }
 
 TEST_CASE("pool: an even or empty kernel and lengths that differ are refused, with nothing written",
-          "[math][errors]") {
+          "[attention][errors]") {
     row out{-7, -7, -7};
     for (const index_t kernel : {0, 2, -1}) {
         CHECK(pool(pooling::average, kernel, row{1, 2, 3}, out).code() == errc::invalid_parameter);

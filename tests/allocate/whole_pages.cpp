@@ -5,10 +5,10 @@
 
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/uniform.hpp>
-#include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/score/query_free.hpp>
 
 #include "compact/random_pages.hpp"
 #include "support/allocate.hpp"
@@ -149,7 +149,7 @@ TEST_CASE("whole_pages: what is protected comes from the request, row by row, no
 }
 
 TEST_CASE("whole_pages: over layers too, what is protected comes from the request",
-          "[allocate][model][regression]") {
+          "[allocate][policy][regression]") {
     const layer_data layer = random_layer({.kv_heads = 2, .tokens = 1000}, 1);
     const std::vector layers(3, kvtrim::layer(layer.keys()));
     const layer_wise over_layers{

@@ -3,8 +3,8 @@
 
 #include <kvtrim/attention/attention_rows.hpp>
 
-#include <kvtrim/cache/indexed.hpp>
-#include <kvtrim/cache/paged.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
 
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
@@ -60,7 +60,7 @@ struct setup {
 } // namespace
 
 TEST_CASE("attention_rows: any block of rows and any run of tokens equal the whole softmax",
-          "[math][oracle]") {
+          "[attention][oracle]") {
     for (std::uint64_t seed = 0; seed < 60; ++seed) {
         const setup s(seed);
         const inputs in = s.layer.inputs();
@@ -123,7 +123,7 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
     }
 }
 
-TEST_CASE("attention_rows: a block can be taken again, in any order, with the same bits", "[math]") {
+TEST_CASE("attention_rows: a block can be taken again, in any order, with the same bits", "[attention]") {
     const support::layer_data layer = support::random_layer({.group = 4, .tokens = 300, .queries = 40}, 5);
     const inputs in = layer.inputs();
     rows_of_head rows(in, {}, 1, 0, 0);
@@ -137,7 +137,7 @@ TEST_CASE("attention_rows: a block can be taken again, in any order, with the sa
     CHECK(tile(0) == before);
 }
 
-TEST_CASE("attention_rows: kept logits change nothing, however many tokens they are for", "[math]") {
+TEST_CASE("attention_rows: kept logits change nothing, however many tokens they are for", "[attention]") {
     for (std::uint64_t seed = 0; seed < 30; ++seed) {
         setup s(seed);
         const inputs in = s.layer.inputs();
@@ -262,7 +262,8 @@ struct scattered_rows {
 
 } // namespace
 
-TEST_CASE("attention_rows: keys and queries of bf16 in AMX tiles give what they give widened", "[math]") {
+TEST_CASE("attention_rows: keys and queries of bf16 in AMX tiles give what they give widened",
+          "[attention]") {
     if (best_cpu_level() < cpu_level::avx512) {
         WARN("no AVX-512 on this machine: not tested");
         return;
@@ -303,7 +304,7 @@ TEST_CASE("attention_rows: keys and queries of bf16 in AMX tiles give what they 
 }
 #endif
 
-TEST_CASE("validate_attention: bad input is answered, in this order", "[math]") {
+TEST_CASE("validate_attention: bad input is answered, in this order", "[attention]") {
     const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);
     eviction_request request{};
     CHECK(validate_attention(layer.inputs(), request).ok());
@@ -328,7 +329,7 @@ TEST_CASE("validate_attention: bad input is answered, in this order", "[math]") 
 }
 
 TEST_CASE("validate_attention: a rollback tail of any length is answered, not added past 64 bits",
-          "[math][errors]") {
+          "[attention][errors]") {
     const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);
     constexpr index_t most = std::numeric_limits<index_t>::max();
     for (const index_t rollback : {most, most - 7, most - 8}) {
@@ -344,7 +345,7 @@ TEST_CASE("validate_attention: a rollback tail of any length is answered, not ad
 }
 
 TEST_CASE("validate_attention: queries of another head_dim and missing sink logits are refused",
-          "[math][errors]") {
+          "[attention][errors]") {
     const support::layer_data layer = support::random_layer({.tokens = 10, .queries = 8}, 6);
     const auto narrow = layer.inputs().with_queries(support::view(layer.q.data(), {4, 8, 12}));
     CHECK(std::string(validate_attention(narrow, {}).what()) ==

@@ -4,7 +4,7 @@
 #include <kvtrim/cache/filled.hpp>
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 
 #include "support/checks.hpp"
 
@@ -15,7 +15,7 @@ using namespace kvtrim;
 static_assert(strided_view<filled<float>, 3> && strided_view<filled<const bf16>, 3>);
 static_assert(cache_view<filled<float>> && !row_source<filled<float>>);
 
-TEST_CASE("filled: of each head the first rows count, up to its own length", "[base]") {
+TEST_CASE("filled: of each head the first rows count, up to its own length", "[core]") {
     std::vector<float> data(2 * 5 * 2);
     std::iota(data.begin(), data.end(), 0.0f);
     const std::vector<index_t> lengths{3, 1};
@@ -33,7 +33,7 @@ TEST_CASE("filled: of each head the first rows count, up to its own length", "[b
     CHECK(layer(cache).longest_row() == 3);
 }
 
-TEST_CASE("filled: a growing cache of any strides is cut in place", "[base]") {
+TEST_CASE("filled: a growing cache of any strides is cut in place", "[core]") {
     std::vector<float> data(2 * 4); // token-major, [4 tokens, 2 heads, 1]
     std::iota(data.begin(), data.end(), 0.0f);
     const std::vector<index_t> lengths{4, 2};
@@ -46,14 +46,14 @@ TEST_CASE("filled: a growing cache of any strides is cut in place", "[base]") {
     CHECK(compact_in_place(cache, support::plan_of({{0}, {2}})).code() == errc::plan_mismatch);
 }
 
-TEST_CASE("filled: no heads and empty heads without memory are views", "[base]") {
+TEST_CASE("filled: no heads and empty heads without memory are views", "[core]") {
     const filled<float> no_heads(strided<float, 3>(nullptr, {0, 0, 4}), {});
     CHECK(no_heads.extent(1) == 0);
     const std::vector<index_t> none{0, 0};
     CHECK(filled<float>(strided<float, 3>(nullptr, {2, 0, 4}), none).rows(1) == 0);
 }
 
-TEST_CASE("filled: lengths that the cache does not have give an empty view that says why", "[base][errors]") {
+TEST_CASE("filled: lengths that the cache does not have give an empty view that says why", "[core][errors]") {
     std::vector<float> data(8);
     const auto answer = [](const strided<float, 3>& cache, const std::vector<index_t>& lengths) {
         const filled<float> view(cache, lengths);

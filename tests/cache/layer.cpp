@@ -22,7 +22,7 @@ static_assert(layer_inputs<view, not_given, view, view>::has_queries &&
 
 } // namespace
 
-TEST_CASE("layer: it holds the views it was given, and knows which", "[base]") {
+TEST_CASE("layer: it holds the views it was given, and knows which", "[core]") {
     const std::vector<float> memory(1000);
     const view keys(memory.data(), {2, 10, 4});
     const view values(memory.data() + 1, {2, 10, 6});
@@ -42,7 +42,7 @@ TEST_CASE("layer: it holds the views it was given, and knows which", "[base]") {
     CHECK(layer(keys).with_queries(queries).queries.extent(0) == 4);
 }
 
-TEST_CASE("layer: heads of a ragged cache have their own lengths", "[base]") {
+TEST_CASE("layer: heads of a ragged cache have their own lengths", "[core]") {
     std::vector<float> memory(12);
     const std::vector<std::int32_t> ends{0, 1, 6};
     const auto in = layer(ragged<float>(memory.data(), ends, 2));
@@ -52,7 +52,7 @@ TEST_CASE("layer: heads of a ragged cache have their own lengths", "[base]") {
     CHECK(in.longest_row() == 5);
 }
 
-TEST_CASE("layer: keys and values that disagree are refused", "[base][errors]") {
+TEST_CASE("layer: keys and values that disagree are refused", "[core][errors]") {
     const std::vector<float> memory(1000);
     const view keys(memory.data(), {2, 10, 4});
     const auto answer = [&](index_t heads, index_t tokens) {
@@ -65,7 +65,7 @@ TEST_CASE("layer: keys and values that disagree are refused", "[base][errors]") 
     CHECK(answer(2, 10).ok());
 }
 
-TEST_CASE("layer: ragged keys and values that disagree in one head are refused", "[base][errors]") {
+TEST_CASE("layer: ragged keys and values that disagree in one head are refused", "[core][errors]") {
     std::vector<float> memory(64);
     const std::vector<std::int32_t> key_ends{0, 2, 7, 10};
     const std::vector<std::int32_t> value_ends{0, 2, 5, 10}; // as long in total, and the longest head too
@@ -77,7 +77,7 @@ TEST_CASE("layer: ragged keys and values that disagree in one head are refused",
 }
 
 TEST_CASE("layer: queries and W_O of another layer are refused, also where one head alone differs",
-          "[base][errors]") {
+          "[core][errors]") {
     const std::vector<float> memory(1000);
     const view keys(memory.data(), {2, 10, 4});
     const view values(memory.data(), {2, 10, 6});
@@ -102,7 +102,7 @@ TEST_CASE("layer: queries and W_O of another layer are refused, also where one h
     CHECK(with(queries, ragged<const float>(memory.data(), w_ends, 12)).code() == errc::invalid_parameter);
 }
 
-TEST_CASE("layer: it answers what a view says of itself, whichever it is", "[base][errors]") {
+TEST_CASE("layer: it answers what a view says of itself, whichever it is", "[core][errors]") {
     const std::vector<float> memory(1000);
     const view good(memory.data(), {2, 10, 4});
     constexpr auto bad = view::invalid("this one");

@@ -19,7 +19,7 @@ static_assert(!strided_view<ragged<float>, 3>);
 
 } // namespace
 
-TEST_CASE("ragged: head h holds the rows from offsets h up to offsets h + 1 of the data", "[base]") {
+TEST_CASE("ragged: head h holds the rows from offsets h up to offsets h + 1 of the data", "[core]") {
     std::vector<float> data(16);
     std::iota(data.begin(), data.end(), 0.0f);
     const offsets ends{0, 3, 3, 7, 8};
@@ -41,7 +41,7 @@ TEST_CASE("ragged: head h holds the rows from offsets h up to offsets h + 1 of t
     CHECK(std::vector<float>(rows.data, rows.data + 4) == std::vector<float>{2, 3, 4, 5});
 }
 
-TEST_CASE("ragged: 16-bit elements are decoded", "[base]") {
+TEST_CASE("ragged: 16-bit elements are decoded", "[core]") {
     const std::vector<bf16> data{{0x3f80}, {0x4000}, {0xc040}};
     const offsets ends{0, 1, 3};
     std::vector<float> tile(2);
@@ -49,7 +49,7 @@ TEST_CASE("ragged: 16-bit elements are decoded", "[base]") {
     CHECK(tile == std::vector<float>{2, -3});
 }
 
-TEST_CASE("ragged: no heads, empty heads and null data without rows are views", "[base]") {
+TEST_CASE("ragged: no heads, empty heads and null data without rows are views", "[core]") {
     const ragged<float> no_heads(nullptr, offsets{0}, 4);
     CHECK(no_heads.extent(0) == 0);
     CHECK(no_heads.extent(1) == 0);
@@ -61,7 +61,7 @@ TEST_CASE("ragged: no heads, empty heads and null data without rows are views", 
 }
 
 TEST_CASE("ragged: wrong offsets, a wrong head_dim and null data give an empty view that says why",
-          "[base][errors]") {
+          "[core][errors]") {
     std::vector<float> data(8);
     const auto answer = [&](float* memory, const offsets& ends, index_t head_dim, errc code) {
         const ragged<float> cache(memory, ends, head_dim);

@@ -10,7 +10,7 @@
 
 using namespace kvtrim;
 
-TEST_CASE("rope: both pairings reach every rotary channel once and no other", "[base]") {
+TEST_CASE("rope: both pairings reach every rotary channel once and no other", "[core]") {
     const std::vector<float> frequencies{1.0f, 0.5f, 0.25f};
     for (const rope_pairing pairing : {rope_pairing::half_split, rope_pairing::interleaved}) {
         const rope r{.inverse_frequencies = frequencies, .pairing = pairing};
@@ -28,7 +28,7 @@ TEST_CASE("rope: both pairings reach every rotary channel once and no other", "[
 }
 
 TEST_CASE("rope: a table or factor that is not finite is bad input, an empty table is none",
-          "[base][errors]") {
+          "[core][errors]") {
     CHECK(valid_rope(rope{}).ok());
     for (const float odd :
          {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {

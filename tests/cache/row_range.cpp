@@ -14,7 +14,7 @@ using namespace kvtrim;
 
 static_assert(row_source<row_range<strided<const float, 3>>>);
 
-TEST_CASE("row range: the chosen rows of each head, whatever the view", "[base]") {
+TEST_CASE("row range: the chosen rows of each head, whatever the view", "[core]") {
     std::vector<float> data(2 * 4 * 2);
     std::iota(data.begin(), data.end(), 0.0f);
     const support::view all(data.data(), {2, 4, 2});
@@ -32,7 +32,7 @@ TEST_CASE("row range: the chosen rows of each head, whatever the view", "[base]"
     CHECK(row_range(all, 4, 0).extent(1) == 0);
 }
 
-TEST_CASE("row range: rows that a head does not have give an empty view that says why", "[base][errors]") {
+TEST_CASE("row range: rows that a head does not have give an empty view that says why", "[core][errors]") {
     std::vector<float> data(16);
     const support::view all(data.data(), {2, 4, 2});
     const auto answer = [](const auto& view, index_t first, index_t count) {

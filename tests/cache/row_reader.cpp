@@ -74,7 +74,7 @@ bool all_layouts_agree(const support::view& v, std::uint64_t seed) {
 
 } // namespace
 
-TEST_CASE("load_rows, read_rows: every memory order of every element gives the same floats", "[base]") {
+TEST_CASE("load_rows, read_rows: every memory order of every element gives the same floats", "[core]") {
     for (std::uint64_t seed = 0; seed < 40; ++seed) {
         const support::layer_data layer = numbers(seed);
         CAPTURE(seed);
@@ -85,7 +85,7 @@ TEST_CASE("load_rows, read_rows: every memory order of every element gives the s
     }
 }
 
-TEST_CASE("load_rows, read_rows: no dimension needs to be contiguous, and any may run backwards", "[base]") {
+TEST_CASE("load_rows, read_rows: no dimension needs to be contiguous, and any may run backwards", "[core]") {
     support::random r(9);
     const std::vector<float> memory = [&] {
         std::vector<float> values(4000);
@@ -103,7 +103,7 @@ TEST_CASE("load_rows, read_rows: no dimension needs to be contiguous, and any ma
 }
 
 TEST_CASE("load_rows, read_rows: indexable, decoding and mdspan-like sources give the same floats",
-          "[base]") {
+          "[core]") {
     for (std::uint64_t seed = 100; seed < 130; ++seed) {
         const support::layer_data layer = numbers(seed);
         const support::view v = layer.keys();
@@ -124,7 +124,7 @@ TEST_CASE("load_rows, read_rows: indexable, decoding and mdspan-like sources giv
     }
 }
 
-TEST_CASE("load_rows: a user's own element type is decoded in any memory order", "[base]") {
+TEST_CASE("load_rows: a user's own element type is decoded in any memory order", "[core]") {
     std::vector<own::fp8> codes;
     for (int i = 0; i < 240; ++i) { codes.push_back({static_cast<std::uint8_t>(i)}); }
     const auto decoded = [](const auto& v) {
@@ -137,7 +137,7 @@ TEST_CASE("load_rows: a user's own element type is decoded in any memory order",
     CHECK(loaded(rows, 0, 7, 1) == std::vector<float>{1, 1.125f, 1.25f, 1.375f, 1.5f, 1.625f, 1.75f, 1.875f});
 }
 
-TEST_CASE("load_rows: NaN, infinities and the sign of zero come through", "[base]") {
+TEST_CASE("load_rows: NaN, infinities and the sign of zero come through", "[core]") {
     const float nan = std::numeric_limits<float>::quiet_NaN();
     const float infinity = std::numeric_limits<float>::infinity();
     const std::vector<float> data{nan, infinity, -infinity, -0.0f};
@@ -151,7 +151,7 @@ TEST_CASE("load_rows: NaN, infinities and the sign of zero come through", "[base
     CHECK(same(loaded(support::generic_view{v}, 0, 0, 1)));
 }
 
-TEST_CASE("read_rows: contiguous floats are not copied, all else goes through the tile", "[base]") {
+TEST_CASE("read_rows: contiguous floats are not copied, all else goes through the tile", "[core]") {
     const support::layer_data layer = support::random_layer({.tokens = 9, .head_dim = 6}, 7);
     const support::view v = layer.keys();
     std::vector<float> tile(static_cast<std::size_t>(v.extent(1) * v.extent(2)));
@@ -168,7 +168,7 @@ TEST_CASE("read_rows: contiguous floats are not copied, all else goes through th
     CHECK(data_of(support::decoding_source(v)) == tile.data());
 }
 
-TEST_CASE("load_rows, read_rows: rows without elements need no memory", "[base][odd]") {
+TEST_CASE("load_rows, read_rows: rows without elements need no memory", "[core][odd]") {
     for (const index_t step : {1, 3}) {
         const strided<const float, 3> none(nullptr, {2, 3, 0}, {30, 10, step});
         float* const nowhere = nullptr;
@@ -177,7 +177,7 @@ TEST_CASE("load_rows, read_rows: rows without elements need no memory", "[base][
     }
 }
 
-TEST_CASE("load_rows: a view whose elements are not its memory is read through its elements", "[base]") {
+TEST_CASE("load_rows: a view whose elements are not its memory is read through its elements", "[core]") {
     std::vector<float> data{1, 2, 3, 4};
     const own::scaled_mdspan<const float> v{{data.data(), {1, 2, 2}, {4, 2, 1}}, 10.0f};
     CHECK(loaded(v, 0, 0, 2) == std::vector<float>{10, 20, 30, 40});

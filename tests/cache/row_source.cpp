@@ -19,7 +19,7 @@ static_assert(is_made_of<own::mdspan_like<float>, float> && std::is_void_v<store
               std::is_void_v<stored_element<own::quantised>> &&
               std::is_void_v<stored_element<own::scaled_mdspan<float>>>);
 
-TEST_CASE("row_count: a source may have heads of different length", "[base]") {
+TEST_CASE("row_count: a source may have heads of different length", "[core]") {
     struct uneven {
         static index_t extent(std::size_t r) { return r == 0 ? 2 : r == 1 ? 5 : 1; }
         static index_t rows(index_t head) { return head == 0 ? 5 : 3; }
@@ -51,7 +51,7 @@ struct told_rows : told {
 } // namespace
 
 TEST_CASE("validate: a view that does not answer itself is asked for its extents, its rows and its memory",
-          "[base][errors]") {
+          "[core][errors]") {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     CHECK(validate(told{{2, 3, 4}}).ok());
     CHECK(validate(told{{2, 0, 4}}).ok());

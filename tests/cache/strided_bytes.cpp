@@ -91,7 +91,7 @@ strided_bytes nested_view(support::random& r) {
 } // namespace
 
 TEST_CASE("overlap, overlaps_itself: as the sets of all bytes say, for any strides and any two layouts",
-          "[base][properties][oracle]") {
+          "[core][properties][oracle]") {
     support::random r(1);
     int apart_within_range = 0, met = 0, doubled = 0;
     for (int round = 0; round < 12000; ++round) {
@@ -119,7 +119,7 @@ TEST_CASE("overlap, overlaps_itself: as the sets of all bytes say, for any strid
 }
 
 TEST_CASE("rows_contain: it never says so of a row that is not inside, and says so of each part of a row",
-          "[base][properties][oracle]") {
+          "[core][properties][oracle]") {
     support::random r(2);
     int contained = 0, refused = 0;
     for (int round = 0; round < 12000; ++round) {
@@ -149,7 +149,7 @@ TEST_CASE("rows_contain: it never says so of a row that is not inside, and says 
     CHECK(refused > 500);
 }
 
-TEST_CASE("overlap: the layouts of engines are decided in a handful of steps, at any length", "[base]") {
+TEST_CASE("overlap: the layouts of engines are decided in a handful of steps, at any length", "[core]") {
     constexpr index_t tokens = 100000, heads = 8, dim = 128, size = 2;
     const auto* const buffer = reinterpret_cast<const unsigned char*>(std::uintptr_t{1} << 40);
     const auto at = [&](index_t byte, const std::array<index_t, 4>& extents,
@@ -182,7 +182,7 @@ TEST_CASE("overlap: the layouts of engines are decided in a handful of steps, at
 
 TEST_CASE("strided_bytes: strides that lead out of memory are not valid, and what cannot be decided counts "
           "as overlap",
-          "[base][errors]") {
+          "[core][errors]") {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     const auto valid = [](const std::array<index_t, 4>& extents, const std::array<index_t, 4>& strides,
                           index_t bytes) {

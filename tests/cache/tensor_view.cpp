@@ -32,7 +32,7 @@ std::vector<int> counting_up(int count) {
 
 } // namespace
 
-TEST_CASE("strided: without strides it is row-major", "[base]") {
+TEST_CASE("strided: without strides it is row-major", "[core]") {
     std::vector<float> data(2 * 3 * 4);
     const strided<float, 3> v(data.data(), {2, 3, 4});
     CHECK(v.extent(0) == 2);
@@ -45,7 +45,7 @@ TEST_CASE("strided: without strides it is row-major", "[base]") {
     CHECK(&v(1, 2, 3) == data.data() + 23);
 }
 
-TEST_CASE("strided: an element lies at the sum of index times stride, in any memory order", "[base]") {
+TEST_CASE("strided: an element lies at the sum of index times stride, in any memory order", "[core]") {
     std::vector<float> data(120);
     float* const middle = data.data() + 60;
     const std::array<std::array<index_t, 3>, 4> all_strides{
@@ -63,14 +63,14 @@ TEST_CASE("strided: an element lies at the sum of index times stride, in any mem
     }
 }
 
-TEST_CASE("strided: writing through the view changes the caller's memory", "[base]") {
+TEST_CASE("strided: writing through the view changes the caller's memory", "[core]") {
     std::vector<f16> data(6);
     const strided<f16, 2> v(data.data(), {2, 3});
     v(1, 1) = element_traits<f16>::from_float(1.5f);
     CHECK(to_float(data[4]) == 1.5f);
 }
 
-TEST_CASE("strided: element type and rank are deduced from a pointer and braces", "[base]") {
+TEST_CASE("strided: element type and rank are deduced from a pointer and braces", "[core]") {
     std::vector<float> data(24);
     const float* const read_only = data.data();
     const int tokens = 3;
@@ -82,21 +82,21 @@ TEST_CASE("strided: element type and rank are deduced from a pointer and braces"
     CHECK(b.stride(0) == 6);
 }
 
-TEST_CASE("strided: it is usable in constant expressions", "[base]") {
+TEST_CASE("strided: it is usable in constant expressions", "[core]") {
     static constexpr std::array<float, 4> data{1, 2, 3, 4};
     constexpr strided<const float, 2> transposed(data.data(), {2, 2}, {1, 2});
     static_assert(transposed(0, 1) == 3 && transposed(1, 0) == 2);
     CHECK(transposed(1, 1) == 4);
 }
 
-TEST_CASE("strided: an empty view needs no data", "[base]") {
+TEST_CASE("strided: an empty view needs no data", "[core]") {
     const strided<float, 3> v(nullptr, {2, 0, 4});
     CHECK(v.extent(1) == 0);
 }
 
 TEST_CASE(
     "strided: null data, negative extents and more than memory can hold give an empty view that says why",
-    "[base][errors]") {
+    "[core][errors]") {
     std::vector<float> data(8);
     const auto answer = [](const strided<float, 3>& view, const std::array<index_t, 3>& extents) {
         const status s = view.validate();
@@ -125,7 +125,7 @@ TEST_CASE(
 }
 
 TEST_CASE("strided: extents and strides are integers of any types, one that index_t lacks is refused",
-          "[base]") {
+          "[core]") {
     std::vector<float> data(24);
     const std::vector<int> shape(3);
     const strided mixed(data.data(), {shape.size() - 1, 3, index_t{4}});
@@ -148,7 +148,7 @@ TEST_CASE("strided: extents and strides are integers of any types, one that inde
     CHECK(strided<float, 3>(data.data(), {minus_two, 1, 1}).validate().code() == errc::invalid_parameter);
 }
 
-TEST_CASE("strided: a function that makes views answers with an empty one that says why", "[base][errors]") {
+TEST_CASE("strided: a function that makes views answers with an empty one that says why", "[core][errors]") {
     constexpr auto none = strided<float, 3>::invalid("no such tensor");
     static_assert(none.extent(0) == 0 && none.extent(1) == 0 && none.extent(2) == 0);
     static_assert(none.data_handle() == nullptr && !none.validate().ok());
@@ -156,7 +156,7 @@ TEST_CASE("strided: a function that makes views answers with an empty one that s
     CHECK(none.validate().code() == errc::invalid_parameter);
 }
 
-TEST_CASE("at: a view's own element comes back, by value or by reference", "[base]") {
+TEST_CASE("at: a view's own element comes back, by value or by reference", "[core]") {
     const own::indexable lazy{{2, 3, 4}};
     CHECK(at(lazy, 1, 2, 3) == lazy(1, 2, 3));
     std::vector<int> values = counting_up(6);

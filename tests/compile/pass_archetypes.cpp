@@ -173,8 +173,9 @@ kvtrim::status plan_all(const inputs& in, const kvtrim::eviction_request& reques
     for (const status s : {
              eviction_policy{scorer, uniform{}, by_importance{}}.plan(in, request, out, scratch),
              eviction_policy{attention, adaptive{}, two_stage{}}.plan(in, request, out, scratch),
-             eviction_policy{value_weighted<archetype::scorer>{scorer}, allocator, two_stage_by_mass{}}.plan(
-                 in, request, out, scratch),
+             eviction_policy{projected_norm_weighted<archetype::scorer>{scorer}, allocator,
+                             two_stage_by_mass{}}
+                 .plan(in, request, out, scratch),
              eviction_policy{padded<archetype::scorer>{scorer, 2}, uniform{}, shared{}}.plan(in, request, out,
                                                                                              scratch),
              eviction_policy{key_norm_score{}, uniform{}, reranker}.plan(in, request, out, scratch),

@@ -11,23 +11,23 @@
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/cache/row_range.hpp>
-#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
-#include <kvtrim/compact/in_place.hpp>
 #include <kvtrim/compact/move_rows.hpp>
-#include <kvtrim/compact/page_moves.hpp>
+#include <kvtrim/compact/plan_page_moves.hpp>
+#include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/compact/shared_cells.hpp>
-#include <kvtrim/compact/shared_set.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
-#include <kvtrim/policy/blocks.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/score/padded.hpp>
-#include <kvtrim/score/query_free.hpp>
-#include <kvtrim/rerank/chunked.hpp>
+#include <kvtrim/policy/page_eviction.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/rerank/chunked.hpp>
 #include <kvtrim/rerank/shared.hpp>
 #include <kvtrim/rerank/two_stage.hpp>
+#include <kvtrim/score/padded.hpp>
+#include <kvtrim/score/query_free.hpp>
 
 #if defined(EIGEN_WORLD_VERSION)
 #error "a light header includes Eigen"

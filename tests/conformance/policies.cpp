@@ -279,7 +279,7 @@ results run_criticalkv(const golden_case& c) {
     trace t;
     if (variant == "kvpress") {
         const auto first = static_cast<index_t>((1.0 - ratio) * static_cast<double>(l.tokens) * first_ratio);
-        const kvtrim::value_weighted<padded_window> scorer{padded_of(c, l), epsilon};
+        const kvtrim::projected_norm_weighted<padded_window> scorer{padded_of(c, l), epsilon};
         t = plan_with(
             kvtrim::eviction_policy{scorer, kvtrim::uniform{}, kvtrim::two_stage{.first_tokens = first}},
             with_everything(l), {.budget = kvtrim::per_head(kept)});
@@ -306,7 +306,7 @@ results run_critical_adakv(const golden_case& c) {
     trace t;
     if (variant == "kvpress") {
         reranker.first_at_least = truncated(kept, alpha);
-        const kvtrim::value_weighted<padded_window> scorer{padded_of(c, l), epsilon};
+        const kvtrim::projected_norm_weighted<padded_window> scorer{padded_of(c, l), epsilon};
         const kvtrim::adaptive adaptive{.safeguard_tokens = truncated(kept, alpha)};
         t = plan_with(kvtrim::eviction_policy{scorer, adaptive, reranker}, with_everything(l),
                       {.budget = kvtrim::per_head(kept)});
@@ -333,8 +333,9 @@ results run_defensivekv(const golden_case& c) {
     const kvtrim::eviction_request request{.budget = kvtrim::over_all_heads(total),
                                            .protect = {.window_tokens = l.window}};
     const trace t = plan_with(policy, in, request);
-    const trace unweighted = plan_with(
-        kvtrim::eviction_policy{policy.scorer.scorer, policy.allocator, kvtrim::by_importance{}}, in, request);
+    const trace unweighted =
+        plan_with(kvtrim::eviction_policy{policy.scorer.scorer, policy.allocator, kvtrim::by_importance{}},
+                  in, request);
     // The case lists forced tokens and the window as +infinity, and counts the former.
     const index_t candidates = l.tokens - l.window;
     std::vector<double> scores;
@@ -440,11 +441,11 @@ results run_expected_attention(const golden_case& c) {
     const auto in = kvtrim::layer(keys_of(l), values_of(l));
     const kvtrim::eviction_request request{.budget = kvtrim::per_head(kept_of(c, l)),
                                            .protect = {.sink_tokens = sinks}};
-    const trace t =
-        c.need<int>("use_vnorm") != 0
-            ? plan_with(policy, in, request)
-            : plan_with(kvtrim::eviction_policy{policy.scorer.scorer, kvtrim::uniform{}, kvtrim::by_importance{}},
-                        in, request);
+    const trace t = c.need<int>("use_vnorm") != 0
+                        ? plan_with(policy, in, request)
+                        : plan_with(kvtrim::eviction_policy{policy.scorer.scorer, kvtrim::uniform{},
+                                                            kvtrim::by_importance{}},
+                                    in, request);
     // The case lists sinks as the maximum + 1.
     const double padding = *std::max_element(t.scored.begin(), t.scored.end()) + 1.0;
     return with(tables_of(t.plan), {{"scores", behind_sinks(l, t.scored, sinks, padding)}});

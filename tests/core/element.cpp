@@ -53,7 +53,7 @@ const patterns none;
 
 } // namespace
 
-TEMPLATE_TEST_CASE("16-bit elements: every pattern becomes the float it stands for", "[base]", f16, bf16) {
+TEMPLATE_TEST_CASE("16-bit elements: every pattern becomes the float it stands for", "[core]", f16, bf16) {
     const format f = format_of<TestType>;
     patterns wrong;
     for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -73,7 +73,7 @@ TEMPLATE_TEST_CASE("16-bit elements: every pattern becomes the float it stands f
     CHECK(wrong == none);
 }
 
-TEMPLATE_TEST_CASE("16-bit elements: to float and back is the same pattern, and NaN stays NaN", "[base]", f16,
+TEMPLATE_TEST_CASE("16-bit elements: to float and back is the same pattern, and NaN stays NaN", "[core]", f16,
                    bf16) {
     patterns wrong;
     for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -88,7 +88,7 @@ TEMPLATE_TEST_CASE("16-bit elements: to float and back is the same pattern, and 
 }
 
 TEMPLATE_TEST_CASE("16-bit elements: narrowing rounds to nearest, halves to even, and overflows to infinity",
-                   "[base]", f16, bf16) {
+                   "[core]", f16, bf16) {
     // The middle between two neighbours is a float; the floats next to it belong to one side each. The last pair
     // is the largest finite number and infinity.
     const format f = format_of<TestType>;
@@ -108,7 +108,7 @@ TEMPLATE_TEST_CASE("16-bit elements: narrowing rounds to nearest, halves to even
     CHECK(wrong == none);
 }
 
-TEMPLATE_TEST_CASE("16-bit elements: random floats narrow to the nearest number", "[base]", f16, bf16) {
+TEMPLATE_TEST_CASE("16-bit elements: random floats narrow to the nearest number", "[core]", f16, bf16) {
     const format f = format_of<TestType>;
     support::random r(1);
     patterns wrong;
@@ -129,7 +129,7 @@ TEMPLATE_TEST_CASE("16-bit elements: random floats narrow to the nearest number"
     CHECK(wrong == none);
 }
 
-TEST_CASE("f16, bf16: the borders of their ranges are where the formats say", "[base]") {
+TEST_CASE("f16, bf16: the borders of their ranges are where the formats say", "[core]") {
     CHECK(narrowed<f16>(65504) == 0x7bff);
     CHECK(narrowed<f16>(65519.996) == 0x7bff);
     CHECK(narrowed<f16>(65520) == 0x7c00);
@@ -143,7 +143,7 @@ TEST_CASE("f16, bf16: the borders of their ranges are where the formats say", "[
     CHECK(narrowed<bf16>(-0.0) == 0x8000);
 }
 
-TEST_CASE("bf16: a NaN whose payload lies in the dropped bits stays a NaN", "[base]") {
+TEST_CASE("bf16: a NaN whose payload lies in the dropped bits stays a NaN", "[core]") {
     for (const std::uint32_t bits : {0x7f800001u, 0xff800001u, 0x7fffffffu, 0x7f80ffffu}) {
         const bf16 narrow = element_traits<bf16>::from_float(std::bit_cast<float>(bits));
         CHECK(std::isnan(to_float(narrow)));
@@ -151,7 +151,7 @@ TEST_CASE("bf16: a NaN whose payload lies in the dropped bits stays a NaN", "[ba
     }
 }
 
-TEST_CASE("float, double: widening is exact and narrowing a double rounds", "[base]") {
+TEST_CASE("float, double: widening is exact and narrowing a double rounds", "[core]") {
     CHECK(to_float(0.1) == 0.1f);
     CHECK(to_float(-0.25f) == -0.25f);
     CHECK(element_traits<double>::from_float(0.1f) == static_cast<double>(0.1f));
@@ -159,7 +159,7 @@ TEST_CASE("float, double: widening is exact and narrowing a double rounds", "[ba
 }
 
 #if KVTRIM_HAS_FLOAT16
-TEST_CASE("f16: it equals the compiler's _Float16 in every pattern and in rounding", "[base]") {
+TEST_CASE("f16: it equals the compiler's _Float16 in every pattern and in rounding", "[core]") {
     support::random r(2);
     patterns wrong;
     for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {

@@ -23,7 +23,7 @@ static_assert(executor<decltype([](index_t count, const auto& fn) {
 
 } // namespace
 
-TEST_CASE("serial_executor: it calls each piece once, in order", "[base]") {
+TEST_CASE("serial_executor: it calls each piece once, in order", "[core]") {
     std::vector<index_t> seen;
     serial_executor{}(4, [&](index_t i) { seen.push_back(i); });
     CHECK(seen == std::vector<index_t>{0, 1, 2, 3});
@@ -31,7 +31,7 @@ TEST_CASE("serial_executor: it calls each piece once, in order", "[base]") {
     CHECK(seen.size() == 4);
 }
 
-TEST_CASE("executors of the tests: each piece is called once, whatever the threads and the order", "[base]") {
+TEST_CASE("executors of the tests: each piece is called once, whatever the threads and the order", "[core]") {
     const auto calls_of = [](auto ex) {
         std::vector<std::atomic<int>> calls(100);
         ex(100, [&](index_t i) { ++calls[static_cast<std::size_t>(i)]; });

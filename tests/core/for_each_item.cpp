@@ -47,7 +47,7 @@ std::vector<int> calls_of(Executor ex, index_t items) {
 } // namespace
 
 TEST_CASE("worker_count: what the executor says, else the same on every machine, at most one per item",
-          "[base]") {
+          "[core]") {
     CHECK(worker_count(counted_executor{5}, 100) == 5);
     CHECK(worker_count(counted_executor{5}, 3) == 3);
     CHECK(worker_count(counted_executor{5}, 0) == 1);
@@ -57,7 +57,7 @@ TEST_CASE("worker_count: what the executor says, else the same on every machine,
     CHECK(worker_count(support::thread_executor{77}, 1) == 1);
 }
 
-TEST_CASE("for_each_item: each item is called once, whatever the executor", "[base]") {
+TEST_CASE("for_each_item: each item is called once, whatever the executor", "[core]") {
     for (const index_t items : {0, 1, 2, 3, 64, 257}) {
         const std::vector<int> once(static_cast<std::size_t>(items), 1);
         CHECK(calls_of(serial_executor{}, items) == once);
@@ -69,7 +69,7 @@ TEST_CASE("for_each_item: each item is called once, whatever the executor", "[ba
     }
 }
 
-TEST_CASE("for_each_item: one worker sees the items in ascending order", "[base]") {
+TEST_CASE("for_each_item: one worker sees the items in ascending order", "[core]") {
     counted_executor one{1};
     auto memory = memory_for(one, 20, 8);
     workspace scratch(memory);
@@ -79,7 +79,7 @@ TEST_CASE("for_each_item: one worker sees the items in ascending order", "[base]
     CHECK(std::is_sorted(seen.begin(), seen.end()));
 }
 
-TEST_CASE("for_each_item: each worker has its bytes to itself, and each item all of them", "[base]") {
+TEST_CASE("for_each_item: each worker has its bytes to itself, and each item all of them", "[core]") {
     constexpr index_t floats = 50;
     const index_t worker_bytes = [] {
         workspace counting = workspace::counting();
@@ -108,7 +108,7 @@ TEST_CASE("for_each_item: each worker has its bytes to itself, and each item all
     }
 }
 
-TEST_CASE("for_each_item: there are as many workers as the memory holds, one at least", "[base]") {
+TEST_CASE("for_each_item: there are as many workers as the memory holds, one at least", "[core]") {
     alignas(64) std::byte memory[1024];
     CHECK(for_each_item_bytes(counted_executor{3}, 10, 200) ==
           640 + workspace::alignment_bytes); // 600 in whole cache lines, and what alignment may cost
@@ -137,7 +137,7 @@ TEST_CASE("for_each_item: there are as many workers as the memory holds, one at 
     }
 }
 
-TEST_CASE("for_each_item: what it took is given back", "[base]") {
+TEST_CASE("for_each_item: what it took is given back", "[core]") {
     serial_executor ex;
     auto memory = memory_for(ex, 10, 200);
     workspace scratch(memory);

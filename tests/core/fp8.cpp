@@ -1,8 +1,8 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/core/fp8.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/fp8.hpp>
 
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
@@ -62,7 +62,7 @@ bool same(double expected, float got) {
 } // namespace
 
 TEMPLATE_TEST_CASE("fp8: each of the 256 patterns is what its format says, at every level and any count",
-                   "[base]", f8_e4m3, f8_e5m2) {
+                   "[core]", f8_e4m3, f8_e5m2) {
     std::vector<TestType> all(256);
     for (std::size_t i = 0; i < 256; ++i) { all[i].bits = static_cast<std::uint8_t>(i); }
     for (std::uint32_t i = 0; i < 256; ++i) {
@@ -83,7 +83,7 @@ TEMPLATE_TEST_CASE("fp8: each of the 256 patterns is what its format says, at ev
     });
 }
 
-TEMPLATE_TEST_CASE("fp8: narrowing rounds to nearest, halves to even, and every number comes back", "[base]",
+TEMPLATE_TEST_CASE("fp8: narrowing rounds to nearest, halves to even, and every number comes back", "[core]",
                    f8_e4m3, f8_e5m2) {
     const format f = format_of<TestType>;
     for (std::uint32_t low = 0; low < f.largest; ++low) {
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("fp8: narrowing rounds to nearest, halves to even, and every 
     }
 }
 
-TEMPLATE_TEST_CASE("fp8: what is too large becomes the largest number, and NaN stays NaN", "[base]", f8_e4m3,
+TEMPLATE_TEST_CASE("fp8: what is too large becomes the largest number, and NaN stays NaN", "[core]", f8_e4m3,
                    f8_e5m2) {
     const format f = format_of<TestType>;
     for (const float x : {std::nextafter(static_cast<float>(f.magnitude(f.largest)), HUGE_VALF), 60000.0f,
@@ -115,7 +115,7 @@ TEMPLATE_TEST_CASE("fp8: what is too large becomes the largest number, and NaN s
     }
 }
 
-TEST_CASE("fp8: rows of any view, contiguous or transposed, are its elements", "[base]") {
+TEST_CASE("fp8: rows of any view, contiguous or transposed, are its elements", "[core]") {
     support::random r(1);
     std::vector<f8_e4m3> data(2 * 5 * 35);
     for (auto& x : data) { x = element_traits<f8_e4m3>::from_float(static_cast<float>(r.normal())); }

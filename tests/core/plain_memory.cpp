@@ -33,7 +33,7 @@ std::vector<std::byte> saved(const numbers& state) {
 
 } // namespace
 
-TEST_CASE("plain memory: a restored state is the saved one", "[base]") {
+TEST_CASE("plain memory: a restored state is the saved one", "[core]") {
     for (const std::vector<float>& values : {std::vector<float>{}, {1}, {1, -2, 3e30f}}) {
         const auto bytes = saved({values});
         CHECK(bytes.size() == 8 + 4 * values.size());
@@ -43,7 +43,7 @@ TEST_CASE("plain memory: a restored state is the saved one", "[base]") {
     }
 }
 
-TEST_CASE("plain memory: a short output is told what it needs and left alone", "[base]") {
+TEST_CASE("plain memory: a short output is told what it needs and left alone", "[core]") {
     std::vector<std::byte> bytes(11, std::byte{7});
     const status s = save(numbers{{1}}, bytes);
     CHECK(s.code() == errc::workspace_too_small);
@@ -51,7 +51,7 @@ TEST_CASE("plain memory: a short output is told what it needs and left alone", "
     CHECK(bytes == std::vector<std::byte>(11, std::byte{7}));
 }
 
-TEST_CASE("plain memory: bytes that were cut, extended or invented are refused, the state stays", "[base]") {
+TEST_CASE("plain memory: bytes that were cut, extended or invented are refused, the state stays", "[core]") {
     const auto bytes = saved({{1, 2, 3}});
     numbers state{{4}};
     for (std::size_t cut = 0; cut < bytes.size(); ++cut) {
@@ -68,7 +68,7 @@ TEST_CASE("plain memory: bytes that were cut, extended or invented are refused, 
     CHECK(state.values == std::vector<float>{4});
 }
 
-TEST_CASE("plain memory: rows times columns are counted without overflow", "[base]") {
+TEST_CASE("plain memory: rows times columns are counted without overflow", "[core]") {
     const std::vector<std::byte> bytes(64);
     const memory_reader reader(bytes);
     constexpr index_t most = std::numeric_limits<index_t>::max();

@@ -25,7 +25,7 @@ static_assert(candidates(protection{}, 7) == token_range{0, 7});
 
 } // namespace
 
-TEST_CASE("kept_tokens: a whole product is not lost to rounding", "[base]") {
+TEST_CASE("kept_tokens: a whole product is not lost to rounding", "[core]") {
     CHECK(kept_tokens(100, 0.1) == 10);
     CHECK(kept_tokens(1000, 0.1) == 100);
     CHECK(kept_tokens(1000, 1 - 0.9) == 100); // 0.1 less a rounding error
@@ -36,7 +36,7 @@ TEST_CASE("kept_tokens: a whole product is not lost to rounding", "[base]") {
     CHECK(kept_tokens(1, 0.999) == 0);
 }
 
-TEST_CASE("kept_tokens: it equals integer arithmetic for all lengths to 8192 and all tenths", "[base]") {
+TEST_CASE("kept_tokens: it equals integer arithmetic for all lengths to 8192 and all tenths", "[core]") {
     const std::array<double, 11> tenths{0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0};
     std::vector<std::pair<index_t, index_t>> wrong;
     for (index_t tokens = 0; tokens <= 8192; ++tokens) {
@@ -50,7 +50,7 @@ TEST_CASE("kept_tokens: it equals integer arithmetic for all lengths to 8192 and
     CHECK(wrong.empty());
 }
 
-TEST_CASE("kept_tokens: it equals integer arithmetic for thousandths of long contexts", "[base]") {
+TEST_CASE("kept_tokens: it equals integer arithmetic for thousandths of long contexts", "[core]") {
     std::vector<std::pair<index_t, index_t>> wrong;
     for (const index_t tokens : {131072, 999983, 1048576, 10000000}) {
         for (index_t k = 0; k <= 1000; ++k) {
@@ -62,7 +62,7 @@ TEST_CASE("kept_tokens: it equals integer arithmetic for thousandths of long con
     CHECK(wrong.empty());
 }
 
-TEST_CASE("kept_tokens: a product that is clearly below a whole number is rounded down", "[base]") {
+TEST_CASE("kept_tokens: a product that is clearly below a whole number is rounded down", "[core]") {
     CHECK(kept_tokens(1000, 0.0999) == 99);
     CHECK(kept_tokens(1000, 0.09999999) == 99); // 1e-5 below
     CHECK(kept_tokens(3, 2.0 / 3) == 2);
@@ -70,12 +70,12 @@ TEST_CASE("kept_tokens: a product that is clearly below a whole number is rounde
 }
 
 TEST_CASE("kept_tokens: only a product within 1e-9 of a whole number is rounded up, at any length",
-          "[base]") {
+          "[core]") {
     CHECK(kept_tokens(1000000001, 0.5) == 500000000);    // half a token short
     CHECK(kept_tokens(1000000, 0.5000009995) == 500000); // 500000.9995
 }
 
-TEST_CASE("kept_tokens_kvpress: it gives the counts of kvpress, one short included", "[base][golden]") {
+TEST_CASE("kept_tokens_kvpress: it gives the counts of kvpress, one short included", "[core][golden]") {
     // Of the golden case `kept_count`: tokens, then the counts for each compression ratio.
     const std::array<double, 10> ratios{0.1, 0.2, 0.25, 0.3, 0.5, 0.7, 0.75, 0.8, 0.9, 0.95};
     const std::array<std::array<index_t, 11>, 8> table{{
@@ -96,7 +96,7 @@ TEST_CASE("kept_tokens_kvpress: it gives the counts of kvpress, one short includ
     }
 }
 
-TEST_CASE("valid_ratio: ratios above 0 and at most 1 are valid, others and NaN are not", "[base]") {
+TEST_CASE("valid_ratio: ratios above 0 and at most 1 are valid, others and NaN are not", "[core]") {
     for (const double ratio : {1.0, 0.5, 1e-300, std::numeric_limits<double>::denorm_min()}) {
         CHECK(valid_ratio(ratio).ok());
     }
@@ -106,7 +106,7 @@ TEST_CASE("valid_ratio: ratios above 0 and at most 1 are valid, others and NaN a
 }
 
 TEST_CASE("valid_attention: a sink logit may be -infinity, which is none, but not NaN or +infinity",
-          "[base]") {
+          "[core]") {
     using limits = std::numeric_limits<float>;
     std::vector<float> sinks{0, -limits::infinity(), limits::max(), -1};
     CHECK(valid_attention({.sink_logits = sinks}, 4).ok());
@@ -119,7 +119,7 @@ TEST_CASE("valid_attention: a sink logit may be -infinity, which is none, but no
     }
 }
 
-TEST_CASE("candidates: they are the tokens that no protected range covers, for every overlap", "[base]") {
+TEST_CASE("candidates: they are the tokens that no protected range covers, for every overlap", "[core]") {
     std::vector<std::array<index_t, 5>> wrong;
     const std::array<index_t, 6> sizes{0, 1, 2, 5, 7, 20};
     for (index_t tokens = 0; tokens <= 8; ++tokens) {
@@ -148,7 +148,7 @@ TEST_CASE("candidates: they are the tokens that no protected range covers, for e
 }
 
 TEST_CASE("keeping_live_window: the rows that the next query may see are protected, whatever else is",
-          "[base]") {
+          "[core]") {
     const auto protected_by = [](index_t sliding_window, const protection& protect) {
         eviction_request request{.budget = per_head(5), .protect = protect};
         request.attention.sliding_window = sliding_window;
@@ -167,7 +167,7 @@ TEST_CASE("keeping_live_window: the rows that the next query may see are protect
 }
 
 TEST_CASE("valid_attention: sink logits of other than the q_heads at hand are refused, none are always valid",
-          "[base][errors]") {
+          "[core][errors]") {
     const std::vector<float> sinks(4);
     CHECK(valid_attention({.sink_logits = sinks}, 4).ok());
     for (const index_t q_heads : {0, 3, 8}) {
@@ -178,7 +178,7 @@ TEST_CASE("valid_attention: sink logits of other than the q_heads at hand are re
     }
 }
 
-TEST_CASE("valid_protection: no number of tokens may be negative", "[base][errors]") {
+TEST_CASE("valid_protection: no number of tokens may be negative", "[core][errors]") {
     static_assert(valid_protection({}).ok());
     CHECK(valid_protection({4, 3, 2, 1}).ok());
     for (const protection& p : {protection{.sink_tokens = -1},
@@ -189,7 +189,7 @@ TEST_CASE("valid_protection: no number of tokens may be negative", "[base][error
     }
 }
 
-TEST_CASE("kept_tokens: a ratio that is none, or less than no tokens, is no budget", "[base][errors]") {
+TEST_CASE("kept_tokens: a ratio that is none, or less than no tokens, is no budget", "[core][errors]") {
     using limits = std::numeric_limits<double>;
     for (const double ratio : {0.0, -0.5, 1.0000001, 1e300, limits::quiet_NaN(), limits::infinity()}) {
         CHECK_FALSE(valid_ratio(ratio).ok());

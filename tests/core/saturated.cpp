@@ -23,7 +23,7 @@ index_t clamped(long double exact) {
 
 } // namespace
 
-TEST_CASE("saturated_sum, saturated_product: exact within 64 bits, the nearest number beyond", "[base]") {
+TEST_CASE("saturated_sum, saturated_product: exact within 64 bits, the nearest number beyond", "[core]") {
     // long double holds 64 bits of a product exactly where the product fits, which is where it matters.
     static_assert(std::numeric_limits<long double>::digits >= 64);
     for (const index_t a : numbers) {

@@ -19,7 +19,7 @@ static_assert(sizeof(index_t) == 8 && std::is_signed_v<index_t>);
 
 } // namespace
 
-TEST_CASE("status: it carries a code, a text and the number that would have been enough", "[base]") {
+TEST_CASE("status: it carries a code, a text and the number that would have been enough", "[core]") {
     const status s{errc::workspace_too_small, "more", 42};
     CHECK_FALSE(s.ok());
     CHECK(s.code() == errc::workspace_too_small);
@@ -28,6 +28,6 @@ TEST_CASE("status: it carries a code, a text and the number that would have been
     CHECK(status(errc::budget_zero, "none").needed() == 0);
 }
 
-TEST_CASE("status: success has a text too", "[base]") {
+TEST_CASE("status: success has a text too", "[core]") {
     CHECK(std::string(status{}.what()) == "ok");
 }

@@ -74,7 +74,7 @@ index_t counted(const taking& work) {
 
 } // namespace
 
-TEST_CASE("workspace: the counted bytes suffice at any alignment, for any nesting of frames", "[base]") {
+TEST_CASE("workspace: the counted bytes suffice at any alignment, for any nesting of frames", "[core]") {
     for (std::uint64_t seed = 0; seed < 200; ++seed) {
         const taking work{seed};
         const index_t needed = counted(work);
@@ -91,7 +91,7 @@ TEST_CASE("workspace: the counted bytes suffice at any alignment, for any nestin
     }
 }
 
-TEST_CASE("workspace: less than needed does not fit, and says how much would", "[base]") {
+TEST_CASE("workspace: less than needed does not fit, and says how much would", "[core]") {
     for (std::uint64_t seed = 0; seed < 50; ++seed) {
         const taking work{seed};
         const index_t needed = counted(work);
@@ -111,7 +111,7 @@ TEST_CASE("workspace: less than needed does not fit, and says how much would", "
     }
 }
 
-TEST_CASE("workspace: a block that does not fit is an empty span", "[base]") {
+TEST_CASE("workspace: a block that does not fit is an empty span", "[core]") {
     std::vector<std::byte> memory(256);
     workspace scratch(memory);
     CHECK(scratch.take<float>(16).size() == 16);
@@ -121,7 +121,7 @@ TEST_CASE("workspace: a block that does not fit is an empty span", "[base]") {
     CHECK(scratch.take<float>(1).empty()); // behind a block that is missing nothing is given
 }
 
-TEST_CASE("workspace: blocks are whole cache lines and start on one", "[base]") {
+TEST_CASE("workspace: blocks are whole cache lines and start on one", "[core]") {
     std::vector<std::byte> memory(1000);
     workspace scratch(std::span<std::byte>(memory).subspan(1));
     const auto a = scratch.take<std::byte>(1);
@@ -131,7 +131,7 @@ TEST_CASE("workspace: blocks are whole cache lines and start on one", "[base]") 
     CHECK(scratch.needed_bytes() == 128 + 64);
 }
 
-TEST_CASE("workspace: nothing is needed for nothing, and no bytes give nothing", "[base]") {
+TEST_CASE("workspace: nothing is needed for nothing, and no bytes give nothing", "[core]") {
     workspace counting = workspace::counting();
     CHECK(counting.needed_bytes() == 0);
     CHECK(counting.fits());
@@ -146,7 +146,7 @@ TEST_CASE("workspace: nothing is needed for nothing, and no bytes give nothing",
     CHECK(tiny.take<std::byte>(1).size() <= 1); // fits only if that byte starts a cache line
 }
 
-TEST_CASE("workspace: what a frame took is given again after it", "[base]") {
+TEST_CASE("workspace: what a frame took is given again after it", "[core]") {
     std::vector<std::byte> memory(4096);
     workspace scratch(memory);
     const auto kept = scratch.take<float>(4);
@@ -159,7 +159,7 @@ TEST_CASE("workspace: what a frame took is given again after it", "[base]") {
     CHECK(kept.data() < first);
 }
 
-TEST_CASE("workspace: after a frame that did not fit, a smaller one does", "[base]") {
+TEST_CASE("workspace: after a frame that did not fit, a smaller one does", "[core]") {
     std::vector<std::byte> memory(256);
     workspace scratch(memory);
     {
@@ -172,7 +172,7 @@ TEST_CASE("workspace: after a frame that did not fit, a smaller one does", "[bas
     CHECK(scratch.fits());
 }
 
-TEST_CASE("workspace: what did not fit before is not in the answer to a smaller request", "[base]") {
+TEST_CASE("workspace: what did not fit before is not in the answer to a smaller request", "[core]") {
     std::vector<std::byte> memory(256);
     workspace scratch(memory);
     const auto answer = [&](index_t bytes) {
@@ -185,7 +185,7 @@ TEST_CASE("workspace: what did not fit before is not in the answer to a smaller 
     CHECK(answer(1000) == 1024 + 64);
 }
 
-TEST_CASE("workspace: what it holds and what it misses counts what is taken already", "[base]") {
+TEST_CASE("workspace: what it holds and what it misses counts what is taken already", "[core]") {
     alignas(64) static std::array<std::byte, 256> memory;
     workspace scratch(memory);
     CHECK(scratch.holds(0));
@@ -200,7 +200,7 @@ TEST_CASE("workspace: what it holds and what it misses counts what is taken alre
     CHECK_FALSE(workspace::counting().holds(128));
 }
 
-TEST_CASE("growing_workspace: it grows to the largest size asked for and keeps it", "[base]") {
+TEST_CASE("growing_workspace: it grows to the largest size asked for and keeps it", "[core]") {
     growing_workspace memory;
     CHECK(memory.capacity_bytes() == 0);
     CHECK(memory.of_bytes(0).fits());
@@ -214,7 +214,7 @@ TEST_CASE("growing_workspace: it grows to the largest size asked for and keeps i
 }
 
 TEST_CASE("workspace: a count below 0, or of more than memory holds, never fits, however many there are",
-          "[base][errors]") {
+          "[core][errors]") {
     std::vector<std::byte> memory(4096);
     constexpr index_t most = std::numeric_limits<index_t>::max();
     for (const index_t count :
@@ -235,7 +235,7 @@ TEST_CASE("workspace: a count below 0, or of more than memory holds, never fits,
 }
 
 TEST_CASE("growing_workspace: more than a machine addresses is not allocated, and does not fit",
-          "[base][errors]") {
+          "[core][errors]") {
     growing_workspace memory;
     static_cast<void>(memory.of_bytes(1000));
     workspace counting = workspace::counting();

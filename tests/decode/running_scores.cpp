@@ -4,7 +4,7 @@
 #include <kvtrim/decode/running_scores.hpp>
 
 #include <kvtrim/cache/filled.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
 #include <kvtrim/policy/baselines.hpp>
 

@@ -83,7 +83,7 @@ TEST_CASE("concepts: every stage of the library fits its own contract", "[policy
     STATIC_REQUIRE(token_scorer<random_score, inputs>);
     STATIC_REQUIRE(token_scorer<given_scores<strided<const float, 2>>, inputs>);
     STATIC_REQUIRE(token_scorer<window_attention<mean_attention>, inputs>);
-    STATIC_REQUIRE(token_scorer<value_weighted<window_attention<worst_case_attention>>, inputs>);
+    STATIC_REQUIRE(token_scorer<projected_norm_weighted<window_attention<worst_case_attention>>, inputs>);
     STATIC_REQUIRE(attention_aggregator<mean_attention>);
     STATIC_REQUIRE(attention_aggregator<worst_case_attention>);
     STATIC_REQUIRE(budget_allocator<uniform>);

@@ -14,7 +14,7 @@
 
 using namespace kvtrim;
 
-TEST_CASE("score_rows: row r is the values from offsets r up to offsets r + 1", "[base]") {
+TEST_CASE("score_rows: row r is the values from offsets r up to offsets r + 1", "[core]") {
     std::vector<float> values{1, 2, 3, 4, 5};
     const std::array<index_t, 4> offsets{0, 2, 2, 5};
     const score_rows rows{offsets, values};
@@ -28,7 +28,7 @@ TEST_CASE("score_rows: row r is the values from offsets r up to offsets r + 1", 
     CHECK(values[1] == 9);
 }
 
-TEST_CASE("token_scores: stage one ranks by attention where there is one, else by importance", "[base]") {
+TEST_CASE("token_scores: stage one ranks by attention where there is one, else by importance", "[core]") {
     std::vector<float> importance{1, 2};
     std::vector<float> attention{3, 4};
     const std::array<index_t, 2> offsets{0, 2};
@@ -41,7 +41,7 @@ TEST_CASE("token_scores: stage one ranks by attention where there is one, else b
     CHECK(two.importance_rows().values.data() == importance.data());
 }
 
-TEST_CASE("score_rows: candidates are those of all rows", "[base]") {
+TEST_CASE("score_rows: candidates are those of all rows", "[core]") {
     std::vector<float> values(7);
     const std::array<index_t, 3> offsets{2, 4, 7};
     const score_rows rows{offsets, values};
@@ -50,7 +50,7 @@ TEST_CASE("score_rows: candidates are those of all rows", "[base]") {
 
 TEST_CASE(
     "validate: rows of scores ascend within their values, and say of all or of none how much is protected",
-    "[base][errors]") {
+    "[core][errors]") {
     std::vector<float> values(7);
     const auto answer = [&](const std::vector<index_t>& offsets, const std::vector<index_t>& always = {}) {
         return validate(score_rows{offsets, values, always}).code();
@@ -70,7 +70,7 @@ TEST_CASE(
 
 TEST_CASE(
     "validate_total, validate_budgets: numbers that the rows do not hold are refused with what they hold",
-    "[base][errors]") {
+    "[core][errors]") {
     std::vector<float> values(7);
     const std::vector<index_t> offsets{0, 4, 7}, broken{0, 9, 7};
     const score_rows rows{offsets, values};
@@ -93,7 +93,7 @@ TEST_CASE(
     CHECK(validate_budgets({broken, values}, {}).code() == errc::invalid_table);
 }
 
-TEST_CASE("token_scores: what is protected goes with the importance and with the attention", "[base]") {
+TEST_CASE("token_scores: what is protected goes with the importance and with the attention", "[core]") {
     std::vector<float> importance{1, 2}, attention{3, 4};
     const std::array<index_t, 2> offsets{0, 2};
     const std::array<index_t, 1> always{5};
@@ -117,7 +117,7 @@ struct scorer {
 } // namespace
 
 TEST_CASE("validate_scoring: inputs, protection, offsets and room for all that the scorer writes are asked",
-          "[base][errors]") {
+          "[core][errors]") {
     std::vector<float> data(2 * 10 * 4), floats(12);
     const auto in = layer(strided<const float, 3>(data.data(), {2, 10, 4}));
     const eviction_request request{.budget = {}, .protect = {.sink_tokens = 1, .window_tokens = 3}};

@@ -105,7 +105,7 @@ const auto every_row = [](index_t) { return true; };
 
 } // namespace
 
-TEST_CASE("ordered_bits: integers have the order of the scores", "[math]") {
+TEST_CASE("ordered_bits: integers have the order of the scores", "[attention]") {
     const std::vector<float> ascending{-infinity,
                                        std::numeric_limits<float>::lowest(),
                                        -1.0f,
@@ -134,7 +134,7 @@ TEST_CASE("ordered_bits: integers have the order of the scores", "[math]") {
 }
 
 TEST_CASE("find_top_k: it selects what sorting selects, for any rows, ties and odd scores",
-          "[math][oracle]") {
+          "[attention][oracle]") {
     support::random r(1);
     for (int round = 0; round < 400; ++round) {
         rows scores;
@@ -153,7 +153,7 @@ TEST_CASE("find_top_k: it selects what sorting selects, for any rows, ties and o
     }
 }
 
-TEST_CASE("find_top_k: one long row is cut as sorting cuts it", "[math][oracle]") {
+TEST_CASE("find_top_k: one long row is cut as sorting cuts it", "[attention][oracle]") {
     support::random r(2);
     for (const index_t length : {5000, 70000}) {
         rows scores;
@@ -172,7 +172,7 @@ TEST_CASE("find_top_k: one long row is cut as sorting cuts it", "[math][oracle]"
 }
 
 TEST_CASE("find_top_k: a sample that says nothing about the rows costs time, not exactness",
-          "[math][oracle]") {
+          "[attention][oracle]") {
     support::random r(3);
     for (int kind = 0; kind < 5; ++kind) {
         rows scores;
@@ -195,7 +195,7 @@ TEST_CASE("find_top_k: a sample that says nothing about the rows costs time, not
 }
 
 TEST_CASE("find_top_k: the cut of another row is taken where it is this row's, and not where it is not",
-          "[math]") {
+          "[attention]") {
     support::random r(4);
     for (int round = 0; round < 300; ++round) {
         std::vector<float> row = random_scores(r, r.between(1, 40));
@@ -213,7 +213,7 @@ TEST_CASE("find_top_k: the cut of another row is taken where it is this row's, a
     }
 }
 
-TEST_CASE("find_top_k: of equal scores those with the lower flat index are in, row by row", "[math]") {
+TEST_CASE("find_top_k: of equal scores those with the lower flat index are in, row by row", "[attention]") {
     rows scores;
     scores.add({1, 2, 1, 2});
     scores.add({2, 1, 2});
@@ -222,7 +222,7 @@ TEST_CASE("find_top_k: of equal scores those with the lower flat index are in, r
     CHECK(selected(scores.get(), 3, [](index_t row) { return row == 1; }) == flat_indices{4, 5, 6});
 }
 
-TEST_CASE("find_top_k: plus and minus zero tie, NaN of either sign is last", "[math]") {
+TEST_CASE("find_top_k: plus and minus zero tie, NaN of either sign is last", "[attention]") {
     rows scores;
     scores.add({-0.0f, 0.0f, -0.0f, not_a_number, -infinity, -not_a_number, not_a_number});
     CHECK(selected(scores.get(), 1, every_row) == flat_indices{0});
@@ -231,7 +231,7 @@ TEST_CASE("find_top_k: plus and minus zero tie, NaN of either sign is last", "[m
     CHECK(selected(scores.get(), 6, every_row) == flat_indices{0, 1, 2, 3, 4, 5});
 }
 
-TEST_CASE("find_top_k: none of none is nothing", "[math]") {
+TEST_CASE("find_top_k: none of none is nothing", "[attention]") {
     rows scores;
     scores.add({});
     CHECK(selected(scores.get(), 0, every_row).empty());
@@ -240,7 +240,7 @@ TEST_CASE("find_top_k: none of none is nothing", "[math]") {
     CHECK(selected(scores.get(), 0, [](index_t) { return false; }).empty());
 }
 
-TEST_CASE("find_top_k: more than there is counts as all, less than nothing as none", "[math][errors]") {
+TEST_CASE("find_top_k: more than there is counts as all, less than nothing as none", "[attention][errors]") {
     rows scores;
     scores.add({1, 2, 3});
     scores.add({4});

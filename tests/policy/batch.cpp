@@ -115,7 +115,7 @@ result in_one_call(const PolicyOf& policy_of, const std::vector<inputs>& in,
 } // namespace
 
 TEST_CASE("plan_batch: any mixture of lengths, budgets and policies is what each sequence gets alone",
-          "[model][batch]") {
+          "[policy][batch]") {
     support::random r(811);
     int refused = 0, planned = 0;
     for (int turn = 0; turn < 3; ++turn) {
@@ -148,7 +148,7 @@ TEST_CASE("plan_batch: any mixture of lengths, budgets and policies is what each
     CHECK(refused > 10);
 }
 
-TEST_CASE("plan_batch: sequences of one kind are what each gets alone", "[model][batch]") {
+TEST_CASE("plan_batch: sequences of one kind are what each gets alone", "[policy][batch]") {
     support::random r(812);
     const auto check = [&](const auto& policy) {
         const auto sequences = random_sequences(r, 12);
@@ -179,7 +179,7 @@ TEST_CASE("plan_batch: sequences of one kind are what each gets alone", "[model]
     check(tova());
 }
 
-TEST_CASE("plan_batch: views of other kinds and whole models are items like any other", "[model][batch]") {
+TEST_CASE("plan_batch: views of other kinds and whole models are items like any other", "[policy][batch]") {
     const auto data = random_layer({.tokens = 120}, 91);
     const eviction_request request{.budget = per_head(30), .protect = {.window_tokens = 8}};
     const auto plain = data.inputs();
@@ -212,7 +212,7 @@ TEST_CASE("plan_batch: views of other kinds and whole models are items like any 
     CHECK(got[2] != got[0]);
 }
 
-TEST_CASE("plan_batch: a sequence of NaN and infinities changes no plan but its own", "[model][batch]") {
+TEST_CASE("plan_batch: a sequence of NaN and infinities changes no plan but its own", "[policy][batch]") {
     support::random r(813);
     const auto policy_of = [](std::size_t i) -> const named_policy& {
         return named_policies()[i % named_policies().size()];
@@ -240,7 +240,7 @@ TEST_CASE("plan_batch: a sequence of NaN and infinities changes no plan but its 
 }
 
 TEST_CASE("plan_batch: who is refused gets the reason and keeps its plan, the first one is the answer",
-          "[model][batch]") {
+          "[policy][batch]") {
     const auto data = random_layer({.tokens = 40, .queries = 8}, 93);
     const auto in = data.inputs();
     const auto short_data = random_layer({.tokens = 6, .queries = 6}, 94);
@@ -276,7 +276,7 @@ TEST_CASE("plan_batch: who is refused gets the reason and keeps its plan, the fi
     }
 }
 
-TEST_CASE("plan_batch: an empty batch is ok and needs nothing", "[model][batch]") {
+TEST_CASE("plan_batch: an empty batch is ok and needs nothing", "[policy][batch]") {
     workspace nothing({});
     const auto policy = key_norm();
     CHECK(plan_batch_bytes({}) == 0);
@@ -286,7 +286,7 @@ TEST_CASE("plan_batch: an empty batch is ok and needs nothing", "[model][batch]"
 }
 
 TEST_CASE("plan_batch: a workspace that is too small plans nothing, answers nothing and says what is enough",
-          "[model][batch]") {
+          "[policy][batch]") {
     const auto data = random_layer({.tokens = 90}, 95);
     const auto in = data.inputs();
     const auto policy = snapkv();
@@ -318,7 +318,7 @@ TEST_CASE("plan_batch: a workspace that is too small plans nothing, answers noth
     CHECK(plans[1] == plans[0]);
 }
 
-TEST_CASE("plan_batch: what it took is given back", "[model][batch]") {
+TEST_CASE("plan_batch: what it took is given back", "[policy][batch]") {
     const auto data = random_layer({.tokens = 50}, 96);
     const auto in = data.inputs();
     const auto policy = key_norm();
@@ -332,7 +332,7 @@ TEST_CASE("plan_batch: what it took is given back", "[model][batch]") {
 
 TEST_CASE("plan_batch: numbers of sequences that differ are answered by the call, with no plan made and no "
           "answer given",
-          "[model][batch][errors]") {
+          "[policy][batch][errors]") {
     const auto data = random_layer({.tokens = 20}, 97);
     const std::vector<inputs> in{data.inputs(), data.inputs()};
     const std::vector<eviction_request> requests(3, {.budget = per_head(5)});
@@ -362,7 +362,7 @@ TEST_CASE("plan_batch: numbers of sequences that differ are answered by the call
 }
 
 TEST_CASE("plan_batch: a sequence with another number of plans than layers is refused, and stops no other",
-          "[model][batch][errors]") {
+          "[policy][batch][errors]") {
     const auto data = random_layer({.tokens = 20}, 97);
     const std::vector<inputs> in{data.inputs(), data.inputs()};
     const eviction_request request{.budget = per_head(5)};

@@ -5,10 +5,10 @@
 
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/score/query_free.hpp>
 #include <kvtrim/rerank/chunked.hpp>
 #include <kvtrim/rerank/shared.hpp>
 #include <kvtrim/rerank/two_stage.hpp>
+#include <kvtrim/score/query_free.hpp>
 
 #include "support/checks.hpp"
 

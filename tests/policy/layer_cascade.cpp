@@ -72,7 +72,7 @@ oracle::token_set as_set(std::span<const layer_cascade::column_index> columns) {
 
 } // namespace
 
-TEST_CASE("layer_cascade: layer by layer it keeps what one cut over all layers keeps", "[model][oracle]") {
+TEST_CASE("layer_cascade: layer by layer it keeps what one cut over all layers keeps", "[policy][oracle]") {
     support::random r(901);
     for (int i = 0; i < 400; ++i) {
         const rows_of_layers layers =
@@ -99,7 +99,7 @@ TEST_CASE("layer_cascade: layer by layer it keeps what one cut over all layers k
     }
 }
 
-TEST_CASE("layer_cascade: it ends with the budgets of the adaptive allocator over all rows", "[model]") {
+TEST_CASE("layer_cascade: it ends with the budgets of the adaptive allocator over all rows", "[policy]") {
     support::random r(902);
     for (int i = 0; i < 200; ++i) {
         const index_t heads = r.between(1, 3);
@@ -127,7 +127,7 @@ TEST_CASE("layer_cascade: it ends with the budgets of the adaptive allocator ove
 }
 
 TEST_CASE("layer_cascade: kept and evicted are what was there before, and plans lead from one to the other",
-          "[model]") {
+          "[policy]") {
     support::random r(903);
     for (int i = 0; i < 150; ++i) {
         const rows_of_layers layers = random_layers(r, score_kind::tied);
@@ -172,7 +172,7 @@ TEST_CASE("layer_cascade: kept and evicted are what was there before, and plans 
     }
 }
 
-TEST_CASE("layer_cascade: nothing kept, everything kept, no rows", "[model][odd]") {
+TEST_CASE("layer_cascade: nothing kept, everything kept, no rows", "[policy][odd]") {
     layer_cascade nothing(0, 0);
     REQUIRE(push(nothing, {{3, 1, 2}, {}}).ok());
     CHECK(nothing.kept(0, 0).empty());
@@ -195,7 +195,7 @@ TEST_CASE("layer_cascade: nothing kept, everything kept, no rows", "[model][odd]
     CHECK(as_set(odd.kept(1, 0)) == oracle::token_set{1, 3});
 }
 
-TEST_CASE("layer_cascade: safeguards beyond the total are refused, and nothing changes", "[model][errors]") {
+TEST_CASE("layer_cascade: safeguards beyond the total are refused, and nothing changes", "[policy][errors]") {
     layer_cascade cascade(5, 2);
     REQUIRE(push(cascade, {{1, 2, 3}, {4, 5, 6}}).ok());
     const status refused = push(cascade, {{7, 8, 9}});
@@ -209,7 +209,7 @@ TEST_CASE("layer_cascade: safeguards beyond the total are refused, and nothing c
 }
 
 TEST_CASE("layer_cascade: one of wrong numbers holds nothing and answers every push with why",
-          "[model][errors]") {
+          "[policy][errors]") {
     constexpr index_t least = std::numeric_limits<index_t>::min();
     CHECK(layer_cascade(0, 0).validate().ok());
     for (layer_cascade wrong : {layer_cascade(-1, 0), layer_cascade(0, -1), layer_cascade(least, least),
@@ -226,7 +226,7 @@ TEST_CASE("layer_cascade: one of wrong numbers holds nothing and answers every p
 
 TEST_CASE("layer_cascade: rows whose offsets are none, layers that were not pushed and impossible prefixes "
           "are refused",
-          "[model][errors]") {
+          "[policy][errors]") {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     layer_cascade cascade(3, 1);
     REQUIRE(push(cascade, {{3, 1, 2}, {5}}).ok());
@@ -259,7 +259,7 @@ TEST_CASE("layer_cascade: rows whose offsets are none, layers that were not push
     CHECK(open.held_tokens() == 4);
 }
 
-TEST_CASE("layer_cascade: a copy goes its own way", "[model]") {
+TEST_CASE("layer_cascade: a copy goes its own way", "[policy]") {
     layer_cascade first(2, 0);
     REQUIRE(push(first, {{1, 2, 3}}).ok());
     layer_cascade second = first;

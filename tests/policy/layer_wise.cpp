@@ -54,7 +54,7 @@ layer_shape small_shape(support::random& r) {
 
 } // namespace
 
-TEST_CASE("layer_wise: one shot and cascade keep the same tokens, exactly as many as asked for", "[model]") {
+TEST_CASE("layer_wise: one shot and cascade keep the same tokens, exactly as many as asked for", "[policy]") {
     support::random r(921);
     for (int i = 0; i < 40; ++i) {
         const layer_shape shape = small_shape(r);
@@ -96,7 +96,7 @@ TEST_CASE("layer_wise: one shot and cascade keep the same tokens, exactly as man
     }
 }
 
-TEST_CASE("layer_wise: with one layer it is the policy over one layer", "[model]") {
+TEST_CASE("layer_wise: with one layer it is the policy over one layer", "[policy]") {
     support::random r(922);
     for (int i = 0; i < 30; ++i) {
         const layer_shape shape = small_shape(r);
@@ -115,7 +115,7 @@ TEST_CASE("layer_wise: with one layer it is the policy over one layer", "[model]
     }
 }
 
-TEST_CASE("layer_wise: a safeguard of everything is the uniform budget, layer by layer", "[model]") {
+TEST_CASE("layer_wise: a safeguard of everything is the uniform budget, layer by layer", "[policy]") {
     const layer_shape shape{.tokens = 64, .queries = 8};
     const model m(3, shape, 923);
     const eviction_request request{.budget = per_head(20), .protect = {.window_tokens = 8}};
@@ -125,7 +125,7 @@ TEST_CASE("layer_wise: a safeguard of everything is the uniform budget, layer by
     }
 }
 
-TEST_CASE("layer_wise: a layer with higher scores gets more, every row its floor", "[model][paper]") {
+TEST_CASE("layer_wise: a layer with higher scores gets more, every row its floor", "[policy][paper]") {
     const layer_shape shape{.tokens = 200, .queries = 8};
     const model m(4, shape, 924);
     const eviction_request request{.budget = per_head(40), .protect = {.window_tokens = 8}};
@@ -140,7 +140,7 @@ TEST_CASE("layer_wise: a layer with higher scores gets more, every row its floor
     CHECK(differs);
 }
 
-TEST_CASE("layer_wise: budgets per layer and over the model", "[model]") {
+TEST_CASE("layer_wise: budgets per layer and over the model", "[policy]") {
     const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
     const model m(3, shape, 925);
     const protection protect{.window_tokens = 4};
@@ -150,7 +150,7 @@ TEST_CASE("layer_wise: budgets per layer and over the model", "[model]") {
     CHECK(total_of(plans_of(policy, m, {.budget = over_all_layers(1000000), .protect = protect})) == 3 * 128);
 }
 
-TEST_CASE("layer_wise: refusals leave plans and cascade as they were", "[model][errors]") {
+TEST_CASE("layer_wise: refusals leave plans and cascade as they were", "[policy][errors]") {
     const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
     const model m(3, shape, 926);
     const auto policy = layer_defensivekv();
@@ -197,7 +197,7 @@ TEST_CASE("layer_wise: refusals leave plans and cascade as they were", "[model][
 
 TEST_CASE("layer_wise: views that are not valid and layers of different heads are refused, plans and cascade "
           "as they were",
-          "[model][errors]") {
+          "[policy][errors]") {
     const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
     const model good(3, shape, 927);
     const model others(1, {.kv_heads = 1, .tokens = 64, .queries = 4}, 928);
@@ -228,7 +228,7 @@ TEST_CASE("layer_wise: views that are not valid and layers of different heads ar
 }
 
 TEST_CASE("layer_wise: a cascade of a request that a plan would refuse answers the same, and takes no layer",
-          "[model][errors]") {
+          "[policy][errors]") {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
     const model m(3, shape, 929);
@@ -291,7 +291,7 @@ struct odd_selector {
 
 TEST_CASE("layer_wise: a stage that answers nonsense for the last layer leaves the plans of all layers as "
           "they were",
-          "[model][errors]") {
+          "[policy][errors]") {
     const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
     const model m(3, shape, 930);
     const eviction_request request{.budget = per_head(20), .protect = {.window_tokens = 4}};
@@ -321,7 +321,7 @@ TEST_CASE("layer_wise: a stage that answers nonsense for the last layer leaves t
 }
 
 TEST_CASE("layer_wise: a plan whose offsets a ragged view reads is no output of any layer",
-          "[model][errors]") {
+          "[policy][errors]") {
     const layer_data data = random_layer({.kv_heads = 2, .tokens = 20, .head_dim = 4, .queries = 2}, 931);
     std::vector<keep_plan> plans{plan_of({{0, 1, 2, 3, 4}, {0, 1, 2}}),
                                  plan_of({{0, 1, 2, 3, 4}, {0, 1, 2}})};
@@ -338,7 +338,7 @@ TEST_CASE("layer_wise: a plan whose offsets a ragged view reads is no output of 
     CHECK(plans == before);
 }
 
-TEST_CASE("layer_wise: no layers, no plans", "[model][odd]") {
+TEST_CASE("layer_wise: no layers, no plans", "[policy][odd]") {
     growing_workspace memory;
     CHECK(layer_ada_snapkv()
               .plan(std::span<const support::inputs>{}, {.budget = per_head(5)}, {}, memory)

@@ -4,12 +4,12 @@
 // Every source of rows gives the same rows to every call of the reader.
 
 #include <kvtrim/cache/filled.hpp>
+#include <kvtrim/cache/ggml_tensor_rows.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
-#include <kvtrim/cache/ggml_tensor.hpp>
-#include <kvtrim/cache/indexed.hpp>
-#include <kvtrim/cache/paged.hpp>
 
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
@@ -150,7 +150,7 @@ void check_every_source() {
 } // namespace
 
 TEST_CASE("row sources: each of them gives the same rows to every call, at every level",
-          "[properties][source]") {
+          "[properties][cache]") {
     support::at_each_cpu_level([] {
         check_every_source<float>();
         check_every_source<f16>();
@@ -159,7 +159,7 @@ TEST_CASE("row sources: each of them gives the same rows to every call, at every
     });
 }
 
-TEST_CASE("row sources: rows that lie in memory are not copied", "[properties][source]") {
+TEST_CASE("row sources: rows that lie in memory are not copied", "[properties][cache]") {
     const auto rows =
         stored<bf16>(heads * tokens * dim, [](index_t h, index_t t) { return (h * tokens + t) * dim; });
     bf16* const nowhere = nullptr;
@@ -182,7 +182,7 @@ TEST_CASE("row sources: rows that lie in memory are not copied", "[properties][s
     CHECK(read_rows<bf16>(indexed, 0, 2, 2, tile.data()).data == tile.data());
 }
 
-TEST_CASE("row sources: rows of a type that only the run tells are asked first", "[properties][source]") {
+TEST_CASE("row sources: rows of a type that only the run tells are asked first", "[properties][cache]") {
     std::vector<float> floats(2 * 3 * 4, 1.0f);
     std::vector<bf16> halves(2 * 3 * 4, bf16{0x3f80});
     const auto keys = [](int type, void* data, index_t size) {
@@ -200,7 +200,7 @@ TEST_CASE("row sources: rows of a type that only the run tells are asked first",
     CHECK(tile == std::vector<float>(8, 1.0f));
 }
 
-TEST_CASE("row_tile: rows in a workspace that has no room for one are not read", "[properties][source]") {
+TEST_CASE("row_tile: rows in a workspace that has no room for one are not read", "[properties][cache]") {
     std::vector<std::byte> memory(64);
     workspace scratch(memory);
     const row_tile tile(dim, scratch);

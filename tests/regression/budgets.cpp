@@ -8,8 +8,8 @@
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/score/query_free.hpp>
 #include <kvtrim/rerank/chunked.hpp>
+#include <kvtrim/score/query_free.hpp>
 
 using namespace kvtrim;
 using namespace support;

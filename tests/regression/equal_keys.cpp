@@ -7,16 +7,16 @@
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
 
-#include <kvtrim/aggregate/dispersion.hpp>
-#include <kvtrim/aggregate/worst_case.hpp>
+#include <kvtrim/aggregate/dispersion_attention.hpp>
+#include <kvtrim/aggregate/worst_case_attention.hpp>
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/score/expected_attention.hpp>
-#include <kvtrim/score/lag.hpp>
+#include <kvtrim/score/expected_attention_score.hpp>
+#include <kvtrim/score/lag_score.hpp>
 #include <kvtrim/score/prepared_projection.hpp>
-#include <kvtrim/score/redundancy.hpp>
-#include <kvtrim/score/value_norm.hpp>
-#include <kvtrim/score/value_weighted.hpp>
+#include <kvtrim/score/projected_norm_weighted.hpp>
+#include <kvtrim/score/redundancy_aware.hpp>
+#include <kvtrim/score/value_norm_weighted.hpp>
 
 using namespace kvtrim;
 using namespace support;
@@ -140,8 +140,8 @@ TEST_CASE("equal keys and values get equal scores without queries", "[regression
     for_each_cache(1, [](const repeating_cache& cache) {
         const auto in = cache.inputs();
         // One partition after the other; the newest token of a group speaks for it and is charged less.
-        trace t = run(eviction_policy{lag_score{.lag = 8, .cross_scoring = true}, uniform{}, by_importance{}}, in,
-                      {.budget = per_head(queries + 9), .protect = {.window_tokens = queries}});
+        trace t = run(eviction_policy{lag_score{.lag = 8, .cross_scoring = true}, uniform{}, by_importance{}},
+                      in, {.budget = per_head(queries + 9), .protect = {.window_tokens = queries}});
         REQUIRE(t.answer.ok());
         CHECK(first_odd(cache, t.importance_rows().row(1).first(
                                    static_cast<std::size_t>((cache.tokens / 8 - 2) * 8))) == -1);

@@ -8,7 +8,7 @@
 using namespace kvtrim;
 using namespace support;
 
-TEST_CASE("by_importance: it rewrites neither scores nor budgets", "[select]") {
+TEST_CASE("by_importance: it rewrites neither scores nor budgets", "[rerank]") {
     support::random r(121);
     for (int i = 0; i < 50; ++i) {
         const oracle::matrix rows = random_scores(r, score_kind::odd);
@@ -22,7 +22,7 @@ TEST_CASE("by_importance: it rewrites neither scores nor budgets", "[select]") {
     }
 }
 
-TEST_CASE("by_importance: it lets allocators see importance and heads differ", "[select]") {
+TEST_CASE("by_importance: it lets allocators see importance and heads differ", "[rerank]") {
     STATIC_REQUIRE_FALSE(by_importance::allocate_by_attention);
     STATIC_REQUIRE_FALSE(by_importance::needs_uniform_budgets);
 }

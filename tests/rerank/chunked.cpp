@@ -3,7 +3,7 @@
 
 #include <kvtrim/rerank/chunked.hpp>
 
-#include <kvtrim/aggregate/mean.hpp>
+#include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/score/window_attention.hpp>
@@ -14,7 +14,7 @@
 using namespace kvtrim;
 using namespace support;
 
-TEST_CASE("chunked: whole chunks by their mean, the next one filled up to the budget", "[select][oracle]") {
+TEST_CASE("chunked: whole chunks by their mean, the next one filled up to the budget", "[rerank][oracle]") {
     support::random r(141);
     int compared = 0;
     for (int i = 0; i < 400; ++i) {
@@ -53,7 +53,7 @@ TEST_CASE("chunked: whole chunks by their mean, the next one filled up to the bu
     CHECK(compared > 350);
 }
 
-TEST_CASE("chunked: the budget is met to the token, also by a last chunk that is shorter", "[select]") {
+TEST_CASE("chunked: the budget is met to the token, also by a last chunk that is shorter", "[rerank]") {
     const oracle::matrix rows{{1, 1, 1, 9, 9, 9, 5, 8}};
     const chunked threes{.chunk_tokens = 3};
     // Means 1, 9, 6.5: the second chunk, then both of the last, then one of the first.
@@ -66,7 +66,7 @@ TEST_CASE("chunked: the budget is met to the token, also by a last chunk that is
     CHECK(select(two_whole, rows, {}, {1}).budgets == oracle::counts{5});
 }
 
-TEST_CASE("chunked: NaN and infinite scores still keep exactly the budget", "[select][odd]") {
+TEST_CASE("chunked: NaN and infinite scores still keep exactly the budget", "[rerank][odd]") {
     support::random r(142);
     for (int i = 0; i < 100; ++i) {
         const oracle::matrix rows = random_scores(r, score_kind::odd);
@@ -76,7 +76,7 @@ TEST_CASE("chunked: NaN and infinite scores still keep exactly the budget", "[se
     }
 }
 
-TEST_CASE("chunked: bad fields and heads of different lengths are named", "[select][errors]") {
+TEST_CASE("chunked: bad fields and heads of different lengths are named", "[rerank][errors]") {
     CHECK(chunked{}.validate().ok());
     CHECK(chunked{.chunk_tokens = 0}.validate().code() == errc::invalid_parameter);
     CHECK(chunked{.chunk_tokens = -5}.validate().code() == errc::invalid_parameter);
@@ -88,7 +88,7 @@ TEST_CASE("chunked: bad fields and heads of different lengths are named", "[sele
     CHECK(select(chunked_per_head{}, ragged, {}, {1, 1}).answer.ok());
 }
 
-TEST_CASE("chunked: a workspace that is too small is refused with nothing written", "[select][errors]") {
+TEST_CASE("chunked: a workspace that is too small is refused with nothing written", "[rerank][errors]") {
     const auto refuses = [](const auto& reranker) {
         score_memory memory(oracle::matrix(2, oracle::row(90, 3.0)));
         std::vector<index_t> budgets{40, 40};
@@ -105,7 +105,7 @@ TEST_CASE("chunked: a workspace that is too small is refused with nothing writte
 }
 
 TEST_CASE("chunked: a workspace that suffices for the first row only is refused with nothing written",
-          "[select][errors]") {
+          "[rerank][errors]") {
     score_memory memory(oracle::matrix{oracle::row(2, 3.0), oracle::row(400, 3.0)});
     std::vector<index_t> budgets{2, 40};
     const chunked_per_head reranker{.chunk_tokens = 2};
@@ -119,13 +119,13 @@ TEST_CASE("chunked: a workspace that suffices for the first row only is refused 
     CHECK(budgets == std::vector<index_t>{2, 40});
 }
 
-TEST_CASE("chunked: budgets that the rows cannot fill are refused", "[select][errors]") {
+TEST_CASE("chunked: budgets that the rows cannot fill are refused", "[rerank][errors]") {
     require_selection_refusals(chunked{});
     require_selection_refusals(chunked_per_head{});
 }
 
 TEST_CASE("chunked_per_head: heads may compete for the layer's budget, and each keeps whole chunks",
-          "[select]") {
+          "[rerank]") {
     const layer_data layer = random_layer({.kv_heads = 3, .tokens = 90}, 143);
     const eviction_request request{.budget = per_head(30)};
     const window_attention attention{mean_attention{}};
@@ -150,7 +150,7 @@ TEST_CASE("chunked_per_head: heads may compete for the layer's budget, and each 
 
 TEST_CASE(
     "chunked: chunks of no tokens are refused where it is called directly, chunks of any length are chunks",
-    "[select][errors]") {
+    "[rerank][errors]") {
     score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
     std::vector<index_t> budgets{2, 2};
     growing_workspace growing;

@@ -8,7 +8,7 @@
 using namespace kvtrim;
 using namespace support;
 
-TEST_CASE("shared: all heads keep the set that the reduced scores choose", "[select][oracle]") {
+TEST_CASE("shared: all heads keep the set that the reduced scores choose", "[rerank][oracle]") {
     support::random r(151);
     int compared = 0;
     for (int i = 0; i < 400; ++i) {
@@ -33,7 +33,7 @@ TEST_CASE("shared: all heads keep the set that the reduced scores choose", "[sel
     CHECK(compared > 380);
 }
 
-TEST_CASE("shared: votes count heads, not the size of their scores", "[select]") {
+TEST_CASE("shared: votes count heads, not the size of their scores", "[rerank]") {
     const oracle::matrix rows{{100, 0, 1}, {0, 2, 1}, {0, 2, 1}};
     CHECK(select(shared{head_reduction::sum}, rows, {}, {1, 1, 1}).kept[0] == oracle::token_set{0});
     CHECK(select(shared{head_reduction::maximum}, rows, {}, {1, 1, 1}).kept[0] == oracle::token_set{0});
@@ -41,7 +41,7 @@ TEST_CASE("shared: votes count heads, not the size of their scores", "[select]")
     CHECK(select(shared{head_reduction::votes}, rows, {}, {2, 2, 2}).kept[0] == oracle::token_set{1, 2});
 }
 
-TEST_CASE("shared: of equal votes the larger sum wins, however small or large the scores are", "[select]") {
+TEST_CASE("shared: of equal votes the larger sum wins, however small or large the scores are", "[rerank]") {
     // Both rows vote for column 0; columns 1 and 2 have a vote each.
     const auto kept = [](double a, double b) {
         const oracle::matrix rows{{1, a, 0, 0}, {1, 0, b, 0}};
@@ -62,7 +62,7 @@ TEST_CASE("shared: of equal votes the larger sum wins, however small or large th
 }
 
 TEST_CASE("shared: votes rank infinite sums first, minus infinity and NaN last among equals",
-          "[select][odd]") {
+          "[rerank][odd]") {
     const double infinity = std::numeric_limits<double>::infinity();
     const double nan = std::numeric_limits<double>::quiet_NaN();
     const auto kept = [](const oracle::matrix& rows, std::size_t budget) {
@@ -79,21 +79,21 @@ TEST_CASE("shared: votes rank infinite sums first, minus infinity and NaN last a
     CHECK(kept({{nan, -infinity, 1}, {1, 1, nan}}, 3) == oracle::token_set{0, 1, 2});
 }
 
-TEST_CASE("shared: a maximum ignores NaN where another head has a score", "[select][odd]") {
+TEST_CASE("shared: a maximum ignores NaN where another head has a score", "[rerank][odd]") {
     const double nan = std::numeric_limits<double>::quiet_NaN();
     const oracle::matrix rows{{nan, 1, nan}, {5, 2, nan}};
     CHECK(select(shared{head_reduction::maximum}, rows, {}, {1, 1}).kept[0] == oracle::token_set{0});
     CHECK(select(shared{head_reduction::maximum}, rows, {}, {2, 2}).kept[0] == oracle::token_set{0, 1});
 }
 
-TEST_CASE("shared: heads of different lengths are named, no heads are no error", "[select][errors]") {
+TEST_CASE("shared: heads of different lengths are named, no heads are no error", "[rerank][errors]") {
     const selection ragged = select(shared{}, {{1, 2, 3}, {1, 2}}, {}, {2, 1});
     CHECK(ragged.answer.code() == errc::rows_differ);
     CHECK(ragged.budgets == oracle::counts{2, 1});
     CHECK(select(shared{}, {}, {}, {}).answer.ok());
 }
 
-TEST_CASE("shared: a workspace that is too small is refused with nothing written", "[select][errors]") {
+TEST_CASE("shared: a workspace that is too small is refused with nothing written", "[rerank][errors]") {
     score_memory memory(oracle::matrix{{1, 2, 3}, {3, 2, 1}});
     const std::vector<float> before = memory.importance;
     std::vector<index_t> budgets{2, 1};
@@ -106,7 +106,7 @@ TEST_CASE("shared: a workspace that is too small is refused with nothing written
     CHECK(budgets == std::vector<index_t>{2, 1});
 }
 
-TEST_CASE("shared: budgets that the rows cannot fill are refused", "[select][errors]") {
+TEST_CASE("shared: budgets that the rows cannot fill are refused", "[rerank][errors]") {
     require_selection_refusals(shared{});
     require_selection_refusals(shared{head_reduction::votes});
 }

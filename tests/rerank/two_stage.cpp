@@ -10,7 +10,7 @@
 using namespace kvtrim;
 using namespace support;
 
-TEST_CASE("two_stage: the most attended tokens stay, then the most important others", "[select][oracle]") {
+TEST_CASE("two_stage: the most attended tokens stay, then the most important others", "[rerank][oracle]") {
     support::random r(131);
     for (int i = 0; i < 300; ++i) {
         const auto kind = r.one_of({score_kind::distinct, score_kind::tied, score_kind::odd});
@@ -36,7 +36,7 @@ TEST_CASE("two_stage: the most attended tokens stay, then the most important oth
     }
 }
 
-TEST_CASE("two_stage: a share is rounded exactly, or truncated as the reference does", "[select][paper]") {
+TEST_CASE("two_stage: a share is rounded exactly, or truncated as the reference does", "[rerank][paper]") {
     const auto first = [](index_t budget, double ratio, stage_rounding rounding) {
         return two_stage{.first_ratio = ratio, .rounding = rounding}.first_count(budget);
     };
@@ -66,14 +66,14 @@ TEST_CASE("two_stage: a share is rounded exactly, or truncated as the reference 
     CHECK(marked_by(stage_rounding::truncated) == 28);
 }
 
-TEST_CASE("two_stage: without attention of its own, stage one ranks by importance", "[select]") {
+TEST_CASE("two_stage: without attention of its own, stage one ranks by importance", "[rerank]") {
     support::random r(132);
     const oracle::matrix rows = random_scores(r, score_kind::distinct);
     const oracle::counts budgets = random_budgets(r, rows);
     CHECK(select(two_stage{}, rows, {}, budgets).kept == select(by_importance{}, rows, {}, budgets).kept);
 }
 
-TEST_CASE("two_stage: no importance outranks a token of stage one", "[select][paper]") {
+TEST_CASE("two_stage: no importance outranks a token of stage one", "[rerank][paper]") {
     const oracle::matrix attention{{9, 1, 2, 3}};
     const oracle::matrix importance{{0, 1e30, 2e30, 3e30}}; // a zero value, beside huge ones
     CHECK(select(two_stage{.first_tokens = 1}, importance, attention, {2}).kept[0] ==
@@ -82,7 +82,7 @@ TEST_CASE("two_stage: no importance outranks a token of stage one", "[select][pa
     CHECK(select(two_stage{.first_tokens = 1}, nan, attention, {2}).kept[0] == oracle::token_set{0, 3});
 }
 
-TEST_CASE("two_stage: a share below 0 or above 1 is named", "[select][errors]") {
+TEST_CASE("two_stage: a share below 0 or above 1 is named", "[rerank][errors]") {
     CHECK(two_stage{}.validate().ok());
     for (const double ratio : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
         CHECK(two_stage{.first_ratio = ratio}.validate().code() == errc::ratio_out_of_range);
@@ -90,7 +90,7 @@ TEST_CASE("two_stage: a share below 0 or above 1 is named", "[select][errors]") 
 }
 
 TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the mass, up to its limit",
-          "[select][oracle]") {
+          "[rerank][oracle]") {
     support::random r(133);
     int compared = 0;
     for (int i = 0; i < 300; ++i) {
@@ -129,7 +129,7 @@ TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the m
     CHECK(compared > 280);
 }
 
-TEST_CASE("two_stage_by_mass: the token that crosses the threshold counts", "[select][paper]") {
+TEST_CASE("two_stage_by_mass: the token that crosses the threshold counts", "[rerank][paper]") {
     const oracle::matrix attention{{0.125, 0.5, 0.25}, {0.25, 0.125, 0.5}};
     const two_stage_by_mass half{.attention_mass = 0.75};
     // Head 0 starts with nothing: 0.5 + 0.25. Head 1 has 0.5 already: one token more.
@@ -141,7 +141,7 @@ TEST_CASE("two_stage_by_mass: the token that crosses the threshold counts", "[se
           oracle::counts{3, 3});
 }
 
-TEST_CASE("two_stage_by_mass: shares below 0 or above 1 are named", "[select][errors]") {
+TEST_CASE("two_stage_by_mass: shares below 0 or above 1 are named", "[rerank][errors]") {
     CHECK(two_stage_by_mass{}.validate().ok());
     for (const double ratio : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {
         CHECK(two_stage_by_mass{.attention_mass = ratio}.validate().code() == errc::ratio_out_of_range);
@@ -149,12 +149,12 @@ TEST_CASE("two_stage_by_mass: shares below 0 or above 1 are named", "[select][er
     }
 }
 
-TEST_CASE("two_stage: budgets that the rows cannot fill are refused", "[select][errors]") {
+TEST_CASE("two_stage: budgets that the rows cannot fill are refused", "[rerank][errors]") {
     require_selection_refusals(two_stage{});
 }
 
 TEST_CASE("two_stage_by_mass: a total above the candidates and missing masses are refused",
-          "[select][errors]") {
+          "[rerank][errors]") {
     score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
     growing_workspace growing;
     workspace scratch = growing.of_bytes(0);
@@ -170,7 +170,7 @@ TEST_CASE("two_stage_by_mass: a total above the candidates and missing masses ar
 }
 
 TEST_CASE("two_stage: attention of fewer candidates than importance is refused, not read past its end",
-          "[select][errors]") {
+          "[rerank][errors]") {
     score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
     growing_workspace growing;
     workspace scratch = growing.of_bytes(0);
@@ -183,7 +183,7 @@ TEST_CASE("two_stage: attention of fewer candidates than importance is refused, 
 }
 
 TEST_CASE("two_stage: a share that validate() refuses is also refused where the stage is called directly",
-          "[select][errors]") {
+          "[rerank][errors]") {
     score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
     growing_workspace growing;
     workspace scratch = growing.of_bytes(0);

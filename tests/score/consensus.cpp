@@ -5,8 +5,8 @@
 
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
-#include <kvtrim/score/query_free.hpp>
 #include <kvtrim/rerank/shared.hpp>
+#include <kvtrim/score/query_free.hpp>
 
 #include "support/checks.hpp"
 

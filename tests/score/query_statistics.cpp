@@ -4,7 +4,7 @@
 #include <kvtrim/score/query_statistics.hpp>
 
 #include <kvtrim/cache/ragged.hpp>
-#include <kvtrim/score/expected_attention.hpp>
+#include <kvtrim/score/expected_attention_score.hpp>
 
 #include "oracle/expected_attention.hpp"
 #include "support/checks.hpp"

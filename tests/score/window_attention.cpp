@@ -3,8 +3,8 @@
 
 #include <kvtrim/score/window_attention.hpp>
 
-#include <kvtrim/aggregate/mean.hpp>
-#include <kvtrim/aggregate/worst_case.hpp>
+#include <kvtrim/aggregate/mean_attention.hpp>
+#include <kvtrim/aggregate/worst_case_attention.hpp>
 #include <kvtrim/cache/ragged.hpp>
 
 #include "support/checks.hpp"

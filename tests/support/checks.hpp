@@ -9,9 +9,9 @@
 #include "support/random_layer.hpp"
 
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 
 #include <sstream>

@@ -93,7 +93,8 @@ std::vector<named_policy> describe_all() {
         describe("defensivekv, careful", window | across_heads, defensivekv(careful)),
         describe("streaming_llm", separate, streaming_llm()),
         // h2o() without its condition on the request: requests of all kinds come here.
-        describe("h2o", window, eviction_policy{window_attention{attention_sums}, uniform{}, by_importance{}}),
+        describe("h2o", window,
+                 eviction_policy{window_attention{attention_sums}, uniform{}, by_importance{}}),
         describe("observed_attention", window, observed_attention()),
         describe("tova", window | one_set | across_heads, tova()),
         describe("key_norm", separate, key_norm()),

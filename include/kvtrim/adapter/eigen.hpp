@@ -12,8 +12,8 @@
 // Any storage order; Map, Ref or block with strides, also a temporary one, for it is a view itself. The memory must
 // outlive the view: a temporary that owns (or, a Ref to const, may own) its elements is refused.
 
-#include <kvtrim/core/saturated.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
+#include <kvtrim/core/saturated.hpp>
 
 #include <Eigen/Core>
 

@@ -21,7 +21,7 @@
 // head_dim, hidden], is view_ggml of its ggml_reshape_3d [head_dim, q_heads, hidden] with axes {1, 0, 2}.
 // The tensor must outlive the view, and have its data in memory of the CPU.
 
-#include <kvtrim/cache/ggml_tensor.hpp>
+#include <kvtrim/cache/ggml_tensor_rows.hpp>
 
 #include <ggml-backend.h>
 #include <ggml.h>

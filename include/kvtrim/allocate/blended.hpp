@@ -16,8 +16,8 @@
 // Departures: a row without any score weighs 1 instead of 0/0.
 // Cost: four linear reads of the scores; eight and a copy with weight_by_kept_mass.
 
+#include <kvtrim/allocate/round_to_total.hpp>
 #include <kvtrim/core/request.hpp>
-#include <kvtrim/allocate/largest_remainder.hpp>
 #include <kvtrim/plan/top_k.hpp>
 
 #include <cstdint>

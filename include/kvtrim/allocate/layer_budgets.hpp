@@ -21,8 +21,8 @@
 // the cap (CAKE). pyramid_schedule and preference_rule have their forms, to reproduce published runs.
 // Cost: O(layers log layers).
 
+#include <kvtrim/allocate/round_to_total.hpp>
 #include <kvtrim/core/request.hpp>
-#include <kvtrim/allocate/largest_remainder.hpp>
 
 #include <numeric>
 

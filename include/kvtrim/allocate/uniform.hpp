@@ -8,8 +8,8 @@
 //
 // Cost: O(rows^2) at worst, no scores read.
 
-#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/core/workspace.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>
 

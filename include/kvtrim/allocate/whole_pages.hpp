@@ -18,8 +18,8 @@
 // In tokens, up gives at least the budget; down and dealt, with that exception, at most.
 // Cost: the other allocator's, and O(rows log rows). Workspace: 40 bytes per row more.
 
+#include <kvtrim/allocate/round_to_total.hpp>
 #include <kvtrim/plan/token_scores.hpp>
-#include <kvtrim/allocate/largest_remainder.hpp>
 
 #include <cstdint>
 #include <limits>

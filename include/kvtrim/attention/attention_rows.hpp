@@ -18,8 +18,8 @@
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/kernels/window_ops.hpp>
 

@@ -43,11 +43,11 @@ struct layer_inputs {
     static_assert(!tensor_view<OutputProjection, 2>,
                   "kvtrim: W_O must be a view [q_heads, head_dim, hidden]; a torch weight [hidden, q_heads * "
                   "head_dim] is the strided view {head_dim, 1, q_heads * head_dim}; see "
-                  "score/projected_value_norm.hpp");
+                  "score/projected_value_norms.hpp");
     static_assert(
         cache_view<OutputProjection> || !requires(const OutputProjection& w) { w.view(); },
         "kvtrim: the output projection is a view: pass gram.view(), and keep the gram_projection; see "
-        "score/projected_value_norm.hpp");
+        "score/projected_value_norms.hpp");
 
     static constexpr bool has_values = is_given<Values>;
     static constexpr bool has_queries = is_given<Queries>;
@@ -64,7 +64,7 @@ struct layer_inputs {
         return {keys, values, q, output_projection};
     }
     // The same layer with W_O [q_heads, head_dim, hidden], or a prepared form of it
-    // (score/projected_value_norm.hpp).
+    // (score/projected_value_norms.hpp).
     template <class W>
     [[nodiscard]] constexpr layer_inputs<Keys, Values, Queries, W> with_output_projection(W w) const {
         return {keys, values, queries, w};

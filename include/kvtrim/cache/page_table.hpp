@@ -16,8 +16,8 @@
 //
 // Tables are not trusted: validate() and validate_row() check them in O(rows + pages named), once for each table that enters.
 
-#include <kvtrim/core/saturated.hpp>
 #include <kvtrim/cache/strided_bytes.hpp>
+#include <kvtrim/core/saturated.hpp>
 
 #include <cstdint>
 #include <limits>

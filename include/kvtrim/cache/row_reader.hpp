@@ -19,8 +19,8 @@
 // by element: a tensor_view without strides, elements of an engine's own, channels that are not contiguous (but for 16-bit
 // and 8-bit elements of a transposed V, whose tokens are).
 
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/cache/row_source.hpp>
+#include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/simd/convert.hpp>
 

@@ -57,7 +57,7 @@ class flat_cache {
         next_begins_ = begins_;
         lengths_.resize(begins_.size() - 1);
     }
-    /// The cache that gather or compact_to_flat left (compact/flat.hpp): rows without room.
+    /// The cache that gather or compact_to_flat left (compact/compact_to_flat.hpp): rows without room.
     explicit flat_cache(const keep_plan& plan, double growth = 0.25) : flat_cache(plan.rows(), growth) {
         if (kv_heads() == 0) { return; } // a plan never made has no offsets
         begins_.assign(plan.offsets().begin(), plan.offsets().end());

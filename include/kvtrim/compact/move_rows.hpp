@@ -17,8 +17,8 @@
 // was made for; views_overlap (compact/overlap.hpp). Nothing is moved then.
 // Cost: each moved row read and written once; the checks are O(1).
 
-#include <kvtrim/core/executor.hpp>
 #include <kvtrim/compact/overlap.hpp>
+#include <kvtrim/core/executor.hpp>
 #include <kvtrim/plan/move_plan.hpp>
 
 #include <cstring>

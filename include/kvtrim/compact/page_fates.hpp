@@ -3,15 +3,15 @@
 #pragma once
 
 // What becomes of each page when a row of a page table keeps some of its tokens: the half of the page planner that
-// decides. See compact/page_moves.hpp for what it decides and why; this header is about one row.
+// decides. See compact/plan_page_moves.hpp for what it decides and why; this header is about one row.
 //
 //   survivors [heads]: tokens of each page that stay  ->  a fate per page, and how many new pages the row needs
 //
 // Cost: linear in kept tokens, pages of the row and heads * page_tokens.
 
+#include <kvtrim/cache/page_table.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
-#include <kvtrim/cache/page_table.hpp>
 
 #include <algorithm>
 

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The rotation of one head's rows, which compact/rope_rerotation.hpp runs for all heads.
+// The rotation of one head's rows, which compact/rerotate_keys.hpp runs for all heads.
 //
 // A row is rotated by R(distance) = R(coarse) R(fine): the fine turns stand in a table that all heads share, the coarse
 // one follows the rows. Both are combined in double and rounded to float once (kernels/rotate.hpp). Rows that move are

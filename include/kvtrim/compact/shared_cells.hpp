@@ -29,7 +29,7 @@
 //
 // Cost: linear in tokens; a fold per row. Workspace of cell_scores: rerank/row_fold.hpp.
 
-#include <kvtrim/compact/shared_set.hpp>
+#include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/rerank/row_fold.hpp>
 
 namespace kvtrim {

@@ -7,7 +7,7 @@
 //   f8_e4m3   4 bits of exponent, 3 of mantissa: 2^-9 to 448, no infinities, NaN is 0x7f and 0xff ("e4m3fn")
 //   f8_e5m2   5 bits of exponent, 2 of mantissa: 2^-16 to 57344, infinities and NaNs as IEEE 754: the high byte of an f16
 //
-// Plain storage types: reinterpret the engine's pointer. A cache with scales is a scaled_rows (cache/scaled.hpp).
+// Plain storage types: reinterpret the engine's pointer. A cache with scales is a scaled_rows (cache/scaled_rows.hpp).
 // Source: OCP 8-bit Floating Point Specification, revision 1.0.
 //
 // Numerics: widening is exact. Narrowing rounds to nearest, ties to even, and saturates as engines do when they fill a

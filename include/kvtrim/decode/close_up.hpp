@@ -17,15 +17,15 @@
 //     if (positions.next_position() + n > most) { s = close_up(keys, positions, rope, {}, memory); }
 //     ... rotate the n queries and keys to next_position() + 0 ... n - 1, cache them; s = positions.append(n); ...
 //
-// Drift: each call rounds the keys that move once more (compact/rope_rerotation.hpp has the numbers). The loop above calls
+// Drift: each call rounds the keys that move once more (compact/rerotate_keys.hpp has the numbers). The loop above calls
 // it at most once in `most` - tokens positions, however many cuts lie between; a call after every cut adds an error for each.
 //
 // Pinned rows are never written. Errors, with keys, values and positions
 // unchanged: those of rerotate_keys, compact_in_place and cache_positions. Cost and workspace: rerotate_keys_bytes(keys,
 // rope).
 
-#include <kvtrim/compact/in_place.hpp>
-#include <kvtrim/compact/rope_rerotation.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
 
 namespace kvtrim {

@@ -28,10 +28,10 @@
 // Cost: keys and values read once; 2 * (head_dim + value head_dim) flops per row and query. Up to four query heads of a
 // group come at the price of one.
 
-#include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/core/request.hpp>
 #include <kvtrim/decode/attention_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
 

@@ -22,8 +22,8 @@
 // A value: copies are forks; save() and restore() work (core/plain_memory.hpp). Cost: one copy of each query.
 // Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory.
 
-#include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/saturated.hpp>
 
 #include <algorithm>

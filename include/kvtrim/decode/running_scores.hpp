@@ -26,7 +26,7 @@
 // several queries at a time where nothing has to be undone. Memory: 4 (R + 2) bytes per token and KV head.
 // Numerics: sums in float. A weight that is NaN, infinite or negative counts as 0.
 
-#include <kvtrim/aggregate/mean.hpp>
+#include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/decode/token_rows.hpp>
 #include <kvtrim/score/query_free.hpp>

@@ -16,9 +16,9 @@
 // Numbers are not trusted (core/status.hpp): made with wrong sizes it is empty and answers validate() to everything; a call
 // that cannot be served changes nothing.
 
+#include <kvtrim/compact/check_plan.hpp>
 #include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/saturated.hpp>
-#include <kvtrim/compact/check_plan.hpp>
 
 #include <algorithm>
 #include <limits>

@@ -20,13 +20,13 @@
 // A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded
 // again. Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for
 // both signs, where an element opposite to the largest one is off by up to a whole step there. Source of the layouts:
-// kernels/blocks.hpp.
+// kernels/quant_blocks.hpp.
 //
 // Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a
 // NaN becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every
 // level.
 
-#include <kvtrim/kernels/blocks.hpp>
+#include <kvtrim/kernels/quant_blocks.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
 
 #include <algorithm>

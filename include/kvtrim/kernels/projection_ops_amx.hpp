@@ -12,7 +12,7 @@
 // Numerics: products of bf16 are exact, their sums float; each row sums in 16 lanes. Elements below 2^-126 count as 0.
 // Cost per 32 rows and 32 columns at inner 128, in cycles: 256 of products, 64 vectors of C folded; 740 measured.
 
-#include <kvtrim/kernels/amx_blocks.hpp>
+#include <kvtrim/kernels/amx_products.hpp>
 
 #if KVTRIM_HAS_X86
 

@@ -19,7 +19,7 @@
 // stores of C, 5500 of weights (measured); together 37 % of the peak of AMX. That is an estimate: tiles were tested through
 // an emulation and have not been measured on hardware. Packing a key tile takes 14 thousand, once for up to 1024 queries.
 
-#include <kvtrim/kernels/amx_blocks.hpp>
+#include <kvtrim/kernels/amx_products.hpp>
 #include <kvtrim/kernels/query_tile.hpp>
 
 #if KVTRIM_HAS_X86

@@ -15,7 +15,7 @@
 // Cost per 32 keys and 128 queries at head_dim 128, in cycles: 1024 of products (64 of 16), 64 vectors of C per panel; 3200
 // measured.
 
-#include <kvtrim/kernels/amx_blocks.hpp>
+#include <kvtrim/kernels/amx_products.hpp>
 #include <kvtrim/kernels/soon_read.hpp>
 
 #if KVTRIM_HAS_X86

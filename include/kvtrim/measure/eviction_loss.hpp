@@ -22,9 +22,9 @@
 // Numerics: products float, sums over queries double; E, F and S are each summed, not taken from 1. A query whose kept
 // mass is 0 contributes || y ||.
 
+#include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
-#include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <type_traits>

@@ -10,8 +10,8 @@
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/saturated.hpp>
-#include <kvtrim/plan/top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/plan/top_k.hpp>
 
 #include <algorithm>
 #include <functional>

@@ -25,11 +25,11 @@
 // library's do: validate_scoring(), validate_total(), validate_budgets() (plan/token_scores.hpp).
 // What a stage must know of the request comes with the scores (score_rows::protected_tokens), never as a field of its own.
 
-#include <kvtrim/core/executor.hpp>
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/executor.hpp>
 #include <kvtrim/core/request.hpp>
-#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/core/workspace.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 namespace kvtrim {
 

@@ -14,10 +14,10 @@
 //
 // Rows r are those of the keep_plan: a row of the table, or a (row of the table, head) where heads share pages but
 // not their tokens. Rows are independent of each other; moves of one row run in order. The tables keep their
-// capacity, so that a plan made again for the same sizes allocates nothing. To make one: compact/page_moves.hpp.
+// capacity, so that a plan made again for the same sizes allocates nothing. To make one: compact/plan_page_moves.hpp.
 
-#include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/cache/page_table.hpp>
+#include <kvtrim/plan/keep_plan.hpp>
 
 #include <functional>
 #include <vector>

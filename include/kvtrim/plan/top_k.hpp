@@ -12,8 +12,8 @@
 // exact, and it is a cut, not a list: every row can be walked in ascending order against it.
 // Cost: two reads of the scores in general, three for short rows, four at most; no copy; 40 KiB on the stack.
 
-#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/kernels/ordered_bits.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -21,9 +21,9 @@
 // protected by the request, not by a score.
 
 #include <kvtrim/policy/snapkv.hpp>
+#include <kvtrim/rerank/shared.hpp>
 #include <kvtrim/score/key_norm.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/rerank/shared.hpp>
 
 namespace kvtrim {
 

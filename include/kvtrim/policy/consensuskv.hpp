@@ -13,8 +13,8 @@
 // reported. Combine score/consensus.hpp with any other scorer, allocator and reranker.
 
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/score/consensus.hpp>
 #include <kvtrim/rerank/shared.hpp>
+#include <kvtrim/score/consensus.hpp>
 
 namespace kvtrim {
 

@@ -8,14 +8,14 @@
 //   ada_criticalkv  budgets from Ada-KV on the attention scores, then the two stages inside each head
 //
 // Needs values, queries and W_O [q_heads, head_dim, hidden] or its Gram view
-// (score/projected_value_norm.hpp). Source: CriticalKV, arXiv:2502.03805, Alg. 1; checked against
+// (score/projected_value_norms.hpp). Source: CriticalKV, arXiv:2502.03805, Alg. 1; checked against
 // kvpress@8bb29b9 criticalkv_press.py through the golden vectors.
 // Departures: stage one is a mark, not a large score; the window is protected, not scored; budgets belong to one
 // sequence; stage one takes its share of the head's own rounded budget.
 
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/score/value_weighted.hpp>
 #include <kvtrim/rerank/two_stage.hpp>
+#include <kvtrim/score/projected_norm_weighted.hpp>
 
 namespace kvtrim {
 
@@ -27,17 +27,17 @@ struct criticalkv_config {
 };
 
 [[nodiscard]] constexpr auto criticalkv(const criticalkv_config& c = {}) {
-    return eviction_policy{
-        value_weighted<window_attention<mean_attention>>{{c.attention}, c.epsilon, c.epsilon_relative},
-        uniform{}, two_stage{.first_ratio = c.first_ratio}};
+    return eviction_policy{projected_norm_weighted<window_attention<mean_attention>>{
+                               {c.attention}, c.epsilon, c.epsilon_relative},
+                           uniform{}, two_stage{.first_ratio = c.first_ratio}};
 }
 
 template <class Allocator = adaptive>
 [[nodiscard]] constexpr auto ada_criticalkv(const criticalkv_config& c = {},
                                             const Allocator& allocator = {}) {
-    return eviction_policy{
-        value_weighted<window_attention<mean_attention>>{{c.attention}, c.epsilon, c.epsilon_relative},
-        allocator, two_stage{.first_ratio = c.first_ratio}};
+    return eviction_policy{projected_norm_weighted<window_attention<mean_attention>>{
+                               {c.attention}, c.epsilon, c.epsilon_relative},
+                           allocator, two_stage{.first_ratio = c.first_ratio}};
 }
 
 } // namespace kvtrim

@@ -15,10 +15,10 @@
 //
 // Source: CritiPrefill, arXiv:2409.12490; checked against 66RING/CritiPrefill@3067f1e through the golden vectors.
 // Defaults are the authors' (segment 512, block 32, budget 2048, dense below 4096, first layer dense, fusion 0.25 from
-// layer 2) but for the scale of the logits and the kept sink and local block; see prefill/prune.hpp.
+// layer 2) but for the scale of the logits and the kept sink and local block; see prefill/block_pruner.hpp.
 
 #include <kvtrim/allocate/adaptive.hpp>
-#include <kvtrim/prefill/prune.hpp>
+#include <kvtrim/prefill/block_pruner.hpp>
 
 namespace kvtrim {
 

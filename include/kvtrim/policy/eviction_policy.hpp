@@ -12,8 +12,8 @@
 // Memory: workspace_bytes() bytes of the caller's, and the tables of the plan; nothing else is allocated.
 // Determinism: equal inputs give equal plans, for any executor.
 
-#include <kvtrim/policy/pipeline.hpp>
 #include <kvtrim/plan/score_table.hpp>
+#include <kvtrim/policy/pipeline.hpp>
 
 #include <utility>
 

@@ -11,9 +11,9 @@
 
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/score/expected_attention.hpp>
-#include <kvtrim/score/value_norm.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/score/expected_attention_score.hpp>
+#include <kvtrim/score/value_norm_weighted.hpp>
 
 namespace kvtrim {
 

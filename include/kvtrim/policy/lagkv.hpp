@@ -10,8 +10,8 @@
 
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/score/lag.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/score/lag_score.hpp>
 
 namespace kvtrim {
 

@@ -17,8 +17,8 @@
 // Memory: plan() holds the scores of all layers (policy/pipeline.hpp), push() those of one.
 
 #include <kvtrim/allocate/adaptive.hpp>
-#include <kvtrim/policy/layer_cascade.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/policy/layer_cascade.hpp>
 
 namespace kvtrim {
 

@@ -20,10 +20,10 @@
 // The first two keep the best `safeguard_ratio` of an even share in every row. The authors keep none beyond the window;
 // with few, specialised layers that starves some of them (README, Measured).
 
-#include <kvtrim/aggregate/dispersion.hpp>
+#include <kvtrim/aggregate/dispersion_attention.hpp>
 #include <kvtrim/allocate/layer_shares.hpp>
-#include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 

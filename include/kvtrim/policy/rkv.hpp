@@ -6,12 +6,12 @@
 //
 // Needs queries, the newest 8 in the paper; protect them: request.protect.window_tokens = queries per head.
 // Source: R-KV, arXiv:2505.24133; Zefan-Cai/R-KV@31cf555 rkv/compression/r1_kv.py (its lambda: 0.07).
-// Departures: those of score/redundancy.hpp. A group's attention is the maximum of its heads' (the reference: softmax
+// Departures: those of score/redundancy_aware.hpp. A group's attention is the maximum of its heads' (the reference: softmax
 // of the maximum of their logits, over the tokens before the window only). When to run it, every 128 tokens in the
 // paper, is the engine's choice.
 
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/score/redundancy.hpp>
+#include <kvtrim/score/redundancy_aware.hpp>
 
 namespace kvtrim {
 

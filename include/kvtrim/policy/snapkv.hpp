@@ -12,12 +12,12 @@
 // FFY0/AdaKV@efe4e2e through the golden vectors. Defaults: kvpress' (kernel 5, average, safeguard 0.2);
 // AdaKV repository: kernel 7, maximum, group_then_pool, blended allocator with floor 0.5 (0.2 for GQA).
 
-#include <kvtrim/aggregate/mean.hpp>
+#include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/score/window_attention.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/score/window_attention.hpp>
 
 namespace kvtrim {
 

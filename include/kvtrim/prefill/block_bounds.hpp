@@ -11,9 +11,9 @@
 // Numerics: exact. A NaN element counts as absent; a channel of NaN only has the bounds 0, which add nothing to an estimate.
 // Cost: every row read once.
 
-#include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 

@@ -26,10 +26,10 @@
 // Memory: per worker 1024 query rows and a tile of keys, 1.2 MiB at head_dim 128; nothing grows with the tokens.
 // Cost: 2 * (head_dim + value head_dim) flops per planned query-key pair and query head (prune_plan::planned_pairs).
 
-#include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/core/request.hpp>
 #include <kvtrim/kernels/query_tiles.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 
@@ -287,9 +287,9 @@ template <class Inputs, class Output, class Executor = serial_executor>
                                             const attention_options& attention, const Output& out,
                                             std::span<float> log_sum_exp, workspace& scratch,
                                             Executor&& ex = {}) {
-    static_assert(
-        Inputs::has_values && Inputs::has_queries,
-        "kvtrim: block_sparse_attention needs layer(keys, values).with_queries(queries); see cache/layer.hpp");
+    static_assert(Inputs::has_values && Inputs::has_queries,
+                  "kvtrim: block_sparse_attention needs layer(keys, values).with_queries(queries); see "
+                  "cache/layer.hpp");
     static_assert(
         strided_view<Output, 3>,
         "kvtrim: block_sparse_attention writes to a strided view [q_heads, tokens, value head_dim]; see "

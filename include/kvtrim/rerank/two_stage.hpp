@@ -21,7 +21,7 @@
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/top_k.hpp>
-#include <kvtrim/rerank/top_mass.hpp>
+#include <kvtrim/rerank/count_for_mass.hpp>
 
 #include <cstdint>
 #include <limits>

@@ -14,11 +14,11 @@
 // Source: kvtrim's own, shown on a small model only (README, Measured). Heads must have equal lengths.
 // Cost: three passes over the scores. Workspace: one double per column.
 
-#include <kvtrim/core/executor.hpp>
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/executor.hpp>
 #include <kvtrim/core/request.hpp>
-#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/core/workspace.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 #include <cmath>
 

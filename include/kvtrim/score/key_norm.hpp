@@ -14,13 +14,13 @@
 // takes no part in the mean and scores NaN, which ranks last; by norm it scores NaN or -infinity.
 // Cost: keys read once (key_norm_score) or twice (key_diff_score). Workspace: a tile of keys per KV head.
 
-#include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/cache/row_reader.hpp>
-#include <kvtrim/plan/token_scores.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/core/request.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 #include <cmath>
 #include <limits>

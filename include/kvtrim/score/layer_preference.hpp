@@ -14,7 +14,7 @@
 // Source: CAKE, arXiv:2503.12491, Sec. 4; FFY0/DefensiveKV@9251b95 cake_scorer_press.py (tau1 1.6, tau2 0.6).
 // Departures: per sequence, not summed over a batch. Cost: one window scoring. Numerics: sums over tokens in double.
 
-#include <kvtrim/aggregate/dispersion.hpp>
+#include <kvtrim/aggregate/dispersion_attention.hpp>
 #include <kvtrim/plan/candidate_rows.hpp>
 #include <kvtrim/score/window_attention.hpp>
 

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// W_O prepared once per model layer for the norms of projected values (score/projected_value_norm.hpp).
+// W_O prepared once per model layer for the norms of projected values (score/projected_value_norms.hpp).
 //
 //   gram_projection     G_h = W_O[h] * W_O[h]^T  [head_dim, head_dim] of every query head, for the L2 form
 //   packed_projection   W_O in the order that the kernels read, for the exact L1 form

@@ -12,11 +12,11 @@
 // Departures: StreamingLLM's position shift is not done here: survivors keep their positions (see
 // keep_plan::gather_positions). random_score does not depend on threads, order or other heads.
 
-#include <kvtrim/core/executor.hpp>
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/executor.hpp>
 #include <kvtrim/core/request.hpp>
-#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/core/workspace.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>
 #include <type_traits>

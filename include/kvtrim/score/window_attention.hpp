@@ -18,9 +18,9 @@
 // weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and kept_logit_bytes.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
+#include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/plan/token_scores.hpp>
-#include <kvtrim/attention/attention_rows.hpp>
 
 namespace kvtrim {
 
