@@ -1,4 +1,4 @@
-// expect: kvtrim: the scorer needs two_stage and score\(inputs, request, scores, workspace, executor\) -> status
+// expect: kvtrim: the scorer needs writes_attention and score\(inputs, request, scores, workspace, executor\) -> status
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 

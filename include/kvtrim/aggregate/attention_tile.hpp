@@ -13,7 +13,7 @@
 //                                 [query_rows] its tiles have as row_weights
 //   add(tile, accumulators)       accumulators [lanes, candidates], zero at first
 //   finish(head, accumulators, importance, attention)
-//   two_stage                     whether finish also writes `attention` (what stage one ranks by)
+//   writes_attention              whether finish also writes `attention` (what stage one ranks by)
 //
 // 32 heads x 32 queries x 131072 tokens of float would be 512 MiB; the fold holds lanes x tokens.
 

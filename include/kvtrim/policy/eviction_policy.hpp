@@ -99,9 +99,10 @@ class eviction_policy {
 
     template <class Inputs, class Executor>
     static constexpr void expect_stages() {
-        static_assert(token_scorer<Scorer, Inputs>,
-                      "kvtrim: the scorer needs two_stage and score(inputs, request, scores, workspace, "
-                      "executor) -> status for these inputs; see plan/concepts.hpp");
+        static_assert(
+            token_scorer<Scorer, Inputs>,
+            "kvtrim: the scorer needs writes_attention and score(inputs, request, scores, workspace, "
+            "executor) -> status for these inputs; see plan/concepts.hpp");
         static_assert(executor<std::remove_reference_t<Executor>>,
                       "kvtrim: an executor is called as ex(count, fn) and calls fn(i) for each i in [0, "
                       "count); see core/executor.hpp");

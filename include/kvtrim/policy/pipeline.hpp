@@ -113,7 +113,7 @@ template <class Policy, class Inputs>
 }
 
 // The rows of all layers on the way from scores to plans.
-template <bool TwoStage>
+template <bool WritesAttention>
 struct pipeline_tables {
     std::span<index_t> offsets;          // [rows + 1]
     std::span<float> importance;         // [candidates]
@@ -127,7 +127,7 @@ struct pipeline_tables {
 
     pipeline_tables(index_t layers, index_t kv_heads, index_t candidates, workspace& scratch)
         : offsets(scratch.take<index_t>(layers * kv_heads + 1)), importance(scratch.take<float>(candidates)),
-          attention(scratch.take<float>(TwoStage ? candidates : 0)),
+          attention(scratch.take<float>(WritesAttention ? candidates : 0)),
           protected_mass(scratch.take<float>(layers * kv_heads)),
           protected_tokens(scratch.take<index_t>(layers * kv_heads)),
           budgets(scratch.take<index_t>(layers * kv_heads)), counts(scratch.take<index_t>(kv_heads)),
@@ -155,7 +155,7 @@ struct pipeline_tables {
         const auto first = static_cast<std::size_t>(begins[0]);
         const auto count = static_cast<std::size_t>(own_offsets.back());
         return {own_offsets, importance.subspan(first, count),
-                TwoStage ? attention.subspan(first, count) : std::span<float>{},
+                WritesAttention ? attention.subspan(first, count) : std::span<float>{},
                 protected_mass.subspan(l * heads, heads), protected_tokens.subspan(l * heads, heads)};
     }
     [[nodiscard]] std::span<index_t> layer_budgets(std::size_t l) const {

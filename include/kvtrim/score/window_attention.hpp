@@ -28,7 +28,7 @@ template <class Aggregator>
 struct window_attention {
     static_assert(
         attention_aggregator<Aggregator>,
-        "kvtrim: window_attention needs an aggregator with two_stage, validate, halo, lanes, add and "
+        "kvtrim: window_attention needs an aggregator with writes_attention, validate, halo, lanes, add and "
         "finish, such as mean_attention; see aggregate/attention_tile.hpp");
 
     [[no_unique_address]] Aggregator aggregator = {};
@@ -66,7 +66,7 @@ struct window_attention {
         return counting.needed_bytes();
     }
 
-    /// Writes importance (and attention if two_stage, and protected_mass where asked for).
+    /// Writes importance (and attention if writes_attention, and protected_mass where asked for).
     /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
@@ -144,7 +144,7 @@ struct window_attention {
         }
         const auto g = static_cast<std::size_t>(kv_head);
         std::span<float> attention = {};
-        if constexpr (two_stage) { attention = out.attention_rows().row(kv_head); }
+        if constexpr (writes_attention) { attention = out.attention_rows().row(kv_head); }
         if (!out.protected_mass.empty()) {
             out.protected_mass[g] = static_cast<float>(protected_mass / static_cast<double>(rows.rows()));
         }
