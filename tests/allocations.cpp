@@ -300,9 +300,9 @@ int main() {
         check<float>({.kv_heads = 2, .group = 4, .tokens = 300, .head_dim = head_dim, .queries = 32}, false);
         check<f16>({.kv_heads = 2, .group = 1, .tokens = 270, .head_dim = head_dim, .queries = 1}, true);
         check<bf16>({.kv_heads = 1, .group = 7, .tokens = 100, .head_dim = head_dim, .queries = 100}, false);
-        check_prefill<float>("critiprefill", critiprefill{}, head_dim);
-        check_prefill<bf16>("critiprefill_bound", critiprefill_bound{}, head_dim);
-        check_prefill<f16>("ada_critiprefill", ada_critiprefill{}, head_dim);
+        check_prefill<float>("critiprefill", critiprefill(), head_dim);
+        check_prefill<bf16>("critiprefill_bound", critiprefill_bound(), head_dim);
+        check_prefill<f16>("ada_critiprefill", ada_critiprefill(), head_dim);
     }
     return failures == 0 ? 0 : 1;
 }

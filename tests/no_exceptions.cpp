@@ -125,7 +125,7 @@ void check_prefill() {
     layer_memory memory;
     const auto prompt = numbers(q_heads * tokens * head_dim, 5);
     const strided prompt_queries(prompt.data(), {q_heads, tokens, head_dim});
-    critiprefill policy;
+    auto policy = critiprefill();
     policy.options = {.segment_tokens = 32, .block_tokens = 8, .budget_tokens = 24, .dense_below_tokens = 0};
     layer_fusion state;
     prune_plan plan;

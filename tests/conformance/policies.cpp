@@ -521,7 +521,7 @@ results run_eviction_loss(const golden_case& c) {
 // Fused estimates are intermediate results of the library, so they are composed here from its parts; the kept blocks
 // come from the whole policy. The case leaves the last segment out and calls the first one's estimate uniform.
 results run_critiprefill(const golden_case& c) {
-    kvtrim::critiprefill policy{
+    kvtrim::block_pruner<kvtrim::mid_query, kvtrim::uniform> policy{
         .options = {.segment_tokens = c.need<index_t>("segment"),
                     .block_tokens = c.need<index_t>("block"),
                     .budget_tokens = c.need<index_t>("topk") * c.need<index_t>("block"),

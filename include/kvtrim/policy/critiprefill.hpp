@@ -8,7 +8,7 @@
 //   critiprefill_bound   Quest's bound as the estimate: no key of a block can score higher
 //   ada_critiprefill     the authors' estimate, blocks dealt out over the KV heads by Ada-KV
 //
-//     kvtrim::critiprefill policy{.options = {.budget_tokens = 2048}};
+//     const auto policy = kvtrim::critiprefill({.budget_tokens = 2048});
 //     kvtrim::layer_fusion state;                               // one per request
 //     policy.plan(queries, keys, {.layer = l}, state, plan, memory);
 //     kvtrim::block_sparse_attention(layer(keys, values).with_queries(queries), plan, {}, out, {}, memory);
@@ -22,8 +22,16 @@
 
 namespace kvtrim {
 
-using critiprefill = block_pruner<mid_query, uniform>;
-using critiprefill_bound = block_pruner<corner_query, uniform>;
-using ada_critiprefill = block_pruner<mid_query, adaptive>;
+[[nodiscard]] constexpr auto critiprefill(const pruning_options& options = {}) {
+    return block_pruner<mid_query, uniform>{.options = options};
+}
+
+[[nodiscard]] constexpr auto critiprefill_bound(const pruning_options& options = {}) {
+    return block_pruner<corner_query, uniform>{.options = options};
+}
+
+[[nodiscard]] constexpr auto ada_critiprefill(const pruning_options& options = {}) {
+    return block_pruner<mid_query, adaptive>{.options = options};
+}
 
 } // namespace kvtrim
