@@ -185,7 +185,8 @@ class row_tile {
     [[nodiscard]] float* data() const { return floats_.data(); }
 
   private:
-    static constexpr index_t most_floats = 8 * 1024; // stay in the first level cache
+    static constexpr index_t most_floats =
+        4 * 1024; // stay in the first level cache, beside what they are made of
 
     index_t rows_;
     std::span<float> floats_;
