@@ -34,7 +34,7 @@ class row_range {
     }
     void store_rows(index_t head, index_t first, index_t count,
                     const float* tile) const requires row_store<V> {
-        store_rows(view_, head, first_ + first, count, tile);
+        kvtrim::store_rows(view_, head, first_ + first, count, tile);
     }
     [[nodiscard]] auto first_channels(index_t count) const {
         const auto channels = kvtrim::first_channels(view_, count);
