@@ -51,8 +51,8 @@ inline void add_moments(const attention_tile& tile, std::span<float> accumulator
 } // namespace detail
 
 struct mean_variance_attention {
-    float gamma = 200.0f;      // weight of the variance; reference 200
-    index_t kernel_tokens = 5; // odd; reference 5
+    float gamma = 200.0f;      ///< weight of the variance; reference 200
+    index_t kernel_tokens = 5; ///< odd; reference 5
 
     static constexpr bool writes_attention = false;
 

@@ -30,11 +30,11 @@ enum class pooling_order : std::uint8_t { pool_then_group, group_then_pool };
 enum class query_normalisation : std::uint8_t { mean, sum, lifetime };
 
 struct mean_attention {
-    pooling pool = pooling::average;                         // SnapKV: average; AdaKV repository: maximum
-    index_t kernel_tokens = 5;                               // odd; SnapKV 5, AdaKV repository 7
-    group_reduction group = group_reduction::mean;           // over the query heads of a KV head
-    pooling_order order = pooling_order::pool_then_group;    // matters unless average and mean
-    query_normalisation queries = query_normalisation::mean; // over the observed queries
+    pooling pool = pooling::average;                         ///< SnapKV: average; AdaKV repository: maximum
+    index_t kernel_tokens = 5;                               ///< odd; SnapKV 5, AdaKV repository 7
+    group_reduction group = group_reduction::mean;           ///< over the query heads of a KV head
+    pooling_order order = pooling_order::pool_then_group;    ///< matters unless average and mean
+    query_normalisation queries = query_normalisation::mean; ///< over the observed queries
 
     static constexpr bool writes_attention = false;
 

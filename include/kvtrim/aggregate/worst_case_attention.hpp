@@ -24,8 +24,8 @@
 namespace kvtrim {
 
 struct worst_case_attention {
-    index_t kernel_tokens = 5; // odd; reference 5
-    float floor_weight = 1.0f; // share of the row mean that floors every token; 0: no floor; reference 1
+    index_t kernel_tokens = 5; ///< odd; reference 5
+    float floor_weight = 1.0f; ///< share of the row mean that floors every token; 0: no floor; reference 1
 
     static constexpr bool writes_attention = true;
 
@@ -38,7 +38,7 @@ struct worst_case_attention {
     [[nodiscard]] index_t halo() const { return kernel_tokens / 2; }
     [[nodiscard]] index_t lanes(index_t /*group_size*/) const { return 2; }
 
-    // The mass of a row over that of its pooled row: near the ends the windows of a candidate are fewer than kernel_tokens.
+    /// The mass of a row over that of its pooled row: near the ends the windows of a candidate are fewer than kernel_tokens.
     template <class Block>
     void weigh_rows(const Block& block, std::span<float> weights) const {
         const index_t columns = block.head.candidates;

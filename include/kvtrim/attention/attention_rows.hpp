@@ -29,8 +29,8 @@
 
 namespace kvtrim {
 
-// Bad input of any stage that computes attention of the observation queries. Sink logits may be any float.
-// Returns heads_not_divisible, window_exceeds_tokens or invalid_parameter.
+/// Bad input of any stage that computes attention of the observation queries. Sink logits may be any float.
+/// Returns heads_not_divisible, window_exceeds_tokens or invalid_parameter.
 template <class Inputs>
 [[nodiscard]] status validate_attention(const Inputs& in, const eviction_request& request) {
     const index_t q_heads = extent(in.queries, 0);
@@ -56,8 +56,8 @@ template <class Inputs>
 template <class Inputs>
 class attention_rows {
   public:
-    // Takes its scratch; it is usable if the workspace fits. `newest` > 0 uses only so many newest queries;
-    // `halo` widens the tiles that attention() can produce.
+    /// Takes its scratch; it is usable if the workspace fits. `newest` > 0 uses only so many newest queries;
+    /// `halo` widens the tiles that attention() can produce.
     attention_rows(const Inputs& in, const eviction_request& request, index_t kv_head, index_t newest,
                    index_t halo, workspace& scratch,
                    const kernels::window_kernels& steps = kernels::active_window_kernels())
@@ -85,8 +85,8 @@ class attention_rows {
         }
     }
 
-    // Keeps the logits of as many of the first tokens as fit from begin_block() to attention(): [tokens, block rows].
-    // Not those of tiles, which multiply again sooner than memory would keep and give them back.
+    /// Keeps the logits of as many of the first tokens as fit from begin_block() to attention(): [tokens, block rows].
+    /// Not those of tiles, which multiply again sooner than memory would keep and give them back.
     void keep_logits_in(std::span<float> memory) {
         if (!stays_bf16_) { kept_logits_ = memory; }
     }
@@ -98,7 +98,7 @@ class attention_rows {
     [[nodiscard]] token_range candidate_range() const { return range_; }
     [[nodiscard]] index_t tile_tokens() const { return tile_tokens_; }
 
-    // Selects rows [first_row, first_row + count), count <= tile_query_rows, and takes their statistics.
+    /// Selects rows [first_row, first_row + count), count <= tile_query_rows, and takes their statistics.
     void begin_block(index_t first_row, index_t count) {
         first_row_ = first_row;
         count_ = count;
@@ -121,23 +121,23 @@ class attention_rows {
 
     [[nodiscard]] index_t block_rows() const { return count_; }
     [[nodiscard]] index_t first_row() const { return first_row_; }
-    // One past the last cache row that any query of the block sees.
+    /// One past the last cache row that any query of the block sees.
     [[nodiscard]] index_t visible_end() const { return query_begin_ + block_queries_.end; }
-    // Sum of a row's attention to the candidates.
+    /// Sum of a row's attention to the candidates.
     [[nodiscard]] double candidate_mass(index_t block_row) const {
         const double sum = at(outside_, block_row) + at(mass_, block_row);
         return sum > 0 ? at(mass_, block_row) / sum : 0.0;
     }
-    // What the sink logit takes of a row's softmax, which the tokens share with it; 0 without one.
+    /// What the sink logit takes of a row's softmax, which the tokens share with it; 0 without one.
     [[nodiscard]] double sink_mass(index_t block_row) const {
         const double sum = at(outside_, block_row) + at(mass_, block_row);
         return sum > 0 ? sink_term(block_row) / sum : 0.0;
     }
-    // Sum over the block's rows of the attention to tokens outside the candidate range.
+    /// Sum over the block's rows of the attention to tokens outside the candidate range.
     [[nodiscard]] double protected_mass() const { return protected_mass_; }
 
-    // Attention [count, block_rows] to the cache rows [begin, begin + count); valid until the next call.
-    // Requires count <= tile_tokens() + 2 * halo.
+    /// Attention [count, block_rows] to the cache rows [begin, begin + count); valid until the next call.
+    /// Requires count <= tile_tokens() + 2 * halo.
     [[nodiscard]] float* attention(index_t begin, index_t count) {
         const float* const logits =
             are_kept(begin, count) ? kept_logits_.data() + begin * count_ : compute_logits(begin, count);

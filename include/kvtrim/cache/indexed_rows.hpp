@@ -19,7 +19,7 @@
 
 namespace kvtrim {
 
-// Bad input: an index outside [0, slots) (invalid_table). O(tokens).
+/// Bad input: an index outside [0, slots) (invalid_table). O(tokens).
 [[nodiscard]] inline status validate_indices(std::span<const std::int32_t> indices, index_t slots) {
     for (const std::int32_t slot : indices) {
         if (slot < 0 || slot >= slots) {
@@ -71,9 +71,9 @@ class indexed_rows {
         return kvtrim::indexed_rows<std::remove_const_t<decltype(channels)>>(channels, indices_);
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return indices_; }
-    // All slots.
+    /// All slots.
     [[nodiscard]] auto memory() const { return memory_of(slots_); }
-    // Whether the slots that are read share a byte with other memory. O(tokens) if the pool does, else O(1).
+    /// Whether the slots that are read share a byte with other memory. O(tokens) if the pool does, else O(1).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         if constexpr (requires { slots_.overlaps(other); }) { return slots_.overlaps(other); }
         for (const strided_bytes& pool : memory_of(slots_)) {

@@ -25,13 +25,13 @@
 
 namespace kvtrim {
 
-// Channels [begin, begin + length) of a row.
+/// Channels [begin, begin + length) of a row.
 struct channel_range {
     index_t begin = 0;
     index_t length = 0;
 };
 
-// Where the two parts of a row are; channels outside both belong to the keys alone.
+/// Where the two parts of a row are; channels outside both belong to the keys alone.
 struct latent_layout {
     index_t row_length = 0;
     channel_range latent;

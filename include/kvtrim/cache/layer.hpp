@@ -23,7 +23,7 @@
 
 namespace kvtrim {
 
-// How the query heads that share a KV head are reduced to one row.
+/// How the query heads that share a KV head are reduced to one row.
 enum class group_reduction : std::uint8_t { mean, maximum, sum };
 
 struct not_given {};
@@ -58,13 +58,13 @@ struct layer_inputs {
     Queries queries;
     OutputProjection output_projection;
 
-    // The same layer with the newest queries [q_heads, queries, head_dim].
+    /// The same layer with the newest queries [q_heads, queries, head_dim].
     template <class Q>
     [[nodiscard]] constexpr layer_inputs<Keys, Values, Q, OutputProjection> with_queries(Q q) const {
         return {keys, values, q, output_projection};
     }
-    // The same layer with W_O [q_heads, head_dim, hidden], or a prepared form of it
-    // (score/projected_value_norms.hpp).
+    /// The same layer with W_O [q_heads, head_dim, hidden], or a prepared form of it
+    /// (score/projected_value_norms.hpp).
     template <class W>
     [[nodiscard]] constexpr layer_inputs<Keys, Values, Queries, W> with_output_projection(W w) const {
         return {keys, values, queries, w};
@@ -103,7 +103,7 @@ struct layer_inputs {
 
     [[nodiscard]] constexpr index_t kv_heads() const { return extent(keys, 0); }
     [[nodiscard]] constexpr index_t head_dim() const { return extent(keys, 2); }
-    // Cached tokens of one KV head; all heads agree unless the cache is ragged.
+    /// Cached tokens of one KV head; all heads agree unless the cache is ragged.
     [[nodiscard]] constexpr index_t tokens(index_t kv_head) const { return row_count(keys, kv_head); }
     [[nodiscard]] constexpr index_t longest_row() const { return extent(keys, 1); }
     [[nodiscard]] constexpr index_t shortest_row() const {
@@ -150,7 +150,7 @@ template <class Keys>
     return {keys, {}, {}, {}};
 }
 
-// Values have the kv_heads and tokens of the keys, head by head; their head_dim may differ.
+/// Values have the kv_heads and tokens of the keys, head by head; their head_dim may differ.
 template <class Keys, class Values>
 [[nodiscard]] constexpr layer_inputs<Keys, Values> layer(Keys keys, Values values) {
     return {keys, values, {}, {}};

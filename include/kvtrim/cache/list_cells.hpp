@@ -23,11 +23,11 @@
 
 namespace kvtrim {
 
-enum class cell_use : std::uint8_t { not_used, owned, shared }; // by the sequence in question
+enum class cell_use : std::uint8_t { not_used, owned, shared }; ///< by the sequence in question
 
 struct cell_list {
     std::span<const std::int32_t> cells;
-    index_t shared_prefix = 0; // shared cells before the first owned one
+    index_t shared_prefix = 0; ///< shared cells before the first owned one
 };
 
 struct cell_list_options {

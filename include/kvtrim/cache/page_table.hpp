@@ -27,14 +27,14 @@ namespace kvtrim {
 
 /// Where the slots of a pool lie in memory. Strides count elements; with two of them swapped it is NHD or HND.
 struct page_layout {
-    // A pool whose size the engine does not tell: page numbers are then checked for what they can be at all.
+    /// A pool whose size the engine does not tell: page numbers are then checked for what they can be at all.
     static constexpr index_t unknown_pages = -1;
 
     index_t page_tokens = 16;
     index_t page_stride = 0;
     index_t token_stride = 0;
     index_t head_stride = 0;
-    index_t pages = unknown_pages; // of the pool: give it, and a page number beyond it is refused
+    index_t pages = unknown_pages; ///< of the pool: give it, and a page number beyond it is refused
 
     /// Most pages that a number may name. Slots are numbered in 32 bits.
     [[nodiscard]] constexpr index_t most_pages() const {

@@ -27,14 +27,14 @@
 
 namespace kvtrim {
 
-// A block table [requests, most_pages] with lengths in tokens (vLLM), as the rows of a page_table. indptr [requests + 1],
-// indices [sum of the pages in use] and last_page_len [requests] are the caller's; what is written is what table() of them
-// views. Returns invalid_table (a length that is negative or needs more pages than the table has columns, a negative page, a table
-// of another size than it says) or invalid_parameter, with nothing written; invalid_table with `needed` pages if indices are too
-// short. Whether pages lie in the pool is asked by who reads the table. O(pages in use).
+/// A block table [requests, most_pages] with lengths in tokens (vLLM), as the rows of a page_table. indptr [requests + 1],
+/// indices [sum of the pages in use] and last_page_len [requests] are the caller's; what is written is what table() of them
+/// views. Returns invalid_table (a length that is negative or needs more pages than the table has columns, a negative page, a table
+/// of another size than it says) or invalid_parameter, with nothing written; invalid_table with `needed` pages if indices are too
+/// short. Whether pages lie in the pool is asked by who reads the table. O(pages in use).
 struct block_table {
-    std::span<const std::int32_t> pages; // row-major
-    index_t most_pages;                  // columns
+    std::span<const std::int32_t> pages; ///< row-major
+    index_t most_pages;                  ///< columns
     std::span<const std::int32_t> tokens;
 };
 
@@ -235,12 +235,12 @@ class paged_rows {
         return channels;
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return pages_; }
-    // All slots of the pool, up to its last page that is read. O(pages).
+    /// All slots of the pool, up to its last page that is read. O(pages).
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return {detail::bytes_of_slots(pool_, layout_, pages_, kv_heads_, head_dim_)};
     }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    // Whether its pages share a byte with other memory. O(pages).
+    /// Whether its pages share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         return detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
     }
@@ -302,12 +302,12 @@ class paged_head_rows {
         return channels;
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return places_; }
-    // All slots of the pool, up to its last page that is read. O(pages of all heads).
+    /// All slots of the pool, up to its last page that is read. O(pages of all heads).
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return {detail::bytes_of_slots(pool_, layout_, places_, 1, head_dim_)};
     }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    // Whether its pages share a byte with other memory. O(pages).
+    /// Whether its pages share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         for (index_t h = 0; h < kv_heads_; ++h) {
             if (detail::pages_overlap(pool_, layout_, table_.row(first_row_ + h), 1, head_dim_, other)) {

@@ -46,7 +46,7 @@ class ragged {
         return offsets_[h + 1] - offsets_[h];
     }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    // All rows, one after the other.
+    /// All rows, one after the other.
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return std::array{strided_bytes{.first = data_,
                                         .extents = {1, 1, offsets_.back(), 1},

@@ -25,13 +25,13 @@ namespace kvtrim {
 enum class rope_pairing : std::uint8_t { half_split, interleaved };
 
 struct rope {
-    std::span<const float> inverse_frequencies = {}; // [rotary_dim / 2], radians per position
+    std::span<const float> inverse_frequencies = {}; ///< [rotary_dim / 2], radians per position
     float attention_factor = 1;
     rope_pairing pairing = rope_pairing::half_split;
 
     [[nodiscard]] constexpr index_t pairs() const { return static_cast<index_t>(inverse_frequencies.size()); }
     [[nodiscard]] constexpr index_t rotary_dim() const { return 2 * pairs(); }
-    // The channels of pair i.
+    /// The channels of pair i.
     [[nodiscard]] constexpr index_t first_channel(index_t i) const {
         return pairing == rope_pairing::half_split ? i : 2 * i;
     }
@@ -43,7 +43,7 @@ struct rope {
     }
 };
 
-// Bad input: a frequency that is not finite, an attention factor that is not finite and positive. O(pairs).
+/// Bad input: a frequency that is not finite, an attention factor that is not finite and positive. O(pairs).
 [[nodiscard]] inline status valid_rope(const rope& r) {
     bool valid = std::isfinite(r.attention_factor) && r.attention_factor > 0;
     for (const float f : r.inverse_frequencies) { valid = valid && std::isfinite(f); }

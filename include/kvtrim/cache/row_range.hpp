@@ -40,7 +40,7 @@ class row_range {
         const auto channels = kvtrim::first_channels(view_, count);
         return kvtrim::row_range<std::remove_const_t<decltype(channels)>>(channels, first_, extent(1));
     }
-    // Of all rows.
+    /// Of all rows.
     [[nodiscard]] auto memory() const { return memory_of(view_); }
     [[nodiscard]] auto written_places() const requires requires(const V& v) { v.written_places(); }
     { return view_.written_places(); }

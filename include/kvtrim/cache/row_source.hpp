@@ -64,7 +64,7 @@ concept row_store = cache_view<V> &&
     (detail::indexes_writable_elements<V> ||
      requires(const V& v, index_t i, const float* tile) { v.store_rows(i, i, i, tile); });
 
-// Rows of one head: tokens in the cache, queries in the window, or channels of W_O.
+/// Rows of one head: tokens in the cache, queries in the window, or channels of W_O.
 template <class V>
 [[nodiscard]] constexpr index_t row_count(const V& view, index_t head) {
     if constexpr (requires { view.rows(head); }) {
@@ -74,7 +74,7 @@ template <class V>
     }
 }
 
-// Extent r of any view, signed.
+/// Extent r of any view, signed.
 template <class V>
 [[nodiscard]] constexpr index_t extent(const V& view, int r) {
     return static_cast<index_t>(view.extent(static_cast<std::size_t>(r)));

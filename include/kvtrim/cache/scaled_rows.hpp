@@ -33,11 +33,11 @@
 
 namespace kvtrim {
 
-// Scales of a cache, and zero points with the same strides unless null.
+/// Scales of a cache, and zero points with the same strides unless null.
 template <class Float>
 struct scale_table {
     Float* scales;
-    std::array<index_t, 3> strides; // {head, token, channel}, in floats; channel 0 or 1
+    std::array<index_t, 3> strides; ///< {head, token, channel}, in floats; channel 0 or 1
     Float* zeros = nullptr;
 
     [[nodiscard]] bool is_per_token() const { return strides[1] != 0; }
@@ -48,7 +48,7 @@ scale_table(Float*, std::array<index_t, 3>) -> scale_table<Float>;
 template <class Float>
 scale_table(Float*, std::array<index_t, 3>, Float*) -> scale_table<Float>;
 
-// A row_source, and a cache that moves its own rows unless Code is const. Float is float or const float.
+/// A row_source, and a cache that moves its own rows unless Code is const. Float is float or const float.
 template <class Code, class Float = const float>
 class scaled_rows {
   public:
@@ -68,7 +68,7 @@ class scaled_rows {
         return problem_ == nullptr ? status{} : status{errc::invalid_parameter, problem_};
     }
     [[nodiscard]] index_t extent(std::size_t r) const { return extents_[r]; }
-    // Bytes of a head's codes of a token, and of the scales that are the token's own.
+    /// Bytes of a head's codes of a token, and of the scales that are the token's own.
     [[nodiscard]] index_t row_bytes() const {
         const index_t scale_bytes = static_cast<index_t>(sizeof(float)) * (scales_.zeros != nullptr ? 2 : 1);
         return extents_[2] + (scales_.is_per_token() ? scales_per_row() * scale_bytes : 0);
@@ -104,7 +104,7 @@ class scaled_rows {
         }
     }
 
-    // What a row's move writes: codes, and the scales and zero points that are the row's own.
+    /// What a row's move writes: codes, and the scales and zero points that are the row's own.
     [[nodiscard]] std::array<strided_bytes, 3> memory() const {
         const auto table = [&](const float* floats) {
             const bool moves = floats != nullptr && scales_.is_per_token();

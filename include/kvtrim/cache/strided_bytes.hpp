@@ -26,10 +26,10 @@ namespace kvtrim {
 
 struct strided_bytes {
     const void* first = nullptr;
-    std::array<index_t, 4> extents = {1, 1, 1, 1}; // of a cache: {1, heads, tokens, elements of a row}
-    std::array<index_t, 4> strides = {};           // in bytes, any sign
-    index_t bytes = 0;                             // of an element
-    const void* table = nullptr;                   // that says which row is whose; null: the strides do
+    std::array<index_t, 4> extents = {1, 1, 1, 1}; ///< of a cache: {1, heads, tokens, elements of a row}
+    std::array<index_t, 4> strides = {};           ///< in bytes, any sign
+    index_t bytes = 0;                             ///< of an element
+    const void* table = nullptr;                   ///< that says which row is whose; null: the strides do
 
     [[nodiscard]] constexpr bool empty() const {
         return bytes <= 0 || std::any_of(extents.begin(), extents.end(), [](index_t e) { return e <= 0; });

@@ -23,7 +23,7 @@
 
 namespace kvtrim {
 
-// Element (i...) of any view, spelled v(i...) or v[i...].
+/// Element (i...) of any view, spelled v(i...) or v[i...].
 template <class V, class... I>
 [[nodiscard]] constexpr decltype(auto) at(const V& v, I... i) requires requires {
     v(i...);
@@ -126,7 +126,7 @@ template <std::size_t Rank>
 
 } // namespace detail
 
-// Extents or strides of any integer types; what index_t cannot hold becomes the largest one, which no view accepts.
+/// Extents or strides of any integer types; what index_t cannot hold becomes the largest one, which no view accepts.
 template <std::size_t Rank>
 struct tensor_extents {
     std::array<index_t, Rank> values;
@@ -157,7 +157,7 @@ class strided {
     using element_type = T;
     using indices = std::array<index_t, Rank>;
 
-    // Row-major: the last index is contiguous.
+    /// Row-major: the last index is contiguous.
     constexpr strided(T* data, const tensor_extents<Rank>& extents)
         : strided(data, extents, row_major(extents.values)) {}
 

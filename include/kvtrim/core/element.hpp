@@ -32,7 +32,7 @@ struct bf16 {
     std::uint16_t bits;
 };
 
-// Specialise for an engine's own element: to_float is required, from_float only where kvtrim writes.
+/// Specialise for an engine's own element: to_float is required, from_float only where kvtrim writes.
 template <class T>
 struct element_traits;
 
@@ -97,8 +97,8 @@ struct element_traits<_Float16> {
 };
 #endif
 
-// Raw bits move as they are; whoever reads them must say what they are. An element to the concept, so that this is the
-// one message of the compiler.
+/// Raw bits move as they are; whoever reads them must say what they are. An element to the concept, so that this is the
+/// one message of the compiler.
 template <>
 struct element_traits<std::uint16_t> {
     template <class T>

@@ -15,7 +15,7 @@
 namespace kvtrim {
 
 struct serial_executor {
-    [[nodiscard]] static constexpr index_t workers() { return 1; } // see core/for_each_item.hpp
+    [[nodiscard]] static constexpr index_t workers() { return 1; } ///< see core/for_each_item.hpp
 
     template <class Fn>
     void operator()(index_t count, Fn&& fn) const {

@@ -64,7 +64,7 @@ struct element_traits<f8_e5m2> {
 
 template <>
 struct element_traits<f8_e4m3> {
-    // As an f16 with the same exponent field it is 2^8 times too small.
+    /// As an f16 with the same exponent field it is 2^8 times too small.
     static constexpr float to_float(f8_e4m3 x) {
         const std::uint32_t magnitude = x.bits & 0x7fu;
         const std::uint32_t half = magnitude == 0x7fu ? 0x7e00u : magnitude << 7;

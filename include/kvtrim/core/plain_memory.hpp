@@ -42,7 +42,7 @@ class memory_writer {
     void put(const T& value) {
         put(std::span<const T>(&value, 1));
     }
-    // Bytes put so far, whether they fitted or not.
+    /// Bytes put so far, whether they fitted or not.
     [[nodiscard]] index_t bytes() const { return static_cast<index_t>(bytes_); }
 
   private:
@@ -54,7 +54,7 @@ class memory_reader {
   public:
     explicit memory_reader(std::span<const std::byte> in) : in_(in) {}
 
-    // Each get answers whether the bytes were there.
+    /// Each get answers whether the bytes were there.
     template <class T>
     [[nodiscard]] bool get(std::span<T> values) {
         const std::size_t size = values.size_bytes();
@@ -68,7 +68,7 @@ class memory_reader {
         static_assert(std::is_trivially_copyable_v<T>, "kvtrim: only plain data is restored");
         return get(std::span<T>(&value, 1));
     }
-    // Whether rows * columns more elements of T are there: to be asked before memory is taken for them.
+    /// Whether rows * columns more elements of T are there: to be asked before memory is taken for them.
     template <class T>
     [[nodiscard]] bool holds(index_t rows, index_t columns) const {
         const auto most = static_cast<index_t>(in_.size() / sizeof(T));
@@ -87,7 +87,7 @@ template <class State>
     return counting.bytes();
 }
 
-// Returns errc::workspace_too_small (needed: bytes), with out unchanged.
+/// Returns errc::workspace_too_small (needed: bytes), with out unchanged.
 template <class State>
 [[nodiscard]] status save(const State& state, std::span<std::byte> out) {
     const index_t needed = saved_bytes(state);
@@ -99,7 +99,7 @@ template <class State>
     return {};
 }
 
-// Returns errc::invalid_parameter, with the state unchanged, unless `in` is all of a saved State and nothing else.
+/// Returns errc::invalid_parameter, with the state unchanged, unless `in` is all of a saved State and nothing else.
 template <class State>
 [[nodiscard]] status restore(State& state, std::span<const std::byte> in) {
     State restored = state;

@@ -34,26 +34,26 @@
 
 namespace kvtrim {
 
-// Counts and positions of tokens, heads and bytes are signed 64-bit everywhere but in the CSR tables.
+/// Counts and positions of tokens, heads and bytes are signed 64-bit everywhere but in the CSR tables.
 using index_t = std::int64_t;
 
 enum class errc : std::uint8_t {
     ok,
-    budget_zero,             // a budget of no tokens would empty the cache
-    budget_below_protection, // the protected tokens alone exceed the budget; needed: tokens in total
-    window_exceeds_tokens,   // more observation queries than cached tokens; needed: tokens
-    heads_not_divisible,     // q_heads is no multiple of kv_heads
-    ratio_out_of_range,      // a ratio outside its documented interval
-    invalid_parameter,       // a configuration field outside its documented range
-    rows_differ,             // one shared token set asked for heads of different lengths
-    plan_mismatch,           // a plan made for another cache
-    index_overflow,          // more tokens than a 32-bit table can address
-    invalid_table,           // a page table with impossible numbers, or a page twice where it may be once
-    page_shared,             // a page that others read stands where something must change
-    pages_too_few,           // fewer free pages than copies need; needed: pages
-    no_room,                 // a cache whose memory is full; needed: rows of memory
-    workspace_too_small,     // needed: bytes
-    views_overlap, // rows to be moved share bytes with others, so that moving them would destroy those
+    budget_zero,             ///< a budget of no tokens would empty the cache
+    budget_below_protection, ///< the protected tokens alone exceed the budget; needed: tokens in total
+    window_exceeds_tokens,   ///< more observation queries than cached tokens; needed: tokens
+    heads_not_divisible,     ///< q_heads is no multiple of kv_heads
+    ratio_out_of_range,      ///< a ratio outside its documented interval
+    invalid_parameter,       ///< a configuration field outside its documented range
+    rows_differ,             ///< one shared token set asked for heads of different lengths
+    plan_mismatch,           ///< a plan made for another cache
+    index_overflow,          ///< more tokens than a 32-bit table can address
+    invalid_table,           ///< a page table with impossible numbers, or a page twice where it may be once
+    page_shared,             ///< a page that others read stands where something must change
+    pages_too_few,           ///< fewer free pages than copies need; needed: pages
+    no_room,                 ///< a cache whose memory is full; needed: rows of memory
+    workspace_too_small,     ///< needed: bytes
+    views_overlap, ///< rows to be moved share bytes with others, so that moving them would destroy those
 };
 
 class [[nodiscard]] status {
@@ -64,9 +64,9 @@ class [[nodiscard]] status {
 
     [[nodiscard]] constexpr bool ok() const { return code_ == errc::ok; }
     [[nodiscard]] constexpr errc code() const { return code_; }
-    // A sentence for the log; never null, never freed.
+    /// A sentence for the log; never null, never freed.
     [[nodiscard]] constexpr const char* what() const { return what_; }
-    // How much would have been enough (tokens or bytes, see errc); 0 where no number applies.
+    /// How much would have been enough (tokens or bytes, see errc); 0 where no number applies.
     [[nodiscard]] constexpr index_t needed() const { return needed_; }
 
     friend constexpr bool operator==(const status& a, const status& b) {

@@ -18,15 +18,15 @@
 
 namespace kvtrim::kernels::amx {
 
-inline constexpr index_t step = 32;       // of the inner dimension, and the edge of C
-inline constexpr index_t block = 16 * 32; // elements of a tile of bf16
+inline constexpr index_t step = 32;       ///< of the inner dimension, and the edge of C
+inline constexpr index_t block = 16 * 32; ///< elements of a tile of bf16
 inline constexpr index_t block_row_bytes = 64;
 
 [[nodiscard]] constexpr index_t whole_steps(index_t count) {
     return (count + step - 1) / step * step;
 }
 
-// Where element (inner, column) of a matrix [inner_steps whole steps][..] goes that multiply_panel() reads.
+/// Where element (inner, column) of a matrix [inner_steps whole steps][..] goes that multiply_panel() reads.
 [[nodiscard]] constexpr index_t packed_index(index_t inner_dim, index_t inner, index_t column) {
     return column / step * step * whole_steps(inner_dim) + inner / step * 2 * block +
            column % step / 16 * block + inner % step / 2 * step + column % 16 * 2 + inner % 2;
@@ -34,7 +34,7 @@ inline constexpr index_t block_row_bytes = 64;
 
 #if KVTRIM_HAS_X86
 
-// The first `count` lanes of at most 32.
+/// The first `count` lanes of at most 32.
 [[nodiscard]] inline __mmask32 first_lanes(index_t count) {
     return static_cast<__mmask32>((std::uint64_t{1} << std::clamp<index_t>(count, 0, 32)) - 1);
 }
@@ -56,7 +56,7 @@ KVTRIM_TARGET_AMX void store_c(float* c, index_t row_bytes) {
     Tiles::template store<3>(c + half + 16, row_bytes);
 }
 
-// C += A * B. Rows of a, and of a_below, which holds the last 16, start every a_row_bytes.
+/// C += A * B. Rows of a, and of a_below, which holds the last 16, start every a_row_bytes.
 template <class Tiles>
 KVTRIM_TARGET_AMX void multiply_step(const bf16* a, const bf16* a_below, index_t a_row_bytes, const bf16* b) {
     Tiles::template load<4>(a, a_row_bytes);
@@ -69,15 +69,15 @@ KVTRIM_TARGET_AMX void multiply_step(const bf16* a, const bf16* a_below, index_t
     Tiles::template multiply_add<3, 5, 7>();
 }
 
-// Rows of bf16 in memory; row t starts at t * stride.
+/// Rows of bf16 in memory; row t starts at t * stride.
 struct rows_in {
     const bf16* data;
     index_t stride;
-    index_t count;  // rows that there are
-    index_t length; // of a row
+    index_t count;  ///< rows that there are
+    index_t length; ///< of a row
 };
 
-// C = rows [first, first + 32) of A times a panel of 32 columns, b [whole_steps(length) / 32][2][16][16][2].
+/// C = rows [first, first + 32) of A times a panel of 32 columns, b [whole_steps(length) / 32][2][16][16][2].
 template <class Tiles>
 KVTRIM_TARGET_AMX void multiply_panel(const rows_in& a, index_t first, const bf16* b) {
     alignas(64) bf16 part[step * step]; // of what is not a whole step

@@ -21,7 +21,7 @@
 
 namespace kvtrim::kernels {
 
-// As the processor reads it: 16 rows of 64 bytes in each of eight tiles.
+/// As the processor reads it: 16 rows of 64 bytes in each of eight tiles.
 struct alignas(64) amx_configuration {
     std::uint8_t palette = 1;
     std::uint8_t start_row = 0;
@@ -31,7 +31,7 @@ struct alignas(64) amx_configuration {
 };
 static_assert(sizeof(amx_configuration) == 64);
 
-// Requires cpu_level::amx. Each operation in both spellings of assembly, as the including program may want either.
+/// Requires cpu_level::amx. Each operation in both spellings of assembly, as the including program may want either.
 struct amx_tiles {
     KVTRIM_TARGET_AMX static void configure() {
         static constexpr amx_configuration all;
@@ -43,7 +43,7 @@ struct amx_tiles {
     KVTRIM_TARGET_AMX static void zero() {
         __asm__ volatile("{tilezero %%tmm%c0|tilezero tmm%c0}" ::"i"(Tile));
     }
-    // Row r of the tile is the 64 bytes at from + r * stride_bytes.
+    /// Row r of the tile is the 64 bytes at from + r * stride_bytes.
     template <int Tile>
     KVTRIM_TARGET_AMX static void load(const void* from, index_t stride_bytes) {
         __asm__ volatile("{tileloadd (%0,%1,1), %%tmm%c2|tileloadd tmm%c2, [%0+%1*1]}" ::"r"(from),

@@ -30,11 +30,11 @@ struct decode_tile {
         std::is_same_v<Element, float> || std::is_same_v<Element, f16> || std::is_same_v<Element, bf16>;
 
     index_t head_dim, value_dim;
-    double* sum;    // [4]
-    float* maximum; // [vector / 4][4]: a query's stands in each four lanes; units of log 2
-    float* queries; // [blocks of two vectors of channels][4][block], scaled
-    float* out;     // [4][value_dim, padded]
-    float* logits;  // [max_keys][4]
+    double* sum;    ///< [4]
+    float* maximum; ///< [vector / 4][4]: a query's stands in each four lanes; units of log 2
+    float* queries; ///< [blocks of two vectors of channels][4][block], scaled
+    float* out;     ///< [4][value_dim, padded]
+    float* logits;  ///< [max_keys][4]
 
     /// Scratch of one tile, and what all tiles of a thread share.
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
@@ -42,7 +42,7 @@ struct decode_tile {
     }
     [[nodiscard]] static constexpr index_t shared_floats() { return max_keys * max_queries; }
 
-    // own is aligned for doubles.
+    /// own is aligned for doubles.
     decode_tile(float* own, float* shared, index_t key_length, index_t value_length)
         : head_dim(key_length), value_dim(value_length), sum(reinterpret_cast<double*>(own)),
           maximum(own + 16), queries(own + 32), out(queries + max_queries * padded(key_length, 32)),

@@ -154,8 +154,8 @@ void encode_blocks(const float* x, index_t count, Block* blocks) {
 /// Where the new scale and zero point of a row go; the way back of code_scales.
 struct new_scales {
     float* scale;
-    float* zero;  // null: 0 everywhere
-    index_t step; // 0: of the row, 1: of each channel
+    float* zero;  ///< null: 0 everywhere
+    index_t step; ///< 0: of the row, 1: of each channel
 };
 
 namespace detail {

@@ -20,7 +20,7 @@
 
 namespace kvtrim {
 
-// An integer with the order of the scores; 0 for NaN.
+/// An integer with the order of the scores; 0 for NaN.
 [[nodiscard]] constexpr std::uint32_t ordered_bits(float score) {
     const auto bits = std::bit_cast<std::uint32_t>(score);
     if ((bits & 0x7fffffffu) > 0x7f800000u) { return 0; }
@@ -28,7 +28,7 @@ namespace kvtrim {
     return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 
-// The border of a selection: scores above `bits` are in; of those equal, the first `ties` by flat index.
+/// The border of a selection: scores above `bits` are in; of those equal, the first `ties` by flat index.
 struct top_k_cut {
     std::uint32_t bits = 0;
     index_t ties = 0;
@@ -36,7 +36,7 @@ struct top_k_cut {
 
 namespace kernels {
 
-// A range of the ordered bits, both ends included, in at most 2048 buckets of 2^shift.
+/// A range of the ordered bits, both ends included, in at most 2048 buckets of 2^shift.
 struct key_range {
     std::uint32_t low = 0;
     std::uint32_t high = 0xffffffffu;
@@ -51,8 +51,8 @@ struct key_range {
     }
 };
 
-// How many scores lie above a range, and in each of its buckets; equal neighbours go to different tables, whose increments
-// do not wait for each other.
+/// How many scores lie above a range, and in each of its buckets; equal neighbours go to different tables, whose increments
+/// do not wait for each other.
 struct key_histogram {
     index_t above = 0;
     std::array<std::array<std::uint32_t, 2048>, 4> tables{};

@@ -19,14 +19,14 @@
 
 namespace kvtrim::kernels {
 
-// The operands of a small product, in any vector width. Element (i, k) is data[i * row + k * step].
+/// The operands of a small product, in any vector width. Element (i, k) is data[i * row + k * step].
 struct matrix_in {
     const float* data;
     index_t row;
     index_t step;
 };
 
-// Element (i, j) is data[i * row + j], j < columns <= those of a panel; what lies behind `columns` is not touched.
+/// Element (i, j) is data[i * row + j], j < columns <= those of a panel; what lies behind `columns` is not touched.
 struct panel_out {
     float* data;
     index_t row;
@@ -37,11 +37,11 @@ inline constexpr float masked_logit = -std::numeric_limits<float>::infinity();
 inline constexpr float largest_logit = std::numeric_limits<float>::max();
 inline constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
-// How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
+/// How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
 struct logit_rules {
     float scale;
-    float soft_cap;         // 0: none
-    index_t sliding_window; // 0: all
+    float soft_cap;         ///< 0: none
+    index_t sliding_window; ///< 0: all
 };
 
 } // namespace kvtrim::kernels

@@ -17,7 +17,7 @@
 
 namespace kvtrim::kernels {
 
-// Rows of C are out_row floats apart.
+/// Rows of C are out_row floats apart.
 struct product_kernels {
     void (*multiply)(const matrix_in& a, index_t rows, const matrix_in& b, index_t inner, index_t columns,
                      float* out, index_t out_row);
@@ -47,33 +47,33 @@ extern template const product_kernels& product_kernels_of<void>(cpu_level);
 
 // ---- By their names ----
 
-// out [rows, columns] = a [rows, inner] * b [columns, inner]^T; rows of out are out_stride apart.
+/// out [rows, columns] = a [rows, inner] * b [columns, inner]^T; rows of out are out_stride apart.
 inline void inner_products(const float* a, index_t rows, const float* b, index_t columns, index_t inner,
                            float* out, index_t out_stride) {
     active_product_kernels().multiply({a, inner, 1}, rows, {b, 1, inner}, inner, columns, out, out_stride);
 }
 
-// out [tokens, query_rows] = keys [tokens, head_dim] * queries [query_rows, head_dim]^T
+/// out [tokens, query_rows] = keys [tokens, head_dim] * queries [query_rows, head_dim]^T
 inline void logits(const float* keys, index_t key_stride, index_t tokens, const float* queries,
                    index_t query_rows, index_t head_dim, float* out) {
     active_product_kernels().multiply({keys, key_stride, 1}, tokens, {queries, 1, head_dim}, head_dim,
                                       query_rows, out, query_rows);
 }
 
-// out [query_rows, value_dim] += tile [tokens, query_rows]^T * values [tokens, value_dim]
+/// out [query_rows, value_dim] += tile [tokens, query_rows]^T * values [tokens, value_dim]
 inline void add_weighted_values(const float* tile, index_t tokens, index_t query_rows, const float* values,
                                 index_t value_stride, index_t value_dim, float* out) {
     active_product_kernels().add({tile, 1, query_rows}, query_rows, {values, value_stride, 1}, tokens,
                                  value_dim, out, value_dim);
 }
 
-// out [rows, columns] += a [rows, inner] * b [inner, columns]; out rows are contiguous.
+/// out [rows, columns] += a [rows, inner] * b [inner, columns]; out rows are contiguous.
 inline void add_products(const float* a, index_t a_stride, index_t rows, const float* b, index_t b_stride,
                          index_t inner, index_t columns, float* out) {
     active_product_kernels().add({a, a_stride, 1}, rows, {b, b_stride, 1}, inner, columns, out, columns);
 }
 
-// gram [head_dim, head_dim] += projection [head_dim, columns] * projection^T
+/// gram [head_dim, head_dim] += projection [head_dim, columns] * projection^T
 inline void add_gram(const float* projection, index_t projection_stride, index_t head_dim, index_t columns,
                      float* gram) {
     active_product_kernels().add({projection, projection_stride, 1}, head_dim,

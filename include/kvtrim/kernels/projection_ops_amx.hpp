@@ -18,7 +18,7 @@
 
 namespace kvtrim::kernels::amx {
 
-// Two rows at a time: first_row is even, and so is count unless the matrix ends there.
+/// Two rows at a time: first_row is even, and so is count unless the matrix ends there.
 KVTRIM_TARGET_AVX512 inline void pack_matrix(const float* rows, index_t stride, index_t first_row,
                                              index_t count, index_t inner, index_t columns, bf16* packed) {
     const bool is_last = first_row + count == inner; // whoever packs the last row fills up with zeros
@@ -38,7 +38,7 @@ KVTRIM_TARGET_AVX512 inline void pack_matrix(const float* rows, index_t stride, 
     }
 }
 
-// sums [rows][16] += |c [rows][32]|, of as many columns as there are.
+/// sums [rows][16] += |c [rows][32]|, of as many columns as there are.
 KVTRIM_INLINE_AVX512 void fold_absolute(const float* c, index_t rows, index_t columns, float* sums) {
     const avx512::first_lanes left(columns), right(columns - 16); // zeros elsewhere
     for (index_t t = 0; t < rows; ++t, c += step, sums += 16) {
@@ -47,7 +47,7 @@ KVTRIM_INLINE_AVX512 void fold_absolute(const float* c, index_t rows, index_t co
     }
 }
 
-// Tiles: amx_tiles, or an emulation.
+/// Tiles: amx_tiles, or an emulation.
 template <class Tiles>
 KVTRIM_TARGET_AMX void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed,
                               index_t inner, index_t columns, float* scratch, float* norms) {

@@ -18,7 +18,7 @@
 
 namespace kvtrim {
 
-// Layout-compatible with ggml's blocks; memory of them may lie at any even address.
+/// Layout-compatible with ggml's blocks; memory of them may lie at any even address.
 struct block_q8_0 {
     static constexpr index_t elements = 32;
     f16 scale;
@@ -29,7 +29,8 @@ static_assert(sizeof(block_q8_0) == 34);
 struct block_q4_0 {
     static constexpr index_t elements = 32;
     f16 scale;
-    std::array<std::uint8_t, 16> codes; // element i in the low half of byte i, element 16 + i in the high one
+    std::array<std::uint8_t, 16>
+        codes; ///< element i in the low half of byte i, element 16 + i in the high one
 };
 static_assert(sizeof(block_q4_0) == 18);
 
@@ -40,7 +41,7 @@ static_assert(sizeof(block_q4_0) == 18);
 
 namespace kvtrim::kernels {
 
-// Brings blocks near that will soon be decoded.
+/// Brings blocks near that will soon be decoded.
 template <class Block>
 void fetch_blocks(const Block* blocks, index_t count) {
     const auto* begin = reinterpret_cast<const char*>(blocks);
@@ -49,7 +50,7 @@ void fetch_blocks(const Block* blocks, index_t count) {
     }
 }
 
-// to [32 * count] = the elements of consecutive blocks.
+/// to [32 * count] = the elements of consecutive blocks.
 template <class Block>
 void decode_blocks(const Block* blocks, index_t count, float* to) {
     (KVTRIM_CHOOSE(active_cpu_level(), decode<Block>))(blocks, count, to);

@@ -22,7 +22,7 @@
 
 namespace kvtrim {
 
-// Layout-compatible with ggml's blocks, on a little-endian machine; memory of them may lie at any even address.
+/// Layout-compatible with ggml's blocks, on a little-endian machine; memory of them may lie at any even address.
 struct block_q4_1 {
     static constexpr index_t elements = 32;
     f16 scale, minimum;
@@ -181,7 +181,7 @@ KVTRIM_TARGET_AVX2 void decode_by_codes_avx2(const Block* blocks, index_t count,
 
 } // namespace detail
 
-// to [32 * count] = the elements of consecutive blocks.
+/// to [32 * count] = the elements of consecutive blocks.
 template <class Block>
     requires requires(const Block& block) {
         detail::codes_of(block);
@@ -193,7 +193,7 @@ void decode_blocks(const Block* blocks, index_t count, float* to) {
     detail::decode_by_codes(blocks, count, to);
 }
 
-// to [count] = elements [skip, skip + count) of consecutive blocks, decoding no others than they lie in.
+/// to [count] = elements [skip, skip + count) of consecutive blocks, decoding no others than they lie in.
 template <class Block>
 void decode_slice(const Block* blocks, index_t skip, index_t count, float* to) {
     blocks += skip / Block::elements;

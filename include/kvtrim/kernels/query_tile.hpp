@@ -27,7 +27,7 @@
 
 namespace kvtrim::kernels {
 
-// Keys and values of consecutive cache rows; row t of each starts at t * stride.
+/// Keys and values of consecutive cache rows; row t of each starts at t * stride.
 template <class Element>
 struct basic_key_tile {
     const Element* keys;
@@ -35,17 +35,17 @@ struct basic_key_tile {
     const Element* values;
     index_t value_stride;
     index_t count;
-    index_t first_position; // cache row of the first key
+    index_t first_position; ///< cache row of the first key
 };
 using key_tile = basic_key_tile<float>;
 
-// The queries of a tile: `count` of them, at cache rows [first_position, ...).
+/// The queries of a tile: `count` of them, at cache rows [first_position, ...).
 struct query_range {
     index_t count;
     index_t first_position;
 };
 
-// Whether every query sees every key of the tile.
+/// Whether every query sees every key of the tile.
 template <class Element>
 [[nodiscard]] bool all_visible(const basic_key_tile<Element>& tile, const logit_rules& rules,
                                query_range queries) {
@@ -55,8 +55,8 @@ template <class Element>
             queries.first_position + queries.count - 1 - tile.first_position < rules.sliding_window);
 }
 
-// Where a tile is masked, a weight of 0 must hide any value, but 0 * NaN is NaN. So values that are not finite are left out
-// of the product and added to the queries that see them. finite [count, value_dim] is the rest of the values.
+/// Where a tile is masked, a weight of 0 must hide any value, but 0 * NaN is NaN. So values that are not finite are left out
+/// of the product and added to the queries that see them. finite [count, value_dim] is the rest of the values.
 template <class = void>
 void copy_finite_values(const key_tile& tile, index_t value_dim, float* finite) {
     for (index_t t = 0; t < tile.count; ++t) {
@@ -67,7 +67,7 @@ void copy_finite_values(const key_tile& tile, index_t value_dim, float* finite) 
     }
 }
 
-// A table whose element (i, r) of query r is data[i * step + r * query_step].
+/// A table whose element (i, r) of query r is data[i * step + r * query_step].
 template <class T>
 struct query_table {
     T* data;
@@ -75,7 +75,7 @@ struct query_table {
     index_t query_step;
 };
 
-// out (d, r) += weights (t, r) * value (t, d) for the values that are not finite and the weights that are not 0.
+/// out (d, r) += weights (t, r) * value (t, d) for the values that are not finite and the weights that are not 0.
 template <class = void>
 void add_other_values(const key_tile& tile, index_t value_dim, query_table<const float> weights,
                       index_t queries, query_table<float> out) {

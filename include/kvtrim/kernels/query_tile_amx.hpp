@@ -28,7 +28,7 @@ namespace kvtrim::kernels {
 
 namespace amx {
 
-// x[i] lane j and x[j] lane i change places: in quarters of four lanes, then the quarters.
+/// x[i] lane j and x[j] lane i change places: in quarters of four lanes, then the quarters.
 KVTRIM_INLINE_AVX512 void transpose(__m512i (&x)[16]) {
     __m512i y[16];
     KVTRIM_UNROLL
@@ -61,7 +61,7 @@ KVTRIM_INLINE_AVX512 void store_block(const __m512i (&rows)[16], bf16* to) {
     for (std::size_t i = 0; i < 16; ++i) { _mm512_storeu_si512(to + i * step, rows[i]); }
 }
 
-// Rows of 32 bf16 each of two lots of weights [16], lane by lane: w0[0], w1[0], w0[1], ...
+/// Rows of 32 bf16 each of two lots of weights [16], lane by lane: w0[0], w1[0], w0[1], ...
 __attribute__((always_inline)) KVTRIM_TARGET_AMX inline __m512i pair_up(__m512 w0, __m512 w1) {
     alignas(64) static constexpr std::uint16_t order[step] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                               21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
@@ -72,7 +72,7 @@ __attribute__((always_inline)) KVTRIM_TARGET_AMX inline __m512i pair_up(__m512 w
 
 } // namespace amx
 
-// Tiles: amx_tiles, or an emulation.
+/// Tiles: amx_tiles, or an emulation.
 template <class Tiles>
 class basic_query_tile_amx {
   public:
@@ -89,13 +89,13 @@ class basic_query_tile_amx {
                             (amx::whole_steps(head_dim) + amx::whole_steps(value_dim)) / 2);
     }
 
-    // own is aligned for doubles.
+    /// own is aligned for doubles.
     basic_query_tile_amx(float* own, float* shared, index_t head_dim, index_t value_dim)
         : head_dim_(head_dim), value_dim_(value_dim), softmax_(own, amx::whole_steps(value_dim)),
           queries_(reinterpret_cast<bf16*>(own + avx512::panel_softmax::memory_floats(softmax_.value_dim))),
           shared_(shared, head_dim) {}
 
-    // For attend() to the tile's first keys, any count of them.
+    /// For attend() to the tile's first keys, any count of them.
     KVTRIM_TARGET_AMX static void pack(const key_tile& tile, float* shared, index_t head_dim,
                                        index_t value_dim) {
         const shared_memory to(shared, head_dim);
@@ -255,7 +255,7 @@ using query_tile_amx = basic_query_tile_amx<amx_tiles>;
 
 namespace amx {
 
-// As the function of that name in kernels/query_tile.inl.
+/// As the function of that name in kernels/query_tile.inl.
 template <class Fn>
 decltype(auto) call_with_query_tile(Fn& fn) {
     return fn.template operator()<query_tile_amx>();

@@ -22,7 +22,7 @@ namespace kvtrim::kernels {
 
 inline constexpr index_t streamed_bytes = index_t{4} << 20;
 
-// Moves rows of a size, about `total` bytes in all. What was moved is visible to other threads when this ends.
+/// Moves rows of a size, about `total` bytes in all. What was moved is visible to other threads when this ends.
 class row_mover {
   public:
     row_mover(index_t row_bytes, index_t total)
@@ -36,8 +36,8 @@ class row_mover {
 #endif
     }
 
-    // Calls place(i) for the source and the destination {from, to} of each of `count` rows, in order. Rows may overlap as
-    // long as none is written before all of it, and of the later ones, was read: to <= from, ascending.
+    /// Calls place(i) for the source and the destination {from, to} of each of `count` rows, in order. Rows may overlap as
+    /// long as none is written before all of it, and of the later ones, was read: to <= from, ascending.
     template <class Place>
     void move(std::size_t count, Place&& place) const {
         for (std::size_t i = 0; i < count; ++i) {
@@ -81,7 +81,7 @@ class row_mover {
     bool streams_;
 };
 
-// Where a row is, and where it goes.
+/// Where a row is, and where it goes.
 struct row_move {
     const void* from;
     void* to;

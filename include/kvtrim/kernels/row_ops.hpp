@@ -16,36 +16,36 @@
 namespace kvtrim::kernels {
 
 struct row_kernels {
-    // out [count] = <row i, other>, with other null: <row i, row i>. Rows [length] start every `stride` floats.
+    /// out [count] = <row i, other>, with other null: <row i, row i>. Rows [length] start every `stride` floats.
     void (*dots)(const float* rows, index_t stride, index_t count, index_t length, const float* other,
                  float* out);
-    // out [count] += sum of |row i|
+    /// out [count] += sum of |row i|
     void (*add_absolute)(const float* rows, index_t stride, index_t count, index_t length, float* out);
-    // Soft cap (0: none), then NaN to masked and +infinity to the largest float, in place.
+    /// Soft cap (0: none), then NaN to masked and +infinity to the largest float, in place.
     void (*condition_logits)(float* logits, index_t count, float soft_cap);
-    // sums [length] += sum of weight[i] * row i; weights null: 1 each. A row that weighs 0 is not read. Float within a call.
+    /// sums [length] += sum of weight[i] * row i; weights null: 1 each. A row that weighs 0 is not read. Float within a call.
     void (*add_over_rows)(const float* rows, index_t stride, index_t count, index_t length,
                           const float* weights, double* sums);
-    // into [count] += from
+    /// into [count] += from
     void (*add_row)(const float* from, index_t count, float* into);
-    // into [count] = max(into, from); NaN in from counts as absent.
+    /// into [count] = max(into, from); NaN in from counts as absent.
     void (*raise_row)(const float* from, index_t count, float* into);
-    // row [count] = (row + added) * weights
+    /// row [count] = (row + added) * weights
     void (*weigh_row)(float* row, index_t count, float added, const float* weights);
-    // row i *= factors[i], in place; rows without gaps.
+    /// row i *= factors[i], in place; rows without gaps.
     void (*scale_rows)(float* rows, index_t count, index_t length, const float* factors);
-    // out [count] = the unbiased standard deviation over the elements of (row i - low) * scale, 0 for one element; low and
-    // scale [length]. In double.
+    /// out [count] = the unbiased standard deviation over the elements of (row i - low) * scale, 0 for one element; low and
+    /// scale [length]. In double.
     void (*deviations)(const float* rows, index_t stride, index_t count, index_t length, const double* low,
                        const double* scale, double* out);
-    // maximum, minimum [length] folded with `count` rows; NaN elements count as absent.
+    /// maximum, minimum [length] folded with `count` rows; NaN elements count as absent.
     void (*fold_bounds)(const float* rows, index_t stride, index_t count, index_t length, float* maximum,
                         float* minimum);
-    // The largest <q, k> over all q between q_minimum and q_maximum and all k between k_minimum and k_maximum, channel by
-    // channel [channels]: the best of the four corners.
+    /// The largest <q, k> over all q between q_minimum and q_maximum and all k between k_minimum and k_maximum, channel by
+    /// channel [channels]: the best of the four corners.
     float (*corner_bound)(const float* q_maximum, const float* q_minimum, const float* k_maximum,
                           const float* k_minimum, index_t channels);
-    // A row of conditioned logits becomes exp(x - max) / sum; a row of masked logits becomes zeros.
+    /// A row of conditioned logits becomes exp(x - max) / sum; a row of masked logits becomes zeros.
     void (*softmax)(float* row, index_t count);
 };
 
@@ -81,7 +81,7 @@ inline void condition_logits(float* logits, index_t count, float soft_cap) {
     active_row_kernels().condition_logits(logits, count, soft_cap);
 }
 
-// sums [query_rows] += the tile's columns: over tokens, for each query row. Float within the tile.
+/// sums [query_rows] += the tile's columns: over tokens, for each query row. Float within the tile.
 inline void add_over_tokens(const float* tile, index_t tokens, index_t query_rows, double* sums) {
     active_row_kernels().add_over_rows(tile, query_rows, tokens, query_rows, nullptr, sums);
 }

@@ -10,13 +10,13 @@
 
 namespace kvtrim::kernels {
 
-// Memory that will be read soon: brought near by who computes meanwhile.
+/// Memory that will be read soon: brought near by who computes meanwhile.
 struct soon_read {
     const void* data = nullptr;
     index_t bytes = 0;
 };
 
-// Prefetches such memory to the second level cache in so many even steps.
+/// Prefetches such memory to the second level cache in so many even steps.
 class even_prefetch {
   public:
     even_prefetch(const soon_read& next, index_t steps)

@@ -21,38 +21,38 @@
 
 namespace kvtrim::kernels {
 
-// Query rows as a level packs them: whole panels, of 32 at most.
+/// Query rows as a level packs them: whole panels, of 32 at most.
 [[nodiscard]] constexpr index_t rows_packed(index_t rows) {
     return (rows + 31) / 32 * 32;
 }
 
-// The elements that bf16 queries pack into: whole steps of 32 dimensions.
+/// The elements that bf16 queries pack into: whole steps of 32 dimensions.
 [[nodiscard]] constexpr index_t packed_bf16(index_t rows, index_t head_dim) {
     return rows_packed(rows) * ((head_dim + 31) / 32 * 32);
 }
 
-// One implementation of every step per instruction set.
+/// One implementation of every step per instruction set.
 struct window_kernels {
-    // Packs scale * queries [count, head_dim] as rows [first_row, first_row + count).
+    /// Packs scale * queries [count, head_dim] as rows [first_row, first_row + count).
     void (*pack_queries)(const float* queries, index_t first_row, index_t count, index_t head_dim,
                          float scale, float* packed);
-    // out [tokens, rows] = cap(<q[r], k[t]>); keys start every key_stride floats. soft_cap 0: none.
-    // `next` is what will be read after it.
+    /// out [tokens, rows] = cap(<q[r], k[t]>); keys start every key_stride floats. soft_cap 0: none.
+    /// `next` is what will be read after it.
     void (*logits)(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
                    index_t head_dim, float soft_cap, float* out, soon_read next);
-    // maximum [rows] = max with the tile's columns; rescale [rows] = exp(maximum before - maximum), 1 if nothing was seen.
+    /// maximum [rows] = max with the tile's columns; rescale [rows] = exp(maximum before - maximum), 1 if nothing was seen.
     void (*raise_maximum)(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale);
-    // sums [rows] += sum over tokens of exp(tile - maximum). Requires maximum >= tile.
+    /// sums [rows] += sum over tokens of exp(tile - maximum). Requires maximum >= tile.
     void (*add_exponentials)(const float* tile, index_t tokens, index_t rows, const float* maximum,
                              double* sums);
-    // out = exp(tile - maximum) * weight, with maximum and weight [rows] finite; out may be the tile.
+    /// out = exp(tile - maximum) * weight, with maximum and weight [rows] finite; out may be the tile.
     void (*attention)(const float* tile, index_t tokens, index_t rows, const float* maximum,
                       const float* weight, float* out);
-    // sums [tokens] += sum over the rows [begin, end) of attention [tokens, rows].
+    /// sums [tokens] += sum over the rows [begin, end) of attention [tokens, rows].
     void (*add_row_sums)(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
                          float* sums);
-    // pack_queries and logits for queries and keys of bf16 as they lie, the scale after the product; null where the level
-    // has no such product.
+    /// pack_queries and logits for queries and keys of bf16 as they lie, the scale after the product; null where the level
+    /// has no such product.
     void (*pack_bf16_queries)(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
                               index_t head_dim, bf16* packed) = nullptr;
     void (*bf16_logits)(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed,
@@ -67,7 +67,7 @@ struct window_kernels {
 
 namespace kvtrim::kernels {
 
-// Those of a level. A template that is not inline, so that who links to the compiled kernels does not compile them.
+/// Those of a level. A template that is not inline, so that who links to the compiled kernels does not compile them.
 template <class = void>
 [[nodiscard]] const window_kernels& window_kernels_of(cpu_level level) {
 #if KVTRIM_HAS_X86
@@ -86,7 +86,7 @@ template <class = void>
 extern template const window_kernels& window_kernels_of<void>(cpu_level);
 #endif
 
-// Those that are in force now.
+/// Those that are in force now.
 [[nodiscard]] inline const window_kernels& active_window_kernels() {
     return window_kernels_of(active_cpu_level());
 }

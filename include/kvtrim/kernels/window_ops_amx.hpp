@@ -32,7 +32,7 @@ inline void pack_queries(const bf16* queries, index_t query_stride, index_t firs
     }
 }
 
-// out [tokens, rows] from column `first_row` on = scale * c [tokens][32], as far as there are columns.
+/// out [tokens, rows] from column `first_row` on = scale * c [tokens][32], as far as there are columns.
 template <class Lanes>
 KVTRIM_INLINE_AVX512 void copy_scaled(const float* c, index_t tokens, float scale, float* out, index_t rows,
                                       Lanes some) {
@@ -40,7 +40,7 @@ KVTRIM_INLINE_AVX512 void copy_scaled(const float* c, index_t tokens, float scal
     for (index_t t = 0; t < tokens; ++t) { some.store(out + t * rows, unit * _mm512_load_ps(c + t * step)); }
 }
 
-// Tiles: amx_tiles, or an emulation.
+/// Tiles: amx_tiles, or an emulation.
 template <class Tiles>
 KVTRIM_TARGET_AMX void logits(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed,
                               index_t rows, index_t head_dim, float scale, float soft_cap, float* out,

@@ -18,11 +18,11 @@
 
 namespace kvtrim {
 
-// Lengths summed over the KV heads of a layer.
+/// Lengths summed over the KV heads of a layer.
 struct cache_lengths {
     index_t tokens = 0;
     index_t protected_tokens = 0;
-    index_t longest = 0; // of one head
+    index_t longest = 0; ///< of one head
 
     [[nodiscard]] index_t candidates() const { return tokens - protected_tokens; }
 };
@@ -39,7 +39,7 @@ template <class Inputs>
     return all;
 }
 
-// Summed over the KV heads of all layers.
+/// Summed over the KV heads of all layers.
 template <class Inputs>
 [[nodiscard]] cache_lengths count_lengths(std::span<const Inputs> layers, const protection& protect) {
     cache_lengths all;
@@ -52,7 +52,7 @@ template <class Inputs>
     return all;
 }
 
-// Whether a ragged view of these inputs reads its offsets from a plan, which can then not be written.
+/// Whether a ragged view of these inputs reads its offsets from a plan, which can then not be written.
 template <class Inputs>
 [[nodiscard]] bool reads_tables_of(const Inputs& in, const keep_plan& plan) {
     if constexpr (requires { in.keys.offsets().data() == plan.offsets().data(); }) {
@@ -61,13 +61,13 @@ template <class Inputs>
     return false;
 }
 
-// Whether a plan holds so many tokens.
+/// Whether a plan holds so many tokens.
 [[nodiscard]] inline status fits_plan(index_t tokens) {
     if (tokens <= std::numeric_limits<keep_plan::table_index>::max()) { return {}; }
     return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", tokens};
 }
 
-// offsets [kv_heads + 1]; offsets[0] is where the first row begins. protected_tokens [kv_heads], or empty where nobody asks.
+/// offsets [kv_heads + 1]; offsets[0] is where the first row begins. protected_tokens [kv_heads], or empty where nobody asks.
 template <class Inputs>
 void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets,
                             std::span<index_t> protected_tokens = {}) {
@@ -79,8 +79,8 @@ void fill_candidate_offsets(const Inputs& in, const protection& protect, std::sp
     }
 }
 
-// The plan that keeps every row. counts [kv_heads] is scratch.
-// Returns errc::index_overflow, with out unchanged.
+/// The plan that keeps every row. counts [kv_heads] is scratch.
+/// Returns errc::index_overflow, with out unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_everything(const Inputs& in, std::span<index_t> counts, keep_plan& out) {
     for (std::size_t g = 0; g < counts.size(); ++g) { counts[g] = in.tokens(static_cast<index_t>(g)); }
@@ -92,8 +92,8 @@ template <class Inputs>
     return {};
 }
 
-// The plans that keep every row of every layer. counts [kv_heads] is scratch.
-// Returns errc::index_overflow, with all of out unchanged.
+/// The plans that keep every row of every layer. counts [kv_heads] is scratch.
+/// Returns errc::index_overflow, with all of out unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_everything(std::span<const Inputs> layers, std::span<index_t> counts,
                                      std::span<keep_plan> out) {
@@ -106,8 +106,8 @@ template <class Inputs>
     return {};
 }
 
-// Protected prefix, the `budgets` [kv_heads] best candidates of each row in ascending order, protected suffix.
-// counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out unchanged.
+/// Protected prefix, the `budgets` [kv_heads] best candidates of each row in ascending order, protected suffix.
+/// counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_best(const Inputs& in, const protection& protect, const score_rows& importance,
                                std::span<const index_t> budgets, std::span<index_t> counts, keep_plan& out) {

@@ -54,18 +54,18 @@ class keep_plan {
     [[nodiscard]] index_t kept_tokens(index_t row) const {
         return static_cast<index_t>(this->row(row).size());
     }
-    // Cache rows of one head that stay, ascending.
+    /// Cache rows of one head that stay, ascending.
     [[nodiscard]] std::span<const table_index> row(index_t row) const& {
         const auto r = static_cast<std::size_t>(row);
         return std::span(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
                                         static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
-    // [rows + 1], indptr of kept().
+    /// [rows + 1], indptr of kept().
     [[nodiscard]] std::span<const table_index> offsets() const& { return offsets_; }
-    // [rows + 1], the cumulative lengths of the compacted cache, as varlen attention kernels take them.
+    /// [rows + 1], the cumulative lengths of the compacted cache, as varlen attention kernels take them.
     [[nodiscard]] std::span<const table_index> cu_seqlens() const& { return offsets_; }
     [[nodiscard]] std::span<const table_index> kept() const& { return kept_; }
-    // Of a temporary: it would be gone when they are read.
+    /// Of a temporary: it would be gone when they are read.
     void row(index_t row) const&& = delete;
     void offsets() const&& = delete;
     void cu_seqlens() const&& = delete;
@@ -76,9 +76,9 @@ class keep_plan {
         return longest;
     }
 
-    // Sizes the tables for `counts` [rows] survivors per row; the kept rows are then written through
-    // writable_row(). Returns errc::invalid_parameter for a negative count, index_overflow (needed: tokens) beyond 2^31 - 1 in
-    // total, with the plan unchanged; so it is if an allocation throws.
+    /// Sizes the tables for `counts` [rows] survivors per row; the kept rows are then written through
+    /// writable_row(). Returns errc::invalid_parameter for a negative count, index_overflow (needed: tokens) beyond 2^31 - 1 in
+    /// total, with the plan unchanged; so it is if an allocation throws.
     [[nodiscard]] status reset(std::span<const index_t> counts) {
         constexpr index_t most = std::numeric_limits<index_t>::max();
         index_t total = 0;
@@ -104,8 +104,8 @@ class keep_plan {
                                         static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
 
-    // Whether every row ascends strictly and lies in [0, tokens of that row); tokens_of_row(r) gives the
-    // length of the cache the plan is for. O(kept tokens).
+    /// Whether every row ascends strictly and lies in [0, tokens of that row); tokens_of_row(r) gives the
+    /// length of the cache the plan is for. O(kept tokens).
     template <class TokensOfRow>
     [[nodiscard]] bool check_invariants(TokensOfRow&& tokens_of_row) const {
         for (index_t r = 0; r < rows(); ++r) {

@@ -40,15 +40,15 @@ class move_plan {
     [[nodiscard]] index_t rows() const {
         return move_offsets_.empty() ? 0 : static_cast<index_t>(move_offsets_.size()) - 1;
     }
-    // Plan rows per row of the table: 1 where a slot moves with everything it holds.
+    /// Plan rows per row of the table: 1 where a slot moves with everything it holds.
     [[nodiscard]] index_t heads() const { return heads_; }
     [[nodiscard]] std::span<const slot_move> moves(index_t row) const& {
         return part(moves_, move_offsets_, row);
     }
     [[nodiscard]] index_t total_moves() const { return static_cast<index_t>(moves_.size()); }
-    // Of the pool that the plan was made for; 0 for a plan never made.
+    /// Of the pool that the plan was made for; 0 for a plan never made.
     [[nodiscard]] index_t page_tokens() const { return page_tokens_; }
-    // Pages that a pool must have for the table, and all moves, to lie in it.
+    /// Pages that a pool must have for the table, and all moves, to lie in it.
     [[nodiscard]] index_t pages_touched() const {
         return moves_.empty() ? 0 : highest_slot_ / page_tokens_ + 1;
     }
@@ -62,13 +62,13 @@ class move_plan {
         return part(origins_, origin_offsets_, row);
     }
     [[nodiscard]] index_t kept_tokens(index_t row) const { return static_cast<index_t>(origins(row).size()); }
-    // Of a temporary: it would be gone when they are read.
+    /// Of a temporary: it would be gone when they are read.
     void moves(index_t row) const&& = delete;
     void table() const&& = delete;
     void freed_pages() const&& = delete;
     void released_pages() const&& = delete;
     void origins(index_t row) const&& = delete;
-    // Tokens that stay although the keep_plan evicts them, because they lie in shared pages; all rows together.
+    /// Tokens that stay although the keep_plan evicts them, because they lie in shared pages; all rows together.
     [[nodiscard]] index_t extra_tokens() const { return extra_; }
 
     /// Writes the position of the token in each slot of a row, where cache row t had position positions[t]. Errors as

@@ -25,14 +25,14 @@
 
 namespace kvtrim {
 
-// A chunk of new tokens, divided into segments of queries over blocks of keys.
+/// A chunk of new tokens, divided into segments of queries over blocks of keys.
 struct segment_grid {
-    index_t segment_tokens = 512; // a multiple of block_tokens
+    index_t segment_tokens = 512; ///< a multiple of block_tokens
     index_t block_tokens = 32;
-    index_t first_token = 0; // cache row of the chunk's first query; a multiple of segment_tokens
-    index_t end_token = 0;   // one past the last; the cache holds this many rows
+    index_t first_token = 0; ///< cache row of the chunk's first query; a multiple of segment_tokens
+    index_t end_token = 0;   ///< one past the last; the cache holds this many rows
 
-    // Returns invalid_parameter for sizes that do not divide or a chunk that ends before it begins.
+    /// Returns invalid_parameter for sizes that do not divide or a chunk that ends before it begins.
     [[nodiscard]] status validate() const {
         if (segment_tokens <= 0 || block_tokens <= 0 || segment_tokens % block_tokens != 0) {
             return {errc::invalid_parameter,
@@ -45,7 +45,7 @@ struct segment_grid {
     }
 
     [[nodiscard]] index_t tokens() const { return end_token - first_token; }
-    // The last one may be shorter. A grid that is not valid has none.
+    /// The last one may be shorter. A grid that is not valid has none.
     [[nodiscard]] index_t segments() const {
         if (!validate().ok()) { return 0; }
         return tokens() / segment_tokens + (tokens() % segment_tokens > 0 ? 1 : 0);
@@ -55,9 +55,9 @@ struct segment_grid {
         return begin(segment) + std::min(segment_tokens, end_token - begin(segment));
     }
     [[nodiscard]] index_t segment_size(index_t segment) const { return end(segment) - begin(segment); }
-    // Blocks that lie wholly before the segment of a valid grid.
+    /// Blocks that lie wholly before the segment of a valid grid.
     [[nodiscard]] index_t allowed_blocks(index_t segment) const { return begin(segment) / block_tokens; }
-    // Of all segments before `segment`: where its row begins in a table of all allowed blocks.
+    /// Of all segments before `segment`: where its row begins in a table of all allowed blocks.
     [[nodiscard]] index_t allowed_before(index_t segment) const {
         const index_t step = segment_tokens / block_tokens;
         return segment * allowed_blocks(0) + step * (segment * (segment - 1) / 2);
@@ -92,7 +92,7 @@ class prune_plan {
     [[nodiscard]] index_t row_index(index_t kv_head, index_t segment) const {
         return kv_head * grid_.segments() + segment;
     }
-    // The blocks before the segment that it attends, ascending.
+    /// The blocks before the segment that it attends, ascending.
     [[nodiscard]] std::span<const table_index> row(index_t kv_head, index_t segment) const {
         return span_of<const table_index>(blocks_, row_index(kv_head, segment));
     }
@@ -142,7 +142,7 @@ class prune_plan {
         return span_of<table_index>(blocks_, row_index(kv_head, segment));
     }
 
-    // Query-key pairs that one query head attends under this plan, summed over the KV heads.
+    /// Query-key pairs that one query head attends under this plan, summed over the KV heads.
     [[nodiscard]] double planned_pairs() const {
         double pairs = 0;
         const index_t segments = grid_.segments();
@@ -151,14 +151,14 @@ class prune_plan {
         }
         return pairs;
     }
-    // The same for dense causal attention; their ratio bounds the speed-up of attention.
+    /// The same for dense causal attention; their ratio bounds the speed-up of attention.
     [[nodiscard]] double dense_pairs() const {
         double pairs = 0;
         for (index_t s = 0; s < grid_.segments(); ++s) { pairs += pairs_of(s, grid_.allowed_blocks(s)); }
         return pairs * static_cast<double>(kv_heads_);
     }
 
-    // Whether every row ascends strictly and lies before its segment. O(blocks).
+    /// Whether every row ascends strictly and lies before its segment. O(blocks).
     [[nodiscard]] bool check_invariants() const {
         const index_t segments = grid_.segments();
         for (index_t r = 0; r < rows(); ++r) {

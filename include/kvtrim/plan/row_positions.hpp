@@ -16,8 +16,8 @@
 namespace kvtrim {
 
 struct row_positions {
-    std::span<const std::int32_t> offsets;   // [kv_heads + 1]
-    std::span<const std::int32_t> positions; // [offsets[kv_heads]]
+    std::span<const std::int32_t> offsets;   ///< [kv_heads + 1]
+    std::span<const std::int32_t> positions; ///< [offsets[kv_heads]]
 
     [[nodiscard]] index_t heads() const { return offsets.empty() ? 0 : std::ssize(offsets) - 1; }
     [[nodiscard]] std::span<const std::int32_t> row(index_t head) const {
@@ -45,6 +45,6 @@ struct row_positions {
 [[nodiscard]] inline row_positions positions_of(const keep_plan& plan) {
     return {plan.offsets(), plan.kept()};
 }
-row_positions positions_of(const keep_plan&& plan) = delete; // it would be gone when the view is read
+row_positions positions_of(const keep_plan&& plan) = delete; ///< it would be gone when the view is read
 
 } // namespace kvtrim

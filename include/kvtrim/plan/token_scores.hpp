@@ -22,19 +22,19 @@
 
 namespace kvtrim {
 
-// Ragged rows of floats.
+/// Ragged rows of floats.
 struct score_rows {
-    std::span<const index_t> offsets; // [rows + 1]
-    std::span<float> values;          // [offsets[rows]]
-    // [rows] tokens that stay beside these candidates, for allocators that deal out whole pages; empty: none
+    std::span<const index_t> offsets; ///< [rows + 1]
+    std::span<float> values;          ///< [offsets[rows]]
+    /// [rows] tokens that stay beside these candidates, for allocators that deal out whole pages; empty: none
     std::span<const index_t> protected_tokens = {};
     index_t kv_heads =
-        0; // rows of each layer, for allocators that tell layers apart; 0: all rows are one layer's
+        0; ///< rows of each layer, for allocators that tell layers apart; 0: all rows are one layer's
 
     [[nodiscard]] index_t rows() const { return static_cast<index_t>(offsets.size()) - 1; }
     [[nodiscard]] index_t rows_of_a_layer() const { return kv_heads == 0 ? rows() : kv_heads; }
     [[nodiscard]] index_t layers() const { return rows() == 0 ? 0 : rows() / rows_of_a_layer(); }
-    [[nodiscard]] index_t candidates() const { return offsets.back() - offsets.front(); } // of all rows
+    [[nodiscard]] index_t candidates() const { return offsets.back() - offsets.front(); } ///< of all rows
     [[nodiscard]] index_t length(index_t row) const {
         const auto r = static_cast<std::size_t>(row);
         return offsets[r + 1] - offsets[r];
@@ -59,7 +59,7 @@ struct token_scores {
     [[nodiscard]] score_rows importance_rows() const {
         return {offsets, importance, protected_tokens, kv_heads};
     }
-    // What stage one ranks by: attention where the scorer keeps it apart, else importance.
+    /// What stage one ranks by: attention where the scorer keeps it apart, else importance.
     [[nodiscard]] score_rows attention_rows() const {
         return {offsets, attention.empty() ? importance : attention, protected_tokens, kv_heads};
     }

@@ -30,7 +30,7 @@
 
 namespace kvtrim {
 
-// avx2: with FMA and F16C. amx: bf16 tiles, with AVX-512 for all else.
+/// avx2: with FMA and F16C. amx: bf16 tiles, with AVX-512 for all else.
 enum class cpu_level : std::uint8_t { portable, avx2, avx512, amx };
 
 namespace detail {
@@ -104,18 +104,18 @@ namespace detail {
 
 } // namespace detail
 
-// The best level of this machine.
+/// The best level of this machine.
 [[nodiscard]] inline cpu_level best_cpu_level() {
     static const cpu_level best = detail::detect_cpu_level(cpu_level::amx);
     return best;
 }
 
-// The level that kernels use from now on, in the whole program.
+/// The level that kernels use from now on, in the whole program.
 [[nodiscard]] inline cpu_level active_cpu_level() {
     return detail::current_cpu_level().load(std::memory_order_relaxed);
 }
 
-// Sets it, at most to best_cpu_level(), and returns the one in force. Thread-safe; calls under way keep theirs.
+/// Sets it, at most to best_cpu_level(), and returns the one in force. Thread-safe; calls under way keep theirs.
 inline cpu_level set_cpu_level(cpu_level level) {
     const cpu_level possible = level < best_cpu_level() ? level : best_cpu_level();
     detail::current_cpu_level().store(possible, std::memory_order_relaxed);
