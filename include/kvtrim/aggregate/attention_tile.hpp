@@ -49,18 +49,19 @@ struct attention_head {
 struct attention_tile {
     const float* attention;   ///< [before + tokens + after, query_rows]
     const float* row_weights; ///< [query_rows] what weigh_rows() wrote; null without it
-    index_t query_rows;
-    index_t first_row; ///< rows are numbered query_head_in_group * queries + query
-    index_t first;
-    index_t tokens;
-    index_t before;
-    index_t after;
+    index_t query_rows;       ///< rows of this tile
+    index_t first_row;        ///< rows are numbered query_head_in_group * queries + query
+    index_t first;            ///< candidate of the tile's first column
+    index_t tokens;           ///< columns that the tile is for
+    index_t before;           ///< columns of the halo before them
+    index_t after;            ///< columns of the halo behind them
+    /// The fold that the tile belongs to.
     attention_head head;
 
     /// Attention [query_rows] to candidate first + t, for t in [-before, tokens + after).
     [[nodiscard]] const float* column(index_t t) const { return attention + (before + t) * query_rows; }
 
-    /// sums [tokens] += the attention of the rows [row_begin, row_end) to each token, by vectors: what makes a sum or a mean fast.
+    /// sums [tokens] += the attention of the rows [row_begin, row_end) to each token, by vectors.
     void add_row_sums(index_t row_begin, index_t row_end, float* sums) const {
         kernels::active_window_kernels().add_row_sums(column(0), tokens, query_rows, row_begin, row_end,
                                                       sums);
@@ -78,12 +79,15 @@ struct attention_tile {
     }
 };
 
-/// What weigh_rows() sees of a block of query rows, whose softmax is known: any of it.
+/// A block of query rows as weigh_rows() sees it: their softmax statistics are known, and any column can be asked for.
 template <class Rows>
 struct attention_block {
+    /// An attention_rows, or what has its members.
     Rows& rows;
+    /// The fold that the tile belongs to.
     attention_head head;
 
+    /// Rows of the block.
     [[nodiscard]] index_t query_rows() const { return rows.block_rows(); }
     /// Attention of a row to all candidates together.
     [[nodiscard]] double mass(index_t row) const { return rows.candidate_mass(row); }
@@ -93,6 +97,7 @@ struct attention_block {
     }
 };
 
+/// A fold over attention tiles, see above. weigh_rows() is optional.
 template <class A>
 concept attention_aggregator = requires(const A& a, const attention_tile& tile, const attention_head& head,
                                         std::span<float> floats, index_t group_size) {
