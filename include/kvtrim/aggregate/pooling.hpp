@@ -31,7 +31,8 @@ enum class pooling : std::uint8_t { none, average, maximum };
 }
 
 /// out [columns] = in [columns] pooled; pooling::none copies.
-/// Returns invalid_parameter for a kernel that is not odd and positive, or an output of another length, with nothing written.
+/// Returns invalid_parameter for a kernel that is not odd and positive, or an output of another length, with nothing
+/// written.
 [[nodiscard]] inline status pool(pooling kind, index_t kernel_tokens, std::span<const float> in,
                                  std::span<float> out) {
     if (const status s = valid_kernel(kernel_tokens); !s.ok()) { return s; }

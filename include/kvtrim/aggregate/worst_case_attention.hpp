@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// DefensiveKV's two-step aggregation: a token's importance is the highest pooled attention that any observed query pays it, and at
-// least the average of that over the tokens (a prior for tokens that no observed query happened to attend).
+// DefensiveKV's two-step aggregation: a token's importance is the highest pooled attention that any observed query pays it,
+// and at least the average of that over the tokens (a prior for tokens that no observed query happened to attend).
 //
 //   a[i, c]        attention of query row i (all window queries of all heads of the group) to candidate c
 //   r[i, c]        average pooling of a[i], rescaled to the row's own mass: pooling must not change it
@@ -43,13 +43,13 @@ struct worst_case_attention {
     /// Floats accumulated per candidate: the maximum and the sum.
     [[nodiscard]] index_t lanes(index_t /*group_size*/) const { return 2; }
 
-    /// weights [query_rows] = the mass of a row divided by the mass of its pooled row. They differ because the windows at the ends of
-    /// the row hold fewer than kernel_tokens columns.
+    /// weights [query_rows] = the mass of a row divided by the mass of its pooled row. They differ because a
+    /// column near the ends of the row lies in fewer than kernel_tokens windows.
     template <class Block>
     void weigh_rows(const Block& block, std::span<float> weights) const {
         const index_t columns = block.head.candidates;
         const index_t half = std::min(halo(), columns); // a wider window sees no more
-        double missing[kernels::tile_query_rows] = {};  // mass that the windows at the ends leave out
+        double missing[kernels::tile_query_rows] = {};  // mass of the windows beyond the ends
         const auto add_missing = [&](index_t begin, index_t end) {
             for (index_t c = begin; c < end; ++c) {
                 const auto windows = static_cast<double>(std::max<index_t>(0, half - c) +

@@ -13,8 +13,8 @@
 // begin_block() sweeps the keys once for m and z; attention() computes any range of columns again, or takes the logits
 // from memory that keep_logits_in() lent: the same floats, half of the products.
 // Shapes: queries [q_heads, queries, head_dim]; keys [kv_heads, tokens, head_dim]; any cache_view.
-// Where the CPU multiplies tiles of bf16, keys and queries that are both bf16 in memory are multiplied without widening; all else
-// is multiplied as floats.
+// Where the CPU multiplies tiles of bf16, keys and queries that are both bf16 in memory are multiplied without widening; all
+// else is multiplied as floats.
 // Numerics: see kernels/window_ops.hpp; a fully masked row has attention 0 everywhere.
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
@@ -31,7 +31,8 @@
 namespace kvtrim {
 
 /// What any stage asks first that computes attention of the observation queries.
-/// Returns the inputs' own answer, heads_not_divisible, window_exceeds_tokens (needed: tokens) or invalid_parameter. O(heads).
+/// Returns the inputs' own answer, heads_not_divisible, window_exceeds_tokens (needed: tokens) or invalid_parameter.
+/// O(heads).
 template <class Inputs>
 [[nodiscard]] status validate_attention(const Inputs& in, const eviction_request& request) {
     const index_t q_heads = extent(in.queries, 0);
@@ -58,8 +59,8 @@ template <class Inputs>
 template <class Inputs>
 class attention_rows {
   public:
-    /// Takes its scratch; it is usable if the workspace fits(). `newest` > 0 uses only so many newest queries; `halo` widens the
-    /// tiles that attention() can produce. Requires what validate_attention() asks.
+    /// Takes its scratch; it is usable if the workspace fits(). `newest` > 0 uses only so many newest queries; `halo` widens
+    /// the tiles that attention() can produce. Requires what validate_attention() asks.
     attention_rows(const Inputs& in, const eviction_request& request, index_t kv_head, index_t newest,
                    index_t halo, workspace& scratch,
                    const kernels::window_kernels& steps = kernels::active_window_kernels())
@@ -87,8 +88,8 @@ class attention_rows {
         }
     }
 
-    /// Memory for the logits [tokens, block rows] of as many of the first tokens as fit, which attention() then need not compute
-    /// again. Not used for tiles of bf16: their products are faster than writing and reading the logits.
+    /// Memory for the logits [tokens, block rows] of as many of the first tokens as fit, which attention() then need not
+    /// compute again. Not used for tiles of bf16: their products are faster than writing and reading the logits.
     void keep_logits_in(std::span<float> memory) {
         if (!stays_bf16_) { kept_logits_ = memory; }
     }

@@ -71,8 +71,8 @@ struct attention_options {
     std::span<const float> sink_logits = {}; ///< [q_heads] logits without a value; empty or -infinity: none
 };
 
-/// Returns invalid_parameter for a scale or soft cap that is negative or not finite, a negative window, a sink logit that is NaN
-/// or +infinity, or another number of sink logits than q_heads (needed: q_heads). O(q_heads).
+/// Returns invalid_parameter for a scale or soft cap that is negative or not finite, a negative window, a sink logit that is
+/// NaN or +infinity, or another number of sink logits than q_heads (needed: q_heads). O(q_heads).
 [[nodiscard]] inline status valid_attention(const attention_options& o, index_t q_heads) {
     if (!o.sink_logits.empty() && static_cast<index_t>(o.sink_logits.size()) != q_heads) {
         return {errc::invalid_parameter, "attention.sink_logits must have one entry per query head", q_heads};
@@ -126,8 +126,8 @@ struct token_budget {
     return {tokens, budget_scope::model};
 }
 
-/// Tokens that a ratio keeps: floor(tokens * kept_ratio), where a product within 1e-9 of a whole number (for large ones: within
-/// rounding) is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.
+/// Tokens that a ratio keeps: floor(tokens * kept_ratio), where a product within 1e-9 of a whole number (for large ones:
+/// within rounding) is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.
 /// A ratio that valid_ratio refuses, or a negative number of tokens, gives 0, which is no budget (budget_zero).
 [[nodiscard]] inline index_t kept_tokens(index_t tokens, double kept_ratio) {
     if (tokens < 0 || !(kept_ratio > 0 && kept_ratio <= 1)) { return 0; }
@@ -137,8 +137,8 @@ struct token_budget {
     return static_cast<index_t>(std::abs(exact - nearest) <= slack ? nearest : std::floor(exact));
 }
 
-/// Tokens that a compression ratio keeps by kvpress' rule, to reproduce published runs: int(tokens * (1 - compression_ratio)) in
-/// double arithmetic.
+/// Tokens that a compression ratio keeps by kvpress' rule, to reproduce published runs: int(tokens * (1 -
+/// compression_ratio)) in double arithmetic.
 /// It is one short of the exact count wherever the product falls below a whole number (1000 x (1 - 0.9): 99).
 /// A ratio outside [0, 1] or a negative number of tokens gives 0.
 [[nodiscard]] constexpr index_t kept_tokens_kvpress(index_t tokens, double compression_ratio) {
@@ -162,7 +162,8 @@ struct eviction_request {
 // The request for a layer with a sliding window, whose rows behind the window no later query sees. Either the engine
 // drops those itself and the layer is skipped, or eviction stays behind the rows that the next query may still see.
 
-/// The request with which nothing is evicted, and nothing scored. A policy over all layers (policy/layer_wise.hpp) is not given such layers.
+/// The request with which nothing is evicted, and nothing scored. A policy over all layers (policy/layer_wise.hpp) is not
+/// given such layers.
 [[nodiscard]] constexpr eviction_request keeping_all(eviction_request request) {
     request.budget = over_all_heads(std::numeric_limits<index_t>::max());
     return request;

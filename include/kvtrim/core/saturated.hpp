@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Sums and products of counts that stop at the largest and the smallest index_t instead of overflowing: a number of a request, a
-// table or an option may be any, and a budget of all tokens is written as the largest one.
+// Sums and products of counts that stop at the largest and the smallest index_t instead of overflowing: a number of a
+// request, a table or an option may be any, and a budget of all tokens is written as the largest one.
 
 #include <kvtrim/core/status.hpp>
 

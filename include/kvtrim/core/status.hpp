@@ -15,8 +15,8 @@
 //
 // Failed allocations: workspaces are the caller's, and too small a one is a status; only the tables of plans and states and
 // growing_workspace allocate, and what the allocator throws passes through with the plan or the state as it was, but for a
-// move_plan, which then has no rows, and a layer_cascade, which can then be assigned to and destroyed only. Sizes that were read from
-// saved bytes are compared with their number before memory is allocated for them.
+// move_plan, which then has no rows, and a layer_cascade, which can then be assigned to and destroyed only. Sizes that were
+// read from saved bytes are compared with their number before memory is allocated for them.
 //
 // A view checks its numbers and tables once, when it is made: O(1), O(heads) or O(pages). One with a wrong number is empty,
 // so that reading it reads nothing, and its validate() says why. Calls that take views ask them first. An object whose
@@ -25,7 +25,8 @@
 #include <cstdint>
 
 // A key that is NaN has to be told from the others, and equal keys have to get equal scores. Under -ffinite-math-only no
-// comparison finds a NaN, and under -fassociative-math the compiler chooses the order of each sum (clang defines no macro for it).
+// comparison finds a NaN, and under -fassociative-math the compiler chooses the order of each sum (clang defines no macro
+// for it).
 #if (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) || defined(__FAST_MATH__) ||                 \
     defined(__ASSOCIATIVE_MATH__)
 #error                                                                                                       \

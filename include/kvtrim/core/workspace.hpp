@@ -63,7 +63,8 @@ class workspace {
     [[nodiscard]] index_t free_bytes() const { return std::max<index_t>(0, capacity_ - used_); }
     /// Bytes that the caller must pass for the most that was taken at any time, alignment included.
     [[nodiscard]] index_t needed_bytes() const { return with_alignment(peak_); }
-    /// The status of a stage whose scratch did not fit, asked before its frame ends; needed: bytes for the blocks taken so far.
+    /// The status of a stage whose scratch did not fit, asked before its frame ends; needed: bytes for the blocks taken so
+    /// far.
     [[nodiscard]] status too_small() const {
         return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()",
                 with_alignment(used_)};
@@ -109,8 +110,8 @@ class workspace {
 /// allocation of the library outside the tables of plans and states.
 class growing_workspace {
   public:
-    /// A workspace of so many bytes. For more bytes than a machine addresses it has none, and the call that needs them returns
-    /// workspace_too_small.
+    /// A workspace of so many bytes. For more bytes than a machine addresses it has none, and the call that needs them
+    /// returns workspace_too_small.
     [[nodiscard]] workspace of_bytes(index_t bytes) {
         if (bytes > index_t{1} << 56) { return workspace::counting(); }
         if (static_cast<index_t>(bytes_.size()) < bytes) { bytes_.resize(static_cast<std::size_t>(bytes)); }

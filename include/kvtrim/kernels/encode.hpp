@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Floats to quantised rows: the way back of blocks.hpp and scaled_codes.hpp, for rows that change where they lie.
+// Floats to quantised rows: the inverse of quant_blocks.hpp and scaled_codes.hpp, for rows that change in place.
 //
 //   encode_blocks         each block of 32 gets a new scale d, as f16, and codes
 //     q8_0                d = max |x| / 127
-//     q4_0                d = m / 8, or o / 7 where o > 0.9375 m; m the larger and o the smaller of max x and -min x; the sign of d
-//                         sends m to -8
+//     q4_0                d = m / 8, or o / 7 where o > 0.9375 m; m the larger and o the smaller of max x and -min x; d has
+//                         the sign that makes the code of m -8
 //   encode_row            a row of 8-bit codes gets a new scale, and a zero point that is an integer
 //     int8                scale = max |x| / 127; with zero points (max x - min x) / 254
 //     8-bit floats        scale = max |x| / the largest code

@@ -74,8 +74,8 @@ struct selection_kernels {
     void (*count_keys)(std::span<const float> row, const key_range& range, key_histogram& histogram);
     /// How many scores of the row are above the cut, and how many equal to it.
     above_and_equal (*compare)(std::span<const float> row, std::uint32_t cut_bits);
-    /// Writes first_index + c for each selected column c of the row, ascending, and returns the end. Uses up cut.ties, so that
-    /// a cut over many rows is passed from row to row. Writes nothing behind the end.
+    /// Writes first_index + c for each selected column c of the row, ascending, and returns the end. Uses up cut.ties, so
+    /// that a cut over many rows is passed from row to row. Writes nothing behind the end.
     std::int32_t* (*write_above)(std::span<const float> row, top_k_cut& cut, std::int32_t first_index,
                                  std::int32_t* out);
 };

@@ -2,17 +2,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// ggml's other blocks of 32 elements, with a minimum, a fifth bit or a table of values, to floats; q8_0 and q4_0: blocks.hpp.
+// ggml's other blocks of 32 elements, with a minimum, a fifth bit or a table of values, to floats; q8_0 and q4_0:
+// blocks.hpp.
 //
 //   q4_1     f16 scale d, f16 minimum m, 16 bytes b                 x = d * c + m                               20 bytes
 //   q5_0     f16 scale d, 32 bits h, 16 bytes b                     x = d * (c - 16)                            22 bytes
 //   q5_1     f16 scale d, f16 minimum m, 32 bits h, 16 bytes b      x = d * c + m                               24 bytes
 //   iq4_nl   f16 scale d, 16 bytes b                                x = d * iq4_nl_values[c]                    18 bytes
 //
-// Code c of element i < 16 is the low half of byte i, of element 16 + i the high half; in q5_0 and q5_1 bit i of h stands above
-// it. Source: the layouts of ggml's blocks of these names.
-// Numerics: a scale has 11 bits and a code at most 8, so that the product is exact and only the sum with m rounds. The floats
-// are those of ggml, bit for bit, at every level, whether a compiler fuses product and sum or not.
+// Code c of element i < 16 is the low half of byte i, of element 16 + i the high half; in q5_0 and q5_1 bit i of h stands
+// above it. Source: the layouts of ggml's blocks of these names.
+// Numerics: a scale has 11 bits and a code at most 8, so that the product is exact and only the sum with m rounds. The
+// floats are those of ggml, bit for bit, at every level, whether a compiler fuses product and sum or not.
 
 #include <kvtrim/kernels/quant_blocks.hpp>
 

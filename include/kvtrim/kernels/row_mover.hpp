@@ -5,8 +5,8 @@
 // Rows that move from scattered places to neighbouring ones, at the speed of memory.
 //
 // Above streamed_bytes in all, rows are written past the caches: they push nothing out and are not read before they are
-// written, which a processor otherwise does. A row that is fetched eight rows before its turn does not keep the copy waiting.
-// Below, and for rows that are not whole cache lines, it is memmove. Measured: see bench/NOTES.md.
+// written, which a processor otherwise does. A row that is fetched eight rows before its turn does not keep the copy
+// waiting. Below, and for rows that are not whole cache lines, it is memmove. Measured: see bench/NOTES.md.
 
 #include <kvtrim/core/status.hpp>
 

@@ -4,8 +4,8 @@
 
 // Reductions and elementwise steps on rows of floats: what scorers without queries, and pruning, are made of.
 //
-// Numerics: float where nothing else is said; sums in the lanes of four vectors, in an order that the length alone decides, so that equal rows give
-// equal results wherever they lie.
+// Numerics: float where nothing else is said; sums in the lanes of four vectors, in an order that the length alone decides,
+// so that equal rows give equal results wherever they lie.
 
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
@@ -23,7 +23,8 @@ struct row_kernels {
     void (*add_absolute)(const float* rows, index_t stride, index_t count, index_t length, float* out);
     /// Soft cap (0: none), then NaN to masked and +infinity to the largest float, in place.
     void (*condition_logits)(float* logits, index_t count, float soft_cap);
-    /// sums [length] += sum of weight[i] * row i; weights null: 1 each. A row that weighs 0 is not read. Float within a call.
+    /// sums [length] += sum of weight[i] * row i; weights null: 1 each. A row that weighs 0 is not read. Float within a
+    /// call.
     void (*add_over_rows)(const float* rows, index_t stride, index_t count, index_t length,
                           const float* weights, double* sums);
     /// into [count] += from

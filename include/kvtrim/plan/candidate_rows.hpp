@@ -69,8 +69,8 @@ template <class Inputs>
     return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", tokens};
 }
 
-/// Fills offsets [kv_heads + 1] of the candidates from offsets[0] on, which the caller sets, and protected_tokens [kv_heads],
-/// which may be empty if they are not needed.
+/// Fills offsets [kv_heads + 1] of the candidates from offsets[0] on, which the caller sets, and protected_tokens
+/// [kv_heads], which may be empty if they are not needed.
 template <class Inputs>
 void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets,
                             std::span<index_t> protected_tokens = {}) {
@@ -109,8 +109,9 @@ template <class Inputs>
     return {};
 }
 
-/// Makes the plan that keeps the protected prefix, the `budgets` [kv_heads] best candidates and the protected suffix of each row,
-/// ascending. counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out unchanged.
+/// Makes the plan that keeps the protected prefix, the `budgets` [kv_heads] best candidates and the protected suffix of each
+/// row, ascending. counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out
+/// unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_best(const Inputs& in, const protection& protect, const score_rows& importance,
                                std::span<const index_t> budgets, std::span<index_t> counts, keep_plan& out) {

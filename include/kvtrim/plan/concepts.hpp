@@ -8,7 +8,8 @@
 //   scorer      static constexpr bool writes_attention          whether it also writes scores.attention
 //               status score(inputs, request, scores, workspace, executor) const
 //               optional: status validate(inputs, request) const
-//               optional: index_t workspace_bytes(inputs, request) const, or (inputs, request, executor): see core/for_each_item.hpp
+//               optional: index_t workspace_bytes(inputs, request) const, or (inputs, request, executor) where the number
+//                         depends on the executor's width (core/for_each_item.hpp)
 //   aggregator  see aggregate/attention_tile.hpp (attention_aggregator)
 //   allocator   static constexpr bool is_uniform
 //               status allocate(score_rows, total, budgets, workspace) const

@@ -84,8 +84,8 @@ class keep_plan {
     }
 
     /// Sizes the tables for `counts` [rows] survivors per row; the kept rows are then written through writable_row().
-    /// Returns invalid_parameter for a negative count, index_overflow (needed: tokens) beyond 2^31 - 1 in total. The plan is then
-    /// unchanged, as it is if an allocation throws.
+    /// Returns invalid_parameter for a negative count, index_overflow (needed: tokens) beyond 2^31 - 1 in total. The plan is
+    /// then unchanged, as it is if an allocation throws.
     [[nodiscard]] status reset(std::span<const index_t> counts) {
         constexpr index_t most = std::numeric_limits<index_t>::max();
         index_t total = 0;
@@ -97,7 +97,7 @@ class keep_plan {
             return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total};
         }
         offsets_.reserve(counts.size() + 1);
-        kept_.resize(static_cast<std::size_t>(total)); // nothing throws from here on
+        kept_.resize(static_cast<std::size_t>(total)); // the last line that may throw
         offsets_.resize(counts.size() + 1);
         offsets_[0] = 0;
         for (std::size_t r = 0; r < counts.size(); ++r) {
@@ -126,9 +126,10 @@ class keep_plan {
         return true;
     }
 
-    /// Writes the original positions of the survivors of a row, where cached row t had position positions[t]; for a cache that
-    /// was never cut the plan's own rows are the positions. Returns invalid_parameter (needed: entries) for an output that is
-    /// too short, or positions that do not cover the survivors; plan_mismatch for no row of the plan. Nothing is written then.
+    /// Writes the original positions of the survivors of a row, where cached row t had position positions[t]; for a cache
+    /// that was never cut the plan's own rows are the positions. Returns invalid_parameter (needed: entries) for an output
+    /// that is too short, or positions that do not cover the survivors; plan_mismatch for no row of the plan. Nothing is
+    /// written then.
     template <class Position>
     [[nodiscard]] status gather_positions(index_t row, std::span<const Position> positions,
                                           std::span<Position> out) const {

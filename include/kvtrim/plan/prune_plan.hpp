@@ -71,7 +71,8 @@ struct segment_grid {
 };
 
 /// Whether tables can hold a row of all allowed blocks for every (KV head, segment). Returns the grid's own answer,
-/// invalid_parameter for a negative number of heads, or index_overflow (needed: tokens, heads, rows or blocks) beyond 2^31 - 1.
+/// invalid_parameter for a negative number of heads, or index_overflow (needed: tokens, heads, rows or blocks) beyond 2^31 -
+/// 1.
 [[nodiscard]] inline status valid_table_size(const segment_grid& grid, index_t kv_heads) {
     constexpr index_t limit = std::numeric_limits<std::int32_t>::max();
     if (const status s = grid.validate(); !s.ok()) { return s; }
@@ -113,8 +114,8 @@ class prune_plan {
 
     /// Sizes the tables for `counts` [kv_heads * segments] blocks per row; the rows are then written through writable_row().
     /// Returns the grid's own answer, invalid_parameter (another number of counts, needed: that of rows; a count that is
-    /// negative or above the row's allowed blocks, needed: these) or index_overflow (needed: heads or blocks) beyond 2^31 - 1 in
-    /// total, with the plan unchanged.
+    /// negative or above the row's allowed blocks, needed: these) or index_overflow (needed: heads or blocks) beyond 2^31 -
+    /// 1 in total, with the plan unchanged.
     [[nodiscard]] status reset(const segment_grid& grid, index_t kv_heads, std::span<const index_t> counts) {
         if (const status s = grid.validate(); !s.ok()) { return s; }
         const index_t rows = saturated_product(kv_heads, grid.segments());
@@ -140,7 +141,7 @@ class prune_plan {
             return {errc::index_overflow, "a prune plan holds at most 2^31 - 1 blocks", total};
         }
         offsets_.reserve(counts.size() + 1);
-        blocks_.resize(static_cast<std::size_t>(total)); // nothing throws from here on
+        blocks_.resize(static_cast<std::size_t>(total)); // the last line that may throw
         offsets_.resize(counts.size() + 1);
         grid_ = grid;
         kv_heads_ = kv_heads;

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scores of the candidate tokens of a layer, or of layers one behind the other: the plain data between scorer, allocator and reranker.
+// Scores of the candidate tokens of a layer, or of layers one behind the other: the plain data between scorer, allocator and
+// reranker.
 //
 //   offsets           [rows + 1]        row r is [offsets[r], offsets[r + 1]); a row is a KV head
 //   importance        [offsets[rows]]   what ranks the tokens; higher stays
@@ -82,8 +83,9 @@ struct token_scores {
     }
 };
 
-/// Returns invalid_table unless offsets begin at 0 or above, do not decrease and lie within the values, rows are a multiple of
-/// kv_heads, and rows that say how many of their tokens are protected say so for each, in numbers that a plan can hold. O(rows).
+/// Returns invalid_table unless offsets begin at 0 or above, do not decrease and lie within the values, rows are a multiple
+/// of kv_heads, and rows that say how many of their tokens are protected say so for each, in numbers that a plan can hold.
+/// O(rows).
 [[nodiscard]] inline status validate(const score_rows& scores) {
     if (scores.offsets.empty() || scores.offsets.front() < 0 ||
         scores.offsets.back() > static_cast<index_t>(scores.values.size()) ||
@@ -104,8 +106,8 @@ struct token_scores {
     return {};
 }
 
-/// Whether these are rows for the candidates of a layer's heads under this protection, from offset 0 on: a scorer that is called
-/// directly asks this of its output. Returns the inputs' own answer, invalid_parameter or invalid_table. O(kv_heads).
+/// Whether these are rows for the candidates of a layer's heads under this protection, from offset 0 on: a scorer that is
+/// called directly asks this of its output. Returns the inputs' own answer, invalid_parameter or invalid_table. O(kv_heads).
 template <class Inputs>
 [[nodiscard]] status validate_candidates(const Inputs& in, const protection& protect,
                                          const score_rows& scores) {
@@ -120,8 +122,8 @@ template <class Inputs>
     return {errc::invalid_table, "scores: offsets must be those of the candidates of every KV head"};
 }
 
-/// Bytes of scratch for a scorer: those that let it run at the executor's full width if its workspace_bytes() takes the executor,
-/// else all that it ever needs; 0 if it has no workspace_bytes().
+/// Bytes of scratch for a scorer: those that let it run at the executor's full width if its workspace_bytes() takes the
+/// executor, else all that it ever needs; 0 if it has no workspace_bytes().
 template <class Scorer, class Inputs, class Executor>
 [[nodiscard]] index_t scoring_bytes(const Scorer& scorer, const Inputs& in, const eviction_request& request,
                                     const Executor& ex) {
@@ -133,8 +135,9 @@ template <class Scorer, class Inputs, class Executor>
     return 0;
 }
 
-/// What a scorer asks first, so that it may also be called without a policy: whether all that it reads is valid, and all that it
-/// writes has room. Returns what validate_candidates() or the scorer's own validate() says, or invalid_parameter. O(kv_heads).
+/// What a scorer asks first, so that it may also be called without a policy: whether all that it reads is valid, and all
+/// that it writes has room. Returns what validate_candidates() or the scorer's own validate() says, or invalid_parameter.
+/// O(kv_heads).
 template <class Scorer, class Inputs>
 [[nodiscard]] status validate_scoring(const Scorer& scorer, const Inputs& in, const eviction_request& request,
                                       const token_scores& out) {
@@ -155,8 +158,8 @@ template <class Scorer, class Inputs>
     return {};
 }
 
-/// What every allocator asks first, so that an engine may call it directly: `total` is at most the number of candidates, and each
-/// row has a budget. Returns invalid_table or invalid_parameter. O(rows).
+/// What every allocator asks first, so that an engine may call it directly: `total` is at most the number of candidates, and
+/// each row has a budget. Returns invalid_table or invalid_parameter. O(rows).
 [[nodiscard]] inline status validate_total(const score_rows& scores, index_t total,
                                            std::span<const index_t> budgets) {
     if (const status s = validate(scores); !s.ok()) { return s; }

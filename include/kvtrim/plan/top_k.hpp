@@ -63,8 +63,8 @@ template <class UseRow>
 
 } // namespace detail
 
-/// The cut below the k highest scores of the rows r for which use_row(r) is true. k below 0 counts as 0, k beyond their length as
-/// all of them.
+/// The cut below the k highest scores of the rows r for which use_row(r) is true. k below 0 counts as 0, k beyond their
+/// length as all of them.
 template <class UseRow>
 [[nodiscard]] top_k_cut find_top_k(const score_rows& scores, index_t k, UseRow&& use_row) {
     index_t length = 0;
