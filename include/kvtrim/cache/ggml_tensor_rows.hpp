@@ -9,7 +9,7 @@
 //
 //   element (head, token, d)  at  data + head * head_stride + token * token_stride + d * element_stride
 //
-//   strides in bytes, of any sign; of blocks, element_stride is the size of a block, and (d) as cache/ggml_rows.hpp says
+//   strides in bytes, of any sign; for blocks, element_stride is the size of a block, and d counts as in cache/ggml_rows.hpp
 //
 // ggml's headers are not needed. To view a ggml_tensor: view_ggml in adapter/ggml.hpp.
 // Rows read, score and move as those of the typed view (strided, ggml_rows), bit for bit. Cost: a branch per tile, and what

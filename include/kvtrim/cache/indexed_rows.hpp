@@ -4,7 +4,7 @@
 
 // A cache read through one index per token: row t of every head is row indices[t] of the slots.
 //
-//   slots     [kv_heads, slots, row length], any cache view: a pool [slots, kv_heads, head_dim] by its strides, another source
+//   slots     [kv_heads, slots, row length], any cache view: a pool [slots, kv_heads, head_dim] by its strides, a source
 //   indices   [tokens] int32 slots, in the order of the sequence: a row of SGLang's req_to_token, llama.cpp's cells of a
 //             sequence (cache/list_cells.hpp)
 //

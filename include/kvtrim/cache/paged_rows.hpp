@@ -239,6 +239,7 @@ class paged_rows {
         channels.head_dim_ = count;
         return channels;
     }
+    /// The pages that store_rows() may write; none may be named twice then.
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return pages_; }
     /// The bytes of all slots of the pool, up to its last page that is read. O(pages).
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
@@ -312,6 +313,7 @@ class paged_head_rows {
         channels.head_dim_ = count;
         return channels;
     }
+    /// The pages that store_rows() may write; none may be named twice then.
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return places_; }
     /// The bytes of all slots of the pool, up to its last page that is read. O(pages of all heads).
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
