@@ -93,7 +93,7 @@ struct mean_variance_attention {
             }
         }
         static_cast<void>(
-            pool(pooling::average, kernel_tokens, into, importance)); // validate() has seen the kernel
+            pool(pooling::average, kernel_tokens, into, importance)); // validate() has checked the kernel
     }
 };
 

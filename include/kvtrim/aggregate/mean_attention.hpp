@@ -84,15 +84,15 @@ struct mean_attention {
         if (order == pooling_order::group_then_pool) {
             for (index_t l = 1; l < lane_count; ++l) { reduce(lane(l), lane(0)); }
             static_cast<void>(
-                kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has seen the kernel
+                kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has checked the kernel
             return;
         }
         static_cast<void>(
-            kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has seen the kernel
+            kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has checked the kernel
         for (index_t l = 1; l < lane_count; ++l) {
             // The lane before is no longer needed, so the pooled row is written to its memory.
             static_cast<void>(
-                kvtrim::pool(pool, kernel_tokens, lane(l), lane(l - 1))); // validate() has seen the kernel
+                kvtrim::pool(pool, kernel_tokens, lane(l), lane(l - 1))); // validate() has checked the kernel
             reduce(lane(l - 1), importance);
         }
     }

@@ -48,7 +48,7 @@ struct worst_case_attention {
     template <class Block>
     void weigh_rows(const Block& block, std::span<float> weights) const {
         const index_t columns = block.head.candidates;
-        const index_t half = std::min(halo(), columns); // a wider window sees no more
+        const index_t half = std::min(halo(), columns); // a wider window has no more columns
         double missing[kernels::tile_query_rows] = {};  // mass of the windows beyond the ends
         const auto add_missing = [&](index_t begin, index_t end) {
             for (index_t c = begin; c < end; ++c) {

@@ -316,7 +316,7 @@ class attention_rows {
     double protected_mass_ = 0;
     index_t kept_end_ = 0;         // logits of the tokens before it are kept
     std::span<float> kept_logits_; // [tokens, block rows] of the first tokens
-    std::span<float> packed_;      // [tile_query_rows, head_dim] as the kernels want them
+    std::span<float> packed_;      // [tile_query_rows, head_dim] in the order of the kernels
     std::span<bf16> packed_bf16_;  // the same of bf16
     std::span<bf16> k_bf16_;       // [tile tokens + 2 halo, head_dim]
     std::span<float> k_;           // [tile tokens + 2 halo, head_dim]

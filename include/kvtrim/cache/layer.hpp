@@ -131,7 +131,7 @@ struct layer_inputs {
         }
         return {};
     }
-    // A prepared form of W_O has no extents: the scorer that reads it checks its shape.
+    // A prepared form of W_O may have no extents: the scorer that reads it checks its shape.
     [[nodiscard]] constexpr status validate_output_projection() const {
         if constexpr (!requires { output_projection.extent(std::size_t{}); }) {
             return kvtrim::validate(output_projection);

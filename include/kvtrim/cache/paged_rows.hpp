@@ -186,7 +186,7 @@ template <class T>
     return bytes_of_slots(pool, layout, pages_of(table, rows), heads, head_dim).validate();
 }
 
-// Row of the table where a request's heads begin; -1, which no table has, for numbers that cannot be.
+// Row of the table where a request's heads begin; -1, which no table has, for impossible numbers.
 [[nodiscard]] constexpr index_t first_row_of(index_t request, index_t kv_heads) {
     constexpr index_t most = std::numeric_limits<std::int32_t>::max();
     const bool possible = 0 <= request && request <= most && 0 <= kv_heads && kv_heads <= most;

@@ -164,7 +164,7 @@ inline status strided_bytes::validate() const {
 [[nodiscard]] inline bool overlap(const strided_bytes& a, const strided_bytes& b) {
     const detail::byte_range in_a = detail::range_of(a);
     const detail::byte_range in_b = detail::range_of(b);
-    if (in_a.end <= in_b.begin || in_b.end <= in_a.begin) { return false; } // an empty one too
+    if (in_a.end <= in_b.begin || in_b.end <= in_a.begin) { return false; } // also if one is empty
     const auto distance = static_cast<index_t>(reinterpret_cast<std::uintptr_t>(b.first) -
                                                reinterpret_cast<std::uintptr_t>(a.first));
     detail::bounded_sum sum(distance - (a.bytes - 1), distance + (b.bytes - 1));

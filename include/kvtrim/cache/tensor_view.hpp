@@ -108,7 +108,7 @@ template <std::size_t Rank>
 }
 
 // The same of an array whose strides, of any sign, count units of `unit` bytes: no element of it, unless it is empty, lies
-// farther from the first than addresses can name.
+// farther from the first than can be addressed.
 template <std::size_t Rank>
 [[nodiscard]] constexpr bool fits_in_memory(const std::array<index_t, Rank>& extents,
                                             const std::array<index_t, Rank>& strides, std::size_t bytes,

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Four queries of one token that share a KV head, and their attention over the tiles of keys shown so far: the
-// attention of a decode step.
+// Four queries of one token that share a KV head, and their attention over the tiles of keys so far: the attention
+// of a decode step.
 //
 //   begin(), attend() for every tile of keys, finish(): o / z and m + log z as in kernels/query_tile.hpp
 //

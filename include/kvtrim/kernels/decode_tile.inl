@@ -169,8 +169,8 @@ void begin_decode(const decode_tile& tile, const float* queries, index_t query_s
 template <class Key, class Value>
 void attend_decode(const decode_tile& tile, element_rows<Key> key_rows, element_rows<Value> value_rows,
                    index_t keys, const logit_rules& rules, index_t ahead) {
-    for (index_t t = 0; t < keys;
-         t += decode_width) { // behind the end the last key is repeated; its logits are not used
+    // Behind the end the last key is repeated; its logits are not used.
+    for (index_t t = 0; t < keys; t += decode_width) {
         const Key* rows[decode_width];
         KVTRIM_UNROLL
         for (index_t k = 0; k < decode_width; ++k) {

@@ -17,8 +17,8 @@ template <index_t Rows, index_t Vectors>
 KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, const float* b, index_t inner,
                             registers<Rows * Vectors>& sum) {
     constexpr index_t sums = Rows * Vectors;
-    const float* rows[static_cast<std::size_t>(
-        Rows)]; // one pointer, moved from row to row, would be a chain of dependent additions
+    // A pointer per row: one pointer, moved from row to row, would be a chain of dependent additions.
+    const float* rows[static_cast<std::size_t>(Rows)];
     KVTRIM_UNROLL
     for (index_t i = 0; i < Rows; ++i) { rows[i] = a.data + (first_row + i) * a.row; }
     KVTRIM_UNROLL
@@ -48,7 +48,7 @@ inline void multiply(const matrix_in& a, const float* b, index_t inner, const pa
         if constexpr (Accumulate) { x = x + some.load(to); }
         some.store(to, x);
     };
-    const bool whole = c.columns >= Vectors * lanes; // else only the first half of the vectors is
+    const bool whole = c.columns >= Vectors * lanes; // else only the first half of the vectors is whole
     KVTRIM_UNROLL
     for (index_t n = 0; n < Rows * Vectors; ++n) {
         const index_t column = n % Vectors * lanes;

@@ -31,7 +31,7 @@ struct block_q4_1 {
 };
 static_assert(sizeof(block_q4_1) == 20);
 
-/// ggml's block of 5-bit codes, layout-compatible likewise.
+/// ggml's block of 5-bit codes, layout-compatible on a little-endian machine.
 struct block_q5_0 {
     static constexpr index_t elements = 32; ///< of a block
     f16 scale;                              ///< d
@@ -40,7 +40,7 @@ struct block_q5_0 {
 };
 static_assert(sizeof(block_q5_0) == 22);
 
-/// ggml's block of 5-bit codes with a minimum, layout-compatible likewise.
+/// ggml's block of 5-bit codes with a minimum, layout-compatible on a little-endian machine.
 struct block_q5_1 {
     static constexpr index_t elements = 32; ///< of a block
     f16 scale, minimum;                     ///< d and m
@@ -49,7 +49,7 @@ struct block_q5_1 {
 };
 static_assert(sizeof(block_q5_1) == 24);
 
-/// ggml's block of 4-bit codes into a table of values, layout-compatible likewise.
+/// ggml's block of 4-bit codes into a table of values, layout-compatible on a little-endian machine.
 struct block_iq4_nl {
     static constexpr index_t elements = 32; ///< of a block
     f16 scale;                              ///< d

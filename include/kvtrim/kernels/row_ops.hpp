@@ -75,7 +75,7 @@ extern template const row_kernels& row_kernels_of<void>(cpu_level);
 
 // ---- Named steps, at the active CPU level ----
 
-/// <a, b> of rows [count].
+/// The inner product of a and b [count].
 [[nodiscard]] inline float dot(const float* a, const float* b, index_t count) {
     float sum = 0;
     active_row_kernels().dots(a, count, 1, count, b, &sum);

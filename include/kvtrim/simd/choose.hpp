@@ -11,7 +11,7 @@
 // KVTRIM_CHOOSE picks among those (kernels/query_tiles.hpp).
 //
 // Level amx is level avx512 with products of tiles, where a family has them:
-// KVTRIM_CHOOSE_TILES(level, tiles, others) is `tiles` at level amx, and where there is no such level not even compiled.
+// KVTRIM_CHOOSE_TILES(level, tiles, others) is `tiles` at level amx, which is not compiled where there is no such level.
 
 #include <kvtrim/simd/cpu.hpp>
 

@@ -3,8 +3,8 @@
 #pragma once
 
 // Contiguous elements to floats, exactly, and floats to elements, rounded to nearest even: by vectors for f16, bf16 and fp8
-// where a target loads and stores them, else one by one. A NaN stays a NaN; its bits may
-// differ between levels.
+// where a target loads and stores them, else one by one. A NaN stays a NaN; its bits may differ
+// between levels.
 
 #include <kvtrim/simd/choose.hpp>
 #include <kvtrim/simd/simd.hpp>

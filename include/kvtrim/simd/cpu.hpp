@@ -44,7 +44,7 @@ namespace detail {
 [[nodiscard]] inline bool has_avx2() {
     __builtin_cpu_init();
     unsigned a = 0, b = 0, c = 0, d = 0;
-    constexpr unsigned f16_conversions = 1u << 29; // which clang 14 has no name for
+    constexpr unsigned f16_conversions = 1u << 29; // __builtin_cpu_supports of clang 14 does not know it
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & f16_conversions) != 0;
 }
@@ -81,7 +81,7 @@ namespace detail {
 }
 #endif
 
-// The best level of this machine that is not above `highest`.
+// The highest level of this machine that is not above `highest`.
 [[nodiscard]] inline cpu_level detect_cpu_level(cpu_level highest) {
 #if KVTRIM_HAS_X86
     if (highest >= cpu_level::avx512 && has_avx512()) {

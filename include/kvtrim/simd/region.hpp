@@ -52,7 +52,7 @@
 #define KVTRIM_TARGET_AVX512 __attribute__((target(KVTRIM_AVX512_FEATURES)))
 #define KVTRIM_TARGET_AMX __attribute__((target(KVTRIM_AMX_FEATURES)))
 
-// A function that is inlined into every caller.
+// A function that is always inlined.
 #define KVTRIM_INLINE __attribute__((always_inline)) inline
 
 // Before every loop over an array that is meant to live in registers: g++ unrolls no such loop at -O2 by itself, and
