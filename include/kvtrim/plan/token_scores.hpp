@@ -25,8 +25,7 @@ namespace kvtrim {
 
 /// Ragged rows of floats.
 struct score_rows {
-    /// [rows + 1] where each row begins.
-    std::span<const index_t> offsets; ///< [rows + 1]
+    std::span<const index_t> offsets; ///< [rows + 1] where each row begins
     std::span<float> values;          ///< [offsets[rows]]
     /// [rows] tokens that stay beside these candidates, for allocators of whole pages; empty: none
     std::span<const index_t> protected_tokens = {};
