@@ -263,7 +263,7 @@ class block_pruner {
             if (!needs_probabilities()) { continue; }
             kernels::softmax(row.data(), static_cast<index_t>(allowed));
             if (!fusion.is_on()) { continue; }
-            static_cast<void>(state.fuse(kv_head, s, row)); // cannot fail: a row of the open layer
+            static_cast<void>(state.fuse(kv_head, s, row));    // cannot fail: a row of the open layer
             if (Allocator::is_uniform && !state.is_mixing()) { // logits rank where the softmax is 0
                 std::copy_n(p.logits.data() + (s - first) * blocks, allowed, row.begin());
             }
@@ -290,8 +290,8 @@ class block_pruner {
             std::fill_n(row.rbegin(), std::min(options.local_blocks, allowed), always);
         }
         const index_t total = l.kv_heads * l.budget_blocks; // below all allowed: the segment is pruned
-        std::fill(p.budgets.begin(), p.budgets.end(),
-                  index_t{-1}); // a budget that the allocator does not write is refused
+        // A budget that the allocator does not write stays -1, which is refused.
+        std::fill(p.budgets.begin(), p.budgets.end(), index_t{-1});
         if (const status s = allocator.allocate(rows, total, p.budgets, own); !s.ok()) { return s; }
         if (const status s = validate_budgets(rows, p.budgets); !s.ok()) { return s; }
         if (std::accumulate(p.budgets.begin(), p.budgets.end(), index_t{0}) > total) {

@@ -33,7 +33,7 @@ struct window_attention {
         "kvtrim: window_attention needs an aggregator with writes_attention, validate, halo, lanes, add and "
         "finish, such as mean_attention; see aggregate/attention_tile.hpp");
 
-    /// how query heads and queries are folded into one score
+    /// How query heads and queries are folded into one score.
     [[no_unique_address]] Aggregator aggregator = {};
     index_t newest_queries = 0; ///< use only this many newest of the given queries; 0: all (TOVA: 1)
     /// Most memory for logits, of all threads; 0: compute them twice. 48 MiB hold three quarters of a KV head's 128 query
