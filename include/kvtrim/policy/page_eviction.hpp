@@ -92,7 +92,7 @@ template <tensor_view<2> Scores>
 
 /// Bytes of workspace for plan_pages(); 0 for inputs it refuses.
 template <tensor_view<2> Scores>
-[[nodiscard]] index_t plan_blocks_bytes(const Scores& scores, index_t kept_pages, const protection& protect) {
+[[nodiscard]] index_t plan_pages_bytes(const Scores& scores, index_t kept_pages, const protection& protect) {
     return detail::page_policy(scores).workspace_bytes(detail::page_inputs(scores),
                                                        {.budget = per_head(kept_pages), .protect = protect});
 }
@@ -154,7 +154,7 @@ template <class Fn>
     return {};
 }
 /// Bytes of workspace for expand_pages().
-[[nodiscard]] inline index_t expand_blocks_bytes(const keep_plan& plan) {
+[[nodiscard]] inline index_t expand_pages_bytes(const keep_plan& plan) {
     workspace counting = workspace::counting();
     static_cast<void>(counting.take<index_t>(plan.rows()));
     return counting.needed_bytes();
