@@ -34,6 +34,7 @@
 #include <kvtrim/policy/expected_attention.hpp>
 #include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/policy/layers.hpp>
+#include <kvtrim/policy/replay.hpp>
 #include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>

@@ -15,6 +15,7 @@ base/fp8\.hpp                                   1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
 base/(layer|ragged|filled|row_range|for_each_item)\.hpp 2.4
+base/observers\.hpp                             2.6
 base/[^/]+\.hpp                                 2
 
 simd/region\.hpp                                0.5
@@ -56,6 +57,7 @@ policy/pipeline\.hpp                            5.9
 aggregate/[^/]+\.hpp                            4.5
 score/(value_weighted|layer_preference|value_norm|expected_attention|redundancy)\.hpp 5.5
 score/prepared_projection\.hpp                   4.5
+score/replay\.hpp                                5.5
 score/[^/]+\.hpp                                5
 allocate/[^/]+\.hpp                             5
 select/row_fold\.hpp                            4.9
@@ -76,7 +78,7 @@ model/[^/]+\.hpp                                6
 measure/[^/]+\.hpp                              6
 policy/eviction_policy\.hpp                     6
 policy/snapkv\.hpp                              6.5
-policy/layers\.hpp                              7.5
+policy/(layers|replay)\.hpp                     7.5
 policy/[^/]+\.hpp                               7
 adapter/[^/]+\.hpp                              7
 kvtrim\.hpp                                     8

@@ -55,6 +55,11 @@ struct window_kernels {
     // j in [-before, tokens + after) exist, attention points at row 0.
     void (*raise_to_pooled)(const float* attention, index_t tokens, index_t before, index_t after,
                             index_t half, index_t rows, const float* factor, float* best);
+    // attention [tokens, rows], for the rows [begin, end), becomes the square of what the output changes when that token
+    // alone is evicted: (p / (1 - p))^2 |v - o|^2 for a weight p, with |v|^2 = squares [tokens], <v, o> = products
+    // [tokens, rows] and |o|^2 = outputs [rows]. Of a weight above 1 - 2^-8, whose o is v but for rounding: p^2 |v|^2. NaN is 0.
+    void (*eviction_errors)(float* attention, const float* products, index_t tokens, index_t rows,
+                            index_t begin, index_t end, const float* squares, const float* outputs);
     // pack_queries and logits for queries and keys of bf16 as they lie, the scale after the product; null where the level
     // has no such product.
     void (*pack_bf16_queries)(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
