@@ -6,6 +6,8 @@
 #include <kvtrim/score/projected_value_norm.hpp>
 
 #include <algorithm>
+#include <new>
+#include <numeric>
 #include <stdexcept>
 
 namespace lm {
@@ -16,7 +18,8 @@ constexpr index_t chunk_tokens = 512;
 
 } // namespace
 
-session::session(const llama_model& model, cache_format format, index_t expected_tokens) : model_(model) {
+session::session(const llama_model& model, cache_format format, index_t expected_tokens)
+    : model_(model), format_(format) {
     const model_config& c = model.config;
     for (index_t layer = 0; layer < c.layers; ++layer) {
         caches_.emplace_back(c.kv_heads, c.head_dim, format).reserve(expected_tokens);
@@ -104,6 +107,27 @@ void session::cut(std::span<const kvtrim::keep_plan> plans, index_t room) {
     for (std::size_t l = 0; l < caches_.size(); ++l) { caches_[l].cut(plans[l], room); }
     queries_.clear();
     tokens_ = prompt_tokens_;
+}
+
+std::vector<kv_cache> session::copy(std::span<const kvtrim::keep_plan> plans) const {
+    const model_config& c = model_.config;
+    kvtrim::keep_plan everything;
+    if (plans.empty()) {
+        const std::vector<kvtrim::index_t> counts(static_cast<std::size_t>(c.kv_heads), prompt_tokens_);
+        if (!everything.reset(counts).ok()) { throw std::bad_alloc(); }
+        for (index_t h = 0; h < c.kv_heads; ++h) {
+            const auto row = everything.writable_row(h);
+            std::iota(row.begin(), row.end(), 0);
+        }
+    } else if (plans.size() != caches_.size()) {
+        throw std::invalid_argument("a cut needs a plan per layer");
+    }
+    std::vector<kv_cache> copies;
+    for (std::size_t l = 0; l < caches_.size(); ++l) {
+        copies.emplace_back(caches_[l].keys(prompt_tokens_), caches_[l].values(prompt_tokens_),
+                            plans.empty() ? everything : plans[l], format_);
+    }
+    return copies;
 }
 
 std::size_t session::cache_bytes() const {

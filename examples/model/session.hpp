@@ -42,11 +42,15 @@ class session {
     // Goes back to the end of the prompt with the rows that the plans keep. Tokens that were run since then are gone.
     void cut(std::span<const kvtrim::keep_plan> plans, index_t room = 0);
 
+    // The prompt's caches as a cut would leave them; this sequence stays as it is. Without plans every row stays.
+    [[nodiscard]] std::vector<kv_cache> copy(std::span<const kvtrim::keep_plan> plans = {}) const;
+
     // Keys and values of all layers.
     [[nodiscard]] std::size_t cache_bytes() const;
 
   private:
     const llama_model& model_;
+    cache_format format_;
     std::vector<kv_cache> caches_;
     std::vector<head_tensor> queries_; // the prompt's newest
     index_t tokens_ = 0;
