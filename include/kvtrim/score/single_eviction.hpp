@@ -9,8 +9,7 @@
 //   importance[g, t] = max, or root of the sum of squares, over the queries i of all heads h of group g
 //
 // A token whose value is what the query gets anyway costs nothing, however much attention it has. Without W_O the distance is
-// || v - o ||_2; W_O is given as it is or, prepared once, as its Gram view. The root of the sum of squares is DropKV's score (a
-// root does not change an order).
+// || v - o ||_2; W_O is given as it is or, prepared once, as its Gram view. The sum of squares is DropKV's score.
 // W_O may be given scaled: divided by the length of the residual stream that a layer adds to, it makes layers comparable.
 //
 // Source: DropKV, openreview MqfNzH3TVH; kvpress issue 284 and pull request 285 (sum of squares over the newest queries).
