@@ -3,12 +3,14 @@
 
 // What policies keep of a real model's abilities: needles, running text, output errors. ./dev quality
 
+#include "calibrate.hpp"
 #include "load_model.hpp"
 #include "quality_report.hpp"
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -19,6 +21,9 @@
 #include <vector>
 
 namespace {
+
+// A text for choosing, of a seed that no measure begins with.
+constexpr std::uint64_t calibration_seed = 977;
 
 using namespace lm;
 
@@ -94,6 +99,14 @@ int measure(options& chosen) {
             throw std::runtime_error(fmt::format("{} tokens and what follows, but the model's context is {}",
                                                  tokens, model.config.context));
         }
+    }
+    if (words) { request.aids.replay_lead = replay_lead(*words); }
+    kvtrim::row_profile profile;
+    const auto needs = [](const std::string& name) { return policy_named(name).needs_profile; };
+    if (std::any_of(request.policies.begin(), request.policies.end(), needs)) {
+        const running_text text = source->text(1024, 2, calibration_seed);
+        profile = calibrate(model, text.context, request.aids.replay_lead);
+        request.aids.profile = &profile;
     }
     std::ofstream out;
     if (!chosen.json_file.empty()) { // not after an hour

@@ -70,7 +70,7 @@ class measurement {
             questions = questions.first(1);
             cached.insert(cached.end(), questions[0].question.begin(), questions[0].question.end());
         }
-        session sequence(model_, request_.format, std::ssize(cached));
+        session sequence(model_, request_.format, std::ssize(cached), request_.aids);
         const matrix last = sequence.prefill(cached, observed_tokens(std::ssize(cached)));
 
         std::vector<std::vector<bool>> full;
@@ -98,7 +98,7 @@ class measurement {
     }
 
     void text(const running_text& sample, const quality_key& key) {
-        session sequence(model_, request_.format, std::ssize(sample.context));
+        session sequence(model_, request_.format, std::ssize(sample.context), request_.aids);
         (void)sequence.prefill(sample.context, observed_tokens(std::ssize(sample.context)));
 
         // The full cache, and what its attention works on.

@@ -36,6 +36,7 @@ struct quality_request {
     cache_format format = cache_format::f32;
     index_t sink_tokens = 4;
     index_t window_tokens = 32;
+    policy_aids aids = {};
 };
 
 // One cut of one kind of samples. The full cache is the policy "full" with a kept ratio of 1.

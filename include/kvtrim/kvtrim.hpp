@@ -5,6 +5,7 @@
 // Everything but the adapters: include the header of one policy instead where compile time counts.
 
 #include <kvtrim/allocate/blended.hpp>
+#include <kvtrim/allocate/row_profile.hpp>
 #include <kvtrim/allocate/whole_pages.hpp>
 #include <kvtrim/base/filled.hpp>
 #include <kvtrim/base/fp8.hpp>

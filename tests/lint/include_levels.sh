@@ -58,6 +58,7 @@ aggregate/[^/]+\.hpp                            4.5
 score/(value_weighted|layer_preference|value_norm|expected_attention|redundancy)\.hpp 5.5
 score/prepared_projection\.hpp                   4.5
 score/replay\.hpp                                5.5
+score/replayed\.hpp                              5.6
 score/[^/]+\.hpp                                5
 allocate/[^/]+\.hpp                             5
 select/row_fold\.hpp                            4.9

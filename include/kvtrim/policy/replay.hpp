@@ -17,7 +17,7 @@
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/model/layer_wise.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/score/replay.hpp>
+#include <kvtrim/score/replayed.hpp>
 #include <kvtrim/select/one_stage.hpp>
 
 namespace kvtrim {

@@ -29,7 +29,6 @@
 #include <kvtrim/base/plain_memory.hpp>
 #include <kvtrim/base/saturated.hpp>
 #include <kvtrim/compact/check_plan.hpp>
-#include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/single_eviction.hpp>
 
 #include <limits>
@@ -67,6 +66,7 @@ class replay_scores {
     // ---- As the inputs of a policy ----
 
     [[nodiscard]] status validate() const { return validity_; }
+    [[nodiscard]] token_loss loss() const { return loss_; }
     [[nodiscard]] index_t kv_heads() const { return std::ssize(offsets_) - 1; }
     [[nodiscard]] index_t tokens(index_t kv_head) const {
         const auto g = static_cast<std::size_t>(kv_head);
@@ -284,7 +284,9 @@ class replay_scores {
     [[nodiscard]] status validate_own(const Inputs& in, const attention_options& attention,
                                       index_t nearest) const {
         if (!validity_.ok()) { return validity_; }
-        if (const status s = validate_attention(in, {.budget = {}, .attention = attention}); !s.ok()) { return s; }
+        if (const status s = validate_attention(in, {.budget = {}, .attention = attention}); !s.ok()) {
+            return s;
+        }
         if (const status s = detail::validate_loss(in, loss_); !s.ok()) { return s; }
         bool fits = in.kv_heads() == kv_heads();
         for (index_t g = 0; fits && g < kv_heads(); ++g) { fits = in.tokens(g) == tokens(g); }
@@ -332,19 +334,6 @@ class replay_scores {
     status validity_;
     std::vector<index_t> offsets_{}; // [kv_heads + 1]
     std::vector<float> scores_;      // [offsets_.back()]; squares where the loss is an output's
-};
-
-/// Ranks the rows of a replay_scores, which a policy takes as its inputs.
-struct replayed {
-    static constexpr bool two_stage = false;
-
-    template <executor Executor>
-    [[nodiscard]] status score(const replay_scores& in, const eviction_request& request,
-                               const token_scores& out, workspace&, Executor&) const {
-        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        detail::fill_scores(in, request, out, [&](index_t g, index_t t) { return in.score(g, t); });
-        return {};
-    }
 };
 
 } // namespace kvtrim
