@@ -2,12 +2,14 @@
 // SPDX-License-Identifier: MIT
 
 // Scoring: window attention with each aggregator, scores without a window, and a naive loop beside them.
-// Limit: one product of window queries and keys, where there are any (three where outputs are asked), with the keys read once. No two keys are similar, so
-// that redundancy searches all it may. Checked: window scores against the naive loop, levels against the portable one.
+// Limit: one product of window queries and keys, where there are any (three where outputs are asked), with the keys read once
+// (LagKV: the values, too). No two keys are similar, so that redundancy searches all it may. Checked: window scores against the
+// naive loop, levels against the portable one.
 
 #include "scoring.hpp"
 
 #include <cmath>
+#include <type_traits>
 
 namespace {
 
@@ -97,6 +99,9 @@ template <class Scorer>
 constexpr bool reads_queries = requires(const Scorer& scorer) {
     scorer.aggregator;
 };
+// Tensors as large as the keys: LagKV reads the values, too.
+template <class Scorer>
+constexpr double tensors_read = std::is_same_v<Scorer, kvtrim::lag_score> ? 2 : 1;
 
 template <class T, class Scorer>
 void score(benchmark::State& state, const Scorer& scorer, index_t thread_count = 1) {
@@ -109,7 +114,7 @@ void score(benchmark::State& state, const Scorer& scorer, index_t thread_count =
     if constexpr (reads_queries<Scorer>) { check(state, own.run(ex)); }
     for (auto _ : state) { check(state, own.run(ex)); }
     describe(state, {.stages = {products<T>(reads_queries<Scorer> ? window_flops(data.tokens) : 0,
-                                            data.bytes_of_keys())},
+                                            tensors_read<Scorer> * data.bytes_of_keys())},
                      .threads = ex.count,
                      .workspace_bytes = static_cast<double>(own.workspace_bytes())});
 }
@@ -216,7 +221,10 @@ BENCHMARK_CAPTURE(window_f16, defensive, defensive)
 BENCHMARK(snapkv_portable)->Name("score_f32_portable/snapkv")->Apply(token_and_thread_counts);
 BENCHMARK_CAPTURE(score_f32, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
+BENCHMARK_CAPTURE(score_f32, key_diff, kvtrim::key_diff_score{})->Apply(token_counts);
+BENCHMARK_CAPTURE(score_bf16, key_diff, kvtrim::key_diff_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, lag, kvtrim::lag_score{})->Apply(token_counts);
+BENCHMARK_CAPTURE(score_bf16, lag, kvtrim::lag_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_f32, redundancy, kvtrim::redundancy_aware<kvtrim::recency>{})->Apply(token_counts);
 BENCHMARK(query_statistics)->Name("score_f32/query_statistics")->Apply(token_counts);
 BENCHMARK_CAPTURE(expected_attention, covariance, true)

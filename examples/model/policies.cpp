@@ -161,73 +161,42 @@ double cascade_peak(const Policy& policy, std::span<const layer_prompt> layers,
 }
 
 template <class Policy>
-named_policy layer_wise(std::string name, const Policy& policy) {
+named_policy named_over_layers(std::string name, const Policy& policy) {
     return {.name = std::move(name),
-            .plan =
-                [policy](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
-                         kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
-                         stage_seconds& seconds) {
-                    const auto inputs = inputs_of(layers);
-                    run(policy, std::span<const layer_inputs>(inputs), request, memory, plans, seconds);
-                },
-            .cascade_peak_bytes =
-                [policy](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
-                         kvtrim::growing_workspace& memory) {
-                    return cascade_peak(policy, layers, request, memory);
-                }};
-}
-
-// Each layer with the budget that it was given.
-template <class Policy>
-void run_layers(const Policy& policy, std::span<const layer_prompt> layers, kvtrim::eviction_request request,
-                std::span<const kvtrim::index_t> budgets, kvtrim::growing_workspace& memory,
-                std::span<kvtrim::keep_plan> plans, stage_seconds& seconds) {
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-        request.budget = kvtrim::per_head(budgets[l]);
-        run(policy, inputs_of(layers[l], observed::window), request, memory, plans[l], seconds);
-    }
-}
-
-named_policy pyramid_policy() {
-    return {.name = "pyramidkv",
-            .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
-                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
-                       stage_seconds& seconds) {
-                const kvtrim::pyramid pyramid;
-                std::vector<kvtrim::index_t> budgets(layers.size());
-                const auto layer_count = static_cast<kvtrim::index_t>(layers.size());
-                kvtrim::workspace scratch = memory.of_bytes(pyramid.workspace_bytes(layer_count));
-                require(pyramid.allocate(layers[0].tokens,
-                                         request.protect.prefix() + request.protect.suffix(),
-                                         static_cast<double>(request.budget.tokens), budgets, scratch));
-                run_layers(kvtrim::pyramidkv(), layers, request, budgets, memory, plans, seconds);
+            .plan = [policy](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                             kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                             stage_seconds& seconds) {
+                const auto inputs = inputs_of(layers);
+                run(policy, std::span<const layer_inputs>(inputs), request, memory, plans, seconds);
             }};
 }
 
+// One whose cascade can run layer by layer.
+template <class Policy>
+named_policy layer_wise(std::string name, const Policy& policy) {
+    named_policy named = named_over_layers(std::move(name), policy);
+    named.cascade_peak_bytes =
+        [policy](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                 kvtrim::growing_workspace& memory) { return cascade_peak(policy, layers, request, memory); };
+    return named;
+}
+
+// Shares of the budget by how each layer's attention is spread; measuring them counts as allocation.
 named_policy cake_policy() {
     return {.name = "cake",
             .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
                        kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
                        stage_seconds& seconds) {
                 const auto start = std::chrono::steady_clock::now();
-                std::vector<double> preferences(layers.size());
+                const auto inputs = inputs_of(layers);
+                std::vector<double> shares(layers.size());
                 for (std::size_t l = 0; l < layers.size(); ++l) {
-                    require(kvtrim::layer_preference{}.measure(inputs_of(layers[l], observed::window),
-                                                               request, preferences[l], memory));
+                    require(kvtrim::layer_preference{}.measure(inputs[l], request, shares[l], memory));
                 }
-                const kvtrim::index_t fixed = request.protect.prefix() + request.protect.suffix();
-                const auto layer_count = static_cast<kvtrim::index_t>(layers.size());
-                const std::vector<kvtrim::index_t> caps(layers.size(), layers[0].tokens - fixed);
-                std::vector<kvtrim::index_t> budgets(layers.size());
-                kvtrim::workspace scratch = memory.of_bytes(kvtrim::preference::workspace_bytes(layer_count));
-                require(kvtrim::preference{}.allocate(
-                    preferences, caps, layer_count * (request.budget.tokens - fixed), budgets, scratch));
-                for (kvtrim::index_t& budget : budgets) { budget += fixed; }
                 seconds.allocate +=
                     std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-                // A layer may get no tokens beyond the protected ones, but kvtrim asks for at least one token.
-                for (kvtrim::index_t& budget : budgets) { budget = std::max<kvtrim::index_t>(1, budget); }
-                run_layers(kvtrim::cake(), layers, request, budgets, memory, plans, seconds);
+                run(kvtrim::cake(shares), std::span<const layer_inputs>(inputs), request, memory, plans,
+                    seconds);
             }};
 }
 
@@ -319,7 +288,7 @@ const std::vector<named_policy>& all_policies() {
         named("consensuskv_shared", kvtrim::consensuskv_shared()),
         layer_wise("layer_ada_snapkv", kvtrim::layer_ada_snapkv()),
         layer_wise("layer_defensivekv", kvtrim::layer_defensivekv()),
-        pyramid_policy(),
+        named_over_layers("pyramidkv", kvtrim::pyramidkv()),
         cake_policy(),
         named("tova", kvtrim::tova()),
         named("h2o", kvtrim::h2o(), observed::whole_prompt),

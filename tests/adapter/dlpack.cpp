@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 
 #include <array>
+#include <limits>
 #include <vector>
 
 namespace {
@@ -153,4 +154,24 @@ TEST_CASE("view_dlpack: a missing shape, and extents whose product no memory hol
         wide.shape = {huge, 1, huge, 4};
         CHECK(is_refused(wide.tensor, 1));
     }
+}
+
+TEST_CASE("view_dlpack: strides, items and offsets that lead out of any memory are refused",
+          "[adapter][errors]") {
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    for (const index_t stride : {most, -most, -most - 1, index_t{1} << 61}) {
+        for (const std::size_t axis : {0u, 1u, 2u}) {
+            example e;
+            e.strides[axis] = stride;
+            CHECK(is_refused(e.tensor));
+        }
+        example e;
+        e.tensor.ndim = 4;
+        e.shape = {3, 2, 3, 2};
+        e.strides = {stride, 6, 2, 1};
+        for (const index_t item : {0, 1, 2}) { CHECK(is_refused(e.tensor, item)); }
+    }
+    example e;
+    e.tensor.byte_offset = ~std::uint64_t{0} - 3; // wraps to 4 bytes before the data
+    CHECK(is_refused(e.tensor));
 }

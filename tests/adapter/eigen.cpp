@@ -189,3 +189,18 @@ TEST_CASE("Eigen elements: they convert as kvtrim's own 16-bit elements do", "[a
     }
     CHECK(wrong == 0);
 }
+
+TEST_CASE("heads_in_columns, heads_in_rows, output_projection: strides beyond what memory can hold give "
+          "empty views",
+          "[adapter][errors]") {
+    std::vector<float> data(64);
+    constexpr index_t far = index_t{1} << 61;
+    Eigen::Map<Eigen::MatrixXf, 0, any_stride> matrix(data.data(), 8, 8, any_stride(far, 1));
+    Eigen::Map<Eigen::Matrix<float, -1, -1, Eigen::RowMajor>, 0, any_stride> rows(data.data(), 8, 8,
+                                                                                  any_stride(far, 1));
+    for (const auto& view :
+         {heads_in_columns(matrix, 2), output_projection(matrix, 2), heads_in_rows(rows, 2)}) {
+        CHECK(view.validate().code() == errc::invalid_parameter);
+        CHECK(view.extent(1) == 0);
+    }
+}

@@ -158,7 +158,7 @@ TEST_CASE("float, double: widening is exact and narrowing a double rounds", "[ba
     CHECK(std::isinf(to_float(1e300)));
 }
 
-#if defined(KVTRIM_HAS_FLOAT16)
+#if KVTRIM_HAS_FLOAT16
 TEST_CASE("f16: it equals the compiler's _Float16 in every pattern and in rounding", "[base]") {
     support::random r(2);
     patterns wrong;

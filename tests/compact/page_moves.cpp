@@ -98,7 +98,8 @@ TEST_CASE("plan_page_moves: each order of moves on the example of its header", "
     REQUIRE(fewest.gather_positions(0, std::span(old_positions), std::span(positions)).ok());
     CHECK(positions == int32s{50, 51, 56, 53, 58, 59, 60});
     for (const move_order order : all_orders) {
-        CHECK(planned(order).released_pages().empty());
+        const move_plan unshared = planned(order);
+        CHECK(unshared.released_pages().empty());
         CHECK(planned(order).taken_pages() == 0);
         CHECK(planned(order).extra_tokens() == 0);
         CHECK(planned(order).heads() == 1);

@@ -644,7 +644,7 @@ results run_pyramidkv(const golden_case& c) {
     std::vector<double> listed, indices, offsets{0};
     for (std::size_t l = 0; l < c.layers.size(); ++l) {
         const trace t =
-            plan_with(kvtrim::pyramidkv(mean_of(c)), with_window(c.layers[l]),
+            plan_with(kvtrim::snapkv(mean_of(c)), with_window(c.layers[l]),
                       {.budget = kvtrim::per_head(budgets[l]), .protect = {.window_tokens = first.window}});
         append(t.plan, indices, offsets);
         listed.push_back(static_cast<double>(budgets[l] - (doubles ? 0 : first.window)));
@@ -683,8 +683,10 @@ results run_cake_budgets(const golden_case& c) {
 results run_cake(const golden_case& c) {
     const layer_data& first = c.layers.front();
     const kvtrim::layer_preference spread{.tau1 = c.need<double>("tau1"), .tau2 = c.need<double>("tau2")};
-    const auto policy =
-        kvtrim::cake({.gamma = c.need<float>("gamma"), .kernel_tokens = c.need<index_t>("kernel_size")});
+    const kvtrim::mean_variance_attention aggregator{.gamma = c.need<float>("gamma"),
+                                                     .kernel_tokens = c.need<index_t>("kernel_size")};
+    const kvtrim::eviction_policy policy{kvtrim::window_attention{aggregator}, kvtrim::uniform{},
+                                         kvtrim::one_stage{}};
     std::vector<double> preferences(c.layers.size());
     const kvtrim::eviction_request request{.budget = kvtrim::per_head(first.window + 1),
                                            .protect = {.window_tokens = first.window}};

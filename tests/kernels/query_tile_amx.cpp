@@ -8,6 +8,8 @@
 #include "support/query_tiles.hpp"
 #include "support/trapped_tiles.hpp"
 
+// What is not special about this tile is tested with the others, in query_tile.cpp.
+
 using namespace kvtrim;
 using namespace support;
 
@@ -15,25 +17,13 @@ using namespace support;
 
 namespace {
 
-// The vector part of the tile is AVX-512 with bf16 whatever multiplies. Printed, so that a log shows what was not tested.
-bool runs_here() {
-    if (best_cpu_level() >= cpu_level::avx512 && __builtin_cpu_supports("avx512bf16")) { return true; }
-    WARN("no AVX-512 with bf16 on this machine: not tested");
-    return false;
-}
-
 using emulated_tile = kernels::basic_query_tile_amx<emulated_tiles>;
 using checks = query_tile_checks<emulated_tile>;
 
 } // namespace
 
-TEST_CASE("query_tile_amx: attention of random shapes equals the oracle, tiles in any order", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::random_shapes(81, 60);
-}
-
 TEST_CASE("query_tile_amx: head dimensions of models, whole steps of 32 or not", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!runs_bf16_vectors()) { return; }
     support::random r(83);
     for (const index_t head_dim : {16, 32, 64, 80, 96, 128, 192}) {
         for (const index_t value_dim : {head_dim, index_t{128}}) {
@@ -51,61 +41,22 @@ TEST_CASE("query_tile_amx: head dimensions of models, whole steps of 32 or not",
     }
 }
 
-TEST_CASE("query_tile_amx: a query sees itself and what came before it, within its window", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::masks();
-}
-
-TEST_CASE("query_tile_amx: a query that sees nothing gives 0 and -infinity, or its sink", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::nothing_visible();
-}
-
-TEST_CASE("query_tile_amx: keys may become visible late", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::late_keys();
-}
-
-TEST_CASE("query_tile_amx: very large and very negative logits", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::large_logits();
-}
-
-TEST_CASE("query_tile_amx: a NaN key counts for nothing and an infinite one takes all", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::broken_keys();
-}
-
-TEST_CASE("query_tile_amx: a NaN query sees nothing and disturbs no other", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::broken_queries();
-}
-
-TEST_CASE("query_tile_amx: many rescalings do not add up to an error", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::rising_logits();
-}
-
-TEST_CASE("query_tile_amx: a soft cap beyond all logits changes nothing", "[kernels]") {
-    if (!runs_here()) { return; }
-    checks::large_soft_caps();
-}
-
 TEST_CASE("query_tile_amx: it agrees with the portable version within the rounding of weights", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!runs_bf16_vectors()) { return; }
+    using plain_tile = kernels::KVTRIM_BASELINE::query_tile;
     support::random r(82);
     for (int n = 0; n < 30; ++n) {
-        const tile_case c = as_stored<bf16>(random_tile_case(r, emulated_tile::max_queries));
+        const tile_case c = as_stored<bf16>(random_tile_case(r, plain_tile::max_queries));
         support::random same(static_cast<std::uint64_t>(n)), order(static_cast<std::uint64_t>(n));
         const tile_result fast = attend_in_tiles<emulated_tile>(c, same);
-        const tile_result plain = attend_in_tiles<kernels::query_tile>(c, order);
+        const tile_result plain = attend_in_tiles<plain_tile>(c, order);
         CHECK(difference(fast.out, oracle::row(plain.out.begin(), plain.out.end()), 1e-2, 1e-2) == "");
     }
 }
 
 // Each query wants one key only, so that nothing is rounded: what is left is where packing puts an element.
 TEST_CASE("query_tile_amx: with one key that takes all, its value comes out", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!runs_bf16_vectors()) { return; }
     support::random r(84);
     for (const index_t dim : {7, 15, 16, 17, 33, 64, 127, 128}) {
         tile_case c = empty_tile_case(dim, dim, 32, 128, 1000);
@@ -129,7 +80,7 @@ TEST_CASE("query_tile_amx: with one key that takes all, its value comes out", "[
 #if defined(__linux__)
 // To the bit, by the processor where there is AMX; elsewhere its instructions are decoded and emulated.
 TEST_CASE("query_tile_amx: the instructions of its tiles give what the emulated ones give", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!runs_bf16_vectors()) { return; }
     const bool real = best_cpu_level() >= cpu_level::amx;
     if (detail::has_amx() && !real) {
         WARN("AMX on this machine may not be used: its instructions are not tested");

@@ -54,6 +54,115 @@ TEST_CASE("fold_bounds: it folds rows of any stride into what is there, and skip
     });
 }
 
+TEST_CASE("add_over_rows: the weighted sum of rows of any stride, and what weighs nothing is not read",
+          "[kernels]") {
+    support::at_each_cpu_level([&] {
+        support::random r(74);
+        for (const index_t length : {1, 7, 16, 33, 64, 128, 150}) {
+            const index_t stride = length + r.between(0, 5), count = 21;
+            auto rows = normals(r, count * stride);
+            auto weights = normals(r, count);
+            for (const index_t i : {0, 9, 20}) {
+                weights[static_cast<std::size_t>(i)] = 0;
+                std::fill_n(rows.begin() + i * stride, length, i == 9 ? infinity : not_a_number);
+            }
+            std::vector<double> sums(static_cast<std::size_t>(length) + 1, 0.25), ones = sums;
+            const kernels::row_kernels& steps = kernels::active_row_kernels();
+            steps.add_over_rows(rows.data(), stride, count, length, weights.data(), sums.data());
+            steps.add_over_rows(rows.data() + stride, stride, 8, length, nullptr, ones.data());
+            for (index_t d = 0; d < length; ++d) {
+                double sum = 0.25, sum_of_ones = 0.25;
+                for (index_t i = 0; i < count; ++i) {
+                    const auto x = static_cast<double>(rows[static_cast<std::size_t>(i * stride + d)]);
+                    const auto weight = static_cast<double>(weights[static_cast<std::size_t>(i)]);
+                    sum += weight == 0 ? 0.0 : weight * x;
+                    sum_of_ones += 1 <= i && i < 9 ? x : 0.0;
+                }
+                CHECK(std::abs(sums[static_cast<std::size_t>(d)] - sum) < 1e-5);
+                CHECK(std::abs(ones[static_cast<std::size_t>(d)] - sum_of_ones) < 1e-5);
+            }
+            CHECK(sums.back() == 0.25);
+        }
+    });
+}
+
+TEST_CASE("add_row, raise_row, weigh_row: element by element, NaN raises nothing", "[kernels]") {
+    support::at_each_cpu_level([&] {
+        support::random r(77);
+        const kernels::row_kernels& steps = kernels::active_row_kernels();
+        for (const index_t count : {0, 1, 7, 16, 50, 64}) {
+            const auto from = normals(r, count + 1), before = normals(r, count + 1);
+            auto odd = from, added = before, raised = before, weighed = before;
+            for (float& x : odd) { x = r.chance(0.2) ? not_a_number : x; }
+            steps.add_row(from.data(), count, added.data());
+            steps.raise_row(odd.data(), count, raised.data());
+            steps.weigh_row(weighed.data(), count, 0.5f, from.data());
+            for (std::size_t i = 0; i < from.size(); ++i) {
+                const bool is_in = static_cast<index_t>(i) < count; // what lies behind stays
+                CHECK(added[i] == (is_in ? before[i] + from[i] : before[i]));
+                CHECK(raised[i] == (is_in ? std::fmax(before[i], odd[i]) : before[i]));
+                CHECK(weighed[i] == (is_in ? (before[i] + 0.5f) * from[i] : before[i]));
+            }
+        }
+    });
+}
+
+TEST_CASE("scale_rows: each row by its factor, and nothing behind them", "[kernels]") {
+    support::at_each_cpu_level([&] {
+        support::random r(75);
+        for (const index_t length : {1, 15, 32, 50}) {
+            const auto rows = normals(r, 3 * length + 1);
+            auto scaled = rows;
+            const float factors[] = {2, not_a_number, -0.5f};
+            kernels::active_row_kernels().scale_rows(scaled.data(), 3, length, factors);
+            for (std::size_t i = 0; i < rows.size() - 1; ++i) {
+                const float factor = factors[i / static_cast<std::size_t>(length)];
+                CHECK((std::isnan(factor) ? std::isnan(scaled[i]) : scaled[i] == rows[i] * factor));
+            }
+            CHECK(scaled.back() == rows.back());
+        }
+    });
+}
+
+TEST_CASE("deviations: those of a double loop, wherever the row lies", "[kernels]") {
+    support::at_each_cpu_level([&] {
+        support::random r(76);
+        for (const index_t length : {1, 2, 7, 16, 31, 32, 64, 77, 128, 200}) {
+            const index_t stride = length + r.between(0, 3), count = 6;
+            auto rows = normals(r, count * stride);
+            std::copy_n(rows.begin() + stride, length, rows.begin() + 4 * stride);
+            rows[static_cast<std::size_t>(3 * stride + length - 1)] = infinity;
+            std::fill_n(rows.begin() + 5 * stride, length, 3e38f);
+            std::vector<double> low(static_cast<std::size_t>(length)), scale = low, out(count + 1, 7.0);
+            for (double& x : low) { x = r.normal(); }
+            for (double& x : scale) { x = r.chance(0.1) ? 0.0 : 1e40 * std::abs(r.normal()); } // beyond float
+            scale.back() = 1; // an infinity there is no number, whatever the others
+            kernels::active_row_kernels().deviations(rows.data(), stride, count, length, low.data(),
+                                                     scale.data(), out.data());
+            for (index_t i = 0; i < count; ++i) {
+                const auto z = [&](index_t d) {
+                    const auto at = static_cast<std::size_t>(d);
+                    return (static_cast<double>(rows[static_cast<std::size_t>(i * stride + d)]) - low[at]) *
+                           scale[at];
+                };
+                double mean = 0, squares = 0;
+                for (index_t d = 0; d < length; ++d) { mean += z(d) / static_cast<double>(length); }
+                for (index_t d = 0; d < length; ++d) { squares += (z(d) - mean) * (z(d) - mean); }
+                const double expected =
+                    length > 1 ? std::sqrt(squares / static_cast<double>(length - 1)) : 0.0 * squares;
+                const double got = out[static_cast<std::size_t>(i)];
+                CHECK(
+                    (std::isnan(expected) ? std::isnan(got) : std::abs(got - expected) <= 1e-12 * expected));
+            }
+            CHECK(out[4] == out[1]);
+            CHECK(out.back() == 7.0);
+        }
+        double none = 7;
+        kernels::active_row_kernels().deviations(nullptr, 0, 1, 0, nullptr, nullptr, &none);
+        CHECK(none == 0);
+    });
+}
+
 TEST_CASE("inner_products: every product of two sets of rows, columns apart from what lies between",
           "[kernels]") {
     support::at_each_cpu_level([&] {

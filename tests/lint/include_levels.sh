@@ -14,14 +14,15 @@ base/saturated\.hpp                             1.2
 base/fp8\.hpp                                   1.5
 base/token_scores\.hpp                          2.1
 base/row_source\.hpp                            2.2
-base/(layer|ragged|filled|row_range|for_each_item)\.hpp 2.4
+base/(layer|filled|for_each_item)\.hpp          2.4
 base/observers\.hpp                             2.6
+base/(ragged|row_range)\.hpp                    3.2
 base/[^/]+\.hpp                                 2
 
 simd/region\.hpp                                0.5
 simd/cpu\.hpp                                   1
 simd/choose\.hpp                                1.2
-simd/(common|four_lanes)\.inl                   1.6
+simd/(common|four_lanes|copied_parts)\.inl      1.6
 simd/(portable|neon|avx2)\.hpp                       2
 simd/avx512\.hpp                                2.1
 simd/simd\.hpp                                  2.2
@@ -30,15 +31,14 @@ kernels/[^/]+\.inl                              2.5
 kernels/panel_product\.hpp                      2.6
 kernels/amx_tiles\.hpp                          2.6
 kernels/amx_blocks\.hpp                         2.8
-kernels/(avx2|ordered_bits)\.hpp                2.9
+kernels/ordered_bits\.hpp                       2.9
 kernels/(widen|narrow|blocks|scaled_codes|rotate)\.hpp 3
-kernels/(rows|avx512|projection_ops_amx|row_ops|products)\.hpp 3.1
+kernels/(rows|projection_ops_amx|row_ops|products)\.hpp 3.1
 kernels/window_ops_amx\.hpp                     3.2
 kernels/(window_ops|projection_ops)\.hpp        3.3
 kernels/tile_ops\.hpp                           3.35
-kernels/query_tile\.hpp                         3.36
-kernels/(lanes_avx512|decode_tile)\.hpp         3.38
-kernels/([^/]+_avx(2|512)|query_tile_amx)\.hpp  3.4
+kernels/query_tile_amx\.hpp                     3.1
+kernels/query_tiles\.hpp                        3.2
 kernels/block_formats\.hpp                      3.1
 kernels/encode\.hpp                             3.2
 kernels/dispatch\.hpp                           3.45
@@ -60,6 +60,7 @@ score/prepared_projection\.hpp                   4.5
 score/replay\.hpp                                5.5
 score/replayed\.hpp                              5.6
 score/[^/]+\.hpp                                5
+allocate/layer_shares\.hpp                      5.2
 allocate/[^/]+\.hpp                             5
 select/row_fold\.hpp                            4.9
 select/chunked\.hpp                             5.5

@@ -36,7 +36,7 @@ TEST_CASE("h2o, observed_attention: the kept tokens are the oracle's, from all q
     for (int i = 0; i < 30; ++i) {
         const layer_data layer = random_layer(whole_prompt(r), 6000 + static_cast<std::uint64_t>(i));
         eviction_request request{};
-        request.protect.window_tokens = r.between(0, layer.shape.tokens / 3);
+        request.protect.window_tokens = r.between(1, std::max<index_t>(1, layer.shape.tokens / 3));
         request.attention.sliding_window = r.chance(0.5) ? r.between(2, layer.shape.tokens) : 0;
         const index_t budget = random_budget(r, layer.inputs(), request.protect);
         if (budget == 0) { continue; }
@@ -60,28 +60,43 @@ TEST_CASE("h2o, observed_attention: the kept tokens are the oracle's, from all q
     CHECK(count.compared >= 70);
 }
 
-TEST_CASE("h2o: the newest tokens of a prompt leave first unless they are protected, observed attention "
-          "keeps those that "
-          "are attended to",
+// VeloxQuant#141: a sum grows with every query that sees a token, so a new token is below all others.
+TEST_CASE("h2o: a request that protects no new tokens is refused, for the prompt would stay for ever",
           "[policy]") {
     // Every query pays the same to every token that it sees.
     constexpr index_t tokens = 40, budget = 10;
     const std::vector<float> k(tokens, 0.0f), q(tokens, 1.0f);
     const auto in =
         kvtrim::layer(view(k.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
-    const trace sums = run(h2o(), in, {.budget = per_head(budget)});
-    CHECK(kept_sets(sums.plan)[0] == oracle::token_set{0, 1, 2, 3, 4, 5, 6, 7, 8, 9});
+    keep_plan plan = support::made_before();
+    growing_workspace memory;
+    const auto answer = [&](const eviction_request& request) {
+        return h2o().plan(in, request, plan, memory);
+    };
+    CHECK(answer({.budget = per_head(budget)}) == status(errc::invalid_parameter, "", budget / 2));
+    CHECK(answer({.budget = per_head(budget), .protect = {.sink_tokens = 4}}) ==
+          status(errc::invalid_parameter, "", budget / 2));
+    CHECK(answer({.budget = per_head(1)}) == status(errc::invalid_parameter, "", 1));
+    CHECK(plan == support::made_before());
+    CHECK(answer({.budget = per_head(tokens)}).ok()); // nothing leaves
     const trace paper =
         run(h2o(), in, {.budget = per_head(budget), .protect = {.window_tokens = budget / 2}});
     CHECK(kept_sets(paper.plan)[0] == oracle::token_set{0, 1, 2, 3, 4, 35, 36, 37, 38, 39});
-    // Tokens that only the newest queries see, and that those attend to, stay by their mean.
-    std::vector<float> asked = k;
+}
+
+TEST_CASE("observed_attention: new tokens that are attended to stay, without a protected window",
+          "[policy]") {
+    constexpr index_t tokens = 40;
+    const std::vector<float> q(tokens, 1.0f);
+    std::vector<float> asked(tokens, 0.0f);
     std::fill(asked.end() - 3, asked.end(), 5.0f);
     const auto late =
         kvtrim::layer(view(asked.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
     const trace means = run(observed_attention(), late, {.budget = per_head(3)});
     CHECK(kept_sets(means.plan)[0] == oracle::token_set{37, 38, 39});
-    CHECK(kept_sets(run(h2o(), late, {.budget = per_head(3)}).plan)[0] == oracle::token_set{0, 1, 2});
+    // Their sums are the smallest: with the newest token protected, the other two leave.
+    const trace sums = run(h2o(), late, {.budget = per_head(3), .protect = {.window_tokens = 1}});
+    CHECK(kept_sets(sums.plan)[0] == oracle::token_set{0, 1, 39});
 }
 
 TEST_CASE("tova: one set for all heads, by the last query's attention", "[policy][oracle]") {

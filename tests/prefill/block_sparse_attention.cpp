@@ -589,12 +589,6 @@ namespace {
 
 using emulated_tile = kernels::basic_query_tile_amx<emulated_tiles>;
 
-bool has_bf16_vectors() {
-    if (best_cpu_level() >= cpu_level::avx512 && __builtin_cpu_supports("avx512bf16")) { return true; }
-    WARN("no AVX-512 with bf16 on this machine: not tested");
-    return false;
-}
-
 // As at level amx, on any machine with AVX-512.
 template <class Inputs, class Output, class Executor>
 status attend_emulated(const Inputs& in, const prune_plan& plan, const attention_options& o,
@@ -617,7 +611,7 @@ std::string checked_emulated(const prompt_case& c, const Inputs& in, const prune
 
 TEST_CASE("block_sparse_attention: emulated AMX, random plans, shapes, options and orders equal the oracle",
           "[prefill]") {
-    if (!has_bf16_vectors()) { return; }
+    if (!runs_bf16_vectors()) { return; }
     support::random r(151);
     constexpr layout orders[]{layout::head_major, layout::token_major, layout::transposed, layout::reversed,
                               layout::gapped};
@@ -639,7 +633,7 @@ TEST_CASE("block_sparse_attention: emulated AMX, random plans, shapes, options a
 }
 
 TEST_CASE("block_sparse_attention: emulated AMX, prompts of several key tiles and passes", "[prefill]") {
-    if (!has_bf16_vectors()) { return; }
+    if (!runs_bf16_vectors()) { return; }
     support::random r(152);
     const struct {
         index_t group, segment, block, tokens, head_dim;
@@ -663,7 +657,7 @@ TEST_CASE("block_sparse_attention: emulated AMX, prompts of several key tiles an
 
 TEST_CASE("block_sparse_attention: emulated AMX, executors and what else the cache holds do not change a bit",
           "[prefill]") {
-    if (!has_bf16_vectors()) { return; }
+    if (!runs_bf16_vectors()) { return; }
     support::random r(153);
     for (int n = 0; n < 4; ++n) {
         const prompt_case c = random_case(r);

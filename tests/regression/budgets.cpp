@@ -38,7 +38,7 @@ struct unequal_heads {
 
 } // namespace
 
-// Section 1, ecosystem 1: int(n (1 - r)) is one short wherever the product falls below a whole number.
+// kvpress 8bb29b9, ScorerPress and others: int(n (1 - r)) is one short wherever the product falls below a whole number.
 TEST_CASE("a tenth of a hundred tokens is ten, not nine", "[regression]") {
     CHECK(kept_tokens(100, 0.1) == 10);
     CHECK(kept_tokens(1000, 0.1) == 100);
@@ -54,7 +54,7 @@ TEST_CASE("a tenth of a hundred tokens is ten, not nine", "[regression]") {
     CHECK(short_by_one == 1638); // as published runs count
 }
 
-// Ecosystem 2, kvpress#264: a budget that rounds to 0 empties the cache without a word.
+// kvpress#264: a budget that rounds to 0 empties the cache without a word.
 TEST_CASE("a budget that rounds to nothing is refused", "[regression]") {
     const layer_data layer = random_layer({.tokens = 9, .queries = 2}, 1);
     for (const named_policy& policy : named_policies()) {
@@ -65,7 +65,7 @@ TEST_CASE("a budget that rounds to nothing is refused", "[regression]") {
     }
 }
 
-// Section 4: kvpress' safeguard int(k alpha) counts window tokens; at or below the window it protects nothing else.
+// kvpress 8bb29b9, AdaKVPress: the safeguard int(k alpha) counts window tokens; at or below the window it protects nothing else.
 TEST_CASE("Ada-KV's safeguard protects candidates also when it is smaller than the window", "[regression]") {
     const unequal_heads heads;
     // 30 candidates per head beside 40 window tokens; a safeguard of 0.2 is 6 of the 30.
@@ -74,7 +74,7 @@ TEST_CASE("Ada-KV's safeguard protects candidates also when it is smaller than t
     CHECK(t.budgets == std::vector<index_t>{6, 48, 60, 6});
 }
 
-// Ecosystem 2: without a safeguard a whole head was masked; here its protected tokens stay in any case.
+// kvpress#264: without a safeguard a whole head was masked; here its protected tokens stay in any case.
 TEST_CASE("a head that wins no candidate keeps its protected tokens", "[regression]") {
     const unequal_heads heads;
     const trace t = heads.cut(adaptive{.safeguard_ratio = 0.0},
@@ -83,7 +83,7 @@ TEST_CASE("a head that wins no candidate keeps its protected tokens", "[regressi
     CHECK(t.plan.kept_tokens(0) == 14);
 }
 
-// Section 4, ecosystem 18: round() per head misses the total; a budget above a head's length is clipped and lost.
+// AdaKV efe4e2e, snapkv_utils.py: round() per head misses the total; a budget above a head's length is clipped and lost.
 TEST_CASE("head budgets sum to the request, and a full head's surplus goes to the others", "[regression]") {
     const unequal_heads heads;
     const eviction_request request{.budget = over_all_heads(333), .protect = {.window_tokens = 10}};
@@ -95,7 +95,7 @@ TEST_CASE("head budgets sum to the request, and a full head's surplus goes to th
     CHECK(heads.cut(adaptive{}, request).plan.total_tokens() == 333);
 }
 
-// Ecosystem 20: normalize divides by a sum of scores that may be 0.
+// AdaKV efe4e2e, snapkv_utils.py: normalize divides by a sum of scores that may be 0.
 TEST_CASE("a head without any score does not turn head budgets into NaN", "[regression]") {
     unequal_heads heads;
     std::fill_n(heads.scores.begin() + 100, 100, 0.0f);
@@ -105,7 +105,7 @@ TEST_CASE("a head without any score does not turn head budgets into NaN", "[regr
     CHECK(t.budgets[1] == 6); // its even share of the floor
 }
 
-// Ecosystem 31: int(n (1 - r) H) in one code, H int(n (1 - r)) in another.
+// int(n (1 - r) H) in DefensiveKV 9251b95, H int(n (1 - r)) in kvpress 8bb29b9.
 TEST_CASE("a budget over all heads is met to the token, not rounded per head", "[regression]") {
     const unequal_heads heads;
     for (const index_t total : {101, 102, 103}) {
@@ -114,7 +114,7 @@ TEST_CASE("a budget over all heads is met to the token, not rounded per head", "
     }
 }
 
-// Section 9: ChunkKV keeps whole chunks only: 180 of 199 tokens with chunks of 20, 40 of 99 with chunks of 96.
+// kvpress 8bb29b9, chunkkv_press.py: it keeps whole chunks only: 180 of 199 tokens with chunks of 20, 40 of 99 with chunks of 96.
 TEST_CASE("chunks do not make the kept count drift", "[regression]") {
     const layer_data layer = random_layer({.kv_heads = 2, .group = 2, .tokens = 1000, .queries = 8}, 1);
     for (const index_t chunk : {20, 96}) {
@@ -128,7 +128,7 @@ TEST_CASE("chunks do not make the kept count drift", "[regression]") {
     }
 }
 
-// Section 1: an even pooling kernel makes the output one longer, and a reshape raises.
+// SnapKV's and kvpress' pooling: an even kernel makes the output one longer, and a reshape raises.
 TEST_CASE("an even pooling kernel is refused before anything is computed", "[regression]") {
     const layer_data layer = random_layer({}, 1);
     const eviction_request request{.budget = per_head(20)};
@@ -137,7 +137,7 @@ TEST_CASE("an even pooling kernel is refused before anything is computed", "[reg
                     errc::invalid_parameter);
 }
 
-// Ecosystem 34: a prompt no longer than the window is an assertion there.
+// DefensiveKV 9251b95: a prompt no longer than the window fails an assertion.
 TEST_CASE("a prompt shorter than the observation window is kept whole or named", "[regression]") {
     const layer_data layer = random_layer({.tokens = 20, .queries = 20}, 1);
     const view keys(layer.k.data(), {2, 12, 16});

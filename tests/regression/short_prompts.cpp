@@ -104,7 +104,7 @@ TEST_CASE("the layers of a pyramid keep a prompt within the budget whole", "[reg
                 const eviction_request request{.budget = per_head(budgets[l]),
                                                .protect = {.window_tokens = window}};
                 CAPTURE(static_cast<int>(schedule), tokens, l, budgets[l]);
-                CHECK(pyramidkv().plan(p.views[l], request, plans[l], memory).ok());
+                CHECK(snapkv().plan(p.views[l], request, plans[l], memory).ok());
             }
             CHECK(all_whole(plans, p));
         }
@@ -113,33 +113,18 @@ TEST_CASE("the layers of a pyramid keep a prompt within the budget whole", "[reg
 
 TEST_CASE("the layers of CAKE keep a prompt within the budget whole", "[regression]") {
     growing_workspace memory;
-    for (const auto rule : {preference_rule::exact, preference_rule::authors}) {
-        for (const index_t tokens : lengths) {
-            const prompt p{tokens, tokens, tokens};
-            const protection protect{.window_tokens = window};
-            const index_t own = std::min(tokens, window); // protected
-            std::vector<double> preferences(3, -1);
-            for (std::size_t l = 0; l < 3; ++l) {
-                CAPTURE(tokens, l);
-                CHECK(layer_preference{}
-                          .measure(p.views[l], {.budget = per_head(16), .protect = protect}, preferences[l],
-                                   memory)
-                          .ok());
-                CHECK(preferences[l] >= 0);
-            }
-            const std::vector<index_t> caps(3, tokens - own);
-            std::vector<index_t> budgets(3, -1);
-            workspace scratch = memory.of_bytes(preference::workspace_bytes(3));
-            REQUIRE(
-                preference{.rule = rule}.allocate(preferences, caps, 3 * (16 - own), budgets, scratch).ok());
-            std::vector<keep_plan> plans(3, made_before());
-            for (std::size_t l = 0; l < 3; ++l) {
-                const eviction_request request{.budget = per_head(own + budgets[l]), .protect = protect};
-                CAPTURE(tokens, l, budgets[l]);
-                CHECK(cake().plan(p.views[l], request, plans[l], memory).ok());
-            }
-            CHECK(all_whole(plans, p));
+    for (const index_t tokens : lengths) {
+        const prompt p{tokens, tokens, tokens};
+        const eviction_request request{.budget = per_head(16), .protect = {.window_tokens = window}};
+        std::vector<double> shares(3, -1);
+        for (std::size_t l = 0; l < 3; ++l) {
+            CAPTURE(tokens, l);
+            CHECK(layer_preference{}.measure(p.views[l], request, shares[l], memory).ok());
+            CHECK(shares[l] >= 0);
         }
+        std::vector<keep_plan> plans(3, made_before());
+        CHECK(cake(shares).plan(p.all(), request, plans, memory).ok());
+        CHECK(all_whole(plans, p));
     }
 }
 
@@ -210,7 +195,7 @@ TEST_CASE("sequences shorter than their window are kept whole in a batch beside 
     std::vector<keep_plan> plans(in.size(), made_before());
     std::vector<status> answers(in.size());
     growing_workspace memory;
-    CHECK(plan_batch(pyramidkv(), std::span<const inputs>(in), requests, plans, answers, memory).ok());
+    CHECK(plan_batch(snapkv(), std::span<const inputs>(in), requests, plans, answers, memory).ok());
     for (std::size_t i = 0; i + 1 < in.size(); ++i) { CHECK(is_whole(plans[i], in[i])); }
     CHECK(plans.back().total_tokens() == 2 * (window + 1));
 }

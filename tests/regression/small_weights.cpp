@@ -29,7 +29,7 @@ struct half_cache {
 
 } // namespace
 
-// Section 1.7, ecosystem 14: softmax cast back to fp16 makes weights below 3e-8 equal zeros, kept by index.
+// kvpress 8bb29b9, SnapKVPress: a softmax cast back to fp16 makes weights below 3e-8 equal zeros, kept by index.
 TEST_CASE("weights below what half precision holds are not ties", "[regression]") {
     constexpr std::size_t tokens = 5000;
     std::vector<float> logits(tokens, -8.0f);
@@ -47,14 +47,14 @@ TEST_CASE("weights below what half precision holds are not ties", "[regression]"
     CHECK(kept_sets(t.plan)[0] == expected);
 }
 
-// Section 8, ecosystem 56: adding finfo.min to a negative fp16 logit is -inf, a row of those is NaN.
+// CritiPrefill 3067f1e, ops.py: adding finfo.min to a negative fp16 logit is -inf, a row of those is NaN.
 TEST_CASE("a row of logits at the end of half precision is a softmax, not NaN", "[regression]") {
     const half_cache cache(std::vector<float>(100, -65504.0f));
     const trace t = run(snapkv(), cache.inputs(), {.budget = per_head(10), .protect = {.window_tokens = 1}});
     CHECK(t.importance[50] == Approx(0.01).epsilon(1e-4));
 }
 
-// Ecosystem 29: scores / scores.sum(-1) of a row that has underflowed.
+// DefensiveKV 9251b95: scores / scores.sum(-1) of a row that has underflowed.
 TEST_CASE("a window that attends to nothing before it gives zero scores, not NaN", "[regression]") {
     std::vector<float> logits(100, -500.0f);
     logits.back() = 500.0f;
@@ -67,7 +67,7 @@ TEST_CASE("a window that attends to nothing before it gives zero scores, not NaN
     CHECK(kept_sets(t.plan)[0] == oracle::token_set{0, 1, 2, 3, 4, 5, 6, 7, 8, 99});
 }
 
-// Section 9: H2O without count normalisation favours old tokens; observed_attention is the normalised form.
+// kvpress 8bb29b9, observed_attention_press.py: H2O without count normalisation favours old tokens; observed_attention is the normalised form.
 TEST_CASE("a token that few queries have seen is not judged by their number", "[regression]") {
     // Every query pays the same to every token that it sees.
     constexpr index_t tokens = 40;
@@ -75,7 +75,9 @@ TEST_CASE("a token that few queries have seen is not judged by their number", "[
     const std::vector<float> q(tokens, 1.0f);
     const auto in =
         kvtrim::layer(view(k.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
-    const trace sums = run(h2o(), in, {.budget = per_head(10)});
+    const mean_attention sum{.pool = pooling::none, .queries = query_normalisation::sum};
+    const trace sums =
+        run(eviction_policy{window_attention{sum}, uniform{}, one_stage{}}, in, {.budget = per_head(10)});
     const trace means = run(observed_attention(), in, {.budget = per_head(10)});
     CHECK(sums.importance[0] > sums.importance[20]);
     CHECK(static_cast<double>(sums.importance[39]) == Approx(1.0 / 40));

@@ -52,7 +52,7 @@ eviction_request request_of(index_t budget, index_t window) {
 
 } // namespace
 
-// D1, ecosystem 24: the reference takes the attention on the tokens before the window for the window's own.
+// D1 (policy/defensivekv.hpp lists these): the reference takes the attention on the tokens before the window for the window's own.
 TEST_CASE("defensivekv: the mass on the window is the window's own, not that of the tokens before it",
           "[regression]") {
     // The window holds 0.5; the two tokens before it 0.02.
@@ -83,7 +83,7 @@ TEST_CASE("defensivekv: the cumulative mass counts in units of the whole attenti
     CHECK(forced(t) == 3); // 0.5 + 0.2 + 0.2 + 0.04
 }
 
-// D3, ecosystem 25: argmax of cumsum >= threshold leaves the crossing token out: 0.74 to 0.84 covered, not 0.9.
+// D3: argmax of cumsum >= threshold leaves the crossing token out: 0.74 to 0.84 covered, not 0.9.
 TEST_CASE("defensivekv: stage one and the window cover the threshold whenever the limit allows",
           "[regression]") {
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
@@ -105,7 +105,7 @@ TEST_CASE("defensivekv: stage one and the window cover the threshold whenever th
     }
 }
 
-// Ecosystem 25: a threshold that rounding keeps out of reach made argmax return 0: no stage one at all.
+// DefensiveKV 9251b95: a threshold that rounding keeps out of reach made argmax return 0: no stage one at all.
 TEST_CASE("defensivekv: a threshold that is never reached forces as many tokens as the limit allows",
           "[regression]") {
     const weighted_layer layer({0.2, 0.2, 0.1, 0.1, 0.1, 0.3});
@@ -115,7 +115,7 @@ TEST_CASE("defensivekv: a threshold that is never reached forces as many tokens 
     CHECK(forced(run(defensivekv(uncapped(1.0)), layer.inputs(), request)) == 3);
 }
 
-// Ecosystem 25: threshold - window mass at or below zero.
+// The same code: threshold - window mass at or below zero.
 TEST_CASE("defensivekv: a window that holds the whole mass leaves stage one empty", "[regression]") {
     const weighted_layer layer({0.01, 0.01, 0.02, 0.46, 0.5});
     CHECK(forced(run(defensivekv(uncapped()), layer.inputs(), request_of(4, 2))) == 0);
@@ -128,7 +128,7 @@ TEST_CASE("defensivekv: stage one may take all that the window leaves of the bud
     CHECK(forced(run(defensivekv(uncapped()), layer.inputs(), request_of(50, 20))) == 30);
 }
 
-// D5, ecosystem 26: a negative limit is a slice end there: nearly every token is forced and all tie.
+// D5: a negative limit is a slice end there: nearly every token is forced and all tie.
 TEST_CASE("defensivekv: a budget that the window uses up forces nothing", "[regression]") {
     const layer_data layer =
         random_layer({.kv_heads = 2, .group = 1, .tokens = 1000, .head_dim = 8, .queries = 64}, 9);
@@ -140,7 +140,7 @@ TEST_CASE("defensivekv: a budget that the window uses up forces nothing", "[regr
     CHECK(two.plan.total_tokens() == 132);
 }
 
-// D7, ecosystem 28: forced tokens and the window get the layer's maximum and tie with its best token.
+// D7: forced tokens and the window get the layer's maximum and tie with its best token.
 TEST_CASE("defensivekv: a token of stage one is never dropped for one that scores higher", "[regression]") {
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
         layer_data layer = random_layer({.kv_heads = 3, .group = 2, .tokens = 120, .queries = 8}, seed);
@@ -161,14 +161,14 @@ TEST_CASE("defensivekv: a token of stage one is never dropped for one that score
     }
 }
 
-// Section 6, caution: stage one takes nearly the whole budget where attention is flat; the cap is the way out.
+// DefensiveKV, Sec. 4: stage one takes nearly the whole budget where attention is flat; the cap is the way out.
 TEST_CASE("defensivekv: a cap leaves a part of the budget to the worst-case score", "[regression]") {
     const weighted_layer layer(std::vector<double>(100, 1.0));
     CHECK(forced(run(defensivekv(), layer.inputs(), request_of(50, 20))) == 15);
     CHECK(forced(run(defensivekv({.first_at_most = 0.2}), layer.inputs(), request_of(50, 20))) == 6);
 }
 
-// Section 5: Ada-CriticalKV multiplies "forced" by the norm: the best token of a head was pruned, its value being zero.
+// kvpress 8bb29b9, CriticalAdaKVPress: it multiplies "forced" by the norm: the best token of a head was pruned, its value being zero.
 TEST_CASE("criticalkv: the most attended token stays although its value is zero", "[regression]") {
     for (std::uint64_t seed = 0; seed < 10; ++seed) {
         layer_data layer = random_layer({.kv_heads = 2, .group = 2, .tokens = 100, .queries = 8}, seed);
@@ -196,14 +196,14 @@ TEST_CASE("criticalkv: the most attended token stays although its value is zero"
     }
 }
 
-// Section 5: padded window tokens use up stage one; with a stage-one budget below the window it takes nothing else.
+// kvpress 8bb29b9, CriticalKVPress: padded window tokens use up stage one; with a stage-one budget below the window it takes nothing else.
 TEST_CASE("criticalkv: the window does not use up stage one", "[regression]") {
     const layer_data layer = random_layer({.kv_heads = 1, .group = 1, .tokens = 200, .queries = 32}, 3);
     CHECK(forced(run(criticalkv(), layer.inputs(), request_of(52, 32))) ==
           10); // half of the 20 beside the window
 }
 
-// Section 5: int((1 - r) n ratio) is not a fraction of the rounded kept count: 0.1 x 100 x 0.5 is 5, not 4.
+// kvpress 8bb29b9, CriticalKVPress: int((1 - r) n ratio) is not a fraction of the rounded kept count: 0.1 x 100 x 0.5 is 5, not 4.
 TEST_CASE("criticalkv: stage one is its share of the rounded budget", "[regression]") {
     const layer_data layer = random_layer({.kv_heads = 1, .group = 1, .tokens = 100, .queries = 1}, 3);
     const index_t budget = kept_tokens(100, 0.1);

@@ -21,7 +21,7 @@ layer_data prompt(index_t tokens, std::uint64_t seed) {
 
 } // namespace
 
-// Section 5: Ada-CriticalKV sums head budgets over the batch; D7: a maximum over the batch; D8: W_O by batch size.
+// kvpress 8bb29b9, CriticalAdaKVPress sums head budgets over the batch; DefensiveKV 9251b95 takes a maximum over it (D7).
 TEST_CASE("the plan of one sequence does not depend on other sequences", "[regression]") {
     const layer_data mine = prompt(200, 1);
     layer_data loud = prompt(150, 2);
@@ -44,7 +44,7 @@ TEST_CASE("the plan of one sequence does not depend on other sequences", "[regre
     }
 }
 
-// Ecosystem 19 (pyram_init), kvpress#221: lengths of the first prompt rule all later ones.
+// AdaKV efe4e2e (pyram_init), kvpress#221: lengths of the first prompt rule all later ones.
 TEST_CASE("a short prompt first does not change the plan of a long one", "[regression]") {
     for (const named_policy& policy : named_policies()) {
         const layer_data little = prompt(45, 3);
@@ -75,7 +75,7 @@ TEST_CASE("a refused request does not disturb the next one", "[regression]") {
     }
 }
 
-// D10, ecosystem 32: "only allows to compress once" (heads of equal length are asserted).
+// DefensiveKV 9251b95 (D10): "only allows to compress once" (heads of equal length are asserted).
 TEST_CASE("a cache with heads of different length is compressed a second and a third time", "[regression]") {
     layer_data layer = prompt(200, 7);
     const auto policy = defensivekv();

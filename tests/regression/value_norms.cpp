@@ -21,7 +21,7 @@ layer_data of_heads(index_t kv_heads, std::uint64_t seed = 1) {
 
 } // namespace
 
-// D6, ecosystem 27: dividing by the sum over heads makes every norm of a single KV head 1.
+// DefensiveKV's code (D6 of policy/defensivekv.hpp): dividing by the sum over heads makes every norm of a single KV head 1.
 TEST_CASE("with one KV head the values still matter", "[regression]") {
     layer_data layer = of_heads(1);
     const auto policy = defensivekv({.first_at_most = 0.0});
@@ -34,7 +34,7 @@ TEST_CASE("with one KV head the values still matter", "[regression]") {
     CHECK(std::binary_search(after.row(0).begin(), after.row(0).end(), dropped));
 }
 
-// D6: ... and removes a token's own magnitude, so that the order inside a head changes.
+// The same code: it also removes a token's own magnitude, so that the order inside a head changes.
 TEST_CASE("inside a head, normalised norms keep the order of the raw ones", "[regression]") {
     const layer_data layer = of_heads(3);
     value_weighted<window_attention<worst_case_attention>> raw;
@@ -53,7 +53,7 @@ TEST_CASE("inside a head, normalised norms keep the order of the raw ones", "[re
     }
 }
 
-// D8, ecosystem 33: W_O of head id / batch instead of id mod heads; hidden sizes that are no multiple of the tile.
+// DefensiveKV's Triton kernel (D8): W_O of head id / batch instead of id mod heads; hidden sizes that are no multiple of the tile.
 TEST_CASE("every KV head is weighted by its own query heads' W_O, for odd hidden sizes too", "[regression]") {
     for (const index_t hidden : {1, 17, 255, 321}) {
         layer_data layer = random_layer({.kv_heads = 4,
@@ -73,7 +73,7 @@ TEST_CASE("every KV head is weighted by its own query heads' W_O, for odd hidden
     }
 }
 
-// Ecosystem 29: scores / scores.sum(-1) without a guard.
+// DefensiveKV's code: scores / scores.sum(-1) without a guard.
 TEST_CASE("a head whose values are all zero gets zero importance, not NaN", "[regression]") {
     layer_data layer = of_heads(2);
     std::fill_n(layer.v.begin(), layer.v.size() / 2, 0.0f);
@@ -83,7 +83,7 @@ TEST_CASE("a head whose values are all zero gets zero importance, not NaN", "[re
     CHECK(t.plan.kept_tokens(1) == 52);
 }
 
-// Section 5: an absolute epsilon of 1e-4 drowns scores of long contexts, and stage two ranks by the norm alone.
+// CriticalKV, Alg. 1: an absolute epsilon of 1e-4 drowns scores of long contexts, and stage two ranks by the norm alone.
 TEST_CASE("a relative epsilon keeps attention in the second stage, however small the scores",
           "[regression]") {
     // Even attention of 1e-5 each, but the first hundred tokens have ten times as much and the smallest norms.

@@ -5,6 +5,8 @@
 
 #include <kvtrim/simd/choose.hpp>
 
+#include <kvtrim/kernels/ordered_bits.hpp>
+
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
 
@@ -18,6 +20,10 @@ using kvtrim::index_t;
 using row = std::vector<float>;
 
 struct table {
+    std::vector<std::uint32_t> (*orders_of)(const row&);
+    std::vector<std::uint32_t> (*compared)(const std::vector<std::uint32_t>&,
+                                           const std::vector<std::uint32_t>&);
+    std::vector<std::int32_t> (*packed_of)(const std::vector<std::uint32_t>&, unsigned);
     index_t lanes;
     row (*powers)(const row&);
     row (*minima)(const row&, float);
@@ -141,6 +147,54 @@ TEST_CASE("simd: pairs are taken apart and put together, doubles rounded once, h
         for (std::size_t i = 0; i < 16; ++i) {
             CHECK(nibbles[i] == static_cast<float>((bytes[i] & 15) - 8));
             CHECK(nibbles[16 + i] == static_cast<float>((bytes[i] >> 4) - 8));
+        }
+    });
+}
+
+TEST_CASE("simd: integers are compared without a sign, and chosen ones are written one behind the other",
+          "[simd]") {
+    for_each_target([](const probes::table& t) {
+        support::random r(6);
+        const auto n = static_cast<std::size_t>(t.lanes);
+        const unsigned every = (1u << t.lanes) - 1u;
+        for (int run = 0; run < 400; ++run) {
+            std::vector<std::uint32_t> a(n), b(n);
+            for (std::size_t i = 0; i < n; ++i) {
+                a[i] = r.chance(0.5) ? static_cast<std::uint32_t>(r.bits())
+                                     : r.one_of({0u, 1u, 0x7fffffffu, 0x80000000u, 0xfffffffeu});
+                b[i] = r.chance(0.3) ? a[i] : r.one_of({0u, 0x7fffffffu, 0x80000000u, 0xffffffffu});
+            }
+            const auto got = t.compared(a, b);
+            for (std::size_t i = 0; i < n; ++i) {
+                CHECK((got[0] >> i & 1u) == (a[i] <= b[i] ? 1u : 0u));
+                CHECK((got[1] >> i & 1u) == (a[i] == b[i] ? 1u : 0u));
+                CHECK(got[2 + i] == a[i] + (a[i] <= b[i] ? 1u : 0u));
+            }
+            CHECK((got[0] | every) == every);
+
+            const unsigned chosen = static_cast<unsigned>(r.bits()) & every;
+            const auto packed = t.packed_of(a, chosen);
+            std::vector<std::int32_t> expected;
+            for (std::size_t i = 0; i < n; ++i) {
+                if ((chosen >> i & 1u) != 0) { expected.push_back(static_cast<std::int32_t>(a[i])); }
+            }
+            const auto count = static_cast<std::int32_t>(expected.size());
+            expected.resize(2 * n + 1, -1);
+            expected.push_back(count);
+            CHECK(packed == expected);
+        }
+    });
+}
+
+TEST_CASE("simd: floats become integers of their order, with one zero, and NaN below all", "[simd]") {
+    for_each_target([](const probes::table& t) {
+        support::random r(7);
+        std::vector<float> x{not_a_number, -not_a_number, infinity, -infinity, 0.0f, -0.0f, 1e-40f, -1e-40f};
+        while (x.size() < 512) { x.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(r.bits()))); }
+        const auto got = t.orders_of(x);
+        for (std::size_t i = 0; i < x.size(); ++i) {
+            CAPTURE(x[i]);
+            CHECK(got[i] == ordered_bits(x[i]));
         }
     });
 }

@@ -81,7 +81,41 @@ inline std::vector<float> nibbles_of(const std::vector<std::uint8_t>& in) {
     return out;
 }
 
-inline constexpr table probe_table{lanes, powers,   minima,   maxima,      magnitudes, comparisons,
-                                   folds, first_of, unzipped, products_of, nibbles_of};
+inline std::vector<std::uint32_t> orders_of(const std::vector<float>& in) {
+    std::vector<std::uint32_t> out(in.size());
+    for (std::size_t i = 0; i + lanes <= in.size(); i += lanes) {
+        const uints bits = in_order_of_size(load(in.data() + i));
+        __builtin_memcpy(out.data() + i, &bits, sizeof(bits));
+    }
+    return out;
+}
+// {lanes where a <= b, where a == b, one more than a where a <= b ...} of the first vectors
+inline std::vector<std::uint32_t> compared(const std::vector<std::uint32_t>& a,
+                                           const std::vector<std::uint32_t>& b) {
+    const uints x = load(a.data()), y = load(b.data());
+    std::vector<std::uint32_t> out(static_cast<std::size_t>(2 + lanes));
+    out[0] = lanes_of(at_most(x, y));
+    out[1] = lanes_of(equal(x, y));
+    const uints more = add_one(at_most(x, y), x);
+    __builtin_memcpy(out.data() + 2, &more, sizeof(more));
+    return out;
+}
+// What pack() and pack_only() write and where they end; behind their end the second leaves what was there.
+inline std::vector<std::int32_t> packed_of(const std::vector<std::uint32_t>& in, unsigned chosen) {
+    std::vector<std::int32_t> out(static_cast<std::size_t>(2 * lanes) + 2, -1);
+    std::vector<std::uint32_t> spilled(static_cast<std::size_t>(lanes) + 1);
+    const auto* const end = pack_only(out.data(), chosen, load(in.data()));
+    const auto* const other = pack(spilled.data(), chosen, load(in.data()));
+    out.back() = static_cast<std::int32_t>(end - out.data());
+    const bool same = other - spilled.data() == end - out.data() &&
+                      std::equal(out.data(), out.data() + out.back(), spilled.data(),
+                                 [](auto a, auto b) { return static_cast<std::uint32_t>(a) == b; });
+    if (!same) { out.back() = -1; }
+    return out;
+}
+
+inline constexpr table probe_table{orders_of, compared, packed_of,   lanes,       powers,
+                                   minima,    maxima,   magnitudes,  comparisons, folds,
+                                   first_of,  unzipped, products_of, nibbles_of};
 
 } // namespace probes::KVTRIM_TARGET

@@ -169,5 +169,5 @@ TEST_CASE(
     CHECK(answer(fixed, fixed_scales, {3, 1, 0}, {2, -3, 4}) == "scaled_rows: extents must not be negative");
     constexpr index_t most = std::numeric_limits<index_t>::max();
     CHECK(answer(fixed, fixed_scales, {3, 1, 0}, {most, most, most}) ==
-          "scaled_rows: extents of more elements than memory can hold");
+          "scaled_rows: extents or strides beyond what memory can hold");
 }

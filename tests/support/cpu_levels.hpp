@@ -34,6 +34,18 @@ inline std::vector<kvtrim::cpu_level> cpu_levels() {
     return levels;
 }
 
+// Whether the vector part of what multiplies in tiles of bf16 runs here, whatever multiplies: AVX-512 with bf16. Printed, so
+// that a log shows what was not tested.
+inline bool runs_bf16_vectors() {
+#if KVTRIM_HAS_X86
+    if (kvtrim::best_cpu_level() >= kvtrim::cpu_level::avx512 && __builtin_cpu_supports("avx512bf16")) {
+        return true;
+    }
+#endif
+    WARN("no AVX-512 with bf16 on this machine: not tested");
+    return false;
+}
+
 // Calls fn() at each level of this machine.
 template <class Fn>
 void at_each_cpu_level(Fn&& fn) {

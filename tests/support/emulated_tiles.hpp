@@ -10,11 +10,11 @@
 
 #include <kvtrim/base/element.hpp>
 #include <kvtrim/base/status.hpp>
+#include <kvtrim/simd/avx512.hpp>
 #include <kvtrim/simd/cpu.hpp>
 
 #if KVTRIM_HAS_X86
 
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -72,34 +72,40 @@ struct emulated_tiles {
         return registers().tiles[number];
     }
 
+    // Sixteen columns at once: element by element a program without optimisation takes minutes for a prompt.
     KVTRIM_TARGET_AVX512 static void multiply_add(tile_data& c, const tile_data& a, const tile_data& b) {
-        float left[16][32], right[16][32];
-        widen(a, left);
-        widen(b, right);
+        namespace vec = kvtrim::simd::avx512;
+        using namespace vec;
+        floats even_b[16], odd_b[16];
+        for (int k = 0; k < 16; ++k) { load_pairs(b.rows[k], even_b[k], odd_b[k]); }
         for (int m = 0; m < 16; ++m) {
-            float even[16] = {}, odd[16] = {}, sum[16];
+            floats pair[2];
+            load_pairs(a.rows[m], pair[0], pair[1]);
+            float even_a[16], odd_a[16], sums[16];
+            vec::store(even_a, pair[0]);
+            vec::store(odd_a, pair[1]);
+            floats even = broadcast(0.0f), odd = even;
             for (int k = 0; k < 16; ++k) {
-                for (int n = 0; n < 16; ++n) {
-                    even[n] = normal(std::fma(left[m][2 * k], right[k][2 * n], even[n]));
-                    odd[n] = normal(std::fma(left[m][2 * k + 1], right[k][2 * n + 1], odd[n]));
-                }
+                even = normal(fma(broadcast(even_a[k]), even_b[k], even));
+                odd = normal(fma(broadcast(odd_a[k]), odd_b[k], odd));
             }
-            std::memcpy(sum, c.rows[m], 64);
-            for (int n = 0; n < 16; ++n) { sum[n] = normal(normal(sum[n]) + normal(even[n] + odd[n])); }
-            std::memcpy(c.rows[m], sum, 64);
+            std::memcpy(sums, c.rows[m], 64);
+            vec::store(sums, normal(normal(vec::load(sums)) + normal(even + odd)));
+            std::memcpy(c.rows[m], sums, 64);
         }
     }
-    static void widen(const tile_data& t, float (&to)[16][32]) {
-        for (int r = 0; r < 16; ++r) {
-            for (int i = 0; i < 32; ++i) {
-                kvtrim::bf16 x{};
-                std::memcpy(&x.bits, t.rows[r] + 2 * i, 2);
-                to[r][i] = normal(kvtrim::to_float(x));
-            }
-        }
+    KVTRIM_TARGET_AVX512 static void load_pairs(const unsigned char* row, kvtrim::simd::avx512::floats& even,
+                                                kvtrim::simd::avx512::floats& odd) {
+        kvtrim::bf16 pairs[32];
+        std::memcpy(pairs, row, 64);
+        kvtrim::simd::avx512::load_split(pairs, even, odd);
+        even = normal(even);
+        odd = normal(odd);
     }
-    static float normal(float x) {
-        return std::abs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+    KVTRIM_TARGET_AVX512 static kvtrim::simd::avx512::floats normal(kvtrim::simd::avx512::floats x) {
+        using namespace kvtrim::simd::avx512;
+        const floats smallest = broadcast(std::numeric_limits<float>::min());
+        return select(greater(smallest, absolute(x)), x * broadcast(0.0f), x); // 0 of the same sign
     }
 };
 

@@ -75,6 +75,7 @@ std::vector<named_policy> describe_all() {
     const mean_attention adakv_repository{pooling::maximum, 7, group_reduction::mean,
                                           pooling_order::group_then_pool};
     const mean_attention group_maximum{.pool = pooling::maximum, .group = group_reduction::maximum};
+    const mean_attention attention_sums{.pool = pooling::none, .queries = query_normalisation::sum};
     const blended weighted{.floor_ratio = 0.5, .weight_by_kept_mass = true};
     defensivekv_config careful;
     careful.first_at_most = 0.5;
@@ -91,7 +92,8 @@ std::vector<named_policy> describe_all() {
         describe("defensivekv, Gram", window | across_heads, defensivekv(), with_gram),
         describe("defensivekv, careful", window | across_heads, defensivekv(careful)),
         describe("streaming_llm", separate, streaming_llm()),
-        describe("h2o", window, h2o()),
+        // h2o() without its condition on the request: requests of all kinds come here.
+        describe("h2o", window, eviction_policy{window_attention{attention_sums}, uniform{}, one_stage{}}),
         describe("observed_attention", window, observed_attention()),
         describe("tova", window | one_set | across_heads, tova()),
         describe("key_norm", separate, key_norm()),

@@ -13,6 +13,7 @@
 // Read-only tensors are viewed as strided<const T, 3>; DLPack has no flag for them before its version 1.0.
 // The tensor must outlive the view. Needs dlpack/dlpack.h (Debian: libdlpack-dev).
 
+#include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/base/tensor_view.hpp>
 
 #include <dlpack/dlpack.h>
@@ -58,46 +59,41 @@ template <element T>
         return {errc::invalid_parameter, "dlpack: the tensor must have 3 axes, or 4 with a batch"};
     }
     if (tensor.shape == nullptr) { return {errc::invalid_parameter, "dlpack: the tensor has no shape"}; }
-    std::array<index_t, 4> shape{};
-    std::copy_n(tensor.shape, tensor.ndim, shape.begin());
+    std::array<index_t, 4> shape{1, 1, 1, 1}, strides{};
+    const auto first_axis = static_cast<std::size_t>(4 - tensor.ndim);
+    std::copy_n(tensor.shape, tensor.ndim, shape.begin() + first_axis);
     if (std::any_of(shape.begin(), shape.end(), [](index_t extent) { return extent < 0; })) {
         return {errc::invalid_parameter, "dlpack: extents must not be negative"};
+    }
+    if (batch < 0 || batch >= shape[0]) {
+        return {errc::invalid_parameter, "dlpack: the tensor has no such item", shape[0]};
     }
     if (!detail::fits_in_memory(shape, sizeof(T))) {
         return {errc::invalid_parameter, "dlpack: extents of more elements than memory can hold"};
     }
-    typename strided<T, 3>::indices extents{}, strides{};
-    index_t offset = 0;
-    bool empty = false;
-    index_t row_major = 1;
-    for (int axis = tensor.ndim; axis-- > 0;) {
-        const index_t extent = shape[static_cast<std::size_t>(axis)];
-        const index_t stride = tensor.strides != nullptr ? tensor.strides[axis] : row_major;
-        row_major *= extent;
-        const int r = axis - (tensor.ndim - 3);
-        if (r < 0) {
-            if (batch < 0 || batch >= extent) {
-                return {errc::invalid_parameter, "dlpack: the tensor has no such item", extent};
-            }
-            offset = batch * stride;
-            continue;
-        }
-        extents[static_cast<std::size_t>(r)] = extent;
-        strides[static_cast<std::size_t>(r)] = stride;
-        empty = empty || extent == 0;
+    index_t row_major = 1; // fits, for the product of all extents does
+    for (std::size_t r = 4; r-- > first_axis;) {
+        strides[r] = tensor.strides != nullptr ? tensor.strides[r - first_axis] : row_major;
+        row_major *= shape[r];
     }
-    if (tensor.ndim == 3 && batch != 0) {
-        return {errc::invalid_parameter, "dlpack: the tensor has no such item", 1};
-    }
-    if (empty) {
-        out = {nullptr, extents, strides};
+    const std::array<index_t, 3> extents{shape[1], shape[2], shape[3]},
+        steps{strides[1], strides[2], strides[3]};
+    if (row_major == 0) { // nothing to be read
+        out = {nullptr, extents, steps};
         return {};
     }
     const auto address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
     if (tensor.data == nullptr || address % alignof(T) != 0) {
         return {errc::invalid_parameter, "dlpack: the data is null or off the alignment of its elements"};
     }
-    out = {reinterpret_cast<T*>(address) + offset, extents, strides};
+    T* const first = reinterpret_cast<T*>(address);
+    strided_bytes bytes{.first = first, .extents = shape, .bytes = sizeof(T)};
+    for (std::size_t r = 0; r < 4; ++r) { bytes.strides[r] = to_bytes(strides[r], sizeof(T)); }
+    if (address < reinterpret_cast<std::uintptr_t>(tensor.data) || !bytes.validate().ok()) {
+        return {errc::invalid_parameter,
+                "dlpack: an offset or strides that lead beyond what memory can hold"};
+    }
+    out = {first + batch * strides[0], extents, steps};
     return {};
 }
 

@@ -12,6 +12,7 @@
 // Any storage order; Map, Ref or block with strides, also a temporary one, for it is a view itself. The memory must
 // outlive the view: a temporary that owns (or, a Ref to const, may own) its elements is refused.
 
+#include <kvtrim/base/saturated.hpp>
 #include <kvtrim/base/tensor_view.hpp>
 
 #include <Eigen/Core>
@@ -66,7 +67,7 @@ template <class M>
     }
     const index_t head_dim = m.cols() / heads;
     return detail::view_of<M>(m.data(), {heads, m.rows(), head_dim},
-                              {head_dim * m.colStride(), m.rowStride(), m.colStride()});
+                              {saturated_product(head_dim, m.colStride()), m.rowStride(), m.colStride()});
 }
 
 /// [heads, tokens, head_dim] of m [heads * tokens, head_dim]. Not valid, and empty, unless rows is a multiple of heads > 0.
@@ -78,7 +79,7 @@ template <class M>
     }
     const index_t tokens = m.rows() / heads;
     return detail::view_of<M>(m.data(), {heads, tokens, m.cols()},
-                              {tokens * m.rowStride(), m.rowStride(), m.colStride()});
+                              {saturated_product(tokens, m.rowStride()), m.rowStride(), m.colStride()});
 }
 
 /// [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim]. Not valid, and empty, unless cols is a multiple of q_heads > 0.
@@ -90,7 +91,7 @@ template <class M>
     }
     const index_t head_dim = m.cols() / q_heads;
     return detail::view_of<M>(m.data(), {q_heads, head_dim, m.rows()},
-                              {head_dim * m.colStride(), m.colStride(), m.rowStride()});
+                              {saturated_product(head_dim, m.colStride()), m.colStride(), m.rowStride()});
 }
 
 } // namespace kvtrim

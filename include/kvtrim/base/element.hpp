@@ -15,6 +15,8 @@
 // Numerics: widening is exact, NaN and infinities included. Narrowing rounds to nearest, ties to even;
 // f16 overflows to infinity. Under denormals-are-zero, f16 subnormals (below 6.2e-5) may read as zero.
 
+#include <kvtrim/simd/region.hpp>
+
 #include <bit>
 #include <concepts>
 #include <cstdint>
@@ -87,9 +89,7 @@ struct element_traits<f16> {
     }
 };
 
-// g++ 12 says on aarch64 that it has the type, and has it in C alone.
-#if defined(__FLT16_MANT_DIG__) && (defined(__clang__) || defined(__SSE2__) || __GNUC__ >= 13)
-#define KVTRIM_HAS_FLOAT16 1
+#if KVTRIM_HAS_FLOAT16
 template <>
 struct element_traits<_Float16> {
     static constexpr float to_float(_Float16 x) { return static_cast<float>(x); }

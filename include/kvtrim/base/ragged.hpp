@@ -9,7 +9,7 @@
 //
 // It is a row_source, so that a cache that was cut once can be scored and cut again.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 #include <array>
@@ -60,16 +60,17 @@ class ragged {
     [[nodiscard]] T* data_handle() const { return data_; }
 
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        const T* rows = row(head, first);
-        for (index_t i = 0; i < count * head_dim_; ++i) { tile[i] = to_float(rows[i]); }
+        kernels::load_rows(rows_of(head, first, count), 0, 0, count, tile);
     }
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
         requires(detail::indexes_writable_elements<strided<T, 3>>) {
-        T* rows = row(head, first);
-        for (index_t i = 0; i < count * head_dim_; ++i) { rows[i] = element_traits<T>::from_float(tile[i]); }
+        kernels::store_rows(rows_of(head, first, count), 0, 0, count, tile);
     }
 
   private:
+    [[nodiscard]] strided<T, 3> rows_of(index_t head, index_t first, index_t count) const {
+        return {row(head, first), {1, count, head_dim_}};
+    }
     [[nodiscard]] status check() const {
         if (offsets_.empty() || offsets_.front() != 0) {
             return {errc::invalid_table, "ragged: offsets must start with 0"};

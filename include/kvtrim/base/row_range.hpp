@@ -6,7 +6,7 @@
 //
 //   row_range(view, first, count)   [heads, count, row length], rows [first, first + count) of each head
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 namespace kvtrim {
 
@@ -23,16 +23,18 @@ class row_range {
         return r == 1 ? count_ : static_cast<index_t>(view_.extent(r));
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        kvtrim::load_rows(view_, head, first_ + first, count, tile);
+        kernels::load_rows(view_, head, first_ + first, count, tile);
     }
     void store_rows(index_t head, index_t first, index_t count,
                     const float* tile) const requires row_store<V> {
-        kvtrim::store_rows(view_, head, first_ + first, count, tile);
+        kernels::store_rows(view_, head, first_ + first, count, tile);
     }
     [[nodiscard]] auto first_channels(index_t count) const {
         const auto channels = kvtrim::first_channels(view_, count);
         return kvtrim::row_range<std::remove_const_t<decltype(channels)>>(channels, first_, extent(1));
     }
+    // Of all rows.
+    [[nodiscard]] auto memory() const { return memory_of(view_); }
     [[nodiscard]] auto written_places() const requires requires(const V& v) { v.written_places(); }
     { return view_.written_places(); }
     [[nodiscard]] bool heads_move_together() const requires requires(const V& v) { v.heads_move_together(); }

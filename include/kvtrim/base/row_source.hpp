@@ -30,6 +30,7 @@
 #include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/base/tensor_view.hpp>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -171,7 +172,11 @@ void load_rows(const V& view, index_t head, index_t first, index_t count, float*
         if (step == 1) {
             for (index_t t = 0; t < count; ++t) {
                 const auto* row = base + t * row_stride;
-                for (index_t d = 0; d < length; ++d) { tile[t * length + d] = to_float(row[d]); }
+                if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*row)>, float>) {
+                    std::copy_n(row, length, tile + t * length);
+                } else {
+                    for (index_t d = 0; d < length; ++d) { tile[t * length + d] = to_float(row[d]); }
+                }
             }
         } else { // transposed V: channels outside, so that reads stay sequential
             for (index_t d = 0; d < length; ++d) {

@@ -13,6 +13,11 @@
 //                positions, saved states, options. A wrong one is answered with a status, never with an abort, before
 //                anything is written: outputs, caches and states are as they were
 //
+// Memory that cannot be had: workspaces are the caller's, and too small a one is a status; only the tables of plans and states and
+// growing_workspace allocate, and what the allocator throws passes through with the plan or the state as it was, but for a
+// move_plan, which then has no rows, and a layer_cascade, which can then be assigned to and destroyed only. Sizes that were read from
+// saved bytes are held against these bytes before memory is taken for them.
+//
 // A view checks its numbers and tables once, when it is made: O(1), O(heads) or O(pages). One with a wrong number is empty,
 // so that reading it reads nothing, and its validate() says why. Calls that take views ask them first. An object whose
 // constructor got a wrong number is empty likewise, and every call on it answers that status.

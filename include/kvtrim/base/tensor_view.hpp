@@ -104,6 +104,26 @@ template <std::size_t Rank>
     return true;
 }
 
+// The same of an array whose strides, of any sign, count units of `unit` bytes: no element of it, unless it is empty, lies
+// farther from the first than addresses can name.
+template <std::size_t Rank>
+[[nodiscard]] constexpr bool fits_in_memory(const std::array<index_t, Rank>& extents,
+                                            const std::array<index_t, Rank>& strides, std::size_t bytes,
+                                            std::size_t unit) {
+    if (!fits_in_memory(extents, bytes)) { return false; }
+    for (const index_t e : extents) {
+        if (e <= 0) { return true; }
+    }
+    index_t reach = ((index_t{1} << 56) - static_cast<index_t>(bytes)) / static_cast<index_t>(unit);
+    for (std::size_t r = 0; r < Rank; ++r) {
+        if (extents[r] == 1) { continue; }
+        const index_t longest = reach / (extents[r] - 1);
+        if (strides[r] > longest || strides[r] < -longest) { return false; }
+        reach -= (strides[r] < 0 ? -strides[r] : strides[r]) * (extents[r] - 1);
+    }
+    return true;
+}
+
 } // namespace detail
 
 // Extents or strides of any integer types; what index_t cannot hold becomes the largest one, which no view accepts.
@@ -194,14 +214,8 @@ class strided {
             return "strided: extents of more elements than memory can hold";
         }
         if (empty) { return nullptr; }
-        index_t reach = std::numeric_limits<index_t>::max() / static_cast<index_t>(sizeof(T));
-        for (std::size_t r = 0; r < Rank; ++r) {
-            if (extents[r] == 1) { continue; }
-            const index_t longest = reach / (extents[r] - 1);
-            if (strides[r] > longest || strides[r] < -longest) {
-                return "strided: strides that lead beyond what memory can hold";
-            }
-            reach -= (strides[r] < 0 ? -strides[r] : strides[r]) * (extents[r] - 1);
+        if (!detail::fits_in_memory(extents, strides, sizeof(T), sizeof(T))) {
+            return "strided: strides that lead beyond what memory can hold";
         }
         return data != nullptr ? nullptr : "strided: data must not be null";
     }

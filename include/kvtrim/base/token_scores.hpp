@@ -2,13 +2,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scores of the candidate tokens of one layer: the plain data between scorer, allocator and selector.
+// Scores of the candidate tokens of a layer, or of layers one behind the other: the plain data between scorer, allocator and selector.
 //
 //   offsets           [rows + 1]        row r is [offsets[r], offsets[r + 1]); a row is a KV head
 //   importance        [offsets[rows]]   what ranks the tokens; higher stays
 //   attention         [offsets[rows]]   what ranks stage one of a two-stage selection; empty if there is none
 //   protected_mass    [rows]            mean attention on the protected tokens; 0 where no attention is seen
 //   protected_tokens  [rows]            tokens of the row that always stay and are no candidates; empty: none in any row
+//   kv_heads                            rows of each layer where there are many; 0: one layer
 //
 // Column c of row r is cache row candidates(protect, tokens(r)).begin + c. Order: higher first, then the
 // lower flat index; NaN ranks below everything; +infinity marks a token that no finite score outranks.
@@ -27,8 +28,12 @@ struct score_rows {
     std::span<float> values;          // [offsets[rows]]
     // [rows] tokens that stay beside these candidates, for allocators that deal out whole pages; empty: none
     std::span<const index_t> protected_tokens = {};
+    index_t kv_heads =
+        0; // rows of each layer, for allocators that tell layers apart; 0: all rows are one layer's
 
     [[nodiscard]] index_t rows() const { return static_cast<index_t>(offsets.size()) - 1; }
+    [[nodiscard]] index_t rows_of_a_layer() const { return kv_heads == 0 ? rows() : kv_heads; }
+    [[nodiscard]] index_t layers() const { return rows() == 0 ? 0 : rows() / rows_of_a_layer(); }
     [[nodiscard]] index_t candidates() const { return offsets.back() - offsets.front(); } // of all rows
     [[nodiscard]] index_t length(index_t row) const {
         const auto r = static_cast<std::size_t>(row);
@@ -47,23 +52,29 @@ struct token_scores {
     std::span<float> attention = {};
     std::span<float> protected_mass = {};
     std::span<const index_t> protected_tokens = {};
+    index_t kv_heads = 0;
 
     [[nodiscard]] index_t rows() const { return static_cast<index_t>(offsets.size()) - 1; }
     [[nodiscard]] index_t length(index_t row) const { return importance_rows().length(row); }
-    [[nodiscard]] score_rows importance_rows() const { return {offsets, importance, protected_tokens}; }
+    [[nodiscard]] score_rows importance_rows() const {
+        return {offsets, importance, protected_tokens, kv_heads};
+    }
     // What stage one ranks by: attention where the scorer keeps it apart, else importance.
     [[nodiscard]] score_rows attention_rows() const {
-        return {offsets, attention.empty() ? importance : attention, protected_tokens};
+        return {offsets, attention.empty() ? importance : attention, protected_tokens, kv_heads};
     }
 };
 
-/// Returns invalid_table unless offsets begin at 0 or above, do not decrease and lie within the values, and rows that say how
-/// many of their tokens are protected say so for each, in numbers that a plan can hold. O(rows).
+/// Returns invalid_table unless offsets begin at 0 or above, do not decrease and lie within the values, rows are a multiple of
+/// kv_heads, and rows that say how many of their tokens are protected say so for each, in numbers that a plan can hold. O(rows).
 [[nodiscard]] inline status validate(const score_rows& scores) {
     if (scores.offsets.empty() || scores.offsets.front() < 0 ||
         scores.offsets.back() > static_cast<index_t>(scores.values.size()) ||
         !std::is_sorted(scores.offsets.begin(), scores.offsets.end())) {
         return {errc::invalid_table, "scores: offsets must ascend within the values"};
+    }
+    if (scores.kv_heads < 0 || (scores.kv_heads > 0 && scores.rows() % scores.kv_heads != 0)) {
+        return {errc::invalid_table, "scores: the rows must be kv_heads for each layer"};
     }
     if (scores.protected_tokens.empty()) { return {}; }
     const auto impossible = [](index_t tokens) {

@@ -32,6 +32,7 @@
 
 #include <kvtrim/compact/check_plan.hpp>
 #include <kvtrim/compact/overlap.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <cmath>
 #include <cstring>
@@ -214,6 +215,8 @@ class flat_rows {
         if (!validity_.ok()) { head_dim_ = 0; }
     }
 
+    flat_rows(T* data, const flat_cache&& cache, index_t head_dim) = delete; // of a temporary
+
     [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t extent(std::size_t r) const {
         if (!validity_.ok()) { return 0; }
@@ -236,8 +239,8 @@ class flat_rows {
     }
 
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        const T* rows = row(head, first);
-        for (index_t i = 0; i < count * head_dim_; ++i) { tile[i] = to_float(rows[i]); }
+        const strided<const T, 3> rows(row(head, first), {1, count, head_dim_});
+        kernels::load_rows(rows, 0, 0, count, tile);
     }
     void move_row(index_t head, index_t from, index_t to) const {
         move(cache_->row(head, from), cache_->row(head, to), 1);

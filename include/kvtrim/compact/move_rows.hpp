@@ -68,13 +68,7 @@ void move_slots(const paged_memory<T>& memory, std::span<const slot_move> moves,
 // The bytes of the slots of pages [0, pages).
 template <class T>
 [[nodiscard]] strided_bytes bytes_of_pages(const paged_memory<T>& memory, index_t pages) {
-    constexpr index_t size = sizeof(T);
-    const page_layout& l = memory.layout;
-    return {.first = memory.data,
-            .extents = {pages, l.page_tokens, memory.heads, memory.row_length},
-            .strides = {to_bytes(l.page_stride, size), to_bytes(l.token_stride, size),
-                        to_bytes(l.head_stride, size), size},
-            .bytes = size};
+    return bytes_of_pages(memory.data, memory.layout, 0, pages, memory.heads, memory.row_length);
 }
 
 template <class T>

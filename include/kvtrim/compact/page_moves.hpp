@@ -315,13 +315,16 @@ class page_planner {
     return is_valid ? detail::page_planner_bytes(table, pool) : 0;
 }
 
-/// Plans the moves. `out` is another plan than the one that holds `table`, or the answer is invalid_parameter.
+/// Plans the moves. `out` is another plan than the one that holds `table` or the pool's lists, or the answer is invalid_parameter.
 [[nodiscard]] inline status plan_page_moves(const keep_plan& plan, const page_table& table,
                                             const page_pool& pool, const page_move_options& options,
                                             move_plan& out, workspace& scratch) {
-    if (out.rows() > 0 && table.indptr.data() == out.table().indptr.data()) {
-        return {errc::invalid_parameter,
-                "plan_page_moves: the output must be another plan than the one whose table is read"};
+    for (const auto read :
+         {table.indptr, table.indices, table.last_page_len, pool.ref_counts, pool.free_pages}) {
+        if (out.holds(read)) {
+            return {errc::invalid_parameter,
+                    "plan_page_moves: the output must be another plan than the one whose tables are read"};
+        }
     }
     if (const status s = validate(table, pool.pages, pool.page_tokens); !s.ok()) { return s; }
     if (const status s = validate(pool); !s.ok()) { return s; }
@@ -330,7 +333,9 @@ class page_planner {
     const workspace::frame frame(scratch);
     detail::page_planner planner(table, pool, options, scratch);
     if (const status s = planner.check(plan); !s.ok()) { return s; }
-    planner.write(plan, out);
+    move_plan made = std::move(out); // its memory; where an allocation throws, `out` has no rows
+    planner.write(plan, made);
+    out = std::move(made);
     return {};
 }
 

@@ -71,7 +71,10 @@ class cache_positions {
             return {errc::index_overflow, "cache_positions: a position must be below 2^31",
                     count > std::numeric_limits<index_t>::max() - seen_ ? count : seen_ + count};
         }
-        // Asked above: these cannot be refused.
+        for (auto* rows : {&text_, &rotary_}) { // an allocation that fails leaves both as they were
+            if (rows == &rotary_ && !is_closed_) { break; }
+            if (const status s = rows->reserve(count); !s.ok()) { return s; }
+        }
         static_cast<void>(text_.append(count, [&](index_t i) { return static_cast<position>(seen_ + i); }));
         if (is_closed_) {
             static_cast<void>(

@@ -33,8 +33,6 @@
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/decode/attention_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
-#include <kvtrim/kernels/decode_tile_avx2.hpp>
-#include <kvtrim/kernels/decode_tile_avx512.hpp>
 #include <kvtrim/prefill/load_tile.hpp>
 
 namespace kvtrim {
@@ -56,10 +54,10 @@ template <class View>
     }
 }
 
-// What a tile of the rows of a view consists of: its own elements where the kernel reads them, else floats.
-template <class Tile, class View>
+// What a tile of the rows of a view consists of: its own elements where the kernels read them, else floats.
+template <class View>
 using decode_element =
-    std::conditional_t<Tile::template reads<typename decltype(stored_element<View>())::type>,
+    std::conditional_t<kernels::decode_tile::reads<typename decltype(stored_element<View>())::type>,
                        typename decltype(stored_element<View>())::type, float>;
 
 // Consecutive rows of a head for the kernel.
@@ -92,24 +90,25 @@ template <class View, class Element>
     return {{tile.data(), length}, false};
 }
 
-// Attention over one part of one KV head; Tile is kernels::decode_tile or a version of it.
-template <class Tile, class Inputs>
+// Attention over one part of one KV head.
+template <class Inputs>
 class part_attention {
-    using key_element = decode_element<Tile, decltype(Inputs::keys)>;
-    using value_element = decode_element<Tile, decltype(Inputs::values)>;
+    using Tile = kernels::decode_tile;
+    using key_element = decode_element<decltype(Inputs::keys)>;
+    using value_element = decode_element<decltype(Inputs::values)>;
 
   public:
     part_attention(const Inputs& in, const attention_options& attention, workspace& scratch)
         : in_(in), head_dim_(in.head_dim()), value_dim_(extent(in.values, 2)),
-          max_keys_(Tile::max_keys(head_dim_)), group_size_(extent(in.queries, 0) / in.kv_heads()),
+          group_size_(extent(in.queries, 0) / in.kv_heads()),
           queries_(extent(in.queries, 1)), rules_{attention.scale > 0
                                                       ? attention.scale
                                                       : 1.0f / std::sqrt(static_cast<float>(head_dim_)),
                                                   attention.soft_cap, attention.sliding_window} {
         tiles_ = scratch.take<float>(queries_ * tiles_per_query() * tile_floats());
-        shared_ = scratch.take<float>(Tile::shared_floats(head_dim_, value_dim_));
-        key_tile_ = scratch.take<key_element>(max_keys_ * head_dim_);
-        value_tile_ = scratch.take<value_element>(max_keys_ * value_dim_);
+        shared_ = scratch.take<float>(Tile::shared_floats());
+        key_tile_ = scratch.take<key_element>(Tile::max_keys * head_dim_);
+        value_tile_ = scratch.take<value_element>(Tile::max_keys * value_dim_);
         query_rows_ = scratch.take<float>(Tile::max_queries * head_dim_);
     }
 
@@ -118,13 +117,12 @@ class part_attention {
         if (part >= parts.count()) { return; }
         begin(kv_head);
         const token_range rows = parts.rows(part);
-        for (index_t t = rows.begin; t < rows.end; t += max_keys_) {
-            attend(kv_head, {t, std::min(t + max_keys_, rows.end)}, parts);
+        for (index_t t = rows.begin; t < rows.end; t += Tile::max_keys) {
+            attend(kv_head, {t, std::min(t + Tile::max_keys, rows.end)}, parts);
         }
-        for_each_tile([&](Tile& tile, index_t query, index_t first, index_t count) {
+        for_each_tile([&](const Tile& tile, index_t query, index_t first, index_t count) {
             const index_t row = to.at(kv_head, part, query * group_size_ + first);
-            tile.template finish<value_element>(count, to.out.data() + row * value_dim_,
-                                                to.log_sum_exp.data() + row);
+            steps_.finish(tile, count, to.out.data() + row * value_dim_, to.log_sum_exp.data() + row);
         });
     }
 
@@ -142,67 +140,56 @@ class part_attention {
         float* own = tiles_.data();
         for (index_t i = 0; i < queries_; ++i) {
             for (index_t j = 0; j < group_size_; j += Tile::max_queries, own += tile_floats()) {
-                Tile tile(own, shared_.data(), head_dim_, value_dim_);
+                const Tile tile(own, shared_.data(), head_dim_, value_dim_);
                 fn(tile, i, j, std::min(Tile::max_queries, group_size_ - j));
             }
         }
     }
 
     void begin(index_t kv_head) {
-        for_each_tile([&](Tile& tile, index_t query, index_t first, index_t count) {
+        for_each_tile([&](const Tile& tile, index_t query, index_t first, index_t count) {
             for (index_t j = 0; j < count; ++j) {
                 load_rows(in_.queries, kv_head * group_size_ + first + j, query, 1,
                           query_rows_.data() + j * head_dim_);
             }
-            tile.template begin<key_element>(query_rows_.data(), head_dim_, count, rules_);
+            steps_.begin(tile, query_rows_.data(), head_dim_, count, rules_);
         });
     }
 
     void attend(index_t kv_head, token_range rows, const decode_parts& parts) {
         const auto keys = read_elements(in_.keys, kv_head, rows.begin, rows.size(), key_tile_);
         const auto values = read_elements(in_.values, kv_head, rows.begin, rows.size(), value_tile_);
-        const index_t behind = std::min(max_keys_, in_.tokens(kv_head) - rows.end);
-        for_each_tile([&](Tile& tile, index_t query, index_t, index_t count) {
+        const index_t behind = std::min(Tile::max_keys, in_.tokens(kv_head) - rows.end);
+        for_each_tile([&](const Tile& tile, index_t query, index_t, index_t) {
             const token_range seen = parts.seen_by(query);
             const index_t first = std::max(rows.begin, seen.begin) - rows.begin;
             const index_t end = std::min(rows.end, seen.end) - rows.begin;
             if (first >= end) { return; }
             const bool fetches = keys.in_place && values.in_place && end == rows.size();
-            tile.attend(keys.rows.from(first), values.rows.from(first), end - first, count, rules_,
-                        fetches ? behind : 0);
+            steps_.attend(tile, keys.rows.from(first), values.rows.from(first), end - first, rules_,
+                          fetches ? behind : 0);
         });
     }
 
     const Inputs& in_;
     index_t head_dim_;
     index_t value_dim_;
-    index_t max_keys_;
     index_t group_size_;
     index_t queries_;
     kernels::logit_rules rules_;
+    const kernels::decode_kernels<key_element, value_element>& steps_ =
+        kernels::active_decode_kernels<key_element, value_element>();
     std::span<float> tiles_;
     std::span<float> shared_;
-    std::span<key_element> key_tile_;     // [max_keys, head_dim]
-    std::span<value_element> value_tile_; // [max_keys, value_dim]
+    std::span<key_element> key_tile_;     // [most keys, head_dim]
+    std::span<value_element> value_tile_; // [most keys, value_dim]
     std::span<float> query_rows_;         // [max_queries, head_dim]
 };
 
-// Calls fn<Tile>() with the tile of the active CPU level.
-template <class Fn>
-decltype(auto) with_decode_tile(Fn&& fn) {
-#if KVTRIM_HAS_X86
-    if (active_cpu_level() >= cpu_level::avx512) {
-        return fn.template operator()<kernels::decode_tile_avx512>();
-    }
-    if (active_cpu_level() >= cpu_level::avx2) { return fn.template operator()<kernels::decode_tile_avx2>(); }
-#endif
-    return fn.template operator()<kernels::decode_tile>();
-}
-
-template <class Tile, class Inputs>
+template <class Inputs>
 [[nodiscard]] index_t part_attention_bytes(const Inputs& in, const attention_options& attention) {
     workspace counting = workspace::counting();
-    static_cast<void>(part_attention<Tile, Inputs>(in, attention, counting));
+    static_cast<void>(part_attention<Inputs>(in, attention, counting));
     return counting.needed_bytes();
 }
 
@@ -253,8 +240,7 @@ template <class Inputs, class Executor = serial_executor>
     workspace counting = workspace::counting();
     const auto found = detail::take_partials(in, attention, counting);
     static_cast<void>(counting.take<float>(found.value_dim));
-    const index_t part_bytes = detail::with_decode_tile(
-        [&]<class Tile>() { return detail::part_attention_bytes<Tile>(in, attention); });
+    const index_t part_bytes = detail::part_attention_bytes(in, attention);
     static_cast<void>(
         counting.take<std::byte>(for_each_item_bytes(ex, in.kv_heads() * found.parts, part_bytes)));
     return counting.needed_bytes();
@@ -283,14 +269,12 @@ template <class Inputs, class Output, class Executor = serial_executor>
     const auto found = detail::take_partials(in, attention, scratch);
     const auto row = scratch.take<float>(found.value_dim);
 
-    const status s = detail::with_decode_tile([&]<class Tile>() {
-        const index_t part_bytes = detail::part_attention_bytes<Tile>(in, attention);
-        return for_each_item(in.kv_heads() * found.parts, part_bytes, scratch, ex,
-                             [&](index_t item, workspace& own) {
-                                 detail::part_attention<Tile, Inputs>(in, attention, own)
-                                     .run(item / found.parts, item % found.parts, found);
-                             });
-    });
+    const index_t part_bytes = detail::part_attention_bytes(in, attention);
+    const status s = for_each_item(in.kv_heads() * found.parts, part_bytes, scratch, ex,
+                                   [&](index_t item, workspace& own) {
+                                       detail::part_attention<Inputs>(in, attention, own)
+                                           .run(item / found.parts, item % found.parts, found);
+                                   });
     if (!s.ok()) { return s; }
 
     using value = std::remove_cvref_t<decltype(*out.data_handle())>;

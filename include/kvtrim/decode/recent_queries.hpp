@@ -23,8 +23,8 @@
 // Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory.
 
 #include <kvtrim/base/plain_memory.hpp>
-#include <kvtrim/base/row_source.hpp>
 #include <kvtrim/base/saturated.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -158,7 +158,7 @@ class recent_queries {
     template <class Queries>
     void store(const Queries& chunk, index_t head, index_t first, index_t count, T* out) const {
         if constexpr (std::is_same_v<T, float>) {
-            load_rows(chunk, head, first, count, out);
+            kernels::load_rows(chunk, head, first, count, out);
         } else {
             static_assert(tensor_view<Queries, 3>,
                           "kvtrim: these queries are read as floats: keep them in recent_queries<float>");
@@ -187,8 +187,10 @@ class query_ring_view {
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         const index_t oldest = ring_->shape_.next + ring_->capacity() - skipped_ - count_;
         for (index_t i = first; i < first + count; ++i) {
-            const T* row = ring_->rows_.data() + ring_->offset(head, ring_->slot_of(oldest + i));
-            for (index_t d = 0; d < ring_->head_dim(); ++d) { *tile++ = to_float(row[d]); }
+            const strided<const T, 3> rows(ring_->rows_.data(),
+                                           {ring_->q_heads(), ring_->capacity(), ring_->head_dim()});
+            kernels::load_rows(rows, head, ring_->slot_of(oldest + i), 1, tile);
+            tile += ring_->head_dim();
         }
     }
 

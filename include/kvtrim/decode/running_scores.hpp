@@ -39,7 +39,6 @@ enum class score_lifetime : std::uint8_t { ignored, normalised };
 class running_scores {
   public:
     using query_number = std::int32_t;
-
     /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size() of them
     /// or of rollback_tokens.
     explicit running_scores(index_t kv_heads, index_t rollback_tokens = 0, index_t reserved_tokens = 0)
@@ -63,10 +62,11 @@ class running_scores {
     /// The cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative count, index_overflow,
     /// with nothing changed.
     [[nodiscard]] status append(index_t count) {
-        for (const status s : {validity_, first_.can_append(count)}) {
+        for (const status s : {validity_, first_.reserve(count)}) {
             if (!s.ok()) { return s; }
         }
-        for (auto& sums : sums_) { // as long as first_
+        for (auto& sums : sums_) { static_cast<void>(sums.reserve(count)); } // all before one changes
+        for (auto& sums : sums_) {                                           // as long as first_
             static_cast<void>(sums.append(count, [](index_t) { return 0.0f; }));
         }
         unseen_ += count;
@@ -218,28 +218,30 @@ class running_scores {
         template <class Inputs>
         [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
             if (const status s = state->validate_tokens(in); !s.ok()) { return s; }
-            const index_t total = request.budget.total(in.kv_heads());
-            if (total >= state->first_.total_tokens()) { return {}; } // nothing leaves
-            const bool by_sum = lifetime == score_lifetime::ignored;
             const index_t drafts = std::max<index_t>(0, request.protect.rollback_tokens);
-            const index_t least = std::max<index_t>(state->unseen_ - drafts, by_sum ? 1 : 0);
-            if (request.protect.window_tokens >= least) { return {}; }
+            const index_t least = state->unseen_ - drafts;
+            if (lifetime == score_lifetime::ignored) {
+                return detail::validate_sum_window(in, request, std::max<index_t>(least, 1));
+            }
+            if (request.protect.window_tokens >= least ||
+                request.budget.total(in.kv_heads()) >= state->first_.total_tokens()) { // nothing leaves
+                return {};
+            }
             return {errc::invalid_parameter,
-                    by_sum ? "running_scores: sums put the newest tokens last: protect them with "
-                             "request.protect.window_tokens, half of the budget in H2O"
-                           : "running_scores: request.protect.window_tokens must cover the tokens whose "
-                             "queries were not added",
-                    std::max(least, by_sum ? total / in.kv_heads() / 2 : 0)};
+                    "running_scores: request.protect.window_tokens must cover the tokens whose "
+                    "queries were not added",
+                    least};
         }
 
         template <class Inputs, executor Executor>
         [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                    workspace&, Executor&) const {
             if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+            detail::copy_scores(in, request, out, [&](index_t g) { return state->sums(g).data(); });
+            if (lifetime == score_lifetime::ignored) { return {}; }
             detail::fill_scores(in, request, out, [&](index_t g, index_t t) {
-                const float sum = state->sums(g)[static_cast<std::size_t>(t)];
-                const index_t observers = std::max<index_t>(1, state->observers(g, t));
-                return lifetime == score_lifetime::ignored ? sum : sum / static_cast<float>(observers);
+                return state->sums(g)[static_cast<std::size_t>(t)] /
+                       static_cast<float>(std::max<index_t>(1, state->observers(g, t)));
             });
             return {};
         }

@@ -78,9 +78,10 @@ class token_rows {
         return std::span(values_).subspan(begin(head), static_cast<std::size_t>(tokens(head)));
     }
     // [kv_heads, longest row]; what lies behind a shorter row is not its own. Valid until the state changes.
-    [[nodiscard]] auto view() const requires element<T> {
+    [[nodiscard]] auto view() const& requires element<T> {
         return strided<const T, 2>(values_.data(), {kv_heads(), longest_row()}, {capacity_, 1});
     }
+    void view() const&& = delete; // of a temporary
     // Newest tokens that no head has lost: so many can be dropped.
     [[nodiscard]] index_t droppable_tokens() const { return droppable_; }
 
@@ -106,12 +107,19 @@ class token_rows {
         return {};
     }
 
+    /// Memory for `count` more tokens of every head, so that the next append() of so many does not allocate: to be called for all
+    /// states of a cache before one of them changes. Returns can_append(count).
+    [[nodiscard]] status reserve(index_t count) {
+        if (const status s = can_append(count); !s.ok()) { return s; }
+        if (longest_row() + count > capacity_) { grow(longest_row() + count); }
+        return {};
+    }
+
     /// `count` new tokens for every head; fn(i) is the number of the i-th of them. Returns invalid_parameter for a negative
     /// count, index_overflow beyond 2^31 - 1 tokens of a head (needed: tokens).
     template <class Fn>
     [[nodiscard]] status append(index_t count, Fn&& fn) {
-        if (const status s = can_append(count); !s.ok()) { return s; }
-        if (longest_row() + count > capacity_) { grow(longest_row() + count); }
+        if (const status s = reserve(count); !s.ok()) { return s; }
         for (index_t head = 0; head < kv_heads(); ++head) {
             const index_t first = tokens(head);
             lengths_[static_cast<std::size_t>(head)] += count;

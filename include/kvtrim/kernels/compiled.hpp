@@ -15,5 +15,6 @@ template const window_kernels& window_kernels_of<void>(cpu_level);
 template const projection_kernels& projection_kernels_of<void>(cpu_level);
 template const product_kernels& product_kernels_of<void>(cpu_level);
 template const row_kernels& row_kernels_of<void>(cpu_level);
+template const selection_kernels& selection_kernels_of<void>(cpu_level);
 
 } // namespace kvtrim::kernels

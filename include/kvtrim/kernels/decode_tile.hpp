@@ -2,21 +2,27 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The queries of one token that share a KV head, and their attention over the tiles of keys shown so far: what a
-// decode step does with every row of its cache. The portable version, which is query_tile with all keys in sight.
+// Four queries of one token that share a KV head, and their attention over the tiles of keys shown so far: what a decode
+// step does with every row of its cache.
 //
 //   begin(), attend() for every tile of keys, finish(): o / z and m + log z as in kernels/query_tile.hpp
 //
-// Versions differ in the elements that they read where they lie: this one reads floats.
-// Numerics and cost: kernels/query_tile.hpp.
+// A decode step is bound by memory: keys and values are read once, as they are, and widened in registers, while the rows
+// of the next tile are fetched.
+//
+// Numerics: as kernels/query_tile.hpp; 2^x with relative error 1.5e-7; each query's result depends on no other query.
+// Cost per attend: 8 * keys * (head_dim + value_dim) flops. Measured: see bench/NOTES.md.
 
-#include <kvtrim/kernels/query_tile.hpp>
+#include <kvtrim/base/element.hpp>
+#include <kvtrim/kernels/panel_product.hpp>
+#include <kvtrim/simd/choose.hpp>
 
+#include <cmath>
 #include <type_traits>
 
 namespace kvtrim::kernels {
 
-// Rows of a cache head in memory: row t starts at data + t * stride, its elements follow each other.
+/// Rows of a cache head in memory: row t starts at data + t * stride, its elements follow each other.
 template <class Element>
 struct element_rows {
     const Element* data;
@@ -25,51 +31,63 @@ struct element_rows {
     [[nodiscard]] element_rows from(index_t row) const { return {data + row * stride, stride}; }
 };
 
-// A view on the tile's memory; construct it anew whenever it is needed.
-class decode_tile {
-  public:
-    static constexpr index_t max_queries = query_tile::max_queries;
+/// The memory of one tile, a view. Sizes do not depend on the target.
+struct decode_tile {
+    static constexpr index_t max_queries = 4, max_keys = 64;
     template <class Element>
-    static constexpr bool reads = std::is_same_v<Element, float>;
+    static constexpr bool reads =
+        std::is_same_v<Element, float> || std::is_same_v<Element, f16> || std::is_same_v<Element, bf16>;
 
-    [[nodiscard]] static constexpr index_t max_keys(index_t head_dim) {
-        return query_tile::max_keys(head_dim);
-    }
-    // Scratch of one tile, and what all tiles of a thread share.
+    index_t head_dim, value_dim;
+    double* sum;    // [4]
+    float* maximum; // [vector / 4][4]: a query's stands in each four lanes; units of log 2
+    float* queries; // [blocks of two vectors of channels][4][block], scaled
+    float* out;     // [4][value_dim, padded]
+    float* logits;  // [max_keys][4]
+
+    /// Scratch of one tile, and what all tiles of a thread share.
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
-        return query_tile::own_floats(head_dim, value_dim);
+        return 32 + max_queries * (padded(head_dim, 32) + padded(value_dim, 64));
     }
-    [[nodiscard]] static constexpr index_t shared_floats(index_t head_dim, index_t value_dim) {
-        return query_tile::shared_floats(head_dim, value_dim);
-    }
+    [[nodiscard]] static constexpr index_t shared_floats() { return max_keys * max_queries; }
 
     // own is aligned for doubles.
-    decode_tile(float* own, float* shared, index_t head_dim, index_t value_dim)
-        : tile_(own, shared, head_dim, value_dim) {}
+    decode_tile(float* own, float* shared, index_t key_length, index_t value_length)
+        : head_dim(key_length), value_dim(value_length), sum(reinterpret_cast<double*>(own)),
+          maximum(own + 16), queries(own + 32), out(queries + max_queries * padded(key_length, 32)),
+          logits(shared) {}
 
-    // Takes queries [count, head_dim], count <= max_queries, for keys of such elements.
-    template <class Key>
-    void begin(const float* queries, index_t query_stride, index_t count, const logit_rules& rules) {
-        tile_.begin(queries, query_stride, count, masked_logit, rules);
+    [[nodiscard]] float* out_of(index_t query) const { return out + query * padded(value_dim, 64); }
+
+    [[nodiscard]] static constexpr index_t padded(index_t count, index_t multiple) {
+        return (count + multiple - 1) / multiple * multiple;
     }
-
-    // Shows `keys` rows, keys <= max_keys(head_dim), to all queries. `ahead` more rows of both follow in memory and will
-    // be shown next.
-    void attend(element_rows<float> key_rows, element_rows<float> value_rows, index_t keys, index_t queries,
-                const logit_rules& rules, index_t ahead) {
-        static_cast<void>(ahead);
-        const key_tile tile{key_rows.data, key_rows.stride, value_rows.data, value_rows.stride, keys, 0};
-        tile_.attend(tile, {rules.scale, rules.soft_cap, 0}, {queries, keys});
-    }
-
-    // out [count, value_dim], log_sum_exp [count]; values of such elements were shown.
-    template <class Value>
-    void finish(index_t count, float* out, float* log_sum_exp) const {
-        tile_.finish(count, out, log_sum_exp);
-    }
-
-  private:
-    query_tile tile_;
 };
+
+/// The steps of a tile, for elements float, f16 or bf16.
+template <class Key, class Value>
+struct decode_kernels {
+    /// Takes queries [count, head_dim], count <= max_queries.
+    void (*begin)(const decode_tile& tile, const float* queries, index_t query_stride, index_t count,
+                  const logit_rules& rules);
+    /// Shows `keys` rows, keys <= max_keys, to all queries. `ahead` more rows of both follow in memory and will be shown
+    /// next.
+    void (*attend)(const decode_tile& tile, element_rows<Key> key_rows, element_rows<Value> value_rows,
+                   index_t keys, const logit_rules& rules, index_t ahead);
+    /// out [count, value_dim], log_sum_exp [count].
+    void (*finish)(const decode_tile& tile, index_t count, float* out, float* log_sum_exp);
+};
+
+} // namespace kvtrim::kernels
+
+#define KVTRIM_BODY <kvtrim/kernels/decode_tile.inl>
+#include <kvtrim/simd/for_each_target.inl>
+
+namespace kvtrim::kernels {
+
+template <class Key, class Value>
+[[nodiscard]] const decode_kernels<Key, Value>& active_decode_kernels() {
+    return KVTRIM_CHOOSE(active_cpu_level(), decode_table<Key, Value>);
+}
 
 } // namespace kvtrim::kernels

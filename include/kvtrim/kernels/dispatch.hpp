@@ -4,6 +4,7 @@
 
 // All families of kernels that have a table; whoever needs one includes its own header.
 
+#include <kvtrim/kernels/ordered_bits.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
 #include <kvtrim/kernels/row_ops.hpp>

@@ -35,6 +35,14 @@ struct panel_out {
 
 inline constexpr float masked_logit = -std::numeric_limits<float>::infinity();
 inline constexpr float largest_logit = std::numeric_limits<float>::max();
+inline constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
+
+// How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
+struct logit_rules {
+    float scale;
+    float soft_cap;         // 0: none
+    index_t sliding_window; // 0: all
+};
 
 } // namespace kvtrim::kernels
 

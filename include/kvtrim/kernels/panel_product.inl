@@ -162,7 +162,13 @@ KVTRIM_INLINE void for_each_vector(index_t count, const Step& step) {
 // sum, and denormals would make products ten times slower.
 KVTRIM_INLINE floats weight_of(floats logit, floats maximum) {
     const floats x = min(broadcast(largest_logit), logit) - maximum;
-    return keep(greater(x, broadcast(-75.0f)), exp2(x * broadcast(1.44269504f)));
+    return keep(greater(x, broadcast(-75.0f)), exp2(x * broadcast(log2_e)));
+}
+
+// The same of logits in units of log 2: one multiplication less.
+KVTRIM_INLINE floats binary_weight_of(floats logit, floats maximum) {
+    const floats x = min(broadcast(largest_logit), logit) - maximum;
+    return keep(greater(x, broadcast(-108.0f)), exp2(x));
 }
 
 // cap * tanh(logit / cap) with tanh x = 1 - 2 / (e^2x + 1); for small x, where that is mostly rounding,

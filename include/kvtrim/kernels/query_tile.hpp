@@ -3,22 +3,27 @@
 #pragma once
 
 // A tile of consecutive queries of one head and its attention over the key tiles it has been shown so far: flash
-// attention, one step at a time. The portable version, and the readable one of all others.
+// attention, one step at a time.
 //
 //   o[r] = sum over keys t seen of exp(l[r, t] - m[r]) v[t],  z[r] = sum of exp(l[r, t] - m[r]),  m[r] = max of l[r, t]
 //   l[r, t] = cap(<scale * q[r], k[t]>);  result o / z and m + log z
 //
-// begin(), attend() for every key tile in any order, finish(). Other versions have the same members; one that keeps keys
-// and values in an order of its own does so in pack(), once for all query tiles that attend to a key tile.
-// Numerics: products and exponentials in float, z in double across tiles; a NaN logit counts as masked, +infinity as
-// the largest float. A row that sees nothing gives 0 and -infinity. A key that a query does not see changes no bit of its
-// result, whatever its elements; a NaN or infinite value of one that it sees spoils the channels that it is in.
-// Cost per attend: 2 * rows * keys * (head_dim + value_dim) flops, rows * keys exponentials.
+//   queries [head_dim][panel], logits [keys][panel], out [value_dim][panel]    a panel of queries: kernels/panel_product.hpp
+//
+// Each target has a class query_tile in its namespace: begin(), attend() for every key tile in any order, finish(). Queries
+// lie side by side in the lanes, so both products are the same small kernel, which reads keys and values where they are,
+// unpacked and untransposed, and statistics and exponentials are vertical. A version that keeps keys and values in an order
+// of its own (query_tile_amx.hpp) makes it in pack(), once for all query tiles that attend to a key tile.
+//
+// Numerics: products and exponentials in float, z in double across tiles; 2^x with relative error 1.5e-7 (2.2e-7 on the
+// baseline of x86-64); a NaN logit counts as masked, +infinity as the largest float. A row that sees nothing gives 0 and
+// -infinity. A key that a query does not see changes no bit of its result, whatever its elements; a NaN or infinite value
+// of one that it sees spoils the channels that it is in.
+// Cost per attend: 2 * rows * keys * (head_dim + value_dim) flops, rows * keys exponentials. Measured: see bench/NOTES.md.
 
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/panel_product.hpp>
 
 #include <cmath>
-#include <cstring>
 
 namespace kvtrim::kernels {
 
@@ -33,13 +38,6 @@ struct basic_key_tile {
     index_t first_position; // cache row of the first key
 };
 using key_tile = basic_key_tile<float>;
-
-// How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
-struct logit_rules {
-    float scale;
-    float soft_cap;         // 0: none
-    index_t sliding_window; // 0: all
-};
 
 // The queries of a tile: `count` of them, at cache rows [first_position, ...).
 struct query_range {
@@ -93,111 +91,7 @@ void add_other_values(const key_tile& tile, index_t value_dim, query_table<const
     }
 }
 
-// A view on the tile's memory; construct it anew whenever it is needed.
-class query_tile {
-  public:
-    using element = float; // of queries, keys and values
-    static constexpr index_t max_queries = tile_query_rows;
-    [[nodiscard]] static constexpr index_t max_keys(index_t head_dim) { return tile_tokens(head_dim); }
-    // Scratch of one tile, and what all tiles of a thread share.
-    [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
-        return max_queries * (head_dim + value_dim + 2) + 2 * max_queries;
-    }
-    [[nodiscard]] static constexpr index_t shared_floats(index_t head_dim, index_t value_dim) {
-        return max_queries * (max_keys(head_dim) + 1) + max_keys(head_dim) * value_dim;
-    }
-
-    // own is aligned for doubles.
-    query_tile(float* own, float* shared, index_t head_dim, index_t value_dim)
-        : head_dim_(head_dim), value_dim_(value_dim), sum_(reinterpret_cast<double*>(own)),
-          maximum_(own + 2 * max_queries), queries_(maximum_ + max_queries),
-          out_(queries_ + max_queries * head_dim), logits_(shared),
-          rescale_(shared + max_queries * max_keys(head_dim)), finite_(rescale_ + max_queries) {}
-
-    // To be called before attend() whenever `shared` is about to see other keys. Nothing is packed here.
-    static void pack(const key_tile&, float*, index_t, index_t) {}
-
-    // Takes queries [count, head_dim], count <= max_queries. A model with an attention sink passes its logit, others
-    // masked_logit.
-    void begin(const float* queries, index_t query_stride, index_t count, float sink_logit,
-               const logit_rules& rules) {
-        for (index_t r = 0; r < count; ++r) {
-            for (index_t d = 0; d < head_dim_; ++d) {
-                queries_[r * head_dim_ + d] = rules.scale * queries[r * query_stride + d];
-            }
-        }
-        std::fill_n(maximum_, count, sink_logit);
-        std::fill_n(sum_, count, sink_logit == masked_logit ? 0.0 : 1.0);
-        std::fill_n(out_, count * value_dim_, 0.0f);
-    }
-
-    // Requires tile.count <= max_keys(head_dim), and the tile or a longer one packed.
-    void attend(const key_tile& tile, const logit_rules& rules, query_range queries) {
-        const index_t count = queries.count;
-        logits(tile.keys, tile.key_stride, tile.count, queries_, count, head_dim_, logits_);
-        condition_logits(logits_, tile.count * count, rules.soft_cap);
-        const bool masked = !all_visible(tile, rules, queries);
-        if (masked) { mask(tile, rules, queries); }
-        accumulate_statistics(logits_, tile.count, count, {maximum_, sum_}, rescale_);
-        for (index_t r = 0; r < count; ++r) {
-            if (rescale_[r] == 1.0f) { continue; }
-            for (index_t d = 0; d < value_dim_; ++d) { out_[r * value_dim_ + d] *= rescale_[r]; }
-        }
-        add_over_tokens(logits_, tile.count, count, sum_);
-        if (masked && !all_finite(tile)) {
-            copy_finite_values(tile, value_dim_, finite_);
-            add_weighted_values(logits_, tile.count, count, finite_, value_dim_, value_dim_, out_);
-            add_other_values(tile, value_dim_, {logits_, count, 1}, count, {out_, 1, value_dim_});
-        } else {
-            add_weighted_values(logits_, tile.count, count, tile.values, tile.value_stride, value_dim_, out_);
-        }
-    }
-
-    // out [count, value_dim]; log_sum_exp [count] unless null.
-    void finish(index_t count, float* out, float* log_sum_exp) const {
-        for (index_t r = 0; r < count; ++r) {
-            const auto weight = static_cast<float>(sum_[r] > 0 ? 1.0 / sum_[r] : 0.0);
-            for (index_t d = 0; d < value_dim_; ++d) {
-                out[r * value_dim_ + d] = weight * out_[r * value_dim_ + d];
-            }
-            if (log_sum_exp != nullptr) {
-                log_sum_exp[r] =
-                    sum_[r] > 0 ? maximum_[r] + static_cast<float>(std::log(sum_[r])) : masked_logit;
-            }
-        }
-    }
-
-  private:
-    // 0 * x is 0 where x is finite, and NaN where it is not.
-    [[nodiscard]] bool all_finite(const key_tile& tile) const {
-        float sum = 0;
-        for (index_t t = 0; t < tile.count; ++t) {
-            const float* const row = tile.values + t * tile.value_stride;
-            for (index_t d = 0; d < value_dim_; ++d) { sum += row[d] * 0.0f; }
-        }
-        return sum == 0;
-    }
-
-    void mask(const key_tile& tile, const logit_rules& rules, query_range queries) {
-        for (index_t t = 0; t < tile.count; ++t) {
-            for (index_t r = 0; r < queries.count; ++r) {
-                const index_t distance = queries.first_position + r - (tile.first_position + t);
-                if (distance < 0 || (rules.sliding_window > 0 && distance >= rules.sliding_window)) {
-                    logits_[t * queries.count + r] = masked_logit;
-                }
-            }
-        }
-    }
-
-    index_t head_dim_;
-    index_t value_dim_;
-    double* sum_;    // [max_queries]
-    float* maximum_; // [max_queries]
-    float* queries_; // [max_queries, head_dim], scaled
-    float* out_;     // [max_queries, value_dim]
-    float* logits_;  // [max_keys, count]
-    float* rescale_; // [max_queries]
-    float* finite_;  // [max_keys, value_dim], where some values are not
-};
-
 } // namespace kvtrim::kernels
+
+#define KVTRIM_BODY <kvtrim/kernels/query_tile.inl>
+#include <kvtrim/simd/for_each_target.inl>

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// query_tile in AMX for bf16 queries, keys and values: products of bf16 in tiles, all else as query_tile_avx512.
+// query_tile in AMX for bf16 queries, keys and values: products of bf16 in tiles, all else as query_tile in AVX-512.
 //
 //   logits  [keys][32]      = K [keys][head_dim] * Q^T        weights = softmax step, rounded to bf16
 //   out     [value_dim][32] += V^T [value_dim][keys] * weights
@@ -20,7 +20,7 @@
 // an emulation and have not been measured on hardware. Packing a key tile takes 14 thousand, once for up to 1024 queries.
 
 #include <kvtrim/kernels/amx_blocks.hpp>
-#include <kvtrim/kernels/lanes_avx512.hpp>
+#include <kvtrim/kernels/query_tile.hpp>
 
 #if KVTRIM_HAS_X86
 
@@ -78,10 +78,10 @@ class basic_query_tile_amx {
   public:
     using element = bf16;
     using key_tile = basic_key_tile<bf16>;
-    static constexpr index_t max_queries = tile_avx512::lanes;
+    static constexpr index_t max_queries = avx512::panel_columns;
     [[nodiscard]] static constexpr index_t max_keys(index_t) { return most_keys; }
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
-        return tile_avx512::lane_softmax::floats(amx::whole_steps(value_dim)) +
+        return avx512::panel_softmax::memory_floats(amx::whole_steps(value_dim)) +
                max_queries * amx::whole_steps(head_dim) / 2;
     }
     [[nodiscard]] static constexpr index_t shared_floats(index_t head_dim, index_t value_dim) {
@@ -92,7 +92,7 @@ class basic_query_tile_amx {
     // own is aligned for doubles.
     basic_query_tile_amx(float* own, float* shared, index_t head_dim, index_t value_dim)
         : head_dim_(head_dim), value_dim_(value_dim), softmax_(own, amx::whole_steps(value_dim)),
-          queries_(reinterpret_cast<bf16*>(own + tile_avx512::lane_softmax::floats(softmax_.value_dim))),
+          queries_(reinterpret_cast<bf16*>(own + avx512::panel_softmax::memory_floats(softmax_.value_dim))),
           shared_(shared, head_dim) {}
 
     // For attend() to the tile's first keys, any count of them.
@@ -127,15 +127,15 @@ class basic_query_tile_amx {
         Tiles::configure();
         multiply_keys(keys);
         if (rules.soft_cap > 0) {
-            tile_avx512::cap_logits(shared_.logits, tile.count * max_queries, rules.soft_cap,
-                                    tile_avx512::log2_e, rules.scale);
+            avx512::cap_logits(shared_.logits, tile.count * max_queries,
+                               avx512::logit_cap{rules.soft_cap, log2_e, rules.scale});
         }
         if (!all_visible(tile, rules, queries)) {
-            tile_avx512::mask_logits(shared_.logits, tile.count, tile.first_position, rules, queries);
+            avx512::mask_logits(shared_.logits, tile.count, tile.first_position, rules, queries);
         }
         std::fill(shared_.logits + tile.count * max_queries, shared_.logits + keys * max_queries,
                   masked_logit);
-        const float scale = rules.soft_cap > 0 ? 1.0f : rules.scale * tile_avx512::log2_e;
+        const float scale = rules.soft_cap > 0 ? 1.0f : rules.scale * log2_e;
         make_weights(keys, scale, 0);
         make_weights(keys, scale, 16);
         multiply_values(keys);
@@ -228,14 +228,13 @@ class basic_query_tile_amx {
     KVTRIM_TARGET_AMX void make_weights(index_t keys, float scale, index_t half) {
         const float* const logits = shared_.logits + half;
         const __m512 unit = _mm512_set1_ps(scale);
-        const __m512 maximum =
-            softmax_.raise(half, _mm512_mul_ps(unit, tile_avx512::highest_of(logits, keys)));
+        const __m512 maximum = softmax_.raise(half, _mm512_mul_ps(unit, avx512::highest_of(logits, keys)));
         __m512 sum = _mm512_setzero_ps();
         for (index_t t = 0; t < keys; t += 2) {
             const float* const l = logits + t * max_queries;
-            const __m512 w0 = tile_avx512::weight_of(_mm512_mul_ps(unit, _mm512_loadu_ps(l)), maximum);
+            const __m512 w0 = avx512::binary_weight_of(_mm512_mul_ps(unit, _mm512_loadu_ps(l)), maximum);
             const __m512 w1 =
-                tile_avx512::weight_of(_mm512_mul_ps(unit, _mm512_loadu_ps(l + max_queries)), maximum);
+                avx512::binary_weight_of(_mm512_mul_ps(unit, _mm512_loadu_ps(l + max_queries)), maximum);
             sum = _mm512_add_ps(sum, _mm512_add_ps(w0, w1));
             // Block (t / 32, half), row t % 32 / 2.
             bf16* const to =
@@ -247,12 +246,22 @@ class basic_query_tile_amx {
 
     index_t head_dim_;
     index_t value_dim_;
-    tile_avx512::lane_softmax softmax_; // its value_dim in whole steps
-    bf16* queries_;                     // [head_dim / 32][2 halves][16 pairs of dimensions][16 queries][2]
+    avx512::panel_softmax softmax_; // its value_dim in whole steps
+    bf16* queries_;                 // [head_dim / 32][2 halves][16 pairs of dimensions][16 queries][2]
     shared_memory shared_;
 };
 
 using query_tile_amx = basic_query_tile_amx<amx_tiles>;
+
+namespace amx {
+
+// As the function of that name in kernels/query_tile.inl.
+template <class Fn>
+decltype(auto) call_with_query_tile(Fn& fn) {
+    return fn.template operator()<query_tile_amx>();
+}
+
+} // namespace amx
 
 } // namespace kvtrim::kernels
 

@@ -4,11 +4,14 @@
 
 // Reductions and elementwise steps on rows of floats: what scorers without queries, and pruning, are made of.
 //
-// Numerics: float; sums in the lanes of four vectors, in an order that the length alone decides, so that equal rows give
+// Numerics: float where nothing else is said; sums in the lanes of four vectors, in an order that the length alone decides, so that equal rows give
 // equal results wherever they lie.
 
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
+
+#include <cmath>
+#include <type_traits>
 
 namespace kvtrim::kernels {
 
@@ -20,8 +23,21 @@ struct row_kernels {
     void (*add_absolute)(const float* rows, index_t stride, index_t count, index_t length, float* out);
     // Soft cap (0: none), then NaN to masked and +infinity to the largest float, in place.
     void (*condition_logits)(float* logits, index_t count, float soft_cap);
-    // sums [columns] += the columns of tile [rows, columns]: over rows. Float within the tile.
-    void (*add_over_rows)(const float* tile, index_t rows, index_t columns, double* sums);
+    // sums [length] += sum of weight[i] * row i; weights null: 1 each. A row that weighs 0 is not read. Float within a call.
+    void (*add_over_rows)(const float* rows, index_t stride, index_t count, index_t length,
+                          const float* weights, double* sums);
+    // into [count] += from
+    void (*add_row)(const float* from, index_t count, float* into);
+    // into [count] = max(into, from); NaN in from counts as absent.
+    void (*raise_row)(const float* from, index_t count, float* into);
+    // row [count] = (row + added) * weights
+    void (*weigh_row)(float* row, index_t count, float added, const float* weights);
+    // row i *= factors[i], in place; rows without gaps.
+    void (*scale_rows)(float* rows, index_t count, index_t length, const float* factors);
+    // out [count] = the unbiased standard deviation over the elements of (row i - low) * scale, 0 for one element; low and
+    // scale [length]. In double.
+    void (*deviations)(const float* rows, index_t stride, index_t count, index_t length, const double* low,
+                       const double* scale, double* out);
     // maximum, minimum [length] folded with `count` rows; NaN elements count as absent.
     void (*fold_bounds)(const float* rows, index_t stride, index_t count, index_t length, float* maximum,
                         float* minimum);
@@ -67,7 +83,7 @@ inline void condition_logits(float* logits, index_t count, float soft_cap) {
 
 // sums [query_rows] += the tile's columns: over tokens, for each query row. Float within the tile.
 inline void add_over_tokens(const float* tile, index_t tokens, index_t query_rows, double* sums) {
-    active_row_kernels().add_over_rows(tile, tokens, query_rows, sums);
+    active_row_kernels().add_over_rows(tile, query_rows, tokens, query_rows, nullptr, sums);
 }
 
 inline void fold_bounds(const float* rows, index_t row_stride, index_t count, index_t columns, float* maximum,

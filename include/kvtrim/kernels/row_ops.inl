@@ -33,15 +33,102 @@ inline void condition_logits(float* logits, index_t count, float soft_cap) {
         });
 }
 
-inline void add_over_rows(const float* tile, index_t rows, index_t columns, double* sums) {
-    for_each_vector(
-        columns, [&](index_t c, auto some) __attribute__((always_inline)) {
-            floats sum = broadcast(0.0f);
-            for (index_t t = 0; t < rows; ++t) { sum = sum + some.load(tile + t * columns + c); }
+// Four vectors of columns at a time, whose sums need not wait for each other.
+inline void add_over_rows(const float* rows, index_t stride, index_t count, index_t length,
+                          const float* weights, double* sums) {
+    const auto add = [&](auto vectors, index_t first, auto some) __attribute__((always_inline)) {
+        constexpr index_t columns = decltype(vectors)::value;
+        registers<columns> sum;
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < columns; ++v) { sum[v] = broadcast(0.0f); }
+        for (index_t i = 0; i < count; ++i) {
+            const float weight = weights != nullptr ? weights[i] : 1.0f;
+            if (weight == 0) { continue; }
+            KVTRIM_UNROLL
+            for (index_t v = 0; v < columns; ++v) {
+                sum[v] = fma(some.load(rows + i * stride + first + v * lanes), broadcast(weight), sum[v]);
+            }
+        }
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < columns; ++v) {
             float partial[lanes];
-            store(partial, sum);
-            for (index_t i = 0; i < some.count(); ++i) { sums[c + i] += static_cast<double>(partial[i]); }
+            store(partial, sum[v]);
+            double* const to = sums + first + v * lanes;
+            for (index_t i = 0; i < some.count(); ++i) { to[i] += static_cast<double>(partial[i]); }
+        }
+    };
+    constexpr std::integral_constant<index_t, 4> four;
+    constexpr std::integral_constant<index_t, 1> one;
+    index_t d = 0;
+    for (; d + 4 * lanes <= length; d += 4 * lanes) { add(four, d, all_lanes{}); }
+    for (; d + lanes <= length; d += lanes) { add(one, d, all_lanes{}); }
+    if (d < length) { add(one, d, first_lanes(length - d)); }
+}
+
+inline void add_row(const float* from, index_t count, float* into) {
+    for_each_vector(
+        count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            some.store(into + i, some.load(into + i) + some.load(from + i));
         });
+}
+
+inline void raise_row(const float* from, index_t count, float* into) {
+    for_each_vector(
+        count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            some.store(into + i, max(some.load(from + i), some.load(into + i)));
+        });
+}
+
+inline void weigh_row(float* row, index_t count, float added, const float* weights) {
+    for_each_vector(
+        count, [&](index_t i, auto some) __attribute__((always_inline)) {
+            some.store(row + i, (some.load(row + i) + broadcast(added)) * some.load(weights + i));
+        });
+}
+
+inline void scale_rows(float* rows, index_t count, index_t length, const float* factors) {
+    for (index_t i = 0; i < count; ++i, rows += length) {
+        for_each_vector(
+            length, [&](index_t d, auto some) __attribute__((always_inline)) {
+                some.store(rows + d, some.load(rows + d) * broadcast(factors[i]));
+            });
+    }
+}
+
+// The sum of step(position, doubles) over all elements.
+template <class Step>
+KVTRIM_INLINE double sum_of_doubles(index_t length, const Step& step) {
+    doubles sum[4] = {};
+    index_t d = 0;
+    for (; d + 4 * double_lanes <= length; d += 4 * double_lanes) {
+        KVTRIM_UNROLL
+        for (index_t v = 0; v < 4; ++v) { sum[v] += step(d + v * double_lanes, all_doubles{}); }
+    }
+    for (; d + double_lanes <= length; d += double_lanes) { sum[0] += step(d, all_doubles{}); }
+    const doubles lanes_of = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    double total = 0;
+    KVTRIM_UNROLL
+    for (index_t i = 0; i < double_lanes; ++i) { total += lanes_of[i]; }
+    for (; d < length; ++d) { total += step(d, one_double{}); }
+    return total;
+}
+
+inline void deviations(const float* rows, index_t stride, index_t count, index_t length, const double* low,
+                       const double* scale, double* out) {
+    const auto channels = static_cast<double>(length);
+    for (index_t i = 0; i < count; ++i) {
+        const float* const row = rows + i * stride;
+        const auto scaled = [&](index_t d, auto some) __attribute__((always_inline)) {
+            return (some.load(row + d) - some.load(low + d)) * some.load(scale + d);
+        };
+        const double mean = sum_of_doubles(length, scaled) / channels;
+        const double squares = sum_of_doubles(
+            length, [&](index_t d, auto some) __attribute__((always_inline)) {
+                const auto distance = scaled(d, some) - mean;
+                return distance * distance;
+            });
+        out[i] = length > 1 ? std::sqrt(squares / (channels - 1)) : 0.0 * squares; // NaN stays NaN
+    }
 }
 
 inline void fold_bounds(const float* rows, index_t stride, index_t count, index_t length, float* maximum,
@@ -88,7 +175,8 @@ inline void softmax(float* row, index_t count) {
         });
 }
 
-inline constexpr row_kernels row_table{dots,        add_absolute, condition_logits, add_over_rows,
-                                       fold_bounds, corner_bound, softmax};
+inline constexpr row_kernels row_table{dots,       add_absolute, condition_logits, add_over_rows,
+                                       add_row,    raise_row,    weigh_row,        scale_rows,
+                                       deviations, fold_bounds,  corner_bound,     softmax};
 
 } // namespace kvtrim::kernels::KVTRIM_TARGET

@@ -22,6 +22,7 @@
 // Numerics: products float, sums over queries double; E, F and S are each summed, not taken from 1. A query whose kept
 // mass is 0 contributes || y ||.
 
+#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
 #include <kvtrim/math/attention_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
@@ -76,16 +77,15 @@ class split_outputs {
             const index_t count = std::min(rows.tile_tokens(), rows.visible_end() - t);
             float* evicted = rows.attention(t, count);
             for (index_t i = 0; i < count; ++i) {
+                float* const kept = kept_tile_.data() + i * count_rows;
+                float* const other = evicted + i * count_rows;
                 const bool keep = is_kept[static_cast<std::size_t>(t + i)] != 0;
-                for (index_t r = 0; r < count_rows; ++r) {
-                    float& a = evicted[i * count_rows + r];
-                    kept_tile_[static_cast<std::size_t>(i * count_rows + r)] = keep ? a : 0.0f;
-                    if (keep) { a = 0.0f; }
-                }
+                if (keep) { std::copy_n(other, count_rows, kept); }
+                std::fill_n(keep ? other : kept, count_rows, 0.0f);
             }
             kernels::add_over_tokens(kept_tile_.data(), count, count_rows, kept_mass_.data());
             kernels::add_over_tokens(evicted, count, count_rows, evicted_mass_.data());
-            const float_rows v = read_rows(in_.values, kv_head, t, count, values_.data());
+            const float_rows v = kernels::read_rows(in_.values, kv_head, t, count, values_.data());
             kernels::add_weighted_values(kept_tile_.data(), count, count_rows, v.data, v.stride, value_dim_,
                                          kept_.data());
             kernels::add_weighted_values(evicted, count, count_rows, v.data, v.stride, value_dim_,
@@ -141,7 +141,7 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
     float largest = 0;
     for (index_t h = 0; h < q_heads; ++h) {
         const index_t kv_head = h / (q_heads / in.kv_heads());
-        const float_rows w = read_rows(in.output_projection, h, 0, value_dim, w_o.data());
+        const float_rows w = kernels::read_rows(in.output_projection, h, 0, value_dim, w_o.data());
         const float* d = differences.data() + h * queries * value_dim;
         const auto add_norms = [&](const float_rows& rows, index_t count) {
             std::fill(norms.begin(), norms.end(), 0.0f);
@@ -160,7 +160,7 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
         if (bound == loss_bound::skipped) { continue; }
         for (index_t t = 0; t < in.tokens(kv_head); t += 256) {
             const index_t count = std::min<index_t>(256, in.tokens(kv_head) - t);
-            add_norms(read_rows(in.values, kv_head, t, count, values.data()), count);
+            add_norms(kernels::read_rows(in.values, kv_head, t, count, values.data()), count);
             for (index_t i = 0; i < count; ++i) {
                 largest = std::max(largest, norms[static_cast<std::size_t>(i)]);
             }

@@ -139,16 +139,12 @@ class layer_wise {
         if (const status s = policy.validate(in, keeping_all(request)); !s.ok()) { return s; }
         const index_t rows = saturated_product(layers, in.kv_heads());
         if (rows > most) { return {errc::index_overflow, "layer_cascade: at most 2^31 - 1 rows", rows}; }
-        const cache_lengths one = count_lengths(in, request.protect); // times 2^31 rows at most
+        cache_lengths all = count_lengths(in, request.protect); // times 2^31 rows at most
+        all.tokens *= layers;
+        all.protected_tokens *= layers;
         const index_t total = request.budget.total(in.kv_heads(), layers);
-        if (request.budget.tokens < 0 || (request.budget.tokens == 0 && one.tokens > 0)) {
-            return {errc::budget_zero, "the budget must be at least one token"};
-        }
-        if (layers * one.protected_tokens > total) {
-            return {errc::budget_below_protection, "the protected tokens of all layers exceed the budget",
-                    layers * one.protected_tokens};
-        }
-        if (total >= layers * one.tokens || one.candidates() == 0) { return {}; } // kept whole, unscored
+        if (const status s = detail::validate_budget(request, all, total); !s.ok()) { return s; }
+        if (total >= all.tokens || all.candidates() == 0) { return {}; } // kept whole, unscored
         return detail::validate_scorer(policy, in, request);
     }
 

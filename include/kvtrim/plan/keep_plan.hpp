@@ -55,16 +55,21 @@ class keep_plan {
         return static_cast<index_t>(this->row(row).size());
     }
     // Cache rows of one head that stay, ascending.
-    [[nodiscard]] std::span<const table_index> row(index_t row) const {
+    [[nodiscard]] std::span<const table_index> row(index_t row) const& {
         const auto r = static_cast<std::size_t>(row);
         return std::span(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
                                         static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
     // [rows + 1], indptr of kept().
-    [[nodiscard]] std::span<const table_index> offsets() const { return offsets_; }
+    [[nodiscard]] std::span<const table_index> offsets() const& { return offsets_; }
     // [rows + 1], the cumulative lengths of the compacted cache, as varlen attention kernels take them.
-    [[nodiscard]] std::span<const table_index> cu_seqlens() const { return offsets_; }
-    [[nodiscard]] std::span<const table_index> kept() const { return kept_; }
+    [[nodiscard]] std::span<const table_index> cu_seqlens() const& { return offsets_; }
+    [[nodiscard]] std::span<const table_index> kept() const& { return kept_; }
+    // Of a temporary: it would be gone when they are read.
+    void row(index_t row) const&& = delete;
+    void offsets() const&& = delete;
+    void cu_seqlens() const&& = delete;
+    void kept() const&& = delete;
     [[nodiscard]] index_t longest_row() const {
         index_t longest = 0;
         for (index_t r = 0; r < rows(); ++r) { longest = std::max(longest, kept_tokens(r)); }

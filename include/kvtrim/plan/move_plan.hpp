@@ -19,6 +19,7 @@
 #include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/plan/page_table.hpp>
 
+#include <functional>
 #include <vector>
 
 namespace kvtrim {
@@ -41,7 +42,7 @@ class move_plan {
     }
     // Plan rows per row of the table: 1 where a slot moves with everything it holds.
     [[nodiscard]] index_t heads() const { return heads_; }
-    [[nodiscard]] std::span<const slot_move> moves(index_t row) const {
+    [[nodiscard]] std::span<const slot_move> moves(index_t row) const& {
         return part(moves_, move_offsets_, row);
     }
     [[nodiscard]] index_t total_moves() const { return static_cast<index_t>(moves_.size()); }
@@ -52,15 +53,21 @@ class move_plan {
         return moves_.empty() ? 0 : highest_slot_ / page_tokens_ + 1;
     }
 
-    [[nodiscard]] page_table table() const { return {indptr_, indices_, last_page_len_}; }
-    [[nodiscard]] std::span<const std::int32_t> freed_pages() const { return freed_; }
-    [[nodiscard]] std::span<const std::int32_t> released_pages() const { return released_; }
+    [[nodiscard]] page_table table() const& { return {indptr_, indices_, last_page_len_}; }
+    [[nodiscard]] std::span<const std::int32_t> freed_pages() const& { return freed_; }
+    [[nodiscard]] std::span<const std::int32_t> released_pages() const& { return released_; }
     [[nodiscard]] index_t taken_pages() const { return taken_; }
 
-    [[nodiscard]] std::span<const std::int32_t> origins(index_t row) const {
+    [[nodiscard]] std::span<const std::int32_t> origins(index_t row) const& {
         return part(origins_, origin_offsets_, row);
     }
     [[nodiscard]] index_t kept_tokens(index_t row) const { return static_cast<index_t>(origins(row).size()); }
+    // Of a temporary: it would be gone when they are read.
+    void moves(index_t row) const&& = delete;
+    void table() const&& = delete;
+    void freed_pages() const&& = delete;
+    void released_pages() const&& = delete;
+    void origins(index_t row) const&& = delete;
     // Tokens that stay although the keep_plan evicts them, because they lie in shared pages; all rows together.
     [[nodiscard]] index_t extra_tokens() const { return extra_; }
 
@@ -73,6 +80,16 @@ class move_plan {
             return {errc::plan_mismatch, "gather_positions: the plan has no such row", rows()};
         }
         return detail::gather_positions(origins(row), positions, out);
+    }
+
+    /// Whether a list begins in a table of this plan, which would change under its reader when the plan is made again.
+    [[nodiscard]] bool holds(std::span<const std::int32_t> list) const {
+        const auto begins_in = [&](const std::vector<std::int32_t>& own) {
+            return !std::less<>{}(list.data(), own.data()) &&
+                   std::less<>{}(list.data(), own.data() + own.size());
+        };
+        return !list.empty() && (begins_in(indptr_) || begins_in(indices_) || begins_in(last_page_len_) ||
+                                 begins_in(freed_) || begins_in(released_) || begins_in(origins_));
     }
 
     friend bool operator==(const move_plan&, const move_plan&) = default;

@@ -16,7 +16,8 @@
 //
 // Tables are not trusted: validate() and validate_row() check them in O(rows + pages named), once for each table that enters.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/base/saturated.hpp>
+#include <kvtrim/base/strided_bytes.hpp>
 
 #include <cstdint>
 #include <limits>
@@ -53,16 +54,35 @@ struct page_layout {
     }
 };
 
-/// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together.
+/// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together. Strides that no number holds become the largest
+/// one, which what reads or moves pages refuses.
 [[nodiscard]] constexpr page_layout nhd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim,
                                               index_t pages = page_layout::unknown_pages) {
-    return {page_tokens, page_tokens * kv_heads * head_dim, kv_heads * head_dim, head_dim, pages};
+    const index_t token = saturated_product(kv_heads, head_dim);
+    return {page_tokens, saturated_product(page_tokens, token), token, head_dim, pages};
 }
 /// Pages [kv_heads, page_tokens, head_dim]: the tokens of a head lie together.
 [[nodiscard]] constexpr page_layout hnd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim,
                                               index_t pages = page_layout::unknown_pages) {
-    return {page_tokens, page_tokens * kv_heads * head_dim, head_dim, page_tokens * head_dim, pages};
+    const index_t head = saturated_product(page_tokens, head_dim);
+    return {page_tokens, saturated_product(kv_heads, head), head_dim, head, pages};
 }
+
+namespace detail {
+
+// The bytes that rows of `heads` heads occupy in pages [first, first + count).
+template <class T>
+[[nodiscard]] strided_bytes bytes_of_pages(const T* pool, const page_layout& layout, index_t first,
+                                           index_t count, index_t heads, index_t head_dim) {
+    constexpr index_t size = sizeof(T);
+    return {.first = first == 0 ? pool : pool + first * layout.page_stride,
+            .extents = {count, layout.page_tokens, heads, head_dim},
+            .strides = {to_bytes(layout.page_stride, size), to_bytes(layout.token_stride, size),
+                        to_bytes(layout.head_stride, size), size},
+            .bytes = size};
+}
+
+} // namespace detail
 
 struct page_table {
     std::span<const std::int32_t> indptr;

@@ -67,7 +67,7 @@ struct segment_grid {
 };
 
 /// Whether tables can hold a row of all allowed blocks for every (KV head, segment). Returns the grid's own answer,
-/// invalid_parameter for a negative number of heads, or index_overflow (needed: tokens, rows or blocks) beyond 2^31 - 1.
+/// invalid_parameter for a negative number of heads, or index_overflow (needed: tokens, heads, rows or blocks) beyond 2^31 - 1.
 [[nodiscard]] inline status valid_table_size(const segment_grid& grid, index_t kv_heads) {
     constexpr index_t limit = std::numeric_limits<std::int32_t>::max();
     if (const status s = grid.validate(); !s.ok()) { return s; }
@@ -75,10 +75,11 @@ struct segment_grid {
     index_t most = grid.end_token;
     if (most <= limit) { // then the blocks of one head can be counted in 64 bits
         const index_t of_one_head = std::max(grid.segments(), grid.allowed_before(grid.segments()));
-        most = saturated_product(of_one_head, kv_heads);
+        most = std::max(kv_heads, saturated_product(of_one_head, kv_heads)); // of no segments, too
     }
     if (most <= limit) { return {}; }
-    return {errc::index_overflow, "a prune plan addresses at most 2^31 - 1 tokens, rows and blocks", most};
+    return {errc::index_overflow, "a prune plan addresses at most 2^31 - 1 tokens, heads, rows and blocks",
+            most};
 }
 
 class prune_plan {
@@ -100,14 +101,18 @@ class prune_plan {
 
     /// Sizes the tables for `counts` [kv_heads * segments] blocks per row; the rows are then written through writable_row().
     /// Returns the grid's own answer, invalid_parameter (another number of counts, needed: that of rows; a count that is
-    /// negative or above the row's allowed blocks, needed: these) or index_overflow (needed: blocks) beyond 2^31 - 1 in total,
-    /// with the plan unchanged.
+    /// negative or above the row's allowed blocks, needed: these) or index_overflow (needed: heads or blocks) beyond 2^31 - 1 in
+    /// total, with the plan unchanged.
     [[nodiscard]] status reset(const segment_grid& grid, index_t kv_heads, std::span<const index_t> counts) {
         if (const status s = grid.validate(); !s.ok()) { return s; }
         const index_t rows = saturated_product(kv_heads, grid.segments());
         if (kv_heads < 0 || std::ssize(counts) != rows) {
             return {errc::invalid_parameter, "prune_plan: there must be one count per (KV head, segment)",
                     std::max<index_t>(0, rows)};
+        }
+        constexpr index_t most = std::numeric_limits<table_index>::max();
+        if (kv_heads > most) { // of no segments
+            return {errc::index_overflow, "a prune plan holds at most 2^31 - 1 heads", kv_heads};
         }
         index_t total = 0;
         for (index_t r = 0; r < rows; ++r) {
@@ -119,13 +124,14 @@ class prune_plan {
             }
             total = saturated_sum(total, count);
         }
-        if (total > std::numeric_limits<table_index>::max()) {
+        if (total > most) {
             return {errc::index_overflow, "a prune plan holds at most 2^31 - 1 blocks", total};
         }
+        offsets_.reserve(counts.size() + 1);
+        blocks_.resize(static_cast<std::size_t>(total)); // the last that may throw
+        offsets_.resize(counts.size() + 1);
         grid_ = grid;
         kv_heads_ = kv_heads;
-        offsets_.resize(counts.size() + 1);
-        blocks_.resize(static_cast<std::size_t>(total));
         offsets_[0] = 0;
         for (std::size_t r = 0; r < counts.size(); ++r) {
             offsets_[r + 1] = offsets_[r] + static_cast<table_index>(counts[r]);
@@ -139,10 +145,9 @@ class prune_plan {
     // Query-key pairs that one query head attends under this plan, summed over the KV heads.
     [[nodiscard]] double planned_pairs() const {
         double pairs = 0;
-        for (index_t g = 0; g < kv_heads_; ++g) {
-            for (index_t s = 0; s < grid_.segments(); ++s) {
-                pairs += pairs_of(s, static_cast<index_t>(row(g, s).size()));
-            }
+        const index_t segments = grid_.segments();
+        for (index_t r = 0; r < rows(); ++r) {
+            pairs += pairs_of(r % segments, std::ssize(row(r / segments, r % segments)));
         }
         return pairs;
     }
@@ -155,13 +160,13 @@ class prune_plan {
 
     // Whether every row ascends strictly and lies before its segment. O(blocks).
     [[nodiscard]] bool check_invariants() const {
-        for (index_t g = 0; g < kv_heads_; ++g) {
-            for (index_t s = 0; s < grid_.segments(); ++s) {
-                index_t next = 0;
-                for (const table_index block : row(g, s)) {
-                    if (block < next || block >= grid_.allowed_blocks(s)) { return false; }
-                    next = index_t{block} + 1;
-                }
+        const index_t segments = grid_.segments();
+        for (index_t r = 0; r < rows(); ++r) {
+            const index_t allowed = grid_.allowed_blocks(r % segments);
+            index_t next = 0;
+            for (const table_index block : row(r / segments, r % segments)) {
+                if (block < next || block >= allowed) { return false; }
+                next = index_t{block} + 1;
             }
         }
         return true;

@@ -13,8 +13,9 @@
 //   random              seeded
 //
 // h2o and observed_attention need queries [q_heads, tokens, head_dim]: O(tokens^2) work, O(tokens) memory.
-// A sum grows with every query that sees a token: without a protected window h2o evicts the newest tokens of a prompt first. Set
-// request.protect.window_tokens, half of the budget in H2O. observed_attention divides by the queries that saw a token, so that a
+// A sum grows with every query that sees a token: without a protected window the newest tokens of a prompt would leave first, and
+// each later one at once. h2o therefore refuses a request without request.protect.window_tokens (invalid_parameter; needed: half of
+// the budget, which is H2O's), unless everything is kept. observed_attention divides by the queries that saw a token, so that a
 // new one stays where it is attended to; early queries, which share their attention among few tokens, still favour old ones.
 // Departures: H2O's decode-time sums are decode/running_scores.hpp; H2O's window and TOVA's newest token (window_tokens = 1) are
 // protected by the request, not by a score.
@@ -30,9 +31,21 @@ namespace kvtrim {
     return eviction_policy{recency{}, uniform{}, one_stage{}};
 }
 
+// A scorer for h2o: sums over all queries, and only where the request protects a window.
+struct summed_attention : window_attention<mean_attention> {
+    constexpr explicit summed_attention(group_reduction group)
+        : window_attention{{.pool = pooling::none, .group = group, .queries = query_normalisation::sum}} {}
+
+    template <class Inputs>
+    [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
+        const status s = window_attention::validate(in, request);
+        return s.ok() ? detail::validate_sum_window(in, request) : s;
+    }
+};
+
+/// Refuses a request without a protected window, as told above.
 [[nodiscard]] constexpr auto h2o(group_reduction group = group_reduction::mean) {
-    const mean_attention sum{.pool = pooling::none, .group = group, .queries = query_normalisation::sum};
-    return eviction_policy{window_attention{sum}, uniform{}, one_stage{}};
+    return eviction_policy{summed_attention{group}, uniform{}, one_stage{}};
 }
 
 [[nodiscard]] constexpr auto observed_attention() {

@@ -6,22 +6,22 @@
 //
 //   layer_ada_snapkv    SnapKV's scores, all (layer, KV head) rows compete                 2407.11550, over layers
 //   layer_defensivekv   DefensiveKV's scores, likewise                                     2510.13334
-//   pyramidkv           SnapKV per layer; budgets fall from the first layer to the last    2406.02069
+//   pyramidkv           SnapKV's scores; budgets fall from the first layer to the last     2406.02069
 //   cake                mean and variance of attention; budgets follow each layer's spread 2503.12491
+//   with_layer_shares   any policy for one layer; budgets follow a table of shares
 //
 //     auto policy = kvtrim::layer_defensivekv();
 //     policy.plan(layers, request, plans, memory);                            // every cache is there
 //     auto cascade = policy.begin(layers[0], request, layer_count);           // or layer by layer:
 //     policy.push(layers[l], request, layer_count, cascade, memory);          // cascade.plan(k, ...) says what goes
 //
-// pyramidkv() and cake() are policies for one layer: give each layer's request the budget that pyramid or preference
-// (model/layer_budgets.hpp) found for it.
+// The shares of cake() are each layer's preference (score/layer_preference.hpp), measured when the layer's prompt has run.
 //
 // The first two keep the best `safeguard_ratio` of an even share in every row. The authors keep none beyond the window;
 // with few, specialised layers that starves some of them (README, Measured).
 
 #include <kvtrim/aggregate/dispersion.hpp>
-#include <kvtrim/model/layer_budgets.hpp>
+#include <kvtrim/allocate/layer_shares.hpp>
 #include <kvtrim/model/layer_wise.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
@@ -41,12 +41,22 @@ inline constexpr double layer_safeguard_ratio = 0.9;
     return layer_wise{defensivekv(c)};
 }
 
-[[nodiscard]] constexpr auto pyramidkv(const mean_attention& aggregator = {}) {
-    return snapkv(aggregator);
+[[nodiscard]] constexpr auto pyramidkv(const mean_attention& aggregator = {},
+                                       const pyramid_shares& shares = {}) {
+    return layer_wise{eviction_policy{window_attention{aggregator}, shares, one_stage{}}};
 }
 
-[[nodiscard]] constexpr auto cake(const mean_variance_attention& aggregator = {}) {
-    return eviction_policy{window_attention{aggregator}, uniform{}, one_stage{}};
+/// shares [layers], which the policy reads when it plans.
+[[nodiscard]] constexpr auto cake(std::span<const double> shares,
+                                  const mean_variance_attention& aggregator = {}) {
+    return layer_wise{eviction_policy{window_attention{aggregator}, layer_shares{shares}, one_stage{}}};
+}
+
+/// The scorer and the selector of a policy for one layer, each layer with its share of the budget. shares as above.
+template <class Scorer, class Allocator, class Selector>
+[[nodiscard]] constexpr auto with_layer_shares(const eviction_policy<Scorer, Allocator, Selector>& policy,
+                                               std::span<const double> shares) {
+    return layer_wise{eviction_policy{policy.scorer, layer_shares{shares}, policy.selector}};
 }
 
 } // namespace kvtrim

@@ -68,6 +68,19 @@ template <class Policy, class Inputs>
     return {};
 }
 
+// What a budget of `total` tokens means to caches of these lengths, all together.
+[[nodiscard]] inline status validate_budget(const eviction_request& request, const cache_lengths& all,
+                                            index_t total) {
+    if (request.budget.tokens < 0 || (request.budget.tokens == 0 && all.tokens > 0)) {
+        return {errc::budget_zero, "the budget must be at least one token"};
+    }
+    if (all.protected_tokens > total) {
+        return {errc::budget_below_protection, "the protected tokens alone exceed the budget",
+                all.protected_tokens};
+    }
+    return {};
+}
+
 // Everything that is checked before anything is computed.
 template <class Policy, class Inputs>
 [[nodiscard]] status validate_pipeline(const Policy& policy, std::span<const Inputs> layers,
@@ -88,14 +101,8 @@ template <class Policy, class Inputs>
     if (all.longest > std::numeric_limits<keep_plan::table_index>::max()) {
         return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", all.longest};
     }
-    if (request.budget.tokens < 0 || (request.budget.tokens == 0 && all.tokens > 0)) {
-        return {errc::budget_zero, "the budget must be at least one token"};
-    }
     const index_t total = request.budget.total(heads, std::ssize(layers));
-    if (all.protected_tokens > total) {
-        return {errc::budget_below_protection, "the protected tokens alone exceed the budget",
-                all.protected_tokens};
-    }
+    if (const status s = validate_budget(request, all, total); !s.ok()) { return s; }
     for (const Inputs& in : layers) {
         // What no scorer will see may be shorter than its window; other mistakes are named at once.
         const bool unscored = total >= all.tokens || count_lengths(in, p).candidates() == 0;
@@ -138,7 +145,8 @@ struct pipeline_tables {
     }
 
     [[nodiscard]] token_scores all() const {
-        return {offsets, importance, attention, protected_mass, protected_tokens};
+        return {offsets,        importance,       attention,
+                protected_mass, protected_tokens, static_cast<index_t>(heads)};
     }
     // One layer's part, as if there were no other; valid until the next call.
     [[nodiscard]] token_scores layer(std::size_t l) const {

@@ -15,6 +15,7 @@
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/saturated.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <limits>
 
@@ -92,7 +93,7 @@ void bound_block(const View& view, index_t head, index_t begin, index_t end, flo
     std::fill_n(minimum, head_dim, std::numeric_limits<float>::infinity());
     for (index_t t = begin; t < end; t += bounds_tile_rows) {
         const index_t count = std::min(bounds_tile_rows, end - t);
-        const float_rows rows = read_rows(view, head, t, count, tile);
+        const float_rows rows = kernels::read_rows(view, head, t, count, tile);
         kernels::fold_bounds(rows.data, rows.stride, count, head_dim, maximum, minimum);
     }
     for (index_t d = 0; d < head_dim; ++d) {

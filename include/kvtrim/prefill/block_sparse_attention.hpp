@@ -17,8 +17,7 @@
 // and values are read in place where they are contiguous floats, else decoded a tile at a time. Work is handed out per
 // (KV head, segment), the last segments first, since they are the longest.
 //
-// bf16 queries, keys and values, all in strided views, are multiplied by AMX where the machine has it; all else by
-// AVX-512, or by Eigen.
+// bf16 queries, keys and values, all in strided views, are multiplied by AMX where the machine has it; all else as floats.
 //
 // Source: the step is online softmax, arXiv:1805.02867, as in FlashAttention-2, arXiv:2307.08691.
 // Numerics: kernels/query_tile.hpp; float accumulation whatever the elements. With AMX the weights are rounded to bf16,
@@ -30,10 +29,7 @@
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
-#include <kvtrim/kernels/query_tile.hpp>
-#include <kvtrim/kernels/query_tile_amx.hpp>
-#include <kvtrim/kernels/query_tile_avx2.hpp>
-#include <kvtrim/kernels/query_tile_avx512.hpp>
+#include <kvtrim/kernels/query_tiles.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 #include <kvtrim/prefill/load_tile.hpp>
 
@@ -41,7 +37,7 @@ namespace kvtrim {
 
 namespace detail {
 
-// Attention of one segment of one KV head; Tile is kernels::query_tile or a version of it.
+// Attention of one segment of one KV head; Tile is one of kernels/query_tiles.hpp.
 template <class Tile, class Inputs, class Output>
 class segment_attention {
     using element = typename Tile::element;
@@ -187,6 +183,12 @@ class segment_attention {
         for (index_t r = 0; r < count; ++r) {
             value* const row = &out_(query_head, first + r, index_t{0});
             const float* const from = out_rows_.data() + r * value_dim_;
+            if constexpr (std::is_same_v<value, float>) {
+                if (step == 1) {
+                    std::copy_n(from, value_dim_, row);
+                    continue;
+                }
+            }
             for (index_t d = 0; d < value_dim_; ++d) {
                 row[d * step] = element_traits<value>::from_float(from[d]);
             }
@@ -218,20 +220,13 @@ class segment_attention {
 // Calls fn<Tile>() with the tile of the active CPU level for these inputs.
 template <class Inputs, class Fn>
 decltype(auto) with_query_tile(Fn&& fn) {
-#if KVTRIM_HAS_X86
     if constexpr (is_memory_of<decltype(Inputs::keys), bf16>() &&
                   is_memory_of<decltype(Inputs::values), bf16>() &&
                   is_memory_of<decltype(Inputs::queries), bf16>()) {
-        if (active_cpu_level() >= cpu_level::amx) {
-            return fn.template operator()<kernels::query_tile_amx>();
-        }
+        return kernels::with_bf16_query_tile(fn);
+    } else {
+        return kernels::with_float_query_tile(fn);
     }
-    if (active_cpu_level() >= cpu_level::avx512) {
-        return fn.template operator()<kernels::query_tile_avx512>();
-    }
-    if (active_cpu_level() >= cpu_level::avx2) { return fn.template operator()<kernels::query_tile_avx2>(); }
-#endif
-    return fn.template operator()<kernels::query_tile>();
 }
 
 template <class Tile, class Inputs, class Output>

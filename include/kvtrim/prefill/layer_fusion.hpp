@@ -47,14 +47,15 @@ class layer_fusion {
         if (const status s = options.validate(); !s.ok()) { return s; }
         if (const status s = valid_table_size(grid, kv_heads); !s.ok()) { return s; }
         if (layer < 0) { return {errc::invalid_parameter, "fusion: a layer must not be negative"}; }
+        const index_t head_floats = grid.allowed_before(grid.segments());
+        fused_.resize(static_cast<std::size_t>(kv_heads * head_floats)); // the one that may throw
         const bool follows = layer > 0 && layer - 1 == layer_ && grid == grid_ && kv_heads == kv_heads_;
         weight_ =
             follows && layer >= options.first_fused_layer ? static_cast<float>(options.previous_weight) : 0;
         layer_ = layer;
         grid_ = grid;
         kv_heads_ = kv_heads;
-        head_floats_ = grid.allowed_before(grid.segments());
-        fused_.resize(static_cast<std::size_t>(kv_heads * head_floats_));
+        head_floats_ = head_floats;
         return {};
     }
 

@@ -6,26 +6,15 @@
 //
 //   tile [count, row length]
 
-#include <kvtrim/base/row_source.hpp>
-#include <kvtrim/kernels/widen.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 
 namespace kvtrim::detail {
 
-// load_rows, with the vector path for 16-bit rows.
 template <class View>
 void load_tile(const View& view, index_t head, index_t first, index_t count, float* tile) {
-    if constexpr (is_memory_of<View, bf16>() || is_memory_of<View, f16>()) {
-        if (view.stride(2) == 1) {
-            const index_t length = extent(view, 2);
-            for (index_t t = 0; t < count; ++t) {
-                kernels::widen(&view(head, first + t, 0), length, tile + t * length);
-            }
-            return;
-        }
-    }
-    load_rows(view, head, first, count, tile);
+    kernels::load_rows(view, head, first, count, tile);
 }
 
 // The rows as they are.

@@ -29,6 +29,7 @@
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/score/query_statistics.hpp>
 
 namespace kvtrim {
@@ -161,7 +162,7 @@ struct expected_attention_score {
         const index_t step = kernels::tile_tokens(dim);
         for (index_t t = seen.begin; t < seen.end; t += step) {
             const index_t count = std::min(step, seen.end - t);
-            const float_rows k = read_rows(in.keys, kv_head, t, count, memory.keys.data());
+            const float_rows k = kernels::read_rows(in.keys, kv_head, t, count, memory.keys.data());
             float* logits = memory.logits.data() + (t - seen.begin);
             rows.dots(k.data, k.stride, count, dim, memory.query.data(), logits);
             if (use_covariance) {

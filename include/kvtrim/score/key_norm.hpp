@@ -29,13 +29,15 @@ namespace kvtrim {
 
 namespace detail {
 
-// Scratch of one head: a tile of rows and one more row.
+// Scratch of one head: a tile of rows, one more row, and sums of rows.
 struct row_scratch {
-    std::span<float> tile; // [tile_tokens, length]
-    std::span<float> row;  // [length]
+    std::span<float> tile;  // [tile_tokens, length]
+    std::span<float> row;   // [length]
+    std::span<double> sums; // [length]
 
     row_scratch(index_t length, workspace& own)
-        : tile(own.take<float>(kernels::tile_tokens(length) * length)), row(own.take<float>(length)) {}
+        : tile(own.take<float>(kernels::tile_tokens(length) * length)), row(own.take<float>(length)),
+          sums(own.take<double>(length)) {}
 
     [[nodiscard]] static index_t bytes(index_t length) {
         workspace counting = workspace::counting();
@@ -109,18 +111,21 @@ struct key_diff_score {
             [&](index_t g, workspace& own) {
                 const detail::row_scratch memory(in.head_dim(), own);
                 const auto anchor = memory.row;
-                std::fill(anchor.begin(), anchor.end(), 0.0f);
+                const auto sums = memory.sums;
+                std::fill(sums.begin(), sums.end(), 0.0);
                 // The sum serves as well as the mean: a cosine does not see its length.
                 detail::for_each_tile(
                     in.keys, g, {0, in.tokens(g)}, memory.tile,
                     [&](const float_rows& rows, index_t, index_t count, const float* squares) {
+                        float weights[kernels::most_tile_tokens];
                         for (index_t i = 0; i < count; ++i) {
                             const float norm = std::sqrt(squares[i]);
-                            if (!(norm > 0) || !std::isfinite(norm)) { continue; }
-                            const float* const key = rows.data + i * rows.stride;
-                            for (std::size_t d = 0; d < anchor.size(); ++d) { anchor[d] += key[d] / norm; }
+                            weights[i] = norm > 0 && std::isfinite(norm) ? 1.0f / norm : 0.0f;
                         }
+                        kernels::active_row_kernels().add_over_rows(rows.data, rows.stride, count,
+                                                                    in.head_dim(), weights, sums.data());
                     });
+                for (std::size_t d = 0; d < sums.size(); ++d) { anchor[d] = static_cast<float>(sums[d]); }
                 const index_t dim = in.head_dim();
                 const float anchor_norm = std::sqrt(kernels::dot(anchor.data(), anchor.data(), dim));
                 const token_range range = candidates(request.protect, in.tokens(g));

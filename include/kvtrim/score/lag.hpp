@@ -19,12 +19,14 @@
 // the request; a prompt of less than two partitions keeps its newest tokens (the reference: is not compressed).
 // A token with a NaN or an infinity scores NaN, which ranks last, and takes no part in its partition's softmax.
 // Cost: keys and values read twice; lag * log(lag) comparisons per partition. Numerics: double.
-// Workspace: a tile of rows, three rows and three numbers per token of a partition, per KV head.
+// Workspace: a tile of rows, four rows and three numbers per token of a partition, per KV head.
 
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/layer.hpp>
 #include <kvtrim/base/request.hpp>
 #include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <cmath>
 #include <limits>
@@ -63,22 +65,23 @@ struct lag_score {
     }
 
   private:
-    static constexpr index_t tile_rows = 16;
+    static constexpr index_t tile_rows = 32;
 
     struct head_scratch {
-        std::span<float> rows; // [tile_rows, longer row]
-        std::span<double> low, scale,
-            z; // [longer row] minimum and 1 / width of the next partition; a row in them
-        std::span<double> scores, spread; // [partition] mean of both softmaxes; std(z)
-        std::span<index_t> order;         // [partition]
+        std::span<float> rows;             // [tile_rows, longer row]
+        std::span<float> minimum, maximum; // [longer row] of the next partition
+        std::span<double> low, scale;      // [longer row] the minimum and 1 / width, or both 0
+        std::span<double> scores, spread;  // [partition] mean of both softmaxes; std(z)
+        std::span<index_t> order;          // [partition]
 
         template <class Inputs>
         head_scratch(const Inputs& in, index_t partition, workspace& own) {
             const index_t longer = std::max(in.head_dim(), extent(in.values, 2));
             rows = own.take<float>(tile_rows * longer);
+            minimum = own.take<float>(longer);
+            maximum = own.take<float>(longer);
             low = own.take<double>(longer);
             scale = own.take<double>(longer);
-            z = own.take<double>(longer);
             scores = own.take<double>(partition);
             spread = own.take<double>(partition);
             order = own.take<index_t>(partition);
@@ -126,16 +129,13 @@ struct lag_score {
     template <class View>
     void add_spread(const View& view, index_t head, index_t first, const head_scratch& memory) const {
         take_extremes(view, head, first + lag, memory);
-        const auto length = static_cast<std::size_t>(extent(view, 2));
-        double largest = 0;
-        for_each_row(view, head, first, memory.rows, [&](index_t i, const float* row) {
-            for (std::size_t d = 0; d < length; ++d) {
-                memory.z[d] = (static_cast<double>(row[d]) - memory.low[d]) * memory.scale[d];
-            }
-            const double spread = deviation(memory.z.first(length));
-            memory.spread[static_cast<std::size_t>(i)] = spread;
-            largest = std::fmax(largest, spread);
+        for_each_tile(view, head, first, memory.rows, [&](index_t i, index_t count, const float_rows& rows) {
+            kernels::active_row_kernels().deviations(rows.data, rows.stride, count, extent(view, 2),
+                                                     memory.low.data(), memory.scale.data(),
+                                                     memory.spread.data() + i);
         });
+        double largest = 0;
+        for (const double s : memory.spread) { largest = std::fmax(largest, s); }
         double sum = 0;
         for (double& s : memory.spread) {
             s = std::exp(s - largest);
@@ -150,45 +150,20 @@ struct lag_score {
     template <class View>
     void take_extremes(const View& view, index_t head, index_t first, const head_scratch& memory) const {
         const auto length = static_cast<std::size_t>(extent(view, 2));
-        const std::span<double> high = memory.scale;
-        std::fill(memory.low.begin(), memory.low.end(), std::numeric_limits<double>::infinity());
-        std::fill(high.begin(), high.end(), -std::numeric_limits<double>::infinity());
-        for_each_row(view, head, first, memory.rows, [&](index_t, const float* row) {
-            for (std::size_t d = 0; d < length; ++d) { // a NaN is not the extreme of anything
-                const auto x = static_cast<double>(row[d]);
-                memory.low[d] = x < memory.low[d] ? x : memory.low[d];
-                high[d] = x > high[d] ? x : high[d];
-            }
+        constexpr float infinity = std::numeric_limits<float>::infinity();
+        std::fill(memory.minimum.begin(), memory.minimum.end(), infinity);
+        std::fill(memory.maximum.begin(), memory.maximum.end(), -infinity);
+        for_each_tile(view, head, first, memory.rows, [&](index_t, index_t count, const float_rows& rows) {
+            kernels::fold_bounds(rows.data, rows.stride, count, extent(view, 2), memory.maximum.data(),
+                                 memory.minimum.data());
         });
         for (std::size_t d = 0; d < length; ++d) {
-            const double width = high[d] - memory.low[d];
+            const auto low = static_cast<double>(memory.minimum[d]);
+            const double width = static_cast<double>(memory.maximum[d]) - low;
             const bool counts = width > 0 && std::isfinite(width);
-            memory.low[d] = counts ? memory.low[d] : 0.0;
+            memory.low[d] = counts ? low : 0.0;
             memory.scale[d] = counts ? 1 / width : 0.0;
         }
-    }
-
-    // Unbiased; 0 for a single channel.
-    static double deviation(std::span<const double> z) {
-        if (z.size() < 2) { return z.empty() ? 0.0 : 0.0 * z[0]; } // NaN stays NaN
-        const auto channels = static_cast<double>(z.size());
-        const double mean = sum_of(z, [](double x) { return x; }) / channels;
-        return std::sqrt(sum_of(z, [mean](double x) { return (x - mean) * (x - mean); }) / (channels - 1));
-    }
-
-    // In four sums, which need not wait for each other.
-    template <class Fn>
-    static double sum_of(std::span<const double> values, Fn&& term) {
-        double a = 0, b = 0, c = 0, e = 0;
-        std::size_t d = 0;
-        for (; d + 4 <= values.size(); d += 4) {
-            a += term(values[d]);
-            b += term(values[d + 1]);
-            c += term(values[d + 2]);
-            e += term(values[d + 3]);
-        }
-        for (; d < values.size(); ++d) { a += term(values[d]); }
-        return (a + b) + (c + e);
     }
 
     // scores = (number of tokens that rank below) / lag; NaN stays.
@@ -207,13 +182,12 @@ struct lag_score {
         }
     }
 
-    // Calls fn(i, row) for the rows first + i of a partition.
+    // Calls fn(i, count, rows) for the rows first + i of a partition, some at a time.
     template <class View, class Fn>
-    void for_each_row(const View& view, index_t head, index_t first, std::span<float> tile, Fn&& fn) const {
+    void for_each_tile(const View& view, index_t head, index_t first, std::span<float> tile, Fn&& fn) const {
         for (index_t i = 0; i < lag; i += tile_rows) {
             const index_t count = std::min(tile_rows, lag - i);
-            const float_rows rows = read_rows(view, head, first + i, count, tile.data());
-            for (index_t r = 0; r < count; ++r) { fn(i + r, rows.data + r * rows.stride); }
+            fn(i, count, kernels::read_rows(view, head, first + i, count, tile.data()));
         }
     }
 };

@@ -83,7 +83,8 @@ class gram_projection {
 
     [[nodiscard]] status validate() const { return validity_; }
     // Valid while this object lives and does not change.
-    [[nodiscard]] gram_view view() const { return {gram_.data(), q_heads_, head_dim_}; }
+    [[nodiscard]] gram_view view() const& { return {gram_.data(), q_heads_, head_dim_}; }
+    void view() const&& = delete; // of a temporary
 
   private:
     status validity_;

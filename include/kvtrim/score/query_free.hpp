@@ -18,6 +18,9 @@
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/base/workspace.hpp>
 
+#include <algorithm>
+#include <type_traits>
+
 namespace kvtrim {
 
 namespace detail {
@@ -32,6 +35,31 @@ void fill_scores(const Inputs& in, const eviction_request& request, const token_
             row[static_cast<std::size_t>(t - range.begin)] = fn(g, t);
         }
     }
+}
+
+// The same of scores that lie in memory, of row_of(kv_head) those of the candidates.
+template <class Inputs, class RowOf>
+void copy_scores(const Inputs& in, const eviction_request& request, const token_scores& out, RowOf&& row_of) {
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        const token_range range = candidates(request.protect, in.tokens(g));
+        std::copy_n(row_of(g) + range.begin, range.size(), out.importance_rows().row(g).begin());
+    }
+}
+
+// Whether a request fits scores that are sums of attention: these put the newest tokens, which few queries have seen, last, so
+// that without a protected window new tokens leave at once and the prompt stays for ever. Returns invalid_parameter (needed:
+// window_tokens; H2O's are half of the budget) unless the window holds `least` tokens or everything is kept.
+template <class Inputs>
+[[nodiscard]] status validate_sum_window(const Inputs& in, const eviction_request& request,
+                                         index_t least = 1) {
+    index_t tokens = 0;
+    for (index_t g = 0; g < in.kv_heads(); ++g) { tokens += in.tokens(g); }
+    const index_t total = request.budget.total(in.kv_heads());
+    if (request.protect.window_tokens >= least || total >= tokens) { return {}; }
+    return {errc::invalid_parameter,
+            "sums of attention put the newest tokens last: protect them with request.protect.window_tokens, "
+            "half of the budget in H2O",
+            std::max(least, total / in.kv_heads() / 2)};
 }
 
 } // namespace detail
@@ -98,6 +126,15 @@ struct given_scores {
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
         if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(at(scores, 0, 0))>, float> &&
+                      strided_view<View, 2>) {
+            if (scores.stride(1) == 1) {
+                detail::copy_scores(in, request, out, [&](index_t g) {
+                    return scores.data_handle() + g * static_cast<index_t>(scores.stride(0));
+                });
+                return {};
+            }
+        }
         detail::fill_scores(in, request, out,
                             [&](index_t g, index_t t) { return to_float(at(scores, g, t)); });
         return {};

@@ -15,11 +15,13 @@
 // Departures: chunks are merged by their means and co-moments (Chan, Golub, LeVeque 1983), so no array of queries
 // is kept, and any cut into chunks gives the same numbers within rounding. A query that is not finite is left out.
 // Cost: q_heads * tokens * head_dim^2 multiplications. Memory: 4 * q_heads * head_dim^2 bytes. Numerics: products in
-// float on centred queries, means in double. Workspace: two tiles of queries per query head.
+// float on centred queries, means in double of float sums of 16. Workspace: two tiles of queries per query head.
 
 #include <kvtrim/base/for_each_item.hpp>
 #include <kvtrim/base/row_source.hpp>
 #include <kvtrim/kernels/products.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 #include <array>
@@ -54,10 +56,11 @@ struct query_statistics {
         const bool fits = has_possible_numbers() && std::ssize(counts) == q_heads &&
                           std::ssize(means) == q_heads * head_dim &&
                           std::ssize(co_moments) == q_heads * head_dim * head_dim;
-        const auto is_negative = [](index_t count) { return count < 0; };
-        if (fits && std::none_of(counts.begin(), counts.end(), is_negative)) { return {}; }
+        const auto possible = [&](index_t count) { return 0 <= count && count <= positions; };
+        if (fits && std::all_of(counts.begin(), counts.end(), possible)) { return {}; }
         return {errc::invalid_parameter,
-                "query_statistics: counts must not be negative, and sizes be those of q_heads and head_dim"};
+                "query_statistics: counts must lie in 0 ... positions, and sizes be those "
+                "of q_heads and head_dim"};
     }
 
     [[nodiscard]] std::span<const double> mean(index_t q_head) const {
@@ -104,7 +107,7 @@ struct query_statistics {
                 for (index_t i = std::clamp<index_t>(skip_positions - positions, 0, rows); i < rows;
                      i += step) {
                     const index_t count = std::min(step, rows - i);
-                    merge(h, read_rows(queries, h, i, count, memory.rows.data()), count, memory);
+                    merge(h, kernels::read_rows(queries, h, i, count, memory.rows.data()), count, memory);
                 }
             });
         if (s.ok()) { positions += rows; }
@@ -121,62 +124,58 @@ struct query_statistics {
     // Scratch of one query head.
     struct tile {
         std::span<float> rows;    // [tile_tokens, head_dim]
-        std::span<float> centred; // [head_dim, tile_tokens], one column per query
+        std::span<float> centred; // [tile_tokens, head_dim]
         std::span<double> mean;   // [head_dim] of the tile
+        std::span<float> less;    // [head_dim] what centres the queries: the mean, negated
 
         tile(index_t dim, workspace& own)
             : rows(own.take<float>(kernels::tile_tokens(dim) * dim)),
-              centred(own.take<float>(kernels::tile_tokens(dim) * dim)), mean(own.take<double>(dim)) {}
+              centred(own.take<float>(kernels::tile_tokens(dim) * dim)), mean(own.take<double>(dim)),
+              less(own.take<float>(dim)) {}
 
-        // One column of `centred` is for the distance of the means.
+        // One row of `centred` is for the distance of the means.
         static index_t queries_at_once(index_t dim) { return kernels::tile_tokens(dim) - 1; }
     };
 
     // co_moment += sum of centred centred^T + n m / (n + m) * shift shift^T, where shift is the distance between the
     // mean of the n queries before and that of the tile's m.
     void merge(index_t q_head, float_rows rows, index_t count, tile& memory) {
-        std::fill(memory.mean.begin(), memory.mean.end(), 0.0);
+        const kernels::row_kernels& steps = kernels::active_row_kernels();
+        float zeros[kernels::most_tile_tokens];
+        std::fill(memory.less.begin(), memory.less.end(), 0.0f); // 0 times what is not finite is NaN
+        steps.dots(rows.data, rows.stride, count, head_dim, memory.less.data(), zeros);
+        float* const first = memory.centred.data() + head_dim;
         index_t finite = 0;
         for (index_t i = 0; i < count; ++i) {
-            const float* row = rows.data + i * rows.stride;
-            if (!is_finite(row)) { continue; }
-            for (std::size_t d = 0; d < memory.mean.size(); ++d) {
-                memory.mean[d] += static_cast<double>(row[d]);
-            }
-            ++finite;
+            if (std::isnan(zeros[i])) { continue; }
+            std::copy_n(rows.data + i * rows.stride, head_dim, first + finite++ * head_dim);
         }
         if (finite == 0) { return; }
+        std::fill(memory.mean.begin(), memory.mean.end(), 0.0);
+        for (index_t i = 0; i < finite; i += 16) { // their sums are float
+            steps.add_over_rows(first + i * head_dim, head_dim, std::min<index_t>(16, finite - i), head_dim,
+                                nullptr, memory.mean.data());
+        }
         index_t& seen = counts[static_cast<std::size_t>(q_head)];
         const auto n = static_cast<double>(seen);
         const auto m = static_cast<double>(finite);
         const double weight = std::sqrt(n * m / (n + m));
-        const index_t columns = finite + 1;
         double* const mean_so_far = means.data() + q_head * head_dim;
         for (std::size_t d = 0; d < memory.mean.size(); ++d) {
             memory.mean[d] /= m;
             const double shift = memory.mean[d] - mean_so_far[d];
-            memory.centred[d * static_cast<std::size_t>(columns)] = static_cast<float>(weight * shift);
+            memory.centred[d] = static_cast<float>(weight * shift);
+            memory.less[d] = -static_cast<float>(memory.mean[d]);
             mean_so_far[d] += shift * m / (n + m);
         }
-        index_t column = 1;
-        for (index_t i = 0; i < count; ++i) {
-            const float* row = rows.data + i * rows.stride;
-            if (!is_finite(row)) { continue; }
-            for (index_t d = 0; d < head_dim; ++d) {
-                memory.centred[static_cast<std::size_t>(d * columns + column)] = static_cast<float>(
-                    static_cast<double>(row[d]) - memory.mean[static_cast<std::size_t>(d)]);
-            }
-            ++column;
+        for (index_t i = 0; i < finite; ++i) {
+            steps.add_row(memory.less.data(), head_dim, first + i * head_dim);
         }
-        kernels::add_gram(memory.centred.data(), columns, head_dim, columns,
-                          co_moments.data() + q_head * head_dim * head_dim);
+        const float* const all = memory.centred.data();
+        kernels::active_product_kernels().add({all, 1, head_dim}, head_dim, {all, head_dim, 1}, finite + 1,
+                                              head_dim, co_moments.data() + q_head * head_dim * head_dim,
+                                              head_dim);
         seen += finite;
-    }
-
-    [[nodiscard]] bool is_finite(const float* row) const {
-        bool finite = true;
-        for (index_t d = 0; d < head_dim; ++d) { finite = finite && std::isfinite(row[d]); }
-        return finite;
     }
 };
 

@@ -31,6 +31,8 @@
 #include <kvtrim/base/token_scores.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/kernels/tile_size.hpp>
 
 #include <cmath>
 #include <limits>
@@ -56,12 +58,13 @@ class key_redundancy {
         sum_units();
         spare_newest(similar_above, search_tokens > 0 ? std::max<index_t>(0, rows_ - search_tokens) : 0);
         for_each_tile([&](index_t first, index_t count) {
+            const kernels::row_kernels& steps = kernels::active_row_kernels();
+            float others[kernels::most_tile_tokens], own[kernels::most_tile_tokens];
+            steps.dots(units_.data(), dim_, count, dim_, sum_row_.data(), others);
+            steps.dots(units_.data(), dim_, count, dim_, nullptr, own);
             for (index_t i = 0; i < count; ++i) {
-                const float* unit = units_.data() + i * dim_;
                 const auto t = static_cast<std::size_t>(first + i);
-                const float others =
-                    kernels::dot(unit, sum_row_.data(), dim_) - kernels::dot(unit, unit, dim_);
-                result_[t] = std::exp((others - spared_[t]) / static_cast<float>(directions_));
+                result_[t] = std::exp((others[i] - own[i] - spared_[t]) / static_cast<float>(directions_));
             }
         });
         return result_;
@@ -73,12 +76,15 @@ class key_redundancy {
     void sum_units() {
         std::fill(sum_.begin(), sum_.end(), 0.0);
         for_each_tile([&](index_t, index_t count) {
+            float weights[kernels::most_tile_tokens];
             for (index_t i = 0; i < count; ++i) {
-                const float* unit = units_.data() + i * dim_;
-                if (dim_ > 0 && std::isnan(unit[0])) { continue; }
-                for (std::size_t d = 0; d < sum_.size(); ++d) { sum_[d] += static_cast<double>(unit[d]); }
-                ++directions_;
+                const bool has_direction =
+                    dim_ == 0 || !std::isnan(units_[static_cast<std::size_t>(i * dim_)]);
+                weights[i] = has_direction ? 1.0f : 0.0f;
+                directions_ += has_direction ? 1 : 0;
             }
+            kernels::active_row_kernels().add_over_rows(units_.data(), dim_, count, dim_, weights,
+                                                        sum_.data());
         });
         for (std::size_t d = 0; d < sum_.size(); ++d) { sum_row_[d] = static_cast<float>(sum_[d]); }
     }
@@ -96,14 +102,15 @@ class key_redundancy {
                                 cosines_.data());
                 for (index_t i = 0; i < count; ++i) {
                     bool& found = found_[static_cast<std::size_t>(i)];
-                    for (index_t t = end - 1; t >= begin && !found; --t) {
-                        const float cosine =
-                            cosines_[static_cast<std::size_t>(i * (end - begin) + t - begin)];
-                        if (t == first + i || !(cosine > similar_above)) { continue; }
-                        spared_[static_cast<std::size_t>(t)] += cosine;
-                        found = true;
-                        --missing;
-                    }
+                    if (found) { continue; }
+                    const float* const cosines = cosines_.data() + i * (end - begin);
+                    const index_t own = first + i - begin;
+                    index_t t = end - begin - 1;
+                    while (t >= 0 && (t == own || !(cosines[t] > similar_above))) { --t; }
+                    if (t < 0) { continue; }
+                    spared_[static_cast<std::size_t>(begin + t)] += cosines[t];
+                    found = true;
+                    --missing;
                 }
             }
         });
@@ -120,14 +127,17 @@ class key_redundancy {
 
     // Keys of length 1; zero keys stay zero, and those without a direction are NaN.
     void load_units(index_t first, index_t count, std::span<float> units) const {
-        load_rows(keys_, head_, first, count, units.data());
-        for (index_t i = 0; i < count; ++i) {
-            float* unit = units.data() + i * dim_;
-            const float norm = std::sqrt(kernels::dot(unit, unit, dim_));
-            for (index_t d = 0; d < dim_ && norm != 0; ++d) {
-                unit[d] = std::isfinite(norm) ? unit[d] / norm : std::numeric_limits<float>::quiet_NaN();
-            }
+        kernels::load_rows(keys_, head_, first, count, units.data());
+        const kernels::row_kernels& steps = kernels::active_row_kernels();
+        float factors[kernels::most_tile_tokens];
+        steps.dots(units.data(), dim_, count, dim_, nullptr, factors);
+        for (float& x : std::span(factors).first(static_cast<std::size_t>(count))) {
+            const float norm = std::sqrt(x);
+            x = norm == 0             ? 1.0f
+                : std::isfinite(norm) ? 1.0f / norm
+                                      : std::numeric_limits<float>::quiet_NaN();
         }
+        steps.scale_rows(units.data(), count, dim_, factors);
     }
 
     const Keys& keys_;

@@ -21,6 +21,7 @@
 // tokens with zero values and overflows above 1). An all-zero scope leaves w = 0 instead of 0/0.
 // Cost: see score/projected_value_norm.hpp. Workspace: one float per candidate and the norms' tiles.
 
+#include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/score/projected_value_norm.hpp>
 
 #include <algorithm>
@@ -87,7 +88,7 @@ struct value_weighted {
         for (index_t g = 0; g < out.rows(); ++g) {
             const auto row = out.importance_rows().row(g);
             const float added = epsilon * (epsilon_relative ? mean_of(row) : 1.0f);
-            for (std::size_t c = 0; c < row.size(); ++c) { row[c] = (row[c] + added) * norms.row(g)[c]; }
+            kernels::active_row_kernels().weigh_row(row.data(), std::ssize(row), added, norms.row(g).data());
         }
         return {};
     }

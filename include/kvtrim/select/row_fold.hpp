@@ -14,6 +14,7 @@
 // column; votes: 20 bytes per column.
 
 #include <kvtrim/base/workspace.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/math/top_k.hpp>
 
 #include <algorithm>
@@ -43,16 +44,15 @@ class row_fold {
     // A row of as many columns; a longer one is read up to there. A budget outside 0 ... columns counts as the nearer of them.
     void add(std::span<float> row, index_t budget) const {
         row = row.first(std::min(row.size(), folded_.size()));
+        const kernels::row_kernels& steps = kernels::active_row_kernels();
         if (reduction_ == head_reduction::votes) {
-            for (std::size_t c = 0; c < row.size(); ++c) { sums_[c] += static_cast<double>(row[c]); }
+            steps.add_over_rows(row.data(), 0, 1, std::ssize(row), nullptr, sums_.data());
             top_k_cut cut = find_top_k(row, budget);
             for_each_above(row, cut, [&](index_t c) { folded_[static_cast<std::size_t>(c)] += 1.0f; });
             return;
         }
-        for (std::size_t c = 0; c < row.size(); ++c) {
-            folded_[c] =
-                reduction_ == head_reduction::maximum ? std::fmax(folded_[c], row[c]) : folded_[c] + row[c];
-        }
+        const auto fold = reduction_ == head_reduction::maximum ? steps.raise_row : steps.add_row;
+        fold(row.data(), std::ssize(row), folded_.data());
     }
 
     // What ranks the columns. Votes and sums do not fit one float, so with votes the columns are chosen here and

@@ -9,6 +9,7 @@
 #include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 
 #if KVTRIM_HAS_X86
@@ -21,6 +22,8 @@ namespace kvtrim::simd::avx2 {
 
 using floats = __m256;
 using mask = __m256; // all bits of a lane, or none
+using ints = std::int32_t __attribute__((vector_size(32)));
+using uints = std::uint32_t __attribute__((vector_size(32)));
 
 inline constexpr index_t lanes = 8, product_registers = 12, product_vectors = 2;
 
@@ -166,7 +169,66 @@ KVTRIM_INLINE floats broadcast(f16 x) {
     return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
 }
 
+// ---- Integers ----
+
+KVTRIM_INLINE mask equal(uints a, uints b) {
+    return reinterpret_cast<mask>(
+        _mm256_cmpeq_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+KVTRIM_INLINE mask at_most(uints a, uints b) {
+    return equal(
+        reinterpret_cast<uints>(_mm256_max_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b))),
+        b);
+}
+KVTRIM_INLINE uints add_one(mask m, uints x) {
+    return x - reinterpret_cast<uints>(m);
+}
+KVTRIM_INLINE unsigned lanes_of(mask m) {
+    return static_cast<unsigned>(_mm256_movemask_ps(m));
+}
+// For each set of lanes the numbers of those in it, a byte each.
+inline constexpr auto chosen_lanes = [] {
+    std::array<std::uint64_t, 256> numbers{};
+    for (unsigned chosen = 0; chosen < 256; ++chosen) {
+        for (unsigned lane = 0, place = 0; lane < 8; ++lane) {
+            if ((chosen >> lane & 1u) != 0) { numbers[chosen] |= std::uint64_t{lane} << 8 * place++; }
+        }
+    }
+    return numbers;
+}();
+KVTRIM_INLINE __m256i packed(unsigned chosen, uints x) {
+    const __m128i from = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&chosen_lanes[chosen]));
+    return _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(x), _mm256_cvtepu8_epi32(from));
+}
+KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), packed(chosen, x));
+    return to + __builtin_popcount(chosen);
+}
+KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x) {
+    const int count = __builtin_popcount(chosen);
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_maskstore_epi32(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane), packed(chosen, x));
+    return to + count;
+}
+
 // ---- Pairs, and doubles ----
+
+KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)));
+}
+KVTRIM_INLINE floats sums_of_lanes(const floats* x) {
+    const floats a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+    const floats b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+    return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+}
+KVTRIM_INLINE floats sum_of_fours(floats x) {
+    return x + _mm256_permute2f128_ps(x, x, 0x01);
+}
+KVTRIM_INLINE floats highest_of_fours(floats x) {
+    return max(x, _mm256_permute2f128_ps(x, x, 0x01));
+}
 
 KVTRIM_INLINE floats in_order(floats x) { // of quarters that are where shuffles within halves leave them
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
@@ -195,6 +257,7 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 
 #define KVTRIM_SIMD_TARGET avx2
 #include <kvtrim/simd/common.inl>
+#include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace kvtrim::simd::avx2

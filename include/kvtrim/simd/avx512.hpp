@@ -16,6 +16,8 @@ namespace kvtrim::simd::avx512 {
 
 using floats = __m512;
 using mask = __mmask16;
+using ints = std::int32_t __attribute__((vector_size(64)));
+using uints = std::uint32_t __attribute__((vector_size(64)));
 
 inline constexpr index_t lanes = 16, product_registers = 16, product_vectors = 2;
 
@@ -146,7 +148,81 @@ KVTRIM_INLINE floats broadcast(f16 x) {
     return _mm512_maskz_broadcastss_ps(0xffff, _mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
 }
 
+// ---- Integers ----
+
+KVTRIM_INLINE mask equal(uints a, uints b) {
+    return _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+KVTRIM_INLINE mask at_most(uints a, uints b) {
+    return _mm512_cmple_epu32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+KVTRIM_INLINE uints add_one(mask m, uints x) {
+    const auto to = reinterpret_cast<__m512i>(x);
+    return reinterpret_cast<uints>(_mm512_mask_add_epi32(to, m, to, _mm512_set1_epi32(1)));
+}
+KVTRIM_INLINE unsigned lanes_of(mask m) {
+    return m;
+}
+KVTRIM_INLINE __m512i packed(unsigned chosen, uints x) {
+    return _mm512_maskz_compress_epi32(static_cast<mask>(chosen), reinterpret_cast<__m512i>(x));
+}
+KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
+    _mm512_storeu_si512(to, packed(chosen, x));
+    return to + __builtin_popcount(chosen);
+}
+KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x) {
+    const int count = __builtin_popcount(chosen);
+    _mm512_mask_storeu_epi32(to, static_cast<mask>((1u << count) - 1u), packed(chosen, x));
+    return to + count;
+}
+
 // ---- Pairs, and doubles ----
+
+KVTRIM_INLINE void split(__m512i bits, floats& even, floats& odd) {
+    even = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(0xffff, bits, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
+}
+KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {
+    split(_mm512_loadu_si512(from), even, odd);
+}
+template <class T>
+KVTRIM_INLINE void load_first_of_two(const T* from, index_t count, floats& first, floats& second) {
+    const auto wanted = static_cast<__mmask32>((std::uint64_t{1} << std::clamp<index_t>(count, 0, 32)) - 1);
+    const auto low = static_cast<mask>(wanted), high = static_cast<mask>(wanted >> 16);
+    if constexpr (std::is_same_v<T, float>) {
+        first = _mm512_maskz_loadu_ps(low, from);
+        second = _mm512_maskz_loadu_ps(high, from + 16);
+    } else if constexpr (std::is_same_v<T, bf16>) {
+        split(_mm512_maskz_loadu_epi16(wanted, from), first, second);
+    } else {
+        first = _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(low, from));
+        second = _mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(high, from + 16));
+    }
+}
+// Neighbouring lanes of a and b added; twice applied, each quarter holds one sum of each of four vectors.
+KVTRIM_INLINE floats add_pairs(floats a, floats b) {
+    return _mm512_maskz_unpacklo_ps(0xffff, a, b) + _mm512_maskz_unpackhi_ps(0xffff, a, b);
+}
+KVTRIM_INLINE floats add_quarters(floats a, floats b) {
+    return _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x88) + _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xdd);
+}
+KVTRIM_INLINE floats sums_of_four(const floats* x) {
+    const __m512d a = _mm512_castps_pd(add_pairs(x[0], x[1])), b = _mm512_castps_pd(add_pairs(x[2], x[3]));
+    return _mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b)) +
+           _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b));
+}
+KVTRIM_INLINE floats sums_of_lanes(const floats* x) {
+    return add_quarters(add_quarters(sums_of_four(x), sums_of_four(x + 4)),
+                        add_quarters(sums_of_four(x + 8), sums_of_four(x + 12)));
+}
+KVTRIM_INLINE floats sum_of_fours(floats x) {
+    x = x + _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0x4e);
+    return x + _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0xb1);
+}
+KVTRIM_INLINE floats highest_of_fours(floats x) {
+    x = max(x, _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0x4e));
+    return max(x, _mm512_maskz_shuffle_f32x4(0xffff, x, x, 0xb1));
+}
 
 KVTRIM_INLINE floats even_lanes(floats a, floats b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);

@@ -7,16 +7,22 @@
 //
 //   const window_kernels& steps = KVTRIM_CHOOSE(level, window_table);
 //
-// Between avx512 and amx, which a table of its own may extend by products of tiles, nothing else differs.
+// Where targets differ in a class, the body has a function that calls another one with it, and the choice is among those
+// (kernels/query_tiles.hpp).
+//
+// Between avx512 and amx, which a table of its own may extend by products of tiles, nothing else differs:
+// KVTRIM_CHOOSE_TILES(level, tiles, others) is `tiles` at level amx, and where there is no such level not even compiled.
 
 #include <kvtrim/simd/cpu.hpp>
 
 #if KVTRIM_HAS_X86
-#define KVTRIM_CHOOSE(level, table)                                                                          \
-    (level) >= cpu_level::avx512 ? avx512::table                                                             \
-    : (level) >= cpu_level::avx2 ? avx2::table                                                               \
-                                 : KVTRIM_BASELINE::table
+#define KVTRIM_CHOOSE(level, ...)                                                                            \
+    (level) >= cpu_level::avx512 ? avx512::__VA_ARGS__                                                       \
+    : (level) >= cpu_level::avx2 ? avx2::__VA_ARGS__                                                         \
+                                 : KVTRIM_BASELINE::__VA_ARGS__
+#define KVTRIM_CHOOSE_TILES(level, tiles, ...) (level) >= cpu_level::amx ? tiles : (__VA_ARGS__)
 #else
-#define KVTRIM_CHOOSE(level, table)                                                                          \
-    (level) == cpu_level::portable ? KVTRIM_BASELINE::table : KVTRIM_BASELINE::table
+#define KVTRIM_CHOOSE_TILES(level, tiles, ...) (__VA_ARGS__)
+#define KVTRIM_CHOOSE(level, ...)                                                                            \
+    (level) == cpu_level::portable ? KVTRIM_BASELINE::__VA_ARGS__ : KVTRIM_BASELINE::__VA_ARGS__
 #endif

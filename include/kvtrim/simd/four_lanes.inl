@@ -33,7 +33,56 @@ class first_lanes {
     mask there_ = {};
 };
 
+// ---- Integers ----
+
+KVTRIM_INLINE mask equal(uints a, uints b) {
+    return reinterpret_cast<mask>(a == b);
+}
+KVTRIM_INLINE mask at_most(uints a, uints b) {
+    return reinterpret_cast<mask>(a <= b);
+}
+KVTRIM_INLINE uints add_one(mask m, uints x) {
+    return x - m;
+}
+KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
+    if (chosen == 0) { return to; }
+    KVTRIM_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        *to = x[i];
+        to += chosen >> i & 1u;
+    }
+    return to;
+}
+KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x) {
+    std::uint32_t all[lanes];
+    __builtin_memcpy(all, &x, sizeof(x));
+    for (; chosen != 0; chosen &= chosen - 1) {
+        *to++ = static_cast<std::int32_t>(all[__builtin_ctz(chosen)]);
+    }
+    return to;
+}
+
 // ---- Pairs, and doubles ----
+
+KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {
+    mask bits;
+    __builtin_memcpy(&bits, from, sizeof(bits));
+    even = reinterpret_cast<floats>(bits << 16);
+    odd = reinterpret_cast<floats>(bits & 0xffff0000u);
+}
+KVTRIM_INLINE floats sums_of_lanes(const floats* x) {
+    const floats a =
+        __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5) + __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+    const floats b =
+        __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5) + __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+}
+KVTRIM_INLINE floats sum_of_fours(floats x) {
+    return x;
+}
+KVTRIM_INLINE floats highest_of_fours(floats x) {
+    return x;
+}
 
 KVTRIM_INLINE floats even_lanes(floats a, floats b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6);

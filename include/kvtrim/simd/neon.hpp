@@ -19,7 +19,9 @@
 namespace kvtrim::simd::neon {
 
 using floats = float32x4_t;
-using mask = uint32x4_t; // all bits of a lane, or none
+using ints = int32x4_t;
+using uints = uint32x4_t;
+using mask = uints; // all bits of a lane, or none
 
 inline constexpr index_t lanes = 4, product_registers = 24, product_vectors = 4;
 
@@ -55,6 +57,9 @@ KVTRIM_INLINE floats absolute(floats x) {
 }
 KVTRIM_INLINE bool any(mask m) {
     return vmaxvq_u32(m) != 0;
+}
+KVTRIM_INLINE unsigned lanes_of(mask m) {
+    return vaddvq_u32(m & mask{1, 2, 4, 8});
 }
 KVTRIM_INLINE float sum_of_lanes(floats x) {
     return vaddvq_f32(x);
@@ -140,8 +145,10 @@ KVTRIM_INLINE floats broadcast(f16 x) {
 }
 
 #define KVTRIM_SIMD_TARGET neon
-#include <kvtrim/simd/common.inl>
 #include <kvtrim/simd/four_lanes.inl>
+
+#include <kvtrim/simd/common.inl>
+#include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace kvtrim::simd::neon

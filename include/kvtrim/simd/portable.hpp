@@ -61,6 +61,15 @@ KVTRIM_INLINE floats absolute(floats x) {
 KVTRIM_INLINE bool any(mask m) {
     return (m[0] | m[1] | m[2] | m[3]) != 0;
 }
+#if defined(__SSE2__)
+KVTRIM_INLINE unsigned lanes_of(mask m) {
+    return static_cast<unsigned>(_mm_movemask_ps(reinterpret_cast<__m128>(m)));
+}
+#else
+KVTRIM_INLINE unsigned lanes_of(mask m) {
+    return (m[0] & 1u) | (m[1] & 2u) | (m[2] & 4u) | (m[3] & 8u);
+}
+#endif
 KVTRIM_INLINE float sum_of_lanes(floats x) {
     return (x[0] + x[2]) + (x[1] + x[3]);
 }
@@ -172,8 +181,10 @@ KVTRIM_INLINE floats broadcast(f16 x) {
 }
 
 #define KVTRIM_SIMD_TARGET portable
-#include <kvtrim/simd/common.inl>
 #include <kvtrim/simd/four_lanes.inl>
+
+#include <kvtrim/simd/common.inl>
+#include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace kvtrim::simd::portable

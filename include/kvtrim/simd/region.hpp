@@ -23,6 +23,13 @@
 #define KVTRIM_BASELINE portable
 #endif
 
+// g++ 12 says on aarch64 that it has the type, and has it in C alone.
+#if defined(__FLT16_MANT_DIG__) && (defined(__clang__) || defined(__SSE2__) || __GNUC__ >= 13)
+#define KVTRIM_HAS_FLOAT16 1
+#else
+#define KVTRIM_HAS_FLOAT16 0
+#endif
+
 #define KVTRIM_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define KVTRIM_BEGIN_REGION(features)                                                                        \

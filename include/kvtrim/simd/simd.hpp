@@ -16,7 +16,19 @@
 //   exp2(x)                                 2^x for -126 < x < 127 with relative error 1.5e-7 (2.2e-7 where fma rounds twice); anything elsewhere
 //   load_nibbles(p, x)                      x [32 / lanes] = 4 bits minus 8: the low halves of 16 bytes, then the high ones
 //   even_lanes(a, b), odd_lanes(a, b)       of both, one behind the other; zip_low(a, b), zip_high(a, b) are the way back
+//   load_two(p, a, b)                       two vectors of elements, in order, or its even and its odd ones (splits_pairs)
+//   load_first_of_two(p, n, a, b)           load_two() of the first n elements, and zeros
+//   sums_of_lanes(x)                        lane i: the sum of the lanes of x[i], x [lanes]
+//   sum_of_fours(x), highest_of_fours(x)    over lanes whose places differ by a multiple of 4, in each of them
 //   round_products(a, b, c, d, sign)        of doubles in memory: a * b + sign * (c * d), rounded to floats
+//   uints                                   lanes of 32 bits; + - & | ^ << >> are those of the language
+//   equal(a, b), at_most(a, b)              of uints; add_one(m, x) where m
+//   in_order_of_size(x)                     uints in the order of the floats x, see kernels/ordered_bits.hpp
+//   lanes_of(m)                             a bit for each lane, the first one lowest
+//   pack(p, chosen, x)                      lanes of x by such bits, one behind the other, and their end; may write a whole vector;
+//                                           pack_only(p, chosen, x) writes nothing else
+//   doubles, double_lanes                   a vector of doubles; + - * / are those of the language
+//   all_doubles{}, one_double{}             .load(p) of doubles or floats: a vector of doubles, or one
 //   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the
 //                                           first n lanes, the others reading 0 and writing nothing
 //

@@ -24,6 +24,7 @@
 // policy gives the bits that it gives over the decoded floats.
 
 #include <kvtrim/base/strided_bytes.hpp>
+#include <kvtrim/base/tensor_view.hpp>
 #include <kvtrim/kernels/block_formats.hpp>
 #include <kvtrim/kernels/encode.hpp>
 
@@ -32,36 +33,9 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <span>
 #include <type_traits>
 
 namespace kvtrim {
-
-namespace detail {
-
-// One axis of an array in memory.
-struct byte_axis {
-    index_t extent, stride;
-};
-
-// Whether an array of such axes, elements of at most `bytes` each in memory and as floats, has neither more elements nor
-// farther ones than addresses can name.
-[[nodiscard]] constexpr bool is_addressable(std::span<const byte_axis> axes, index_t bytes) {
-    constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<index_t>::max());
-    std::uint64_t room = most, elements = most / static_cast<std::uint64_t>(bytes);
-    for (const byte_axis& axis : axes) {
-        if (axis.extent <= 1) { continue; }
-        const auto extent = static_cast<std::uint64_t>(axis.extent);
-        const auto stride = static_cast<std::uint64_t>(axis.stride);
-        const std::uint64_t step = axis.stride < 0 ? 0 - stride : stride;
-        if (step > room / (extent - 1) || extent > elements) { return false; }
-        room -= step * (extent - 1);
-        elements /= extent;
-    }
-    return room >= static_cast<std::uint64_t>(bytes);
-}
-
-} // namespace detail
 
 /// A row_source, and a cache that moves its own rows unless Block is const. Block is one of the block_... of the kernels.
 template <class Block>
@@ -206,10 +180,10 @@ class ggml_rows {
             return "ggml_rows: rows are whole blocks: head_dim, or kv_heads * head_dim of heads in one row, "
                    "must be a multiple of 32";
         }
-        const std::array<detail::byte_axis, 3> axes{{{heads_move_together() ? 1 : extents_[0], strides_[0]},
-                                                     {extents_[1], strides_[1]},
-                                                     {row_elements / block::elements, block_bytes}}};
-        if (!detail::is_addressable(axes, block::elements * index_t{sizeof(float)})) {
+        const std::array<index_t, 3> shape{heads_move_together() ? 1 : extents_[0], extents_[1],
+                                           row_elements / block::elements};
+        const std::array<index_t, 3> steps{strides_[0], strides_[1], block_bytes};
+        if (!detail::fits_in_memory(shape, steps, block::elements * sizeof(float), 1)) {
             return "ggml_rows: extents or strides beyond what memory can hold";
         }
         if (strides_[0] % 2 != 0 || strides_[1] % 2 != 0 ||

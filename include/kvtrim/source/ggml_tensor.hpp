@@ -22,28 +22,6 @@
 
 namespace kvtrim {
 
-/// ggml's number of an element or a block; -1 of other types.
-template <class T>
-inline constexpr int ggml_type_number = -1;
-template <>
-inline constexpr int ggml_type_number<float> = 0;
-template <>
-inline constexpr int ggml_type_number<f16> = 1;
-template <>
-inline constexpr int ggml_type_number<bf16> = 30;
-template <>
-inline constexpr int ggml_type_number<block_q4_0> = 2;
-template <>
-inline constexpr int ggml_type_number<block_q4_1> = 3;
-template <>
-inline constexpr int ggml_type_number<block_q5_0> = 6;
-template <>
-inline constexpr int ggml_type_number<block_q5_1> = 7;
-template <>
-inline constexpr int ggml_type_number<block_q8_0> = 8;
-template <>
-inline constexpr int ggml_type_number<block_iq4_nl> = 20;
-
 namespace detail {
 
 // The typed view of rows, [heads, tokens, head_dim] at strides {head, token, element} in bytes, or of heads in one row.
@@ -70,9 +48,7 @@ struct ggml_view<T> {
 
     [[nodiscard]] static type make(void* data, const std::array<index_t, 3>& extents,
                                    const std::array<index_t, 3>& strides) {
-        const std::array<byte_axis, 3> axes{
-            {{extents[0], strides[0]}, {extents[1], strides[1]}, {extents[2], strides[2]}}};
-        if (!is_addressable(axes, sizeof(float))) { return too_large(); }
+        if (!fits_in_memory(extents, strides, sizeof(float), 1)) { return too_large(); }
         if (strides[0] % bytes != 0 || strides[1] % bytes != 0 || strides[2] % bytes != 0 ||
             reinterpret_cast<std::uintptr_t>(data) % sizeof(T) != 0) {
             return type::invalid("ggml: data and strides must be whole elements");
@@ -93,30 +69,47 @@ struct ggml_view<T> {
     }
 };
 
-template <class... T>
-struct ggml_views {
+// An element or a block, and ggml's number of it.
+template <class T, int Number>
+struct numbered {};
+
+template <class... Numbered>
+struct ggml_views;
+template <class... T, int... Number>
+struct ggml_views<numbered<T, Number>...> {
     using any = std::variant<typename ggml_view<T>::type...>;
 
     // The view that ggml_view<T> makes, of the T with this number.
     template <class... Args>
     [[nodiscard]] static any make(int type, const Args&... args) {
         any view = strided<float, 3>::invalid("ggml: rows of this type are not read");
-        static_cast<void>(
-            ((type == ggml_type_number<T> ? (view = ggml_view<T>::make(args...), true) : false) || ...));
+        static_cast<void>(((type == Number ? (view = ggml_view<T>::make(args...), true) : false) || ...));
         return view;
     }
-    [[nodiscard]] static constexpr bool contains(int type) { return ((type == ggml_type_number<T>) || ...); }
+    template <class U>
+    [[nodiscard]] static constexpr int number_of() {
+        return ((std::is_same_v<T, U> ? Number + 1 : 0) + ...) - 1;
+    }
+    // Whether this is the number of another type than those that are read element by element.
+    [[nodiscard]] static constexpr bool is_block(int type) {
+        return !((element<T> && type == Number) || ...);
+    }
 };
 
 using all_ggml_views =
-    ggml_views<float, f16, bf16, block_q4_0, block_q4_1, block_q5_0, block_q5_1, block_q8_0, block_iq4_nl>;
+    ggml_views<numbered<float, 0>, numbered<f16, 1>, numbered<bf16, 30>, numbered<block_q4_0, 2>,
+               numbered<block_q4_1, 3>, numbered<block_q5_0, 6>, numbered<block_q5_1, 7>,
+               numbered<block_q8_0, 8>, numbered<block_iq4_nl, 20>>;
 
-// Whether this is the number of another type than those that are read element by element.
 [[nodiscard]] constexpr bool is_ggml_block(int type) {
-    return !ggml_views<float, f16, bf16>::contains(type);
+    return all_ggml_views::is_block(type);
 }
 
 } // namespace detail
+
+/// ggml's number of an element or a block; -1 of other types.
+template <class T>
+inline constexpr int ggml_type_number = detail::all_ggml_views::number_of<T>();
 
 /// A row_source, and a cache that moves its own rows.
 class ggml_tensor_rows {

@@ -68,6 +68,8 @@ class indexed_rows {
         return kvtrim::indexed_rows<std::remove_const_t<decltype(channels)>>(channels, indices_);
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return indices_; }
+    // All slots.
+    [[nodiscard]] auto memory() const { return memory_of(slots_); }
     // Whether the slots that are read share a byte with other memory. O(tokens) if the pool does, else O(1).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         if constexpr (requires { slots_.overlaps(other); }) { return slots_.overlaps(other); }

@@ -49,7 +49,7 @@ class latent_cache {
           problem_(find_problem()) {}
 
     [[nodiscard]] status validate() const {
-        return problem_ == nullptr ? keys().validate() : status{errc::invalid_parameter, problem_};
+        return problem_ == nullptr ? status{} : status{errc::invalid_parameter, problem_};
     }
     [[nodiscard]] strided<T, 3> keys() const { return part({0, layout_.row_length}); }
     [[nodiscard]] strided<T, 3> values() const { return part(layout_.latent); }
@@ -68,7 +68,9 @@ class latent_cache {
         if (a.begin + a.length > b.begin && b.begin + b.length > a.begin) {
             return "latent_cache: the latent and the rotary part must not overlap";
         }
-        return nullptr;
+        // No part of rows that cannot be.
+        const strided<T, 3> rows(data_, {1, tokens_, layout_.row_length}, {0, token_stride_, 1});
+        return rows.validate().ok() ? nullptr : rows.validate().what();
     }
     [[nodiscard]] strided<T, 3> part(const channel_range& channels) const {
         if (problem_ != nullptr) { return strided<T, 3>::invalid(problem_); }

@@ -18,9 +18,11 @@
 // Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
 // To evict: compact/page_moves.hpp.
 
-#include <kvtrim/base/strided_bytes.hpp>
 #include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/plan/page_table.hpp>
+
+#include <algorithm>
+#include <array>
 
 namespace kvtrim {
 
@@ -123,19 +125,22 @@ void store_paged(T* to, const page_layout& layout, std::span<const std::int32_t>
     }
 }
 
+// All slots of the pool's pages up to the last of these; none of them if there are none.
+template <class T>
+[[nodiscard]] strided_bytes bytes_of_slots(const T* pool, const page_layout& layout,
+                                           std::span<const std::int32_t> pages, index_t heads,
+                                           index_t head_dim) {
+    const index_t count = pages.empty() ? 0 : index_t{*std::max_element(pages.begin(), pages.end())} + 1;
+    return bytes_of_pages(pool, layout, 0, count, heads, head_dim);
+}
+
 // Whether rows of `heads` heads in these pages share a byte with `other`.
 template <class T>
 [[nodiscard]] bool pages_overlap(const T* pool, const page_layout& layout,
                                  std::span<const std::int32_t> pages, index_t heads, index_t head_dim,
                                  const strided_bytes& other) {
-    constexpr index_t size = sizeof(T);
     return std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
-        return overlap(
-            {.first = pool + page * layout.page_stride,
-             .extents = {1, layout.page_tokens, heads, head_dim},
-             .strides = {0, to_bytes(layout.token_stride, size), to_bytes(layout.head_stride, size), size},
-             .bytes = size},
-            other);
+        return overlap(bytes_of_pages(pool, layout, page, 1, heads, head_dim), other);
     });
 }
 
@@ -145,9 +150,19 @@ struct table_rows {
     index_t count;
 };
 
-[[nodiscard]] inline status validate_paged(const void* pool, const page_layout& layout,
-                                           const page_table& table, table_rows rows, index_t kv_heads,
-                                           index_t head_dim) {
+// Their pages: rows of a table follow each other.
+[[nodiscard]] inline std::span<const std::int32_t> pages_of(const page_table& table, table_rows rows) {
+    if (rows.count == 0) { return {}; }
+    const auto begin = static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(rows.first)]);
+    const auto end =
+        static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(rows.first + rows.count)]);
+    return table.indices.subspan(begin, end - begin);
+}
+
+// heads: of a page.
+template <class T>
+[[nodiscard]] status validate_paged(const T* pool, const page_layout& layout, const page_table& table,
+                                    table_rows rows, index_t kv_heads, index_t heads, index_t head_dim) {
     if (kv_heads < 0 || head_dim < 0) {
         return {errc::invalid_parameter, "paged rows: kv_heads and head_dim must not be negative"};
     }
@@ -159,7 +174,7 @@ struct table_rows {
     if (pool == nullptr && !table.indices.empty() && kv_heads > 0 && head_dim > 0) {
         return {errc::invalid_parameter, "paged rows: data must not be null"};
     }
-    return {};
+    return bytes_of_slots(pool, layout, pages_of(table, rows), heads, head_dim).validate();
 }
 
 // Row of the table where a request's heads begin; -1, which no table has, for numbers that cannot be.
@@ -175,11 +190,12 @@ struct table_rows {
 template <class T, class Pool = const T>
 class paged_rows {
   public:
-    /// Not valid, and empty: what validate_rows() says of the request's row, negative extents, rows without data. O(pages).
+    /// Not valid, and empty: what validate_rows() says of the request's row, negative extents, strides that lead beyond what memory
+    /// can hold, rows without data. O(pages).
     paged_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                index_t kv_heads, index_t head_dim)
         : pool_(pool), layout_(layout),
-          validity_(detail::validate_paged(pool, layout, table, {request, 1}, kv_heads, head_dim)) {
+          validity_(detail::validate_paged(pool, layout, table, {request, 1}, kv_heads, kv_heads, head_dim)) {
         if (!validity_.ok()) { return; }
         kv_heads_ = kv_heads;
         head_dim_ = head_dim;
@@ -212,6 +228,10 @@ class paged_rows {
         return channels;
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return pages_; }
+    // All slots of the pool, up to its last page that is read. O(pages).
+    [[nodiscard]] std::array<strided_bytes, 1> memory() const {
+        return {detail::bytes_of_slots(pool_, layout_, pages_, kv_heads_, head_dim_)};
+    }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
     // Whether its pages share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
@@ -236,22 +256,19 @@ paged_rows(T*, const page_layout&, const page_table&, index_t, index_t, index_t)
 template <class T, class Pool = const T>
 class paged_head_rows {
   public:
-    /// Not valid, and empty: what validate_rows() says of the request's kv_heads rows, negative extents, rows without data.
+    /// Not valid, and empty: what validate_rows() says of the request's kv_heads rows, negative extents, strides that lead beyond
+    /// what memory can hold, rows without data.
     /// O(pages of all heads).
     paged_head_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                     index_t kv_heads, index_t head_dim)
         : pool_(pool), layout_(layout), table_(table), first_row_(detail::first_row_of(request, kv_heads)),
-          validity_(detail::validate_paged(pool, layout, table, {first_row_, kv_heads}, kv_heads, head_dim)) {
+          validity_(
+              detail::validate_paged(pool, layout, table, {first_row_, kv_heads}, kv_heads, 1, head_dim)) {
         if (!validity_.ok()) { return; }
         kv_heads_ = kv_heads;
         head_dim_ = head_dim;
         for (index_t h = 0; h < kv_heads; ++h) { longest_ = std::max(longest_, rows(h)); }
-        if (kv_heads > 0) { // rows of one request follow each other
-            const auto begin = static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(first_row_)]);
-            const auto end =
-                static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(first_row_ + kv_heads)]);
-            places_ = table.indices.subspan(begin, end - begin);
-        }
+        places_ = detail::pages_of(table, {first_row_, kv_heads});
     }
 
     [[nodiscard]] status validate() const { return validity_; }
@@ -279,6 +296,10 @@ class paged_head_rows {
         return channels;
     }
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return places_; }
+    // All slots of the pool, up to its last page that is read. O(pages of all heads).
+    [[nodiscard]] std::array<strided_bytes, 1> memory() const {
+        return {detail::bytes_of_slots(pool_, layout_, places_, 1, head_dim_)};
+    }
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
     // Whether its pages share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {

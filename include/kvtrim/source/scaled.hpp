@@ -54,8 +54,8 @@ class scaled_rows {
   public:
     using code = std::remove_const_t<Code>;
 
-    /// extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Not valid, and empty: extents that are negative or
-    /// more than memory can hold, scales whose channel stride is neither 0 nor 1, codes or scales missing where there are rows;
+    /// extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Not valid, and empty: extents that are negative,
+    /// extents or strides beyond what memory can hold, scales whose channel stride is neither 0 nor 1, codes or scales missing where there are rows;
     /// codes that may move with scales per token that may not, or that belong to several heads.
     scaled_rows(Code* codes, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& strides,
                 const scale_table<Float>& scales)
@@ -152,8 +152,9 @@ class scaled_rows {
         if (extents_[0] < 0 || extents_[1] < 0 || extents_[2] < 0) {
             return "scaled_rows: extents must not be negative";
         }
-        if (!detail::fits_in_memory(extents_, sizeof(float))) {
-            return "scaled_rows: extents of more elements than memory can hold";
+        if (!detail::fits_in_memory(extents_, {strides_[0], strides_[1], 1}, sizeof(float), 1) ||
+            !detail::fits_in_memory(extents_, scales_.strides, sizeof(float), sizeof(float))) {
+            return "scaled_rows: extents or strides beyond what memory can hold";
         }
         if (scales_.strides[2] != 0 && scales_.strides[2] != 1) {
             return "scaled_rows: scales have a channel stride of 0 or 1";

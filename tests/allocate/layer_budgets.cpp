@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/model/layer_budgets.hpp>
+#include <kvtrim/allocate/layer_budgets.hpp>
 
 #include "support/checks.hpp"
 

@@ -1,0 +1,102 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Budgets per layer that do not follow the scores: candidates are dealt out over the layers by a rule, and evenly over the KV
+// heads of a layer. For policies over layers (layer_wise).
+//
+//   pyramid_shares   share[l] falls in even steps from the first layer to the last               PyramidKV
+//                    b = total / rows, high = min(2 b - b / beta, longest row), low = 2 b - high
+//                    share[l] = high - l * (high - low) / (layers - 1)
+//   layer_shares     shares [layers] are given: measured (CAKE: score/layer_preference.hpp), learnt, or read from a file
+//
+//   budgets[r] = total * share[layer of r] / sum of shares over rows, whole numbers that sum to total, at most the row's length;
+//                what a row can not use goes to the others in proportion
+//
+// Source: PyramidKV, arXiv:2406.02069; CAKE, arXiv:2503.12491. The schedules of published code, which count the window and do not
+// sum to the total, are in allocate/layer_budgets.hpp. Cost: O(rows log rows), no scores read. Workspace: four numbers per row.
+
+#include <kvtrim/allocate/layer_budgets.hpp>
+#include <kvtrim/base/token_scores.hpp>
+
+namespace kvtrim {
+
+namespace detail {
+
+// shares: a number for each layer, none negative; share(l) of layer l.
+template <class Share>
+[[nodiscard]] status deal_out_by_layer(const score_rows& scores, index_t total, std::span<index_t> budgets,
+                                       workspace& scratch, Share&& share) {
+    const workspace::frame frame(scratch);
+    const auto preferences = scratch.take<double>(scores.rows());
+    const auto lengths = scratch.take<index_t>(scores.rows());
+    if (!scratch.fits()) { return scratch.too_small(); }
+    for (index_t r = 0; r < scores.rows(); ++r) {
+        preferences[static_cast<std::size_t>(r)] = share(r / scores.rows_of_a_layer());
+        lengths[static_cast<std::size_t>(r)] = scores.length(r);
+    }
+    return preference{}.allocate(preferences, lengths, total, budgets, scratch);
+}
+
+[[nodiscard]] inline index_t layer_share_bytes(index_t rows) {
+    workspace counting = workspace::counting();
+    static_cast<void>(counting.take<double>(rows));
+    static_cast<void>(counting.take<index_t>(rows));
+    static_cast<void>(counting.take<std::byte>(preference::workspace_bytes(rows)));
+    return counting.needed_bytes();
+}
+
+} // namespace detail
+
+struct pyramid_shares {
+    double beta = 20; // the last layer keeps about 1 / beta of an even share; the authors' value
+
+    static constexpr bool is_uniform = false;
+
+    [[nodiscard]] status validate() const { return pyramid{.beta = beta}.validate(); }
+    [[nodiscard]] static index_t workspace_bytes(index_t rows, index_t) {
+        return detail::layer_share_bytes(rows);
+    }
+
+    /// Fills budgets [rows]; their sum is total. Returns what validate() or validate_total() says, or workspace_too_small.
+    [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
+                                  workspace& scratch) const {
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
+        if (scores.rows() == 0) { return {}; }
+        index_t longest = 0;
+        for (index_t r = 0; r < scores.rows(); ++r) { longest = std::max(longest, scores.length(r)); }
+        const double even = static_cast<double>(total) / static_cast<double>(scores.rows());
+        const double high = std::min(2 * even - even / beta, static_cast<double>(longest));
+        const auto steps = static_cast<double>(std::max<index_t>(1, scores.layers() - 1));
+        return detail::deal_out_by_layer(scores, total, budgets, scratch, [&](index_t l) {
+            return scores.layers() == 1 ? 1 : high - static_cast<double>(l) * 2 * (high - even) / steps;
+        });
+    }
+};
+
+struct layer_shares {
+    std::span<const double> shares; // [layers]; one that is not a positive finite number counts as 0
+
+    static constexpr bool is_uniform = false;
+
+    [[nodiscard]] static index_t workspace_bytes(index_t rows, index_t) {
+        return detail::layer_share_bytes(rows);
+    }
+
+    /// Fills budgets [rows]; their sum is total. Layers of share 0 get what the others have no room for; where all are 0 the
+    /// layers are equal. Returns invalid_parameter where there are not as many shares as layers (needed: layers), what
+    /// validate_total() says, or workspace_too_small.
+    [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
+                                  workspace& scratch) const {
+        if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
+        if (static_cast<index_t>(shares.size()) != scores.layers()) {
+            return {errc::invalid_parameter, "layer_shares: there must be one share per layer",
+                    scores.layers()};
+        }
+        return detail::deal_out_by_layer(scores, total, budgets, scratch,
+                                         [&](index_t l) { return shares[static_cast<std::size_t>(l)]; });
+    }
+};
+
+} // namespace kvtrim

@@ -1,0 +1,26 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The query tile of the active CPU level: for floats, and for bf16 where the level multiplies them.
+
+#include <kvtrim/kernels/query_tile.hpp>
+#include <kvtrim/kernels/query_tile_amx.hpp>
+#include <kvtrim/simd/choose.hpp>
+
+namespace kvtrim::kernels {
+
+/// fn<Tile>() with the class for float queries, keys and values.
+template <class Fn>
+decltype(auto) with_float_query_tile(Fn&& fn) {
+    return (KVTRIM_CHOOSE(active_cpu_level(), call_with_query_tile<Fn>))(fn);
+}
+
+/// The same where queries, keys and values lie in memory as bf16: that of bf16 at a level that has one, else of floats.
+template <class Fn>
+decltype(auto) with_bf16_query_tile(Fn&& fn) {
+    return (KVTRIM_CHOOSE_TILES(active_cpu_level(), amx::call_with_query_tile<Fn>,
+                                with_float_query_tile<Fn&>))(fn);
+}
+
+} // namespace kvtrim::kernels

@@ -1,0 +1,11 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// Of targets that can not read some lanes of every element: included inside their namespaces.
+
+template <class T>
+KVTRIM_INLINE void load_first_of_two(const T* from, index_t count, floats& first, floats& second) {
+    T part[2 * lanes] = {};
+    std::copy_n(from, std::clamp<index_t>(count, 0, 2 * lanes), part);
+    load_two(part, first, second);
+}

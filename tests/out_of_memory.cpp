@@ -1,0 +1,138 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// Where an allocation fails, plans and states are what they were (base/status.hpp), whichever allocation it is. Replaces operator
+// new, in a program of its own.
+
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+long allowed = -1; // allocations that still succeed; below 0: all
+
+} // namespace
+
+void* operator new(std::size_t bytes) {
+    if (allowed == 0) { throw std::bad_alloc(); }
+    if (allowed > 0) { --allowed; }
+    if (void* p = std::malloc(bytes)) { return p; }
+    throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept {
+    std::free(p);
+}
+void operator delete(void* p, std::size_t) noexcept {
+    std::free(p);
+}
+
+#include <kvtrim/kvtrim.hpp>
+
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+using namespace kvtrim;
+
+int failures = 0;
+
+void expect(bool holds, const char* what, long nth) {
+    if (holds) { return; }
+    ++failures;
+    std::printf("%s: not what it was when allocation %ld failed\n", what, nth);
+}
+
+// change(state) with its first, second, ... allocation failing until none does; is_as_before(state) after each.
+template <class State, class Change, class AsBefore>
+void fail_each(const char* what, const State& state, Change&& change, AsBefore&& is_as_before) {
+    for (long nth = 0;; ++nth) {
+        State changed = state;
+        allowed = nth;
+        bool is_done = false;
+        try {
+            is_done = change(changed).ok();
+            allowed = -1;
+        } catch (const std::bad_alloc&) { allowed = -1; }
+        if (is_done) {
+            expect(nth > 0, what, nth); // there was an allocation
+            return;
+        }
+        expect(is_as_before(changed), what, nth);
+        expect(change(changed).ok(), what, nth); // and later it works
+    }
+}
+
+template <class State>
+std::vector<std::byte> bytes_of(const State& state) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(saved_bytes(state)));
+    if (!save(state, bytes).ok()) { std::abort(); }
+    return bytes;
+}
+
+template <class State, class Change>
+void fail_each(const char* what, const State& state, Change&& change) {
+    const auto before = bytes_of(state);
+    fail_each(what, state, change, [&](const State& changed) { return bytes_of(changed) == before; });
+}
+
+keep_plan plan_of(std::initializer_list<std::initializer_list<std::int32_t>> rows) {
+    std::vector<index_t> counts;
+    for (const auto& row : rows) { counts.push_back(static_cast<index_t>(row.size())); }
+    keep_plan plan;
+    if (!plan.reset(counts).ok()) { std::abort(); }
+    index_t r = 0;
+    for (const auto& row : rows) { std::copy(row.begin(), row.end(), plan.writable_row(r++).begin()); }
+    return plan;
+}
+
+void must(const status& s) {
+    if (!s.ok()) { std::abort(); }
+}
+
+} // namespace
+
+int main() {
+    cache_positions positions(2);
+    must(positions.append(5));
+    must(positions.compact(plan_of({{0, 3, 4}, {1, 2, 4}})));
+    must(positions.close_up());
+    fail_each("cache_positions::append", positions, [](cache_positions& p) { return p.append(40); });
+    running_scores scores(2, 2);
+    must(scores.append(3));
+    fail_each("running_scores::append", scores, [](running_scores& s) { return s.append(40); });
+    const auto saved = bytes_of(scores);
+    fail_each("restore", running_scores(1), [&](running_scores& s) { return restore(s, saved); });
+
+    const keep_plan kept = plan_of({{0, 2}, {1}});
+    const std::vector<index_t> counts(50, 7);
+    fail_each(
+        "keep_plan::reset", kept, [&](keep_plan& p) { return p.reset(counts); },
+        [&](const keep_plan& p) { return p == kept; });
+    const segment_grid grid{.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 64};
+    prune_plan pruned;
+    must(plan_dense({.segment_tokens = 8, .block_tokens = 4, .first_token = 0, .end_token = 16}, 1, pruned));
+    fail_each(
+        "plan_dense", pruned, [&](prune_plan& p) { return plan_dense(grid, 2, p); },
+        [&](const prune_plan& p) { return p == pruned; });
+    std::vector<float> estimate(2);
+    layer_fusion fusion;
+    must(fusion.begin_layer(0, pruned.grid(), 1, {}));
+    fail_each(
+        "layer_fusion::begin_layer", fusion, [&](layer_fusion& f) { return f.begin_layer(1, grid, 2, {}); },
+        [&](layer_fusion f) { return f.fuse(0, 1, estimate).ok() && !f.fuse(1, 1, estimate).ok(); });
+
+    const std::vector<std::int32_t> indptr{0, 3}, pages{2, 0, 1}, last{4};
+    const page_table table{indptr, pages, last};
+    const page_pool pool{.pages = 3, .page_tokens = 4};
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(plan_page_moves_bytes(table, pool));
+    const keep_plan some = plan_of({{0, 3, 5, 9, 11}});
+    fail_each(
+        "plan_page_moves", move_plan{},
+        [&](move_plan& p) { return plan_page_moves(some, table, pool, {}, p, scratch); },
+        [](const move_plan& p) { return p.rows() == 0 && p.pages_touched() == 0; });
+    std::printf(failures == 0 ? "ok\n" : "%d failures\n", failures);
+    return failures == 0 ? 0 : 1;
+}
