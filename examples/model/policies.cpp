@@ -223,11 +223,6 @@ named_policy of_pass(std::string name, scoring_pass pass, kvtrim::token_loss los
             .needs_profile = needs_profile};
 }
 
-template <class Scorer>
-auto profiled(const layer_prompt& p, const Scorer& scorer) {
-    return kvtrim::layer_wise{kvtrim::eviction_policy{scorer, p.profile->budgets(), kvtrim::one_stage{}}};
-}
-
 // The budgets of the model's table, and any scorer inside each row.
 template <class Scorer>
 named_policy profiled_policy(std::string name, const Scorer& scorer) {
@@ -237,8 +232,9 @@ named_policy profiled_policy(std::string name, const Scorer& scorer) {
                          kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
                          stage_seconds& seconds) {
                     const auto inputs = inputs_of(layers);
-                    run(profiled(layers.front(), scorer), std::span<const layer_inputs>(inputs), request,
-                        memory, plans, seconds);
+                    run(kvtrim::layer_wise{kvtrim::eviction_policy{scorer, layers.front().profile->budgets(),
+                                                                   kvtrim::one_stage{}}},
+                        std::span<const layer_inputs>(inputs), request, memory, plans, seconds);
                 },
             .needs_profile = true};
 }
@@ -272,11 +268,10 @@ named_policy layer_dropkv(std::string name, kvtrim::token_loss loss) {
 const std::vector<named_policy>& all_policies() {
     using kvtrim::token_loss;
     const auto by_all_rows = [](const layer_prompt&) { return kvtrim::layer_replay(); };
-    const auto by_all_rows_evenly = [](const layer_prompt&) {
-        return kvtrim::layer_wise{kvtrim::eviction_policy{
-            kvtrim::replayed{afar_tokens}, kvtrim::adaptive{.safeguard_ratio = 0}, kvtrim::one_stage{}}};
+    const auto from_afar = [](const layer_prompt&) { return kvtrim::layer_afar(afar_tokens); };
+    const auto by_table = [](const layer_prompt& p) {
+        return kvtrim::profiled(p.profile->budgets(), afar_tokens);
     };
-    const auto by_table = [](const layer_prompt& p) { return profiled(p, kvtrim::replayed{afar_tokens}); };
     static const std::vector<named_policy> policies{
         named("snapkv", kvtrim::snapkv()),
         named("ada_snapkv", kvtrim::ada_snapkv()),
@@ -303,13 +298,12 @@ const std::vector<named_policy>& all_policies() {
         layer_dropkv("layer_dropkv", token_loss::output_square_sum),
         of_pass("replay", scoring_pass::replay, token_loss::attention_maximum, by_all_rows),
         of_pass("replay_output", scoring_pass::replay, token_loss::output_square_sum, by_all_rows),
-        of_pass("afar", scoring_pass::own, token_loss::output_square_sum, by_all_rows_evenly),
-        of_pass("profiled_afar", scoring_pass::own, token_loss::output_square_sum, by_table, true),
+        of_pass("layer_afar", scoring_pass::own, token_loss::output_square_sum, from_afar),
+        of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),
         profiled_policy("profiled_random", kvtrim::random_score{}),
         layer_wise("layer_defensivekv_0", kvtrim::layer_defensivekv({.safeguard_ratio = 0})),
         layer_wise("layer_defensivekv_2", kvtrim::layer_defensivekv({.safeguard_ratio = 0.2})),
-        layer_wise("layer_defensivekv_5", kvtrim::layer_defensivekv({.safeguard_ratio = 0.5})),
     };
     return policies;
 }

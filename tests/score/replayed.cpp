@@ -54,3 +54,31 @@ TEST_CASE("dropkv: a layer's heads compete by what their outputs lose, as all la
     CHECK(kept_sets(plans[0]) == kept_sets(one));
     CHECK(kept_sets(plans[1]) == kept_sets(one));
 }
+
+TEST_CASE("profiled, layer_afar: one table deals out, or all rows compete; scores decide inside each row",
+          "[policy]") {
+    std::vector<replay_scores> layers;
+    growing_workspace memory;
+    for (std::uint64_t l = 0; l < 2; ++l) {
+        const layer_data layer =
+            random_layer({.kv_heads = 2, .group = 2, .tokens = 90, .queries = 90}, 20 + l);
+        layers.emplace_back(2, 90, token_loss::output_square_sum);
+        REQUIRE(layers.back().add_own(layer.inputs(), {}, 10, memory).ok());
+    }
+    score_memory known(oracle::matrix{oracle::row(90, 9.0), oracle::row(90, 1.0), oracle::row(90, 1.0),
+                                      oracle::row(90, 9.0)});
+    row_profile table;
+    REQUIRE(table.add(known.importance_rows()).ok());
+    const eviction_request request{.budget = per_head(30), .protect = {.window_tokens = 10}};
+    std::vector<keep_plan> plans(2);
+    REQUIRE(profiled(table.budgets(), 10)
+                .plan(std::span<const replay_scores>(layers), request, std::span(plans), memory)
+                .ok());
+    CHECK(plans[0].kept_tokens(0) == 50);
+    CHECK(plans[0].kept_tokens(1) == 10);
+    CHECK(plans[1].kept_tokens(0) == 10);
+    CHECK(plans[1].kept_tokens(1) == 50);
+    REQUIRE(
+        layer_afar(10).plan(std::span<const replay_scores>(layers), request, std::span(plans), memory).ok());
+    CHECK(plans[0].total_tokens() + plans[1].total_tokens() == 120);
+}
