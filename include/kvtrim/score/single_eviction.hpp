@@ -6,7 +6,8 @@
 //
 //   o[i]            = sum over t of A[h, i, t] v[t]                            what query i of head h gets
 //   error[i, t]     = A / (1 - A) * || (v[t] - o[i]) W_O[h] ||_2               exactly the change of o[i] W_O[h] without t
-//   importance[g, t] = max, or root of the sum of squares, over the queries i of all heads h of group g
+//   importance[g, t] = max over the queries i of all heads h of group g, or root of the sum of squares over the queries and of
+//                      their mean over the heads
 //
 // A token whose value is what the query gets anyway costs nothing, however much attention it has. Without W_O the distance is
 // || v - o ||_2; W_O is given as it is or, prepared once, as its Gram view. The sum of squares is DropKV's score.
@@ -54,13 +55,9 @@ template <class Inputs>
                       "kvtrim: the loss of an output reads W_O as it is or as gram.view()");
         if constexpr (has_gram<Inputs>) {
             if (loss == token_loss::attention_maximum) { return {}; }
-            if (in.output_projection.head_dim != extent(in.values, 2)) {
-                return {errc::invalid_parameter, "gram_view: head_dim must be that of the values",
-                        extent(in.values, 2)};
-            }
-            if (in.output_projection.q_heads != extent(in.queries, 0)) {
-                return {errc::invalid_parameter, "gram_view: q_heads must be that of the queries",
-                        extent(in.queries, 0)};
+            const gram_view& gram = in.output_projection;
+            if (gram.head_dim != extent(in.values, 2) || gram.q_heads != extent(in.queries, 0)) {
+                return {errc::invalid_parameter, "gram_view: head_dim of the values, q_heads of the queries"};
             }
         }
         return {};
@@ -334,7 +331,9 @@ struct single_eviction {
                 std::fill(losses.begin(), losses.end(), 0.0f);
                 detail::add_losses(in, request.attention, loss, g, seen, newest_queries, floats, losses, own);
                 if (loss == token_loss::attention_maximum) { return; }
-                for (float& x : losses) { x = std::sqrt(x); }
+                const index_t heads =
+                    loss == token_loss::output_square_sum ? extent(in.queries, 0) / in.kv_heads() : 1;
+                for (float& x : losses) { x = std::sqrt(x / static_cast<float>(heads)); }
             });
     }
 
