@@ -160,7 +160,6 @@ void single_eviction(benchmark::State& state) {
     check(state, own.run());
     for (auto _ : state) { check(state, own.run()); }
     describe(state, {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys())},
-                     .beside = "score_f32/snapkv/tokens:" + std::to_string(data.tokens) + "/threads:1",
                      .workspace_bytes = static_cast<double>(own.workspace_bytes())});
 }
 
@@ -172,7 +171,6 @@ void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double produ
     for (auto _ : state) { check(state, scores.add(data.inputs(), {}, memory)); }
     describe(state, {.stages = {products<float>(products_of_keys * window_flops(data.tokens),
                                                 data.bytes_of_keys() * (products_of_keys > 1 ? 2 : 1))},
-                     .beside = "score_f32/snapkv/tokens:" + std::to_string(data.tokens) + "/threads:1",
                      .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}))});
 }
 
