@@ -24,6 +24,7 @@
 // Chunks may be cut anywhere: maxima are the same bit for bit (of finite values), sums but for rounding.
 // Source: KVzip, arXiv:2505.23416, Sec. 3 (attention, softmax over a part). Departures: by default the softmax runs over all rows;
 // what the output loses, and its sum, are kvtrim's own (score/single_eviction.hpp).
+// decode/running_scores.hpp is another thing: sums over a growing cache's own tokens, each of which can be undone.
 // Cost: per chunk that of score/single_eviction.hpp, for all rows. Memory: 4 bytes per row.
 
 #include <kvtrim/base/plain_memory.hpp>
