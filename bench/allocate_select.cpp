@@ -74,7 +74,7 @@ kvtrim::status plan_fifth(const Allocator& allocator, const std::vector<float>& 
     static const float unread = 0; // of the keys only the extents matter
     const kvtrim::strided<const float, 3> keys(&unread, {kv_heads, tokens, head_dim}, {0, 0, 0});
     const kvtrim::given_scores given{kvtrim::strided(scores.data(), {kv_heads, tokens})};
-    const kvtrim::eviction_policy policy{given, allocator, kvtrim::one_stage{}};
+    const kvtrim::eviction_policy policy{given, allocator, kvtrim::by_importance{}};
     return policy.plan(kvtrim::layer(keys), {.budget = kvtrim::per_head(kept_of(tokens))}, out, memory);
 }
 

@@ -22,7 +22,7 @@ kvtrim::keep_plan scattered_plan(index_t tokens) {
     const kvtrim::given_scores given{kvtrim::strided(scores.data(), {kv_heads, tokens})};
     kvtrim::keep_plan plan;
     kvtrim::growing_workspace memory;
-    const kvtrim::eviction_policy policy{given, kvtrim::adaptive{}, kvtrim::one_stage{}};
+    const kvtrim::eviction_policy policy{given, kvtrim::adaptive{}, kvtrim::by_importance{}};
     if (!policy.plan(kvtrim::layer(cache), {.budget = kvtrim::per_head(tokens / 5)}, plan, memory).ok()) {
         std::abort();
     }

@@ -236,7 +236,7 @@ void interval_ada_snapkv(benchmark::State& state) {
 template <class T>
 void interval_running_h2o(benchmark::State& state) { // attention given by the engine
     interval<T>(state, true, [](auto& cache) {
-        return kvtrim::eviction_policy{cache.scores.scorer(), kvtrim::adaptive{}, kvtrim::one_stage{}};
+        return kvtrim::eviction_policy{cache.scores.scorer(), kvtrim::adaptive{}, kvtrim::by_importance{}};
     });
 }
 

@@ -51,6 +51,7 @@ inline constexpr auto goals = std::to_array<goal>({
     {"SnapKV score, portable, against the machine's f32 limit", snapkv_portable, "limit of score_f32/snapkv/tokens:32768/threads:1", sense::at_most, 3, 0},
     {"SnapKV score, portable, against its own level's limit", snapkv_portable, limit, sense::at_most, 3, 0},
     {"DefensiveKV score against own SnapKV score, f32", defensive_f32, snapkv_f32, sense::at_most, 1.4, 1.2},
+    {"a third party's mean against the same by the library, f32", "score_f32/custom_mean/tokens:32768", "score_f32/unpooled_mean/tokens:32768", sense::at_most, 1.05, 1},
     {"DefensiveKV score against own SnapKV score, bf16", defensive_bf16, snapkv_bf16, sense::at_most, 1.4, 1.2},
     {"CriticalKV norms, bf16, AMX", norms_bf16, limit, sense::at_most, 2.2, 1.5, "amx"},
     {"CriticalKV norms, bf16, AMX, against tiled torch", "torch/norm/exact_l1_tiled_bf16/tokens:32768", norms_bf16, sense::at_least, 8, 0, "amx"},

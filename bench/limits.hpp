@@ -5,7 +5,7 @@
 // The machine's limits: loops that do nothing but read, copy, multiply or exponentiate, as fast as this core can.
 // limit_rows.cpp makes rows of them, so that they are timed in the same process and rounds as the rows they bound.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>
 
 #include <span>
 

@@ -139,7 +139,7 @@ void sparse(benchmark::State& state) {
         kvtrim::layer_fusion fusion;
         kvtrim::growing_workspace memory;
         check(state,
-              kvtrim::critiprefill{}.plan(data.queries(), data.keys(), {.layer = 1}, fusion, plan, memory));
+              kvtrim::critiprefill().plan(data.queries(), data.keys(), {.layer = 1}, fusion, plan, memory));
     }
     measure_middle(state, data, plan, threads{state.range(1)});
 }

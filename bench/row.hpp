@@ -15,9 +15,9 @@
 // The suite runs it in rounds, and sets its median against the limit: the time that the machine needs for the same work
 // at the rates measured by the rows limit/... in the same rounds (limits.hpp). What a row must hold is a line in goals.hpp.
 
-#include <kvtrim/base/element.hpp>
-#include <kvtrim/base/executor.hpp>
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/element.hpp>
+#include <kvtrim/core/executor.hpp>
+#include <kvtrim/core/status.hpp>
 #include <kvtrim/simd/cpu.hpp>
 
 #include <benchmark/benchmark.h>

@@ -6,6 +6,7 @@
 // (LagKV: the values, too). No two keys are similar, so that redundancy searches all it may. Checked: window scores against the
 // naive loop, levels against the portable one.
 
+#include "../examples/custom_policy.hpp"
 #include "scoring.hpp"
 
 #include <cmath>
@@ -63,6 +64,12 @@ void naive_snapkv(benchmark::State& state) {
                      .beside = "score_f32/snapkv/tokens:" + tokens + "/threads:1",
                      .level = "compiler's"});
 }
+
+const kvtrim::window_attention<kvtrim::mean_attention> snapkv{};
+const kvtrim::window_attention<kvtrim::worst_case_attention> defensive{};
+// The same mean by the library and by a third party, from the public pieces.
+const kvtrim::window_attention<kvtrim::mean_attention> unpooled{{.pool = kvtrim::pooling::none}};
+const kvtrim::window_attention<plain_mean> custom{};
 
 constexpr index_t checked_tokens = 640;
 
@@ -126,6 +133,19 @@ void window_score(benchmark::State& state, const Scorer& scorer) {
     score<T>(state, scorer, state.range(1));
 }
 
+void custom_mean(benchmark::State& state) {
+    static const char* const wrong = [] {
+        const layer<float> data(checked_tokens);
+        scoring own(data.inputs(), data.request(), custom);
+        scoring expected(data.inputs(), data.request(), unpooled);
+        return own.run().ok() && expected.run().ok() && own.importance() == expected.importance()
+                   ? nullptr
+                   : "the scores of a third party's mean differ";
+    }();
+    if (wrong != nullptr) { return state.SkipWithError(wrong); }
+    score<float>(state, custom);
+}
+
 // What expected attention asks of the prefill: the statistics of `tokens` queries in chunks of 512.
 void query_statistics(benchmark::State& state) {
     constexpr index_t chunk = 512;
@@ -174,9 +194,6 @@ void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double produ
                      .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}))});
 }
 
-const kvtrim::window_attention<kvtrim::mean_attention> snapkv{};
-const kvtrim::window_attention<kvtrim::worst_case_attention> defensive{};
-
 template <class Scorer>
 void score_f32(benchmark::State& state, const Scorer& scorer) {
     score<float>(state, scorer);
@@ -216,6 +233,8 @@ BENCHMARK_CAPTURE(window_bf16, defensive, defensive)
 BENCHMARK_CAPTURE(window_f16, defensive, defensive)
     ->Name("score_f16/defensive")
     ->Apply(token_and_thread_counts);
+BENCHMARK_CAPTURE(score_f32, unpooled_mean, unpooled)->Apply(token_counts);
+BENCHMARK(custom_mean)->Name("score_f32/custom_mean")->Apply(token_counts);
 BENCHMARK(snapkv_portable)->Name("score_f32_portable/snapkv")->Apply(token_and_thread_counts);
 BENCHMARK_CAPTURE(score_f32, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);
 BENCHMARK_CAPTURE(score_bf16, key_norm, kvtrim::key_norm_score{})->Apply(token_counts);

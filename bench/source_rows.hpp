@@ -80,7 +80,7 @@ void load(benchmark::State& state) {
     for (auto _ : state) {
         for (index_t g = 0; g < kv_heads; ++g) {
             for (index_t t = 0; t < data.tokens; t += step) {
-                kvtrim::kernels::load_rows(view, g, t, std::min(step, data.tokens - t), tile.data());
+                kvtrim::load_rows(view, g, t, std::min(step, data.tokens - t), tile.data());
                 benchmark::DoNotOptimize(tile.data());
                 benchmark::ClobberMemory();
             }

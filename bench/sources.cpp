@@ -7,8 +7,8 @@
 
 #include "source_rows.hpp"
 
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/paged.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
 
 #include <numeric>
 #include <random>

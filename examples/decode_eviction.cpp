@@ -3,8 +3,8 @@
 
 // A cache with a cap: a prompt longer than the memory comes in chunks, then tokens one by one, and whenever the next ones
 // would not fit, Ada-KV cuts the layer down by what the last queries attended to.
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/policy/snapkv.hpp>

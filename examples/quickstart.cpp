@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 
 // From an engine's pointers to freed memory: one attention layer, cut to a fifth by Ada-KV.
-#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 
 #include <cstdio>

@@ -5,7 +5,7 @@
 // through any_rows, which widens them, and not through the pointer paths that know their element.
 #include <kvtrim_c.h>
 
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
@@ -53,11 +53,11 @@ struct any_rows {
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         switch (tensor.dtype) {
         case KVTRIM_F32:
-            return kvtrim::kernels::load_rows(typed<const float>(tensor), head, first, count, tile);
+            return kvtrim::load_rows(typed<const float>(tensor), head, first, count, tile);
         case KVTRIM_F16:
-            return kvtrim::kernels::load_rows(typed<const kvtrim::f16>(tensor), head, first, count, tile);
+            return kvtrim::load_rows(typed<const kvtrim::f16>(tensor), head, first, count, tile);
         default:
-            return kvtrim::kernels::load_rows(typed<const kvtrim::bf16>(tensor), head, first, count, tile);
+            return kvtrim::load_rows(typed<const kvtrim::bf16>(tensor), head, first, count, tile);
         }
     }
 };

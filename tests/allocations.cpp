@@ -184,7 +184,7 @@ void check_decode(index_t head_dim) {
     const auto live = [&](index_t steps) {
         const eviction_request request{.budget = per_head(budget), .protect = {.window_tokens = window}};
         const interval_policy by_window{snapkv(), request, buffer};
-        const interval_policy by_sums{eviction_policy{scores.scorer(), uniform{}, one_stage{}}, request,
+        const interval_policy by_sums{eviction_policy{scores.scorer(), uniform{}, by_importance{}}, request,
                                       buffer};
         const auto cache = [&](std::vector<float>& data) {
             return filled(strided(data.data(), {kv_heads, slots, head_dim}), positions.lengths());
@@ -300,9 +300,9 @@ int main() {
         check<float>({.kv_heads = 2, .group = 4, .tokens = 300, .head_dim = head_dim, .queries = 32}, false);
         check<f16>({.kv_heads = 2, .group = 1, .tokens = 270, .head_dim = head_dim, .queries = 1}, true);
         check<bf16>({.kv_heads = 1, .group = 7, .tokens = 100, .head_dim = head_dim, .queries = 100}, false);
-        check_prefill<float>("critiprefill", critiprefill{}, head_dim);
-        check_prefill<bf16>("critiprefill_bound", critiprefill_bound{}, head_dim);
-        check_prefill<f16>("ada_critiprefill", ada_critiprefill{}, head_dim);
+        check_prefill<float>("critiprefill", critiprefill(), head_dim);
+        check_prefill<bf16>("critiprefill_bound", critiprefill_bound(), head_dim);
+        check_prefill<f16>("ada_critiprefill", ada_critiprefill(), head_dim);
     }
     return failures == 0 ? 0 : 1;
 }

@@ -106,7 +106,7 @@ void check_decode() {
     REQUIRE_TRUE(running_scores(1, -1).append(1).code() == errc::invalid_parameter);
     growing_workspace scratch;
     REQUIRE_TRUE(scores.update(memory.inputs(), {}, scratch).ok());
-    const interval_policy decode{eviction_policy{scores.scorer(), adaptive{}, one_stage{}},
+    const interval_policy decode{eviction_policy{scores.scorer(), adaptive{}, by_importance{}},
                                  {.budget = per_head(50), .protect = {.window_tokens = 25}},
                                  100};
     REQUIRE_TRUE(decode.is_due(positions));
@@ -125,7 +125,7 @@ void check_prefill() {
     layer_memory memory;
     const auto prompt = numbers(q_heads * tokens * head_dim, 5);
     const strided prompt_queries(prompt.data(), {q_heads, tokens, head_dim});
-    critiprefill policy;
+    auto policy = critiprefill();
     policy.options = {.segment_tokens = 32, .block_tokens = 8, .budget_tokens = 24, .dense_below_tokens = 0};
     layer_fusion state;
     prune_plan plan;

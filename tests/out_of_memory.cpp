@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Where an allocation fails, plans and states are what they were (base/status.hpp), whichever allocation it is. Replaces operator
+// Where an allocation fails, plans and states are what they were (core/status.hpp), whichever allocation it is. Replaces operator
 // new, in a program of its own.
 
 #include <cstdio>

@@ -81,7 +81,7 @@ int write_reference_data(const std::string& folder) {
     write("budgets", budgets_of(given));
     const kvtrim::eviction_policy policy{
         kvtrim::given_scores{kvtrim::strided(given.data(), {kv_heads, tokens})}, kvtrim::uniform{},
-        kvtrim::one_stage{}};
+        kvtrim::by_importance{}};
     kvtrim::keep_plan plan;
     kvtrim::growing_workspace memory;
     require(policy.plan(kvtrim::layer(data.keys()), {.budget = kvtrim::per_head(tokens / 5)}, plan, memory));

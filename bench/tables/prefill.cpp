@@ -300,9 +300,9 @@ void run(const std::vector<index_t>& lengths, const std::vector<index_t>& budget
         const prompt<T> data(tokens);
         for (const index_t budget : budgets) {
             const kvtrim::pruning_options options{.budget_tokens = budget};
-            measure(data, kvtrim::critiprefill{.options = options}, "critiprefill", s);
-            measure(data, kvtrim::critiprefill_bound{.options = options}, "critiprefill_bound", s);
-            measure(data, kvtrim::ada_critiprefill{.options = options}, "ada_critiprefill", s);
+            measure(data, kvtrim::critiprefill(options), "critiprefill", s);
+            measure(data, kvtrim::critiprefill_bound(options), "critiprefill_bound", s);
+            measure(data, kvtrim::ada_critiprefill(options), "ada_critiprefill", s);
         }
     }
 }

@@ -6,7 +6,7 @@
 #include "numbers.hpp"
 
 #include <kvtrim/adapter/dlpack.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/policy/baselines.hpp>
 
 #include <cstdio>

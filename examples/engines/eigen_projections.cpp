@@ -4,7 +4,7 @@
 // An engine whose activations are Eigen matrices: keys, values and queries as the projections leave them, W_O as the checkpoint
 // stores it. CriticalKV cuts the matrices where they are; the rows behind the survivors are given back.
 #include <kvtrim/adapter/eigen.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 

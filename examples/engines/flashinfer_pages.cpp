@@ -4,11 +4,11 @@
 // FlashInfer's page tables: the same requests as NHD with K and V apart, and as HND with both in one five-axis pool
 // [pages, 2, heads, page_tokens, head_dim]. Both give the same plan; pages are freed, and each slot of the new table holds
 // the token that it should. Attention over the new table is attention over the survivors.
+#include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/compact/move_rows.hpp>
-#include <kvtrim/compact/page_moves.hpp>
+#include <kvtrim/compact/plan_page_moves.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/source/paged.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -4,7 +4,7 @@
 // Decode attention in ggml over a cache that kvtrim compacted in ggml's own memory, beside kvtrim's attention over the
 // same survivors: with ggml_flash_attn_ext in f16 and in q8_0, and with ggml_mul_mat and ggml_soft_max_ext over a transposed V.
 #include <kvtrim/adapter/ggml.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 

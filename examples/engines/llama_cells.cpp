@@ -6,10 +6,10 @@
 // calls of seq_rm; of an image, whose tokens share a position (M-RoPE), all stay or none.
 #include "numbers.hpp"
 
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/list_cells.hpp>
 #include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/source/cells.hpp>
-#include <kvtrim/source/indexed.hpp>
 
 #include <algorithm>
 #include <cstdio>

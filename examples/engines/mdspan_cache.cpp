@@ -3,7 +3,7 @@
 
 // A cache that the engine holds as mdspan, here token-major by layout_stride: no adapter, the span is the view. Kokkos' mdspan;
 // std::mdspan (C++23) goes the same way.
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 
 #include <mdspan/mdspan.hpp>

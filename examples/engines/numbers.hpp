@@ -4,7 +4,7 @@
 
 // What the examples fill their caches with: `count` floats in [-1, 1), the same for a seed everywhere.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>
 
 #include <cstdint>
 #include <vector>

@@ -5,11 +5,11 @@
 // list, and nothing moves. A locked prefix stays. Attention over the shorter row is attention over the survivors.
 #include "numbers.hpp"
 
-#include <kvtrim/compact/shared_set.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/select/shared.hpp>
-#include <kvtrim/source/indexed.hpp>
+#include <kvtrim/rerank/shared.hpp>
 
 #include <algorithm>
 #include <cmath>

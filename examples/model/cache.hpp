@@ -29,7 +29,7 @@ enum class cache_format : std::uint8_t { f32, f16, q8_0 };
 // Requires head_dim to be a multiple of 32 for q8_0.
 [[nodiscard]] index_t row_bytes(cache_format format, index_t head_dim);
 
-// The keys or the values of a layer, of any format, as kvtrim reads and moves them (base/row_source.hpp). What it is made of
+// The keys or the values of a layer, of any format, as kvtrim reads and moves them (cache/row_source.hpp). What it is made of
 // must outlive it.
 class cache_rows {
   public:

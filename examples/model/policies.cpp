@@ -233,7 +233,7 @@ named_policy profiled_policy(std::string name, const Scorer& scorer) {
                          stage_seconds& seconds) {
                     const auto inputs = inputs_of(layers);
                     run(kvtrim::layer_wise{kvtrim::eviction_policy{scorer, layers.front().profile->budgets(),
-                                                                   kvtrim::one_stage{}}},
+                                                                   kvtrim::by_importance{}}},
                         std::span<const layer_inputs>(inputs), request, memory, plans, seconds);
                 },
             .needs_profile = true};

@@ -7,10 +7,10 @@
 #include "cache.hpp"
 
 #include <kvtrim/allocate/row_profile.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
-#include <kvtrim/score/lag.hpp>
+#include <kvtrim/score/lag_score.hpp>
 #include <kvtrim/score/replay.hpp>
 
 #include <functional>

@@ -3,7 +3,7 @@
 #include "session.hpp"
 
 #include <kvtrim/adapter/eigen.hpp>
-#include <kvtrim/score/projected_value_norm.hpp>
+#include <kvtrim/score/projected_value_norms.hpp>
 
 #include <algorithm>
 #include <new>

@@ -4,7 +4,7 @@
 
 // Row-major float matrices and the head-major tensors that attention works on.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/cache/row_source.hpp>
 
 #include <Eigen/Core>
 

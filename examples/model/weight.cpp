@@ -4,7 +4,7 @@
 
 #include "threads.hpp"
 
-#include <kvtrim/kernels/widen.hpp>
+#include <kvtrim/simd/convert.hpp>
 
 #include <algorithm>
 #include <cstring>
@@ -272,7 +272,7 @@ void weight::decode_row(index_t r, float* to) const {
         std::memcpy(to, row(r), static_cast<std::size_t>(columns_) * 4);
         break;
     case weight_format::f16:
-        kvtrim::kernels::widen(reinterpret_cast<const kvtrim::f16*>(row(r)), columns_, to);
+        kvtrim::simd::widen(reinterpret_cast<const kvtrim::f16*>(row(r)), columns_, to);
         break;
     case weight_format::q4_0:
         blocks.operator()<kvtrim::block_q4_0>();

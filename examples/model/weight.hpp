@@ -15,7 +15,7 @@
 
 #include "tensor.hpp"
 
-#include <kvtrim/kernels/block_formats.hpp>
+#include <kvtrim/kernels/quant_formats.hpp>
 
 #include <cstddef>
 #include <memory>

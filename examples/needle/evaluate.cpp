@@ -4,7 +4,7 @@
 
 #include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
-#include <kvtrim/score/projected_value_norm.hpp>
+#include <kvtrim/score/projected_value_norms.hpp>
 
 #include <algorithm>
 #include <chrono>

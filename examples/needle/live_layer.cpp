@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include "live_layer.hpp"
 
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 
 #include <algorithm>
 #include <cmath>

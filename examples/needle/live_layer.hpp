@@ -12,7 +12,7 @@
 #include "engine.hpp"
 
 #include <kvtrim/adapter/eigen.hpp>
-#include <kvtrim/base/filled.hpp>
+#include <kvtrim/cache/filled.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/decode/running_scores.hpp>

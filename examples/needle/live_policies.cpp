@@ -26,11 +26,11 @@ live_policy made_each_time(std::string name, kept_state state, bool heads_differ
 
 template <class Scorer>
 auto best_of(const Scorer& scorer) {
-    return kvtrim::eviction_policy{scorer, kvtrim::uniform{}, kvtrim::one_stage{}};
+    return kvtrim::eviction_policy{scorer, kvtrim::uniform{}, kvtrim::by_importance{}};
 }
 
-template <class Scorer, class Allocator, class Selector>
-live_policy named(std::string name, const kvtrim::eviction_policy<Scorer, Allocator, Selector>& policy) {
+template <class Scorer, class Allocator, class Reranker>
+live_policy named(std::string name, const kvtrim::eviction_policy<Scorer, Allocator, Reranker>& policy) {
     return made_each_time(std::move(name), kept_state::none, !Allocator::is_uniform,
                           [policy](const live_layer&) { return policy; });
 }

@@ -6,8 +6,8 @@
 
 #include "live_layer.hpp"
 
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <functional>

@@ -104,11 +104,11 @@ class pruned_attention {
                                 plan, memory_));
         };
         if (policy_ == "critiprefill_bound") {
-            with(kvtrim::critiprefill_bound{});
+            with(kvtrim::critiprefill_bound());
         } else if (policy_ == "ada_critiprefill") {
-            with(kvtrim::ada_critiprefill{});
+            with(kvtrim::ada_critiprefill());
         } else {
-            with(kvtrim::critiprefill{});
+            with(kvtrim::critiprefill());
         }
     }
 

@@ -3,7 +3,7 @@
 
 // Studies of kvtrim's own choices on the recall model, question unseen: many variants on the same scores.
 //
-//   consensus   how much of its layer's opinion a head should take (score/consensus.hpp), with which allocator and selector
+//   consensus   how much of its layer's opinion a head should take (score/consensus.hpp), with which allocator and reranker
 //   floor       how much of an even share every row should keep when all layers compete (policy/layers.hpp)
 //
 // A sample is prefilled and scored once; each variant then only allocates, selects, cuts the caches for real and answers.
@@ -52,7 +52,7 @@ struct recorded_scores {
 struct replay {
     const recorded_scores* recorded = nullptr;
 
-    static constexpr bool two_stage = true;
+    static constexpr bool writes_attention = true;
 
     template <class Inputs, class Executor>
     [[nodiscard]] kvtrim::status score(const Inputs&, const kvtrim::eviction_request&,
@@ -77,19 +77,19 @@ using variant = std::function<void(std::span<const scored_layer>, const kvtrim::
                                    kvtrim::growing_workspace&, std::span<kvtrim::keep_plan>)>;
 using scores_of = recorded_scores scored_layer::*;
 
-template <class Allocator, class Selector>
-variant per_layer(scores_of which, float lambda, const Allocator& allocator, const Selector& selector) {
+template <class Allocator, class Reranker>
+variant per_layer(scores_of which, float lambda, const Allocator& allocator, const Reranker& reranker) {
     return [=](std::span<const scored_layer> layers, const kvtrim::eviction_request& request,
                kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans) {
         for (std::size_t l = 0; l < layers.size(); ++l) {
             const replay scores{&(layers[l].*which)};
             const auto in = kvtrim::layer(layers[l].keys);
             if (lambda < 0) { // scores as they are
-                const kvtrim::eviction_policy policy{scores, allocator, selector};
+                const kvtrim::eviction_policy policy{scores, allocator, reranker};
                 require(policy.plan(in, request, plans[l], memory));
             } else {
                 const kvtrim::eviction_policy policy{kvtrim::consensus<replay>{scores, lambda}, allocator,
-                                                     selector};
+                                                     reranker};
                 require(policy.plan(in, request, plans[l], memory));
             }
         }
@@ -97,15 +97,15 @@ variant per_layer(scores_of which, float lambda, const Allocator& allocator, con
 }
 
 // All (layer, KV head) rows compete, every row keeps its safeguard.
-template <class Selector>
-variant over_layers(scores_of which, double safeguard_ratio, const Selector& selector) {
+template <class Reranker>
+variant over_layers(scores_of which, double safeguard_ratio, const Reranker& reranker) {
     return [=](std::span<const scored_layer> layers, const kvtrim::eviction_request& request,
                kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans) {
         const auto count = static_cast<kvtrim::index_t>(layers.size());
         kvtrim::layer_cascade cascade(0, 0);
         for (std::size_t l = 0; l < layers.size(); ++l) {
             const kvtrim::layer_wise policy{kvtrim::eviction_policy{
-                replay{&(layers[l].*which)}, kvtrim::adaptive{.safeguard_ratio = safeguard_ratio}, selector}};
+                replay{&(layers[l].*which)}, kvtrim::adaptive{.safeguard_ratio = safeguard_ratio}, reranker}};
             const auto in = kvtrim::layer(layers[l].keys);
             if (l == 0) { cascade = policy.begin(in, request, count); }
             require(policy.push(in, request, count, cascade, memory));
@@ -142,7 +142,7 @@ std::vector<std::pair<std::string, variant>> consensus_variants(const std::vecto
     const scores_of defensive = &scored_layer::defensive;
     const kvtrim::uniform even;
     const kvtrim::adaptive ada;
-    const kvtrim::one_stage one;
+    const kvtrim::by_importance one;
     const kvtrim::two_stage two;
     const kvtrim::two_stage_by_mass by_mass{.first_at_most = 0.5};
     std::vector<std::pair<std::string, variant>> variants{
@@ -166,7 +166,7 @@ std::vector<std::pair<std::string, variant>> consensus_variants(const std::vecto
 
 std::vector<std::pair<std::string, variant>> floor_variants() {
     std::vector<std::pair<std::string, variant>> variants{
-        {"ada_snapkv", per_layer(&scored_layer::snap, -1, kvtrim::adaptive{}, kvtrim::one_stage{})},
+        {"ada_snapkv", per_layer(&scored_layer::snap, -1, kvtrim::adaptive{}, kvtrim::by_importance{})},
         {"defensivekv", per_layer(&scored_layer::defensive, -1, kvtrim::adaptive{.safeguard_ratio = 0},
                                   kvtrim::two_stage_by_mass{.first_at_most = 0.5})},
         {"defensivekv, floor 0.2",
@@ -174,7 +174,7 @@ std::vector<std::pair<std::string, variant>> floor_variants() {
                    kvtrim::two_stage_by_mass{.first_at_most = 0.5})}};
     for (const double floor : {0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9}) {
         variants.emplace_back(fmt::format("layer_ada_snapkv, floor {:g}", floor),
-                              over_layers(&scored_layer::snap, floor, kvtrim::one_stage{}));
+                              over_layers(&scored_layer::snap, floor, kvtrim::by_importance{}));
         variants.emplace_back(
             fmt::format("layer_defensivekv, floor {:g}", floor),
             over_layers(&scored_layer::defensive, floor, kvtrim::two_stage_by_mass{.first_at_most = 0.5}));

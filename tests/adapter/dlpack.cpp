@@ -3,7 +3,7 @@
 
 #include <kvtrim/adapter/dlpack.hpp>
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/cache/row_source.hpp>
 
 #include "support/catch.hpp"
 

@@ -3,8 +3,8 @@
 
 #include <kvtrim/adapter/eigen.hpp>
 
-#include <kvtrim/base/row_source.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/cache/row_source.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 
 #include "support/checks.hpp"
 

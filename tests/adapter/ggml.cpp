@@ -3,7 +3,7 @@
 
 #include <kvtrim/adapter/ggml.hpp>
 
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 
 #include "support/catch.hpp"
 #include "support/cpu_levels.hpp"

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 
 // There is no adapter for mdspan: it is a view as it is. Compiled where Kokkos' mdspan is found (std::mdspan has the same
-// members, with v[i, j, k] for v(i, j, k), and needs C++23); own::mdspan_like (tests/base/own_views.hpp) stands for it elsewhere.
-#include <kvtrim/compact/in_place.hpp>
+// members, with v[i, j, k] for v(i, j, k), and needs C++23); own::mdspan_like (tests/core/own_views.hpp) stands for it elsewhere.
+#include <kvtrim/compact/compact_in_place.hpp>
 
 #include "support/catch.hpp"
 

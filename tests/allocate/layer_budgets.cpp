@@ -39,7 +39,7 @@ index_t sum(const std::vector<index_t>& values) {
 
 } // namespace
 
-TEST_CASE("pyramid: budgets fall, hold the window, and sum exactly to what all layers keep", "[model]") {
+TEST_CASE("pyramid: budgets fall, hold the window, and sum exactly to what all layers keep", "[policy]") {
     support::random r(911);
     for (int i = 0; i < 500; ++i) {
         const index_t layers = r.between(1, 40);
@@ -59,7 +59,7 @@ TEST_CASE("pyramid: budgets fall, hold the window, and sum exactly to what all l
 }
 
 TEST_CASE("pyramid: one layer keeps what it is asked to, and no prompt leaves its budgets to the next",
-          "[model]") {
+          "[policy]") {
     CHECK(pyramid_of({}, 1, 100, 8, 40) == std::vector<index_t>{40});
     for (const auto schedule :
          {pyramid_schedule::adakv, pyramid_schedule::kvcache_factory, pyramid_schedule::kvpress}) {
@@ -70,13 +70,13 @@ TEST_CASE("pyramid: one layer keeps what it is asked to, and no prompt leaves it
     CHECK(pyramid_of({}, 4, 2000, 32, 500) == expected);
 }
 
-TEST_CASE("pyramid: the references' totals drift, the exact schedule's does not", "[model][reference]") {
+TEST_CASE("pyramid: the references' totals drift, the exact schedule's does not", "[policy][reference]") {
     // A step of 0: every layer gets the top of the pyramid.
     CHECK(sum(pyramid_of({.schedule = pyramid_schedule::adakv}, 32, 2000, 8, 23)) == 32 * (8 + 30));
     CHECK(sum(pyramid_of({}, 32, 2000, 8, 23)) == 32 * 23);
 }
 
-TEST_CASE("pyramid: bad input is refused with the budgets as they were", "[model][errors]") {
+TEST_CASE("pyramid: bad input is refused with the budgets as they were", "[policy][errors]") {
     const auto answer = [](const pyramid& p, index_t tokens, index_t window, double kept) {
         std::vector<index_t> budgets(3, -7);
         const status s = pyramid_budgets(p, tokens, window, kept, budgets);
@@ -110,7 +110,7 @@ TEST_CASE("pyramid: bad input is refused with the budgets as they were", "[model
     CHECK(pyramid_budgets({}, 100, 8, 40, no_layers).ok());
 }
 
-TEST_CASE("preference: shares follow the preferences, under the caps, with an exact sum", "[model]") {
+TEST_CASE("preference: shares follow the preferences, under the caps, with an exact sum", "[policy]") {
     support::random r(912);
     for (int i = 0; i < 500; ++i) {
         const auto layers = static_cast<std::size_t>(r.between(1, 32));
@@ -136,7 +136,7 @@ TEST_CASE("preference: shares follow the preferences, under the caps, with an ex
     }
 }
 
-TEST_CASE("preference: units above a cap are not lost", "[model][regression]") {
+TEST_CASE("preference: units above a cap are not lost", "[policy][regression]") {
     const std::vector<double> preferences{100, 50, 1, 1};
     const std::vector<index_t> caps(4, 100);
     CHECK(shares({}, preferences, caps, 300) == std::vector<index_t>{100, 100, 50, 50});
@@ -145,7 +145,7 @@ TEST_CASE("preference: units above a cap are not lost", "[model][regression]") {
           std::vector<index_t>{100, 100, 35, 34});
 }
 
-TEST_CASE("preference: without preferences layers are equal", "[model][odd]") {
+TEST_CASE("preference: without preferences layers are equal", "[policy][odd]") {
     const std::vector<index_t> caps(4, 100);
     CHECK(shares({}, {0, 0, 0, 0}, caps, 10) == std::vector<index_t>{3, 3, 2, 2});
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
@@ -156,7 +156,7 @@ TEST_CASE("preference: without preferences layers are equal", "[model][odd]") {
 }
 
 TEST_CASE("pyramid: a prompt shorter than the window is kept whole in every layer and schedule",
-          "[model][regression]") {
+          "[policy][regression]") {
     for (const auto schedule : {pyramid_schedule::exact, pyramid_schedule::adakv,
                                 pyramid_schedule::kvcache_factory, pyramid_schedule::kvpress}) {
         const pyramid p{.schedule = schedule};
@@ -173,7 +173,7 @@ TEST_CASE("pyramid: a prompt shorter than the window is kept whole in every laye
     }
 }
 
-TEST_CASE("pyramid: numbers as large as they go give budgets, not an overflow", "[model][odd]") {
+TEST_CASE("pyramid: numbers as large as they go give budgets, not an overflow", "[policy][odd]") {
     constexpr double infinity = std::numeric_limits<double>::infinity();
     const index_t tokens = std::numeric_limits<std::int32_t>::max();
     for (const auto schedule : {pyramid_schedule::exact, pyramid_schedule::adakv,
@@ -189,7 +189,7 @@ TEST_CASE("pyramid: numbers as large as they go give budgets, not an overflow", 
     }
 }
 
-TEST_CASE("preference: a total above the caps is all of them", "[model][regression]") {
+TEST_CASE("preference: a total above the caps is all of them", "[policy][regression]") {
     for (const auto rule : {preference_rule::exact, preference_rule::authors}) {
         for (const index_t total : {index_t{7}, index_t{8}, std::numeric_limits<index_t>::max()}) {
             CHECK(shares({.rule = rule}, {1, 2}, {3, 4}, total) == std::vector<index_t>{3, 4});
@@ -200,7 +200,7 @@ TEST_CASE("preference: a total above the caps is all of them", "[model][regressi
 }
 
 TEST_CASE("preference: the authors' rule too takes any preference, and sums of huge ones are finite",
-          "[model][odd]") {
+          "[policy][odd]") {
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     constexpr double infinity = std::numeric_limits<double>::infinity();
     const std::vector<index_t> caps(4, 100);
@@ -216,7 +216,7 @@ TEST_CASE("preference: the authors' rule too takes any preference, and sums of h
 
 TEST_CASE(
     "preference: sizes that differ, negative numbers and too many tokens are refused, with nothing written",
-    "[model][errors]") {
+    "[policy][errors]") {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     std::vector<index_t> budgets(2, -7);
     const std::vector<double> preferences{1, 2, 3};
@@ -243,7 +243,7 @@ TEST_CASE(
     CHECK(budgets == std::vector<index_t>(2, -7));
 }
 
-TEST_CASE("pyramid: with a floor every layer has its part of an even share, and the sum stays", "[model]") {
+TEST_CASE("pyramid: with a floor every layer has its part of an even share, and the sum stays", "[policy]") {
     support::random r(917);
     for (int i = 0; i < 300; ++i) {
         const index_t layers = r.between(1, 40), tokens = r.between(1, 3000);
@@ -264,7 +264,7 @@ TEST_CASE("pyramid: with a floor every layer has its part of an even share, and 
 }
 
 TEST_CASE("preference: with a floor every layer has its part of an even share, and the sum stays",
-          "[model]") {
+          "[policy]") {
     support::random r(918);
     for (int i = 0; i < 300; ++i) {
         const auto layers = static_cast<std::size_t>(r.between(1, 40));
@@ -291,7 +291,7 @@ TEST_CASE("preference: with a floor every layer has its part of an even share, a
     CHECK(shares({.floor_ratio = 1}, {0, 1}, {100, 100}, 100) == std::vector<index_t>{50, 50});
 }
 
-TEST_CASE("layer budgets: a floor outside [0, 1] is named, with nothing written", "[model][errors]") {
+TEST_CASE("layer budgets: a floor outside [0, 1] is named, with nothing written", "[policy][errors]") {
     growing_workspace memory;
     workspace scratch = memory.of_bytes(4096);
     for (const double bad : {-0.1, 1.1, std::numeric_limits<double>::quiet_NaN()}) {

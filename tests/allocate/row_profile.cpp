@@ -4,9 +4,9 @@
 #include <kvtrim/allocate/row_profile.hpp>
 
 #include <kvtrim/allocate/adaptive.hpp>
-#include <kvtrim/model/layer_wise.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/select/one_stage.hpp>
 
 #include "support/allocate.hpp"
 
@@ -126,7 +126,7 @@ TEST_CASE("row_profile: rows of all layers get their tokens from the table, what
     const layer_data layer = random_layer({.kv_heads = 2, .group = 1, .tokens = 44}, 1);
     const std::vector<decltype(kvtrim::layer(layer.keys()))> layers{kvtrim::layer(layer.keys()),
                                                                     kvtrim::layer(layer.keys())};
-    const layer_wise policy{eviction_policy{random_score{3}, profile.budgets(), one_stage{}}};
+    const layer_wise policy{eviction_policy{random_score{3}, profile.budgets(), by_importance{}}};
     std::vector<keep_plan> plans(2);
     growing_workspace memory_of_plan;
     REQUIRE(policy

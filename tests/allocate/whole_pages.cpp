@@ -5,10 +5,10 @@
 
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/uniform.hpp>
-#include <kvtrim/model/layer_wise.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/select/one_stage.hpp>
 
 #include "compact/random_pages.hpp"
 #include "support/allocate.hpp"
@@ -131,7 +131,7 @@ TEST_CASE("whole_pages: what is protected comes from the request, row by row, no
                                    .protect = {.sink_tokens = 4, .window_tokens = 123}};
     const auto kept = [&](index_t told) {
         const eviction_policy policy{random_score{.seed = 3}, whole_pages{uniform{}, page_tokens, told},
-                                     one_stage{}};
+                                     by_importance{}};
         const trace t = run(policy, layer.inputs(), request);
         REQUIRE(t.answer.ok());
         return std::vector<index_t>{t.plan.kept_tokens(0), t.plan.kept_tokens(1)};
@@ -141,7 +141,7 @@ TEST_CASE("whole_pages: what is protected comes from the request, row by row, no
 
     // A row that is shorter than its protected ranges is all protected; the other has its own number.
     const ragged_cache keys(layer.keys(), {1000, 100});
-    const eviction_policy policy{random_score{}, whole_pages{uniform{}, 64}, one_stage{}};
+    const eviction_policy policy{random_score{}, whole_pages{uniform{}, 64}, by_importance{}};
     const trace t = run(policy, kvtrim::layer(keys.get()), request);
     REQUIRE(t.answer.ok());
     CHECK(t.plan.kept_tokens(1) == 100);
@@ -149,11 +149,11 @@ TEST_CASE("whole_pages: what is protected comes from the request, row by row, no
 }
 
 TEST_CASE("whole_pages: over layers too, what is protected comes from the request",
-          "[allocate][model][regression]") {
+          "[allocate][policy][regression]") {
     const layer_data layer = random_layer({.kv_heads = 2, .tokens = 1000}, 1);
     const std::vector layers(3, kvtrim::layer(layer.keys()));
     const layer_wise over_layers{
-        eviction_policy{random_score{.seed = 3}, whole_pages<adaptive>{{}, 64}, one_stage{}}};
+        eviction_policy{random_score{.seed = 3}, whole_pages<adaptive>{{}, 64}, by_importance{}}};
     const eviction_request request{.budget = per_head(300),
                                    .protect = {.sink_tokens = 4, .window_tokens = 123}};
     std::vector<keep_plan> plans(3);
@@ -205,7 +205,7 @@ TEST_CASE("whole_pages: in a policy, heads compete for pages, and the pages of t
     const layer_data layer = random_layer({.kv_heads = heads, .tokens = tokens}, 1);
     const protection protect{.sink_tokens = 2, .window_tokens = 5};
     const whole_pages<adaptive> by_pages{{}, page_tokens};
-    const eviction_policy policy{random_score{.seed = 3}, by_pages, one_stage{}};
+    const eviction_policy policy{random_score{.seed = 3}, by_pages, by_importance{}};
     keep_plan plan;
     growing_workspace memory;
     REQUIRE(policy.plan(layer.inputs(), {.budget = per_head(27), .protect = protect}, plan, memory).ok());

@@ -3,8 +3,8 @@
 
 #include <kvtrim/compact/check_plan.hpp>
 
-#include "base/own_views.hpp"
 #include "compact/random_cache.hpp"
+#include "core/own_views.hpp"
 
 #include <vector>
 

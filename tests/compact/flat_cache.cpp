@@ -3,8 +3,8 @@
 
 #include <kvtrim/compact/flat_cache.hpp>
 
-#include <kvtrim/compact/flat.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 
 #include "compact/random_cache.hpp"
 

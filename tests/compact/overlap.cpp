@@ -3,19 +3,19 @@
 
 #include <kvtrim/compact/overlap.hpp>
 
-#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/cache/ggml_rows.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/latent_cache.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
+#include <kvtrim/cache/scaled_rows.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
-#include <kvtrim/compact/in_place.hpp>
-#include <kvtrim/compact/page_moves.hpp>
-#include <kvtrim/compact/rope_rerotation.hpp>
-#include <kvtrim/source/ggml_blocks.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/latent.hpp>
-#include <kvtrim/source/paged.hpp>
-#include <kvtrim/source/scaled.hpp>
+#include <kvtrim/compact/plan_page_moves.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
 
-#include "base/own_views.hpp"
 #include "compact/random_pages.hpp"
+#include "core/own_views.hpp"
 
 #include <map>
 #include <set>

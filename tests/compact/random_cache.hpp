@@ -7,8 +7,8 @@
 
 #include "support/checks.hpp"
 
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/base/tensor_view.hpp>
+#include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/cache/tensor_view.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <algorithm>

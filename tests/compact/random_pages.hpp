@@ -8,7 +8,7 @@
 #include "compact/random_cache.hpp"
 
 #include <kvtrim/compact/move_rows.hpp>
-#include <kvtrim/compact/page_moves.hpp>
+#include <kvtrim/compact/plan_page_moves.hpp>
 
 #include <set>
 #include <string>

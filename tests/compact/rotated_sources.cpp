@@ -2,18 +2,18 @@
 // SPDX-License-Identifier: MIT
 
 // rerotate_keys on caches that are not plain memory. Each is compared with the floats that it decoded to before, rotated
-// as floats (which tests/compact/rope_rerotation.cpp checks against the formula): what is left is the error of one
+// as floats (which tests/compact/rerotate_keys.cpp checks against the formula): what is left is the error of one
 // encoding.
 
-#include <kvtrim/compact/rope_rerotation.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
 
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/base/fp8.hpp>
-#include <kvtrim/base/row_range.hpp>
-#include <kvtrim/source/ggml_blocks.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/paged.hpp>
-#include <kvtrim/source/scaled.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/cache/ggml_rows.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
+#include <kvtrim/cache/row_range.hpp>
+#include <kvtrim/cache/scaled_rows.hpp>
+#include <kvtrim/core/fp8.hpp>
 
 #include "compact/random_cache.hpp"
 

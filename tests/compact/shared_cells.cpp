@@ -3,7 +3,7 @@
 
 #include <kvtrim/compact/shared_cells.hpp>
 
-#include <kvtrim/select/shared.hpp>
+#include <kvtrim/rerank/shared.hpp>
 
 #include "compact/random_cache.hpp"
 #include "support/random_scores.hpp"

@@ -1,4 +1,4 @@
-// expect: kvtrim: this selector keeps the same number of tokens in every head: combine it with the uniform allocator
+// expect: kvtrim: this reranker keeps the same number of tokens in every head: combine it with the uniform allocator
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 

@@ -9,4 +9,4 @@ struct half_an_allocator {
 };
 
 inline constexpr kvtrim::eviction_policy policy{kvtrim::window_attention{kvtrim::mean_attention{}},
-                                                half_an_allocator{}, kvtrim::one_stage{}};
+                                                half_an_allocator{}, kvtrim::by_importance{}};

@@ -2,8 +2,8 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/model/batch.hpp>
 #include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/batch.hpp>
 
 kvtrim::batch_item of_a_temporary(const float* k, kvtrim::keep_plan& plan) {
     const auto in = kvtrim::layer(kvtrim::strided(k, {8, 100, 64}));

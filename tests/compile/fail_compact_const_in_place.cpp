@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 
 // The view that a plan was made from reads only.
 kvtrim::status cut(const kvtrim::strided<const float, 3>& cache, const kvtrim::keep_plan& plan) {

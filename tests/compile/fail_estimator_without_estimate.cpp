@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/prefill/prune.hpp>
+#include <kvtrim/prefill/block_pruner.hpp>
 
 struct half_an_estimator {
     static kvtrim::index_t spare_floats(kvtrim::index_t, kvtrim::index_t, kvtrim::index_t) { return 0; }

@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/prefill/prune.hpp>
+#include <kvtrim/prefill/block_pruner.hpp>
 
 struct half_an_estimator {
     void estimate(const kvtrim::bounds_rows&, const kvtrim::bounds_rows&, float*, float*) const {}

@@ -3,4 +3,4 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>

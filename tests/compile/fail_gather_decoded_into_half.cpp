@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 
 struct paged {
     kvtrim::index_t extent(std::size_t) const;

@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 
 // Bits are copied: floats in the memory of doubles would be other numbers.
 kvtrim::status widen(const kvtrim::ragged<float>& cache, const kvtrim::keep_plan& plan,

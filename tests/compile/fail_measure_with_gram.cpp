@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: MIT
 
 #include <kvtrim/measure/eviction_loss.hpp>
-#include <kvtrim/score/projected_value_norm.hpp>
+#include <kvtrim/score/projected_value_norms.hpp>
 
 kvtrim::status measure(const kvtrim::strided<const float, 3>& view, const kvtrim::keep_plan& plan,
                        kvtrim::eviction_loss& loss) {

@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/aggregate/worst_case.hpp>
+#include <kvtrim/aggregate/worst_case_attention.hpp>
 #include <kvtrim/score/padded.hpp>
 #include <kvtrim/score/window_attention.hpp>
 

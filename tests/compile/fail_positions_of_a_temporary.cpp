@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/compact/rope_rerotation.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
 
 kvtrim::index_t heads() {
     return kvtrim::positions_of(kvtrim::keep_plan{}).heads();

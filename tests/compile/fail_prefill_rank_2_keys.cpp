@@ -7,5 +7,5 @@
 kvtrim::status plan(const kvtrim::strided<const float, 3>& queries,
                     const kvtrim::strided<const float, 2>& keys, kvtrim::layer_fusion& state,
                     kvtrim::prune_plan& out, kvtrim::workspace& scratch) {
-    return kvtrim::critiprefill{}.plan(queries, keys, {}, state, out, scratch);
+    return kvtrim::critiprefill().plan(queries, keys, {}, state, out, scratch);
 }

@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/prefill/prune.hpp>
+#include <kvtrim/prefill/block_pruner.hpp>
 
 struct no_allocator {
     static constexpr bool is_uniform = false;

@@ -2,8 +2,8 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
+#include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/source/paged.hpp>
 
 #include <cstdint>
 

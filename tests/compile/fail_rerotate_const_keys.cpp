@@ -2,8 +2,8 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/compact/rope_rerotation.hpp>
-#include <kvtrim/source/ggml_blocks.hpp>
+#include <kvtrim/cache/ggml_rows.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
 
 kvtrim::status turn(const kvtrim::ggml_rows<const kvtrim::block_q8_0>& keys, const kvtrim::rope& r,
                     const kvtrim::row_positions& from, kvtrim::workspace& memory) {

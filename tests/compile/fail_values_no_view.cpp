@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/base/layer.hpp>
+#include <kvtrim/cache/layer.hpp>
 
 // A pointer is no view.
 kvtrim::index_t heads(const kvtrim::strided<const float, 3>& keys, const float* values) {

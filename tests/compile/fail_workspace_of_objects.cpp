@@ -2,7 +2,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/workspace.hpp>
 
 #include <string>
 

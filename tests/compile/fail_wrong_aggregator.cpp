@@ -1,4 +1,4 @@
-// expect: kvtrim: window_attention needs an aggregator with two_stage, validate, halo, lanes, add and finish
+// expect: kvtrim: window_attention needs an aggregator with writes_attention, validate, halo, lanes, add and finish
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 

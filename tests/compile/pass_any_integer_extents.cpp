@@ -4,8 +4,8 @@
 // Extents come as the engine's own integers: of any type, also mixed, without a cast and without a warning. Raw 16-bit rows
 // are viewed once they are named.
 
+#include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/source/paged.hpp>
 
 #include <cstddef>
 #include <cstdint>

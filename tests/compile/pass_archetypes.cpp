@@ -1,8 +1,8 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// The smallest type that each contract asks for (policy/concepts.hpp, base/row_source.hpp, base/element.hpp,
-// base/executor.hpp) is enough for the whole library: what it lacks, the library must not need.
+// The smallest type that each contract asks for (plan/concepts.hpp, cache/row_source.hpp, core/element.hpp,
+// core/executor.hpp) is enough for the whole library: what it lacks, the library must not need.
 
 #include <kvtrim/kvtrim.hpp>
 
@@ -65,7 +65,7 @@ class source {
 struct scorer {
     explicit scorer(index_t token) : favourite(token) {}
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
     template <class Inputs, class Executor>
     status score(const Inputs& in, const eviction_request& request, const token_scores& out, workspace&,
                  Executor&) const {
@@ -87,7 +87,7 @@ struct scorer {
 struct aggregator {
     explicit aggregator(float s) : scale(s) {}
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
     status validate() const { return {}; }
     index_t halo() const { return 0; }
     index_t lanes(index_t) const { return 1; }
@@ -120,8 +120,8 @@ struct allocator {
     }
 };
 
-struct selector {
-    explicit selector(int) {}
+struct reranker {
+    explicit reranker(int) {}
 
     static constexpr bool allocate_by_attention = false;
     static constexpr bool needs_uniform_budgets = false;
@@ -158,7 +158,7 @@ static_assert(kvtrim::row_source<archetype::source> && kvtrim::cache_view<archet
 static_assert(kvtrim::token_scorer<archetype::scorer, inputs>);
 static_assert(kvtrim::attention_aggregator<archetype::aggregator>);
 static_assert(kvtrim::budget_allocator<archetype::allocator>);
-static_assert(kvtrim::token_selector<archetype::selector>);
+static_assert(kvtrim::token_reranker<archetype::reranker>);
 static_assert(kvtrim::block_estimator<archetype::estimator>);
 static_assert(kvtrim::executor<archetype::executor>);
 
@@ -168,17 +168,18 @@ kvtrim::status plan_all(const inputs& in, const kvtrim::eviction_request& reques
     using namespace kvtrim;
     const archetype::scorer scorer(7);
     const archetype::allocator allocator(0);
-    const archetype::selector selector(0);
+    const archetype::reranker reranker(0);
     const window_attention attention{archetype::aggregator(1.0f)};
     for (const status s : {
-             eviction_policy{scorer, uniform{}, one_stage{}}.plan(in, request, out, scratch),
+             eviction_policy{scorer, uniform{}, by_importance{}}.plan(in, request, out, scratch),
              eviction_policy{attention, adaptive{}, two_stage{}}.plan(in, request, out, scratch),
-             eviction_policy{value_weighted<archetype::scorer>{scorer}, allocator, two_stage_by_mass{}}.plan(
-                 in, request, out, scratch),
+             eviction_policy{projected_norm_weighted<archetype::scorer>{scorer}, allocator,
+                             two_stage_by_mass{}}
+                 .plan(in, request, out, scratch),
              eviction_policy{padded<archetype::scorer>{scorer, 2}, uniform{}, shared{}}.plan(in, request, out,
                                                                                              scratch),
-             eviction_policy{key_norm_score{}, uniform{}, selector}.plan(in, request, out, scratch),
-             eviction_policy{attention, allocator, selector}.plan(in, request, out, scratch,
+             eviction_policy{key_norm_score{}, uniform{}, reranker}.plan(in, request, out, scratch),
+             eviction_policy{attention, allocator, reranker}.plan(in, request, out, scratch,
                                                                   archetype::executor{}),
              snapkv().plan(in, request, out, scratch),
              criticalkv().plan(in, request, out, scratch),

@@ -19,7 +19,7 @@ inline constexpr auto several = std::is_same_v<decltype(streaming_llm()), declty
 
 static_assert(wide.scorer.aggregator.kernel_tokens == 7 && plain.scorer.aggregator.kernel_tokens == 5);
 static_assert(ada.allocator.safeguard_ratio == 0.5);
-static_assert(critical.selector.first_ratio == 0.25 && critical.scorer.epsilon == 1e-3f);
-static_assert(defensive.selector.attention_mass == 0.8 && !several);
+static_assert(critical.reranker.first_ratio == 0.25 && critical.scorer.epsilon == 1e-3f);
+static_assert(defensive.reranker.attention_mass == 0.8 && !several);
 static_assert(sizeof(streaming_llm()) == 1 && sizeof(key_norm()) == 1);
 static_assert(std::is_trivially_copyable_v<decltype(defensivekv())>);

@@ -183,7 +183,7 @@ results run_window_attention(const golden_case& c) {
         kvtrim::workspace scratch = memory.of_bytes(counting.needed_bytes());
         kvtrim::attention_rows rows(in, request, g, 0, 0, scratch);
         for (index_t first = 0; first < rows.rows(); first += kvtrim::kernels::tile_query_rows) {
-            rows.begin_block(first, std::min(kvtrim::kernels::tile_query_rows, rows.rows() - first), 1);
+            rows.begin_block(first, std::min(kvtrim::kernels::tile_query_rows, rows.rows() - first));
             for (index_t t = 0; t < l.tokens; t += rows.tile_tokens()) {
                 const index_t count = std::min(rows.tile_tokens(), l.tokens - t);
                 const float* tile = rows.attention(t, count);
@@ -211,7 +211,7 @@ results run_adakv_kvpress(const golden_case& c) {
     const layer_data& l = only_layer(c);
     const index_t kept = kept_of(c, l);
     const kvtrim::adaptive adaptive{.safeguard_tokens = truncated(kept, c.need<double>("alpha"))};
-    const trace t = plan_with(kvtrim::eviction_policy{padded_of(c, l), adaptive, kvtrim::one_stage{}},
+    const trace t = plan_with(kvtrim::eviction_policy{padded_of(c, l), adaptive, kvtrim::by_importance{}},
                               with_window(l), {.budget = kvtrim::per_head(kept)});
     return with(tables_of(t.plan), {{"scores", t.scored}, {"budgets", t.budgets}});
 }
@@ -279,14 +279,14 @@ results run_criticalkv(const golden_case& c) {
     trace t;
     if (variant == "kvpress") {
         const auto first = static_cast<index_t>((1.0 - ratio) * static_cast<double>(l.tokens) * first_ratio);
-        const kvtrim::value_weighted<padded_window> scorer{padded_of(c, l), epsilon};
+        const kvtrim::projected_norm_weighted<padded_window> scorer{padded_of(c, l), epsilon};
         t = plan_with(
             kvtrim::eviction_policy{scorer, kvtrim::uniform{}, kvtrim::two_stage{.first_tokens = first}},
             with_everything(l), {.budget = kvtrim::per_head(kept)});
     } else if (variant == "paper") {
         auto policy =
             kvtrim::criticalkv({.attention = mean_of(c), .first_ratio = first_ratio, .epsilon = epsilon});
-        policy.selector.rounding = kvtrim::stage_rounding::truncated;
+        policy.reranker.rounding = kvtrim::stage_rounding::truncated;
         t = plan_with(policy, with_everything(l),
                       {.budget = kvtrim::per_head(kept), .protect = {.window_tokens = l.window}});
     } else {
@@ -301,19 +301,19 @@ results run_critical_adakv(const golden_case& c) {
     const double alpha = c.need<double>("alpha");
     const auto epsilon = c.get<float>("epsilon", 1e-4f);
     const std::string variant = c.text("variant", "paper");
-    kvtrim::two_stage selector{.first_ratio = c.get("first_ratio", 0.5),
+    kvtrim::two_stage reranker{.first_ratio = c.get("first_ratio", 0.5),
                                .rounding = kvtrim::stage_rounding::truncated};
     trace t;
     if (variant == "kvpress") {
-        selector.first_at_least = truncated(kept, alpha);
-        const kvtrim::value_weighted<padded_window> scorer{padded_of(c, l), epsilon};
+        reranker.first_at_least = truncated(kept, alpha);
+        const kvtrim::projected_norm_weighted<padded_window> scorer{padded_of(c, l), epsilon};
         const kvtrim::adaptive adaptive{.safeguard_tokens = truncated(kept, alpha)};
-        t = plan_with(kvtrim::eviction_policy{scorer, adaptive, selector}, with_everything(l),
+        t = plan_with(kvtrim::eviction_policy{scorer, adaptive, reranker}, with_everything(l),
                       {.budget = kvtrim::per_head(kept)});
     } else if (variant == "paper") {
         const auto ada = kvtrim::ada_criticalkv({.attention = mean_of(c), .epsilon = epsilon},
                                                 kvtrim::blended{.floor_ratio = alpha});
-        t = plan_with(kvtrim::eviction_policy{ada.scorer, ada.allocator, selector}, with_everything(l),
+        t = plan_with(kvtrim::eviction_policy{ada.scorer, ada.allocator, reranker}, with_everything(l),
                       {.budget = kvtrim::per_head(kept), .protect = {.window_tokens = l.window}});
     } else {
         unknown("variant", variant);
@@ -327,14 +327,15 @@ results run_defensivekv(const golden_case& c) {
     const auto in = with_everything(l);
     auto policy = kvtrim::defensivekv({.attention = {.kernel_tokens = c.get<index_t>("kernel_size", 5)},
                                        .attention_mass = c.get("threshold", 0.9)});
-    policy.selector.first_limit_tokens = std::max<index_t>(0, kept_of(c, l) - l.window);
+    policy.reranker.first_limit_tokens = std::max<index_t>(0, kept_of(c, l) - l.window);
     const auto total =
         static_cast<index_t>(static_cast<double>(l.tokens) * (1.0 - ratio) * static_cast<double>(l.kv_heads));
     const kvtrim::eviction_request request{.budget = kvtrim::over_all_heads(total),
                                            .protect = {.window_tokens = l.window}};
     const trace t = plan_with(policy, in, request);
-    const trace unweighted = plan_with(
-        kvtrim::eviction_policy{policy.scorer.scorer, policy.allocator, kvtrim::one_stage{}}, in, request);
+    const trace unweighted =
+        plan_with(kvtrim::eviction_policy{policy.scorer.scorer, policy.allocator, kvtrim::by_importance{}},
+                  in, request);
     // The case lists forced tokens and the window as +infinity, and counts the former.
     const index_t candidates = l.tokens - l.window;
     std::vector<double> scores;
@@ -440,11 +441,11 @@ results run_expected_attention(const golden_case& c) {
     const auto in = kvtrim::layer(keys_of(l), values_of(l));
     const kvtrim::eviction_request request{.budget = kvtrim::per_head(kept_of(c, l)),
                                            .protect = {.sink_tokens = sinks}};
-    const trace t =
-        c.need<int>("use_vnorm") != 0
-            ? plan_with(policy, in, request)
-            : plan_with(kvtrim::eviction_policy{policy.scorer.scorer, kvtrim::uniform{}, kvtrim::one_stage{}},
-                        in, request);
+    const trace t = c.need<int>("use_vnorm") != 0
+                        ? plan_with(policy, in, request)
+                        : plan_with(kvtrim::eviction_policy{policy.scorer.scorer, kvtrim::uniform{},
+                                                            kvtrim::by_importance{}},
+                                    in, request);
     // The case lists sinks as the maximum + 1.
     const double padding = *std::max_element(t.scored.begin(), t.scored.end()) + 1.0;
     return with(tables_of(t.plan), {{"scores", behind_sinks(l, t.scored, sinks, padding)}});
@@ -479,7 +480,7 @@ results run_chunkkv(const golden_case& c) {
     const layer_data& l = only_layer(c);
     const auto chunk = c.need<index_t>("chunk_length");
     const index_t chunks = (l.tokens + chunk - 1) / chunk;
-    const kvtrim::chunked selector{
+    const kvtrim::chunked reranker{
         .chunk_tokens = chunk,
         .kept_chunks = std::max<index_t>(1, truncated(chunks, 1.0 - c.need<double>("ratio")))};
     // Any budget below the whole cache: the count of chunks decides.
@@ -487,10 +488,10 @@ results run_chunkkv(const golden_case& c) {
     const std::string scorer = c.need<std::string>("scorer");
     trace t;
     if (scorer == "snapkv") {
-        t = plan_with(kvtrim::eviction_policy{padded_of(c, l), kvtrim::uniform{}, selector}, with_window(l),
+        t = plan_with(kvtrim::eviction_policy{padded_of(c, l), kvtrim::uniform{}, reranker}, with_window(l),
                       request);
     } else if (scorer == "keydiff") {
-        t = plan_with(kvtrim::eviction_policy{kvtrim::key_diff_score{}, kvtrim::uniform{}, selector},
+        t = plan_with(kvtrim::eviction_policy{kvtrim::key_diff_score{}, kvtrim::uniform{}, reranker},
                       with_window(l), request);
     } else {
         unknown("scorer", scorer);
@@ -520,7 +521,7 @@ results run_eviction_loss(const golden_case& c) {
 // Fused estimates are intermediate results of the library, so they are composed here from its parts; the kept blocks
 // come from the whole policy. The case leaves the last segment out and calls the first one's estimate uniform.
 results run_critiprefill(const golden_case& c) {
-    kvtrim::critiprefill policy{
+    kvtrim::block_pruner<kvtrim::mid_query, kvtrim::uniform> policy{
         .options = {.segment_tokens = c.need<index_t>("segment"),
                     .block_tokens = c.need<index_t>("block"),
                     .budget_tokens = c.need<index_t>("topk") * c.need<index_t>("block"),
@@ -686,7 +687,7 @@ results run_cake(const golden_case& c) {
     const kvtrim::mean_variance_attention aggregator{.gamma = c.need<float>("gamma"),
                                                      .kernel_tokens = c.need<index_t>("kernel_size")};
     const kvtrim::eviction_policy policy{kvtrim::window_attention{aggregator}, kvtrim::uniform{},
-                                         kvtrim::one_stage{}};
+                                         kvtrim::by_importance{}};
     std::vector<double> preferences(c.layers.size());
     const kvtrim::eviction_request request{.budget = kvtrim::per_head(first.window + 1),
                                            .protect = {.window_tokens = first.window}};
@@ -721,7 +722,7 @@ results run_layer_defensivekv(const golden_case& c) {
     const double ratio = c.need<double>("ratio");
     auto policy = kvtrim::layer_defensivekv({.attention = {.kernel_tokens = c.get<index_t>("kernel_size", 5)},
                                              .attention_mass = c.get("threshold", 0.9)});
-    policy.policy.selector.first_limit_tokens = std::max<index_t>(0, kept_of(c, first) - first.window);
+    policy.policy.reranker.first_limit_tokens = std::max<index_t>(0, kept_of(c, first) - first.window);
     const auto total = static_cast<index_t>(static_cast<double>(first.tokens) * (1.0 - ratio) *
                                             static_cast<double>(first.kv_heads * layers));
     const kvtrim::eviction_request request{.budget = kvtrim::over_all_layers(total),

@@ -3,7 +3,7 @@
 
 #include <kvtrim/decode/close_up.hpp>
 
-#include <kvtrim/base/filled.hpp>
+#include <kvtrim/cache/filled.hpp>
 
 #include "compact/random_cache.hpp"
 #include "oracle/expected_attention.hpp"

@@ -52,9 +52,9 @@ void for_policies(const running_scores& scores, Fn&& fn) {
     fn("tova", tova());
     fn("key_diff", key_diff());
     fn("streaming_llm", streaming_llm());
-    fn("running h2o", eviction_policy{scores.scorer(), uniform{}, one_stage{}});
+    fn("running h2o", eviction_policy{scores.scorer(), uniform{}, by_importance{}});
     fn("running h2o, heads compete",
-       eviction_policy{scores.scorer(score_lifetime::normalised), adaptive{}, one_stage{}});
+       eviction_policy{scores.scorer(score_lifetime::normalised), adaptive{}, by_importance{}});
 }
 
 } // namespace
@@ -84,7 +84,7 @@ TEST_CASE("interval policy: a prompt longer than the memory and what follows sta
                               made_for_start.scorer.lifetime;
                           }) { // its scores are those of this cache
                 check(eviction_policy{cache.scores.scorer(made_for_start.scorer.lifetime),
-                                      made_for_start.allocator, made_for_start.selector});
+                                      made_for_start.allocator, made_for_start.reranker});
             } else {
                 check(made_for_start);
             }
@@ -149,7 +149,7 @@ TEST_CASE("interval policy: a life with rejected drafts is the life without them
                     cache->compact();
                 };
                 if (by_h2o) {
-                    cut(eviction_policy{cache->scores.scorer(), adaptive{}, one_stage{}});
+                    cut(eviction_policy{cache->scores.scorer(), adaptive{}, by_importance{}});
                 } else {
                     cut(ada_snapkv());
                 }

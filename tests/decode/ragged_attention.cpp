@@ -3,10 +3,10 @@
 
 #include <kvtrim/decode/ragged_attention.hpp>
 
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/cache/ragged.hpp>
 
-#include "base/own_views.hpp"
+#include "core/own_views.hpp"
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
 

@@ -3,7 +3,7 @@
 
 #include <kvtrim/decode/recent_queries.hpp>
 
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>

@@ -3,8 +3,8 @@
 
 #include <kvtrim/decode/running_scores.hpp>
 
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
 #include <kvtrim/policy/baselines.hpp>
 
@@ -332,7 +332,7 @@ TEST_CASE("running scores: other shapes, old queries and batches that cannot be 
     const auto longer = prefix_inputs(layer, 8).with_queries(query_slice(layer, 0, 1));
     CHECK(scores.update(longer, {}, memory).code() == errc::invalid_parameter);
     CHECK(scores.workspace_bytes(longer, {}) == 0);
-    const eviction_policy by_sums{scores.scorer(), uniform{}, one_stage{}};
+    const eviction_policy by_sums{scores.scorer(), uniform{}, by_importance{}};
     require_refusal(by_sums, longer, {.budget = per_head(2), .protect = {.window_tokens = 1}},
                     errc::invalid_parameter);
     CHECK(bytes_of(scores) == before);
@@ -362,7 +362,7 @@ TEST_CASE("running scores: made with sizes that cannot be they are empty, and sa
         const auto in = prefix_inputs(layer, 8).with_queries(query_slice(layer, 7, 1));
         growing_workspace memory;
         CHECK(scores.update(in, {}, memory) == s);
-        CHECK(eviction_policy{scores.scorer(), uniform{}, one_stage{}}.validate(
+        CHECK(eviction_policy{scores.scorer(), uniform{}, by_importance{}}.validate(
                   in, {.budget = per_head(2)}) == s);
     }
 }
@@ -390,7 +390,7 @@ TEST_CASE("running scores: sums without a protected window are refused, and with
         const filled<float> keys(strided(k.data(), {2, prompt + steps, 8}), positions.lengths());
         const auto in = kvtrim::layer(keys).with_queries(query_slice(layer, at, n));
         REQUIRE(scores.update(in, {}, memory).ok());
-        const eviction_policy by_sums{scores.scorer(), uniform{}, one_stage{}};
+        const eviction_policy by_sums{scores.scorer(), uniform{}, by_importance{}};
         if (at == 0) {
             const status s = by_sums.validate(in, request);
             CHECK(s.code() == errc::invalid_parameter);
@@ -420,7 +420,7 @@ TEST_CASE(
     REQUIRE(scores.append(4).ok()); // their queries come later
     const auto in = prefix_inputs(layer, 20);
     const auto answer = [&](score_lifetime lifetime, index_t budget, const protection& protect) {
-        return eviction_policy{scores.scorer(lifetime), uniform{}, one_stage{}}.validate(
+        return eviction_policy{scores.scorer(lifetime), uniform{}, by_importance{}}.validate(
             in, {.budget = per_head(budget), .protect = protect});
     };
     for (const auto lifetime : {score_lifetime::ignored, score_lifetime::normalised}) {

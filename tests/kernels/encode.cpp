@@ -3,7 +3,7 @@
 
 #include <kvtrim/kernels/encode.hpp>
 
-#include <kvtrim/base/fp8.hpp>
+#include <kvtrim/core/fp8.hpp>
 
 #include "support/checks.hpp"
 

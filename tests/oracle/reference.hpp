@@ -512,7 +512,7 @@ inline counts blended_budgets(matrix scores, std::size_t total, const blend_setu
 
 // ---- Selection: columns of one head that stay, ascending --------------------------------------------------
 
-inline token_set one_stage(const row& importance, std::size_t budget, near_ties& ties) {
+inline token_set by_importance(const row& importance, std::size_t budget, near_ties& ties) {
     ties.cut(importance, budget);
     return top_k(importance, budget);
 }
@@ -530,7 +530,7 @@ inline token_set two_stage(const row& attention, const row& importance, std::siz
         others.push_back(importance[c]);
         columns.push_back(c);
     }
-    for (const std::size_t i : one_stage(others, budget - first, ties)) { kept.push_back(columns[i]); }
+    for (const std::size_t i : by_importance(others, budget - first, ties)) { kept.push_back(columns[i]); }
     std::sort(kept.begin(), kept.end());
     return kept;
 }
@@ -567,7 +567,7 @@ inline token_set chunked(const row& importance, std::size_t chunk_tokens, std::s
         if (enough) { break; }
         std::size_t taken = chunks[i].size();
         if (kept_chunks == 0) { taken = std::min(taken, budget - kept.size()); }
-        for (const std::size_t c : one_stage(chunks[i], taken, ties)) {
+        for (const std::size_t c : by_importance(chunks[i], taken, ties)) {
             kept.push_back(i * chunk_tokens + c);
         }
         ++whole_chunks;
@@ -584,13 +584,13 @@ enum class head_reduction { sum, maximum, votes };
 
 inline token_set shared(const matrix& importance, std::size_t budget, head_reduction kind, near_ties& ties) {
     const row total = reduced(importance, reduction::sum);
-    if (kind == head_reduction::sum) { return one_stage(total, budget, ties); }
+    if (kind == head_reduction::sum) { return by_importance(total, budget, ties); }
     if (kind == head_reduction::maximum) {
-        return one_stage(reduced(importance, reduction::maximum), budget, ties);
+        return by_importance(reduced(importance, reduction::maximum), budget, ties);
     }
     row votes(total.size(), 0.0);
     for (const row& head : importance) {
-        for (const std::size_t c : one_stage(head, budget, ties)) { votes[c] += 1.0; }
+        for (const std::size_t c : by_importance(head, budget, ties)) { votes[c] += 1.0; }
     }
     token_set order = ranking(total);
     std::stable_sort(order.begin(), order.end(),

@@ -11,16 +11,16 @@ using namespace kvtrim;
 using namespace support;
 
 TEST_CASE("critiprefill: its defaults are the authors' but for scale, sink and local block", "[policy]") {
-    const critiprefill policy;
+    const auto policy = critiprefill();
     CHECK(policy.options.segment_tokens == 512);
     CHECK(policy.options.budget_tokens == 2048);
     CHECK(policy.criticality.scale == 0);
     CHECK(policy.criticality.group == group_reduction::mean);
     CHECK(policy.fusion.previous_weight == 0.25);
     CHECK(policy.fusion.first_fused_layer == 2);
-    CHECK(ada_critiprefill{}.allocator.safeguard_ratio == adaptive{}.safeguard_ratio);
-    static_assert(std::is_same_v<decltype(critiprefill_bound{}.estimator), corner_query>);
-    static_assert(sizeof(critiprefill) == sizeof(critiprefill_bound));
+    CHECK(ada_critiprefill().allocator.safeguard_ratio == adaptive{}.safeguard_ratio);
+    static_assert(std::is_same_v<decltype(critiprefill_bound().estimator), corner_query>);
+    static_assert(sizeof(critiprefill()) == sizeof(critiprefill_bound()));
 }
 
 TEST_CASE("critiprefill: it attends the block that a segment looks for", "[policy]") {
@@ -44,18 +44,18 @@ TEST_CASE("critiprefill: it attends the block that a segment looks for", "[polic
             CHECK(std::binary_search(row.begin(), row.end(), 5));
         }
     };
-    check(critiprefill{});
-    check(critiprefill_bound{});
-    check(ada_critiprefill{});
+    check(critiprefill());
+    check(critiprefill_bound());
+    check(ada_critiprefill());
 }
 
 TEST_CASE("critiprefill_bound: without a budget for all, it skips no block that could hold the largest logit",
           "[policy]") {
     // The block of the largest true logit can only be skipped for blocks whose bound is above that logit.
     const layer_data layer = random_prompt({.kv_heads = 1, .group = 2, .tokens = 96, .head_dim = 8}, 2);
-    critiprefill_bound policy{.options = small_options,
-                              .criticality = {.group = group_reduction::maximum},
-                              .fusion = {.previous_weight = 0}};
+    block_pruner<corner_query, uniform> policy{.options = small_options,
+                                               .criticality = {.group = group_reduction::maximum},
+                                               .fusion = {.previous_weight = 0}};
     const oracle::prefill_setup setup = to_oracle(policy);
     const auto queries = to_oracle(layer.queries());
     const auto keys = to_oracle(layer.keys());

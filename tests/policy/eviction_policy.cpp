@@ -5,10 +5,10 @@
 
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
+#include <kvtrim/rerank/chunked.hpp>
+#include <kvtrim/rerank/shared.hpp>
+#include <kvtrim/rerank/two_stage.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/select/chunked.hpp>
-#include <kvtrim/select/shared.hpp>
-#include <kvtrim/select/two_stage.hpp>
 
 #include "support/checks.hpp"
 
@@ -17,7 +17,7 @@ using namespace support;
 
 namespace {
 
-constexpr auto newest_first = eviction_policy{recency{}, uniform{}, one_stage{}};
+constexpr auto newest_first = eviction_policy{recency{}, uniform{}, by_importance{}};
 
 layer_data small_layer() {
     return random_layer(
@@ -70,13 +70,13 @@ struct hoarding_allocator : uniform {
         return uniform::allocate(scores, total, budgets, scratch);
     }
 };
-struct unreached_selector : one_stage {
+struct unreached_selector : by_importance {
     status before_selection(const token_scores&, std::span<index_t>, workspace&) const {
-        FAIL("budgets that no row can fill have reached a selector");
+        FAIL("budgets that no row can fill have reached a reranker");
         return {};
     }
 };
-struct greedy_selector : one_stage {
+struct greedy_selector : by_importance {
     index_t extra = 1;
     status before_selection(const token_scores& scores, std::span<index_t> budgets, workspace&) const {
         budgets.back() = extra < 0 ? extra : scores.length(scores.rows() - 1) + extra;
@@ -84,7 +84,7 @@ struct greedy_selector : one_stage {
     }
 };
 struct constant_scorer {
-    static constexpr bool two_stage = true;
+    static constexpr bool writes_attention = true;
     recency unused = {};
     float value = 0;
 
@@ -96,13 +96,13 @@ struct constant_scorer {
         return {};
     }
 };
-struct failing_selector : one_stage {
+struct failing_selector : by_importance {
     bool early = false;
     status before_allocation(const token_scores&, index_t, workspace&) const {
-        return early ? status{errc::invalid_parameter, "the selector failed early", 9} : status{};
+        return early ? status{errc::invalid_parameter, "the reranker failed early", 9} : status{};
     }
     status before_selection(const token_scores&, std::span<index_t>, workspace&) const {
-        return {errc::invalid_parameter, "the selector failed late", 10};
+        return {errc::invalid_parameter, "the reranker failed late", 10};
     }
 };
 
@@ -211,11 +211,11 @@ TEST_CASE("eviction_policy: bad fields of each stage are refused", "[policy][err
     const layer_data layer = small_layer();
     const auto in = layer.inputs();
     const eviction_request request{.budget = per_head(9)};
-    require_refusal(eviction_policy{recency{}, adaptive{.safeguard_ratio = 2}, one_stage{}}, in, request,
+    require_refusal(eviction_policy{recency{}, adaptive{.safeguard_ratio = 2}, by_importance{}}, in, request,
                     errc::ratio_out_of_range);
     require_refusal(eviction_policy{recency{}, uniform{}, chunked{.chunk_tokens = 0}}, in, request,
                     errc::invalid_parameter);
-    require_refusal(eviction_policy{window_attention{mean_attention{}, -1}, uniform{}, one_stage{}}, in,
+    require_refusal(eviction_policy{window_attention{mean_attention{}, -1}, uniform{}, by_importance{}}, in,
                     request, errc::invalid_parameter);
 }
 
@@ -239,8 +239,8 @@ TEST_CASE("eviction_policy: a stage's error is passed on with the plan unchanged
         CHECK(t.plan == made_before());
         return t.answer.needed();
     };
-    CHECK(needed(eviction_policy{failing_scorer{}, uniform{}, one_stage{}}) == 7);
-    CHECK(needed(eviction_policy{recency{}, failing_allocator{}, one_stage{}}) == 8);
+    CHECK(needed(eviction_policy{failing_scorer{}, uniform{}, by_importance{}}) == 7);
+    CHECK(needed(eviction_policy{recency{}, failing_allocator{}, by_importance{}}) == 8);
     CHECK(needed(eviction_policy{recency{}, uniform{}, failing_selector{{}, true}}) == 9);
     CHECK(needed(eviction_policy{recency{}, uniform{}, failing_selector{}}) == 10);
 
@@ -279,7 +279,7 @@ TEST_CASE(
         CHECK(plan == made_before());
     };
     for (const index_t extra : {index_t{1}, index_t{-1}, most - 40, std::numeric_limits<index_t>::min()}) {
-        check(eviction_policy{recency{}, greedy_allocator{{}, extra}, one_stage{}});
+        check(eviction_policy{recency{}, greedy_allocator{{}, extra}, by_importance{}});
         check(eviction_policy{recency{}, greedy_allocator{{}, extra}, unreached_selector{}});
         check(eviction_policy{recency{}, uniform{}, greedy_selector{{}, extra}});
     }
@@ -302,14 +302,14 @@ TEST_CASE("eviction_policy: stages that answer nonsense cost a status or an odd 
     }
     plan = made_before();
     std::vector<std::byte> some(1 << 16);
-    const eviction_policy hungry{recency{}, hungry_allocator{{}, index_t{1} << 62}, one_stage{}};
+    const eviction_policy hungry{recency{}, hungry_allocator{{}, index_t{1} << 62}, by_importance{}};
     CHECK(hungry.plan(layer.inputs(), request, plan, memory).code() == errc::workspace_too_small);
     workspace scratch(some);
     const eviction_policy keeps{recency{}, hoarding_allocator{}, shared{}}; // takes what it did not ask for
     CHECK(keeps.plan(layer.inputs(), request, plan, scratch).code() == errc::workspace_too_small);
     CHECK(plan == made_before());
     for (const index_t bytes : {index_t{-1}, std::numeric_limits<index_t>::min()}) { // as none
-        const eviction_policy modest{recency{}, hungry_allocator{{}, bytes}, one_stage{}};
+        const eviction_policy modest{recency{}, hungry_allocator{{}, bytes}, by_importance{}};
         CHECK(modest.plan(layer.inputs(), request, plan, memory).ok());
     }
 }

@@ -3,7 +3,7 @@
 
 #include <kvtrim/prefill/block_bounds.hpp>
 
-#include "base/own_views.hpp"
+#include "core/own_views.hpp"
 #include "support/prefill.hpp"
 
 #include <limits>

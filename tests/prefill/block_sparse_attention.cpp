@@ -3,7 +3,7 @@
 
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 
-#include "base/own_views.hpp"
+#include "core/own_views.hpp"
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
 #include "support/prefill.hpp"

@@ -76,8 +76,8 @@ TEST_CASE("scores times a power of two give the same plan", "[properties]") {
             const given_scores given{strided<const float, 2>(scaled.data(), {3, layer.shape.tokens})};
             const auto in = kvtrim::layer(layer.keys());
             return std::vector<keep_plan>{
-                run(eviction_policy{given, uniform{}, one_stage{}}, in, request).plan,
-                run(eviction_policy{given, adaptive{}, one_stage{}}, in, request).plan,
+                run(eviction_policy{given, uniform{}, by_importance{}}, in, request).plan,
+                run(eviction_policy{given, adaptive{}, by_importance{}}, in, request).plan,
             };
         };
         CHECK(plans(1.0f) == plans(0x1p-60f));

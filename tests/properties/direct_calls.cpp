@@ -3,20 +3,20 @@
 
 // Scorers called without a policy: what plan() would refuse they refuse themselves, before anything is read or written.
 
-#include <kvtrim/aggregate/dispersion.hpp>
-#include <kvtrim/aggregate/mean.hpp>
-#include <kvtrim/aggregate/worst_case.hpp>
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/aggregate/dispersion_attention.hpp>
+#include <kvtrim/aggregate/mean_attention.hpp>
+#include <kvtrim/aggregate/worst_case_attention.hpp>
+#include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/score/consensus.hpp>
-#include <kvtrim/score/expected_attention.hpp>
+#include <kvtrim/score/expected_attention_score.hpp>
 #include <kvtrim/score/key_norm.hpp>
-#include <kvtrim/score/lag.hpp>
+#include <kvtrim/score/lag_score.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 #include <kvtrim/score/padded.hpp>
+#include <kvtrim/score/projected_norm_weighted.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/score/redundancy.hpp>
-#include <kvtrim/score/value_norm.hpp>
-#include <kvtrim/score/value_weighted.hpp>
+#include <kvtrim/score/redundancy_aware.hpp>
+#include <kvtrim/score/value_norm_weighted.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
 #include "support/checks.hpp"
@@ -44,7 +44,7 @@ void for_each_scorer(const layer_data& layer, const query_statistics& statistics
     fn(consensus{window});
     fn(redundancy_aware<window_attention<mean_attention>>{window});
     fn(value_norm_weighted<key_norm_score>{});
-    fn(value_weighted<window_attention<mean_attention>>{window});
+    fn(projected_norm_weighted<window_attention<mean_attention>>{window});
 }
 
 } // namespace

@@ -87,9 +87,9 @@ void for_random_prompts(std::uint64_t seed, int cases, Check&& check) {
             CAPTURE(n, shape.tokens, policy.options.segment_tokens, policy.options.block_tokens);
             check(policy, layers, r);
         };
-        with(critiprefill{});
-        with(critiprefill_bound{});
-        with(ada_critiprefill{});
+        with(critiprefill());
+        with(critiprefill_bound());
+        with(ada_critiprefill());
     }
 }
 
@@ -147,7 +147,7 @@ TEST_CASE("interleaved prefills of two requests are what they are alone", "[prop
 TEST_CASE("attention in chunks under a plan is attention in one piece", "[properties]") {
     support::random r(144);
     const layer_data layer = random_prompt({.kv_heads = 2, .group = 2, .tokens = 150, .head_dim = 16}, 1);
-    const critiprefill policy{.options = small_options, .fusion = {.previous_weight = 0}};
+    const block_pruner<mid_query, uniform> policy{.options = small_options, .fusion = {.previous_weight = 0}};
     const auto attend = [&](const std::vector<chunk_range>& chunks) {
         std::vector<float> out = zeros(4 * 150 * 16), lse = zeros(4 * 150);
         for (const chunk_range& c : chunks) {

@@ -3,7 +3,7 @@
 
 #include "support/policy_oracle.hpp"
 
-#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>

@@ -8,8 +8,8 @@
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
+#include <kvtrim/rerank/chunked.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/select/chunked.hpp>
 
 using namespace kvtrim;
 using namespace support;
@@ -32,7 +32,7 @@ struct unequal_heads {
     template <class Allocator>
     [[nodiscard]] trace cut(const Allocator& allocator, const eviction_request& request) const {
         const given_scores given{strided<const float, 2>(scores.data(), {4, 100})};
-        return run(eviction_policy{given, allocator, one_stage{}}, layer.inputs(), request);
+        return run(eviction_policy{given, allocator, by_importance{}}, layer.inputs(), request);
     }
 };
 
@@ -118,8 +118,8 @@ TEST_CASE("a budget over all heads is met to the token, not rounded per head", "
 TEST_CASE("chunks do not make the kept count drift", "[regression]") {
     const layer_data layer = random_layer({.kv_heads = 2, .group = 2, .tokens = 1000, .queries = 8}, 1);
     for (const index_t chunk : {20, 96}) {
-        const auto kept = [&](const auto& allocator, const auto& selector) {
-            const eviction_policy policy{window_attention{mean_attention{}}, allocator, selector};
+        const auto kept = [&](const auto& allocator, const auto& reranker) {
+            const eviction_policy policy{window_attention{mean_attention{}}, allocator, reranker};
             return run(policy, layer.inputs(), {.budget = per_head(99)}).plan.total_tokens();
         };
         CHECK(kept(uniform{}, chunked{.chunk_tokens = chunk}) == 198);

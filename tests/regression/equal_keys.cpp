@@ -7,16 +7,16 @@
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
 
-#include <kvtrim/aggregate/dispersion.hpp>
-#include <kvtrim/aggregate/worst_case.hpp>
+#include <kvtrim/aggregate/dispersion_attention.hpp>
+#include <kvtrim/aggregate/worst_case_attention.hpp>
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/score/expected_attention.hpp>
-#include <kvtrim/score/lag.hpp>
+#include <kvtrim/score/expected_attention_score.hpp>
+#include <kvtrim/score/lag_score.hpp>
 #include <kvtrim/score/prepared_projection.hpp>
-#include <kvtrim/score/redundancy.hpp>
-#include <kvtrim/score/value_norm.hpp>
-#include <kvtrim/score/value_weighted.hpp>
+#include <kvtrim/score/projected_norm_weighted.hpp>
+#include <kvtrim/score/redundancy_aware.hpp>
+#include <kvtrim/score/value_norm_weighted.hpp>
 
 using namespace kvtrim;
 using namespace support;
@@ -77,7 +77,7 @@ index_t first_odd(const repeating_cache& cache, std::span<const float> scores) {
 template <class Scorer, class Inputs>
 index_t first_odd(const repeating_cache& cache, const Scorer& scorer, const Inputs& in) {
     const eviction_request request{.budget = per_head(queries + 9), .protect = {.window_tokens = queries}};
-    trace t = run(eviction_policy{scorer, uniform{}, one_stage{}}, in, request);
+    trace t = run(eviction_policy{scorer, uniform{}, by_importance{}}, in, request);
     REQUIRE(t.answer.ok());
     for (index_t g = 0; g < kv_heads; ++g) {
         if (const index_t odd = first_odd(cache, t.importance_rows().row(g)); odd >= 0) { return odd; }
@@ -118,7 +118,7 @@ TEST_CASE("equal keys get equal scores of a window, whatever their rows", "[regr
         const eviction_request request{.budget = per_head(queries + 9),
                                        .protect = {.sink_tokens = 9, .window_tokens = queries + 9}};
         const auto inner = [&](const auto& aggregator) {
-            trace t = run(eviction_policy{window_attention{aggregator}, uniform{}, one_stage{}}, in,
+            trace t = run(eviction_policy{window_attention{aggregator}, uniform{}, by_importance{}}, in,
                           {.budget = per_head(queries + 18), .protect = request.protect});
             REQUIRE(t.answer.ok());
             // The first and the last ones are pooled over fewer.
@@ -140,8 +140,8 @@ TEST_CASE("equal keys and values get equal scores without queries", "[regression
     for_each_cache(1, [](const repeating_cache& cache) {
         const auto in = cache.inputs();
         // One partition after the other; the newest token of a group speaks for it and is charged less.
-        trace t = run(eviction_policy{lag_score{.lag = 8, .cross_scoring = true}, uniform{}, one_stage{}}, in,
-                      {.budget = per_head(queries + 9), .protect = {.window_tokens = queries}});
+        trace t = run(eviction_policy{lag_score{.lag = 8, .cross_scoring = true}, uniform{}, by_importance{}},
+                      in, {.budget = per_head(queries + 9), .protect = {.window_tokens = queries}});
         REQUIRE(t.answer.ok());
         CHECK(first_odd(cache, t.importance_rows().row(1).first(
                                    static_cast<std::size_t>((cache.tokens / 8 - 2) * 8))) == -1);

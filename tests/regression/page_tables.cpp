@@ -5,8 +5,8 @@
 
 #include "compact/random_pages.hpp"
 
+#include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/source/paged.hpp>
 
 using namespace kvtrim;
 using support::int32s;

@@ -22,8 +22,8 @@ layer_data prompt(index_t tokens, std::uint64_t seed) {
 }
 
 // Segments of 12, blocks of 4, a budget of 24 tokens; no protected blocks, as the authors' code.
-critiprefill authors_policy() {
-    critiprefill policy{
+block_pruner<mid_query, uniform> authors_policy() {
+    block_pruner<mid_query, uniform> policy{
         .options = small_options, .criticality = {.scale = 1}, .fusion = {.previous_weight = 0}};
     policy.options.budget_tokens = 24;
     return policy;
@@ -34,7 +34,7 @@ critiprefill authors_policy() {
 // 35: only segment >= block is asserted; a segment that is no multiple fails in a reshape.
 TEST_CASE("a segment that is no multiple of its blocks is refused before anything is computed",
           "[regression]") {
-    critiprefill policy = authors_policy();
+    auto policy = authors_policy();
     policy.options.segment_tokens = 14;
     const layer_data layer = prompt(100, 1);
     layer_fusion state;
@@ -56,7 +56,7 @@ TEST_CASE("a prompt shorter than two segments is planned", "[regression]") {
 
 // 36: n 1500 with a budget of 2048: topk raises although nothing would be pruned.
 TEST_CASE("a prompt shorter than the budget attends everything", "[regression]") {
-    critiprefill policy = authors_policy();
+    auto policy = authors_policy();
     policy.options.budget_tokens = 200;
     const prune_plan plan = plan_prompt(policy, prompt(150, 3));
     CHECK(plan.planned_pairs() == plan.dense_pairs());
@@ -64,7 +64,7 @@ TEST_CASE("a prompt shorter than the budget attends everything", "[regression]")
 
 // 36: n 4096: 32 of 64 blocks of segment 2 are not allowed ones; with a threshold below the budget the gather fails.
 TEST_CASE("a segment with fewer earlier blocks than the budget takes those and no others", "[regression]") {
-    critiprefill policy = authors_policy();
+    auto policy = authors_policy();
     for (const index_t threshold : {0, 12, 36}) {
         policy.options.dense_below_tokens = threshold;
         const prune_plan plan = plan_prompt(policy, prompt(60, 4));
@@ -82,7 +82,7 @@ TEST_CASE("half-precision extremes make no segment NaN and no future block criti
     support::random r(5);
     for (float& x : layer.q) { x = r.chance(0.5) ? 65504.0f : -65504.0f; }
     for (float& x : layer.k) { x = r.chance(0.5) ? 65504.0f : -65504.0f; }
-    critiprefill policy = authors_policy();
+    auto policy = authors_policy();
     policy.fusion.previous_weight = 0.25;
     const auto q = store<f16>(layer.queries(), layout::token_major),
                k = store<f16>(layer.keys(), layout::token_major),
@@ -106,17 +106,17 @@ TEST_CASE("half-precision extremes make no segment NaN and no future block criti
 TEST_CASE("blocks whose softmax weight underflows are ranked by what they are worth", "[regression]") {
     layer_data layer = prompt(96, 6);
     for (float& x : layer.q) { x *= 100; }
-    const critiprefill unscaled = authors_policy();
+    const auto unscaled = authors_policy();
     oracle::near_ties ties;
     oracle::fused_layer none;
     const auto expected = oracle::prune(to_oracle(unscaled), to_oracle(layer.queries()),
                                         to_oracle(layer.keys()), 0, true, 0, none, ties);
     REQUIRE_FALSE(ties.rounding_may_decide());
     CHECK(rows_of(plan_prompt(unscaled, layer)) == expected);
-    critiprefill scaled = unscaled; // the order of logits does not depend on their scale
+    auto scaled = unscaled; // the order of logits does not depend on their scale
     scaled.criticality.scale = 0.125f;
     CHECK(rows_of(plan_prompt(scaled, layer)) == expected);
-    critiprefill fused = unscaled; // a layer that has nothing to mix with
+    auto fused = unscaled; // a layer that has nothing to mix with
     fused.fusion.previous_weight = 0.25;
     CHECK(rows_of(plan_prompt(fused, layer)) == expected);
 }
@@ -129,8 +129,8 @@ TEST_CASE("the block that mid_query overlooks is found by corner_query", "[regre
         *layer.key(0, t) = 0.1f;
     }
     *layer.key(0, 33) = 9; // block 8
-    critiprefill mid = authors_policy();
-    critiprefill_bound corner{.options = mid.options, .fusion = mid.fusion};
+    auto mid = authors_policy();
+    block_pruner<corner_query, uniform> corner{.options = mid.options, .fusion = mid.fusion};
     mid.options.budget_tokens = corner.options.budget_tokens = 4;
     CHECK(plan_prompt(mid, layer).row(0, 3).front() == 0); // all estimates are equal
     CHECK(plan_prompt(corner, layer).row(0, 3).front() == 8);
@@ -138,7 +138,7 @@ TEST_CASE("the block that mid_query overlooks is found by corner_query", "[regre
 
 // 38: one global object holds the previous layer's scores: a second request mixes with the first one's.
 TEST_CASE("the fusion of one request does not depend on another", "[regression]") {
-    critiprefill policy = authors_policy();
+    auto policy = authors_policy();
     policy.fusion.previous_weight = 0.9;
     const auto plans = [&](bool disturbed) {
         layer_fusion mine, other;
@@ -164,7 +164,7 @@ TEST_CASE("the fusion of one request does not depend on another", "[regression]"
 
 // 38: the state is reset by layer indices 0 and 1 only; a prompt of another length finds the old one's scores.
 TEST_CASE("a fusion state that served another prompt is as good as a new one", "[regression]") {
-    critiprefill policy = authors_policy();
+    auto policy = authors_policy();
     policy.fusion.previous_weight = 0.5;
     const layer_data before = prompt(84, 30), layer = prompt(96, 31);
     layer_fusion used, fresh;
@@ -178,7 +178,7 @@ TEST_CASE("a fusion state that served another prompt is as good as a new one", "
 
 // 39: all queries at once, padded to whole segments; K repeated for all query heads; the last segment is dense.
 TEST_CASE("a chunk with cached keys and a partial last segment is planned without padding", "[regression]") {
-    critiprefill policy = authors_policy();
+    auto policy = authors_policy();
     policy.options.dense_last_segment = true;
     const layer_data layer = prompt(91, 32);
     const oracle::plan_rows whole = rows_of(plan_prompt(policy, layer));
@@ -200,7 +200,7 @@ TEST_CASE("a chunk with cached keys and a partial last segment is planned withou
 
 // 39: budgets in tokens are floored to blocks, to none at all.
 TEST_CASE("a budget below one block is refused", "[regression]") {
-    critiprefill policy = authors_policy();
+    auto policy = authors_policy();
     policy.options.budget_tokens = 3;
     const layer_data layer = prompt(100, 33);
     layer_fusion state;

@@ -54,7 +54,7 @@ TEST_CASE("protected tokens are not lost where max + 1 equals max", "[regression
     std::vector<float> scores(240, 1e30f);
     const given_scores given{strided<const float, 2>(scores.data(), {2, 120})};
     const eviction_request request{.budget = per_head(30), .protect = sinks_and_window};
-    const trace t = run(eviction_policy{given, adaptive{}, one_stage{}}, layer.inputs(), request);
+    const trace t = run(eviction_policy{given, adaptive{}, by_importance{}}, layer.inputs(), request);
     CHECK(keeps_protected(t.plan, layer.inputs(), sinks_and_window));
 }
 

@@ -6,7 +6,7 @@
 
 #include <kvtrim/decode/close_up.hpp>
 
-#include <kvtrim/source/ggml_blocks.hpp>
+#include <kvtrim/cache/ggml_rows.hpp>
 
 #include "support/checks.hpp"
 

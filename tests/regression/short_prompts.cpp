@@ -6,11 +6,11 @@
 
 #include "support/named_policies.hpp"
 
-#include <kvtrim/model/batch.hpp>
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/policy/blocks.hpp>
+#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/layers.hpp>
-#include <kvtrim/prefill/prune.hpp>
+#include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/prefill/block_pruner.hpp>
 
 #include <string>
 
@@ -207,8 +207,8 @@ TEST_CASE("fewer blocks than the budget or the protected ones are kept whole", "
         const strided by_row(scores.data(), {index_t{2}, blocks});
         const protection protect{.sink_tokens = 2, .window_tokens = 4};
         keep_plan plan = made_before();
-        workspace scratch = memory.of_bytes(plan_blocks_bytes(by_row, 8, protect));
-        CHECK(plan_blocks(by_row, 8, protect, plan, scratch).ok());
+        workspace scratch = memory.of_bytes(plan_pages_bytes(by_row, 8, protect));
+        CHECK(plan_pages(by_row, 8, protect, plan, scratch).ok());
         CHECK(plan.rows() == 2);
         CHECK(plan.total_tokens() == 2 * blocks);
     }

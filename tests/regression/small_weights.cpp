@@ -60,7 +60,7 @@ TEST_CASE("a window that attends to nothing before it gives zero scores, not NaN
     logits.back() = 500.0f;
     const half_cache cache(logits);
     const worst_case_attention worst;
-    const eviction_policy policy{window_attention{worst}, adaptive{}, one_stage{}};
+    const eviction_policy policy{window_attention{worst}, adaptive{}, by_importance{}};
     const trace t = run(policy, cache.inputs(), {.budget = per_head(10), .protect = {.window_tokens = 1}});
     CHECK(t.importance == std::vector<float>(99, 0.0f));
     CHECK(t.protected_mass[0] == 1.0f);
@@ -77,7 +77,7 @@ TEST_CASE("a token that few queries have seen is not judged by their number", "[
         kvtrim::layer(view(k.data(), {1, tokens, 1})).with_queries(view(q.data(), {1, tokens, 1}));
     const mean_attention sum{.pool = pooling::none, .queries = query_normalisation::sum};
     const trace sums =
-        run(eviction_policy{window_attention{sum}, uniform{}, one_stage{}}, in, {.budget = per_head(10)});
+        run(eviction_policy{window_attention{sum}, uniform{}, by_importance{}}, in, {.budget = per_head(10)});
     const trace means = run(observed_attention(), in, {.budget = per_head(10)});
     CHECK(sums.importance[0] > sums.importance[20]);
     CHECK(static_cast<double>(sums.importance[39]) == Approx(1.0 / 40));

@@ -5,7 +5,7 @@
 
 #include "support/named_policies.hpp"
 
-#include <kvtrim/compact/flat.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 
 using namespace kvtrim;

@@ -6,18 +6,18 @@
 #include "compact/random_pages.hpp"
 #include "support/states.hpp"
 
-#include <kvtrim/base/row_range.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/latent_cache.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
+#include <kvtrim/cache/row_range.hpp>
+#include <kvtrim/cache/scaled_rows.hpp>
 #include <kvtrim/compact/move_rows.hpp>
-#include <kvtrim/compact/rope_rerotation.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 #include <kvtrim/score/query_statistics.hpp>
-#include <kvtrim/source/indexed.hpp>
-#include <kvtrim/source/latent.hpp>
-#include <kvtrim/source/paged.hpp>
-#include <kvtrim/source/scaled.hpp>
 
 using namespace kvtrim;
 using support::int32s;

@@ -37,7 +37,7 @@ TEST_CASE("with one KV head the values still matter", "[regression]") {
 // The same code: it also removes a token's own magnitude, so that the order inside a head changes.
 TEST_CASE("inside a head, normalised norms keep the order of the raw ones", "[regression]") {
     const layer_data layer = of_heads(3);
-    value_weighted<window_attention<worst_case_attention>> raw;
+    projected_norm_weighted<window_attention<worst_case_attention>> raw;
     raw.epsilon = 0;
     auto normalised = raw;
     normalised.scope = norm_scope::per_head;

@@ -5,8 +5,8 @@
 
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/rerank/shared.hpp>
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/select/shared.hpp>
 
 #include "support/checks.hpp"
 
@@ -25,7 +25,7 @@ std::vector<float> scored(const oracle::matrix& rows, float lambda) {
     const std::vector<float> keys(static_cast<std::size_t>(heads * tokens));
     const auto in = layer(view(keys.data(), {heads, tokens, 1}));
     const eviction_policy policy{consensus<given_scores<strided<const float, 2>>>{{given}, lambda}, uniform{},
-                                 one_stage{}};
+                                 by_importance{}};
     trace t = run(policy, in, {.budget = per_head(std::max<index_t>(1, tokens - 1))});
     REQUIRE(t.answer.ok());
     return t.importance;
@@ -77,7 +77,7 @@ TEST_CASE("consensus: odd scores stay what they are and have no vote", "[score][
     CHECK(got[7] == 0.5f);
 }
 
-TEST_CASE("consensus: it wraps every scorer, under every allocator and selector", "[score]") {
+TEST_CASE("consensus: it wraps every scorer, under every allocator and reranker", "[score]") {
     const layer_data data = random_layer({.tokens = 120, .queries = 8}, 932);
     const auto in = data.inputs();
     const eviction_request request{.budget = per_head(40), .protect = {.window_tokens = 8}};
@@ -89,8 +89,8 @@ TEST_CASE("consensus: it wraps every scorer, under every allocator and selector"
         CHECK(t.plan.total_tokens() == 80);
         CHECK(keeps_protected(t.plan, in, request.protect));
     };
-    check(eviction_policy{consensus{snapkv().scorer}, uniform{}, one_stage{}});
-    check(eviction_policy{consensus{snapkv().scorer}, adaptive{}, one_stage{}});
+    check(eviction_policy{consensus{snapkv().scorer}, uniform{}, by_importance{}});
+    check(eviction_policy{consensus{snapkv().scorer}, adaptive{}, by_importance{}});
     check(eviction_policy{consensus{criticalkv().scorer}, uniform{}, two_stage{}});
     check(eviction_policy{consensus{defensivekv().scorer}, adaptive{}, two_stage_by_mass{}});
     check(eviction_policy{consensus{snapkv().scorer, 0}, uniform{}, shared{}});
@@ -101,12 +101,12 @@ TEST_CASE("consensus: bad input", "[score][errors]") {
     const eviction_request request{.budget = per_head(20), .protect = {.window_tokens = 4}};
     for (const float lambda :
          {-1.0f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-        require_refusal(eviction_policy{consensus{snapkv().scorer, lambda}, uniform{}, one_stage{}},
+        require_refusal(eviction_policy{consensus{snapkv().scorer, lambda}, uniform{}, by_importance{}},
                         data.inputs(), request, errc::invalid_parameter);
     }
     const std::vector<std::int32_t> offsets{0, 10, 30};
     const std::vector<float> rows(30 * 4, 1.0f);
     const auto ragged_layer = layer(ragged<const float>(rows.data(), offsets, 4));
-    require_refusal(eviction_policy{consensus{recency{}}, uniform{}, one_stage{}}, ragged_layer,
+    require_refusal(eviction_policy{consensus{recency{}}, uniform{}, by_importance{}}, ragged_layer,
                     {.budget = per_head(5)}, errc::rows_differ);
 }

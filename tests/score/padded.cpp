@@ -3,7 +3,7 @@
 
 #include <kvtrim/score/padded.hpp>
 
-#include <kvtrim/aggregate/mean.hpp>
+#include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/score/key_norm.hpp>
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/window_attention.hpp>

@@ -4,7 +4,7 @@
 #include <kvtrim/score/query_free.hpp>
 
 #include <kvtrim/allocate/uniform.hpp>
-#include <kvtrim/select/one_stage.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
 
 #include "support/checks.hpp"
 
@@ -87,7 +87,7 @@ TEST_CASE("given_scores: scores of another shape are refused, with nothing writt
     for (const auto& scores : {one_head, too_short, missing}) {
         CHECK(score_directly(given_scores{scores}, layer.inputs(), middle, memory.get()).code() ==
               errc::invalid_parameter);
-        require_refusal(eviction_policy{given_scores{scores}, uniform{}, one_stage{}}, layer.inputs(),
+        require_refusal(eviction_policy{given_scores{scores}, uniform{}, by_importance{}}, layer.inputs(),
                         {.budget = per_head(20)}, errc::invalid_parameter, scores.extent(0) == 0 ? 0 : 50);
     }
     CHECK(memory.is_untouched());

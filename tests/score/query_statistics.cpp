@@ -3,8 +3,8 @@
 
 #include <kvtrim/score/query_statistics.hpp>
 
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/score/expected_attention.hpp>
+#include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/score/expected_attention_score.hpp>
 
 #include "oracle/expected_attention.hpp"
 #include "support/checks.hpp"

@@ -3,9 +3,9 @@
 
 #include <kvtrim/score/window_attention.hpp>
 
-#include <kvtrim/aggregate/mean.hpp>
-#include <kvtrim/aggregate/worst_case.hpp>
-#include <kvtrim/base/ragged.hpp>
+#include <kvtrim/aggregate/mean_attention.hpp>
+#include <kvtrim/aggregate/worst_case_attention.hpp>
+#include <kvtrim/cache/ragged.hpp>
 
 #include "support/checks.hpp"
 

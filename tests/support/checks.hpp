@@ -8,10 +8,10 @@
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
 
-#include <kvtrim/base/executor.hpp>
-#include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/executor.hpp>
+#include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 
 #include <sstream>
@@ -158,7 +158,7 @@ void require_refusal(const Policy& policy, const Inputs& in, const kvtrim::evict
     CHECK(policy.validate(in, request).code() == code);
 }
 
-// ---- Scorers and selectors alone --------------------------------------------------------------------------
+// ---- Scorers and rerankers alone --------------------------------------------------------------------------
 
 // Memory for the scores of a layer, filled with a mark that no scorer writes.
 struct score_memory {

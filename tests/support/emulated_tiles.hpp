@@ -8,8 +8,8 @@
 // multiply-adds, then both sums are added to C; rounded to nearest, denormals read and written as 0.
 // Departures: what is tiny is decided after rounding to a denormal, by the processor as if there were none.
 
-#include <kvtrim/base/element.hpp>
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/element.hpp>
+#include <kvtrim/core/status.hpp>
 #include <kvtrim/simd/avx512.hpp>
 #include <kvtrim/simd/cpu.hpp>
 

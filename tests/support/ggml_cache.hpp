@@ -7,7 +7,7 @@
 #include "oracle/ggml_blocks.hpp"
 #include "support/random_layer.hpp"
 
-#include <kvtrim/source/ggml_tensor.hpp>
+#include <kvtrim/cache/ggml_tensor_rows.hpp>
 
 #include <array>
 #include <cstring>

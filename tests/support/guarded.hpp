@@ -4,7 +4,7 @@
 
 // What the kernels' tests write to and compare with: outputs with a guard behind them, and the floats that no kernel may choke on.
 
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/status.hpp>
 
 #include <algorithm>
 #include <limits>

@@ -6,8 +6,8 @@
 
 #include "support/states.hpp"
 
-#include <kvtrim/base/filled.hpp>
-#include <kvtrim/compact/in_place.hpp>
+#include <kvtrim/cache/filled.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/decode/running_scores.hpp>

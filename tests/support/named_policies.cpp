@@ -11,7 +11,7 @@
 #include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/policy/replay.hpp>
 #include <kvtrim/policy/rkv.hpp>
-#include <kvtrim/select/chunked.hpp>
+#include <kvtrim/rerank/chunked.hpp>
 
 namespace support {
 namespace {
@@ -97,7 +97,8 @@ std::vector<named_policy> describe_all() {
         describe("defensivekv, careful", window | across_heads, defensivekv(careful)),
         describe("streaming_llm", separate, streaming_llm()),
         // h2o() without its condition on the request: requests of all kinds come here.
-        describe("h2o", window, eviction_policy{window_attention{attention_sums}, uniform{}, one_stage{}}),
+        describe("h2o", window,
+                 eviction_policy{window_attention{attention_sums}, uniform{}, by_importance{}}),
         describe("observed_attention", window, observed_attention()),
         describe("tova", window | one_set | across_heads, tova()),
         describe("key_norm", separate, key_norm()),

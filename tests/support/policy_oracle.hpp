@@ -73,7 +73,7 @@ inline column_sets best_of_rows(const oracle::matrix& importance, const oracle::
                                 oracle::near_ties& ties) {
     column_sets result;
     for (std::size_t g = 0; g < importance.size(); ++g) {
-        result.push_back(oracle::one_stage(importance[g], budgets[g], ties));
+        result.push_back(oracle::by_importance(importance[g], budgets[g], ties));
     }
     return result;
 }

@@ -11,7 +11,7 @@
 #include "support/random_layer.hpp"
 
 #include <kvtrim/plan/prune_plan.hpp>
-#include <kvtrim/prefill/prune.hpp>
+#include <kvtrim/prefill/block_pruner.hpp>
 
 #include <vector>
 

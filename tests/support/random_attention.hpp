@@ -30,10 +30,30 @@ struct folded {
     std::vector<float> attention;
 };
 
+// What a scorer knows of a block of query rows once it has their softmax. Weights gives a row of plain numbers.
+template <class Weights>
+struct attention_of_rows {
+    const Weights& weights;
+    index_t first_row;
+    index_t rows;
+    std::vector<float> column;
+
+    [[nodiscard]] index_t block_rows() const { return rows; }
+    [[nodiscard]] double candidate_mass(index_t row) const { return oracle::sum(weights(first_row + row)); }
+    [[nodiscard]] const float* attention(index_t token, index_t) {
+        column.clear();
+        for (index_t r = 0; r < rows; ++r) {
+            column.push_back(static_cast<float>(weights(first_row + r)[static_cast<std::size_t>(token)]));
+        }
+        return column.data();
+    }
+};
+template <class Weights>
+attention_of_rows(const Weights&, index_t, index_t, std::vector<float>) -> attention_of_rows<Weights>;
+
 // Blocks of query rows and tiles of tokens are cut at random.
 template <class Aggregator>
-folded fold(random& r, const Aggregator& aggregator, const oracle::tensor& a, index_t kernel_tokens,
-            index_t sliding_window = 0) {
+folded fold(random& r, const Aggregator& aggregator, const oracle::tensor& a, index_t sliding_window = 0) {
     const auto group = static_cast<index_t>(a.size());
     const auto queries = static_cast<index_t>(a[0].size());
     const auto columns = static_cast<index_t>(a[0][0].size());
@@ -46,13 +66,12 @@ folded fold(random& r, const Aggregator& aggregator, const oracle::tensor& a, in
     std::vector<float> accumulators = zeros(aggregator.lanes(group) * columns);
     for (index_t first_row = 0; first_row < group * queries;) {
         const index_t rows = std::min(r.between(1, 9), group * queries - first_row);
-        std::vector<float> factor;
-        for (index_t i = 0; i < rows; ++i) {
-            const oracle::row& seen = weights(first_row + i);
-            const double pooled = static_cast<double>(kernel_tokens) *
-                                  oracle::sum(oracle::pooled(seen, oracle::pool_kind::average,
-                                                             static_cast<std::size_t>(kernel_tokens)));
-            factor.push_back(pooled > 0 ? static_cast<float>(oracle::sum(seen) / pooled) : 0.0f);
+        std::vector<float> factor = zeros(rows);
+        attention_of_rows block{weights, first_row, rows, {}};
+        if constexpr (requires(const kvtrim::attention_block<decltype(block)>& b) {
+                          aggregator.weigh_rows(b, factor);
+                      }) {
+            aggregator.weigh_rows(kvtrim::attention_block<decltype(block)>{block, head}, factor);
         }
         for (index_t first = 0; first < columns;) {
             const index_t tokens = std::min(r.between(1, 11), columns - first);

@@ -10,9 +10,9 @@
 
 #include "oracle/reference.hpp"
 
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/base/request.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/core/request.hpp>
 
 #include <algorithm>
 #include <array>

@@ -13,10 +13,10 @@ struct selection {
     std::vector<oracle::token_set> kept;
 };
 
-// What a selector makes of scores and budgets: the survivors of a row are its `budget` most important columns.
+// What a reranker makes of scores and budgets: the survivors of a row are its `budget` most important columns.
 // `attention` empty: stage one ranks by importance.
-template <class Selector>
-selection select(const Selector& selector, const oracle::matrix& importance, const oracle::matrix& attention,
+template <class Reranker>
+selection select(const Reranker& reranker, const oracle::matrix& importance, const oracle::matrix& attention,
                  const oracle::counts& budgets, const std::vector<float>& protected_mass = {}) {
     score_memory memory(importance);
     score_memory apart(attention);
@@ -28,18 +28,18 @@ selection select(const Selector& selector, const oracle::matrix& importance, con
 
     kvtrim::growing_workspace growing;
     index_t bytes = 0;
-    if constexpr (requires { selector.workspace_bytes(index_t{1}, index_t{1}); }) {
-        bytes = selector.workspace_bytes(scores.rows(), memory.offsets.back());
+    if constexpr (requires { reranker.workspace_bytes(index_t{1}, index_t{1}); }) {
+        bytes = reranker.workspace_bytes(scores.rows(), memory.offsets.back());
     }
     kvtrim::workspace scratch = growing.of_bytes(bytes);
     std::vector<index_t> chosen(budgets.begin(), budgets.end());
     selection result;
     const index_t total = std::accumulate(chosen.begin(), chosen.end(), index_t{0});
-    if constexpr (requires { selector.before_allocation(scores, total, scratch); }) {
-        result.answer = selector.before_allocation(scores, total, scratch);
+    if constexpr (requires { reranker.before_allocation(scores, total, scratch); }) {
+        result.answer = reranker.before_allocation(scores, total, scratch);
     }
-    if constexpr (requires { selector.before_selection(scores, chosen, scratch); }) {
-        result.answer = selector.before_selection(scores, chosen, scratch);
+    if constexpr (requires { reranker.before_selection(scores, chosen, scratch); }) {
+        result.answer = reranker.before_selection(scores, chosen, scratch);
     }
     result.budgets = to_counts(chosen);
     for (std::size_t g = 0; g < importance.size(); ++g) {
@@ -49,9 +49,9 @@ selection select(const Selector& selector, const oracle::matrix& importance, con
     return result;
 }
 
-// The columns that a selector has marked as outranking every score.
-template <class Selector>
-oracle::counts marked(const Selector& selector, const oracle::matrix& importance,
+// The columns that a reranker has marked as outranking every score.
+template <class Reranker>
+oracle::counts marked(const Reranker& reranker, const oracle::matrix& importance,
                       const oracle::matrix& attention, index_t total,
                       const std::vector<float>& protected_mass) {
     score_memory memory(importance);
@@ -60,7 +60,7 @@ oracle::counts marked(const Selector& selector, const oracle::matrix& importance
     const kvtrim::token_scores scores{memory.offsets, memory.importance, apart.attention, mass};
     kvtrim::growing_workspace growing;
     kvtrim::workspace scratch = growing.of_bytes(0);
-    const kvtrim::status s = selector.before_allocation(scores, total, scratch);
+    const kvtrim::status s = reranker.before_allocation(scores, total, scratch);
     if (!s.ok()) { throw std::runtime_error(s.what()); }
     oracle::counts result;
     for (index_t g = 0; g < scores.rows(); ++g) {
@@ -71,15 +71,15 @@ oracle::counts marked(const Selector& selector, const oracle::matrix& importance
     return result;
 }
 
-// Whether a selector refuses budgets that the rows cannot fill, or of another number of rows, with nothing written.
-template <class Selector>
-void require_selection_refusals(const Selector& selector) {
+// Whether a reranker refuses budgets that the rows cannot fill, or of another number of rows, with nothing written.
+template <class Reranker>
+void require_selection_refusals(const Reranker& reranker) {
     const auto answer = [&](std::vector<index_t> budgets) {
         score_memory memory(oracle::matrix{{1, 2, 3}, {4, 5, 6}});
         kvtrim::growing_workspace growing;
         kvtrim::workspace scratch = growing.of_bytes(4096);
         const std::vector<index_t> before = budgets;
-        const kvtrim::status s = selector.before_selection(memory.get(), budgets, scratch);
+        const kvtrim::status s = reranker.before_selection(memory.get(), budgets, scratch);
         if (!s.ok()) {
             CHECK(budgets == before);
             CHECK(memory.importance == std::vector<float>{1, 2, 3, 4, 5, 6});

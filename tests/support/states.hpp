@@ -6,7 +6,7 @@
 
 #include "support/checks.hpp"
 
-#include <kvtrim/base/plain_memory.hpp>
+#include <kvtrim/core/plain_memory.hpp>
 
 namespace support {
 

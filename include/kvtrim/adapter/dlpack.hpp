@@ -13,8 +13,8 @@
 // Read-only tensors are viewed as strided<const T, 3>; DLPack has no flag for them before its version 1.0.
 // The tensor must outlive the view. Needs dlpack/dlpack.h (Debian: libdlpack-dev).
 
-#include <kvtrim/base/strided_bytes.hpp>
-#include <kvtrim/base/tensor_view.hpp>
+#include <kvtrim/cache/strided_bytes.hpp>
+#include <kvtrim/cache/tensor_view.hpp>
 
 #include <dlpack/dlpack.h>
 
@@ -25,7 +25,7 @@
 
 namespace kvtrim {
 
-// A view of nothing, to be overwritten.
+/// A view of nothing, to be overwritten.
 template <element T>
 inline constexpr strided<T, 3> no_tensor{nullptr, {0, 0, 0}};
 

@@ -13,7 +13,7 @@
 //             [&](const kvtrim::plan_progress& at) {
 //                 if (at.stage == kvtrim::plan_stage::scored) { added = profile.add(at.scores.importance_rows()); }
 //             });
-//     auto policy = kvtrim::layer_wise{kvtrim::eviction_policy{scorer, profile.budgets(), kvtrim::one_stage{}}};
+//     auto policy = kvtrim::layer_wise{kvtrim::eviction_policy{scorer, profile.budgets(), kvtrim::by_importance{}}};
 //
 // The scores of a prompt then decide inside each row only. Which heads look things up is a property of the model, so that a single
 // pass gets the budgets that a replay would have given. A table has a row for each of the rows that compete: all layers', or
@@ -22,10 +22,10 @@
 // Source: the idea of budgets from a table: LU-KV and DuoAttention (2410.10819); these tables and rule are kvtrim's own.
 // Cost: adding sorts each row; a plan takes 64 halvings of x. Workspace: 16 bytes per row. Memory: 65 floats per row.
 
-#include <kvtrim/base/plain_memory.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/math/largest_remainder.hpp>
+#include <kvtrim/allocate/round_to_total.hpp>
+#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -2,17 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The rotation of one head's rows, which compact/rope_rerotation.hpp runs for all heads.
+// The rotation of one head's rows, which compact/rerotate_keys.hpp runs for all heads.
 //
 // A row is rotated by R(distance) = R(coarse) R(fine): the fine turns stand in a table that all heads share, the coarse
 // one follows the rows. Both are combined in double and rounded to float once (kernels/rotate.hpp). Rows that move are
 // read as floats, rotated and written back, up to 16 neighbours at a time; contiguous floats are rotated where they lie.
 
-#include <kvtrim/base/ragged.hpp>
-#include <kvtrim/base/rope.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/cache/rope.hpp>
+#include <kvtrim/core/workspace.hpp>
 #include <kvtrim/kernels/rotate.hpp>
-#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -21,7 +20,8 @@
 namespace kvtrim::detail {
 
 // R(distance) = R(coarse * block) R(fine) with 0 <= fine < block: a table of the fine turns for all heads, and one
-// coarse turn per head that follows the rows. Survivors ascend, so it changes once in `block` positions.
+// coarse turn per head, computed anew when a row needs another one. Survivors ascend, so it changes once in `block`
+// positions.
 class turn_table {
   public:
     turn_table(index_t block, index_t pairs, workspace& scratch)
@@ -67,7 +67,8 @@ struct rotation_scratch {
     }
 };
 
-// Balances the table, filled once, with the coarse turns, one for every `block` positions of each head.
+// The block that balances the cost of the table, filled once, with that of the coarse turns, one per `block` positions and
+// head.
 template <class V>
 [[nodiscard]] index_t turn_block(const V& keys) {
     const double balanced =
@@ -81,7 +82,7 @@ inline constexpr bool is_ragged = false;
 template <class T>
 inline constexpr bool is_ragged<ragged<T>> = true;
 
-// fn(view, head): the channels of a head that change, as that head of a view.
+// Calls fn(view, head) with a view whose rows are the rotary channels of this head.
 template <class V, class Fn>
 void with_rotary_rows(const V& keys, index_t head, const rope& r, Fn&& fn) {
     if constexpr (is_ragged<V>) { // as strided rows, which have kernels
@@ -92,17 +93,17 @@ void with_rotary_rows(const V& keys, index_t head, const rope& r, Fn&& fn) {
     }
 }
 
-// Row length of those.
+// Row length of the view that with_rotary_rows() passes.
 template <class V>
 [[nodiscard]] index_t rotary_row_length(const V& keys, const rope& r) {
     if constexpr (is_ragged<V>) { return r.rotary_dim(); }
     return extent(first_channels(keys, r.rotary_dim()), 2);
 }
 
-// Where the rows themselves are contiguous floats.
+// The address of a row whose elements are contiguous floats, else null.
 template <class V>
 [[nodiscard]] float* writable_floats(const V& rows, index_t head, index_t row) {
-    if constexpr (is_memory_of<V, float>()) {
+    if constexpr (!row_source<V> && is_made_of<V, float>) {
         if (rows.stride(2) == 1) {
             return rows.data_handle() + head * static_cast<index_t>(rows.stride(0)) +
                    row * static_cast<index_t>(rows.stride(1));
@@ -147,9 +148,9 @@ void rotate_head(const V& rows, index_t head, const rope& r, std::span<const std
             continue;
         }
         float* const tile = memory.tile.data();
-        kernels::load_rows(rows, head, first, end - first, tile);
+        load_rows(rows, head, first, end - first, tile);
         for (index_t i = first; i < end; ++i) { rotate(distance_of(i), tile + (i - first) * length); }
-        kernels::store_rows(rows, head, first, end - first, tile);
+        store_rows(rows, head, first, end - first, tile);
         first = end;
     }
 }

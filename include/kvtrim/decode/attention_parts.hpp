@@ -9,9 +9,9 @@
 // Parts depend on the head's length alone and are merged in their order, so results do not depend on who computed them.
 // Numerics: weights in double from float log-sum-exps, sums in float.
 
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/saturated.hpp>
-#include <kvtrim/base/workspace.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/saturated.hpp>
+#include <kvtrim/core/workspace.hpp>
 
 #include <cmath>
 
@@ -71,7 +71,7 @@ struct decode_partials {
     }
 
   private:
-    // More than memory can hold stays more.
+    // Saturates, so that a product that memory cannot hold is not mistaken for a small one.
     [[nodiscard]] index_t rows_of(index_t kv_heads) const {
         return saturated_product(saturated_product(kv_heads, parts), query_rows);
     }

@@ -26,69 +26,24 @@
 // levels within rounding.
 // Memory: value head_dim + 1 floats per part and query row; per worker the queries of a KV head and a tile.
 // Cost: keys and values read once; 2 * (head_dim + value head_dim) flops per row and query. Up to four query heads of a
-// group come at the price of one.
+// group cost as much as one.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/core/request.hpp>
 #include <kvtrim/decode/attention_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
-#include <kvtrim/prefill/load_tile.hpp>
 
 namespace kvtrim {
 
 namespace detail {
 
-// The element of the rows that a view has in memory; void where it has none.
-template <class View>
-[[nodiscard]] constexpr auto stored_element() {
-    if constexpr (requires(const View& v, index_t i) {
-                      element_traits<std::remove_cvref_t<decltype(*v.row(i, i))>>{};
-                  }) {
-        return std::type_identity<std::remove_cvref_t<decltype(*std::declval<const View&>().row(0, 0))>>{};
-    } else if constexpr (!row_source<View> && strided_view<View, 3>) {
-        return std::type_identity<
-            std::remove_cvref_t<decltype(*std::declval<const View&>().data_handle())>>{};
-    } else {
-        return std::type_identity<void>{};
-    }
-}
-
 // What a tile of the rows of a view consists of: its own elements where the kernels read them, else floats.
 template <class View>
-using decode_element =
-    std::conditional_t<kernels::decode_tile::reads<typename decltype(stored_element<View>())::type>,
-                       typename decltype(stored_element<View>())::type, float>;
-
-// Consecutive rows of a head for the kernel.
-template <class Element>
-struct read_rows_result {
-    kernels::element_rows<Element> rows;
-    bool in_place;
-};
-
-template <class View, class Element>
-[[nodiscard]] read_rows_result<Element> read_elements(const View& view, index_t head, index_t first,
-                                                      index_t count, std::span<Element> tile) {
-    const index_t length = extent(view, 2);
-    if constexpr (std::is_same_v<typename decltype(stored_element<View>())::type, Element>) {
-        if constexpr (row_source<View>) {
-            return {{view.row(head, first), length}, true};
-        } else {
-            if (view.stride(2) == 1 && length > 0) {
-                return {{&view(head, first, index_t{0}), static_cast<index_t>(view.stride(1))}, true};
-            }
-            for (index_t t = 0; t < count; ++t) {
-                for (index_t d = 0; d < length; ++d) {
-                    tile[static_cast<std::size_t>(t * length + d)] = view(head, first + t, d);
-                }
-            }
-        }
-    } else {
-        load_tile(view, head, first, count, tile.data());
-    }
-    return {{tile.data(), length}, false};
-}
+using decode_element = std::conditional_t<kernels::decode_tile::reads<stored_element<View>> &&
+                                              is_made_of<View, stored_element<View>>,
+                                          stored_element<View>, float>;
 
 // Attention over one part of one KV head.
 template <class Inputs>
@@ -131,7 +86,7 @@ class part_attention {
         return (group_size_ + Tile::max_queries - 1) / Tile::max_queries;
     }
     [[nodiscard]] index_t tile_floats() const {
-        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // whole cache lines
+        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // rounded up to whole cache lines
     }
 
     // Calls fn(tile, query, first, count) for the query heads [first, first + count) of the group.
@@ -157,16 +112,19 @@ class part_attention {
     }
 
     void attend(index_t kv_head, token_range rows, const decode_parts& parts) {
-        const auto keys = read_elements(in_.keys, kv_head, rows.begin, rows.size(), key_tile_);
-        const auto values = read_elements(in_.values, kv_head, rows.begin, rows.size(), value_tile_);
+        const auto keys =
+            read_rows<key_element>(in_.keys, kv_head, rows.begin, rows.size(), key_tile_.data());
+        const auto values =
+            read_rows<value_element>(in_.values, kv_head, rows.begin, rows.size(), value_tile_.data());
+        const bool are_in_place = keys.data != key_tile_.data() && values.data != value_tile_.data();
         const index_t behind = std::min(Tile::max_keys, in_.tokens(kv_head) - rows.end);
         for_each_tile([&](const Tile& tile, index_t query, index_t, index_t) {
             const token_range seen = parts.seen_by(query);
             const index_t first = std::max(rows.begin, seen.begin) - rows.begin;
             const index_t end = std::min(rows.end, seen.end) - rows.begin;
             if (first >= end) { return; }
-            const bool fetches = keys.in_place && values.in_place && end == rows.size();
-            steps_.attend(tile, keys.rows.from(first), values.rows.from(first), end - first, rules_,
+            const bool fetches = are_in_place && end == rows.size();
+            steps_.attend(tile, keys.from(first), values.from(first), end - first, rules_,
                           fetches ? behind : 0);
         });
     }
@@ -246,18 +204,19 @@ template <class Inputs, class Executor = serial_executor>
     return counting.needed_bytes();
 }
 
-/// Returns what inputs.validate() and valid_attention() say, heads_not_divisible, invalid_parameter for an output or a
-/// log_sum_exp of other extents, or workspace_too_small, with nothing written.
+/// Writes `out`, and log_sum_exp where it is not empty. Returns what inputs.validate() and valid_attention() say,
+/// heads_not_divisible, invalid_parameter for an output or a log_sum_exp of other extents, or workspace_too_small, with
+/// nothing written.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status ragged_attention(const Inputs& in, const attention_options& attention, const Output& out,
                                       std::span<float> log_sum_exp, workspace& scratch, Executor&& ex = {}) {
     static_assert(
         Inputs::has_values && Inputs::has_queries,
-        "kvtrim: ragged_attention needs layer(keys, values).with_queries(queries); see base/layer.hpp");
+        "kvtrim: ragged_attention needs layer(keys, values).with_queries(queries); see cache/layer.hpp");
     static_assert(
         strided_view<Output, 3>,
         "kvtrim: ragged_attention writes to a strided view [q_heads, new tokens, value head_dim]; see "
-        "base/tensor_view.hpp");
+        "cache/tensor_view.hpp");
     const index_t q_heads = extent(in.queries, 0);
     const index_t queries = extent(in.queries, 1);
     if (const status s = detail::validate_decode(in, attention); !s.ok()) { return s; }
@@ -296,7 +255,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
     return {};
 }
 
-// The same with a workspace that grows on first use and then stays.
+/// The same with a workspace that grows on first use and then stays.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status ragged_attention(const Inputs& in, const attention_options& attention, const Output& out,
                                       std::span<float> log_sum_exp, growing_workspace& memory,

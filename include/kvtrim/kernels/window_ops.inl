@@ -5,7 +5,7 @@ namespace kvtrim::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
-// A row that has seen masked logits only has no finite maximum; relative to 0 its weights are 0.
+// A row that has seen only masked logits has no finite maximum; relative to 0 its weights are 0.
 KVTRIM_INLINE floats finite_or_zero(floats maximum) {
     return keep(greater(maximum, broadcast(masked_logit)), maximum);
 }
@@ -41,7 +41,7 @@ struct maximum_step {
             const index_t row = first + lanes * v;
             const floats old = some.load(maximum + row);
             const floats raised = min(max(highest[v], old), broadcast(largest_logit));
-            // A maximum that stays must not lose the rounding of 2^0 each time.
+            // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
             const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
             some.store(maximum + row, raised);
             some.store(rescale + row, factor);
@@ -116,8 +116,8 @@ inline void pack_queries(const float* queries, index_t first_row, index_t count,
 
 inline void logits(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
                    index_t head_dim, float soft_cap, float* out, soon_read next) {
-    // What comes next is brought near evenly over all panels: the first panel alone would read the keys four times faster
-    // than memory gives them, and the rest would not read at all.
+    // The next keys are prefetched evenly over all panels. If the first panel alone read them, it would wait for memory, and
+    // the other panels would leave memory idle.
     constexpr index_t step_tokens = product_registers; // whole steps of the product
     const index_t panels = (rows + panel_columns - 1) / panel_columns;
     even_prefetch soon(next, panels * ((tokens + step_tokens - 1) / step_tokens));
@@ -155,44 +155,6 @@ inline void add_row_sums(const float* attention, index_t tokens, index_t rows, i
         [&](index_t t, float sum) __attribute__((always_inline)) { sums[t] += sum; });
 }
 
-// The highest over so many vectors of columns of: the sum over `count` rows of attention [.., rows] times a factor.
-template <index_t Vectors, class Lanes>
-KVTRIM_INLINE floats highest_pooled(const float* attention, index_t count, index_t rows, const float* factor,
-                                    Lanes some) {
-    registers<Vectors> sum;
-    KVTRIM_UNROLL
-    for (index_t v = 0; v < Vectors; ++v) { sum[v] = some.load(attention + v * lanes); }
-    for (index_t j = 1; j < count; ++j) {
-        attention += rows;
-        KVTRIM_UNROLL
-        for (index_t v = 0; v < Vectors; ++v) { sum[v] = sum[v] + some.load(attention + v * lanes); }
-    }
-    floats highest = broadcast(0.0f); // attention is not negative
-    KVTRIM_UNROLL
-    for (index_t v = 0; v < Vectors; ++v) { highest = max(sum[v] * some.load(factor + v * lanes), highest); }
-    return highest;
-}
-
-inline void raise_to_pooled(const float* attention, index_t tokens, index_t before, index_t after,
-                            index_t half, index_t rows, const float* factor, float* best) {
-    const first_lanes rest(rows % lanes);
-    for (index_t t = 0; t < tokens; ++t) {
-        const index_t first = std::max(t - half, -before),
-                      count = std::min(t + half + 1, tokens + after) - first;
-        const float* const from = attention + first * rows;
-        floats highest = broadcast(0.0f);
-        index_t r = 0;
-        for (; r + 4 * lanes <= rows; r += 4 * lanes) {
-            highest = max(highest_pooled<4>(from + r, count, rows, factor + r, all_lanes{}), highest);
-        }
-        for (; r + lanes <= rows; r += lanes) {
-            highest = max(highest_pooled<1>(from + r, count, rows, factor + r, all_lanes{}), highest);
-        }
-        if (r < rows) { highest = max(highest_pooled<1>(from + r, count, rows, factor + r, rest), highest); }
-        best[t] = std::max(best[t], highest_of_lanes(highest));
-    }
-}
-
 struct eviction_step {
     float* attention;
     const float* products;
@@ -227,7 +189,7 @@ inline void eviction_errors(float* attention, const float* products, index_t tok
     for_all_rows(end - begin, eviction_step{attention, products, tokens, rows, begin, squares, outputs});
 }
 
-inline constexpr window_kernels window_table{pack_queries, logits,       raise_maximum,   add_exponentials,
-                                             attention,    add_row_sums, raise_to_pooled, eviction_errors};
+inline constexpr window_kernels window_table{pack_queries, logits,       raise_maximum,  add_exponentials,
+                                             attention,    add_row_sums, eviction_errors};
 
 } // namespace kvtrim::kernels::KVTRIM_TARGET

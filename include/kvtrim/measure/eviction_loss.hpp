@@ -22,9 +22,9 @@
 // Numerics: products float, sums over queries double; E, F and S are each summed, not taken from 1. A query whose kept
 // mass is 0 contributes || y ||.
 
-#include <kvtrim/kernels/rows.hpp>
+#include <kvtrim/attention/attention_rows.hpp>
+#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/kernels/tile_ops.hpp>
-#include <kvtrim/math/attention_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <type_traits>
@@ -32,19 +32,21 @@
 
 namespace kvtrim {
 
+/// What measure_eviction() found; symbols as above.
 struct eviction_loss {
-    std::vector<double> kept_mass;       // [q_heads] F, mean over the queries
-    std::vector<double> evicted_mass;    // [q_heads] E, mean over the queries
-    std::vector<double> error;           // [q_heads]
-    std::vector<double> error_projected; // [q_heads]; empty without W_O
-    double layer_error = 0;              // 0 without W_O
-    double layer_bound = 0;              // 0 without W_O, or where it was skipped
+    std::vector<double> kept_mass;       ///< [q_heads] F, mean over the queries
+    std::vector<double> evicted_mass;    ///< [q_heads] E, mean over the queries
+    std::vector<double> error;           ///< [q_heads] mean L1 error of the head's output
+    std::vector<double> error_projected; ///< [q_heads]; empty without W_O
+    double layer_error = 0;              ///< 0 without W_O
+    double layer_bound = 0;              ///< 0 without W_O, or where it was skipped
 };
 
-// The bound projects every cached value, which costs far more than the rest where queries are few.
+/// Whether layer_bound is computed: it projects every cached value, which costs far more than the rest where queries are
+/// few.
 enum class loss_bound : std::uint8_t { measured, skipped };
 
-// Ada-KV's bound on the mean L1 error of a layer's output. evicted_mass [q_heads]: mean E; largest_projected_norm: C.
+/// Ada-KV's bound on the mean L1 error of a layer's output. evicted_mass [q_heads]: mean E; largest_projected_norm: C.
 [[nodiscard]] inline double ada_kv_loss_bound(std::span<const double> evicted_mass,
                                               double largest_projected_norm) {
     double evicted = 0;
@@ -85,7 +87,7 @@ class split_outputs {
             }
             kernels::add_over_tokens(kept_tile_.data(), count, count_rows, kept_mass_.data());
             kernels::add_over_tokens(evicted, count, count_rows, evicted_mass_.data());
-            const float_rows v = kernels::read_rows(in_.values, kv_head, t, count, values_.data());
+            const float_rows v = read_rows(in_.values, kv_head, t, count, values_.data());
             kernels::add_weighted_values(kept_tile_.data(), count, count_rows, v.data, v.stride, value_dim_,
                                          kept_.data());
             kernels::add_weighted_values(evicted, count, count_rows, v.data, v.stride, value_dim_,
@@ -141,7 +143,7 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
     float largest = 0;
     for (index_t h = 0; h < q_heads; ++h) {
         const index_t kv_head = h / (q_heads / in.kv_heads());
-        const float_rows w = kernels::read_rows(in.output_projection, h, 0, value_dim, w_o.data());
+        const float_rows w = read_rows(in.output_projection, h, 0, value_dim, w_o.data());
         const float* d = differences.data() + h * queries * value_dim;
         const auto add_norms = [&](const float_rows& rows, index_t count) {
             std::fill(norms.begin(), norms.end(), 0.0f);
@@ -160,7 +162,7 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
         if (bound == loss_bound::skipped) { continue; }
         for (index_t t = 0; t < in.tokens(kv_head); t += 256) {
             const index_t count = std::min<index_t>(256, in.tokens(kv_head) - t);
-            add_norms(kernels::read_rows(in.values, kv_head, t, count, values.data()), count);
+            add_norms(read_rows(in.values, kv_head, t, count, values.data()), count);
             for (index_t i = 0; i < count; ++i) {
                 largest = std::max(largest, norms[static_cast<std::size_t>(i)]);
             }
@@ -177,8 +179,8 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
 /// Measures the loss of `plan` for the queries in `in`; a request supplies the attention options and the
 /// rollback tail. Needs values and queries; W_O where its figures are wanted, which then must be
 /// [q_heads, head_dim, hidden] with the queries' q_heads and the values' head_dim.
-/// Returns what in.validate() (invalid_parameter for another W_O) and validate_attention() say, index_overflow (needed: tokens)
-/// or plan_mismatch, with `loss` unchanged.
+/// Returns what in.validate() (invalid_parameter for another W_O) and validate_attention() say, index_overflow (needed:
+/// tokens) or plan_mismatch, with `loss` unchanged.
 template <class Inputs>
 [[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request,
                                       const keep_plan& plan, eviction_loss& loss,
@@ -188,7 +190,7 @@ template <class Inputs>
     using output_projection = std::remove_cvref_t<decltype(in.output_projection)>;
     static_assert(!Inputs::has_output_projection || cache_view<output_projection>,
                   "kvtrim: measure_eviction needs W_O itself, a view [q_heads, head_dim, hidden]: the Gram "
-                  "matrices of a gram_view do not give the output back; see base/layer.hpp");
+                  "matrices of a gram_view do not give the output back; see cache/layer.hpp");
     if (const status s = validate_attention(in, request); !s.ok()) { return s; }
     if (in.longest_row() > std::numeric_limits<keep_plan::table_index>::max()) {
         return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", in.longest_row()};
@@ -213,7 +215,7 @@ template <class Inputs>
         workspace scratch = memory.of_bytes(counting.needed_bytes());
         attention_rows rows(in, request, g, 0, 0, scratch);
         for (index_t first = 0; first < rows.rows(); first += kernels::tile_query_rows) {
-            rows.begin_block(first, std::min(kernels::tile_query_rows, rows.rows() - first), 1);
+            rows.begin_block(first, std::min(kernels::tile_query_rows, rows.rows() - first));
             outputs.run(rows, g, is_kept);
             for (index_t r = 0; r < rows.block_rows(); ++r) {
                 const index_t flat = g * rows.rows() + first + r; // q_head * queries + query

@@ -8,22 +8,33 @@
 //   critiprefill_bound   Quest's bound as the estimate: no key of a block can score higher
 //   ada_critiprefill     the authors' estimate, blocks dealt out over the KV heads by Ada-KV
 //
-//     kvtrim::critiprefill policy{.options = {.budget_tokens = 2048}};
+//     const auto policy = kvtrim::critiprefill({.budget_tokens = 2048});
 //     kvtrim::layer_fusion state;                               // one per request
 //     policy.plan(queries, keys, {.layer = l}, state, plan, memory);
 //     kvtrim::block_sparse_attention(layer(keys, values).with_queries(queries), plan, {}, out, {}, memory);
 //
 // Source: CritiPrefill, arXiv:2409.12490; checked against 66RING/CritiPrefill@3067f1e through the golden vectors.
 // Defaults are the authors' (segment 512, block 32, budget 2048, dense below 4096, first layer dense, fusion 0.25 from
-// layer 2) but for the scale of the logits and the kept sink and local block; see prefill/prune.hpp.
+// layer 2) but for the scale of the logits and the kept sink and local block; see prefill/block_pruner.hpp.
 
 #include <kvtrim/allocate/adaptive.hpp>
-#include <kvtrim/prefill/prune.hpp>
+#include <kvtrim/prefill/block_pruner.hpp>
 
 namespace kvtrim {
 
-using critiprefill = block_pruner<mid_query, uniform>;
-using critiprefill_bound = block_pruner<corner_query, uniform>;
-using ada_critiprefill = block_pruner<mid_query, adaptive>;
+/// The authors' estimate, the same budget for each KV head.
+[[nodiscard]] constexpr auto critiprefill(const pruning_options& options = {}) {
+    return block_pruner<mid_query, uniform>{.options = options};
+}
+
+/// Quest's bound as the estimate.
+[[nodiscard]] constexpr auto critiprefill_bound(const pruning_options& options = {}) {
+    return block_pruner<corner_query, uniform>{.options = options};
+}
+
+/// The authors' estimate, blocks dealt out over the KV heads by Ada-KV.
+[[nodiscard]] constexpr auto ada_critiprefill(const pruning_options& options = {}) {
+    return block_pruner<mid_query, adaptive>{.options = options};
+}
 
 } // namespace kvtrim

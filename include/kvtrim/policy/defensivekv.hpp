@@ -18,33 +18,35 @@
 //   D7  forced tokens and the window outrank every score; they tie with nothing
 //   D8  W_O of the right head, for any sequence and hidden size
 //   D9  the mass on the window is always known: attention is computed here
-//   D10 ragged caches can be cut again (base/ragged.hpp)
+//   D10 ragged caches can be cut again (cache/ragged.hpp)
 //
 // One default is ours: stage one takes at most half of the even budget (CriticalKV's share). With the authors'
-// rule it takes nearly all of it wherever 90 % of the mass need more tokens than the budget, and the defensive
-// score decides almost nothing. On the demo's model, question unseen, 20 % kept, the cap lifts freqword
+// rule it takes nearly all of it wherever 90 % of the mass need more tokens than the budget, and little is left
+// for the defensive score to decide. On the demo's model, question unseen, 20 % kept, the cap lifts freqword
 // from 0.53 to 0.84 (README, Measured) and leaves the other tasks within their noise; at 50 % nothing changes.
 
-#include <kvtrim/aggregate/worst_case.hpp>
+#include <kvtrim/aggregate/worst_case_attention.hpp>
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/score/value_weighted.hpp>
+#include <kvtrim/rerank/two_stage.hpp>
+#include <kvtrim/score/projected_norm_weighted.hpp>
 #include <kvtrim/score/window_attention.hpp>
-#include <kvtrim/select/two_stage.hpp>
 
 namespace kvtrim {
 
+/// Settings of defensivekv().
 struct defensivekv_config {
-    worst_case_attention attention = {}; // kernel 5, floor at the mean
-    norm_scope scope = norm_scope::per_head;
-    double attention_mass = 0.9;  // threshold of stage one; reference 0.9
-    double first_at_most = 0.5;   // cap on stage one, as a share of the even budget; reference 1
-    double safeguard_ratio = 0.0; // tokens of every head that do not compete; reference none
+    worst_case_attention attention = {};     ///< kernel 5, floor at the mean
+    norm_scope scope = norm_scope::per_head; ///< how value norms are normalised
+    double attention_mass = 0.9;             ///< threshold of stage one; reference 0.9
+    double first_at_most = 0.5;              ///< cap on stage one, as a share of the even budget; reference 1
+    double safeguard_ratio = 0.0;            ///< tokens of every head that do not compete; reference none
 };
 
+/// DefensiveKV, arXiv:2510.13334. Needs values, queries and W_O or its Gram view.
 [[nodiscard]] constexpr auto defensivekv(const defensivekv_config& c = {}) {
     return eviction_policy{
-        value_weighted<window_attention<worst_case_attention>>{{c.attention}, 0.0f, false, c.scope},
+        projected_norm_weighted<window_attention<worst_case_attention>>{{c.attention}, 0.0f, false, c.scope},
         adaptive{.safeguard_ratio = c.safeguard_ratio},
         two_stage_by_mass{.attention_mass = c.attention_mass, .first_at_most = c.first_at_most}};
 }

@@ -2,42 +2,43 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A policy is a scorer, an allocator and a selector; plan() runs them in a straight line (policy/pipeline.hpp).
+// A policy is a scorer, an allocator and a reranker; plan() runs them in a straight line (policy/pipeline.hpp).
 //
 //     status s = policy.plan(inputs, request, plan, memory);            // one layer
-//     status s = policy.score(inputs, request, scores, memory);         // its scores alone: policy/score_table.hpp
+//     status s = policy.score(inputs, request, scores, memory);         // its scores alone: plan/score_table.hpp
 //
 // Budgets count protected tokens; an allocator deals out what is left after them.
-// Errors: status, with plan and scores untouched (base/status.hpp).
+// Errors: status, with plan and scores untouched (core/status.hpp).
 // Memory: workspace_bytes() bytes of the caller's, and the tables of the plan; nothing else is allocated.
 // Determinism: equal inputs give equal plans, for any executor.
 
+#include <kvtrim/plan/score_table.hpp>
 #include <kvtrim/policy/pipeline.hpp>
-#include <kvtrim/policy/score_table.hpp>
 
 #include <utility>
 
 namespace kvtrim {
 
-template <class Scorer, class Allocator, class Selector>
+/// A policy for one layer: scorer, allocator and reranker (plan/concepts.hpp).
+template <class Scorer, class Allocator, class Reranker>
 class eviction_policy {
     static_assert(budget_allocator<Allocator>,
                   "kvtrim: the allocator needs is_uniform and allocate(score_rows, total, budgets, "
-                  "workspace) -> status; see policy/concepts.hpp");
-    static_assert(token_selector<Selector>,
-                  "kvtrim: the selector needs allocate_by_attention and needs_uniform_budgets; see "
-                  "policy/concepts.hpp");
+                  "workspace) -> status; see plan/concepts.hpp");
+    static_assert(token_reranker<Reranker>,
+                  "kvtrim: the reranker needs allocate_by_attention and needs_uniform_budgets; see "
+                  "plan/concepts.hpp");
     static_assert(
-        !Selector::needs_uniform_budgets || Allocator::is_uniform,
-        "kvtrim: this selector keeps the same number of tokens in every head: combine it with the "
-        "uniform allocator (chunks of heads that compete: chunked_per_head); see select/shared.hpp");
+        !Reranker::needs_uniform_budgets || Allocator::is_uniform,
+        "kvtrim: this reranker keeps the same number of tokens in every head: combine it with the "
+        "uniform allocator (chunks of heads that compete: chunked_per_head); see rerank/shared.hpp");
 
   public:
-    [[no_unique_address]] Scorer scorer = {};
-    [[no_unique_address]] Allocator allocator = {};
-    [[no_unique_address]] Selector selector = {};
+    [[no_unique_address]] Scorer scorer = {};       ///< the inner scorer
+    [[no_unique_address]] Allocator allocator = {}; ///< deals the budget out over the KV heads
+    [[no_unique_address]] Reranker reranker = {};   ///< rewrites importance before selection
 
-    /// Everything plan() checks before it computes; the budget included.
+    /// Everything plan() checks before it computes, the budget included; ok, or the first error.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         return detail::validate_pipeline(*this, one(in), request);
@@ -69,7 +70,8 @@ class eviction_policy {
     }
 
     /// The scores alone, for engines that fold them or select by themselves: of every candidate of the layer, as the scorer
-    /// gives them. request.budget is not read. Returns what the policy says of inputs that it refuses, with the table as it was.
+    /// gives them. request.budget is not read. Returns what the policy says of inputs that it refuses, with the table as it
+    /// was.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, score_table& out,
                                growing_workspace& memory, Executor&& ex = {}) const {
@@ -99,16 +101,17 @@ class eviction_policy {
 
     template <class Inputs, class Executor>
     static constexpr void expect_stages() {
-        static_assert(token_scorer<Scorer, Inputs>,
-                      "kvtrim: the scorer needs two_stage and score(inputs, request, scores, workspace, "
-                      "executor) -> status for these inputs; see policy/concepts.hpp");
+        static_assert(
+            token_scorer<Scorer, Inputs>,
+            "kvtrim: the scorer needs writes_attention and score(inputs, request, scores, workspace, "
+            "executor) -> status for these inputs; see plan/concepts.hpp");
         static_assert(executor<std::remove_reference_t<Executor>>,
                       "kvtrim: an executor is called as ex(count, fn) and calls fn(i) for each i in [0, "
-                      "count); see base/executor.hpp");
+                      "count); see core/executor.hpp");
     }
 };
 
-template <class Scorer, class Allocator, class Selector>
-eviction_policy(Scorer, Allocator, Selector) -> eviction_policy<Scorer, Allocator, Selector>;
+template <class Scorer, class Allocator, class Reranker>
+eviction_policy(Scorer, Allocator, Reranker) -> eviction_policy<Scorer, Allocator, Reranker>;
 
 } // namespace kvtrim

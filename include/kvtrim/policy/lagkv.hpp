@@ -10,13 +10,14 @@
 
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/score/lag.hpp>
-#include <kvtrim/select/one_stage.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/score/lag_score.hpp>
 
 namespace kvtrim {
 
+/// LagKV, arXiv:2504.04704. Needs values and no queries.
 [[nodiscard]] constexpr auto lagkv(const lag_score& score = {}) {
-    return eviction_policy{score, uniform{}, one_stage{}};
+    return eviction_policy{score, uniform{}, by_importance{}};
 }
 
 } // namespace kvtrim

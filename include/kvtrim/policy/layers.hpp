@@ -18,45 +18,48 @@
 // The shares of cake() are each layer's preference (score/layer_preference.hpp), measured when the layer's prompt has run.
 //
 // The first two keep the best `safeguard_ratio` of an even share in every row. The authors keep none beyond the window;
-// with few, specialised layers that starves some of them (README, Measured).
+// with few, specialised layers some of them keep too little (README, Measured).
 
-#include <kvtrim/aggregate/dispersion.hpp>
+#include <kvtrim/aggregate/dispersion_attention.hpp>
 #include <kvtrim/allocate/layer_shares.hpp>
-#include <kvtrim/model/layer_wise.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 
 namespace kvtrim {
 
-inline constexpr double layer_safeguard_ratio = 0.9;
+inline constexpr double layer_safeguard_ratio = 0.9; ///< share of an even budget that is safe in every row
 
+/// SnapKV's scores; all (layer, KV head) rows compete.
 [[nodiscard]] constexpr auto layer_ada_snapkv(const mean_attention& aggregator = {},
                                               double safeguard_ratio = layer_safeguard_ratio) {
     return layer_wise{ada_snapkv(aggregator, adaptive{.safeguard_ratio = safeguard_ratio})};
 }
 
+/// DefensiveKV's scores; all (layer, KV head) rows compete.
 [[nodiscard]] constexpr auto layer_defensivekv(defensivekv_config c = {
                                                    .safeguard_ratio = layer_safeguard_ratio}) {
     return layer_wise{defensivekv(c)};
 }
 
+/// PyramidKV, arXiv:2406.02069: SnapKV's scores, budgets that fall from the first layer to the last.
 [[nodiscard]] constexpr auto pyramidkv(const mean_attention& aggregator = {},
                                        const pyramid_shares& shares = {}) {
-    return layer_wise{eviction_policy{window_attention{aggregator}, shares, one_stage{}}};
+    return layer_wise{eviction_policy{window_attention{aggregator}, shares, by_importance{}}};
 }
 
-/// shares [layers], which the policy reads when it plans.
+/// CAKE, arXiv:2503.12491. shares [layers] are read when the policy plans, and must live until then.
 [[nodiscard]] constexpr auto cake(std::span<const double> shares,
                                   const mean_variance_attention& aggregator = {}) {
-    return layer_wise{eviction_policy{window_attention{aggregator}, layer_shares{shares}, one_stage{}}};
+    return layer_wise{eviction_policy{window_attention{aggregator}, layer_shares{shares}, by_importance{}}};
 }
 
-/// The scorer and the selector of a policy for one layer, each layer with its share of the budget. shares as above.
-template <class Scorer, class Allocator, class Selector>
-[[nodiscard]] constexpr auto with_layer_shares(const eviction_policy<Scorer, Allocator, Selector>& policy,
+/// The scorer and the reranker of a policy for one layer, each layer with its share of the budget. shares as above.
+template <class Scorer, class Allocator, class Reranker>
+[[nodiscard]] constexpr auto with_layer_shares(const eviction_policy<Scorer, Allocator, Reranker>& policy,
                                                std::span<const double> shares) {
-    return layer_wise{eviction_policy{policy.scorer, layer_shares{shares}, policy.selector}};
+    return layer_wise{eviction_policy{policy.scorer, layer_shares{shares}, policy.reranker}};
 }
 
 } // namespace kvtrim

@@ -18,15 +18,15 @@
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/row_profile.hpp>
 #include <kvtrim/allocate/uniform.hpp>
-#include <kvtrim/model/layer_wise.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/replayed.hpp>
-#include <kvtrim/select/one_stage.hpp>
 
 namespace kvtrim {
 
 [[nodiscard]] constexpr auto replay(double safeguard_ratio = 0.0) {
-    return eviction_policy{replayed{}, adaptive{.safeguard_ratio = safeguard_ratio}, one_stage{}};
+    return eviction_policy{replayed{}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}};
 }
 
 [[nodiscard]] constexpr auto layer_replay(double safeguard_ratio = 0.0) {
@@ -34,22 +34,22 @@ namespace kvtrim {
 }
 
 [[nodiscard]] constexpr auto replay_uniform() {
-    return eviction_policy{replayed{}, uniform{}, one_stage{}};
+    return eviction_policy{replayed{}, uniform{}, by_importance{}};
 }
 
 /// nearest: that of add_own(). Sums of squares are meant (token_loss::output_square_sum), with W_O over the length of the stream.
 [[nodiscard]] constexpr auto layer_afar(index_t nearest = 64, double safeguard_ratio = 0.0) {
     return layer_wise{
-        eviction_policy{replayed{nearest}, adaptive{.safeguard_ratio = safeguard_ratio}, one_stage{}}};
+        eviction_policy{replayed{nearest}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}}};
 }
 
 /// budgets: of a table over all (layer, KV head) rows, which must outlive the policy.
 [[nodiscard]] constexpr auto profiled(const profiled_budgets& budgets, index_t nearest = 64) {
-    return layer_wise{eviction_policy{replayed{nearest}, budgets, one_stage{}}};
+    return layer_wise{eviction_policy{replayed{nearest}, budgets, by_importance{}}};
 }
 
 [[nodiscard]] constexpr auto dropkv(const single_eviction& scorer = {}, double safeguard_ratio = 0.0) {
-    return eviction_policy{scorer, adaptive{.safeguard_ratio = safeguard_ratio}, one_stage{}};
+    return eviction_policy{scorer, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}};
 }
 
 [[nodiscard]] constexpr auto layer_dropkv(const single_eviction& scorer = {}, double safeguard_ratio = 0.0) {

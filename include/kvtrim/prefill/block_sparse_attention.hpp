@@ -26,12 +26,12 @@
 // Memory: per worker 1024 query rows and a tile of keys, 1.2 MiB at head_dim 128; nothing grows with the tokens.
 // Cost: 2 * (head_dim + value head_dim) flops per planned query-key pair and query head (prune_plan::planned_pairs).
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/core/request.hpp>
 #include <kvtrim/kernels/query_tiles.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
-#include <kvtrim/prefill/load_tile.hpp>
 
 namespace kvtrim {
 
@@ -69,7 +69,7 @@ class segment_attention {
             for (const index_t block : plan.row(kv_head, segment)) {
                 attend({block * grid.block_tokens, (block + 1) * grid.block_tokens});
             }
-            flush(); // from here on positions matter
+            flush(); // the causal limit cuts the rows from here on
             attend({grid.begin(segment), pass_.end});
             flush();
             finish_pass();
@@ -83,7 +83,7 @@ class segment_attention {
         return group_size_ * std::max<index_t>(1, pass_rows / group_size_ / Tile::max_queries);
     }
     [[nodiscard]] index_t tile_floats() const {
-        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // whole cache lines
+        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // rounded up to whole cache lines
     }
 
     // Calls fn(tile, query_head, queries) for each tile of queries of the pass.
@@ -100,7 +100,7 @@ class segment_attention {
 
     void begin_pass() {
         for_each_tile([&](Tile& tile, index_t query_head, kernels::query_range queries) {
-            load_tile(in_.queries, query_head, queries.first_position - chunk_begin_, queries.count,
+            load_rows(in_.queries, query_head, queries.first_position - chunk_begin_, queries.count,
                       query_rows_.data());
             const float sink = attention_.sink_logits.empty()
                                    ? kernels::masked_logit
@@ -110,17 +110,18 @@ class segment_attention {
     }
 
     // Rows of the cache, in pieces that fill key tiles. A whole tile is read in place where that is possible; smaller
-    // pieces are collected. With a sliding window positions always matter, so pieces stay apart.
+    // pieces are collected. With a sliding window every mask depends on positions, so pieces are not joined.
     void attend(token_range rows) {
         while (rows.size() > 0) {
             const index_t count = std::min(rows.size(), max_keys_ - collected_);
             if (count == max_keys_) {
-                attend_tile(read_tile(in_.keys, rows.begin, count, key_tile_),
-                            read_tile(in_.values, rows.begin, count, value_tile_), count, rows.begin);
+                attend_tile(read_rows<element>(in_.keys, kv_head_, rows.begin, count, key_tile_.data()),
+                            read_rows<element>(in_.values, kv_head_, rows.begin, count, value_tile_.data()),
+                            count, rows.begin);
             } else {
                 if (collected_ == 0) { collected_begin_ = rows.begin; }
-                load_tile(in_.keys, kv_head_, rows.begin, count, key_tile_.data() + collected_ * head_dim_);
-                load_tile(in_.values, kv_head_, rows.begin, count,
+                load_rows(in_.keys, kv_head_, rows.begin, count, key_tile_.data() + collected_ * head_dim_);
+                load_rows(in_.values, kv_head_, rows.begin, count,
                           value_tile_.data() + collected_ * value_dim_);
                 collected_ += count;
                 if (collected_ == max_keys_ || rules_.sliding_window > 0) { flush(); }
@@ -136,25 +137,8 @@ class segment_attention {
         collected_ = 0;
     }
 
-    // Rows t of a tile start at data + t * stride.
-    struct tile_rows {
-        const element* data;
-        index_t stride;
-    };
-
-    template <class View>
-    [[nodiscard]] tile_rows read_tile(const View& view, index_t first, index_t count,
-                                      std::span<element> tile) const {
-        if constexpr (is_memory_of<View, element>()) {
-            if (view.stride(2) == 1 && view.stride(1) > 0 && extent(view, 2) > 0) {
-                return {&view(kv_head_, first, index_t{0}), static_cast<index_t>(view.stride(1))};
-            }
-        }
-        load_tile(view, kv_head_, first, count, tile.data());
-        return {tile.data(), extent(view, 2)};
-    }
-
-    void attend_tile(tile_rows keys, tile_rows values, index_t count, index_t first_position) {
+    void attend_tile(element_rows<element> keys, element_rows<element> values, index_t count,
+                     index_t first_position) {
         const auto tile_of = [&](index_t rows) {
             return kernels::basic_key_tile<element>{keys.data,     keys.stride, values.data,
                                                     values.stride, rows,        first_position};
@@ -220,9 +204,8 @@ class segment_attention {
 // Calls fn<Tile>() with the tile of the active CPU level for these inputs.
 template <class Inputs, class Fn>
 decltype(auto) with_query_tile(Fn&& fn) {
-    if constexpr (is_memory_of<decltype(Inputs::keys), bf16>() &&
-                  is_memory_of<decltype(Inputs::values), bf16>() &&
-                  is_memory_of<decltype(Inputs::queries), bf16>()) {
+    if constexpr (is_made_of<decltype(Inputs::keys), bf16> && is_made_of<decltype(Inputs::values), bf16> &&
+                  is_made_of<decltype(Inputs::queries), bf16>) {
         return kernels::with_bf16_query_tile(fn);
     } else {
         return kernels::with_float_query_tile(fn);
@@ -253,7 +236,7 @@ template <class Tile, class Inputs, class Output, class Executor>
 
 namespace detail {
 
-// What block_sparse_attention() checks in O(heads). A plan's own rows are asked by check_invariants(), in O(blocks).
+// What block_sparse_attention() checks in O(heads). The rows of the plan are checked by check_invariants(), in O(blocks).
 template <class Inputs, class Output>
 [[nodiscard]] status validate_block_sparse(const Inputs& in, const prune_plan& plan,
                                            const attention_options& attention, const Output& out,
@@ -296,21 +279,21 @@ template <class Inputs, class Output, class Executor = serial_executor>
 }
 
 /// Writes `out`, and log_sum_exp where it is not empty.
-/// Returns what in.validate() or the view `out` say, invalid_parameter (an output or log_sum_exp of another shape, bad attention
-/// options), heads_not_divisible, plan_mismatch (also for rows without check_invariants()) or workspace_too_small, with nothing
-/// written.
+/// Returns what in.validate() or the view `out` say, invalid_parameter (an output or log_sum_exp of another shape, bad
+/// attention options), heads_not_divisible, plan_mismatch (also for rows without check_invariants()) or workspace_too_small,
+/// with nothing written.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
                                             const attention_options& attention, const Output& out,
                                             std::span<float> log_sum_exp, workspace& scratch,
                                             Executor&& ex = {}) {
-    static_assert(
-        Inputs::has_values && Inputs::has_queries,
-        "kvtrim: block_sparse_attention needs layer(keys, values).with_queries(queries); see base/layer.hpp");
+    static_assert(Inputs::has_values && Inputs::has_queries,
+                  "kvtrim: block_sparse_attention needs layer(keys, values).with_queries(queries); see "
+                  "cache/layer.hpp");
     static_assert(
         strided_view<Output, 3>,
         "kvtrim: block_sparse_attention writes to a strided view [q_heads, tokens, value head_dim]; see "
-        "base/tensor_view.hpp");
+        "cache/tensor_view.hpp");
     if (const status s = detail::validate_block_sparse(in, plan, attention, out, log_sum_exp); !s.ok()) {
         return s;
     }
@@ -323,7 +306,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
     });
 }
 
-// The same with a workspace that grows on first use and then stays.
+/// The same with a workspace that grows on first use and then stays.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
                                             const attention_options& attention, const Output& out,

@@ -14,13 +14,13 @@
 // takes no part in the mean and scores NaN, which ranks last; by norm it scores NaN or -infinity.
 // Cost: keys read once (key_norm_score) or twice (key_diff_score). Workspace: a tile of keys per KV head.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/layer.hpp>
-#include <kvtrim/base/request.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/core/request.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
-#include <kvtrim/kernels/rows.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 #include <cmath>
 #include <limits>
@@ -31,13 +31,12 @@ namespace detail {
 
 // Scratch of one head: a tile of rows, one more row, and sums of rows.
 struct row_scratch {
-    std::span<float> tile;  // [tile_tokens, length]
+    row_tile tile;
     std::span<float> row;   // [length]
     std::span<double> sums; // [length]
 
     row_scratch(index_t length, workspace& own)
-        : tile(own.take<float>(kernels::tile_tokens(length) * length)), row(own.take<float>(length)),
-          sums(own.take<double>(length)) {}
+        : tile(length, own), row(own.take<float>(length)), sums(own.take<double>(length)) {}
 
     [[nodiscard]] static index_t bytes(index_t length) {
         workspace counting = workspace::counting();
@@ -46,33 +45,32 @@ struct row_scratch {
     }
 };
 
-// Calls fn(rows, first, count, squares) for the tiles of rows [range) of a head as floats; squares [count] are those of
-// their lengths. Through a tile [tile_tokens, row length].
+// Calls fn(rows, first, count, squares) as kvtrim::for_each_tile does; squares [count] are those of the rows' lengths.
 template <cache_view V, class Fn>
-void for_each_tile(const V& view, index_t head, token_range range, std::span<float> tile, Fn&& fn) {
+void for_each_tile(const V& view, index_t head, token_range range, const row_tile& tile, Fn&& fn) {
     const kernels::row_kernels& steps = kernels::active_row_kernels();
-    const index_t length = extent(view, 2);
-    const index_t step = kernels::tile_tokens(length);
-    float squares[kernels::most_tile_tokens];
-    for (index_t t = range.begin; t < range.end; t += step) {
-        const index_t count = std::min(step, range.end - t);
-        const float_rows rows = kernels::read_rows(view, head, t, count, tile.data());
-        steps.dots(rows.data, rows.stride, count, length, nullptr, squares);
-        fn(rows, t, count, squares);
-    }
+    float squares[row_tile::most_rows];
+    kvtrim::for_each_tile(view, head, range, tile, [&](index_t first, index_t count, const float_rows& rows) {
+        steps.dots(rows.data, rows.stride, count, extent(view, 2), nullptr, squares);
+        fn(rows, first, count, squares);
+    });
 }
 
 } // namespace detail
 
+/// Keys of small norm stay.
 struct key_norm_score {
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
                                           const Executor& ex = {}) const {
         return for_each_item_bytes(ex, in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
@@ -93,15 +91,19 @@ struct key_norm_score {
     }
 };
 
+/// Keys unlike the mean key of their head stay.
 struct key_diff_score {
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
                                           const Executor& ex = {}) const {
         return for_each_item_bytes(ex, in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
@@ -113,7 +115,7 @@ struct key_diff_score {
                 const auto anchor = memory.row;
                 const auto sums = memory.sums;
                 std::fill(sums.begin(), sums.end(), 0.0);
-                // The sum serves as well as the mean: a cosine does not see its length.
+                // The sum has the direction of the mean, and a cosine depends on the direction alone.
                 detail::for_each_tile(
                     in.keys, g, {0, in.tokens(g)}, memory.tile,
                     [&](const float_rows& rows, index_t, index_t count, const float* squares) {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// W_O prepared once per model layer for the norms of projected values (score/projected_value_norm.hpp).
+// W_O prepared once per model layer for the norms of projected values (score/projected_value_norms.hpp).
 //
 //   gram_projection     G_h = W_O[h] * W_O[h]^T  [head_dim, head_dim] of every query head, for the L2 form
 //   packed_projection   W_O in the order that the kernels read, for the exact L1 form
@@ -11,10 +11,9 @@
 // {head_dim, 1, q_heads * head_dim}. Both allocate their storage; their views are what is passed as the output projection.
 // Cost: Gram 2 * q_heads * head_dim^2 * hidden flops; packing reads and writes W_O once.
 
-#include <kvtrim/base/row_source.hpp>
+#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
-#include <kvtrim/kernels/rows.hpp>
 
 #include <algorithm>
 #include <array>
@@ -22,17 +21,20 @@
 
 namespace kvtrim {
 
-/// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to choose the L2 form.
+/// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to choose the L2
+/// form.
 struct gram_view {
-    const float* data = nullptr;
-    index_t q_heads = 0;
-    index_t head_dim = 0;
+    const float* data = nullptr; ///< [q_heads, head_dim, head_dim], row-major
+    index_t q_heads = 0;         ///< query heads of W_O
+    index_t head_dim = 0;        ///< rows and columns of each matrix
 
+    /// Extents [q_heads, head_dim, head_dim].
     [[nodiscard]] index_t extent(std::size_t r) const { return r == 0 ? q_heads : head_dim; }
     /// Returns invalid_parameter for extents that cannot be, or memory that is missing.
     [[nodiscard]] status validate() const {
         return strided<const float, 3>(data, {q_heads, head_dim, head_dim}).validate();
     }
+    /// The matrix of a query head, [head_dim, head_dim]; q_head is not checked.
     [[nodiscard]] const float* head(index_t q_head) const { return data + q_head * head_dim * head_dim; }
 };
 
@@ -58,11 +60,11 @@ template <cache_view W>
 
 } // namespace detail
 
-// G_h of every query head, prepared once per layer and kept by the engine.
+/// G_h of every query head, prepared once per layer and kept by the engine.
 class gram_projection {
   public:
-    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. Not valid, and empty: a W_O that is not, or whose
-    /// heads have different numbers of rows.
+    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. Not valid, and empty: a W_O that is not, or
+    /// whose heads have different numbers of rows.
     template <cache_view W>
     explicit gram_projection(const W& w_o) : validity_(detail::validate_to_prepare(w_o)) {
         if (!validity_.ok()) { return; }
@@ -72,7 +74,7 @@ class gram_projection {
         gram_.assign(static_cast<std::size_t>(q_heads_ * head_dim_ * head_dim_), 0.0f);
         std::vector<float> tile(static_cast<std::size_t>(head_dim_ * hidden));
         for (index_t h = 0; h < q_heads_; ++h) {
-            const float_rows w = kernels::read_rows(w_o, h, 0, head_dim_, tile.data());
+            const float_rows w = read_rows(w_o, h, 0, head_dim_, tile.data());
             const index_t step = kernels::tile_hidden(head_dim_);
             for (index_t c = 0; c < hidden; c += step) {
                 kernels::add_gram(w.data + c, w.stride, head_dim_, std::min(step, hidden - c),
@@ -81,10 +83,11 @@ class gram_projection {
         }
     }
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
-    // Valid while this object lives and does not change.
+    /// Valid while this object lives and does not change.
     [[nodiscard]] gram_view view() const& { return {gram_.data(), q_heads_, head_dim_}; }
-    void view() const&& = delete; // of a temporary
+    void view() const&& = delete; ///< of a temporary
 
   private:
     status validity_;
@@ -93,15 +96,16 @@ class gram_projection {
     std::vector<float> gram_;
 };
 
-// View of W_O packed for the kernels of one instruction set: as floats, or as bf16. Pass it as the output projection.
+/// View of W_O packed for the kernels of one instruction set: as floats, or as bf16. Pass it as the output projection.
 struct packed_view {
-    const float* data = nullptr;
-    const bf16* blocks = nullptr;
-    index_t q_heads = 0;
-    index_t head_dim = 0;
-    index_t hidden = 0;
-    const kernels::projection_kernels* steps = nullptr;
+    const float* data = nullptr;                        ///< W_O packed as floats; null where `blocks` is set
+    const bf16* blocks = nullptr;                       ///< W_O packed as bf16, or null
+    index_t q_heads = 0;                                ///< query heads of W_O
+    index_t head_dim = 0;                               ///< rows of each head
+    index_t hidden = 0;                                 ///< columns of each head
+    const kernels::projection_kernels* steps = nullptr; ///< the kernels that W_O was packed for
 
+    /// Extents [q_heads, head_dim, hidden].
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? q_heads : r == 1 ? head_dim : hidden;
     }
@@ -114,9 +118,11 @@ struct packed_view {
         if (blocks != nullptr) { return strided<const bf16, 3>(blocks, extents).validate(); }
         return strided<const float, 3>(data, extents).validate();
     }
+    /// Packed floats of a query head; q_head is not checked.
     [[nodiscard]] const float* head(index_t q_head) const {
         return data + q_head * kernels::panel_floats(head_dim, hidden);
     }
+    /// Packed bf16 of a query head; q_head is not checked.
     [[nodiscard]] const bf16* head_blocks(index_t q_head) const {
         return blocks + q_head * kernels::panel_bf16(head_dim, hidden);
     }
@@ -132,12 +138,12 @@ void pack_head(const W& w, index_t head, Pack pack, float* tile, Packed* packed)
     const index_t inner = row_count(w, head);
     for (index_t i = 0; i < inner; i += packed_rows_at_once) {
         const index_t count = std::min(packed_rows_at_once, inner - i);
-        const float_rows rows = kernels::read_rows(w, head, i, count, tile);
+        const float_rows rows = read_rows(w, head, i, count, tile);
         pack(rows.data, rows.stride, i, count, inner, extent(w, 2), packed);
     }
 }
 
-// The rows of a W_O packed as bf16, for values that are not.
+// The rows of a W_O packed as bf16, for values that are not bf16.
 struct unpacked_rows {
     packed_view from;
 
@@ -156,12 +162,12 @@ struct unpacked_rows {
 
 } // namespace detail
 
-// W_O of every query head, packed once per layer and kept by the engine: exact norms without packing it for each prompt.
+/// W_O of every query head, packed once per layer and kept by the engine: exact norms without packing it for each prompt.
 class packed_projection {
   public:
     /// W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
-    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this object.
-    /// Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows.
+    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this
+    /// object. Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows.
     template <cache_view W>
     explicit packed_projection(
         const W& w_o, const kernels::projection_kernels& steps = kernels::active_projection_kernels())
@@ -175,7 +181,7 @@ class packed_projection {
                 detail::pack_head(w_o, h, pack, tile.data(), packed.data() + h * elements);
             }
         };
-        if constexpr (detail::is_memory_of<W, bf16>()) {
+        if constexpr (is_made_of<W, bf16>) {
             if (steps.pack_bf16 != nullptr) {
                 pack_all(steps.pack_bf16, blocks_, kernels::panel_bf16(view_.head_dim, view_.hidden));
                 return;
@@ -184,15 +190,16 @@ class packed_projection {
         pack_all(steps.pack, packed_, kernels::panel_floats(view_.head_dim, view_.hidden));
     }
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
-    // Valid while this object lives and does not change.
+    /// Valid while this object lives and does not change.
     [[nodiscard]] packed_view view() const& {
         packed_view v = view_;
         v.data = packed_.data();
         v.blocks = blocks_.empty() ? nullptr : blocks_.data();
         return v;
     }
-    packed_view view() const&& = delete;
+    packed_view view() const&& = delete; ///< of a temporary
 
   private:
     status validity_;

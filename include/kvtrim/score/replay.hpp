@@ -27,9 +27,9 @@
 // decode/running_scores.hpp is another thing: sums over a growing cache's own tokens, each of which can be undone.
 // Cost: per chunk that of score/single_eviction.hpp, for all rows. Memory: 4 bytes per row.
 
-#include <kvtrim/base/plain_memory.hpp>
-#include <kvtrim/base/saturated.hpp>
-#include <kvtrim/compact/check_plan.hpp>
+#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/saturated.hpp>
+#include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/score/single_eviction.hpp>
 
 #include <limits>
@@ -57,8 +57,8 @@ class replay_scores {
     explicit replay_scores(const Keys& keys, token_loss loss = token_loss::attention_maximum)
         : replay_scores(0, 0, loss) {
         validity_ = kvtrim::validate(keys);
-        if (validity_.ok()) { validity_ = valid_size(kvtrim::extent(keys, 0), kvtrim::extent(keys, 1)); }
-        for (index_t g = 0; validity_.ok() && g < kvtrim::extent(keys, 0); ++g) {
+        if (validity_.ok()) { validity_ = valid_size(extent(keys, 0), extent(keys, 1)); }
+        for (index_t g = 0; validity_.ok() && g < extent(keys, 0); ++g) {
             offsets_.push_back(offsets_.back() + row_count(keys, g));
         }
         scores_.resize(static_cast<std::size_t>(offsets_.back()));
@@ -94,7 +94,7 @@ class replay_scores {
     [[nodiscard]] status add(const Inputs& in, const attention_options& attention, workspace& scratch,
                              const replay_part& part = {}, Executor&& ex = {}) {
         if (const status s = validate_add(in, attention, part); !s.ok()) { return s; }
-        const index_t queries = kvtrim::extent(in.queries, 1);
+        const index_t queries = extent(in.queries, 1);
         return add_seen(in, attention, scratch, ex, [&](index_t g) {
             const bool have_rows = in.tokens(g) > tokens(g);
             const token_range scored{std::min(part.rows.begin, tokens(g)),
@@ -126,7 +126,7 @@ class replay_scores {
     [[nodiscard]] status add_own(const Inputs& in, const attention_options& attention, index_t nearest,
                                  workspace& scratch, Executor&& ex = {}) {
         if (const status s = validate_own(in, attention, nearest); !s.ok()) { return s; }
-        const index_t queries = kvtrim::extent(in.queries, 1);
+        const index_t queries = extent(in.queries, 1);
         return add_seen(in, attention, scratch, ex, [&](index_t g) {
             return observed_by{tokens(g) - queries, {0, tokens(g)}, {}, nearest};
         });
@@ -160,14 +160,14 @@ class replay_scores {
     }
 
     /// Multiplies every score by the norm of its token's value [kv_heads, tokens or more], after the last add(): for
-    /// attention_maximum, e.g. decode/value_norms.hpp. A norm that is negative or NaN counts as 0. Returns what validate() says of
+    /// attention_maximum, e.g. decode/projected_norms.hpp. A norm that is negative or NaN counts as 0. Returns what validate() says of
     /// the view, or invalid_parameter for norms of another cache, with nothing changed.
     template <tensor_view<2> Norms>
     [[nodiscard]] status weigh(const Norms& norms) {
         for (const status s : {validity_, kvtrim::validate(norms)}) {
             if (!s.ok()) { return s; }
         }
-        if (kvtrim::extent(norms, 0) != kv_heads() || kvtrim::extent(norms, 1) < longest_row()) {
+        if (extent(norms, 0) != kv_heads() || extent(norms, 1) < longest_row()) {
             return {errc::invalid_parameter, "replay_scores: norms must be [kv_heads, tokens] of the cache",
                     longest_row()};
         }
@@ -185,7 +185,9 @@ class replay_scores {
     /// The cache was cut by a plan: the rows that stay keep their scores. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (!validity_.ok()) { return validity_; }
-        if (const status s = check_plan(*this, plan); !s.ok()) { return s; }
+        if (plan.rows() != kv_heads() || !plan.check_invariants([&](index_t g) { return tokens(g); })) {
+            return {errc::plan_mismatch, "replay_scores: a plan for another cache", plan.rows()};
+        }
         index_t next = 0;
         for (index_t g = 0; g < kv_heads(); ++g) {
             const auto i = static_cast<std::size_t>(g);
@@ -199,12 +201,6 @@ class replay_scores {
         scores_.resize(static_cast<std::size_t>(next));
         return {};
     }
-
-    // As a cache of rows without elements, for check_plan.
-    [[nodiscard]] index_t extent(std::size_t r) const {
-        return r == 0 ? kv_heads() : r == 1 ? longest_row() : 1;
-    }
-    [[nodiscard]] index_t rows(index_t kv_head) const { return tokens(kv_head); }
 
     void write(memory_writer& out) const {
         out.put(tag);
@@ -302,14 +298,14 @@ class replay_scores {
     [[nodiscard]] status validate_add(const Inputs& in, const attention_options& attention,
                                       const replay_part& part) const {
         static_assert(Inputs::has_queries, "kvtrim: replay_scores needs the replay's queries: pass "
-                                           "layer(keys, values).with_queries(queries); see base/layer.hpp");
+                                           "layer(keys, values).with_queries(queries); see cache/layer.hpp");
         if (!validity_.ok()) { return validity_; }
         if (const status s = validate_observers(in, attention); !s.ok()) { return s; }
         if (const status s = detail::validate_loss(in, loss_); !s.ok()) { return s; }
         bool fits = in.kv_heads() == kv_heads();
         const index_t added = fits ? in.longest_row() - longest_row() : 0;
         for (index_t g = 0; fits && g < kv_heads(); ++g) { fits = in.tokens(g) - tokens(g) == added; }
-        if (!fits || added < 0 || (added > 0 && added < kvtrim::extent(in.queries, 1))) {
+        if (!fits || added < 0 || (added > 0 && added < extent(in.queries, 1))) {
             return {errc::invalid_parameter,
                     "replay_scores: the cache must have this state's rows, and behind "
                     "them none or those of all queries"};

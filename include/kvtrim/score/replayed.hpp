@@ -16,7 +16,7 @@ struct replayed {
     // often than a late one; a sum is divided by how often.
     index_t own_nearest = -1;
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     /// Returns what validate_scoring() says, with nothing written.
     template <executor Executor>

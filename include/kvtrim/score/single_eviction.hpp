@@ -19,12 +19,13 @@
 // Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float; of a weight above 1 - 2^-8, whose o is v but for
 // rounding, the error is A ||v W_O||. A query whose output is not finite counts as nothing.
 
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/token_scores.hpp>
+#include <kvtrim/attention/attention_rows.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/kernels/pooled_maximum.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
-#include <kvtrim/math/attention_rows.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/prepared_projection.hpp>
 
 #include <cmath>
@@ -105,7 +106,7 @@ class token_losses {
             if (is_of_output()) { prepare(rows.tile_tokens(), rows.group_size()); }
         }
         for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
-            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r), 1);
+            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r));
             add_block(rows, losses);
         }
     }
@@ -134,7 +135,7 @@ class token_losses {
             if (loss_ == token_loss::output_square_sum) {
                 steps.add_row_sums(tile, tokens, count, 0, count, to);
             } else {
-                steps.raise_to_pooled(tile, tokens, 0, 0, 0, count, ones_.data(), to);
+                kernels::raise_to_pooled(tile, tokens, 0, 0, 0, count, ones_.data(), to);
             }
         }
     }
@@ -182,7 +183,7 @@ class token_losses {
             std::fill(gram_.begin(), gram_.end(), 0.0f);
             for (index_t h = 0; h < group; ++h) {
                 const float_rows w =
-                    kernels::read_rows(in_.output_projection, kv_head_ * group + h, 0, dim, w_o_.data());
+                    read_rows(in_.output_projection, kv_head_ * group + h, 0, dim, w_o_.data());
                 kernels::add_gram(w.data, w.stride, dim, hidden, gram_.data() + h * dim * dim);
             }
         }
@@ -192,7 +193,7 @@ class token_losses {
             if constexpr (has_metric) { steps.pack(gram(h), dim, 0, dim, dim, dim, panel_.data()); }
             for (index_t t = range_.begin; t < range_.end; t += tile_tokens) {
                 const index_t tokens = std::min(tile_tokens, range_.end - t);
-                const float_rows v = kernels::read_rows(in_.values, kv_head_, t, tokens, values_.data());
+                const float_rows v = read_rows(in_.values, kv_head_, t, tokens, values_.data());
                 float* const to = squares_.data() + h * range_.size() + (t - range_.begin);
                 if constexpr (has_metric) {
                     steps.add_forms(v.data, v.stride, tokens, panel_.data(), dim, norms_.data(), to);
@@ -210,7 +211,7 @@ class token_losses {
         for (index_t t = 0; t < rows.visible_end(); t += rows.tile_tokens()) {
             const index_t tokens = std::min(rows.tile_tokens(), rows.visible_end() - t);
             if (rows.are_hidden(t, tokens)) { continue; }
-            const float_rows v = kernels::read_rows(in_.values, kv_head_, t, tokens, values_.data());
+            const float_rows v = read_rows(in_.values, kv_head_, t, tokens, values_.data());
             kernels::add_weighted_values(rows.attention(t, tokens), tokens, count, v.data, v.stride, dim,
                                          outputs_.data());
         }
@@ -234,7 +235,7 @@ class token_losses {
     void to_errors(const attention_rows<Inputs>& rows, index_t first, index_t tokens, float* tile,
                    const kernels::window_kernels& steps) {
         const index_t dim = extent(in_.values, 2), count = rows.block_rows();
-        const float_rows v = kernels::read_rows(in_.values, kv_head_, first, tokens, values_.data());
+        const float_rows v = read_rows(in_.values, kv_head_, first, tokens, values_.data());
         steps.logits(v.data, v.stride, tokens, packed_.data(), count, dim, 0.0f, products_.data(), {});
         for_each_head(rows, [&](index_t head, index_t begin, index_t end) {
             const float* const squares =
@@ -291,14 +292,14 @@ struct single_eviction {
     index_t newest_queries = 0;                   // use only this many newest of the given queries; 0: all
     index_t kept_logit_bytes = index_t{48} << 20; // as in score/window_attention.hpp
 
-    static constexpr bool two_stage = false;
+    static constexpr bool writes_attention = false;
 
     /// Returns window_exceeds_tokens, heads_not_divisible or invalid_parameter.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         static_assert(Inputs::has_queries && Inputs::has_values,
                       "kvtrim: single_eviction needs values and the observation queries: pass "
-                      "layer(keys, values).with_queries(queries); see base/layer.hpp");
+                      "layer(keys, values).with_queries(queries); see cache/layer.hpp");
         if (newest_queries < 0 || kept_logit_bytes < 0) {
             return {errc::invalid_parameter, "single_eviction: numbers must not be negative"};
         }

@@ -7,43 +7,47 @@
 //   importance[g] = aggregator( A[h, i, candidates] for all query heads h of group g, all queries i )
 //
 // Sweep one takes each query row's softmax statistics, sweep two computes the attention again, tile by tile, and
-// folds it (math/attention_rows.hpp); no [heads, queries, tokens] array exists. Within a bound on memory sweep one leaves
-// its logits to sweep two; the scores are the same floats without. With all prompt queries
+// folds it (attention/attention_rows.hpp); no [heads, queries, tokens] array exists. Within a bound on memory sweep one
+// leaves its logits to sweep two; the scores are the same floats without. With all prompt queries
 // this is the full-prefill sum of H2O, with the last query alone it is TOVA.
 //
 // Source: SnapKV, arXiv:2404.14469, Sec. 4.
 // Departures: the softmax is not cast back to the cache's type (fp16 drops weights below 3e-8); keys are not
 // repeated for the query heads of a group.
-// Cost: 2 * q_heads * queries * tokens * head_dim flops where the logits are kept, twice that elsewhere; two exponentials per
-// weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and kept_logit_bytes.
+// Cost: 2 * q_heads * queries * tokens * head_dim flops where the logits are kept, twice that elsewhere; two exponentials
+// per weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and
+// kept_logit_bytes.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
-#include <kvtrim/base/for_each_item.hpp>
-#include <kvtrim/base/token_scores.hpp>
-#include <kvtrim/math/attention_rows.hpp>
+#include <kvtrim/attention/attention_rows.hpp>
+#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/plan/token_scores.hpp>
 
 namespace kvtrim {
 
+/// Scores by the attention of the observed queries, folded by an aggregator (aggregate/attention_tile.hpp). Needs queries.
 template <class Aggregator>
 struct window_attention {
     static_assert(
         attention_aggregator<Aggregator>,
-        "kvtrim: window_attention needs an aggregator with two_stage, validate, halo, lanes, add and "
+        "kvtrim: window_attention needs an aggregator with writes_attention, validate, halo, lanes, add and "
         "finish, such as mean_attention; see aggregate/attention_tile.hpp");
 
+    /// How query heads and queries are folded into one score.
     [[no_unique_address]] Aggregator aggregator = {};
-    index_t newest_queries = 0; // use only this many newest of the given queries; 0: all (TOVA: 1)
-    // Most memory for logits, of all threads; 0: compute them twice. 48 MiB hold three quarters of a KV head's 128 query
-    // rows at 131072 tokens, and leave room below 64 MiB for all else.
+    index_t newest_queries = 0; ///< use only this many newest of the given queries; 0: all (TOVA: 1)
+    /// Most memory for logits, of all threads; 0: compute them twice. 48 MiB hold three quarters of a KV head's 128 query
+    /// rows at 131072 tokens, and leave room below 64 MiB for all else.
     index_t kept_logit_bytes = index_t{48} << 20;
 
-    static constexpr bool two_stage = Aggregator::two_stage;
+    /// whether score() also writes attention
+    static constexpr bool writes_attention = Aggregator::writes_attention;
 
-    // Returns errc::window_exceeds_tokens, heads_not_divisible or invalid_parameter.
+    /// Returns errc::window_exceeds_tokens, heads_not_divisible or invalid_parameter.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         static_assert(Inputs::has_queries, "kvtrim: window_attention needs the observation queries: pass "
-                                           "layer(keys, values).with_queries(queries); see base/layer.hpp");
+                                           "layer(keys, values).with_queries(queries); see cache/layer.hpp");
         if (newest_queries < 0) {
             return {errc::invalid_parameter, "window_attention: newest_queries must not be negative"};
         }
@@ -66,7 +70,7 @@ struct window_attention {
         return counting.needed_bytes();
     }
 
-    /// Writes importance (and attention if two_stage, and protected_mass where asked for).
+    /// Writes importance (and attention if writes_attention, and protected_mass where asked for).
     /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
@@ -85,7 +89,16 @@ struct window_attention {
     }
 
   private:
-    // Logits that one of `workers` keeps: all of a block, within its share of the bound.
+    template <class Inputs>
+    static constexpr bool weighs_rows = requires(const Aggregator& a,
+                                                 const attention_block<attention_rows<Inputs>>& block,
+                                                 std::span<float> weights) {
+        a.weigh_rows(block, weights);
+    };
+    template <class Inputs>
+    static constexpr index_t weight_floats = weighs_rows<Inputs> ? kernels::tile_query_rows : 0;
+
+    // Logits that one of `workers` keeps: all of a block of query rows, within its share of the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in, index_t workers) const {
         const index_t queries = extent(in.queries, 1);
@@ -95,7 +108,7 @@ struct window_attention {
         return std::min(of_head, kept_logit_bytes / static_cast<index_t>(sizeof(float)) / workers);
     }
 
-    // A wider one sees no more columns than there are, and its sums are the same.
+    // A pooling kernel wider than the row reads no more columns than there are, and its sums are the same.
     template <class Inputs>
     [[nodiscard]] index_t halo(const Inputs& in) const {
         return std::clamp<index_t>(aggregator.halo(), 0, in.longest_row());
@@ -109,6 +122,7 @@ struct window_attention {
         const attention_rows rows(in, request, 0, newest_queries, halo(in), counting);
         static_cast<void>(
             counting.template take<float>(aggregator.lanes(rows.group_size()) * in.longest_row()));
+        static_cast<void>(counting.template take<float>(weight_floats<Inputs>));
         return counting.needed_bytes();
     }
 
@@ -119,18 +133,22 @@ struct window_attention {
         rows.keep_logits_in(logits);
         const token_range range = rows.candidate_range();
         const auto accumulators = scratch.take<float>(aggregator.lanes(rows.group_size()) * range.size());
+        const auto weights = scratch.take<float>(weight_floats<Inputs>);
         std::fill(accumulators.begin(), accumulators.end(), 0.0f);
         const attention_head head{rows.group_size(), rows.queries(),     range.size(),
                                   range.begin,       rows.query_begin(), request.attention.sliding_window};
         double protected_mass = 0;
         for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
-            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r), 2 * halo(in) + 1);
+            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r));
             protected_mass += rows.protected_mass();
-            fold_block(rows, head, range, halo(in), accumulators);
+            if constexpr (weighs_rows<Inputs>) {
+                aggregator.weigh_rows(attention_block<attention_rows<Inputs>>{rows, head}, weights);
+            }
+            fold_block(rows, head, range, halo(in), weights.data(), accumulators);
         }
         const auto g = static_cast<std::size_t>(kv_head);
         std::span<float> attention = {};
-        if constexpr (two_stage) { attention = out.attention_rows().row(kv_head); }
+        if constexpr (writes_attention) { attention = out.attention_rows().row(kv_head); }
         if (!out.protected_mass.empty()) {
             out.protected_mass[g] = static_cast<float>(protected_mass / static_cast<double>(rows.rows()));
         }
@@ -139,15 +157,15 @@ struct window_attention {
 
     template <class Inputs>
     void fold_block(attention_rows<Inputs>& rows, const attention_head& head, token_range range, index_t halo,
-                    std::span<float> accumulators) const {
+                    const float* weights, std::span<float> accumulators) const {
         const index_t end = std::min(range.end, rows.visible_end() + halo);
         for (index_t t = range.begin; t < end; t += rows.tile_tokens()) {
             const index_t tokens = std::min(rows.tile_tokens(), end - t);
             const index_t before = std::min(halo, t - range.begin);
             const index_t after = std::min(halo, range.end - (t + tokens));
             const float* attention = rows.attention(t - before, before + tokens + after);
-            aggregator.add({attention, rows.pooling_factor(), rows.block_rows(), rows.first_row(),
-                            t - range.begin, tokens, before, after, head},
+            aggregator.add({attention, weights, rows.block_rows(), rows.first_row(), t - range.begin, tokens,
+                            before, after, head},
                            accumulators);
         }
     }

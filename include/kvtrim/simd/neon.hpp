@@ -4,8 +4,8 @@
 
 // Four lanes of NEON, which every aarch64 has. What each primitive means is said in simd/simd.hpp.
 
-#include <kvtrim/base/fp8.hpp>
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/fp8.hpp>
+#include <kvtrim/core/status.hpp>
 #include <kvtrim/simd/region.hpp>
 
 #include <algorithm>

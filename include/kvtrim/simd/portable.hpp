@@ -6,8 +6,8 @@
 //
 // What each primitive means is said in simd/simd.hpp. Numerics: fma rounds twice.
 
-#include <kvtrim/base/fp8.hpp>
-#include <kvtrim/base/status.hpp>
+#include <kvtrim/core/fp8.hpp>
+#include <kvtrim/core/status.hpp>
 #include <kvtrim/simd/region.hpp>
 
 #include <algorithm>

@@ -1,0 +1,187 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Where the tokens of each row lie in a pool of pages, as CSR: FlashInfer's convention, and vLLM's block tables
+// once flat.
+//
+//   indptr         [rows + 1]      int32; pages of row r are indices[indptr[r], indptr[r + 1])
+//   indices        [indptr[rows]]  int32 pages of the pool, in the order of the row's tokens
+//   last_page_len  [rows]          int32 tokens in the row's last page, 1 ... page_tokens; not read where a row is
+//                                  empty
+//
+// A row is a request, or a (request, KV head) with pages of its own: row = request * kv_heads + head. Token t of
+// row r is
+// slot  indices[indptr[r] + t / page_tokens] * page_tokens + t % page_tokens  of the pool.
+//
+// Tables are not trusted: validate() and validate_row() check them in O(rows + pages named), once for each table that
+// enters.
+
+#include <kvtrim/cache/strided_bytes.hpp>
+#include <kvtrim/core/saturated.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <span>
+
+namespace kvtrim {
+
+/// Where the slots of a pool lie in memory. Strides count elements; with two of them swapped it is NHD or HND.
+struct page_layout {
+    /// The engine does not say how large the pool is: page numbers are then checked against 2^31 - 1 slots only.
+    static constexpr index_t unknown_pages = -1;
+
+    index_t page_tokens = 16;      ///< tokens of a page
+    index_t page_stride = 0;       ///< from page to page
+    index_t token_stride = 0;      ///< from token to token of a page
+    index_t head_stride = 0;       ///< from head to head of a page
+    index_t pages = unknown_pages; ///< of the pool; if given, page numbers beyond it are refused
+
+    /// One past the largest page number that a table may hold. Slots are numbered in 32 bits.
+    [[nodiscard]] constexpr index_t most_pages() const {
+        return pages != unknown_pages ? pages : std::numeric_limits<std::int32_t>::max() / page_tokens;
+    }
+    /// Returns invalid_parameter for pages without tokens or a negative number of pages, index_overflow (needed: pages) for
+    /// a pool of more than 2^31 - 1 slots.
+    [[nodiscard]] constexpr status validate() const {
+        if (page_tokens <= 0 || pages < unknown_pages) {
+            return {errc::invalid_parameter,
+                    "page layout: pages must hold tokens, and not be a negative number"};
+        }
+        constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+        if (page_tokens > most || pages > most / page_tokens) {
+            return {errc::index_overflow, "page layout: a pool has at most 2^31 - 1 slots", pages};
+        }
+        return {};
+    }
+};
+
+/// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together. Strides that index_t cannot hold become
+/// the largest index_t, which every reader and mover of pages refuses.
+[[nodiscard]] constexpr page_layout nhd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim,
+                                              index_t pages = page_layout::unknown_pages) {
+    const index_t token = saturated_product(kv_heads, head_dim);
+    return {page_tokens, saturated_product(page_tokens, token), token, head_dim, pages};
+}
+/// Pages [kv_heads, page_tokens, head_dim]: the tokens of a head lie together.
+[[nodiscard]] constexpr page_layout hnd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim,
+                                              index_t pages = page_layout::unknown_pages) {
+    const index_t head = saturated_product(page_tokens, head_dim);
+    return {page_tokens, saturated_product(kv_heads, head), head_dim, head, pages};
+}
+
+namespace detail {
+
+// The bytes that rows of `heads` heads occupy in pages [first, first + count).
+template <class T>
+[[nodiscard]] strided_bytes bytes_of_pages(const T* pool, const page_layout& layout, index_t first,
+                                           index_t count, index_t heads, index_t head_dim) {
+    constexpr index_t size = sizeof(T);
+    return {.first = first == 0 ? pool : pool + first * layout.page_stride,
+            .extents = {count, layout.page_tokens, heads, head_dim},
+            .strides = {to_bytes(layout.page_stride, size), to_bytes(layout.token_stride, size),
+                        to_bytes(layout.head_stride, size), size},
+            .bytes = size};
+}
+
+} // namespace detail
+
+/// A page table, as views of the engine's memory. Members are unchecked: see validate().
+struct page_table {
+    /// [rows + 1]
+    std::span<const std::int32_t> indptr;
+    /// [indptr[rows]]
+    std::span<const std::int32_t> indices;
+    /// [rows]
+    std::span<const std::int32_t> last_page_len;
+
+    /// Requests, or (request, KV head) pairs.
+    [[nodiscard]] index_t rows() const { return static_cast<index_t>(last_page_len.size()); }
+    /// Pages of a row.
+    [[nodiscard]] index_t pages(index_t row) const {
+        const auto r = static_cast<std::size_t>(row);
+        return index_t{indptr[r + 1]} - indptr[r];
+    }
+    /// The pages of a row, in the order of its tokens.
+    [[nodiscard]] std::span<const std::int32_t> row(index_t row) const {
+        return indices.subspan(static_cast<std::size_t>(indptr[static_cast<std::size_t>(row)]),
+                               static_cast<std::size_t>(pages(row)));
+    }
+    /// Tokens of a row.
+    [[nodiscard]] index_t tokens(index_t row, index_t page_tokens) const {
+        if (pages(row) == 0) { return 0; }
+        return (pages(row) - 1) * page_tokens + last_page_len[static_cast<std::size_t>(row)];
+    }
+    /// Pages of the longest row. O(rows).
+    [[nodiscard]] index_t longest_row() const {
+        index_t longest = 0;
+        for (index_t r = 0; r < rows(); ++r) { longest = pages(r) > longest ? pages(r) : longest; }
+        return longest;
+    }
+};
+
+namespace detail {
+
+[[nodiscard]] inline status validate_pages(std::span<const std::int32_t> pages, index_t most_pages) {
+    for (const std::int32_t page : pages) {
+        if (page < 0 || page >= most_pages) {
+            return {errc::invalid_table, "page table: a page lies outside the pool"};
+        }
+    }
+    return {};
+}
+
+// The offsets and the length of one row; pages are checked by validate_pages().
+[[nodiscard]] inline status validate_length(const page_table& table, index_t row, index_t page_tokens) {
+    const index_t begin = table.indptr[static_cast<std::size_t>(row)];
+    const index_t pages = table.pages(row);
+    if (begin < 0 || pages < 0 || begin + pages > std::ssize(table.indices)) {
+        return {errc::invalid_table, "page table: indptr must ascend within the indices"};
+    }
+    if (pages == 0) { return {}; }
+    const index_t last = table.last_page_len[static_cast<std::size_t>(row)];
+    if (last < 1 || last > page_tokens) {
+        return {errc::invalid_table, "page table: last_page_len must lie in 1 ... page_tokens, and be "
+                                     "page_tokens where the page is full"};
+    }
+    if (pages > std::numeric_limits<std::int32_t>::max() / page_tokens) {
+        return {errc::index_overflow, "page table: a row has at most 2^31 - 1 tokens", pages};
+    }
+    return {};
+}
+
+} // namespace detail
+
+/// Whether rows [first, first + count) of a table may be read with this layout: invalid_table for a row that it does not
+/// have, offsets that decrease or leave the indices, pages outside the pool, a last page without tokens or with too many;
+/// index_overflow; the layout's own errors. A page may be named more than once: readers share prefixes. O(pages named).
+[[nodiscard]] inline status validate_rows(const page_table& table, index_t first, index_t count,
+                                          const page_layout& layout) {
+    if (const status s = layout.validate(); !s.ok()) { return s; }
+    if (table.indptr.size() != table.last_page_len.size() + 1) {
+        return {errc::invalid_table, "page table: indptr must have one entry more than last_page_len"};
+    }
+    if (first < 0 || count < 0 || first > table.rows() || count > table.rows() - first) {
+        return {errc::invalid_table, "page table: it has no such row", table.rows()};
+    }
+    for (index_t r = first; r < first + count; ++r) {
+        if (const status s = detail::validate_length(table, r, layout.page_tokens); !s.ok()) { return s; }
+        if (const status s = detail::validate_pages(table.row(r), layout.most_pages()); !s.ok()) { return s; }
+    }
+    return {};
+}
+
+/// The same for a whole table of a pool of `pool_pages` pages, whose offsets must also go from 0 to the number of indices.
+[[nodiscard]] inline status validate(const page_table& table, index_t pool_pages, index_t page_tokens) {
+    if (pool_pages < 0) {
+        return {errc::invalid_parameter, "page table: a pool has no negative number of pages"};
+    }
+    const page_layout layout{.page_tokens = page_tokens, .pages = pool_pages};
+    if (const status s = validate_rows(table, 0, table.rows(), layout); !s.ok()) { return s; }
+    if (table.indptr.front() != 0 || static_cast<std::size_t>(table.indptr.back()) != table.indices.size()) {
+        return {errc::invalid_table, "page table: indptr must go from 0 to the number of indices"};
+    }
+    return {};
+}
+
+} // namespace kvtrim

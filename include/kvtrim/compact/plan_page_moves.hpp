@@ -1,0 +1,342 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A keep_plan on a paged cache: which slots are copied where, which pages become free, and the table afterwards.
+//
+//   before      [a b . c] [. . d .] [e f g .]     page_tokens 4; a point is an evicted token, or an empty slot
+//   fewest      [a b d c]  freed    [e f g]       d fills the hole: 1 move
+//   from_tail   [a b e c] [f g d]    freed        3 moves
+//   in_order    [a b c d] [e f g]    freed        5 moves
+//
+// A row keeps ceil(kept / page_tokens) pages. Order of moves:
+//   fewest     pages with the most survivors stay, survivors of the others fill their holes. No other choice of
+//              pages, and of the page that ends the row, needs fewer moves. A window of new tokens, all kept,
+//              mostly stays where it is
+//   from_tail  the first pages of a row stay: one move for each survivor beyond the new length, no other
+//   in_order   pages close up and tokens keep their order: one move for each survivor whose slot changes
+// In the first two no destination is a source, so moves may run in any order. In the third no slot is overwritten
+// before it is read if the moves of a row run as listed. There is no second buffer.
+//
+// Heads: plan rows per row of the table. 1: a slot moves with everything it holds; for tables per (request, KV
+// head), and for one token set for all heads. More: pages span `heads` heads, each with tokens of its own (row *
+// heads + head of the plan), equally many in one row; moves are per head.
+//
+// Shared pages (ref_counts above 1) are never written and never freed. One without survivors is released, one of
+// which all heads keep everything stays. Of one that is kept in part
+//   stay_whole   all tokens stay, also those that the plan evicts; extra_tokens() counts them
+//   copied       survivors are copied into pages that the row owns, and what those cannot hold into free_pages;
+//                in_order, a free page takes the place of each one that is copied
+// A page stands in the table at most as often as its ref_count says; without ref_counts, once.
+//
+// Errors: those of validate(table) and validate(pool); plan_mismatch; rows_differ (heads that share pages keep different
+// numbers of tokens); invalid_table (a page too often, or a free page that is in use); page_shared (stay_whole: a page would
+// have to change that others read: a last one that is not full, or in_order one behind an evicted token);
+// pages_too_few (needed: pages); index_overflow; workspace_too_small. Nothing is written then.
+// Cost: linear in kept tokens, pages of the pool, and heads * page_tokens for each row. Workspace: an int per page
+// of the pool, heads + 2 for each page of the longest row, and heads * page_tokens.
+
+#include <kvtrim/compact/page_fates.hpp>
+#include <kvtrim/plan/move_plan.hpp>
+
+#include <bit>
+#include <numeric>
+
+namespace kvtrim {
+
+namespace detail {
+
+class page_planner {
+  public:
+    page_planner(const page_table& table, const page_pool& pool, const page_move_options& options,
+                 workspace& scratch)
+        : table_(table), pool_(pool), options_(options), tokens_(pool.page_tokens),
+          named_(scratch.take<std::int32_t>(pool.pages)), row_(table, pool, options, scratch) {}
+
+    // Returns the error of the whole call, before anything is written.
+    [[nodiscard]] status check(const keep_plan& plan) {
+        if (plan.rows() != table_.rows() * pool_.heads) {
+            return {errc::plan_mismatch, "the plan has another number of rows than the page table",
+                    plan.rows()};
+        }
+        if (!plan.check_invariants([&](index_t r) { return table_.tokens(r / pool_.heads, tokens_); })) {
+            return {errc::plan_mismatch, "the plan keeps rows that the cache does not have"};
+        }
+        if (const status s = check_pages(); !s.ok()) { return s; }
+        index_t fresh_pages = 0;
+        index_t total_tokens = 0;
+        for (index_t row = 0; row < table_.rows(); ++row) {
+            if (const status s = row_.check(plan, row); !s.ok()) { return s; }
+            fresh_pages += row_.fresh_pages();
+            total_tokens += row_.kept() * pool_.heads;
+        }
+        if (total_tokens > std::numeric_limits<std::int32_t>::max()) {
+            return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total_tokens};
+        }
+        return check_free_pages(fresh_pages);
+    }
+
+    // Writes the plan that was checked.
+    void write(const keep_plan& plan, move_plan& out) {
+        clear(out);
+        for (index_t row = 0; row < table_.rows(); ++row) {
+            static_cast<void>(row_.decide(plan, row));
+            write_pages(out);
+            for (index_t head = 0; head < pool_.heads; ++head) {
+                write_moves(plan.row(row * pool_.heads + head), head, out);
+            }
+        }
+    }
+
+  private:
+    [[nodiscard]] status check_pages() {
+        std::fill(named_.begin(), named_.end(), 0);
+        for (const std::int32_t page : table_.indices) {
+            const auto p = static_cast<std::size_t>(page);
+            const std::int32_t owners = pool_.ref_counts.empty() ? 1 : pool_.ref_counts[p];
+            if (++named_[p] > owners) {
+                return {errc::invalid_table, "page table: a page stands in it more often than it has owners"};
+            }
+        }
+        return {};
+    }
+    [[nodiscard]] status check_free_pages(index_t needed) {
+        if (needed > std::ssize(pool_.free_pages)) {
+            return {errc::pages_too_few, "copies of shared pages need more free pages", needed};
+        }
+        for (const std::int32_t page : pool_.free_pages.first(static_cast<std::size_t>(needed))) {
+            if (page < 0 || page >= pool_.pages || named_[static_cast<std::size_t>(page)]++ > 0) {
+                return {errc::invalid_table, "a free page lies outside the pool, is in use or stands twice"};
+            }
+        }
+        return {};
+    }
+
+    void clear(move_plan& out) const {
+        out.heads_ = pool_.heads;
+        out.page_tokens_ = tokens_;
+        out.highest_slot_ = -1; // named by the table too: a page that stays must not be overwritten
+        for (const std::int32_t page : table_.indices) {
+            out.highest_slot_ = std::max(out.highest_slot_, page * tokens_ + tokens_ - 1);
+        }
+        out.taken_ = 0;
+        out.extra_ = 0;
+        out.moves_.clear();
+        out.origins_.clear();
+        for (auto* table : {&out.move_offsets_, &out.origin_offsets_, &out.indptr_}) { table->assign(1, 0); }
+        for (auto* list : {&out.indices_, &out.last_page_len_, &out.freed_, &out.released_}) {
+            list->clear();
+        }
+    }
+
+    // The pages of the current row, before and after.
+    void write_pages(move_plan& out) const {
+        const auto take = [&] { return pool_.free_pages[static_cast<std::size_t>(out.taken_++)]; };
+        const index_t taken_before = out.taken_;
+        std::int32_t last = -1;
+        for (std::size_t j = 0; j < row_.pages(); ++j) {
+            switch (row_[j]) {
+            case page_fate::stays:
+                out.indices_.push_back(row_.page(j));
+                break;
+            case page_fate::ends_row:
+                last = row_.page(j);
+                break;
+            case page_fate::leaves:
+                out.freed_.push_back(row_.page(j));
+                break;
+            case page_fate::copied:
+                out.released_.push_back(row_.page(j));
+                break;
+            case page_fate::replaced:
+                out.released_.push_back(row_.page(j));
+                out.indices_.push_back(take());
+                break;
+            }
+        }
+        while (out.taken_ - taken_before < row_.fresh_pages()) { out.indices_.push_back(take()); }
+        if (last >= 0) { out.indices_.push_back(last); }
+        out.indptr_.push_back(static_cast<std::int32_t>(out.indices_.size()));
+        out.last_page_len_.push_back(static_cast<std::int32_t>(row_.used_of_last()));
+    }
+
+    void write_moves(std::span<const std::int32_t> kept, index_t head, move_plan& out) const {
+        const std::size_t origins_before = out.origins_.size();
+        const std::size_t moves_before = out.moves_.size();
+        out.origins_.resize(origins_before + static_cast<std::size_t>(row_.kept()));
+        out.moves_.resize(moves_before + static_cast<std::size_t>(row_.kept())); // at most
+        std::int32_t* const origin = out.origins_.data() + origins_before;
+        slot_move* const moves = out.moves_.data() + moves_before;
+        const auto first_page = static_cast<std::size_t>(out.indptr_.end()[-2]);
+        const std::span<const std::int32_t> new_pages = std::span(out.indices_).subspan(first_page);
+        const slot_move* const end = options_.order == move_order::in_order
+                                         ? close_up(kept.data(), head, new_pages, origin, moves)
+                                         : fill_holes(kept.data(), head, new_pages, origin, moves);
+        for (const slot_move* move = moves; move != end; ++move) {
+            out.highest_slot_ = std::max<index_t>(out.highest_slot_, std::max(move->from, move->to));
+        }
+        out.moves_.resize(moves_before + static_cast<std::size_t>(end - moves));
+        out.move_offsets_.push_back(static_cast<std::int32_t>(out.moves_.size()));
+        out.origin_offsets_.push_back(static_cast<std::int32_t>(out.origins_.size()));
+        out.extra_ += row_.kept() - std::ssize(kept);
+    }
+
+    // Survivors that have to move, in the order of the table.
+    struct movers {
+        const page_planner& planner;
+        const std::int32_t* kept;
+        const std::int32_t* first;
+        std::size_t page = 0; // the next page to be read
+        const std::int32_t* next = nullptr;
+        const std::int32_t* end = nullptr;
+        std::int32_t shift = 0; // from a token to its slot
+
+        // The slot of the next survivor that has to move.
+        std::int32_t take(std::int32_t& token) {
+            while (next == end) { open(page++); }
+            token = *next++;
+            return token + shift;
+        }
+
+      private:
+        void open(std::size_t j) {
+            next = kept + first[j];
+            end = kept + first[j + 1];
+            shift = planner.shift(j);
+            const page_fate fate = planner.row_[j];
+            if (fate == page_fate::stays) { next = end; }
+            if (fate == page_fate::ends_row) {
+                next = std::lower_bound(next, end, planner.first_token(j) + planner.row_.used_of_last());
+            }
+        }
+    };
+
+    [[nodiscard]] index_t first_token(std::size_t j) const { return static_cast<index_t>(j) * tokens_; }
+    [[nodiscard]] std::int32_t shift(std::size_t j) const {
+        return static_cast<std::int32_t>(row_.page(j) * tokens_ - first_token(j));
+    }
+
+    // Survivors in used slots of pages that stay are in place; the others fill the empty slots there.
+    slot_move* fill_holes(const std::int32_t* kept, index_t head, std::span<const std::int32_t> new_pages,
+                          std::int32_t* origin, slot_move* move) const {
+        const std::int32_t* const first = row_.first(head);
+        movers others{*this, kept, first};
+        const auto fill = [&](index_t slot, std::int32_t& hole) {
+            *move++ = {others.take(hole), static_cast<std::int32_t>(slot)};
+        };
+        const auto keep_page = [&](std::size_t j, index_t used) {
+            const auto begin = static_cast<std::int32_t>(first_token(j));
+            if (row_.is_shared(j)) {
+                std::iota(origin, origin + used, begin);
+                origin += used;
+                return;
+            }
+            const std::int32_t* next = kept + first[j];
+            const std::int32_t* const end = kept + first[j + 1];
+            for (index_t part = 0; part < used; part += 64) { // a bit for each hole
+                const index_t count = std::min<index_t>(64, used - part);
+                std::uint64_t holes = ~std::uint64_t{0} >> (64 - count);
+                for (; next != end && *next - begin < part + count; ++next) {
+                    const index_t i = *next - begin - part;
+                    origin[i] = *next;
+                    holes &= ~(std::uint64_t{1} << i);
+                }
+                const index_t slot = row_.page(j) * tokens_ + part;
+                for (; holes != 0; holes &= holes - 1) {
+                    const index_t i = std::countr_zero(holes);
+                    fill(slot + i, origin[i]);
+                }
+                origin += count;
+            }
+        };
+        std::size_t last = row_.pages();
+        for (std::size_t j = 0; j < row_.pages(); ++j) {
+            if (row_[j] == page_fate::stays) { keep_page(j, tokens_); }
+            if (row_[j] == page_fate::ends_row) { last = j; }
+        }
+        if (last < row_.pages()) { keep_page(last, row_.used_of_last()); }
+        for (index_t fresh = row_.fresh_pages(); fresh > 0; --fresh) {
+            const std::int32_t page = new_pages[new_pages.size() - static_cast<std::size_t>(fresh)];
+            const index_t used = fresh == 1 ? row_.used_of_last() : tokens_;
+            for (index_t i = 0; i < used; ++i) { fill(page * tokens_ + i, *origin++); }
+        }
+        return move;
+    }
+
+    // Survivor i goes to slot i of the new pages.
+    slot_move* close_up(const std::int32_t* kept, index_t head, std::span<const std::int32_t> new_pages,
+                        std::int32_t* origin, slot_move* move) const {
+        const std::int32_t* const first = row_.first(head);
+        std::size_t page = 0;
+        index_t offset = 0;
+        const auto place = [&](std::int32_t token, std::int32_t from) {
+            if (offset == tokens_) { offset = 0, ++page; }
+            const auto to = static_cast<std::int32_t>(new_pages[page] * tokens_ + offset++);
+            *origin++ = token;
+            *move = {from, to};
+            move += from != to ? 1 : 0;
+        };
+        for (std::size_t j = 0; j < row_.pages(); ++j) {
+            const bool is_whole =
+                row_.is_shared(j) && (row_[j] == page_fate::stays || row_[j] == page_fate::ends_row);
+            if (is_whole) {
+                const auto begin = static_cast<std::int32_t>(first_token(j));
+                for (std::int32_t i = 0; i < row_.page_length(j); ++i) {
+                    place(begin + i, begin + i + shift(j));
+                }
+                continue;
+            }
+            for (std::int32_t i = first[j]; i < first[j + 1]; ++i) { place(kept[i], kept[i] + shift(j)); }
+        }
+        return move;
+    }
+
+    const page_table& table_;
+    const page_pool& pool_;
+    const page_move_options& options_;
+    index_t tokens_;                // of a page
+    std::span<std::int32_t> named_; // [pages] times the table names each page
+    page_fates row_;
+};
+
+// Bytes of workspace for a valid table and pool.
+[[nodiscard]] inline index_t page_planner_bytes(const page_table& table, const page_pool& pool) {
+    workspace counting = workspace::counting();
+    static_cast<void>(page_planner(table, pool, {}, counting));
+    return counting.needed_bytes();
+}
+
+} // namespace detail
+
+/// Bytes of workspace for this table; 0 for a table or a pool that is refused.
+[[nodiscard]] inline index_t plan_page_moves_bytes(const page_table& table, const page_pool& pool) {
+    const bool is_valid = validate(table, pool.pages, pool.page_tokens).ok() && validate(pool).ok();
+    return is_valid ? detail::page_planner_bytes(table, pool) : 0;
+}
+
+/// Plans the moves. `out` is another plan than the one that holds `table` or the pool's lists, or the answer is
+/// invalid_parameter.
+[[nodiscard]] inline status plan_page_moves(const keep_plan& plan, const page_table& table,
+                                            const page_pool& pool, const page_move_options& options,
+                                            move_plan& out, workspace& scratch) {
+    for (const auto read :
+         {table.indptr, table.indices, table.last_page_len, pool.ref_counts, pool.free_pages}) {
+        if (out.holds(read)) {
+            return {errc::invalid_parameter,
+                    "plan_page_moves: the output must be another plan than the one whose tables are read"};
+        }
+    }
+    if (const status s = validate(table, pool.pages, pool.page_tokens); !s.ok()) { return s; }
+    if (const status s = validate(pool); !s.ok()) { return s; }
+    const index_t bytes = detail::page_planner_bytes(table, pool);
+    if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+    const workspace::frame frame(scratch);
+    detail::page_planner planner(table, pool, options, scratch);
+    if (const status s = planner.check(plan); !s.ok()) { return s; }
+    move_plan made = std::move(out); // its memory; where an allocation throws, `out` has no rows
+    planner.write(plan, made);
+    out = std::move(made);
+    return {};
+}
+
+} // namespace kvtrim

@@ -1,0 +1,146 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// From a layer's cache to rows of candidates, and from budgets back to a plan: what policies over one layer and over
+// many have in common.
+//
+//   row of head g:   protected prefix | candidates(protect, tokens(g)) | protected suffix
+
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/saturated.hpp>
+#include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/plan/top_k.hpp>
+
+#include <algorithm>
+#include <functional>
+
+namespace kvtrim {
+
+/// Lengths summed over the KV heads of a layer.
+struct cache_lengths {
+    index_t tokens = 0;           ///< cached
+    index_t protected_tokens = 0; ///< that always stay
+    index_t longest = 0;          ///< tokens of the longest head
+
+    /// Tokens that compete for the budget.
+    [[nodiscard]] index_t candidates() const { return tokens - protected_tokens; }
+};
+
+/// Lengths of one layer. O(kv_heads).
+template <class Inputs>
+[[nodiscard]] cache_lengths count_lengths(const Inputs& in, const protection& protect) {
+    cache_lengths all;
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        const index_t kept = in.tokens(g) - candidates(protect, in.tokens(g)).size();
+        all.tokens = saturated_sum(all.tokens, in.tokens(g));
+        all.protected_tokens = saturated_sum(all.protected_tokens, kept);
+        all.longest = std::max(all.longest, in.tokens(g));
+    }
+    return all;
+}
+
+/// Lengths summed over the KV heads of all layers.
+template <class Inputs>
+[[nodiscard]] cache_lengths count_lengths(std::span<const Inputs> layers, const protection& protect) {
+    cache_lengths all;
+    for (const Inputs& in : layers) {
+        const cache_lengths one = count_lengths(in, protect);
+        all.tokens = saturated_sum(all.tokens, one.tokens);
+        all.protected_tokens = saturated_sum(all.protected_tokens, one.protected_tokens);
+        all.longest = std::max(all.longest, one.longest);
+    }
+    return all;
+}
+
+/// Whether a ragged view of these inputs reads its offsets from a plan, which can then not be written.
+template <class Inputs>
+[[nodiscard]] bool reads_tables_of(const Inputs& in, const keep_plan& plan) {
+    if constexpr (requires { in.keys.offsets().data() == plan.offsets().data(); }) {
+        return plan.rows() > 0 && in.keys.offsets().data() == plan.offsets().data();
+    }
+    return false;
+}
+
+/// Returns index_overflow (needed: tokens) if a plan cannot hold so many tokens.
+[[nodiscard]] inline status fits_plan(index_t tokens) {
+    if (tokens <= std::numeric_limits<keep_plan::table_index>::max()) { return {}; }
+    return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", tokens};
+}
+
+/// Fills offsets [kv_heads + 1] of the candidates from offsets[0] on, which the caller sets, and protected_tokens
+/// [kv_heads], which may be empty if they are not needed.
+template <class Inputs>
+void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets,
+                            std::span<index_t> protected_tokens = {}) {
+    for (std::size_t g = 0; g + 1 < offsets.size(); ++g) {
+        const index_t tokens = in.tokens(static_cast<index_t>(g));
+        const index_t competing = candidates(protect, tokens).size();
+        offsets[g + 1] = offsets[g] + competing;
+        if (!protected_tokens.empty()) { protected_tokens[g] = tokens - competing; }
+    }
+}
+
+/// Makes the plan that keeps every row. counts [kv_heads] is scratch.
+/// Returns errc::index_overflow, with out unchanged.
+template <class Inputs>
+[[nodiscard]] status plan_everything(const Inputs& in, std::span<index_t> counts, keep_plan& out) {
+    for (std::size_t g = 0; g < counts.size(); ++g) { counts[g] = in.tokens(static_cast<index_t>(g)); }
+    if (const status s = out.reset(counts); !s.ok()) { return s; }
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        keep_plan::table_index next = 0;
+        for (auto& kept : out.writable_row(g)) { kept = next++; }
+    }
+    return {};
+}
+
+/// Makes the plans that keep every row of every layer. counts [kv_heads] is scratch.
+/// Returns errc::index_overflow, with all of out unchanged.
+template <class Inputs>
+[[nodiscard]] status plan_everything(std::span<const Inputs> layers, std::span<index_t> counts,
+                                     std::span<keep_plan> out) {
+    for (const Inputs& in : layers) {
+        if (const status s = fits_plan(count_lengths(in, {}).tokens); !s.ok()) { return s; }
+    }
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+        if (const status s = plan_everything(layers[l], counts, out[l]); !s.ok()) { return s; }
+    }
+    return {};
+}
+
+/// Makes the plan that keeps the protected prefix, the `budgets` [kv_heads] best candidates and the protected suffix of each
+/// row, ascending. counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out
+/// unchanged.
+template <class Inputs>
+[[nodiscard]] status plan_best(const Inputs& in, const protection& protect, const score_rows& importance,
+                               std::span<const index_t> budgets, std::span<index_t> counts, keep_plan& out) {
+    if (const status s = validate_budgets(importance, budgets); !s.ok()) { return s; }
+    for (std::size_t g = 0; g < budgets.size(); ++g) {
+        const index_t tokens = in.tokens(static_cast<index_t>(g));
+        counts[g] = tokens - candidates(protect, tokens).size() + budgets[g];
+    }
+    if (const status s = out.reset(counts); !s.ok()) { return s; }
+    // Heads that share one budget are cut at the same score, except for a head whose safeguard keeps more than that. So the
+    // cut of an earlier head is tried first.
+    const bool may_share =
+        std::adjacent_find(budgets.begin(), budgets.end(), std::not_equal_to<>()) != budgets.end();
+    std::uint32_t shared_bits = 0xffffffffu;
+    bool is_shared = false;
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        const token_range range = candidates(protect, in.tokens(g));
+        keep_plan::table_index* next = out.writable_row(g).data();
+        const auto keep = [&](index_t token) { *next++ = static_cast<keep_plan::table_index>(token); };
+        for (index_t token = 0; token < range.begin; ++token) { keep(token); }
+        const auto row = importance.row(g);
+        const index_t budget = budgets[static_cast<std::size_t>(g)];
+        top_k_cut cut = may_share ? find_top_k(row, budget, shared_bits) : find_top_k(row, budget);
+        is_shared = is_shared || (g > 0 && cut.bits == shared_bits);
+        if (!is_shared) { shared_bits = cut.bits; }
+        next = kernels::write_above(row, cut, static_cast<keep_plan::table_index>(range.begin), next);
+        for (index_t token = range.end; token < in.tokens(g); ++token) { keep(token); }
+    }
+    return {};
+}
+
+} // namespace kvtrim

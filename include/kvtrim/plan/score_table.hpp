@@ -1,0 +1,58 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The scores of one layer's candidates in memory of their own, kept from call to call: what policy.score() fills.
+//
+//   offsets [kv_heads + 1], importance [candidates], attention [candidates] or none, protected_mass [kv_heads]
+//   column c of row g is cache row first_candidate(g) + c                          as in plan/token_scores.hpp
+//
+// For engines that select by themselves, or fold the scores of several layers or heads before selection
+// (compact/shared_cells.hpp, policy/page_eviction.hpp). Nothing allocates once the largest layer was seen.
+
+#include <kvtrim/plan/token_scores.hpp>
+
+#include <vector>
+
+namespace kvtrim {
+
+/// Scores that own their memory. A value: copies are independent.
+class score_table {
+  public:
+    /// KV heads; 0 for a table never filled.
+    [[nodiscard]] index_t rows() const { return offsets_.empty() ? 0 : std::ssize(offsets_) - 1; }
+    /// [kv_heads + 1] where each row begins.
+    [[nodiscard]] std::span<const index_t> offsets() const { return offsets_; }
+    /// [candidates] what ranks the tokens; higher stays.
+    [[nodiscard]] std::span<const float> importance() const { return importance_; }
+    /// What ranks stage one of a two-stage selection; empty where the scorer has one stage.
+    [[nodiscard]] std::span<const float> attention() const { return attention_; }
+    /// [kv_heads] mean attention on the protected tokens.
+    [[nodiscard]] std::span<const float> protected_mass() const { return protected_mass_; }
+    /// The candidates of one KV head.
+    [[nodiscard]] std::span<const float> row(index_t kv_head) const {
+        const auto g = static_cast<std::size_t>(kv_head);
+        return importance().subspan(static_cast<std::size_t>(offsets_[g]),
+                                    static_cast<std::size_t>(offsets_[g + 1] - offsets_[g]));
+    }
+    /// The table as the output or input of stages, which may rewrite it.
+    [[nodiscard]] token_scores scores() { return {offsets_, importance_, attention_, protected_mass_}; }
+
+    /// Copies scores; allocates only beyond the largest layer seen.
+    void assign(const token_scores& s) {
+        offsets_.assign(s.offsets.begin(), s.offsets.end());
+        importance_.assign(s.importance.begin(), s.importance.end());
+        attention_.assign(s.attention.begin(), s.attention.end());
+        protected_mass_.assign(s.protected_mass.begin(), s.protected_mass.end());
+    }
+
+    friend bool operator==(const score_table&, const score_table&) = default;
+
+  private:
+    std::vector<index_t> offsets_;
+    std::vector<float> importance_;
+    std::vector<float> attention_;
+    std::vector<float> protected_mass_;
+};
+
+} // namespace kvtrim

@@ -1,0 +1,167 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A policy whose budget is shared by all layers: its allocator sees the rows of every (layer, KV head) at once.
+//
+//   one shot   plan(layers, ...)      all caches are there; any allocator over all rows
+//   cascade    begin(...) and push(layer, ...) after each layer's prefill: the same result while holding `total`
+//              tokens and one layer (policy/layer_cascade.hpp); with the adaptive allocator
+//
+// The request's budget is per head, per layer (over_all_heads) or for the whole model (over_all_layers). push() takes
+// the layers to come to be like the pushed one, as they are after a prefill.
+//
+// Source: Layer-DefensiveKV, arXiv:2510.13334; FFY0/DefensiveKV@9251b95 efficient_ada_global_scorer_press.py.
+// Departures: protected tokens stay in every layer (the authors' may lose the window); every row keeps its best
+// `safeguard` tokens, without which a flat layer can lose everything.
+// Memory: plan() holds the scores of all layers (policy/pipeline.hpp), push() those of one.
+
+#include <kvtrim/allocate/adaptive.hpp>
+#include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/policy/layer_cascade.hpp>
+
+namespace kvtrim {
+
+/// A policy whose budget is shared by all layers.
+template <class Scorer, class Allocator, class Reranker>
+class layer_wise {
+  public:
+    using layer_policy = eviction_policy<Scorer, Allocator, Reranker>; ///< the stages
+
+    layer_policy policy = {}; ///< its stages
+
+    /// What the policy says of the layers together: budget_below_protection names the tokens of all of them. rows_differ
+    /// where layers have different kv_heads.
+    template <class Inputs>
+    [[nodiscard]] status validate(std::span<const Inputs> layers, const eviction_request& request) const {
+        return detail::validate_pipeline(policy, layers, request);
+    }
+
+    /// Bytes of workspace that plan() needs; 0 for inputs it refuses.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(std::span<const Inputs> layers, const eviction_request& request,
+                                          const Executor& ex = {}) const {
+        return validate(layers, request).ok() ? detail::pipeline_bytes(policy, layers, request, ex) : 0;
+    }
+
+    /// Makes the plans of all layers, one each; the observer sees the rows of all layers. Returns what validate() says,
+    /// invalid_parameter for another number of plans than layers (needed: layers) or a plan that a ragged view reads,
+    /// workspace_too_small, index_overflow, or what a stage answers; with every plan unchanged.
+    template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
+    [[nodiscard]] status plan(std::span<const Inputs> layers, const eviction_request& request,
+                              std::span<keep_plan> out, workspace& scratch, Executor&& ex = {},
+                              Observer&& observer = {}) const {
+        return detail::run_pipeline(policy, layers, request, out, scratch, ex, observer);
+    }
+
+    /// The same with a workspace that grows on first use and then stays.
+    template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
+    [[nodiscard]] status plan(std::span<const Inputs> layers, const eviction_request& request,
+                              std::span<keep_plan> out, growing_workspace& memory, Executor&& ex = {},
+                              Observer&& observer = {}) const {
+        workspace scratch = memory.of_bytes(workspace_bytes(layers, request, ex));
+        return plan(layers, request, out, scratch, ex, observer);
+    }
+
+    /// The cascade for `layers` layers like this one. Where validate() of so many would refuse them, or `layers` is not
+    /// positive, it holds nothing and answers that (layer_cascade::validate).
+    template <class Inputs>
+    [[nodiscard]] layer_cascade begin(const Inputs& in, const eviction_request& request,
+                                      index_t layers) const {
+        static_assert(
+            std::is_same_v<Allocator, adaptive>,
+            "kvtrim: a cascade keeps the best tokens of all rows: combine it with the adaptive allocator; "
+            "see policy/layer_cascade.hpp");
+        if (const status s = validate_alike(in, request, layers); !s.ok()) {
+            return layer_cascade::invalid(s);
+        }
+        const index_t total = candidates_of(in, request, layers);
+        return {total, policy.allocator.safeguard_of(total, layers * in.kv_heads())};
+    }
+
+    /// Scores a layer and adds it to the cascade, which then says what goes, in this layer and in those before.
+    /// Returns what begin() or the cascade's push() answer, or workspace_too_small, with the cascade unchanged.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] status push(const Inputs& in, const eviction_request& request, index_t layers,
+                              layer_cascade& cascade, workspace& scratch, Executor&& ex = {}) const {
+        static_assert(
+            !Reranker::allocate_by_attention,
+            "kvtrim: a reranker that ranks anew inside each budget (two_stage) can not be cascaded: what a "
+            "budget keeps would not be known before the last layer; see policy/layer_cascade.hpp");
+        if (const status s = cascade.validate(); !s.ok()) { return s; }
+        if (const status s = validate_alike(in, request, layers); !s.ok()) { return s; }
+        const std::span<const Inputs> one(&in, 1);
+        const index_t candidates = count_lengths(in, request.protect).candidates();
+        const index_t bytes = push_bytes(in, request, serial_executor{});
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+        const workspace::frame frame(scratch);
+        const detail::tables_of<layer_policy> t(1, in.kv_heads(), candidates, scratch);
+        t.begin(one, request.protect);
+        const token_scores scores = t.all();
+        const index_t total = candidates_of(in, request, layers);
+        if (total >= layers * candidates) { // everything is kept, without scoring
+            std::fill(t.importance.begin(), t.importance.end(), 0.0f);
+            return cascade.push(scores.importance_rows());
+        }
+        if (const status s = policy.scorer.score(in, request, scores, scratch, ex); !s.ok()) { return s; }
+        const status s = detail::before_allocation(policy, scores, total / layers, scratch);
+        return s.ok() ? cascade.push(scores.importance_rows()) : s;
+    }
+
+    /// The same with a workspace that grows on first use and then stays.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] status push(const Inputs& in, const eviction_request& request, index_t layers,
+                              layer_cascade& cascade, growing_workspace& memory, Executor&& ex = {}) const {
+        workspace scratch =
+            memory.of_bytes(validate_alike(in, request, layers).ok() ? push_bytes(in, request, ex) : 0);
+        return push(in, request, layers, cascade, scratch, ex);
+    }
+
+  private:
+    // Bytes for the scores and the scratch of one layer, whether or not all of it is kept.
+    template <class Inputs, class Executor>
+    [[nodiscard]] index_t push_bytes(const Inputs& in, const eviction_request& request,
+                                     const Executor& ex) const {
+        const index_t candidates = count_lengths(in, request.protect).candidates();
+        workspace counting = workspace::counting();
+        static_cast<void>(detail::tables_of<layer_policy>(1, in.kv_heads(), candidates, counting));
+        static_cast<void>(counting.take<std::byte>(
+            candidates == 0 ? 0
+                            : std::max(scoring_bytes(policy.scorer, in, request, ex),
+                                       detail::stage_bytes(policy.reranker, in.kv_heads(), candidates))));
+        return counting.needed_bytes();
+    }
+    // What begin() and push() check: `layers` layers like this one.
+    template <class Inputs>
+    [[nodiscard]] status validate_alike(const Inputs& in, const eviction_request& request,
+                                        index_t layers) const {
+        constexpr index_t most = std::numeric_limits<layer_cascade::column_index>::max();
+        if (layers <= 0) {
+            return {errc::invalid_parameter, "layer_wise: there must be at least one layer", 1};
+        }
+        if (const status s = policy.validate(in, keeping_all(request)); !s.ok()) { return s; }
+        const index_t rows = saturated_product(layers, in.kv_heads());
+        if (rows > most) { return {errc::index_overflow, "layer_cascade: at most 2^31 - 1 rows", rows}; }
+        cache_lengths all = count_lengths(in, request.protect); // at most 2^31 rows each, so the product fits
+        all.tokens *= layers;
+        all.protected_tokens *= layers;
+        const index_t total = request.budget.total(in.kv_heads(), layers);
+        if (const status s = detail::validate_budget(request, all, total); !s.ok()) { return s; }
+        if (total >= all.tokens || all.candidates() == 0) { return {}; } // kept whole, without scoring
+        return detail::validate_scorer(policy, in, request);
+    }
+
+    // Candidates that stay in `layers` layers like this one, which validate_alike() has seen.
+    template <class Inputs>
+    [[nodiscard]] static index_t candidates_of(const Inputs& in, const eviction_request& request,
+                                               index_t layers) {
+        const cache_lengths one = count_lengths(in, request.protect);
+        const index_t total = std::min(request.budget.total(in.kv_heads(), layers), layers * one.tokens);
+        return total - layers * one.protected_tokens;
+    }
+};
+
+template <class Scorer, class Allocator, class Reranker>
+layer_wise(eviction_policy<Scorer, Allocator, Reranker>) -> layer_wise<Scorer, Allocator, Reranker>;
+
+} // namespace kvtrim

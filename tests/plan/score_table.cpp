@@ -1,0 +1,77 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/plan/score_table.hpp>
+
+#include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/criticalkv.hpp>
+#include <kvtrim/policy/defensivekv.hpp>
+
+#include "support/checks.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+namespace {
+
+// What a policy's observer sees once everything is scored.
+template <class Policy>
+score_table scored_by_plan(const Policy& policy, const inputs& in, const eviction_request& request) {
+    score_table seen;
+    keep_plan plan;
+    growing_workspace memory;
+    const status s = policy.plan(in, request, plan, memory, serial_executor{}, [&](const plan_progress& p) {
+        if (p.stage == plan_stage::scored) { seen.assign(p.scores); }
+    });
+    REQUIRE(s.ok());
+    return seen;
+}
+
+} // namespace
+
+TEST_CASE("policy.score: the scores that plan() ranks by, before anyone selects", "[policy]") {
+    const layer_data layer = random_layer({.tokens = 70, .queries = 6}, 4301);
+    const eviction_request request{.budget = per_head(20), .protect = {.sink_tokens = 2, .window_tokens = 6}};
+    const auto check = [&](const auto& policy) {
+        score_table table;
+        growing_workspace memory;
+        REQUIRE(policy.score(layer.inputs(), request, table, memory).ok());
+        CHECK(table == scored_by_plan(policy, layer.inputs(), request));
+        CHECK(table.rows() == layer.inputs().kv_heads());
+        CHECK(std::ssize(table.row(0)) == 70 - 8);
+    };
+    check(snapkv());
+    check(ada_snapkv());
+    check(ada_criticalkv());
+    check(defensivekv());
+    check(tova());
+    check(key_diff());
+}
+
+TEST_CASE("policy.score: asks for no budget, and a cache of protected tokens alone has no scores",
+          "[policy][odd]") {
+    const layer_data layer = random_layer({.tokens = 10, .queries = 12}, 4302);
+    score_table table;
+    growing_workspace memory;
+    CHECK(
+        snapkv().score(layer.inputs(), {.budget = {}, .protect = {.window_tokens = 12}}, table, memory).ok());
+    CHECK(table.importance().empty());
+}
+
+TEST_CASE("policy.score: a refusal leaves the table as it was", "[policy][errors]") {
+    const layer_data layer = random_layer({.tokens = 30, .queries = 4}, 4303);
+    score_table table;
+    growing_workspace memory;
+    const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
+    REQUIRE(snapkv().score(layer.inputs(), request, table, memory).ok());
+    const score_table before = table;
+    auto bad = request;
+    bad.protect.sink_tokens = -1;
+    CHECK(snapkv().score(layer.inputs(), bad, table, memory).code() == errc::invalid_parameter);
+    bad = request;
+    bad.attention.scale = -1;
+    CHECK(snapkv().score(layer.inputs(), bad, table, memory).code() == errc::invalid_parameter);
+    CHECK(snapkv({.kernel_tokens = 2}).score(layer.inputs(), request, table, memory).code() ==
+          errc::invalid_parameter);
+    CHECK(table == before);
+}
