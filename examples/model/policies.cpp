@@ -263,6 +263,11 @@ named_policy layer_dropkv(std::string name, kvtrim::token_loss loss) {
             }};
 }
 
+named_policy variant(named_policy p) {
+    p.is_variant = true;
+    return p;
+}
+
 } // namespace
 
 const std::vector<named_policy>& all_policies() {
@@ -302,8 +307,8 @@ const std::vector<named_policy>& all_policies() {
         of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),
         profiled_policy("profiled_random", kvtrim::random_score{}),
-        layer_wise("layer_defensivekv_0", kvtrim::layer_defensivekv({.safeguard_ratio = 0})),
-        layer_wise("layer_defensivekv_2", kvtrim::layer_defensivekv({.safeguard_ratio = 0.2})),
+        variant(layer_wise("layer_defensivekv_0", kvtrim::layer_defensivekv({.safeguard_ratio = 0}))),
+        variant(layer_wise("layer_defensivekv_2", kvtrim::layer_defensivekv({.safeguard_ratio = 0.2}))),
     };
     return policies;
 }

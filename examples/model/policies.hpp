@@ -67,6 +67,7 @@ struct named_policy {
     scoring_pass pass = scoring_pass::none;
     kvtrim::token_loss loss = kvtrim::token_loss::attention_maximum; // of that pass
     bool needs_profile = false;
+    bool is_variant = false; // of another policy, with a default of kvtrim's set otherwise
     // For a policy that can evict while the layers arrive: plays one prefill, with real caches, and returns the most
     // bytes of keys and values that were held at a time. Otherwise empty.
     std::function<double(std::span<const layer_prompt>, const kvtrim::eviction_request&,
@@ -76,9 +77,9 @@ struct named_policy {
 
 [[nodiscard]] const std::vector<named_policy>& all_policies();
 
-// Whether it plans from the layers alone, without a pass of its own or a table of the model.
+// Whether it is one of its own and plans from the layers alone, without a pass of its own or a table of the model.
 [[nodiscard]] inline bool is_plain(const named_policy& p) {
-    return p.pass == scoring_pass::none && !p.needs_profile;
+    return p.pass == scoring_pass::none && !p.needs_profile && !p.is_variant;
 }
 
 // Throws std::invalid_argument for an unknown name.
