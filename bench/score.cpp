@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: MIT
 
 // Scoring: window attention with each aggregator, scores without a window, and a naive loop beside them.
-// Limit: one product of window queries and keys, where there are any, with the keys read once (LagKV: the values, too). No two
-// keys are similar, so that redundancy searches all it may. Checked: window scores against the naive loop, levels against the
-// portable one.
+// Limit: one product of window queries and keys, where there are any (three where outputs are asked), with the keys read once
+// (LagKV: the values, too). No two keys are similar, so that redundancy searches all it may. Checked: window scores against the
+// naive loop, levels against the portable one.
 
 #include "../examples/custom_policy.hpp"
 #include "scoring.hpp"
@@ -172,6 +172,28 @@ void expected_attention(benchmark::State& state, bool use_covariance) {
     score<float>(state, kvtrim::expected_attention_score{&statistics, {frequencies}, 512, use_covariance});
 }
 
+// What the newest queries' outputs lose: two products more than attention, for o and <v, o>; W_O is not given.
+void single_eviction(benchmark::State& state) {
+    const auto& data = shared_layer<float>(state.range(0));
+    const kvtrim::single_eviction scorer;
+    scoring own(data.inputs(), data.request(), scorer);
+    check(state, own.run());
+    for (auto _ : state) { check(state, own.run()); }
+    describe(state, {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys())},
+                     .workspace_bytes = static_cast<double>(own.workspace_bytes())});
+}
+
+// A chunk of as many queries as the window has, of a replay behind the cache: a prompt is scored once per chunk.
+void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double products_of_keys) {
+    const auto& data = shared_layer<float>(state.range(0));
+    kvtrim::replay_scores scores(kv_heads, data.tokens, loss);
+    kvtrim::growing_workspace memory;
+    for (auto _ : state) { check(state, scores.add(data.inputs(), {}, memory)); }
+    describe(state, {.stages = {products<float>(products_of_keys * window_flops(data.tokens),
+                                                data.bytes_of_keys() * (products_of_keys > 1 ? 2 : 1))},
+                     .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}))});
+}
+
 template <class Scorer>
 void score_f32(benchmark::State& state, const Scorer& scorer) {
     score<float>(state, scorer);
@@ -226,6 +248,13 @@ BENCHMARK_CAPTURE(expected_attention, covariance, true)
     ->Name("score_f32/expected_attention")
     ->Apply(token_counts);
 BENCHMARK_CAPTURE(expected_attention, mean, false)->Name("score_f32/expected_mean_only")->Apply(token_counts);
+BENCHMARK(single_eviction)->Name("score_f32/single_eviction")->Apply(token_counts);
+BENCHMARK_CAPTURE(replay_chunk, attention, kvtrim::token_loss::attention_maximum, 1.0)
+    ->Name("score_f32/replay_chunk_attention")
+    ->Apply(token_counts);
+BENCHMARK_CAPTURE(replay_chunk, output, kvtrim::token_loss::output_square_sum, 3.0)
+    ->Name("score_f32/replay_chunk_output")
+    ->Apply(token_counts);
 BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(scaled_token_counts);
 
 } // namespace

@@ -59,7 +59,8 @@ attention_inputs project(const model_config& config, const layer_weights& weight
     const matrix normed = rms_norm(hidden, weights.attn_norm, config.norm_eps);
     attention_inputs inputs{.queries = project_heads(normed, weights.wq, config.q_heads),
                             .keys = project_heads(normed, weights.wk, config.kv_heads),
-                            .values = project_heads(normed, weights.wv, config.kv_heads)};
+                            .values = project_heads(normed, weights.wv, config.kv_heads),
+                            .stream = hidden.array().square().rowwise().mean().sqrt().transpose()};
     for (index_t h = 0; h < config.q_heads; ++h) { rotate(inputs.queries.head(h), rope); }
     for (index_t h = 0; h < config.kv_heads; ++h) { rotate(inputs.keys.head(h), rope); }
     return inputs;

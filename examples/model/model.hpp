@@ -62,6 +62,7 @@ struct attention_inputs {
     head_tensor queries; // [q_heads, tokens, head_dim]
     head_tensor keys;    // [kv_heads, tokens, head_dim]
     head_tensor values;  // [kv_heads, tokens, head_dim]
+    row_vector stream;   // [tokens] root mean square of the residual stream that attention adds to
 };
 
 // Rotations of consecutive positions.

@@ -200,9 +200,83 @@ named_policy cake_policy() {
             }};
 }
 
+// ---- From the scores of a pass over the prompt, or with a table of the model ----
+
+// Policies over all layers whose inputs are the scores of a pass.
+template <class MakePolicy>
+named_policy of_pass(std::string name, scoring_pass pass, kvtrim::token_loss loss, const MakePolicy& make,
+                     bool needs_profile = false) {
+    return {.name = std::move(name),
+            .queries = pass == scoring_pass::own ? observed::whole_prompt : observed::window,
+            .needs_gram = loss != kvtrim::token_loss::attention_maximum,
+            .plan =
+                [make](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                       stage_seconds& seconds) {
+                    std::vector<kvtrim::replay_scores> scores;
+                    for (const layer_prompt& p : layers) { scores.push_back(*p.scored); }
+                    run(make(layers.front()), std::span<const kvtrim::replay_scores>(scores), request, memory,
+                        plans, seconds);
+                },
+            .pass = pass,
+            .loss = loss,
+            .needs_profile = needs_profile};
+}
+
+// The budgets of the model's table, and any scorer inside each row.
+template <class Scorer>
+named_policy profiled_policy(std::string name, const Scorer& scorer) {
+    return {.name = std::move(name),
+            .plan =
+                [scorer](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                         kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                         stage_seconds& seconds) {
+                    const auto inputs = inputs_of(layers);
+                    run(kvtrim::layer_wise{kvtrim::eviction_policy{scorer, layers.front().profile->budgets(),
+                                                                   kvtrim::by_importance{}}},
+                        std::span<const layer_inputs>(inputs), request, memory, plans, seconds);
+                },
+            .needs_profile = true};
+}
+
+// DropKV over all layers, whose W_O is divided by the length of the stream that each layer adds to.
+named_policy layer_dropkv(std::string name, kvtrim::token_loss loss) {
+    return {.name = std::move(name),
+            .needs_gram = true,
+            .plan = [loss](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                           kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                           stage_seconds& seconds) {
+                const model_config& c = layers.front().config;
+                std::vector<std::vector<float>> grams;
+                using inputs = decltype(inputs_of(layers.front(), observed::window)
+                                            .with_output_projection(kvtrim::gram_view{}));
+                std::vector<inputs> all;
+                for (const layer_prompt& p : layers) {
+                    grams.emplace_back(p.gram.begin(), p.gram.end());
+                    for (float& x : grams.back()) { x *= p.stream_power; }
+                    all.push_back(inputs_of(p, observed::window)
+                                      .with_output_projection(
+                                          kvtrim::gram_view{grams.back().data(), c.q_heads, c.head_dim}));
+                }
+                run(kvtrim::layer_dropkv({.loss = loss}), std::span<const inputs>(all), request, memory,
+                    plans, seconds);
+            }};
+}
+
+named_policy variant(named_policy p) {
+    p.is_variant = true;
+    return p;
+}
+
 } // namespace
 
 const std::vector<named_policy>& all_policies() {
+    using kvtrim::token_loss;
+    const auto by_all_rows = [](const layer_prompt&) { return kvtrim::layer_replay(); };
+    const auto from_afar = [](const layer_prompt&) { return kvtrim::layer_afar(afar_tokens); };
+    const auto by_table = [](const layer_prompt& p) {
+        return kvtrim::profiled(p.profile->budgets(), afar_tokens);
+    };
     static const std::vector<named_policy> policies{
         named("snapkv", kvtrim::snapkv()),
         named("ada_snapkv", kvtrim::ada_snapkv()),
@@ -225,6 +299,16 @@ const std::vector<named_policy>& all_policies() {
         named("key_norm", kvtrim::key_norm()),
         named("key_diff", kvtrim::key_diff()),
         named("random", kvtrim::random()),
+        named("dropkv", kvtrim::dropkv()),
+        layer_dropkv("layer_dropkv", token_loss::output_square_sum),
+        of_pass("replay", scoring_pass::replay, token_loss::attention_maximum, by_all_rows),
+        of_pass("replay_output", scoring_pass::replay, token_loss::output_square_sum, by_all_rows),
+        of_pass("layer_afar", scoring_pass::own, token_loss::output_square_sum, from_afar),
+        of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
+        profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),
+        profiled_policy("profiled_random", kvtrim::random_score{}),
+        variant(layer_wise("layer_defensivekv_0", kvtrim::layer_defensivekv({.safeguard_ratio = 0}))),
+        variant(layer_wise("layer_defensivekv_2", kvtrim::layer_defensivekv({.safeguard_ratio = 0.2}))),
     };
     return policies;
 }

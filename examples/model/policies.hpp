@@ -6,10 +6,12 @@
 
 #include "cache.hpp"
 
+#include <kvtrim/allocate/row_profile.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/score/lag_score.hpp>
+#include <kvtrim/score/replay.hpp>
 
 #include <functional>
 #include <span>
@@ -20,6 +22,13 @@ namespace lm {
 
 // The queries that a policy wants to see.
 enum class observed { window, whole_prompt };
+
+// The pass over the prompt whose queries score its rows before a policy plans: none, its own (what is wanted from afar), or a
+// second one behind it.
+enum class scoring_pass { none, own, replay };
+
+// How near before a query rows are not scored by it, where the prompt's own pass scores.
+inline constexpr index_t afar_tokens = 64;
 
 // One layer of a prefilled prompt.
 struct layer_prompt {
@@ -33,6 +42,9 @@ struct layer_prompt {
     index_t tokens;
     index_t window_tokens; // newest queries that the policy may observe
     kvtrim::lag_score lag = {};
+    float stream_power = 1;                        // mean of 1 / x^2, x the length of the stream at a token
+    const kvtrim::replay_scores* scored = nullptr; // by the pass that the policy asked for
+    const kvtrim::row_profile* profile = nullptr;  // of the model, where the policy needs one
 };
 
 struct stage_seconds {
@@ -52,6 +64,10 @@ struct named_policy {
     observed queries = observed::window;
     bool needs_gram = false;
     plan_function plan = {};
+    scoring_pass pass = scoring_pass::none;
+    kvtrim::token_loss loss = kvtrim::token_loss::attention_maximum; // of that pass
+    bool needs_profile = false;
+    bool is_variant = false; // of another policy, with a default of kvtrim's set otherwise
     // For a policy that can evict while the layers arrive: plays one prefill, with real caches, and returns the most
     // bytes of keys and values that were held at a time. Otherwise empty.
     std::function<double(std::span<const layer_prompt>, const kvtrim::eviction_request&,
@@ -60,6 +76,11 @@ struct named_policy {
 };
 
 [[nodiscard]] const std::vector<named_policy>& all_policies();
+
+// Whether it is one of its own and plans from the layers alone, without a pass of its own or a table of the model.
+[[nodiscard]] inline bool is_plain(const named_policy& p) {
+    return p.pass == scoring_pass::none && !p.needs_profile && !p.is_variant;
+}
 
 // Throws std::invalid_argument for an unknown name.
 [[nodiscard]] const named_policy& policy_named(const std::string& name);

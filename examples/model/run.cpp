@@ -3,6 +3,7 @@
 
 // A real model answers a question about a text, from its full cache and from what a policy leaves of it.
 
+#include "calibrate.hpp"
 #include "load_model.hpp"
 #include "session.hpp"
 #include "tokenizer.hpp"
@@ -134,7 +135,15 @@ int run(const options& chosen) {
     fmt::print("{}: {} layers, {} query heads, {} KV heads of {}\n", file.text("general.name", "model"),
                c.layers, c.q_heads, c.kv_heads, c.head_dim);
 
-    session sequence(model, format, tokens + after);
+    policy_aids aids{replay_lead(words), nullptr};
+    kvtrim::row_profile profile;
+    if (policy.needs_profile) {
+        std::vector<token_id> text = words.encode(read_text(MODEL_DATA_DIR "/holmes.txt").substr(0, 8192));
+        text.resize(std::min<std::size_t>(text.size(), 1024));
+        profile = calibrate(model, text, aids.replay_lead);
+        aids.profile = &profile;
+    }
+    session sequence(model, format, tokens + after, aids);
     const index_t observed_tokens =
         policy.queries == observed::whole_prompt ? tokens : std::min(tokens, chosen.cut.window_tokens);
     const bool terminal = isatty(STDERR_FILENO) != 0;

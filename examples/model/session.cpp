@@ -6,7 +6,10 @@
 #include <kvtrim/score/projected_value_norms.hpp>
 
 #include <algorithm>
+#include <new>
+#include <numeric>
 #include <stdexcept>
+#include <utility>
 
 namespace lm {
 namespace {
@@ -16,7 +19,9 @@ constexpr index_t chunk_tokens = 512;
 
 } // namespace
 
-session::session(const llama_model& model, cache_format format, index_t expected_tokens) : model_(model) {
+session::session(const llama_model& model, cache_format format, index_t expected_tokens, policy_aids aids)
+    : model_(model), format_(format), aids_(std::move(aids)),
+      stream_power_(static_cast<std::size_t>(model.config.layers)) {
     const model_config& c = model.config;
     for (index_t layer = 0; layer < c.layers; ++layer) {
         caches_.emplace_back(c.kv_heads, c.head_dim, format).reserve(expected_tokens);
@@ -34,6 +39,8 @@ matrix session::prefill(std::span<const token_id> prompt, index_t observed_token
     const auto attend = [&](index_t layer, const attention_inputs& inputs) {
         kv_cache& cache = caches_[static_cast<std::size_t>(layer)];
         cache.append(inputs.keys, inputs.values);
+        stream_power_[static_cast<std::size_t>(layer)] +=
+            static_cast<double>(inputs.stream.array().square().inverse().sum());
         // The chunk's queries from the first observed one on.
         const index_t skipped = std::clamp<index_t>(first_observed - tokens_, 0, inputs.queries.tokens());
         const index_t count = inputs.queries.tokens() - skipped;
@@ -44,6 +51,8 @@ matrix session::prefill(std::span<const token_id> prompt, index_t observed_token
         }
         return cache.attend(inputs.queries);
     };
+    prompt_.insert(prompt_.end(), prompt.begin(), prompt.end());
+    scored_.clear();
     matrix logits;
     while (!prompt.empty()) {
         const auto count = std::min<std::size_t>(prompt.size(), chunk_tokens);
@@ -71,26 +80,33 @@ std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const c
     request.protect.window_tokens = std::min(chosen.window_tokens, budget);
     request.protect.sink_tokens = std::min(chosen.sink_tokens, budget - request.protect.window_tokens);
 
+    if (policy.needs_profile && aids_.profile == nullptr) {
+        throw std::runtime_error(policy.name + " needs a table of the model's rows");
+    }
+    if (policy.pass != scoring_pass::none && !scored_.contains({policy.pass, policy.loss})) {
+        scored_[{policy.pass, policy.loss}] = score(policy.pass, policy.loss);
+    }
     std::vector<matrix> projections; // W_O as floats, for as long as it is needed
     std::vector<std::vector<float>> grams(caches_.size());
     for (std::size_t l = 0; l < caches_.size(); ++l) {
         projections.push_back(model_.layers[l].wo.decoded());
-        if (!policy.needs_gram) { continue; }
-        const kvtrim::gram_projection gram(kvtrim::output_projection(projections[l], c.q_heads));
-        const auto floats = static_cast<std::size_t>(c.q_heads * c.head_dim * c.head_dim);
-        grams[l].assign(gram.view().data, gram.view().data + floats);
+        if (policy.needs_gram) { grams[l] = gram(l, false); }
     }
     std::vector<layer_prompt> layers;
     for (std::size_t l = 0; l < caches_.size(); ++l) {
         const auto queries = rows_of(queries_[l]);
-        layers.push_back({.config = c,
-                          .keys = caches_[l].keys(prompt_tokens_),
-                          .values = caches_[l].values(prompt_tokens_),
-                          .queries = queries,
-                          .wo = {projections[l].data(), projections[l].rows(), projections[l].cols()},
-                          .gram = grams[l],
-                          .tokens = prompt_tokens_,
-                          .window_tokens = std::min(chosen.window_tokens, queries.extent(1))});
+        layers.push_back(
+            {.config = c,
+             .keys = caches_[l].keys(prompt_tokens_),
+             .values = caches_[l].values(prompt_tokens_),
+             .queries = queries,
+             .wo = {projections[l].data(), projections[l].rows(), projections[l].cols()},
+             .gram = grams[l],
+             .tokens = prompt_tokens_,
+             .window_tokens = std::min(chosen.window_tokens, queries.extent(1)),
+             .stream_power = static_cast<float>(stream_power_[l] / static_cast<double>(prompt_tokens_)),
+             .scored = policy.pass == scoring_pass::none ? nullptr : &scored_[{policy.pass, policy.loss}][l],
+             .profile = aids_.profile});
     }
     std::vector<kvtrim::keep_plan> plans(caches_.size());
     kvtrim::growing_workspace memory;
@@ -99,11 +115,94 @@ std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const c
     return plans;
 }
 
+std::vector<float> session::gram(std::size_t layer, bool in_stream_units) const {
+    const model_config& c = model_.config;
+    const matrix wo = model_.layers[layer].wo.decoded();
+    const kvtrim::gram_projection whole(kvtrim::output_projection(wo, c.q_heads));
+    const float* const first = whole.view().data;
+    std::vector<float> gram(first, first + c.q_heads * c.head_dim * c.head_dim);
+    if (in_stream_units) {
+        const double power = stream_power_[layer] / static_cast<double>(prompt_tokens_);
+        for (float& x : gram) { x *= static_cast<float>(power); }
+    }
+    return gram;
+}
+
+std::vector<kvtrim::replay_scores> session::score(scoring_pass pass, kvtrim::token_loss loss) const {
+    constexpr std::size_t part_tokens = 512;
+    const model_config& c = model_.config;
+    std::vector<kvtrim::replay_scores> scores;
+    std::vector<std::vector<float>> grams;
+    for (std::size_t l = 0; l < caches_.size(); ++l) {
+        scores.emplace_back(c.kv_heads, prompt_tokens_, loss);
+        grams.push_back(loss == kvtrim::token_loss::attention_maximum ? std::vector<float>{} : gram(l, true));
+    }
+    kvtrim::growing_workspace memory;
+    const auto require = [](const kvtrim::status& done) {
+        if (!done.ok()) { throw std::runtime_error(done.what()); }
+    };
+    // Adds the newest queries of a layer whose cache has their rows already.
+    const auto add = [&](std::size_t l, const cache_rows& keys, const cache_rows& values,
+                         const head_tensor& queries) {
+        const auto seen = kvtrim::layer(keys, values).with_queries(rows_of(queries));
+        const auto feed = [&](const auto& in) {
+            require(pass == scoring_pass::own ? scores[l].add_own(in, {}, afar_tokens, memory)
+                                              : scores[l].add(in, {}, memory));
+        };
+        if (loss == kvtrim::token_loss::attention_maximum) { return feed(seen); }
+        feed(seen.with_output_projection(kvtrim::gram_view{grams[l].data(), c.q_heads, c.head_dim}));
+    };
+    if (pass == scoring_pass::own) {
+        for (std::size_t l = 0; l < caches_.size(); ++l) {
+            if (queries_[l].tokens() != prompt_tokens_) {
+                throw std::invalid_argument("a policy that was given too few queries");
+            }
+            add(l, caches_[l].keys(prompt_tokens_), caches_[l].values(prompt_tokens_), queries_[l]);
+        }
+        return scores;
+    }
+    for (std::size_t first = 0; first < prompt_.size(); first += part_tokens) {
+        std::vector<token_id> fed = aids_.replay_lead;
+        const auto part = std::span(prompt_).subspan(first, std::min(part_tokens, prompt_.size() - first));
+        fed.insert(fed.end(), part.begin(), part.end());
+        std::vector<kv_cache> caches = copy();
+        const auto attend = [&](index_t layer, const attention_inputs& inputs) {
+            const auto l = static_cast<std::size_t>(layer);
+            caches[l].append(inputs.keys, inputs.values);
+            add(l, caches[l].keys(), caches[l].values(), inputs.queries);
+            return caches[l].attend(inputs.queries);
+        };
+        forward(model_, fed, prompt_tokens_, attend, logit_rows::none);
+    }
+    return scores;
+}
+
 void session::cut(std::span<const kvtrim::keep_plan> plans, index_t room) {
     if (plans.size() != caches_.size()) { throw std::invalid_argument("a cut needs a plan per layer"); }
     for (std::size_t l = 0; l < caches_.size(); ++l) { caches_[l].cut(plans[l], room); }
     queries_.clear();
     tokens_ = prompt_tokens_;
+}
+
+std::vector<kv_cache> session::copy(std::span<const kvtrim::keep_plan> plans) const {
+    const model_config& c = model_.config;
+    kvtrim::keep_plan everything;
+    if (plans.empty()) {
+        const std::vector<kvtrim::index_t> counts(static_cast<std::size_t>(c.kv_heads), prompt_tokens_);
+        if (!everything.reset(counts).ok()) { throw std::bad_alloc(); }
+        for (index_t h = 0; h < c.kv_heads; ++h) {
+            const auto row = everything.writable_row(h);
+            std::iota(row.begin(), row.end(), 0);
+        }
+    } else if (plans.size() != caches_.size()) {
+        throw std::invalid_argument("a cut needs a plan per layer");
+    }
+    std::vector<kv_cache> copies;
+    for (std::size_t l = 0; l < caches_.size(); ++l) {
+        copies.emplace_back(caches_[l].keys(prompt_tokens_), caches_[l].values(prompt_tokens_),
+                            plans.empty() ? everything : plans[l], format_);
+    }
+    return copies;
 }
 
 std::size_t session::cache_bytes() const {

@@ -8,6 +8,7 @@
 #include "policies.hpp"
 
 #include <functional>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -19,10 +20,16 @@ struct cut_request {
     index_t window_tokens = 32; // its newest, which stay and are observed
 };
 
+// What some policies need beside the prompt.
+struct policy_aids {
+    std::vector<token_id> replay_lead;            // said before the prompt is fed again
+    const kvtrim::row_profile* profile = nullptr; // of the model; must outlive the session
+};
+
 class session {
   public:
     // The model must outlive it. expected_tokens: room made at once.
-    session(const llama_model& model, cache_format format, index_t expected_tokens);
+    session(const llama_model& model, cache_format format, index_t expected_tokens, policy_aids aids = {});
 
     // Positions so far.
     [[nodiscard]] index_t tokens() const { return tokens_; }
@@ -39,16 +46,32 @@ class session {
     [[nodiscard]] std::vector<kvtrim::keep_plan> plan(const named_policy& policy,
                                                       const cut_request& request) const;
 
+    // What a pass over the prompt makes of its rows, per layer. The own pass asks for all of the prompt's queries; the replay feeds
+    // the prompt again, a part at a time behind replay_lead, each part over the whole prompt.
+    [[nodiscard]] std::vector<kvtrim::replay_scores> score(scoring_pass pass, kvtrim::token_loss loss) const;
+
     // Goes back to the end of the prompt with the rows that the plans keep. Tokens that were run since then are gone.
     void cut(std::span<const kvtrim::keep_plan> plans, index_t room = 0);
+
+    // The prompt's caches as a cut would leave them; this sequence stays as it is. Without plans every row stays.
+    [[nodiscard]] std::vector<kv_cache> copy(std::span<const kvtrim::keep_plan> plans = {}) const;
 
     // Keys and values of all layers.
     [[nodiscard]] std::size_t cache_bytes() const;
 
   private:
+    // Gram matrices of W_O [q_heads, head_dim, head_dim], as they are or in units of the layer's stream.
+    [[nodiscard]] std::vector<float> gram(std::size_t layer, bool in_stream_units) const;
+
     const llama_model& model_;
+    cache_format format_;
     std::vector<kv_cache> caches_;
+    policy_aids aids_;
+    std::vector<token_id> prompt_;
     std::vector<head_tensor> queries_; // the prompt's newest
+    std::vector<double>
+        stream_power_; // per layer, sum over the prompt of 1 / x^2, x the length of the stream
+    mutable std::map<std::pair<scoring_pass, kvtrim::token_loss>, std::vector<kvtrim::replay_scores>> scored_;
     index_t tokens_ = 0;
     index_t prompt_tokens_ = 0;
 };

@@ -51,7 +51,9 @@ struct options {
 
 std::vector<std::string> policy_names() {
     std::vector<std::string> names;
-    for (const named_policy& p : all_policies()) { names.push_back(p.name); }
+    for (const named_policy& p : all_policies()) {
+        if (is_plain(p)) { names.push_back(p.name); }
+    }
     return names;
 }
 

@@ -5,6 +5,7 @@
 // Everything but the adapters: include the header of one policy instead where compile time counts.
 
 #include <kvtrim/allocate/blended.hpp>
+#include <kvtrim/allocate/row_profile.hpp>
 #include <kvtrim/allocate/whole_pages.hpp>
 #include <kvtrim/cache/filled.hpp>
 #include <kvtrim/cache/ggml_rows.hpp>
@@ -42,6 +43,7 @@
 #include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/policy/layers.hpp>
 #include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/replay.hpp>
 #include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>

@@ -130,6 +130,48 @@ inline tensor attention(const tensor& queries, const tensor& keys, const attenti
     return result;
 }
 
+// What the outputs of the heads that read one KV head change when a single token is evicted and the others share its weight:
+// |(o' - o) W_O|, without w_o |o' - o|. nearest: an observer has no say on rows closer than this before its own. [tokens]
+inline row eviction_losses(const tensor& attention, const matrix& values, const tensor& w_o,
+                           std::size_t group, std::size_t head, bool sum_of_squares,
+                           const std::vector<std::size_t>& last_rows) {
+    row losses(values.size(), 0.0);
+    for (std::size_t h = head * group; h < (head + 1) * group; ++h) {
+        for (std::size_t i = 0; i < attention[h].size(); ++i) {
+            const row& p = attention[h][i];
+            const row output = times(p, values);
+            for (std::size_t t = 0; t < std::min(values.size(), last_rows[i]); ++t) {
+                if (p[t] == 0) { continue; }
+                row change(values[t].size(), 0.0);
+                for (std::size_t d = 0; d < change.size(); ++d) {
+                    const double gone = p[t] * values[t][d];
+                    // Of a weight near 1 the library sees no more than that o is v.
+                    change[d] = p[t] > 1 - 0x1p-8 ? gone : (output[d] - gone) / (1 - p[t]) - output[d];
+                }
+                const row changed = w_o.empty() ? change : times(change, w_o[h]);
+                const double square = dot(changed, changed);
+                losses[t] = sum_of_squares ? losses[t] + square : std::max(losses[t], square);
+            }
+        }
+    }
+    for (double& x : losses) { x = std::sqrt(x); }
+    return losses;
+}
+
+// The most attention that a query of the group pays each token.
+inline row attention_maximum(const tensor& attention, std::size_t group, std::size_t head, std::size_t tokens,
+                             const std::vector<std::size_t>& last_rows) {
+    row most(tokens, 0.0);
+    for (std::size_t h = head * group; h < (head + 1) * group; ++h) {
+        for (std::size_t i = 0; i < attention[h].size(); ++i) {
+            for (std::size_t t = 0; t < std::min(tokens, last_rows[i]); ++t) {
+                most[t] = std::max(most[t], attention[h][i][t]);
+            }
+        }
+    }
+    return most;
+}
+
 // Mean over all query rows of one KV head of the attention to protected tokens.
 inline double protected_mass(const tensor& a, std::size_t group, std::size_t kv_head, const protection& p) {
     double mass = 0;

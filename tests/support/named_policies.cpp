@@ -9,6 +9,7 @@
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/expected_attention.hpp>
 #include <kvtrim/policy/lagkv.hpp>
+#include <kvtrim/policy/replay.hpp>
 #include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/rerank/chunked.hpp>
 
@@ -87,6 +88,9 @@ std::vector<named_policy> describe_all() {
         describe("ada_snapkv, blended", window | across_heads, ada_snapkv(adakv_repository, weighted)),
         describe("criticalkv", window, criticalkv()),
         describe("criticalkv, Gram", window, criticalkv(), with_gram),
+        describe("dropkv", window | across_heads, dropkv()),
+        describe("dropkv, Gram, maximum", window | across_heads, dropkv({.loss = token_loss::output_maximum}),
+                 with_gram),
         describe("ada_criticalkv", window | across_heads, ada_criticalkv()),
         describe("defensivekv", window | across_heads, defensivekv()),
         describe("defensivekv, Gram", window | across_heads, defensivekv(), with_gram),

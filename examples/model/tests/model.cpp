@@ -1,6 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 #include "model.hpp"
+#include "calibrate.hpp"
 
 #include "cache.hpp"
 #include "load_model.hpp"
@@ -209,11 +210,14 @@ TEST_CASE("What a cut frees is the system's again") {
 TEST_CASE("Every policy cuts a session to its share, and the session runs on") {
     const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
     const auto tokens = tiny::random_tokens(256);
-    const std::vector<token_id> further{5, 6};
+    const std::vector<token_id> further{5, 6}, lead{1, 2, 3};
+    const kvtrim::row_profile profile = calibrate(model, tiny::random_tokens(128), lead);
+    CHECK(profile.rows() == model.config.layers * model.config.kv_heads);
+    const policy_aids aids{lead, &profile};
     for (const named_policy& policy : all_policies()) {
         INFO(policy.name);
         const index_t observed_tokens = policy.queries == observed::whole_prompt ? 256 : 32;
-        session sequence(model, cache_format::f16, 300);
+        session sequence(model, cache_format::f16, 300, aids);
         static_cast<void>(sequence.prefill(tokens, observed_tokens));
         const auto whole = static_cast<double>(sequence.cache_bytes());
         const matrix before = sequence.step(further);
@@ -222,12 +226,36 @@ TEST_CASE("Every policy cuts a session to its share, and the session runs on") {
         CHECK(static_cast<double>(sequence.cache_bytes()) <= 0.51 * whole);
         CHECK(sequence.step(further).allFinite());
 
-        session all(model, cache_format::f16, 0); // whose room grows
+        session all(model, cache_format::f16, 0, aids); // whose room grows
         static_cast<void>(all.prefill(tokens, observed_tokens));
         all.cut(all.plan(policy, {.kept_ratio = 1.0}));
         CHECK(static_cast<double>(all.cache_bytes()) == whole);
         CHECK((all.step(further) - before).cwiseAbs().maxCoeff() < 1e-5F);
     }
+}
+
+TEST_CASE("A replay in parts scores every row, and leaves the sequence as it was") {
+    const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
+    const auto tokens = tiny::random_tokens(700); // more than a part
+    session sequence(model, cache_format::f32, 800, {{1, 2, 3}, nullptr});
+    const matrix logits = sequence.prefill(tokens, 700);
+    const std::size_t bytes = sequence.cache_bytes();
+    for (const scoring_pass pass : {scoring_pass::replay, scoring_pass::own}) {
+        const auto scores = sequence.score(pass, kvtrim::token_loss::attention_maximum);
+        CHECK(sequence.cache_bytes() == bytes);
+        for (const kvtrim::replay_scores& layer : scores) {
+            for (index_t h = 0; h < layer.kv_heads(); ++h) {
+                for (index_t t = 0; t < 700; ++t) {
+                    // Nobody looks at the newest rows from afar.
+                    const bool seen = pass == scoring_pass::replay || t + afar_tokens < 700;
+                    CHECK((layer.score(h, t) > 0) == seen);
+                }
+            }
+        }
+    }
+    const std::vector<token_id> further{5, 6};
+    CHECK(sequence.step(further).allFinite());
+    CHECK_THROWS(sequence.plan(policy_named("profiled_key_diff"), {})); // without a table
 }
 
 } // namespace

@@ -10,6 +10,8 @@
 //   the queries belong to the newest rows before the rollback tail
 //   z[r] includes exp(sink_logit - m) where the model has one
 //
+// A query may also be none of the rows: one that comes behind all of them sees them all (observed_by).
+//
 // begin_block() sweeps the keys once for m and z; attention() computes any range of columns again, or takes the logits
 // from memory that keep_logits_in() lent: the same floats, half of the products.
 // Shapes: queries [q_heads, queries, head_dim]; keys [kv_heads, tokens, head_dim]; any cache_view.
@@ -18,9 +20,8 @@
 // Numerics: see kernels/window_ops.hpp; a fully masked row has attention 0 everywhere.
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
-#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/attention/observers.hpp>
 #include <kvtrim/cache/row_reader.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/kernels/window_ops.hpp>
 
@@ -29,31 +30,6 @@
 #include <span>
 
 namespace kvtrim {
-
-/// What any stage asks first that computes attention of the observation queries.
-/// Returns the inputs' own answer, heads_not_divisible, window_exceeds_tokens (needed: tokens) or invalid_parameter.
-/// O(heads).
-template <class Inputs>
-[[nodiscard]] status validate_attention(const Inputs& in, const eviction_request& request) {
-    const index_t q_heads = extent(in.queries, 0);
-    const index_t queries = extent(in.queries, 1);
-    if (const status s = in.validate(); !s.ok()) { return s; }
-    if (const status s = valid_attention(request.attention, q_heads); !s.ok()) { return s; }
-    const index_t rollback = request.protect.rollback_tokens;
-    if (rollback < 0) { return {errc::invalid_parameter, "protected token counts must not be negative"}; }
-    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
-        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
-    }
-    if (queries == 0) { return {errc::invalid_parameter, "the observation window has no queries"}; }
-    constexpr index_t most = std::numeric_limits<index_t>::max();
-    const index_t needed = rollback > most - queries ? most : queries + rollback;
-    for (index_t g = 0; g < in.kv_heads(); ++g) {
-        if (in.tokens(g) < needed) {
-            return {errc::window_exceeds_tokens, "more observation queries than cached tokens", needed};
-        }
-    }
-    return {};
-}
 
 /// Attention rows of one KV head, a block of rows at a time. Views the inputs and the workspace.
 template <class Inputs>
@@ -64,13 +40,21 @@ class attention_rows {
     attention_rows(const Inputs& in, const eviction_request& request, index_t kv_head, index_t newest,
                    index_t halo, workspace& scratch,
                    const kernels::window_kernels& steps = kernels::active_window_kernels())
-        : in_(in), options_(request.attention), kv_head_(kv_head), tokens_(in.tokens(kv_head)),
+        : attention_rows(in, request.attention, kv_head, newest, halo,
+                         {in.tokens(kv_head) - request.protect.rollback_tokens -
+                              (newest > 0 ? std::min(newest, extent(in.queries, 1)) : extent(in.queries, 1)),
+                          candidates(request.protect, in.tokens(kv_head))},
+                         scratch, steps) {}
+
+    attention_rows(const Inputs& in, const attention_options& options, index_t kv_head, index_t newest,
+                   index_t halo, const observed_by& seen, workspace& scratch,
+                   const kernels::window_kernels& steps = kernels::active_window_kernels())
+        : in_(in), options_(options), kv_head_(kv_head), tokens_(in.tokens(kv_head)),
           group_size_(extent(in.queries, 0) / in.kv_heads()),
           queries_(newest > 0 ? std::min(newest, extent(in.queries, 1)) : extent(in.queries, 1)),
-          skipped_(extent(in.queries, 1) - queries_),
-          query_begin_(tokens_ - request.protect.rollback_tokens - queries_),
-          range_(candidates(request.protect, tokens_)), tile_tokens_(kernels::tile_tokens(in.head_dim())),
-          steps_(steps) {
+          skipped_(extent(in.queries, 1) - queries_), query_begin_(seen.query_begin),
+          range_(seen.candidates), hidden_{seen.hidden[0], seen.hidden[1]},
+          tile_tokens_(kernels::tile_tokens(in.head_dim())), steps_(steps) {
         const index_t widest = tile_tokens_ + 2 * halo;
         packed_ = scratch.take<float>(kernels::tile_query_rows * in.head_dim());
         if constexpr (may_stay_bf16) {
@@ -123,7 +107,8 @@ class attention_rows {
             at(mass_, r) = 0.0;
         }
         for (index_t t = 0; t < visible_end(); t += tile_tokens_) {
-            accumulate(t, std::min(tile_tokens_, visible_end() - t));
+            const index_t tokens = std::min(tile_tokens_, visible_end() - t);
+            if (!are_hidden(t, tokens)) { accumulate(t, tokens); }
         }
         finish_statistics();
     }
@@ -133,7 +118,12 @@ class attention_rows {
     /// First row of the block.
     [[nodiscard]] index_t first_row() const { return first_row_; }
     /// One past the last cache row that any query of the block sees.
-    [[nodiscard]] index_t visible_end() const { return query_begin_ + block_queries_.end; }
+    [[nodiscard]] index_t visible_end() const { return std::min(tokens_, query_begin_ + block_queries_.end); }
+    /// Whether no query sees any of the cache rows [begin, begin + count).
+    [[nodiscard]] bool are_hidden(index_t begin, index_t count) const {
+        const auto covers = [&](token_range r) { return r.begin <= begin && begin + count <= r.end; };
+        return covers(hidden_[0]) || covers(hidden_[1]);
+    }
     /// Sum of a row's attention to the candidates.
     [[nodiscard]] double candidate_mass(index_t block_row) const {
         const double sum = at(outside_, block_row) + at(mass_, block_row);
@@ -253,6 +243,11 @@ class attention_rows {
     }
 
     void mask_invisible(index_t begin, index_t count, float* logits) const {
+        for (const token_range hidden : hidden_) {
+            const index_t first = std::clamp(hidden.begin - begin, index_t{0}, count);
+            const index_t last = std::clamp(hidden.end - begin, first, count);
+            std::fill(logits + first * count_, logits + last * count_, kernels::masked_logit);
+        }
         const index_t window = options_.sliding_window;
         const bool all_see_end = begin + count <= query_begin_ + block_queries_.begin + 1;
         const bool all_see_begin = window == 0 || query_begin_ + block_queries_.end - 1 - begin < window;
@@ -307,6 +302,7 @@ class attention_rows {
     index_t skipped_;
     index_t query_begin_;
     token_range range_;
+    token_range hidden_[2];
     index_t tile_tokens_;
     const kernels::window_kernels& steps_;
     bool stays_bf16_ = false; // keys and queries are multiplied as bf16

@@ -1,0 +1,208 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// What policies keep of a real model's abilities: needles, running text, output errors. ./dev quality
+
+#include "calibrate.hpp"
+#include "load_model.hpp"
+#include "quality_report.hpp"
+
+#include <CLI/CLI.hpp>
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <fstream>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+// A text for choosing, of a seed that no measure begins with.
+constexpr std::uint64_t calibration_seed = 977;
+
+using namespace lm;
+
+struct options {
+    quality_request request{
+        .policies = {"snapkv", "ada_snapkv", "criticalkv", "ada_criticalkv", "defensivekv",
+                     "layer_defensivekv", "consensuskv", "expected_attention", "lagkv", "key_diff",
+                     "streaming_llm"},
+        .kept_ratios = {0.5, 0.2, 0.1},
+        .tasks = {"single", "multikey", "multivalue", "multiquery", "text"},
+        .values = {needle_values::numbers, needle_values::words},
+        .question_seen = {false, true},
+        .tokens = {1024},
+    };
+    std::vector<std::string> values{"numbers", "words"};
+    std::vector<std::string> questions{"unseen", "seen"};
+    std::string cache = "f32";
+    std::string model_file;
+    std::string text_file;
+    std::string json_file;
+    std::vector<std::string> results;
+    bool check = false;
+};
+
+// One line for each sample on stderr.
+quality_progress progress_lines() {
+    const auto start = std::chrono::steady_clock::now();
+    return [start](index_t done, index_t all, const std::string& what) {
+        const double seconds =
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        const double left =
+            done == 0 ? 0 : seconds / static_cast<double>(done) * static_cast<double>(all - done);
+        fmt::print(stderr, "[{}/{}] {:.0f} s, about {:.0f} left: {}\n", done, all, seconds, left, what);
+    };
+}
+
+int measure(options& chosen) {
+    quality_request& request = chosen.request;
+    std::optional<gguf> file;
+    std::optional<tokenizer> words;
+    std::unique_ptr<sample_source> source;
+    llama_model model;
+    quality_setting setting{chosen.model_file.substr(chosen.model_file.find_last_of('/') + 1), ""};
+    if (chosen.model_file.ends_with(".safetensors")) { // the demo's, which has no words
+        model = load_safetensors(chosen.model_file);
+        source = recall_source();
+    } else {
+        file.emplace(chosen.model_file);
+        model = load_model(*file);
+        words.emplace(*file);
+        if (words->size() > model.config.vocabulary) {
+            file->fail("has more tokens than rows of its embedding");
+        }
+        const std::string data = MODEL_DATA_DIR;
+        source = text_source(*words, chosen.text_file.empty() ? data + "/holmes.txt" : chosen.text_file,
+                             chosen.text_file.empty() ? data + "/beagle.txt" : chosen.text_file);
+    }
+    setting.text = chosen.text_file.empty() ? source->description() : chosen.text_file;
+    request.format = chosen.cache == "f32"   ? cache_format::f32
+                     : chosen.cache == "f16" ? cache_format::f16
+                                             : cache_format::q8_0;
+    request.values.clear();
+    for (const needle_values has : source->values()) {
+        const std::string name = has == needle_values::numbers ? "numbers" : "words";
+        if (std::find(chosen.values.begin(), chosen.values.end(), name) != chosen.values.end()) {
+            request.values.push_back(has);
+        }
+    }
+    request.question_seen.clear();
+    for (const std::string& q : chosen.questions) { request.question_seen.push_back(q == "seen"); }
+    for (const index_t tokens : request.tokens) {
+        if (model.config.context > 0 && tokens + request.next_tokens > model.config.context) {
+            throw std::runtime_error(fmt::format("{} tokens and what follows, but the model's context is {}",
+                                                 tokens, model.config.context));
+        }
+    }
+    if (words) { request.aids.replay_lead = replay_lead(*words); }
+    kvtrim::row_profile profile;
+    const auto needs = [](const std::string& name) { return policy_named(name).needs_profile; };
+    if (std::any_of(request.policies.begin(), request.policies.end(), needs)) {
+        const running_text text = source->text(1024, 2, calibration_seed);
+        profile = calibrate(model, text.context, request.aids.replay_lead);
+        request.aids.profile = &profile;
+    }
+    std::ofstream out;
+    if (!chosen.json_file.empty()) { // not after an hour
+        out.open(chosen.json_file);
+        if (!out.is_open()) { throw std::runtime_error(chosen.json_file + ": cannot be written"); }
+    }
+    const quality_results results = measure_quality(model, *source, request, progress_lines());
+    if (out.is_open()) {
+        out << json_of(results, setting, request).dump(1) << '\n';
+        out.close();
+        if (!out) { throw std::runtime_error(chosen.json_file + ": cannot be written"); }
+    }
+    fmt::print("{}", tables_of(results));
+    if (chosen.check) {
+        const std::string wrong = check_whole_caches(results);
+        if (!wrong.empty()) { throw std::runtime_error(wrong); }
+    }
+    return 0;
+}
+
+int show(const std::vector<std::string>& files) {
+    quality_results results;
+    for (const std::string& file : files) { read_results(file, results); }
+    fmt::print("{}", tables_of(results));
+    return 0;
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    options chosen;
+    quality_request& request = chosen.request;
+    std::vector<std::string> names;
+    for (const named_policy& p : all_policies()) { names.push_back(p.name); }
+    std::vector<std::string> tasks(needle_tasks.begin(), needle_tasks.end());
+    tasks.emplace_back("text");
+
+    CLI::App app{"What eviction policies keep of a model's abilities, against its full cache"};
+    app.add_option("--model", chosen.model_file,
+                   "a GGUF file of the LLaMA architecture, or the demo's .safetensors")
+        ->check(CLI::ExistingFile);
+    app.add_option("--policies", request.policies)
+        ->delimiter(',')
+        ->check(CLI::IsMember(names))
+        ->capture_default_str();
+    app.add_option("--keep", request.kept_ratios, "shares of the cache that stay")
+        ->delimiter(',')
+        ->check(CLI::Range(1e-6, 1.0))
+        ->capture_default_str();
+    app.add_option("--tasks", request.tasks)
+        ->delimiter(',')
+        ->check(CLI::IsMember(tasks))
+        ->capture_default_str();
+    app.add_option("--values", chosen.values, "of the needles")
+        ->delimiter(',')
+        ->check(CLI::IsMember({"numbers", "words"}))
+        ->capture_default_str();
+    app.add_option("--question", chosen.questions, "unseen: the cut comes before it")
+        ->delimiter(',')
+        ->check(CLI::IsMember({"unseen", "seen"}))
+        ->capture_default_str();
+    app.add_option("--tokens", request.tokens, "lengths of the context")
+        ->delimiter(',')
+        ->check(CLI::Range(index_t{128}, index_t{1} << 20))
+        ->capture_default_str();
+    app.add_option("--samples", request.samples, "of each task")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--seed", request.first_seed,
+                   "of the first sample; below 1000: for choosing, from there: for judging")
+        ->capture_default_str();
+    app.add_option("--next", request.next_tokens, "tokens of running text that are predicted")
+        ->check(CLI::Range(index_t{2}, index_t{1} << 16))
+        ->capture_default_str();
+    app.add_option("--text", chosen.text_file, "a text of your own, a paragraph a line")
+        ->check(CLI::ExistingFile);
+    app.add_option("--cache", chosen.cache, "format of keys and values")
+        ->check(CLI::IsMember({"f32", "f16", "q8_0"}))
+        ->capture_default_str();
+    app.add_option("--window", request.window_tokens, "newest tokens that stay and are observed")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--sinks", request.sink_tokens, "first tokens that stay")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    app.add_option("--json", chosen.json_file, "writes the results there");
+    app.add_flag("--check", chosen.check, "fails unless a cache that keeps everything loses nothing");
+    app.add_option("--results", chosen.results, "measures nothing: tables of these files of --json")
+        ->check(CLI::ExistingFile);
+    CLI11_PARSE(app, argc, argv);
+    try {
+        if (!chosen.results.empty()) { return show(chosen.results); }
+        if (chosen.model_file.empty()) { throw std::runtime_error("--model is missing"); }
+        return measure(chosen);
+    } catch (const std::exception& error) {
+        fmt::print(stderr, "quality: {}\n", error.what());
+        return 1;
+    }
+}

@@ -1,0 +1,312 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#include "quality_measure.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+
+namespace lm {
+namespace {
+
+index_t argmax(const matrix& logits, index_t row) {
+    index_t best = 0;
+    logits.row(row).maxCoeff(&best);
+    return best;
+}
+
+// Logits to the logarithms of a distribution, row by row.
+void log_softmax(matrix& logits) {
+    for (index_t r = 0; r < logits.rows(); ++r) {
+        auto row = logits.row(r).array();
+        row -= row.maxCoeff();
+        row -= std::log(row.exp().sum());
+    }
+}
+
+double mean_kl(const matrix& log_p, const matrix& log_q) {
+    double sum = 0;
+    for (index_t r = 0; r < log_p.rows(); ++r) {
+        const auto p = log_p.row(r).array(), q = log_q.row(r).array();
+        sum += static_cast<double>((p.exp() * (p - q)).sum());
+    }
+    return sum / static_cast<double>(log_p.rows());
+}
+
+double mean_nll(const matrix& log_q, std::span<const token_id> tokens) {
+    double sum = 0;
+    for (index_t r = 0; r + 1 < log_q.rows(); ++r) {
+        sum -= static_cast<double>(log_q(r, tokens[static_cast<std::size_t>(r + 1)]));
+    }
+    return sum / static_cast<double>(log_q.rows() - 1);
+}
+
+void add_to(std::vector<double>& sums, const std::vector<double>& numbers) {
+    sums.resize(numbers.size());
+    for (std::size_t i = 0; i < sums.size(); ++i) { sums[i] += numbers[i]; }
+}
+
+class measurement {
+  public:
+    measurement(const llama_model& model, const quality_request& request, quality_results& results)
+        : model_(model), request_(request), results_(results) {
+        for (const std::string& name : request.policies) { policies_.push_back(&policy_named(name)); }
+        const model_config& c = model.config;
+        for (const layer_weights& layer : model.layers) {
+            const matrix wo = layer.wo.decoded();
+            for (index_t h = 0; h < c.q_heads; ++h) {
+                const matrix part = wo.middleCols(h * c.head_dim, c.head_dim);
+                head_projections_.emplace_back(c.d_model, c.head_dim,
+                                               std::vector<float>(part.data(), part.data() + part.size()));
+            }
+        }
+    }
+
+    void needles(const needle_sample& sample, quality_key key) {
+        std::vector<token_id> cached = sample.context;
+        std::span<const asked_question> questions = sample.questions;
+        if (key.question_seen) {
+            questions = questions.first(1);
+            cached.insert(cached.end(), questions[0].question.begin(), questions[0].question.end());
+        }
+        session sequence(model_, request_.format, std::ssize(cached), request_.aids);
+        const matrix last = sequence.prefill(cached, observed_tokens(std::ssize(cached)));
+
+        std::vector<std::vector<bool>> full;
+        double right = 0, asked = 0;
+        for (const asked_question& q : questions) {
+            full.push_back(answers(sequence.copy(), sequence.tokens(), q, key.question_seen, last));
+            right += static_cast<double>(std::count(full.back().begin(), full.back().end(), true));
+            asked += static_cast<double>(full.back().size());
+        }
+        quality_cell& whole = cell_of(key, "full", 1);
+        whole.right.push_back(right);
+        whole.asked.push_back(asked);
+
+        each_cut(sequence, key, [&](std::span<const kvtrim::keep_plan> plans, quality_cell& cell) {
+            double kept = 0;
+            for (std::size_t i = 0; i < questions.size(); ++i) {
+                if (std::find(full[i].begin(), full[i].end(), true) == full[i].end()) { continue; }
+                const std::vector<bool> now =
+                    answers(sequence.copy(plans), sequence.tokens(), questions[i], key.question_seen, last);
+                for (std::size_t v = 0; v < now.size(); ++v) { kept += now[v] && full[i][v] ? 1 : 0; }
+            }
+            cell.right.push_back(kept);
+            cell.asked.push_back(right);
+        });
+    }
+
+    void text(const running_text& sample, const quality_key& key) {
+        session sequence(model_, request_.format, std::ssize(sample.context), request_.aids);
+        (void)sequence.prefill(sample.context, observed_tokens(std::ssize(sample.context)));
+
+        // The full cache, and what its attention works on.
+        std::vector<attention_inputs> next;
+        std::vector<matrix> attended;
+        matrix full;
+        {
+            std::vector<kv_cache> caches = sequence.copy();
+            const auto attend = [&](index_t layer, attention_inputs inputs) {
+                kv_cache& cache = caches[static_cast<std::size_t>(layer)];
+                cache.append(inputs.keys, inputs.values);
+                attended.push_back(cache.attend(inputs.queries));
+                next.push_back(std::move(inputs));
+                return attended.back();
+            };
+            full = forward(model_, sample.next, sequence.tokens(), attend, logit_rows::all);
+        }
+        log_softmax(full);
+        norms whole_norms;
+        for (std::size_t l = 0; l < attended.size(); ++l) {
+            add_norms(l, attended[l], whole_norms.own, whole_norms.projected);
+        }
+        quality_cell& whole = cell_of(key, "full", 1);
+        whole.kl.push_back(0);
+        whole.nll.push_back(mean_nll(full, sample.next));
+
+        each_cut(sequence, key, [&](std::span<const kvtrim::keep_plan> plans, quality_cell& cell) {
+            add_errors(sequence.copy(plans), next, attended, whole_norms, cell);
+            std::vector<kv_cache> caches = sequence.copy(plans);
+            matrix cut = decode(model_, caches, sample.next, sequence.tokens(), logit_rows::all);
+            log_softmax(cut);
+            cell.kl.push_back(mean_kl(full, cut));
+            cell.nll.push_back(mean_nll(cut, sample.next));
+            std::vector<double> rows;
+            for (const kvtrim::keep_plan& plan : plans) {
+                for (index_t h = 0; h < plan.rows(); ++h) {
+                    rows.push_back(static_cast<double>(plan.kept_tokens(h)));
+                }
+            }
+            add_to(cell.kept_rows, rows);
+        });
+    }
+
+  private:
+    struct norms { // [layers * q_heads]
+        std::vector<double> own;
+        std::vector<double> projected;
+    };
+
+    [[nodiscard]] index_t observed_tokens(index_t tokens) const {
+        const bool whole = std::any_of(policies_.begin(), policies_.end(), [](const named_policy* p) {
+            return p->queries == observed::whole_prompt;
+        });
+        return whole ? tokens : std::min(tokens, request_.window_tokens);
+    }
+
+    quality_cell& cell_of(quality_key key, const std::string& policy, double kept_ratio) {
+        key.policy = policy;
+        key.kept_ratio = kept_ratio;
+        return results_.cells[key];
+    }
+
+    template <class Use>
+    void each_cut(const session& sequence, const quality_key& key, const Use& use) {
+        for (const named_policy* policy : policies_) {
+            for (const double share : request_.kept_ratios) {
+                const std::vector<kvtrim::keep_plan> plans =
+                    sequence.plan(*policy, {share, request_.sink_tokens, request_.window_tokens});
+                use(plans, cell_of(key, policy->name, share));
+            }
+        }
+    }
+
+    // Which values of the answer are right.
+    [[nodiscard]] std::vector<bool> answers(std::vector<kv_cache> caches, index_t position,
+                                            const asked_question& q, bool seen, const matrix& last) const {
+        std::vector<token_id> tokens;
+        if (!seen) { tokens = q.question; }
+        tokens.insert(tokens.end(), q.answer.begin(), q.answer.end() - 1);
+        matrix logits(0, 0);
+        if (!tokens.empty()) { logits = decode(model_, caches, tokens, position, logit_rows::all); }
+        const index_t first =
+            seen ? -1 : std::ssize(q.question) - 1; // the row that predicts the answer's first token
+        std::vector<bool> right;
+        for (const token_range& value : q.values) {
+            bool all = true;
+            for (index_t i = value.begin; i < value.end; ++i) {
+                const index_t likeliest = first + i < 0 ? argmax(last, 0) : argmax(logits, first + i);
+                all = all && likeliest == q.answer[static_cast<std::size_t>(i)];
+            }
+            right.push_back(all);
+        }
+        return right;
+    }
+
+    // Per query head, sum |x| of [tokens, q_heads * head_dim], and of x W_O's products with the head's part of W_O.
+    void add_norms(std::size_t layer, const matrix& x, std::vector<double>& own,
+                   std::vector<double>& projected) const {
+        const model_config& c = model_.config;
+        for (index_t h = 0; h < c.q_heads; ++h) {
+            const matrix head = x.middleCols(h * c.head_dim, c.head_dim);
+            own.push_back(static_cast<double>(head.lpNorm<1>()));
+            const weight& wo =
+                head_projections_[layer * static_cast<std::size_t>(c.q_heads) + static_cast<std::size_t>(h)];
+            projected.push_back(static_cast<double>(wo.multiply(head).lpNorm<1>()));
+        }
+    }
+
+    // Attention of the full cache's queries over the cut one.
+    void add_errors(std::vector<kv_cache> caches, std::span<const attention_inputs> next,
+                    std::span<const matrix> attended, const norms& full, quality_cell& cell) const {
+        norms cut;
+        for (std::size_t l = 0; l < caches.size(); ++l) {
+            caches[l].append(next[l].keys, next[l].values);
+            add_norms(l, caches[l].attend(next[l].queries) - attended[l], cut.own, cut.projected);
+        }
+        for (std::size_t i = 0; i < cut.own.size(); ++i) {
+            cut.own[i] /= full.own[i];
+            cut.projected[i] /= full.projected[i];
+        }
+        add_to(cell.error, cut.own);
+        add_to(cell.error_projected, cut.projected);
+    }
+
+    std::vector<weight> head_projections_; // [layers * q_heads] of [d_model, head_dim]
+    const llama_model& model_;
+    const quality_request& request_;
+    quality_results& results_;
+    std::vector<const named_policy*> policies_;
+};
+
+} // namespace
+
+estimate mean_of(const std::vector<double>& numbers) {
+    return ratio_of(numbers, std::vector<double>(numbers.size(), 1));
+}
+
+estimate ratio_of(const std::vector<double>& parts, const std::vector<double>& wholes) {
+    double part = 0, whole = 0, squares = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        part += parts[i];
+        whole += wholes[i];
+    }
+    if (whole == 0) { return {}; }
+    const double mean = part / whole, samples = static_cast<double>(parts.size());
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        const double residual = parts[i] - mean * wholes[i];
+        squares += residual * residual;
+    }
+    return {mean, samples < 2 ? 0 : std::sqrt(squares * samples / (samples - 1)) / whole};
+}
+
+quality_results measure_quality(const llama_model& model, const sample_source& source,
+                                const quality_request& request, const quality_progress& progress) {
+    const auto start = std::chrono::steady_clock::now();
+    struct part {
+        quality_key key;
+        needle_values values;
+    };
+    std::vector<part> parts;
+    for (const index_t tokens : request.tokens) {
+        for (const std::string& task : request.tasks) {
+            if (task == "text") {
+                parts.push_back({{.tokens = tokens, .task = task, .values = "", .policy = ""}, {}});
+                continue;
+            }
+            for (const needle_values values : request.values) {
+                const std::string name = values == needle_values::numbers ? "numbers" : "words";
+                for (const bool seen : request.question_seen) {
+                    parts.push_back({{.tokens = tokens,
+                                      .task = task,
+                                      .values = name,
+                                      .question_seen = seen,
+                                      .policy = ""},
+                                     values});
+                }
+            }
+        }
+    }
+    quality_results results;
+    measurement measure(model, request, results);
+    const index_t all = std::ssize(parts) * request.samples;
+    index_t done = 0;
+    // Sample after sample, so that a run that is ended early has something of everything.
+    for (index_t s = 0; s < request.samples; ++s) {
+        const std::uint64_t seed = request.first_seed + static_cast<std::uint64_t>(s);
+        for (const part& p : parts) {
+            progress(done++, all,
+                     p.key.task + (p.key.values.empty() ? "" : " of " + p.key.values) +
+                         (p.key.task == "text"  ? ""
+                          : p.key.question_seen ? ", question seen"
+                                                : ", question unseen") +
+                         ", " + std::to_string(p.key.tokens) + " tokens, seed " + std::to_string(seed));
+            if (p.key.task == "text") {
+                measure.text(source.text(p.key.tokens, request.next_tokens, seed), p.key);
+            } else {
+                measure.needles(source.needles(p.key.task, p.values, p.key.tokens, seed), p.key);
+            }
+        }
+    }
+    progress(all, all, "done");
+    for (auto& [key, cell] : results.cells) {
+        for (std::vector<double>* sums : {&cell.error, &cell.error_projected, &cell.kept_rows}) {
+            for (double& sum : *sums) { sum /= static_cast<double>(cell.kl.size()); }
+        }
+    }
+    results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return results;
+}
+
+} // namespace lm

@@ -1,0 +1,287 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#include "quality_report.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <set>
+#include <stdexcept>
+
+namespace lm {
+namespace {
+
+using nlohmann::json;
+
+// To so many digits: results are read, and kept, by people.
+double rounded(double x, int digits = 5) {
+    return std::isfinite(x) ? std::stod(fmt::format("{:.{}g}", x, digits)) : 0;
+}
+
+json rounded(const std::vector<double>& numbers, int digits = 5) {
+    json all = json::array();
+    for (const double x : numbers) { all.push_back(rounded(x, digits)); }
+    return all;
+}
+
+json json_of(const quality_key& key, const quality_cell& cell) {
+    json row{
+        {"tokens", key.tokens}, {"task", key.task}, {"policy", key.policy}, {"kept_ratio", key.kept_ratio}};
+    if (key.task != "text") {
+        const estimate accuracy = ratio_of(cell.right, cell.asked);
+        row["values"] = key.values;
+        row["question"] = key.question_seen ? "seen" : "unseen";
+        row["accuracy"] = rounded(accuracy.mean);
+        row["standard_error"] = rounded(accuracy.standard_error);
+        row["right"] = cell.right;
+        row["asked"] = cell.asked;
+        return row;
+    }
+    row["kl_mean"] = rounded(mean_of(cell.kl).mean);
+    row["kl_standard_error"] = rounded(mean_of(cell.kl).standard_error);
+    row["perplexity"] = rounded(std::exp(mean_of(cell.nll).mean));
+    row["kl"] = rounded(cell.kl, 9);
+    row["nll"] = rounded(cell.nll, 9);
+    row["error"] = rounded(cell.error);
+    row["error_projected"] = rounded(cell.error_projected);
+    row["kept_rows"] = rounded(cell.kept_rows);
+    return row;
+}
+
+std::vector<double> numbers_of(const json& row, const char* name) {
+    return row.contains(name) ? row.at(name).get<std::vector<double>>() : std::vector<double>{};
+}
+
+// Of the cells that match, in the order of the policies' names in all_policies(), unknown ones last.
+struct table_axes {
+    std::vector<std::string> policies;
+    std::vector<double> shares; // the largest first
+};
+
+template <class Match>
+table_axes axes_of(const quality_results& results, const Match& match) {
+    std::set<std::string> names;
+    std::set<double, std::greater<>> shares;
+    for (const auto& [key, cell] : results.cells) {
+        if (!match(key) || key.policy == "full") { continue; }
+        names.insert(key.policy);
+        shares.insert(key.kept_ratio);
+    }
+    table_axes axes{{}, {shares.begin(), shares.end()}};
+    for (const named_policy& p : all_policies()) {
+        if (names.erase(p.name) > 0) { axes.policies.push_back(p.name); }
+    }
+    axes.policies.insert(axes.policies.end(), names.begin(), names.end());
+    return axes;
+}
+
+const quality_cell* find(const quality_results& results, quality_key key, const std::string& policy,
+                         double share) {
+    key.policy = policy;
+    key.kept_ratio = share;
+    const auto at = results.cells.find(key);
+    return at == results.cells.end() ? nullptr : &at->second;
+}
+
+double mean(const std::vector<double>& numbers) {
+    double sum = 0;
+    for (const double x : numbers) { sum += x; }
+    return numbers.empty() ? 0 : sum / static_cast<double>(numbers.size());
+}
+
+std::string header(const std::string& first, const std::vector<std::string>& columns) {
+    std::string text = "| " + first + " |", line = "|---|";
+    for (const std::string& c : columns) {
+        text += " " + c + " |";
+        line += "---|";
+    }
+    return text + "\n" + line + "\n";
+}
+
+std::string percent(double share) {
+    return fmt::format("{:g} %", std::round(share * 1e4) / 1e2);
+}
+
+// Query heads whose error after W_O is below the other's, and above it.
+std::string heads_below(const quality_cell& cell, const quality_cell* other) {
+    if (other == nullptr || other == &cell) { return "-"; }
+    double below = 0;
+    for (std::size_t i = 0; i < cell.error_projected.size(); ++i) {
+        below += cell.error_projected[i] < other->error_projected[i] ? 1 : 0;
+    }
+    return fmt::format("{:.0f} %", 100 * below / static_cast<double>(cell.error_projected.size()));
+}
+
+std::string text_table(const quality_results& results, index_t tokens) {
+    const quality_key key{.tokens = tokens, .task = "text", .values = "", .policy = ""};
+    const auto axes =
+        axes_of(results, [&](const quality_key& k) { return k.tokens == tokens && k.task == "text"; });
+    if (axes.policies.empty()) { return ""; }
+    std::string out = fmt::format("### Running text after {} tokens\n\n", tokens);
+    if (const quality_cell* full = find(results, key, "full", 1)) {
+        out += fmt::format("Full cache: perplexity {:.2f}, {} samples. Mean KL ± its standard error:\n\n",
+                           std::exp(mean(full->nll)), full->nll.size());
+    }
+    std::vector<std::string> columns;
+    for (const double share : axes.shares) { columns.push_back(percent(share)); }
+    out += header("policy", columns);
+    for (const std::string& policy : axes.policies) {
+        out += "| `" + policy + "` |";
+        for (const double share : axes.shares) {
+            const quality_cell* cell = find(results, key, policy, share);
+            if (cell == nullptr) {
+                out += " |";
+                continue;
+            }
+            const estimate kl = mean_of(cell->kl);
+            out += fmt::format(" {:.4f} ± {:.4f} |", kl.mean, kl.standard_error);
+        }
+        out += "\n";
+    }
+    out += "\nPerplexity; output error before / after W_O, mean over heads; heads whose error after W_O is "
+           "below that of "
+           "`snapkv`:\n\n";
+    out += header("policy", columns);
+    for (const std::string& policy : axes.policies) {
+        out += "| `" + policy + "` |";
+        for (const double share : axes.shares) {
+            const quality_cell* cell = find(results, key, policy, share);
+            if (cell == nullptr) {
+                out += " |";
+                continue;
+            }
+            out += fmt::format(" {:.2f}; {:.3f} / {:.3f}; {} |", std::exp(mean(cell->nll)), mean(cell->error),
+                               mean(cell->error_projected),
+                               heads_below(*cell, find(results, key, "snapkv", share)));
+        }
+        out += "\n";
+    }
+    return out + "\n";
+}
+
+std::string needle_table(const quality_results& results, index_t tokens, const std::string& values,
+                         bool seen) {
+    const auto is_here = [&](const quality_key& k) {
+        return k.tokens == tokens && k.task != "text" && k.values == values && k.question_seen == seen;
+    };
+    const auto axes = axes_of(results, is_here);
+    if (axes.policies.empty()) { return ""; }
+    std::vector<std::string> tasks;
+    for (const std::string_view task : needle_tasks) {
+        const quality_key key{tokens, std::string(task), values, seen, "full", 1};
+        if (results.cells.contains(key)) { tasks.emplace_back(task); }
+    }
+    std::string out = fmt::format("### Needles of {}, {} tokens, question {}\n\nFull cache:", values, tokens,
+                                  seen ? "seen" : "unseen");
+    for (const std::string& task : tasks) {
+        const quality_cell& full = results.cells.at({tokens, task, values, seen, "full", 1});
+        double right = 0, asked = 0;
+        for (const double x : full.right) { right += x; }
+        for (const double x : full.asked) { asked += x; }
+        out += fmt::format(" {} {:.0f} of {:.0f} ({} samples);", task, right, asked, full.asked.size());
+    }
+    out.back() = '.';
+    out += " Of these, mean over the tasks ± its standard error (each task):\n\n";
+    std::vector<std::string> columns;
+    for (const double share : axes.shares) { columns.push_back(percent(share)); }
+    out += header("policy", columns);
+    for (const std::string& policy : axes.policies) {
+        out += "| `" + policy + "` |";
+        for (const double share : axes.shares) {
+            double sum = 0, squares = 0, count = 0;
+            std::string each;
+            for (const std::string& task : tasks) {
+                const quality_cell* cell = find(results, {tokens, task, values, seen, "", 0}, policy, share);
+                if (cell == nullptr || mean(cell->asked) == 0) {
+                    each += " -";
+                    continue;
+                }
+                const estimate accuracy = ratio_of(cell->right, cell->asked);
+                sum += accuracy.mean;
+                squares += accuracy.standard_error * accuracy.standard_error;
+                count += 1;
+                each += fmt::format(" {:.2f}", accuracy.mean);
+            }
+            out += count == 0 ? " |"
+                              : fmt::format(" {:.2f} ± {:.2f} ({}) |", sum / count,
+                                            std::sqrt(squares) / count, each.substr(1));
+        }
+        out += "\n";
+    }
+    return out + "\n";
+}
+
+} // namespace
+
+json json_of(const quality_results& results, const quality_setting& setting, const quality_request& request) {
+    json all{
+        {"model", setting.model},
+        {"text", setting.text},
+        {"seeds", {request.first_seed, request.first_seed + static_cast<std::uint64_t>(request.samples)}},
+        {"cache", name_of(request.format)},
+        {"sink_tokens", request.sink_tokens},
+        {"window_tokens", request.window_tokens},
+        {"next_tokens", request.next_tokens},
+        {"seconds", std::round(results.seconds)},
+        {"rows", json::array()}};
+    for (const auto& [key, cell] : results.cells) { all["rows"].push_back(json_of(key, cell)); }
+    return all;
+}
+
+void read_results(const std::string& file, quality_results& results) {
+    try {
+        std::ifstream in(file);
+        const json all = json::parse(in);
+        for (const json& row : all.at("rows")) {
+            const quality_key key{row.at("tokens"),        row.at("task"),
+                                  row.value("values", ""), row.value("question", "") == "seen",
+                                  row.at("policy"),        row.at("kept_ratio")};
+            quality_cell& cell = results.cells[key];
+            cell.right = numbers_of(row, "right");
+            cell.asked = numbers_of(row, "asked");
+            cell.kl = numbers_of(row, "kl");
+            cell.nll = numbers_of(row, "nll");
+            cell.error = numbers_of(row, "error");
+            cell.error_projected = numbers_of(row, "error_projected");
+            cell.kept_rows = numbers_of(row, "kept_rows");
+        }
+    } catch (const json::exception& error) {
+        throw std::runtime_error(file + ": not a file of results (" + error.what() + ")");
+    }
+}
+
+std::string tables_of(const quality_results& results) {
+    std::set<index_t> lengths;
+    std::set<std::string> values;
+    for (const auto& [key, cell] : results.cells) {
+        lengths.insert(key.tokens);
+        if (!key.values.empty()) { values.insert(key.values); }
+    }
+    std::string out;
+    for (const index_t tokens : lengths) { out += text_table(results, tokens); }
+    for (const index_t tokens : lengths) {
+        for (const std::string& v : values) {
+            for (const bool seen : {false, true}) { out += needle_table(results, tokens, v, seen); }
+        }
+    }
+    return out;
+}
+
+std::string check_whole_caches(const quality_results& results) {
+    index_t checked = 0;
+    for (const auto& [key, cell] : results.cells) {
+        if (key.policy == "full" || key.kept_ratio < 1) { continue; }
+        ++checked;
+        const bool same =
+            cell.right == cell.asked &&
+            std::all_of(cell.kl.begin(), cell.kl.end(), [](double kl) { return std::abs(kl) < 1e-9; });
+        if (!same) {
+            return key.policy + " kept everything, but " + key.task + " differs from the full cache's";
+        }
+    }
+    return checked > 0 ? "" : "nothing kept everything: --check needs a --keep of 1";
+}
+
+} // namespace lm

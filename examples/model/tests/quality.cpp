@@ -1,0 +1,191 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#include "quality_report.hpp"
+
+#include "load_model.hpp"
+#include "tiny_model.hpp"
+
+#include <support/catch.hpp>
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+namespace {
+
+using namespace lm;
+
+// A file that goes with its owner.
+class text_file {
+  public:
+    text_file(const std::string& name, const std::string& text)
+        : path_((std::filesystem::temp_directory_path() / ("kvtrim_quality_" + name)).string()) {
+        std::ofstream(path_) << text;
+    }
+    text_file(const text_file&) = delete;
+    text_file& operator=(const text_file&) = delete;
+    ~text_file() { std::remove(path_.c_str()); }
+    [[nodiscard]] const std::string& path() const { return path_; }
+
+  private:
+    std::string path_;
+};
+
+struct world {
+    gguf file = tiny::read(tiny::make_parts().bytes());
+    tokenizer words{file};
+    llama_model model = load_model(file);
+    text_file choosing{"choosing.txt", "Red red. Is it red? Red as e.g. that!\nMore of red.\n"};
+    text_file judging{"judging.txt", "Blue blue. Is it blue? Blue as that!\nMore of blue.\n"};
+    std::unique_ptr<sample_source> source = text_source(words, choosing.path(), judging.path());
+};
+
+bool contains(const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos;
+}
+
+TEST_CASE("A context has exactly as many tokens as were asked for, and every value that is asked about") {
+    const world w;
+    for (const std::string_view task : needle_tasks) {
+        for (const needle_values values : w.source->values()) {
+            for (const std::uint64_t seed : {0U, 1U, 1000U, 1001U}) {
+                for (const index_t tokens : {600, 1024}) {
+                    const needle_sample s = w.source->needles(task, values, tokens, seed);
+                    CHECK(std::ssize(s.context) == tokens);
+                    const std::string text = w.words.decode(s.context);
+                    std::size_t asked = 0;
+                    for (const asked_question& q : s.questions) {
+                        for (const token_range& v : q.values) {
+                            const std::span<const token_id> answer(q.answer);
+                            const std::string value =
+                                w.words.decode(answer.subspan(static_cast<std::size_t>(v.begin),
+                                                              static_cast<std::size_t>(v.end - v.begin)));
+                            CHECK(contains(text, " is:" + value + "."));
+                            ++asked;
+                        }
+                    }
+                    CHECK(asked == (task == "single" ? 1U : 4U));
+                    CHECK(w.source->needles(task, values, tokens, seed).context == s.context);
+                }
+            }
+        }
+    }
+    CHECK_THROWS_AS(w.source->needles("single", needle_values::numbers, 64, 0), std::invalid_argument);
+    CHECK_THROWS_AS(w.source->needles("most", needle_values::numbers, 1024, 0), std::invalid_argument);
+}
+
+TEST_CASE("The values of one key are asked in the order of the text") {
+    const world w;
+    for (std::uint64_t seed = 0; seed < 20; ++seed) {
+        const needle_sample s = w.source->needles("multivalue", needle_values::words, 1024, seed);
+        const std::string text = w.words.decode(s.context), answer = w.words.decode(s.questions.at(0).answer);
+        std::size_t last = 0;
+        for (const token_range& v : s.questions[0].values) {
+            const std::span<const token_id> tokens(s.questions[0].answer);
+            const std::size_t at =
+                text.find(" is:" +
+                          w.words.decode(tokens.subspan(static_cast<std::size_t>(v.begin),
+                                                        static_cast<std::size_t>(v.end - v.begin))) +
+                          ".");
+            CHECK(at > last);
+            last = at;
+        }
+    }
+}
+
+TEST_CASE("Samples that judge share no text, key or word with samples that choose") {
+    const world w;
+    std::set<std::string> chosen;
+    const auto asked = [&](std::uint64_t seed) {
+        const needle_sample s = w.source->needles("multikey", needle_values::words, 1024, seed);
+        std::set<std::string> all;
+        for (const asked_question& q : s.questions) {
+            const std::string text = w.words.decode(q.question);
+            const std::size_t at = text.find(" for ") + 5;
+            all.insert(text.substr(at, text.find(' ', at) - at));
+            all.insert(w.words.decode(q.answer));
+        }
+        CHECK(contains(w.words.decode(s.context), "Red") == (seed < first_judging_seed));
+        CHECK(contains(w.words.decode(s.context), "Blue") == (seed >= first_judging_seed));
+        return all;
+    };
+    for (std::uint64_t seed = 0; seed < 40; ++seed) { chosen.merge(asked(seed)); }
+    for (std::uint64_t seed = 1000; seed < 1040; ++seed) {
+        for (const std::string& name : asked(seed)) { CHECK_FALSE(chosen.contains(name)); }
+    }
+    CHECK_FALSE(contains(w.words.decode(w.source->text(100, 50, 3).context), "lue"));
+    CHECK(std::ssize(w.source->text(100, 50, 1003).next) == 50);
+}
+
+TEST_CASE("A standard error is that of the mean, and of a ratio whose wholes differ") {
+    const estimate mean = mean_of({1, 2, 3, 6});
+    CHECK(mean.mean == Approx(3));
+    CHECK(mean.standard_error == Approx(std::sqrt(14.0 / 3 / 4)));
+    const estimate ratio = ratio_of({1, 2}, {2, 2});
+    CHECK(ratio.mean == Approx(0.75));
+    CHECK(ratio.standard_error == Approx(0.25));
+    CHECK(ratio_of({0, 3}, {0, 4}).mean == Approx(0.75));
+    CHECK(ratio_of({0, 3}, {0, 4}).standard_error == Approx(0)); // a sample without questions says nothing
+    CHECK(ratio_of({}, {}).mean == 0);
+    CHECK(mean_of({5}).standard_error == 0);
+}
+
+// Next-token distributions of the full cache, as mean KL against those of a forward pass that sees everything.
+TEST_CASE("A cache that keeps everything loses nothing; one that keeps a tenth differs, more than one that "
+          "keeps half") {
+    const world w;
+    quality_request request{.policies = {"streaming_llm", "h2o"},
+                            .kept_ratios = {1, 0.5, 0.1},
+                            .tasks = {"multikey", "text"},
+                            .values = {needle_values::numbers},
+                            .question_seen = {false, true},
+                            .tokens = {512},
+                            .samples = 2,
+                            .first_seed = 7,
+                            .next_tokens = 24,
+                            .window_tokens = 16};
+    index_t calls = 0, last = 0;
+    const quality_results results =
+        measure_quality(w.model, *w.source, request, [&](index_t done, index_t all, const std::string&) {
+            ++calls;
+            last = all - done;
+        });
+    CHECK(calls == 7);
+    CHECK(last == 0);
+    CHECK(check_whole_caches(results).empty());
+    for (const std::string policy : {"streaming_llm", "h2o"}) {
+        const auto cell = [&](double share) -> const quality_cell& {
+            return results.cells.at({512, "text", "", false, policy, share});
+        };
+        REQUIRE(cell(1).kl.size() == 2);
+        CHECK(mean_of(cell(1).kl).mean == 0);
+        CHECK(mean_of(cell(0.1).kl).mean > mean_of(cell(0.5).kl).mean);
+        CHECK(mean_of(cell(0.5).kl).mean > 0);
+        for (const double e : cell(1).error_projected) { CHECK(e == 0); }
+        for (const double e : cell(0.1).error) { CHECK((e > 0 && e < 2)); }
+        for (const double rows : cell(0.5).kept_rows) { CHECK(rows == 256); }
+        CHECK(std::ssize(cell(0.5).error) == w.model.config.layers * w.model.config.q_heads);
+    }
+
+    // The file says all of it.
+    const text_file file("results.json", json_of(results, {"m", "t"}, request).dump());
+    quality_results read;
+    read_results(file.path(), read);
+    CHECK(tables_of(read) == tables_of(results));
+    CHECK(contains(tables_of(results), "| `streaming_llm` | 0.0000 ± 0.0000 |"));
+    const text_file broken("broken.json", "{\"rows\": [{\"tokens\": \"many\"}]}");
+    CHECK_THROWS_AS(read_results(broken.path(), read), std::runtime_error);
+}
+
+TEST_CASE("A whole cache that lost something is found, and so is a check of nothing") {
+    quality_results results;
+    CHECK_FALSE(check_whole_caches(results).empty());
+    results.cells[{512, "text", "", false, "snapkv", 1}].kl = {0, 0};
+    CHECK(check_whole_caches(results).empty());
+    results.cells[{512, "text", "", false, "snapkv", 1}].kl = {0, 1e-3};
+    CHECK(contains(check_whole_caches(results), "snapkv"));
+}
+
+} // namespace

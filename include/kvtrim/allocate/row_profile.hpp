@@ -1,0 +1,189 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Budgets from a table that was taken once per model: which (layer, KV head) rows need many tokens, whatever the prompt.
+//
+//   curve[r][i]  = mean over the prompts of the log of row r's score at the quantile i / 64, highest first
+//   u[r](x)      = share of row r whose curve is above x
+//   budgets[r]   = u[r](x) * length of row r, x such that they sum to the total
+//
+//     kvtrim::row_profile profile;                                    // once: scores of a replay of any text, all layers
+//     s = kvtrim::layer_replay().plan(std::span<const kvtrim::replay_scores>(layers), request, plans, memory, {},
+//             [&](const kvtrim::plan_progress& at) {
+//                 if (at.stage == kvtrim::plan_stage::scored) { added = profile.add(at.scores.importance_rows()); }
+//             });
+//     auto policy = kvtrim::layer_wise{kvtrim::eviction_policy{scorer, profile.budgets(), kvtrim::by_importance{}}};
+//
+// The scores of a prompt then decide inside each row only. Which heads look things up is a property of the model, so that a single
+// pass gets the budgets that a replay would have given. A table has a row for each of the rows that compete: all layers', or
+// one layer's.
+//
+// Source: the idea of budgets from a table: LU-KV and DuoAttention (2410.10819); these tables and rule are kvtrim's own.
+// Cost: adding sorts each row; a plan takes 64 halvings of x. Workspace: 16 bytes per row. Memory: 65 floats per row.
+
+#include <kvtrim/allocate/round_to_total.hpp>
+#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/request.hpp>
+#include <kvtrim/plan/token_scores.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <vector>
+
+namespace kvtrim {
+
+/// The allocator: refers to a row_profile, which must outlive it.
+struct profiled_budgets {
+    static constexpr index_t points = 65; // of a curve
+
+    std::span<const float> curves; // [rows, points]
+
+    static constexpr bool is_uniform = false;
+
+    [[nodiscard]] status validate() const {
+        if (!curves.empty() && std::ssize(curves) % points == 0) { return {}; }
+        return {errc::invalid_parameter, "profiled_budgets: the table has no rows: add() scores to it first"};
+    }
+
+    [[nodiscard]] static index_t workspace_bytes(index_t rows, index_t /*candidates*/) {
+        workspace counting = workspace::counting();
+        static_cast<void>(counting.take<double>(rows));
+        static_cast<void>(counting.take<index_t>(rows));
+        static_cast<void>(counting.take<index_t>(rows)); // of round_to_total
+        return counting.needed_bytes();
+    }
+
+    /// Fills budgets [rows]; their sum is total. Returns what validate() or validate_total() says, invalid_parameter for another
+    /// number of rows than the table's (needed: those), or workspace_too_small, with nothing written.
+    [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
+                                  workspace& scratch) const {
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
+        const index_t rows = std::ssize(curves) / points;
+        if (scores.rows() != rows) {
+            return {errc::invalid_parameter,
+                    "profiled_budgets: the table must have a row for each that competes", rows};
+        }
+        const index_t bytes = workspace_bytes(rows, 0);
+        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+        const workspace::frame frame(scratch);
+        const auto ideal = scratch.take<double>(rows);
+        const auto caps = scratch.take<index_t>(rows);
+        const auto [lowest, highest] = std::minmax_element(curves.begin(), curves.end());
+        double low = static_cast<double>(*lowest) - 1, high = static_cast<double>(*highest) + 1;
+        for (int halving = 0; halving < 64; ++halving) {
+            const double x = (low + high) / 2;
+            double kept = 0;
+            for (index_t r = 0; r < rows; ++r) {
+                kept += share_above(r, x) * static_cast<double>(scores.length(r));
+            }
+            (kept > static_cast<double>(total) ? low : high) = x;
+        }
+        // `high` keeps no more than the total; where curves are flat the rest goes evenly to what `low` would keep beside it.
+        double kept = 0, more = 0;
+        for (index_t r = 0; r < rows; ++r) {
+            const auto length = static_cast<double>(scores.length(r));
+            kept += share_above(r, high) * length;
+            more += (share_above(r, low) - share_above(r, high)) * length;
+        }
+        const double part = more > 0 ? std::clamp((static_cast<double>(total) - kept) / more, 0.0, 1.0) : 0.0;
+        for (index_t r = 0; r < rows; ++r) {
+            const auto i = static_cast<std::size_t>(r);
+            const double least = share_above(r, high);
+            caps[i] = scores.length(r);
+            ideal[i] = (least + part * (share_above(r, low) - least)) * static_cast<double>(caps[i]);
+        }
+        return round_to_total(ideal, caps, total, budgets, scratch);
+    }
+
+    /// Share of a row that its curve puts above x, linear between the points.
+    [[nodiscard]] double share_above(index_t row, double x) const {
+        const auto curve =
+            curves.subspan(static_cast<std::size_t>(row * points), static_cast<std::size_t>(points));
+        const auto after = std::partition_point(curve.begin(), curve.end(),
+                                                [&](float y) { return static_cast<double>(y) > x; });
+        if (after == curve.begin()) { return 0; }
+        if (after == curve.end()) { return 1; }
+        const auto above = static_cast<double>(after[-1]), below = static_cast<double>(*after);
+        return (static_cast<double>(after - curve.begin()) - 1 + (above - x) / (above - below)) /
+               static_cast<double>(points - 1);
+    }
+};
+
+class row_profile {
+  public:
+    row_profile() = default;
+
+    [[nodiscard]] index_t rows() const { return std::ssize(curves_) / profiled_budgets::points; }
+    [[nodiscard]] index_t prompts() const { return prompts_; }
+
+    /// Takes the scores of one more prompt, of all rows that compete. A score that is not above 0, or not finite, counts as the
+    /// smallest number. Returns what validate() says of the scores, or invalid_parameter for another number of rows than before or a
+    /// row without scores, with nothing changed.
+    [[nodiscard]] status add(const score_rows& scores) {
+        if (const status s = validate(scores); !s.ok()) { return s; }
+        if (scores.rows() == 0 || (prompts_ > 0 && scores.rows() != rows())) {
+            return {errc::invalid_parameter, "row_profile: every prompt has the same rows", rows()};
+        }
+        for (index_t r = 0; r < scores.rows(); ++r) {
+            if (scores.length(r) == 0) {
+                return {errc::invalid_parameter, "row_profile: every row needs scores"};
+            }
+        }
+        constexpr index_t points = profiled_budgets::points;
+        curves_.resize(static_cast<std::size_t>(scores.rows() * points));
+        std::vector<float> sorted;
+        for (index_t r = 0; r < scores.rows(); ++r) {
+            const auto row = scores.row(r);
+            sorted.assign(row.begin(), row.end());
+            for (float& x : sorted) {
+                constexpr float smallest = std::numeric_limits<float>::min();
+                x = x > smallest && x <= std::numeric_limits<float>::max() ? x : smallest;
+            }
+            std::sort(sorted.begin(), sorted.end(), std::greater<>());
+            for (index_t i = 0; i < points; ++i) {
+                const auto at = static_cast<std::size_t>(i * (std::ssize(sorted) - 1) / (points - 1));
+                float& mean = curves_[static_cast<std::size_t>(r * points + i)];
+                mean += (std::log(sorted[at]) - mean) / static_cast<float>(prompts_ + 1);
+            }
+        }
+        ++prompts_;
+        return {};
+    }
+
+    /// Refers to this object until it changes.
+    [[nodiscard]] profiled_budgets budgets() const& { return {curves_}; }
+    profiled_budgets budgets() const&& = delete; // of a temporary
+
+    void write(memory_writer& out) const {
+        out.put(tag);
+        out.put(prompts_);
+        out.put(rows());
+        out.put(std::span<const float>(curves_));
+    }
+    [[nodiscard]] bool read(memory_reader& in) {
+        std::uint32_t kind = 0;
+        index_t rows = 0;
+        if (!in.get(kind) || kind != tag || !in.get(prompts_) || !in.get(rows)) { return false; }
+        if (prompts_ < 0 || prompts_ > index_t{1} << 53 || (prompts_ == 0) != (rows == 0)) { return false; }
+        if (!in.holds<float>(rows, profiled_budgets::points)) { return false; }
+        curves_.resize(static_cast<std::size_t>(rows * profiled_budgets::points));
+        if (!in.get(std::span(curves_))) { return false; }
+        for (std::size_t i = 0; i < curves_.size(); ++i) {
+            const bool begins = i % static_cast<std::size_t>(profiled_budgets::points) == 0;
+            if (!std::isfinite(curves_[i]) || (!begins && curves_[i] > curves_[i - 1])) { return false; }
+        }
+        return true;
+    }
+
+  private:
+    static constexpr std::uint32_t tag = 0x31664B54;
+
+    std::vector<float> curves_; // [rows, points]
+    index_t prompts_ = 0;
+};
+
+} // namespace kvtrim

@@ -1,0 +1,55 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The queries whose attention is computed: what is wrong with them, and which rows they see.
+
+#include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/request.hpp>
+
+#include <limits>
+
+namespace kvtrim {
+
+// Bad input of any queries whose attention is computed, wherever they stand. Sink logits may be any float.
+// Returns heads_not_divisible or invalid_parameter.
+template <class Inputs>
+[[nodiscard]] status validate_observers(const Inputs& in, const attention_options& attention) {
+    const index_t q_heads = extent(in.queries, 0);
+    if (const status s = in.validate(); !s.ok()) { return s; }
+    if (const status s = valid_attention(attention, q_heads); !s.ok()) { return s; }
+    if (q_heads == 0 || in.kv_heads() == 0 || q_heads % in.kv_heads() != 0) {
+        return {errc::heads_not_divisible, "q_heads must be a positive multiple of kv_heads"};
+    }
+    if (extent(in.queries, 1) == 0) {
+        return {errc::invalid_parameter, "the observation window has no queries"};
+    }
+    return {};
+}
+
+// The same for those of the newest rows before a rollback tail. Returns window_exceeds_tokens, too.
+template <class Inputs>
+[[nodiscard]] status validate_attention(const Inputs& in, const eviction_request& request) {
+    if (const status s = validate_observers(in, request.attention); !s.ok()) { return s; }
+    const index_t queries = extent(in.queries, 1);
+    const index_t rollback = request.protect.rollback_tokens;
+    if (rollback < 0) { return {errc::invalid_parameter, "protected token counts must not be negative"}; }
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    const index_t needed = rollback > most - queries ? most : queries + rollback;
+    for (index_t g = 0; g < in.kv_heads(); ++g) {
+        if (in.tokens(g) < needed) {
+            return {errc::window_exceeds_tokens, "more observation queries than cached tokens", needed};
+        }
+    }
+    return {};
+}
+
+// Which rows of a head are seen by whom.
+struct observed_by {
+    index_t query_begin;    // cache row of the first query's own token, or as many as there are: all see all
+    token_range candidates; // the rows whose mass is told apart from the others'
+    token_range hidden[2] = {}; // rows that no query sees, as if they were not there
+    index_t nearest = 0;        // how far before a query's own row a row is at least that is scored by it
+};
+
+} // namespace kvtrim

@@ -1,0 +1,59 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Policies that plan from a replay (score/replay.hpp), of one layer or of all.
+//
+//   replay          the rows of a layer's heads compete for its budget                   2505.23416, non-uniform
+//   layer_replay    the rows of all (layer, KV head) compete for the model's             2505.23416, as published
+//   replay_uniform  every head keeps the best of its own                                 2505.23416, uniform
+//   layer_afar      no replay: what the prompt's own queries want from afar (replay_scores::add_own), all rows compete
+//   profiled        the same inside each row; how many tokens a row keeps is the model's (allocate/row_profile.hpp)
+//   dropkv          no replay: what the newest queries' outputs lose, one layer          kvpress, pull request 285
+//   layer_dropkv    the same, the rows of all (layer, KV head) compete
+//
+// All but the last two take a replay_scores as the inputs of plan(), and need no tensor; the last two a layer with values, the
+// newest queries and, if it is there, W_O. layer_afar and profiled are kvtrim's own; docs/tried.md says what they are worth.
+
+#include <kvtrim/allocate/adaptive.hpp>
+#include <kvtrim/allocate/row_profile.hpp>
+#include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/policy/eviction_policy.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/score/replayed.hpp>
+
+namespace kvtrim {
+
+[[nodiscard]] constexpr auto replay(double safeguard_ratio = 0.0) {
+    return eviction_policy{replayed{}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}};
+}
+
+[[nodiscard]] constexpr auto layer_replay(double safeguard_ratio = 0.0) {
+    return layer_wise{replay(safeguard_ratio)};
+}
+
+[[nodiscard]] constexpr auto replay_uniform() {
+    return eviction_policy{replayed{}, uniform{}, by_importance{}};
+}
+
+/// nearest: that of add_own(). Sums of squares are meant (token_loss::output_square_sum), with W_O over the length of the stream.
+[[nodiscard]] constexpr auto layer_afar(index_t nearest = 64, double safeguard_ratio = 0.0) {
+    return layer_wise{
+        eviction_policy{replayed{nearest}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}}};
+}
+
+/// budgets: of a table over all (layer, KV head) rows, which must outlive the policy.
+[[nodiscard]] constexpr auto profiled(const profiled_budgets& budgets, index_t nearest = 64) {
+    return layer_wise{eviction_policy{replayed{nearest}, budgets, by_importance{}}};
+}
+
+[[nodiscard]] constexpr auto dropkv(const single_eviction& scorer = {}, double safeguard_ratio = 0.0) {
+    return eviction_policy{scorer, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}};
+}
+
+[[nodiscard]] constexpr auto layer_dropkv(const single_eviction& scorer = {}, double safeguard_ratio = 0.0) {
+    return layer_wise{dropkv(scorer, safeguard_ratio)};
+}
+
+} // namespace kvtrim

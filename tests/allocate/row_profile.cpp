@@ -1,0 +1,140 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+#include <kvtrim/allocate/row_profile.hpp>
+
+#include <kvtrim/allocate/adaptive.hpp>
+#include <kvtrim/policy/layer_wise.hpp>
+#include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/score/query_free.hpp>
+
+#include "support/allocate.hpp"
+
+using namespace kvtrim;
+using namespace support;
+
+namespace {
+
+oracle::matrix random_rows(support::random& r, index_t rows, index_t length) {
+    oracle::matrix all;
+    for (index_t i = 0; i < rows; ++i) {
+        oracle::row row;
+        const double scale = std::exp(3 * r.normal());
+        for (index_t t = 0; t < length; ++t) { row.push_back(scale * std::exp(r.normal())); }
+        all.push_back(row);
+    }
+    return all;
+}
+
+} // namespace
+
+TEST_CASE("row_profile: a table of one prompt deals out as that prompt's own scores would", "[allocate]") {
+    support::random r(61);
+    for (int i = 0; i < 40; ++i) {
+        const oracle::matrix rows = random_rows(r, r.between(1, 9), r.one_of({65, 400, 1000}));
+        score_memory memory(rows);
+        row_profile profile;
+        REQUIRE(profile.add(memory.importance_rows()).ok());
+        const std::size_t total = total_length(rows) * static_cast<std::size_t>(r.between(1, 9)) / 10;
+        const oracle::counts got = allocate(profile.budgets(), rows, total);
+        const oracle::counts expected = allocate(adaptive{.safeguard_ratio = 0}, rows, total);
+        CHECK(sum_of(got) == total);
+        for (std::size_t g = 0; g < rows.size(); ++g) {
+            const double difference = static_cast<double>(got[g]) - static_cast<double>(expected[g]);
+            CHECK(std::abs(difference) <= 2 + 0.03 * static_cast<double>(rows[g].size()));
+        }
+    }
+}
+
+TEST_CASE("row_profile: the sum is the total whatever the scores at hand, and equal rows are equal",
+          "[allocate]") {
+    support::random r(62);
+    for (int i = 0; i < 60; ++i) {
+        const index_t count = r.between(1, 7);
+        oracle::matrix known = random_rows(r, count, r.between(1, 80));
+        if (r.chance(0.3)) {
+            known.assign(static_cast<std::size_t>(count), oracle::row(10, 1.0));
+        } // one level
+        score_memory memory(known);
+        row_profile profile;
+        REQUIRE(profile.add(memory.importance_rows()).ok());
+        REQUIRE(profile.add(memory.importance_rows()).ok());
+        const oracle::matrix rows = random_rows(r, count, r.between(1, 60));
+        const auto total = static_cast<std::size_t>(r.between(0, static_cast<index_t>(total_length(rows))));
+        const oracle::counts budgets = allocate(profile.budgets(), rows, total);
+        CHECK(sum_of(budgets) == total);
+        for (std::size_t g = 0; g < rows.size(); ++g) {
+            CHECK(budgets[g] <= rows[g].size());
+            if (known[0].size() == 10 && known[0][0] == 1.0) { CHECK(budgets[g] + 1 >= budgets[0]); }
+        }
+    }
+}
+
+TEST_CASE("row_profile: odd scores count as the smallest, and rows of other tables are refused",
+          "[allocate][errors]") {
+    score_memory odd(oracle::matrix{{NAN, INFINITY, -1, 0}, {1, 2, 3, 4}});
+    row_profile profile;
+    CHECK(profile.budgets().validate().code() == errc::invalid_parameter);
+    REQUIRE(profile.add(odd.importance_rows()).ok());
+    CHECK(allocate(profile.budgets(), {{1, 1, 1, 1}, {1, 1, 1, 1}}, 4) == oracle::counts{0, 4});
+    score_memory three(oracle::matrix{{1}, {2}, {3}});
+    CHECK(profile.add(three.importance_rows()).code() == errc::invalid_parameter);
+    score_memory hole(oracle::matrix{{1}, {}});
+    CHECK(profile.add(hole.importance_rows()).code() == errc::invalid_parameter);
+    CHECK(profile.prompts() == 1);
+    require_allocation_refusals(profile.budgets());
+    std::vector<index_t> budgets(3);
+    std::vector<std::byte> bytes(4096);
+    workspace scratch(bytes), none({});
+    CHECK(profile.budgets().allocate(three.importance_rows(), 2, budgets, scratch).needed() == 2);
+    score_memory two(oracle::matrix{{1}, {2}});
+    budgets.resize(2);
+    CHECK(profile.budgets().allocate(two.importance_rows(), 1, budgets, none).code() ==
+          errc::workspace_too_small);
+}
+
+TEST_CASE("row_profile: saved bytes are the table, and hostile ones are refused", "[allocate][state]") {
+    support::random r(63);
+    score_memory memory(random_rows(r, 4, 100));
+    row_profile profile;
+    REQUIRE(profile.add(memory.importance_rows()).ok());
+    std::vector<std::byte> bytes(static_cast<std::size_t>(saved_bytes(profile)));
+    REQUIRE(save(profile, bytes).ok());
+    row_profile other;
+    REQUIRE(restore(other, bytes).ok());
+    const oracle::matrix rows = random_rows(r, 4, 50);
+    CHECK(allocate(other.budgets(), rows, 70) == allocate(profile.budgets(), rows, 70));
+    for (std::size_t cut = 0; cut < bytes.size(); cut += 1 + cut / 4) {
+        CHECK(!restore(other, std::span(bytes).first(cut)).ok());
+    }
+    for (int i = 0; i < 400; ++i) { // what is restored can be used
+        std::vector<std::byte> spoilt = bytes;
+        spoilt[r.bits() % bytes.size()] = static_cast<std::byte>(r.bits());
+        if (restore(other, spoilt).ok() && other.rows() == 4) {
+            CHECK(sum_of(allocate(other.budgets(), rows, 70)) == 70);
+        }
+    }
+}
+
+TEST_CASE("row_profile: rows of all layers get their tokens from the table, whatever the prompt's scores",
+          "[allocate][policy]") {
+    const oracle::matrix known{oracle::row(50, 8.0), oracle::row(50, 1.0), oracle::row(50, 2.0),
+                               oracle::row(50, 1.5)};
+    score_memory memory(known);
+    row_profile profile;
+    REQUIRE(profile.add(memory.importance_rows()).ok());
+    const layer_data layer = random_layer({.kv_heads = 2, .group = 1, .tokens = 44}, 1);
+    const std::vector<decltype(kvtrim::layer(layer.keys()))> layers{kvtrim::layer(layer.keys()),
+                                                                    kvtrim::layer(layer.keys())};
+    const layer_wise policy{eviction_policy{random_score{3}, profile.budgets(), by_importance{}}};
+    std::vector<keep_plan> plans(2);
+    growing_workspace memory_of_plan;
+    REQUIRE(policy
+                .plan(std::span(layers), {.budget = per_head(20), .protect = {.sink_tokens = 4}},
+                      std::span(plans), memory_of_plan)
+                .ok());
+    CHECK(plans[0].kept_tokens(0) == 44);
+    CHECK(plans[0].kept_tokens(1) == 4);
+    CHECK(plans[1].kept_tokens(0) == 28);
+    CHECK(plans[1].kept_tokens(1) == 4);
+}
