@@ -462,6 +462,22 @@ TEST_CASE("move_rows: a memory that the plan was not made for is refused before 
     CHECK(move_rows(paged_memory<float>{nullptr, {}, 0, 0}, move_plan{}).ok());
 }
 
+TEST_CASE("move_plan::gather_positions: tokens that change their order are not gathered in place",
+          "[compact][errors]") {
+    // The first page ends the row, so that its tokens come last.
+    const move_plan plan =
+        plan_moves(plan_of({{0, 4, 5, 6, 7}}), one_row(8, 4).table(), {.pages = 2, .page_tokens = 4}).plan;
+    REQUIRE(plan.origins(0)[4] == 0);
+    std::vector<index_t> positions{10, 11, 12, 13, 14, 15, 16, 17};
+    const auto before = positions;
+    CHECK(plan.gather_positions(0, std::span<const index_t>(positions), std::span(positions)).code() ==
+          errc::views_overlap);
+    CHECK(positions == before);
+    std::vector<index_t> out(5);
+    REQUIRE(plan.gather_positions(0, std::span<const index_t>(positions), std::span(out)).ok());
+    CHECK(out == std::vector<index_t>{14, 15, 16, 17, 10});
+}
+
 TEST_CASE("move_plan::gather_positions: short outputs and positions, and rows of no plan, are refused",
           "[compact][errors]") {
     const move_plan plan =

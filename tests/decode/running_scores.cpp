@@ -273,6 +273,24 @@ TEST_CASE("running scores: a copy is a fork, saved bytes restore it, damaged one
     }
 }
 
+TEST_CASE("running scores: saved sums that can be undone less far than their queries are refused",
+          "[decode]") {
+    running_scores scores(1, 1), restored(1);
+    REQUIRE(scores.append(4).ok());
+    auto bytes = bytes_of(scores);
+    // Of each of three tables, 4 tokens of one head: heads, longest row, how many can be undone, a length, 4 numbers.
+    const std::size_t table = 4 * sizeof(index_t) + 4 * sizeof(float);
+    for (const std::size_t of : {std::size_t{1}, std::size_t{2}}) {
+        auto damaged = bytes;
+        damaged[bytes.size() - of * table + 2 * sizeof(index_t)] = std::byte{3}; // of the sums
+        CHECK(restore(restored, damaged).code() == errc::invalid_parameter);
+    }
+    for (std::size_t of = 1; of <= 3; ++of) {
+        bytes[bytes.size() - of * table + 2 * sizeof(index_t)] ^= std::byte{4};
+    }
+    CHECK(restore(restored, bytes).code() == errc::invalid_parameter); // 4 unseen tokens, none to be undone
+}
+
 TEST_CASE("running scores: update refuses what it cannot serve and changes nothing", "[decode]") {
     const layer_data layer = all_queries(8, 1);
     running_scores scores(2, 1);

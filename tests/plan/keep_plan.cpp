@@ -151,6 +151,29 @@ TEST_CASE("gather_positions: survivors keep the positions their rows had", "[pla
     CHECK(narrow_out == std::vector<std::int16_t>{6, 7});
 }
 
+TEST_CASE(
+    "gather_positions: in place survivors keep their positions, and none is lost to an output among them",
+    "[plan][errors]") {
+    const keep_plan plan = support::plan_of({{0, 2, 5}});
+    std::vector<index_t> memory{10, 11, 12, 13, 14, 15, 16};
+    const auto before = memory;
+    const auto answer = [&](std::size_t positions, std::size_t out) {
+        return plan.gather_positions(0, std::span<const index_t>(memory).subspan(positions, 6),
+                                     std::span(memory).subspan(out));
+    };
+    for (const std::size_t behind : {std::size_t{2}, std::size_t{3}, std::size_t{4}}) {
+        // Position 2 or 5 would be written over before it is read, or neither.
+        CHECK(answer(0, behind).code() == (behind == 3 ? errc::ok : errc::views_overlap));
+        if (behind != 3) { CHECK(memory == before); }
+        memory = before;
+    }
+    REQUIRE(answer(0, 0).ok());
+    CHECK(memory == std::vector<index_t>{10, 12, 15, 13, 14, 15, 16});
+    memory = before;
+    REQUIRE(answer(1, 0).ok());
+    CHECK(memory == std::vector<index_t>{11, 13, 16, 13, 14, 15, 16});
+}
+
 TEST_CASE("gather_positions: a short output, positions that do not cover the survivors and rows of no plan "
           "are refused",
           "[plan][errors]") {

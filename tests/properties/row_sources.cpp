@@ -211,4 +211,9 @@ TEST_CASE("row_tile: rows in a workspace that has no room for one are not read",
     for (const index_t length : {index_t{0}, index_t{1}, index_t{128}, index_t{8192}, index_t{100000}}) {
         CHECK(row_tile::bytes(length) >= (length > 0 ? length * 4 : 0));
     }
+    // Of no view: more than any memory holds.
+    for (const index_t length :
+         {index_t{-1}, std::numeric_limits<index_t>::min(), std::numeric_limits<index_t>::max()}) {
+        CHECK(row_tile::bytes(length) > index_t{1} << 56);
+    }
 }

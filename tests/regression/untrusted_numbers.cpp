@@ -8,9 +8,12 @@
 
 #include <kvtrim/cache/indexed_rows.hpp>
 #include <kvtrim/cache/latent_cache.hpp>
+#include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/cache/scaled_rows.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
+#include <kvtrim/compact/compact_to_flat.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
@@ -226,6 +229,36 @@ TEST_CASE(
                                          }
                                      }
                                  });
+}
+
+TEST_CASE("heads without number that hold no token are refused at once, not looked at one by one",
+          "[regression]") {
+    const float some[4] = {};
+    const strided<const float, 3> one(some, {1, 1, 1});
+    for (const index_t heads : {most, far, index_t{1} << 40, most_heads + 1}) {
+        const strided<const float, 3> empty(some, {heads, 0, 1}, {0, 1, 1});
+        const int32s none;
+        CHECK(extent(indexed_rows(empty, std::span(none)), 1) == 0);
+        CHECK(row_range(empty, 0, 1).validate().code() == errc::invalid_parameter);
+        // Where the view does not refuse itself.
+        const errc code = empty.validate().ok() ? errc::index_overflow : errc::invalid_parameter;
+        CHECK((code == errc::index_overflow) == (heads < far));
+        CHECK(layer(empty).validate().code() == code);
+        CHECK(layer(empty, empty).validate().code() == code);
+        CHECK(layer(one).with_queries(empty).validate().code() == code);
+        CHECK(layer(one, one).with_output_projection(empty).validate().code() == code);
+    }
+}
+
+TEST_CASE("heads that keep nothing are not looked for, whatever their strides", "[regression]") {
+    float some[4] = {};
+    const strided<float, 3> empty(some, {3, 0, 4}, {-(most / 2), most, 1});
+    REQUIRE(empty.validate().ok());
+    keep_plan plan;
+    const std::vector<index_t> counts(3, 0);
+    REQUIRE(plan.reset(counts).ok());
+    CHECK(compact_in_place(empty, plan).ok());
+    CHECK(gather(empty, plan, std::span<float>(some)).ok());
 }
 
 TEST_CASE("plan_page_moves: lists of the plan that is made anew are refused, and nothing is lost",

@@ -111,10 +111,8 @@ class indexed_rows {
     [[nodiscard]] status check() const {
         if (const status s = kvtrim::validate(slots_); !s.ok()) { return s; }
         const index_t slots = kvtrim::extent(slots_, 1);
-        for (index_t h = 0; h < kvtrim::extent(slots_, 0); ++h) {
-            if (row_count(slots_, h) != slots) {
-                return {errc::rows_differ, "indexed_rows: slots hold a row of every head"};
-            }
+        if (!detail::heads_have_rows(slots_, slots)) {
+            return {errc::rows_differ, "indexed_rows: slots hold a row of every head"};
         }
         return validate_indices(indices_, slots);
     }

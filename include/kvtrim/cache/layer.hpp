@@ -29,6 +29,9 @@ enum class group_reduction : std::uint8_t { mean, maximum, sum };
 /// The type of a part of a layer that was not given.
 struct not_given {};
 
+/// Heads of a layer that a call looks at one by one: more are refused also where they hold no token and take no memory.
+inline constexpr index_t most_heads = index_t{1} << 20;
+
 /// Whether a type is that of a part that was given.
 template <class T>
 inline constexpr bool is_given = !std::is_same_v<T, not_given>;
@@ -78,9 +81,11 @@ struct layer_inputs {
 
     /// Returns the answer of a view that is not valid; invalid_parameter where values, queries or W_O belong to another
     /// layer than the keys, or to each other's; heads_not_divisible where their heads are no multiple of kv_heads;
-    /// rows_differ where query heads have different numbers of queries. O(heads).
+    /// rows_differ where query heads have different numbers of queries; index_overflow for more than most_heads heads.
+    /// O(heads).
     [[nodiscard]] constexpr status validate() const {
         if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }
+        if (kv_heads() > most_heads) { return too_many_heads(kv_heads()); }
         if constexpr (has_values) {
             if (const status s = kvtrim::validate(values); !s.ok()) { return s; }
             if (extent(values, 0) != kv_heads()) {
@@ -123,9 +128,13 @@ struct layer_inputs {
     }
 
   private:
+    [[nodiscard]] static constexpr status too_many_heads(index_t heads) {
+        return {errc::index_overflow, "layer: at most 2^20 heads", heads};
+    }
     template <class View>
     [[nodiscard]] constexpr status validate_q_heads(const View& view) const {
         if (const status s = kvtrim::validate(view); !s.ok()) { return s; }
+        if (extent(view, 0) > most_heads) { return too_many_heads(extent(view, 0)); }
         if (kv_heads() > 0 && extent(view, 0) % kv_heads() != 0) {
             return {errc::heads_not_divisible, "layer: query heads must be a multiple of kv_heads"};
         }

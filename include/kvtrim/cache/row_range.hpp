@@ -63,10 +63,14 @@ class row_range {
         if (first_ < 0 || count_ < 0) {
             return {errc::invalid_parameter, "row_range: first and count must not be negative"};
         }
-        for (index_t h = 0; h < kvtrim::extent(view_, 0); ++h) {
-            if (count_ > row_count(view_, h) - first_) {
-                return {errc::invalid_parameter, "row_range: a head has fewer rows", row_count(view_, h)};
+        index_t shortest = kvtrim::extent(view_, 1);
+        if constexpr (requires { view_.rows(index_t{}); }) {
+            for (index_t h = 0; h < kvtrim::extent(view_, 0); ++h) {
+                shortest = std::min(shortest, row_count(view_, h));
             }
+        }
+        if (count_ > shortest - first_) {
+            return {errc::invalid_parameter, "row_range: a head has fewer rows", shortest};
         }
         return {};
     }

@@ -10,6 +10,7 @@
 //   load_rows(view, head, first, count, memory)        a copy [count, row length]
 //   store_rows(view, head, first, count, floats)       writes floats [count, row length] to rows
 //
+// Heads and rows are indices, as a vector's: ask validate(view) first, and keep them below extent(0) and row_count(view, head).
 // Rows are floats, or the elements that the view holds (stored_element). All views give the same floats, so a policy's
 // result does not depend on the layout. The one exception: on a processor with AMX, keys and queries that both are bf16 rows
 // are multiplied as such, and scores are the same within rounding.
@@ -21,6 +22,7 @@
 
 #include <kvtrim/cache/row_source.hpp>
 #include <kvtrim/core/request.hpp>
+#include <kvtrim/core/saturated.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/simd/convert.hpp>
 
@@ -174,7 +176,7 @@ class row_tile {
     /// For rows of `length` floats. Empty if the workspace does not hold them: the loops below then call nothing.
     row_tile(index_t length, workspace& scratch)
         : rows_(std::clamp<index_t>(most_floats / std::max<index_t>(1, length), 1, most_rows)),
-          floats_(scratch.take<float>(rows_ * length)), fits_(scratch.fits()) {}
+          floats_(scratch.take<float>(saturated_product(rows_, length))), fits_(scratch.fits()) {}
 
     /// Bytes of a workspace that holds one, also as worker_bytes of for_each_item().
     [[nodiscard]] static index_t bytes(index_t length) {

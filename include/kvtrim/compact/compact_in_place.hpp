@@ -63,7 +63,7 @@ void move_strided_rows(const V& cache, index_t head, std::span<const keep_plan::
     const auto row = static_cast<index_t>(cache.stride(1));
     const auto step = static_cast<index_t>(cache.stride(2));
     const index_t length = extent(cache, 2);
-    if (length == 0) { return; } // rows without elements may have no memory
+    if (length == 0 || kept.empty()) { return; } // such rows may have no memory
     auto* base = cache.data_handle() + head * static_cast<index_t>(cache.stride(0));
     if (step == 1) {
         mover.move(kept.size(), [&](std::size_t i) {

@@ -54,6 +54,7 @@ template <class V, class T>
     const kernels::row_mover mover(row_size, plan.total_tokens() * row_size);
     for (index_t g = 0; g < heads; ++g) {
         const auto kept = plan.row(g);
+        if (kept.empty()) { continue; }
         if constexpr (is_ragged<V>) {
             using element = std::remove_cvref_t<decltype(*cache.row(g, 0))>;
             static_assert(std::is_same_v<element, T>,

@@ -202,7 +202,7 @@ class running_scores {
         }
         sums_.clear();
         for (index_t version = 0; version < versions; ++version) { // as many as there are bytes for
-            if (!sums_.emplace_back(0).read(in) || !same_lengths(sums_.back())) { return false; }
+            if (!sums_.emplace_back(0).read(in) || !same_rows(sums_.back())) { return false; }
         }
         validity_ = {};
         return true;
@@ -254,10 +254,10 @@ class running_scores {
     [[nodiscard]] const token_rows<float>& newest() const {
         return sums_[static_cast<std::size_t>(version_)];
     }
-    [[nodiscard]] bool same_lengths(const token_rows<float>& sums) const {
-        const auto a = sums.lengths();
-        const auto b = first_.lengths();
-        return std::equal(a.begin(), a.end(), b.begin(), b.end());
+    // As long as first_, and as far to be undone: all rows change together.
+    [[nodiscard]] bool same_rows(const token_rows<float>& sums) const {
+        return sums.droppable_tokens() == first_.droppable_tokens() &&
+               std::ranges::equal(sums.lengths(), first_.lengths());
     }
     [[nodiscard]] index_t undo_capacity() const { return std::ssize(sums_) - 1; }
     [[nodiscard]] static status valid_sizes(index_t kv_heads, index_t rollback_tokens,

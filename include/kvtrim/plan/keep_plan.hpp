@@ -14,6 +14,7 @@
 #include <kvtrim/core/request.hpp>
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <span>
 #include <vector>
@@ -29,10 +30,16 @@ template <class Position>
     if (out.size() < tokens.size()) {
         return {errc::invalid_parameter, "gather_positions: the output is too short", std::ssize(tokens)};
     }
-    for (const std::int32_t token : tokens) {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        const std::int32_t token = tokens[i];
         if (token < 0 || static_cast<std::size_t>(token) >= positions.size()) {
             return {errc::invalid_parameter, "gather_positions: positions must cover the cache",
                     index_t{token} + 1};
+        }
+        const Position* const read = positions.data() + token;
+        if (!std::less<>{}(read, out.data()) && std::less<>{}(read, out.data() + i)) {
+            return {errc::views_overlap,
+                    "gather_positions: a position would be written over before it is read"};
         }
     }
     for (std::size_t i = 0; i < tokens.size(); ++i) {
@@ -128,8 +135,9 @@ class keep_plan {
 
     /// Writes the original positions of the survivors of a row, where cached row t had position positions[t]; for a cache
     /// that was never cut the plan's own rows are the positions. Returns invalid_parameter (needed: entries) for an output
-    /// that is too short, or positions that do not cover the survivors; plan_mismatch for no row of the plan. Nothing is
-    /// written then.
+    /// that is too short, or positions that do not cover the survivors; plan_mismatch for no row of the plan;
+    /// views_overlap for an output among the positions that would write over one before it is read (never where it begins
+    /// with them: the rows ascend). Nothing is written then.
     template <class Position>
     [[nodiscard]] status gather_positions(index_t row, std::span<const Position> positions,
                                           std::span<Position> out) const {

@@ -83,7 +83,7 @@ class move_plan {
     [[nodiscard]] index_t extra_tokens() const { return extra_; }
 
     /// Writes the position of the token in each slot of a row, where cache row t had position positions[t]. Errors as
-    /// keep_plan::gather_positions.
+    /// keep_plan::gather_positions; tokens may have changed their order, so that in place it often answers views_overlap.
     template <class Position>
     [[nodiscard]] status gather_positions(index_t row, std::span<const Position> positions,
                                           std::span<Position> out) const {
