@@ -14,7 +14,6 @@
 #include <kvtrim/plan/top_k.hpp>
 
 #include <algorithm>
-#include <functional>
 
 namespace kvtrim {
 
@@ -119,7 +118,7 @@ template <class Inputs>
     if (const status s = out.reset(counts); !s.ok()) { return s; }
     // Heads that compete for one budget were cut at the same score, all but those that a safeguard keeps above it.
     const bool may_share =
-        std::adjacent_find(budgets.begin(), budgets.end(), std::not_equal_to<>()) != budgets.end();
+        std::any_of(budgets.begin(), budgets.end(), [&](index_t b) { return b != budgets.front(); });
     std::uint32_t shared_bits = 0xffffffffu;
     bool is_shared = false;
     for (index_t g = 0; g < in.kv_heads(); ++g) {
