@@ -31,7 +31,7 @@ int main() {
     const protection start_and_recent{.sink_tokens = 2, .window_tokens = 3}; // in pages
     keep_plan plan;
     growing_workspace memory;
-    workspace scratch = memory.of_bytes(plan_blocks_bytes(by_layer, kept_pages, start_and_recent));
+    workspace scratch = memory.of_bytes(plan_pages_bytes(by_layer, kept_pages, start_and_recent));
     const status s = plan_pages(by_layer, kept_pages, start_and_recent, plan, scratch);
     if (!s.ok()) { return std::puts(s.what()), 1; }
 

@@ -19,7 +19,7 @@ struct planned {
 planned plan_in_exact_memory(const strided<const float, 2>& scores, index_t kept, const protection& protect) {
     planned p;
     growing_workspace memory;
-    workspace scratch = memory.of_bytes(plan_blocks_bytes(scores, kept, protect));
+    workspace scratch = memory.of_bytes(plan_pages_bytes(scores, kept, protect));
     p.answer = plan_pages(scores, kept, protect, p.plan, scratch);
     return p;
 }
@@ -75,7 +75,7 @@ TEST_CASE("expand_pages: a token that no 32 bits number is an overflow, however 
     const keep_plan far = plan_of({{2147483000}}); // its tokens would wrap to others
     keep_plan out = support::made_before();
     growing_workspace memory;
-    workspace scratch = memory.of_bytes(expand_blocks_bytes(far));
+    workspace scratch = memory.of_bytes(expand_pages_bytes(far));
     const status s = expand_pages(far, 2, 4294967000, out, scratch);
     CHECK(s.code() == errc::index_overflow);
     CHECK(s.needed() == 4294967000);
@@ -92,7 +92,7 @@ TEST_CASE("expand_pages: the tokens of kept blocks, and on a page table nothing 
         const index_t blocks = (tokens + block_tokens - 1) / block_tokens;
         keep_plan plan = support::any_plan(r, {blocks, blocks});
         growing_workspace memory;
-        workspace scratch = memory.of_bytes(expand_blocks_bytes(plan));
+        workspace scratch = memory.of_bytes(expand_pages_bytes(plan));
         keep_plan in_tokens;
         REQUIRE(expand_pages(plan, block_tokens, tokens, in_tokens, scratch).ok());
         for (index_t row = 0; row < 2; ++row) {
@@ -169,7 +169,7 @@ TEST_CASE("plan_pages: scores without memory or of no shape are refused, with th
     for (const auto& scores :
          {strided<float, 2>(nullptr, {3, 4}), strided<float, 2>(floats.data(), {3, -4})}) {
         CHECK(plan_pages(scores, 1, {}, out, scratch).code() == errc::invalid_parameter);
-        CHECK(plan_blocks_bytes(scores, 1, {}) == 0);
+        CHECK(plan_pages_bytes(scores, 1, {}) == 0);
     }
     CHECK(out == support::made_before());
 }

@@ -207,7 +207,7 @@ TEST_CASE("fewer blocks than the budget or the protected ones are kept whole", "
         const strided by_row(scores.data(), {index_t{2}, blocks});
         const protection protect{.sink_tokens = 2, .window_tokens = 4};
         keep_plan plan = made_before();
-        workspace scratch = memory.of_bytes(plan_blocks_bytes(by_row, 8, protect));
+        workspace scratch = memory.of_bytes(plan_pages_bytes(by_row, 8, protect));
         CHECK(plan_pages(by_row, 8, protect, plan, scratch).ok());
         CHECK(plan.rows() == 2);
         CHECK(plan.total_tokens() == 2 * blocks);

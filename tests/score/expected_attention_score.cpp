@@ -52,7 +52,7 @@ TEST_CASE("expected_attention: scores equal the formulas for random shapes, rope
         const layer_data layer = random_layer(shape, 5200 + seed);
         const eviction_request request = random_request(r, shape, sinks);
         query_statistics statistics = statistics_of(layer, r.between(0, 3));
-        statistics.positions = r.one_of({shape.tokens, index_t{3}, index_t{5000}});
+        statistics.positions = r.one_of({shape.tokens, shape.queries, index_t{5000}});
         const std::vector<float> table =
             frequencies_of(r.chance(0.7) ? shape.head_dim / 2 : shape.head_dim / 4);
         const rope model{.inverse_frequencies = table,

@@ -25,7 +25,7 @@
 
 namespace kvtrim {
 
-// A view of nothing, to be overwritten.
+/// A view of nothing, to be overwritten.
 template <element T>
 inline constexpr strided<T, 3> no_tensor{nullptr, {0, 0, 0}};
 

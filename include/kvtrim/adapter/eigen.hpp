@@ -21,16 +21,18 @@
 
 namespace kvtrim {
 
+/// Eigen's f16 as an element.
 template <>
 struct element_traits<Eigen::half> {
-    static float to_float(Eigen::half x) { return static_cast<float>(x); }
-    static Eigen::half from_float(float x) { return Eigen::half(x); }
+    static float to_float(Eigen::half x) { return static_cast<float>(x); } ///< exact
+    static Eigen::half from_float(float x) { return Eigen::half(x); }      ///< rounds to nearest even
 };
 
+/// Eigen's bf16 as an element.
 template <>
 struct element_traits<Eigen::bfloat16> {
-    static float to_float(Eigen::bfloat16 x) { return static_cast<float>(x); }
-    static Eigen::bfloat16 from_float(float x) { return Eigen::bfloat16(x); }
+    static float to_float(Eigen::bfloat16 x) { return static_cast<float>(x); } ///< exact
+    static Eigen::bfloat16 from_float(float x) { return Eigen::bfloat16(x); }  ///< rounds to nearest even
 };
 
 namespace detail {
@@ -82,7 +84,8 @@ template <class M>
                               {saturated_product(tokens, m.rowStride()), m.rowStride(), m.colStride()});
 }
 
-/// [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim]. Not valid, and empty, unless cols is a multiple of q_heads > 0.
+/// [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim]. Not valid, and empty, unless cols is a multiple of q_heads
+/// > 0.
 template <class M>
 [[nodiscard]] auto output_projection(M&& m, index_t q_heads) {
     detail::expect_no_temporary<M>();

@@ -33,18 +33,18 @@
 
 namespace kvtrim {
 
-// Which axis of the tensor is axis 0, 1 and 2 of the view: heads, rows, elements of a row.
+/// Which axis of the tensor is axis 0, 1 and 2 of the view: heads, rows, elements of a row.
 struct ggml_axes {
-    int head, row, element;
+    int head, row, element; ///< axes of the tensor, 0 the innermost
 
-    [[nodiscard]] static constexpr ggml_axes attended() { return {2, 1, 0}; }
-    [[nodiscard]] static constexpr ggml_axes cached() { return {1, 2, 0}; }
-    [[nodiscard]] static constexpr ggml_axes transposed() { return {2, 0, 1}; }
+    [[nodiscard]] static constexpr ggml_axes attended() { return {2, 1, 0}; }   ///< [head_dim, tokens, heads]
+    [[nodiscard]] static constexpr ggml_axes cached() { return {1, 2, 0}; }     ///< [head_dim, heads, tokens]
+    [[nodiscard]] static constexpr ggml_axes transposed() { return {2, 0, 1}; } ///< [tokens, head_dim, heads]
 };
 
-// A tensor [heads * head_dim, tokens].
+/// A tensor [heads * head_dim, tokens].
 struct ggml_heads_in_row {
-    index_t heads;
+    index_t heads; ///< heads in each row
 };
 
 namespace detail {
@@ -142,9 +142,9 @@ template <class View>
 } // namespace detail
 
 /// Writes the view; `out` is a ggml_tensor_rows, a strided<T, 3> of float, f16 or bf16, or a ggml_rows of any block.
-/// Returns invalid_parameter, with `out` as it was: another type, a fourth axis, axes that are no permutation of 0, 1, 2, rows of
-/// blocks that are not whole or not along axis 0, strides that are no whole elements, extents that cannot be, no data, or data that
-/// the CPU does not address.
+/// Returns invalid_parameter, with `out` as it was: another type, a fourth axis, axes that are no permutation of 0, 1, 2,
+/// rows of blocks that are not whole or not along axis 0, strides that are no whole elements, extents that cannot be, no
+/// data, or data that the CPU does not address.
 template <class View>
 [[nodiscard]] status view_ggml(const ggml_tensor& tensor, View& out, ggml_axes axes = ggml_axes::attended()) {
     return detail::view_ggml(detail::rows_of(tensor, axes), out);

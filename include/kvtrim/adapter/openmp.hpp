@@ -5,8 +5,8 @@
 // An executor (core/executor.hpp) on OpenMP's threads. Compile and link with OpenMP (CMake: OpenMP::OpenMP_CXX);
 // without it, the calling thread does the work, with the same result.
 //
-// Pieces go to whoever is free. The executor waits for all of them. Called from inside a parallel region it runs on
-// the calling thread, unless nested parallelism is on.
+// Each piece goes to the next free thread. The executor waits for all of them. Called from inside a parallel region it runs
+// on the calling thread, unless nested parallelism is on.
 
 #include <kvtrim/core/executor.hpp>
 
@@ -16,9 +16,11 @@
 
 namespace kvtrim {
 
+/// Runs pieces of work on OpenMP's threads, each on the next free one.
 struct openmp_executor {
-    int threads = 0; // 0: omp_get_max_threads()
+    int threads = 0; ///< 0: omp_get_max_threads()
 
+    /// Most threads that run at the same time; 1 without OpenMP.
     [[nodiscard]] index_t workers() const {
 #if defined(_OPENMP)
         return threads > 0 ? threads : omp_get_max_threads();
@@ -27,6 +29,7 @@ struct openmp_executor {
 #endif
     }
 
+    /// Calls fn(i) for i in [0, count) and returns when all calls have.
     template <class Fn>
     void operator()(index_t count, Fn&& fn) const {
 #if defined(_OPENMP)

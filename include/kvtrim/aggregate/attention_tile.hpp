@@ -25,16 +25,16 @@
 
 namespace kvtrim {
 
-// Shape of the fold over one KV head.
+/// Shape of the fold over one KV head.
 struct attention_head {
-    index_t group_size;      // query heads that read this KV head
-    index_t queries;         // observation queries of each of them
-    index_t candidates;      // columns of the score row
-    index_t candidate_begin; // cache row of column 0
-    index_t query_begin;     // cache row of the first query's own token
-    index_t sliding_window;  // rows a query sees, 0: all
+    index_t group_size;      ///< query heads that read this KV head
+    index_t queries;         ///< observation queries of each of them
+    index_t candidates;      ///< columns of the score row
+    index_t candidate_begin; ///< cache row of column 0
+    index_t query_begin;     ///< cache row of the first query's own token
+    index_t sliding_window;  ///< rows a query sees, 0: all
 
-    // How many of the queries see the token of a column.
+    /// How many of the queries see the token of a column.
     [[nodiscard]] constexpr index_t observers(index_t column) const {
         const index_t token = candidate_begin + column;
         const index_t first = std::max<index_t>(0, token - query_begin);
@@ -44,29 +44,30 @@ struct attention_head {
     }
 };
 
-// Attention of `query_rows` rows to the candidates [first, first + tokens), with up to halo() further
-// candidates on either side (fewer at the ends of the row).
+/// Attention of `query_rows` rows to the candidates [first, first + tokens), with up to halo() further
+/// candidates on either side (fewer at the ends of the row).
 struct attention_tile {
-    const float* attention;   // [before + tokens + after, query_rows]
-    const float* row_weights; // [query_rows] what weigh_rows() wrote; null without it
-    index_t query_rows;
-    index_t first_row; // rows are numbered query_head_in_group * queries + query
-    index_t first;
-    index_t tokens;
-    index_t before;
-    index_t after;
+    const float* attention;   ///< [before + tokens + after, query_rows]
+    const float* row_weights; ///< [query_rows] what weigh_rows() wrote; null without it
+    index_t query_rows;       ///< rows of this tile
+    index_t first_row;        ///< rows are numbered query_head_in_group * queries + query
+    index_t first;            ///< candidate of the tile's first column
+    index_t tokens;           ///< columns that the tile is for
+    index_t before;           ///< columns of the halo before them
+    index_t after;            ///< columns of the halo behind them
+    /// The fold that the tile belongs to.
     attention_head head;
 
-    // Attention [query_rows] to candidate first + t, for t in [-before, tokens + after).
+    /// Attention [query_rows] to candidate first + t, for t in [-before, tokens + after).
     [[nodiscard]] const float* column(index_t t) const { return attention + (before + t) * query_rows; }
 
-    /// sums [tokens] += the attention of the rows [row_begin, row_end) to each token, by vectors: what makes a sum or a mean fast.
+    /// sums [tokens] += the attention of the rows [row_begin, row_end) to each token, by vectors.
     void add_row_sums(index_t row_begin, index_t row_end, float* sums) const {
         kernels::active_window_kernels().add_row_sums(column(0), tokens, query_rows, row_begin, row_end,
                                                       sums);
     }
 
-    // Calls fn(query_head_in_group, row_begin, row_end) for each query head present in this tile.
+    /// Calls fn(query_head_in_group, row_begin, row_end) for each query head present in this tile.
     template <class Fn>
     void for_each_query_head(Fn&& fn) const {
         for (index_t begin = 0; begin < query_rows;) {
@@ -78,21 +79,25 @@ struct attention_tile {
     }
 };
 
-// What weigh_rows() sees of a block of query rows, whose softmax is known: any of it.
+/// A block of query rows as weigh_rows() sees it: their softmax statistics are known, and any column can be asked for.
 template <class Rows>
 struct attention_block {
+    /// An attention_rows, or what has its members.
     Rows& rows;
+    /// The fold that the tile belongs to.
     attention_head head;
 
+    /// Rows of the block.
     [[nodiscard]] index_t query_rows() const { return rows.block_rows(); }
-    // Attention of a row to all candidates together.
+    /// Attention of a row to all candidates together.
     [[nodiscard]] double mass(index_t row) const { return rows.candidate_mass(row); }
-    // Attention [query_rows] to one candidate; valid until the next call.
+    /// Attention [query_rows] to one candidate; valid until the next call.
     [[nodiscard]] const float* column(index_t candidate) const {
         return rows.attention(head.candidate_begin + candidate, 1);
     }
 };
 
+/// A fold over attention tiles, see above. weigh_rows() is optional.
 template <class A>
 concept attention_aggregator = requires(const A& a, const attention_tile& tile, const attention_head& head,
                                         std::span<float> floats, index_t group_size) {

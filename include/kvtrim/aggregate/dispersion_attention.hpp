@@ -50,12 +50,15 @@ inline void add_moments(const attention_tile& tile, std::span<float> accumulator
 
 } // namespace detail
 
+/// Mean plus weighted variance of the attention over the window's queries (CAKE).
 struct mean_variance_attention {
-    float gamma = 200.0f;      // weight of the variance; reference 200
-    index_t kernel_tokens = 5; // odd; reference 5
+    float gamma = 200.0f;      ///< weight of the variance; reference 200
+    index_t kernel_tokens = 5; ///< odd; reference 5
 
+    /// Whether finish() also writes `attention`.
     static constexpr bool writes_attention = false;
 
+    /// Returns invalid_parameter for a gamma or a kernel out of range.
     [[nodiscard]] status validate() const {
         if (!(gamma >= 0.0f) || !std::isfinite(gamma)) {
             return {errc::invalid_parameter,
@@ -63,13 +66,17 @@ struct mean_variance_attention {
         }
         return valid_kernel(kernel_tokens);
     }
+    /// Columns on either side of a tile that add() needs: none.
     [[nodiscard]] index_t halo() const { return 0; }
+    /// Floats accumulated per candidate: a sum and a sum of squares for each query head.
     [[nodiscard]] index_t lanes(index_t group_size) const { return 2 * group_size; }
 
+    /// Adds a tile to accumulators [lanes, candidates].
     void add(const attention_tile& tile, std::span<float> accumulators) const {
         detail::add_moments(tile, accumulators);
     }
 
+    /// Writes the scores [candidates] from accumulators [lanes, candidates], which it may overwrite.
     void finish(const attention_head& head, std::span<float> accumulators, std::span<float> importance,
                 std::span<float>) const {
         const auto columns = static_cast<std::size_t>(head.candidates);
@@ -86,17 +93,23 @@ struct mean_variance_attention {
             }
         }
         static_cast<void>(
-            pool(pooling::average, kernel_tokens, into, importance)); // validate() has seen the kernel
+            pool(pooling::average, kernel_tokens, into, importance)); // validate() has checked the kernel
     }
 };
 
+/// Entropy of the attention, and its variance for stage one (CAKE's layer preference).
 struct dispersion_attention {
+    /// Whether finish() also writes `attention`.
     static constexpr bool writes_attention = true;
 
+    /// Ok: there is no parameter.
     [[nodiscard]] static status validate() { return {}; }
+    /// Columns on either side of a tile that add() needs: none.
     [[nodiscard]] static index_t halo() { return 0; }
+    /// Floats accumulated per candidate: a sum and a sum of squares for each query head, and the entropy.
     [[nodiscard]] static index_t lanes(index_t group_size) { return 2 * group_size + 1; }
 
+    /// Adds a tile to accumulators [lanes, candidates].
     void add(const attention_tile& tile, std::span<float> accumulators) const {
         detail::add_moments(tile, accumulators);
         float* const entropy =
@@ -109,6 +122,7 @@ struct dispersion_attention {
         }
     }
 
+    /// Writes the scores [candidates] from accumulators [lanes, candidates], which it may overwrite.
     void finish(const attention_head& head, std::span<float> accumulators, std::span<float> importance,
                 std::span<float> attention) const {
         const auto columns = static_cast<std::size_t>(head.candidates);

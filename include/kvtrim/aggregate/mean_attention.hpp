@@ -26,26 +26,41 @@
 
 namespace kvtrim {
 
-enum class pooling_order : std::uint8_t { pool_then_group, group_then_pool };
-enum class query_normalisation : std::uint8_t { mean, sum, lifetime };
+/// Whether query heads are pooled before or after they are reduced to one row.
+enum class pooling_order : std::uint8_t {
+    pool_then_group, ///< pools each query head, then reduces the group
+    group_then_pool, ///< reduces the group, then pools once
+};
+/// What the attention of a token is divided by.
+enum class query_normalisation : std::uint8_t {
+    mean,     ///< divided by the number of queries
+    sum,      ///< not divided
+    lifetime, ///< divided by the number of queries that see the token
+};
 
+/// Mean or summed attention of the observed queries, pooled over neighbours (SnapKV, AdaKV, H2O).
 struct mean_attention {
-    pooling pool = pooling::average;                         // SnapKV: average; AdaKV repository: maximum
-    index_t kernel_tokens = 5;                               // odd; SnapKV 5, AdaKV repository 7
-    group_reduction group = group_reduction::mean;           // over the query heads of a KV head
-    pooling_order order = pooling_order::pool_then_group;    // matters unless average and mean
-    query_normalisation queries = query_normalisation::mean; // over the observed queries
+    pooling pool = pooling::average;                         ///< SnapKV: average; AdaKV repository: maximum
+    index_t kernel_tokens = 5;                               ///< odd; SnapKV 5, AdaKV repository 7
+    group_reduction group = group_reduction::mean;           ///< over the query heads of a KV head
+    pooling_order order = pooling_order::pool_then_group;    ///< no effect with average and mean
+    query_normalisation queries = query_normalisation::mean; ///< over the observed queries
 
+    /// Whether finish() also writes `attention`.
     static constexpr bool writes_attention = false;
 
+    /// Returns invalid_parameter for a kernel that is not odd and positive.
     [[nodiscard]] status validate() const { return valid_kernel(kernel_tokens); }
+    /// Columns on either side of a tile that add() needs: none, because finish() pools.
     [[nodiscard]] index_t halo() const { return 0; }
+    /// Floats accumulated per candidate: 1, or one per query head where the group is reduced after a non-linear step.
     [[nodiscard]] index_t lanes(index_t group_size) const {
         const bool linear = group != group_reduction::maximum &&
                             (pool != pooling::maximum || order == pooling_order::group_then_pool);
         return linear ? 1 : group_size;
     }
 
+    /// Adds a tile to accumulators [lanes, candidates].
     void add(const attention_tile& tile, std::span<float> accumulators) const {
         float* const sums = accumulators.data() + tile.first;
         if (lanes(tile.head.group_size) == 1) {
@@ -57,6 +72,7 @@ struct mean_attention {
         });
     }
 
+    /// Writes importance [candidates] from accumulators [lanes, candidates], which it overwrites.
     void finish(const attention_head& head, std::span<float> accumulators, std::span<float> importance,
                 std::span<float> /*attention*/) const {
         const index_t lane_count = lanes(head.group_size);
@@ -68,15 +84,15 @@ struct mean_attention {
         if (order == pooling_order::group_then_pool) {
             for (index_t l = 1; l < lane_count; ++l) { reduce(lane(l), lane(0)); }
             static_cast<void>(
-                kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has seen the kernel
+                kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has checked the kernel
             return;
         }
         static_cast<void>(
-            kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has seen the kernel
+            kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has checked the kernel
         for (index_t l = 1; l < lane_count; ++l) {
-            // The lane before is done with: its memory takes the pooled row.
+            // The lane before is no longer needed, so the pooled row is written to its memory.
             static_cast<void>(
-                kvtrim::pool(pool, kernel_tokens, lane(l), lane(l - 1))); // validate() has seen the kernel
+                kvtrim::pool(pool, kernel_tokens, lane(l), lane(l - 1))); // validate() has checked the kernel
             reduce(lane(l - 1), importance);
         }
     }

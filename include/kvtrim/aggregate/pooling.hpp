@@ -21,14 +21,18 @@
 
 namespace kvtrim {
 
+/// How a score is pooled over its neighbours.
 enum class pooling : std::uint8_t { none, average, maximum };
 
+/// Returns invalid_parameter for a kernel that is not odd and positive.
 [[nodiscard]] constexpr status valid_kernel(index_t kernel_tokens) {
     if (kernel_tokens > 0 && kernel_tokens % 2 == 1) { return {}; }
     return {errc::invalid_parameter, "a pooling kernel must be odd and positive"};
 }
 
-/// Returns invalid_parameter for a kernel that is not odd and positive, or an output of another length, with nothing written.
+/// out [columns] = in [columns] pooled; pooling::none copies.
+/// Returns invalid_parameter for a kernel that is not odd and positive, or an output of another length, with nothing
+/// written.
 [[nodiscard]] inline status pool(pooling kind, index_t kernel_tokens, std::span<const float> in,
                                  std::span<float> out) {
     if (const status s = valid_kernel(kernel_tokens); !s.ok()) { return s; }

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// DefensiveKV's two-step aggregation: a token is worth what its most interested query pays, but never less
-// than the average token (a prior against the risk that no observed query asked for it).
+// DefensiveKV's two-step aggregation: a token's importance is the highest pooled attention that any observed query pays it,
+// and at least the average of that over the tokens (a prior for tokens that no observed query happened to attend).
 //
 //   a[i, c]        attention of query row i (all window queries of all heads of the group) to candidate c
 //   r[i, c]        average pooling of a[i], rescaled to the row's own mass: pooling must not change it
@@ -23,27 +23,33 @@
 
 namespace kvtrim {
 
+/// Highest pooled attention of a token over all query rows, with a floor (DefensiveKV).
 struct worst_case_attention {
-    index_t kernel_tokens = 5; // odd; reference 5
-    float floor_weight = 1.0f; // share of the row mean that floors every token; 0: no floor; reference 1
+    index_t kernel_tokens = 5; ///< odd; reference 5
+    float floor_weight = 1.0f; ///< share of the row mean that floors every token; 0: no floor; reference 1
 
+    /// Whether finish() also writes `attention`.
     static constexpr bool writes_attention = true;
 
+    /// Returns invalid_parameter for a negative or NaN floor_weight, or a kernel that is not odd and positive.
     [[nodiscard]] status validate() const {
         if (!(floor_weight >= 0.0f)) {
             return {errc::invalid_parameter, "worst_case_attention: floor_weight must not be negative"};
         }
         return valid_kernel(kernel_tokens);
     }
+    /// Columns on either side of a tile that add() needs for pooling.
     [[nodiscard]] index_t halo() const { return kernel_tokens / 2; }
+    /// Floats accumulated per candidate: the maximum and the sum.
     [[nodiscard]] index_t lanes(index_t /*group_size*/) const { return 2; }
 
-    // The mass of a row over that of its pooled row: near the ends the windows of a candidate are fewer than kernel_tokens.
+    /// weights [query_rows] = the mass of a row divided by the mass of its pooled row. They differ because a
+    /// column near the ends of the row lies in fewer than kernel_tokens windows.
     template <class Block>
     void weigh_rows(const Block& block, std::span<float> weights) const {
         const index_t columns = block.head.candidates;
-        const index_t half = std::min(halo(), columns); // a wider window sees no more
-        double missing[kernels::tile_query_rows] = {};  // from the windows
+        const index_t half = std::min(halo(), columns); // a wider window has no more columns
+        double missing[kernels::tile_query_rows] = {};  // mass of the windows beyond the ends
         const auto add_missing = [&](index_t begin, index_t end) {
             for (index_t c = begin; c < end; ++c) {
                 const auto windows = static_cast<double>(std::max<index_t>(0, half - c) +
@@ -63,6 +69,7 @@ struct worst_case_attention {
         }
     }
 
+    /// Adds a tile to accumulators [lanes, candidates].
     void add(const attention_tile& tile, std::span<float> accumulators) const {
         float* worst = accumulators.data() + tile.first;
         float* total = accumulators.data() + tile.head.candidates + tile.first;
@@ -71,6 +78,7 @@ struct worst_case_attention {
                                  tile.query_rows, tile.row_weights, worst);
     }
 
+    /// Writes importance and attention [candidates] from accumulators [lanes, candidates].
     void finish(const attention_head& head, std::span<float> accumulators, std::span<float> importance,
                 std::span<float> attention) const {
         const auto columns = static_cast<std::size_t>(head.candidates);

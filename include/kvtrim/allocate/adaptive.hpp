@@ -7,7 +7,7 @@
 //   forced = the best s tokens of each row,   s = floor(safeguard_ratio * total / rows)
 //   budgets[r] = s + tokens of row r among the (total - rows * s) best of all others
 //
-// A row may be a KV head, or a (layer, KV head): the algorithm is the same. Maximising the kept attention mass of
+// Each row is a KV head, or a (layer, KV head) pair: the algorithm is the same. Maximising the kept attention mass of
 // a layer under one budget minimises Ada-KV's upper bound on the output loss (measure/eviction_loss.hpp).
 //
 // Source: Ada-KV, arXiv:2407.11550, Alg. 1; kvpress@8bb29b9 adakv_press.py (alpha_safeguard 0.20).
@@ -23,18 +23,20 @@
 
 namespace kvtrim {
 
+/// Ada-KV: all rows compete for one budget, apart from a safeguard per row.
 struct adaptive {
-    double safeguard_ratio = 0.2;  // alpha, in [0, 1]; kvpress 0.20
-    index_t safeguard_tokens = -1; // >= 0: this many tokens per row instead
+    double safeguard_ratio = 0.2;  ///< alpha, in [0, 1]; kvpress 0.20
+    index_t safeguard_tokens = -1; ///< >= 0: this many tokens per row instead
 
-    static constexpr bool is_uniform = false;
+    static constexpr bool is_uniform = false; ///< whether rows of equal length get equal budgets
 
+    /// Returns ratio_out_of_range unless safeguard_ratio lies in [0, 1].
     [[nodiscard]] status validate() const {
         if (safeguard_ratio >= 0.0 && safeguard_ratio <= 1.0) { return {}; }
         return {errc::ratio_out_of_range, "adaptive: safeguard_ratio must lie in [0, 1]"};
     }
 
-    // Fills budgets [rows]; their sum is total.
+    /// Fills budgets [rows]; their sum is total. Returns what validate() or validate_total() says, with nothing written.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace&) const {
         if (const status s = validate(); !s.ok()) { return s; }
@@ -62,7 +64,7 @@ struct adaptive {
         return {};
     }
 
-    // Tokens of every row (or all of a shorter one) that do not compete.
+    /// Tokens of every row (or all of a shorter one) that do not compete.
     [[nodiscard]] index_t safeguard_of(index_t total, index_t rows) const {
         const index_t even_share = rows == 0 ? 0 : total / rows;
         const index_t wanted =

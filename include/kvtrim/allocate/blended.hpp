@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Ada-KV as its authors run it: the counts of the common cut, blended with an even share.
+// Ada-KV in the form of its authors' code: the counts of the common cut, blended with an even share.
 //
 //   counts[r]  = tokens of row r among the `total` best of all rows (rows weighted first if asked)
 //   budgets[r] = (1 - floor_ratio) * counts[r] + floor_ratio * total / rows
@@ -24,27 +24,32 @@
 
 namespace kvtrim {
 
+/// How blended rounds: exact sums to the total, authors is the rounding of the published code.
 enum class budget_rounding : std::uint8_t { exact, authors };
 
-// The authors' rounding of one row: round half to even of the adaptive part plus the truncated even part.
+/// The authors' rounding of one row: round half to even of the adaptive part plus the truncated even part.
 [[nodiscard]] inline index_t blend_as_authors(index_t count, index_t even_share, double floor_ratio) {
     const double adaptive_part = static_cast<double>(count) * (1.0 - floor_ratio);
     const double even_part = std::trunc(static_cast<double>(even_share) * floor_ratio);
     return static_cast<index_t>(std::nearbyint(adaptive_part + even_part));
 }
 
+/// Ada-KV with the authors' floor: the counts of the common cut, blended with an even share.
 struct blended {
-    double floor_ratio = 0.2; // share spread evenly, in [0, 1]; AdaKV repository 0.5, for GQA 0.2
+    double floor_ratio = 0.2; ///< share spread evenly, in [0, 1]; AdaKV repository 0.5, for GQA 0.2
+    /// Weigh each row by the share of its mass that an even split would keep
     bool weight_by_kept_mass = false;
-    budget_rounding rounding = budget_rounding::exact;
+    budget_rounding rounding = budget_rounding::exact; ///< authors: the sum is off by a few tokens
 
-    static constexpr bool is_uniform = false;
+    static constexpr bool is_uniform = false; ///< whether rows of equal length get equal budgets
 
+    /// Returns ratio_out_of_range unless floor_ratio lies in [0, 1].
     [[nodiscard]] status validate() const {
         if (floor_ratio >= 0.0 && floor_ratio <= 1.0) { return {}; }
         return {errc::ratio_out_of_range, "blended: floor_ratio must lie in [0, 1]"};
     }
 
+    /// Bytes of workspace for allocate() over so many rows and candidates.
     [[nodiscard]] index_t workspace_bytes(index_t rows, index_t candidates) const {
         workspace counting = workspace::counting();
         static_cast<void>(take(rows, candidates, counting));
@@ -52,8 +57,8 @@ struct blended {
         return counting.needed_bytes();
     }
 
-    // Fills budgets [rows].
-    // Returns what validate() or validate_total() says or errc::workspace_too_small, with nothing written.
+    /// Fills budgets [rows].
+    /// Returns what validate() or validate_total() says or errc::workspace_too_small, with nothing written.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace& scratch) const {
         if (const status s = validate(); !s.ok()) { return s; }

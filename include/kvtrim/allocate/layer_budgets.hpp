@@ -2,14 +2,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// How many tokens each layer keeps, from the layers' number alone (pyramid) or from one number per layer (preference).
+// How many tokens each layer keeps, from the number of layers alone (pyramid) or from one number per layer (preference).
 //
 //   pyramid      b = kept - window, high = min(2 b - b / beta, tokens - window), low = 2 b - high
 //                budgets[l] = window + high - l * (high - low) / (layers - 1)       early layers keep more
 //   preference   budgets[l] = window + share of the total in proportion to preference[l], at most the layer's length
 //
-// Both sum exactly to layers * kept; what a layer cannot use goes to the others. A prompt within the budget is kept whole, also
-// one shorter than the window: every layer gets all of its tokens. With floor_ratio f every layer has f of an
+// Both sum exactly to layers * kept; what a layer cannot use goes to the others. A prompt within the budget is kept whole,
+// also one shorter than the window: every layer gets all of its tokens. With floor_ratio f every layer has f of an
 // even share first (or all of a shorter layer), and the rule deals out the rest. A budget is per KV head and counts the
 // window, as eviction_request does: use it as per_head(budgets[l]) in the layer's own request.
 //
@@ -28,19 +28,22 @@
 
 namespace kvtrim {
 
+/// The published forms of the pyramid.
 enum class pyramid_schedule : std::uint8_t {
-    exact,           // sums to layers * kept
-    adakv,           // floored integer step
-    kvcache_factory, // the same, but everything below the capacity and flat budgets for short prompts
-    kvpress,         // in doubles, with rounding to even; flat where low falls below the window
+    exact,           ///< sums to layers * kept
+    adakv,           ///< floored integer step
+    kvcache_factory, ///< the same, but everything below the capacity and flat budgets for short prompts
+    kvpress,         ///< in doubles, with rounding to even; flat where low falls below the window
 };
 
+/// PyramidKV: budgets that fall linearly from the first layer to the last.
 struct pyramid {
-    double beta = 20; // steepness, at least 1; the last layer keeps about b / beta of the competing tokens
-    pyramid_schedule schedule = pyramid_schedule::exact;
-    double floor_ratio =
-        0; // share of the competing tokens that is dealt out evenly, in [0, 1]; exact schedule only
+    double beta = 20; ///< steepness, at least 1; the last layer keeps about b / beta of the competing tokens
+    pyramid_schedule schedule = pyramid_schedule::exact; ///< others: to reproduce published runs
+    /// Share of the competing tokens that is dealt out evenly, in [0, 1]; exact schedule only.
+    double floor_ratio = 0;
 
+    /// Returns invalid_parameter unless beta is finite and at least 1, ratio_out_of_range unless floor_ratio lies in [0, 1].
     [[nodiscard]] status validate() const {
         if (!(beta >= 1 && std::isfinite(beta))) {
             return {errc::invalid_parameter, "pyramid: beta must be finite and at least 1"};
@@ -51,6 +54,7 @@ struct pyramid {
         return {};
     }
 
+    /// Bytes of workspace for allocate().
     [[nodiscard]] static index_t workspace_bytes(index_t layers) {
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<double>(layers));
@@ -60,8 +64,8 @@ struct pyramid {
     }
 
     /// kept: tokens per KV head and layer on average, window included (whole but for kvpress' schedule, which computes
-    /// with tokens * (1 - ratio) and may fall below the window). A window longer than the prompt is the prompt. Fills budgets
-    /// [layers].
+    /// with tokens * (1 - ratio) and may fall below the window). A window longer than the prompt counts as the whole prompt.
+    /// Fills budgets [layers].
     /// Returns invalid_parameter, ratio_out_of_range, index_overflow (needed: tokens), budget_zero, budget_below_protection
     /// (needed: tokens) or workspace_too_small, with budgets unchanged.
     [[nodiscard]] status allocate(index_t tokens, index_t window, double kept, std::span<index_t> budgets,
@@ -162,20 +166,24 @@ struct pyramid {
     }
 };
 
+/// The forms of CAKE's budgets.
 enum class preference_rule : std::uint8_t {
-    exact,   // proportional shares by water-filling under the caps, largest remainder
-    authors, // truncated shares, one pass that hands out what exceeds the cap, equally
+    exact,   ///< proportional shares by water-filling under the caps, largest remainder
+    authors, ///< truncated shares, one pass that hands out what exceeds the cap, equally
 };
 
+/// CAKE: budgets in proportion to one number per layer.
 struct preference {
-    preference_rule rule = preference_rule::exact;
-    double floor_ratio = 0; // share of the total that is dealt out evenly, in [0, 1]; exact rule only
+    preference_rule rule = preference_rule::exact; ///< authors: to reproduce published runs
+    double floor_ratio = 0; ///< share of the total that is dealt out evenly, in [0, 1]; exact rule only
 
+    /// Returns ratio_out_of_range unless floor_ratio lies in [0, 1].
     [[nodiscard]] status validate() const {
         if (floor_ratio >= 0 && floor_ratio <= 1) { return {}; }
         return {errc::ratio_out_of_range, "preference: floor_ratio must lie in [0, 1]"};
     }
 
+    /// Bytes of workspace for allocate().
     [[nodiscard]] static index_t workspace_bytes(index_t layers) {
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<double>(layers));
@@ -185,8 +193,8 @@ struct preference {
 
     /// Deals `total` tokens out over layers that can take caps [layers] each; a total above the caps is all of them. A
     /// preference that is not a positive finite number counts as 0; if all are 0 the layers are equal.
-    /// Returns invalid_parameter (sizes that differ, negative numbers), index_overflow (caps of more than 2^53 tokens, needed:
-    /// tokens), ratio_out_of_range or workspace_too_small, with budgets unchanged.
+    /// Returns invalid_parameter (sizes that differ, negative numbers), index_overflow (caps of more than 2^53 tokens,
+    /// needed: tokens), ratio_out_of_range or workspace_too_small, with budgets unchanged.
     [[nodiscard]] status allocate(std::span<const double> preferences, std::span<const index_t> caps,
                                   index_t total, std::span<index_t> budgets, workspace& scratch) const {
         if (preferences.size() != budgets.size() || caps.size() != budgets.size()) {
@@ -287,7 +295,7 @@ struct preference {
         for (std::size_t l = 0; l < budgets.size(); ++l) { budgets[l] = std::min(budgets[l], caps[l]); }
     }
 
-    // `units` to the layers that are able, the quotient to each, the remainder one by one to the first.
+    // Hands `units` out to the layers that able() names: the quotient to each, the remainder one by one to the first.
     template <class Able>
     static void spread(std::span<index_t> budgets, index_t units, index_t layers, Able&& able) {
         if (layers == 0) { return; }

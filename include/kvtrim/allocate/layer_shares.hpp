@@ -2,19 +2,20 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Budgets per layer that do not follow the scores: candidates are dealt out over the layers by a rule, and evenly over the KV
-// heads of a layer. For policies over layers (layer_wise).
+// Budgets per layer that do not follow the scores: candidates are dealt out over the layers by a rule, and evenly over the
+// KV heads of a layer. For policies over layers (layer_wise).
 //
 //   pyramid_shares   share[l] falls in even steps from the first layer to the last               PyramidKV
 //                    b = total / rows, high = min(2 b - b / beta, longest row), low = 2 b - high
 //                    share[l] = high - l * (high - low) / (layers - 1)
 //   layer_shares     shares [layers] are given: measured (CAKE: score/layer_preference.hpp), learnt, or read from a file
 //
-//   budgets[r] = total * share[layer of r] / sum of shares over rows, whole numbers that sum to total, at most the row's length;
+//   budgets[r] = total * share[layer of r] / sum of shares over rows, whole numbers of sum total, at most the row's length;
 //                what a row can not use goes to the others in proportion
 //
-// Source: PyramidKV, arXiv:2406.02069; CAKE, arXiv:2503.12491. The schedules of published code, which count the window and do not
-// sum to the total, are in allocate/layer_budgets.hpp. Cost: O(rows log rows), no scores read. Workspace: four numbers per row.
+// Source: PyramidKV, arXiv:2406.02069; CAKE, arXiv:2503.12491. The schedules of published code, which count the window and
+// do not sum to the total, are in allocate/layer_budgets.hpp. Cost: O(rows log rows), no scores read. Workspace: four
+// numbers per row.
 
 #include <kvtrim/allocate/layer_budgets.hpp>
 #include <kvtrim/plan/token_scores.hpp>
@@ -48,12 +49,15 @@ template <class Share>
 
 } // namespace detail
 
+/// PyramidKV over the rows of all layers: shares that fall in even steps.
 struct pyramid_shares {
-    double beta = 20; // the last layer keeps about 1 / beta of an even share; the authors' value
+    double beta = 20; ///< the last layer keeps about 1 / beta of an even share; the authors' value
 
-    static constexpr bool is_uniform = false;
+    static constexpr bool is_uniform = false; ///< whether rows of equal length get equal budgets
 
+    /// Returns invalid_parameter unless beta is finite and at least 1.
     [[nodiscard]] status validate() const { return pyramid{.beta = beta}.validate(); }
+    /// Bytes of workspace for allocate() over so many rows.
     [[nodiscard]] static index_t workspace_bytes(index_t rows, index_t) {
         return detail::layer_share_bytes(rows);
     }
@@ -75,11 +79,13 @@ struct pyramid_shares {
     }
 };
 
+/// Budgets in proportion to given shares of the layers.
 struct layer_shares {
-    std::span<const double> shares; // [layers]; one that is not a positive finite number counts as 0
+    std::span<const double> shares; ///< [layers]; one that is not a positive finite number counts as 0
 
-    static constexpr bool is_uniform = false;
+    static constexpr bool is_uniform = false; ///< whether rows of equal length get equal budgets
 
+    /// Bytes of workspace for allocate() over so many rows.
     [[nodiscard]] static index_t workspace_bytes(index_t rows, index_t) {
         return detail::layer_share_bytes(rows);
     }

@@ -18,9 +18,10 @@
 
 namespace kvtrim {
 
-/// Where the floors of `ideal` sum to more than `total`, out are these floors, at most the caps.
-/// Returns invalid_parameter for sizes that do not agree, a share that is negative, NaN or beyond 2^62, a negative cap, caps that
-/// sum to less than `total`; errc::workspace_too_small; with out unchanged.
+/// Rounds `ideal` to whole numbers out, at most `caps`, that sum to `total`; all three have one length. Where the floors of
+/// `ideal` sum to more than `total`, out are these floors, at most the caps.
+/// Returns invalid_parameter for sizes that do not agree, a share that is negative, NaN or beyond 2^62, a negative cap, caps
+/// that sum to less than `total`; errc::workspace_too_small; with out unchanged.
 [[nodiscard]] inline status round_to_total(std::span<const double> ideal, std::span<const index_t> caps,
                                            index_t total, std::span<index_t> out, workspace& scratch) {
     if (ideal.size() != caps.size() || ideal.size() != out.size()) {

@@ -15,17 +15,19 @@
 
 namespace kvtrim {
 
+/// The same budget for every row.
 struct uniform {
-    static constexpr bool is_uniform = true;
+    static constexpr bool is_uniform = true; ///< whether rows of equal length get equal budgets
 
-    // Fills budgets [rows]; their sum is total.
+    /// Fills budgets [rows]; their sum is total. Returns what validate_total() says, with nothing written.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace&) const {
         if (const status s = validate_total(scores, total, budgets); !s.ok()) { return s; }
         constexpr index_t open = -1;
         std::fill(budgets.begin(), budgets.end(), open);
         index_t open_rows = scores.rows();
-        for (bool changed = true; changed;) { // rows shorter than the level leave, which raises the level
+        // Rows shorter than an even share get their length; the others share what remains, so their share grows.
+        for (bool changed = true; changed;) {
             changed = false;
             for (index_t r = 0; r < scores.rows(); ++r) {
                 index_t& budget = budgets[static_cast<std::size_t>(r)];

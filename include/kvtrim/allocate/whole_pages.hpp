@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Budgets in whole pages: what another allocator deals out, rounded so that no row ends with a page it only half
-// needs.
+// Budgets in whole pages: those of another allocator, rounded so that a row fills its last page.
 //
 //   kept[r]  = protected_tokens[r] + budgets[r]       as the request and the other allocator say
 //   pages[r] = ceil(kept[r] / page_tokens)            up: pages that are there anyway are filled
@@ -26,17 +25,21 @@
 
 namespace kvtrim {
 
+/// To which number of pages a row is rounded: up, down, or by largest remainder so that the sum is kept.
 enum class page_rounding : std::uint8_t { up, down, dealt };
 
+/// Rounds the budgets of another allocator to whole pages.
 template <class Allocator>
 struct whole_pages {
-    [[no_unique_address]] Allocator allocator = {};
-    index_t page_tokens = 16;
-    index_t protected_tokens = 0; // of every row, where an engine's own scores do not say; else not read
-    page_rounding rounding = page_rounding::dealt;
+    [[no_unique_address]] Allocator allocator = {}; ///< the allocator whose budgets are rounded
+    index_t page_tokens = 16;                       ///< tokens of a page, positive
+    index_t protected_tokens = 0; ///< of every row, where an engine's own scores do not say; else not read
+    page_rounding rounding = page_rounding::dealt; ///< up: at least the budget; down and dealt: at most
 
+    /// whether rows of equal length get equal budgets
     static constexpr bool is_uniform = Allocator::is_uniform;
 
+    /// Returns invalid_parameter for page_tokens or protected_tokens out of range, or what the other allocator says.
     [[nodiscard]] status validate() const {
         constexpr index_t most = std::numeric_limits<std::int32_t>::max();
         if (page_tokens <= 0 || page_tokens > most || protected_tokens < 0 || protected_tokens > most) {
@@ -48,6 +51,7 @@ struct whole_pages {
         return {};
     }
 
+    /// Bytes of workspace for allocate() over so many rows and candidates.
     [[nodiscard]] index_t workspace_bytes(index_t rows, index_t candidates) const {
         workspace counting = workspace::counting();
         static_cast<void>(take(rows, counting));
@@ -59,8 +63,8 @@ struct whole_pages {
         return counting.needed_bytes();
     }
 
-    // Fills budgets [rows]. Returns what validate() or validate_total() says, errc::workspace_too_small, or an error of the
-    // other allocator, with nothing written.
+    /// Fills budgets [rows]. Returns what validate() or validate_total() says, errc::workspace_too_small, or an error of the
+    /// other allocator, with nothing written.
     [[nodiscard]] status allocate(const score_rows& scores, index_t total, std::span<index_t> budgets,
                                   workspace& scratch) const {
         if (const status s = validate(); !s.ok()) { return s; }

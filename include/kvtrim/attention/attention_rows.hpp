@@ -13,7 +13,8 @@
 // begin_block() sweeps the keys once for m and z; attention() computes any range of columns again, or takes the logits
 // from memory that keep_logits_in() lent: the same floats, half of the products.
 // Shapes: queries [q_heads, queries, head_dim]; keys [kv_heads, tokens, head_dim]; any cache_view.
-// Keys and queries both of bf16 in memory are multiplied as they lie where the CPU has tiles for it; all else as floats.
+// Where the CPU multiplies tiles of bf16, keys and queries that are both bf16 in memory are multiplied without widening; all
+// else is multiplied as floats.
 // Numerics: see kernels/window_ops.hpp; a fully masked row has attention 0 everywhere.
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
@@ -29,8 +30,9 @@
 
 namespace kvtrim {
 
-// Bad input of any stage that computes attention of the observation queries. Sink logits may be any float.
-// Returns heads_not_divisible, window_exceeds_tokens or invalid_parameter.
+/// What any stage asks first that computes attention of the observation queries.
+/// Returns the inputs' own answer, heads_not_divisible, window_exceeds_tokens (needed: tokens) or invalid_parameter.
+/// O(heads).
 template <class Inputs>
 [[nodiscard]] status validate_attention(const Inputs& in, const eviction_request& request) {
     const index_t q_heads = extent(in.queries, 0);
@@ -53,11 +55,12 @@ template <class Inputs>
     return {};
 }
 
+/// Attention rows of one KV head, a block of rows at a time. Views the inputs and the workspace.
 template <class Inputs>
 class attention_rows {
   public:
-    // Takes its scratch; it is usable if the workspace fits. `newest` > 0 uses only so many newest queries;
-    // `halo` widens the tiles that attention() can produce.
+    /// Takes its scratch; it is usable if the workspace fits(). `newest` > 0 uses only so many newest queries; `halo` widens
+    /// the tiles that attention() can produce. Requires what validate_attention() asks.
     attention_rows(const Inputs& in, const eviction_request& request, index_t kv_head, index_t newest,
                    index_t halo, workspace& scratch, const kernels::window_kernels& steps = steps_in_force())
         : in_(in), options_(request.attention), kv_head_(kv_head), tokens_(in.tokens(kv_head)),
@@ -84,20 +87,26 @@ class attention_rows {
         }
     }
 
-    // Keeps the logits of as many of the first tokens as fit from begin_block() to attention(): [tokens, block rows].
-    // Not those of tiles, which multiply again sooner than memory would keep and give them back.
+    /// Memory for the logits [tokens, block rows] of as many of the first tokens as fit, which attention() then need not
+    /// compute again. Not used for tiles of bf16: their products are faster than writing and reading the logits.
     void keep_logits_in(std::span<float> memory) {
         if (!stays_bf16_) { kept_logits_ = memory; }
     }
 
+    /// Query heads that share the KV head.
     [[nodiscard]] index_t group_size() const { return group_size_; }
+    /// Observation queries of each query head.
     [[nodiscard]] index_t queries() const { return queries_; }
+    /// Rows in all: group_size * queries.
     [[nodiscard]] index_t rows() const { return group_size_ * queries_; }
+    /// Cache row of the first query's own token.
     [[nodiscard]] index_t query_begin() const { return query_begin_; }
+    /// Cache rows that compete for the budget.
     [[nodiscard]] token_range candidate_range() const { return range_; }
+    /// Tokens of a tile.
     [[nodiscard]] index_t tile_tokens() const { return tile_tokens_; }
 
-    // Selects rows [first_row, first_row + count), count <= tile_query_rows, and takes their statistics.
+    /// Selects rows [first_row, first_row + count), count <= tile_query_rows, and computes their softmax statistics.
     void begin_block(index_t first_row, index_t count) {
         first_row_ = first_row;
         count_ = count;
@@ -118,25 +127,27 @@ class attention_rows {
         finish_statistics();
     }
 
+    /// Rows of the block.
     [[nodiscard]] index_t block_rows() const { return count_; }
+    /// First row of the block.
     [[nodiscard]] index_t first_row() const { return first_row_; }
-    // One past the last cache row that any query of the block sees.
+    /// One past the last cache row that any query of the block sees.
     [[nodiscard]] index_t visible_end() const { return query_begin_ + block_queries_.end; }
-    // Sum of a row's attention to the candidates.
+    /// Sum of a row's attention to the candidates.
     [[nodiscard]] double candidate_mass(index_t block_row) const {
         const double sum = at(outside_, block_row) + at(mass_, block_row);
         return sum > 0 ? at(mass_, block_row) / sum : 0.0;
     }
-    // What the sink logit takes of a row's softmax, which the tokens share with it; 0 without one.
+    /// The sink logit's share of a row's softmax; 0 without one.
     [[nodiscard]] double sink_mass(index_t block_row) const {
         const double sum = at(outside_, block_row) + at(mass_, block_row);
         return sum > 0 ? sink_term(block_row) / sum : 0.0;
     }
-    // Sum over the block's rows of the attention to tokens outside the candidate range.
+    /// Sum over the block's rows of the attention to tokens outside the candidate range.
     [[nodiscard]] double protected_mass() const { return protected_mass_; }
 
-    // Attention [count, block_rows] to the cache rows [begin, begin + count); valid until the next call.
-    // Requires count <= tile_tokens() + 2 * halo.
+    /// Attention [count, block_rows] to the cache rows [begin, begin + count); valid until the next call.
+    /// Requires count <= tile_tokens() + 2 * halo.
     [[nodiscard]] float* attention(index_t begin, index_t count) {
         const float* const logits =
             are_kept(begin, count) ? kept_logits_.data() + begin * count_ : compute_logits(begin, count);
@@ -176,7 +187,7 @@ class attention_rows {
         return options_.scale > 0 ? options_.scale : 1.0f / std::sqrt(static_cast<float>(in_.head_dim()));
     }
 
-    // Queries scaled once, so that products are logits; through the keys' tile. Those of bf16 stay as they are.
+    // Packs the queries, read through the keys' tile. Floats are scaled here, so that products are logits; bf16 is not.
     void load_queries() {
         const index_t dim = in_.head_dim();
         for (index_t r = 0; r < count_;) {
@@ -215,7 +226,7 @@ class attention_rows {
         return out;
     }
 
-    // Keys that will be read next, `count` or as many as there are, where they lie one after the other.
+    // The keys to prefetch: the next `count`, or as many as there are; none unless they lie in memory without gaps.
     [[nodiscard]] kernels::soon_read rows_behind(index_t begin, index_t count) const {
         using element = stored_element<decltype(Inputs::keys)>;
         count = std::min(count, tokens_ - begin);
@@ -301,14 +312,14 @@ class attention_rows {
     token_range range_;
     index_t tile_tokens_;
     const kernels::window_kernels& steps_;
-    bool stays_bf16_ = false; // keys and queries are multiplied as they lie
+    bool stays_bf16_ = false; // keys and queries are multiplied as bf16
     index_t first_row_ = 0;
     index_t count_ = 0;
     token_range block_queries_; // of any query head in the block
     double protected_mass_ = 0;
     index_t kept_end_ = 0;         // logits of the tokens before it are kept
     std::span<float> kept_logits_; // [tokens, block rows] of the first tokens
-    std::span<float> packed_;      // [tile_query_rows, head_dim] as the kernels want them
+    std::span<float> packed_;      // [tile_query_rows, head_dim] in the order of the kernels
     std::span<bf16> packed_bf16_;  // the same of bf16
     std::span<bf16> k_bf16_;       // [tile tokens + 2 halo, head_dim]
     std::span<float> k_;           // [tile tokens + 2 halo, head_dim]

@@ -18,9 +18,11 @@
 
 namespace kvtrim {
 
+/// A growing cache as a view of rank 3 whose heads have lengths of their own.
 template <element T>
 class filled {
   public:
+    /// The element in memory.
     using element_type = T;
 
     /// Not valid, and empty: a cache that is not, other than one length per head, a length outside 0 ... capacity. O(heads).
@@ -33,13 +35,20 @@ class filled {
         for (const index_t length : lengths_) { longest_ = std::max(longest_, length); }
     }
 
+    /// Ok, or why the view is empty.
     [[nodiscard]] status validate() const { return validity_; }
 
+    /// 3
     [[nodiscard]] static constexpr std::size_t rank() { return 3; }
+    /// {kv_heads, rows of the longest head, head_dim}[r].
     [[nodiscard]] index_t extent(std::size_t r) const { return r == 1 ? longest_ : cache_.extent(r); }
+    /// The cache's stride r, in elements.
     [[nodiscard]] index_t stride(std::size_t r) const { return cache_.stride(r); }
+    /// Element (0, 0, 0).
     [[nodiscard]] T* data_handle() const { return cache_.data_handle(); }
+    /// Filled rows of a head.
     [[nodiscard]] index_t rows(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
+    /// Element (head, token, d).
     [[nodiscard]] T& operator()(index_t head, index_t token, index_t d) const {
         return cache_(head, token, d);
     }

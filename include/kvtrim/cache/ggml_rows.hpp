@@ -2,26 +2,27 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A cache of ggml's blocks (q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl), decoded tile by tile: scored, measured and compacted where it
-// lies. Where the format is known at run time: cache/ggml_tensor_rows.hpp.
+// A cache of ggml's blocks (q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl), decoded tile by tile: scored, measured and compacted
+// where it lies. Where the format is known at run time: cache/ggml_tensor_rows.hpp.
 //
-//   element (head, token, d) is element e % 32 of the block at  data + offset(head) + token * token_stride + e / 32 * sizeof(Block)
+//   element (head, token, d) is element e % 32 of the block at
+//       data + offset(head) + token * token_stride + e / 32 * sizeof(Block)
 //
 //   heads of their own stride   offset = head * head_stride, e = d                  strides in bytes, any sign
 //     token-major, as llama.cpp keeps K: head_stride = row bytes, token_stride = all heads' row bytes (ggml's nb[1])
 //     head-major:                        token_stride = row bytes, head_stride = tokens * row bytes
 //   heads in one row            offset = 0, e = head * head_dim + d                 token-major, of any head_dim
 //
-// Heads of 80 or 100 elements begin inside a block: llama.cpp keeps them in rows of kv_heads * head_dim elements, a multiple of 32.
-// Such heads share blocks, so that they move together: compact_in_place takes plans that keep the same tokens of every head.
-// Blocks are made of 16-bit words, so data and strides are even. V as blocks lies like K: llama.cpp transposes only a V of f32,
-// f16 or bf16, which is a strided view.
+// Heads of 80 or 100 elements begin inside a block: llama.cpp keeps them in rows of kv_heads * head_dim elements, a multiple
+// of 32. Such heads share blocks, so that they move together: compact_in_place takes plans that keep the same tokens of
+// every head. Blocks are made of 16-bit words, so data and strides are even. V as blocks lies like K: llama.cpp transposes
+// only a V of f32, f16 or bf16, which is a strided view.
 // Rows move whole (compact_in_place), so what survives keeps its bits; gather() copies them as decoded floats.
 // A cache that was multiplied by a rotation before it was quantised (llama.cpp does so for some types) has other values:
 // products with queries rotated alike and L2 norms are the same, projected L1 norms only with W_O rotated too.
 //
-// Cost: heads that begin or end inside a block decode it whole. Numerics: kernels/quant_blocks.hpp and kernels/quant_formats.hpp; every
-// policy gives the bits that it gives over the decoded floats.
+// Cost: heads that begin or end inside a block decode it whole. Numerics: kernels/quant_blocks.hpp and
+// kernels/quant_formats.hpp; every policy gives the bits that it gives over the decoded floats.
 
 #include <kvtrim/cache/strided_bytes.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
@@ -37,23 +38,25 @@
 
 namespace kvtrim {
 
-/// A row_source, and a cache that moves its own rows unless Block is const. Block is one of the block_... of the kernels.
+/// A cache of blocks: a row_source (cache/row_source.hpp) that moves its own rows unless Block is const. Block is one of the
+/// block_... types of kernels/quant_blocks.hpp and kernels/quant_formats.hpp.
 template <class Block>
 class ggml_rows {
   public:
+    /// The block in memory.
     using block = std::remove_const_t<Block>;
 
-    /// Heads of their own stride: extents {kv_heads, tokens, head_dim}, strides {head, token} in bytes. Not valid, and empty:
-    /// extents that are negative or more than memory can hold, a head_dim that is no multiple of 32, data or strides that are
-    /// odd, null data unless an extent is 0.
+    /// Heads of their own stride: extents {kv_heads, tokens, head_dim}, strides {head, token} in bytes. Not valid, and
+    /// empty: extents that are negative or more than memory can hold, a head_dim that is no multiple of 32, data or strides
+    /// that are odd, null data unless an extent is 0.
     ggml_rows(Block* data, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& byte_strides)
         : ggml_rows(data, extents, byte_strides, extents[2]) {}
 
-    /// Heads in one row: head h is the elements [h * head_dim, (h + 1) * head_dim) of a token's blocks, tokens token_stride bytes
-    /// apart. Not valid, and empty: as above, but kv_heads * head_dim has to be a multiple of 32.
+    /// Heads in one row: head h is the elements [h * head_dim, (h + 1) * head_dim) of a token's blocks, tokens token_stride
+    /// bytes apart. Not valid, and empty: as above, but kv_heads * head_dim has to be a multiple of 32.
     [[nodiscard]] static ggml_rows heads_in_row(Block* data, const std::array<index_t, 3>& extents,
                                                 index_t token_stride) {
-        const auto product = [](index_t a, index_t b) { // the largest number where there is none
+        const auto product = [](index_t a, index_t b) { // the largest index_t if it overflows
             return a == 0 || (a > 0 && 0 <= b && b <= most / a) ? a * b : most;
         };
         if (extents[2] % block::elements == 0) {
@@ -76,9 +79,11 @@ class ggml_rows {
         return rows;
     }
 
+    /// Ok, or why the view is empty.
     [[nodiscard]] status validate() const {
         return problem_ == nullptr ? status{} : status{errc::invalid_parameter, problem_};
     }
+    /// {kv_heads, tokens, head_dim}[r].
     [[nodiscard]] index_t extent(std::size_t r) const { return extents_[r]; }
     /// Bytes of a head's slice of a token; rounded down where it ends inside a block.
     [[nodiscard]] index_t row_bytes() const {
@@ -86,6 +91,7 @@ class ggml_rows {
                extents_[2] % block::elements * block_bytes / block::elements;
     }
 
+    /// Decodes rows [first, first + count) of a head to tile [count, head_dim].
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         const index_t length = extents_[2];
         const index_t blocks = length / block::elements;
@@ -106,7 +112,7 @@ class ggml_rows {
         }
     }
 
-    /// Returns invalid_parameter, with nothing moved, where heads share blocks.
+    /// Copies row `from` of a head to row `to`. Returns invalid_parameter, with nothing moved, where heads share blocks.
     status move_row(index_t head, index_t from, index_t to) const requires(!std::is_const_v<Block>) {
         if (heads_move_together()) {
             return {errc::invalid_parameter, "ggml_rows: heads share blocks: they move together"};
@@ -117,15 +123,16 @@ class ggml_rows {
 
     /// Whether a row of one head cannot move alone, because it shares its blocks.
     [[nodiscard]] bool heads_move_together() const { return head_step_ != 0; }
-    /// Bytes of a token's row of all heads, and its move. Requires heads_move_together().
+    /// Bytes of a token's row of all heads. Requires heads_move_together().
     [[nodiscard]] index_t token_bytes() const {
         return extents_[0] * head_step_ / block::elements * block_bytes;
     }
+    /// Copies the row of all heads of token `from` to token `to`. Requires heads_move_together().
     void move_token(index_t from, index_t to) const requires(!std::is_const_v<Block>) {
         move_blocks(row(0, from), row(0, to), token_bytes());
     }
 
-    /// What moves as one: rows of a head, or of a token where heads share blocks.
+    /// The bytes of the rows that move whole: rows of a head, or of a token where heads share blocks.
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return std::array{
             strided_bytes{.first = data_,
@@ -134,7 +141,8 @@ class ggml_rows {
                           .bytes = heads_move_together() ? token_bytes() : row_bytes()}};
     }
 
-    /// Rows from floats, with new scales. Requires heads that do not move together.
+    /// Encodes tile [count, head_dim] in rows [first, first + count) of a head, with new scales. Requires heads that do not
+    /// move together.
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
         requires(!std::is_const_v<Block> && kernels::has_encoder<block>) {
         for (index_t t = first; t < first + count; ++t, tile += extents_[2]) {
@@ -161,10 +169,10 @@ class ggml_rows {
     using byte = std::conditional_t<std::is_const_v<Block>, const std::byte, std::byte>;
     static constexpr index_t most = std::numeric_limits<index_t>::max();
     static constexpr auto block_bytes = static_cast<index_t>(sizeof(block));
-    // Rows with gaps are few cache lines here and there, which no processor guesses.
+    // Rows with gaps between them are prefetched this many rows ahead, because the hardware prefetcher does not follow them.
     static constexpr index_t rows_ahead = 12;
 
-    // row_elements: of the blocks that belong to one another, a head's or all heads'.
+    // row_elements: elements of one row of blocks, which is a head's or all heads'.
     ggml_rows(Block* data, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& strides,
               index_t row_elements)
         : data_(data), extents_(extents), strides_(strides),
@@ -194,7 +202,7 @@ class ggml_rows {
         return empty || data_ != nullptr ? nullptr : "ggml_rows: data must not be null";
     }
 
-    // fn(row) for rows that lie apart, the blocks of later ones brought near meanwhile.
+    // Calls fn(row) for rows that have gaps between them, and prefetches the blocks of later rows.
     template <class Fn>
     void for_each_row(index_t head, index_t first, index_t count, index_t blocks, Fn&& fn) const {
         const auto* const begin = reinterpret_cast<const std::byte*>(row(head, 0));
@@ -213,7 +221,7 @@ class ggml_rows {
     std::array<index_t, 3> extents_;
     std::array<index_t, 2> strides_;
     index_t
-        head_step_; // elements from head to head in one row of blocks; 0 of heads with a stride of their own
+        head_step_; // elements from head to head in one row of blocks; 0: heads have a stride of their own
     const char* problem_;
 };
 

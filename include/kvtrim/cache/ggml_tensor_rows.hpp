@@ -2,18 +2,19 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A cache of any of ggml's elements, which one being known at run time: one type for all tensors, so that a policy is compiled once
+// A cache of any of ggml's element types, known at run time: one C++ type for all tensors, so that a policy is compiled once
 // for an engine whose user chooses the types of K and V.
 //
 //   ggml's type number   0 f32   1 f16   30 bf16   2 q4_0   3 q4_1   6 q5_0   7 q5_1   8 q8_0   20 iq4_nl
 //
-//   element (head, token, d)  at  data + head * head_stride + token * token_stride + d * element_stride, in bytes of any sign;
-//   of blocks, element_stride is the size of a block, and (d) as cache/ggml_rows.hpp says
+//   element (head, token, d)  at  data + head * head_stride + token * token_stride + d * element_stride
 //
-// Without ggml's headers; of a ggml_tensor: view_ggml in adapter/ggml.hpp.
-// Rows read, score and move as those of the typed view (strided, ggml_rows), bit for bit. Cost: a branch per tile, and what the typed
-// view may do without a copy (f32, and bf16 on AMX) is a copy here. visit(fn) calls fn with the typed view: compact_in_place of a
-// transposed V is faster so, as it moves channel by channel.
+//   strides in bytes, of any sign; for blocks, element_stride is the size of a block, and d counts as in cache/ggml_rows.hpp
+//
+// ggml's headers are not needed. To view a ggml_tensor: view_ggml in adapter/ggml.hpp.
+// Rows read, score and move as those of the typed view (strided, ggml_rows), bit for bit. Cost: a branch per tile, and what
+// the typed view may do without a copy (f32, and bf16 on AMX) is a copy here. visit(fn) calls fn with the typed view:
+// compact_in_place of a transposed V is faster so, as it moves channel by channel.
 
 #include <kvtrim/cache/ggml_rows.hpp>
 #include <kvtrim/cache/row_reader.hpp>
@@ -111,19 +112,19 @@ using all_ggml_views =
 template <class T>
 inline constexpr int ggml_type_number = detail::all_ggml_views::number_of<T>();
 
-/// A row_source, and a cache that moves its own rows.
+/// A cache of rows of a type known at run time: a row_source (cache/row_source.hpp) that moves its own rows.
 class ggml_tensor_rows {
   public:
     /// No rows.
     ggml_tensor_rows() = default;
 
-    /// extents {kv_heads, tokens, head_dim}, strides {head, token, element} in bytes. Not valid, and empty: another type, strides
-    /// that are no whole elements, blocks that do not lie one after the other, and what the typed view refuses.
+    /// extents {kv_heads, tokens, head_dim}, strides {head, token, element} in bytes. Not valid, and empty: another type,
+    /// strides that are no whole elements, blocks that do not lie one after the other, and what the typed view refuses.
     ggml_tensor_rows(int type, void* data, const std::array<index_t, 3>& extents,
                      const std::array<index_t, 3>& byte_strides)
         : view_(detail::all_ggml_views::make(type, data, extents, byte_strides)) {}
 
-    /// Heads one after the other in each token's row, tokens token_stride bytes apart.
+    /// Heads one after the other in each token's row, tokens token_stride bytes apart. Not valid, and empty: as above.
     [[nodiscard]] static ggml_tensor_rows
     heads_in_row(int type, void* data, const std::array<index_t, 3>& extents, index_t token_stride) {
         ggml_tensor_rows rows;
@@ -143,18 +144,21 @@ class ggml_tensor_rows {
     [[nodiscard]] const View* as() const {
         return std::get_if<View>(&view_);
     }
-    /// fn(view) with the typed view: strided<float, 3>, ggml_rows<block_q8_0>, ...
+    /// Returns fn(view) with the typed view: strided<float, 3>, ggml_rows<block_q8_0>, ...
     template <class Fn>
     decltype(auto) visit(Fn&& fn) const {
         return std::visit(fn, view_);
     }
 
+    /// Ok, or why the view is empty.
     [[nodiscard]] status validate() const {
         return visit([](const auto& view) { return view.validate(); });
     }
+    /// {kv_heads, tokens, head_dim}[r].
     [[nodiscard]] index_t extent(std::size_t r) const {
         return visit([&](const auto& view) { return view.extent(r); });
     }
+    /// Bytes of a head's row of a token.
     [[nodiscard]] index_t row_bytes() const {
         return visit([&](const auto& view) {
             if constexpr (requires { view.row_bytes(); }) {
@@ -165,24 +169,27 @@ class ggml_tensor_rows {
         });
     }
 
+    /// Decodes rows [first, first + count) of a head to tile [count, head_dim].
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         visit([&](const auto& view) { kvtrim::load_rows(view, head, first, count, tile); });
     }
-    /// Rows of bf16, where the tensor is of it: the elements that processors multiply as they are.
+    /// Rows [first, first + count) of a head if the tensor is of bf16, which some processors multiply without widening; else
+    /// null data.
     [[nodiscard]] element_rows<bf16> rows_in_place(index_t head, index_t first, index_t count) const {
         const auto* view = as<strided<bf16, 3>>();
         return view == nullptr ? element_rows<bf16>{} : kvtrim::rows_in_place(*view, head, first, count);
     }
+    /// Whether the tensor is of bf16.
     [[nodiscard]] bool keeps_elements() const {
         const auto* view = as<strided<bf16, 3>>();
         return view != nullptr && keeps<bf16>(*view);
     }
-    /// Requires keeps_elements().
+    /// Copies rows as bf16. Requires keeps_elements().
     void load_rows(index_t head, index_t first, index_t count, bf16* tile) const {
         kvtrim::load_rows(*as<strided<bf16, 3>>(), head, first, count, tile);
     }
 
-    /// Returns invalid_parameter, with nothing moved, where heads share blocks.
+    /// Copies row `from` of a head to row `to`. Returns invalid_parameter, with nothing moved, where heads share blocks.
     status move_row(index_t head, index_t from, index_t to) const {
         return visit([&](const auto& view) -> status {
             if constexpr (requires { view.move_row(head, from, to); }) {
@@ -193,22 +200,25 @@ class ggml_tensor_rows {
             }
         });
     }
+    /// The bytes of the rows.
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return visit([](const auto& view) { return memory_of(view); });
     }
+    /// Whether a row of one head cannot move alone, because heads share blocks.
     [[nodiscard]] bool heads_move_together() const {
         return visit([](const auto& view) {
             if constexpr (requires { view.heads_move_together(); }) { return view.heads_move_together(); }
             return false;
         });
     }
-    /// Require heads_move_together().
+    /// Bytes of a token's row of all heads. Requires heads_move_together().
     [[nodiscard]] index_t token_bytes() const {
         return visit([](const auto& view) -> index_t {
             if constexpr (requires { view.token_bytes(); }) { return view.token_bytes(); }
             return 0;
         });
     }
+    /// Copies the row of all heads of token `from` to token `to`. Requires heads_move_together().
     void move_token(index_t from, index_t to) const {
         visit([&](const auto& view) {
             if constexpr (requires { view.move_token(from, to); }) { view.move_token(from, to); }

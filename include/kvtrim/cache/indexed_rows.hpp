@@ -4,7 +4,7 @@
 
 // A cache read through one index per token: row t of every head is row indices[t] of the slots.
 //
-//   slots     [kv_heads, slots, row length], any cache view: a pool [slots, kv_heads, head_dim] with its strides, another source
+//   slots     [kv_heads, slots, row length], any cache view: a pool [slots, kv_heads, head_dim] by its strides, a source
 //   indices   [tokens] int32 slots, in the order of the sequence: a row of SGLang's req_to_token, llama.cpp's cells of a
 //             sequence (cache/list_cells.hpp)
 //
@@ -19,7 +19,7 @@
 
 namespace kvtrim {
 
-// Bad input: an index outside [0, slots) (invalid_table). O(tokens).
+/// Returns invalid_table for an index outside [0, slots). O(tokens).
 [[nodiscard]] inline status validate_indices(std::span<const std::int32_t> indices, index_t slots) {
     for (const std::int32_t slot : indices) {
         if (slot < 0 || slot >= slots) {
@@ -29,6 +29,7 @@ namespace kvtrim {
     return {};
 }
 
+/// A row_source (cache/row_source.hpp) of slots that a list of indices names.
 template <cache_view Slots>
 class indexed_rows {
   public:
@@ -38,10 +39,13 @@ class indexed_rows {
         if (!validity_.ok()) { indices_ = {}; }
     }
 
+    /// Ok, or why the source is empty.
     [[nodiscard]] status validate() const { return validity_; }
+    /// {heads, tokens, row length}[r].
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 1 ? static_cast<index_t>(indices_.size()) : static_cast<index_t>(slots_.extent(r));
     }
+    /// Rows [first, first + count) of a head where they are neighbouring slots; else null data.
     [[nodiscard]] auto rows_in_place(index_t head, index_t first, index_t count) const
         requires(!std::is_void_v<stored_element<Slots>>) {
         element_rows<stored_element<Slots>> found;
@@ -50,8 +54,10 @@ class indexed_rows {
         });
         return found;
     }
+    /// Whether rows can be copied as the elements in memory.
     [[nodiscard]] bool keeps_elements() const requires requires(const Slots& v) { v.keeps_elements(); }
     { return slots_.keeps_elements(); }
+    /// Copies rows [first, first + count) of a head to tile [count, row length], as floats or as the elements in memory.
     template <class Out>
     void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         for_each_run(first, count, [&](index_t slot, index_t run) {
@@ -59,6 +65,7 @@ class indexed_rows {
             tile += run * extent(2);
         });
     }
+    /// Writes tile [count, row length] to rows [first, first + count) of a head.
     void store_rows(index_t head, index_t first, index_t count,
                     const float* tile) const requires row_store<Slots> {
         for_each_run(first, count, [&](index_t slot, index_t run) {
@@ -66,19 +73,21 @@ class indexed_rows {
             tile += run * extent(2);
         });
     }
+    /// The first channels of every row as a source of their own.
     [[nodiscard]] auto first_channels(index_t count) const {
         const auto channels = kvtrim::first_channels(slots_, count);
         return kvtrim::indexed_rows<std::remove_const_t<decltype(channels)>>(channels, indices_);
     }
+    /// The slots that store_rows() writes; none may be named twice then.
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return indices_; }
-    // All slots.
+    /// The bytes of all slots.
     [[nodiscard]] auto memory() const { return memory_of(slots_); }
-    // Whether the slots that are read share a byte with other memory. O(tokens) if the pool does, else O(1).
+    /// Whether the slots that are read share a byte with other memory. O(tokens) if the pool does, else O(1).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         if constexpr (requires { slots_.overlaps(other); }) { return slots_.overlaps(other); }
         for (const strided_bytes& pool : memory_of(slots_)) {
             if (!overlap(pool, other)) { continue; }
-            if (pool.extents[2] != kvtrim::extent(slots_, 1)) { return true; } // rows that a table finds
+            if (pool.extents[2] != kvtrim::extent(slots_, 1)) { return true; } // a table finds its rows
             const bool shares = std::any_of(indices_.begin(), indices_.end(), [&](std::int32_t slot) {
                 strided_bytes row = pool;
                 row.first = static_cast<const std::byte*>(pool.first) + slot * pool.strides[2];
@@ -89,10 +98,12 @@ class indexed_rows {
         }
         return false;
     }
+    /// Whether a row of one head cannot move alone.
     [[nodiscard]] bool heads_move_together() const requires requires(const Slots& v) {
         v.heads_move_together();
     }
     { return slots_.heads_move_together(); }
+    /// Bytes of a row in its slot.
     [[nodiscard]] index_t row_bytes() const requires requires(const Slots& s) { s.row_bytes(); }
     { return slots_.row_bytes(); }
 
@@ -108,7 +119,7 @@ class indexed_rows {
         return validate_indices(indices_, slots);
     }
 
-    // fn(slot, run) for tokens [first, first + count), neighbouring slots at once.
+    // Calls fn(slot, run) for each run of neighbouring slots of the tokens [first, first + count).
     template <class Fn>
     void for_each_run(index_t first, index_t count, Fn&& fn) const {
         const std::int32_t* slot = indices_.data() + first;

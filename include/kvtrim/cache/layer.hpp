@@ -23,14 +23,17 @@
 
 namespace kvtrim {
 
-// How the query heads that share a KV head are reduced to one row.
+/// How the query heads that share a KV head are reduced to one row.
 enum class group_reduction : std::uint8_t { mean, maximum, sum };
 
+/// The type of a part of a layer that was not given.
 struct not_given {};
 
+/// Whether a type is that of a part that was given.
 template <class T>
 inline constexpr bool is_given = !std::is_same_v<T, not_given>;
 
+/// The views of one layer, by value; the memory is the engine's. Made by layer().
 template <class Keys, class Values = not_given, class Queries = not_given, class OutputProjection = not_given>
 struct layer_inputs {
     static_assert(cache_view<Keys>,
@@ -49,30 +52,33 @@ struct layer_inputs {
         "kvtrim: the output projection is a view: pass gram.view(), and keep the gram_projection; see "
         "score/projected_value_norms.hpp");
 
+    /// Whether values were given.
     static constexpr bool has_values = is_given<Values>;
+    /// Whether queries were given.
     static constexpr bool has_queries = is_given<Queries>;
+    /// Whether W_O was given.
     static constexpr bool has_output_projection = is_given<OutputProjection>;
 
-    Keys keys;
-    Values values;
-    Queries queries;
-    OutputProjection output_projection;
+    Keys keys;                          ///< [kv_heads, tokens, head_dim]
+    Values values;                      ///< [kv_heads, tokens, head_dim]
+    Queries queries;                    ///< [q_heads, queries, head_dim]
+    OutputProjection output_projection; ///< [q_heads, head_dim, hidden], or a prepared form
 
-    // The same layer with the newest queries [q_heads, queries, head_dim].
+    /// The same layer with the newest queries [q_heads, queries, head_dim].
     template <class Q>
     [[nodiscard]] constexpr layer_inputs<Keys, Values, Q, OutputProjection> with_queries(Q q) const {
         return {keys, values, q, output_projection};
     }
-    // The same layer with W_O [q_heads, head_dim, hidden], or a prepared form of it
-    // (score/projected_value_norms.hpp).
+    /// The same layer with W_O [q_heads, head_dim, hidden], or a prepared form of it
+    /// (score/projected_value_norms.hpp).
     template <class W>
     [[nodiscard]] constexpr layer_inputs<Keys, Values, Queries, W> with_output_projection(W w) const {
         return {keys, values, queries, w};
     }
 
-    /// Returns the answer of a view that is not valid; invalid_parameter where values, queries or W_O belong to another layer
-    /// than the keys, or to each other's; heads_not_divisible where their heads are no multiple of kv_heads; rows_differ where
-    /// query heads have different numbers of queries. O(heads).
+    /// Returns the answer of a view that is not valid; invalid_parameter where values, queries or W_O belong to another
+    /// layer than the keys, or to each other's; heads_not_divisible where their heads are no multiple of kv_heads;
+    /// rows_differ where query heads have different numbers of queries. O(heads).
     [[nodiscard]] constexpr status validate() const {
         if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }
         if constexpr (has_values) {
@@ -101,11 +107,15 @@ struct layer_inputs {
         return {};
     }
 
+    /// KV heads.
     [[nodiscard]] constexpr index_t kv_heads() const { return extent(keys, 0); }
+    /// Channels of a key.
     [[nodiscard]] constexpr index_t head_dim() const { return extent(keys, 2); }
-    // Cached tokens of one KV head; all heads agree unless the cache is ragged.
+    /// Cached tokens of one KV head; all heads agree unless the cache is ragged.
     [[nodiscard]] constexpr index_t tokens(index_t kv_head) const { return row_count(keys, kv_head); }
+    /// Cached tokens of the longest head.
     [[nodiscard]] constexpr index_t longest_row() const { return extent(keys, 1); }
+    /// Cached tokens of the shortest head. O(kv_heads).
     [[nodiscard]] constexpr index_t shortest_row() const {
         index_t shortest = longest_row();
         for (index_t g = 0; g < kv_heads(); ++g) { shortest = tokens(g) < shortest ? tokens(g) : shortest; }
@@ -121,7 +131,7 @@ struct layer_inputs {
         }
         return {};
     }
-    // A prepared form of W_O without extents is asked by who reads it.
+    // A prepared form of W_O may have no extents: the scorer that reads it checks its shape.
     [[nodiscard]] constexpr status validate_output_projection() const {
         if constexpr (!requires { output_projection.extent(std::size_t{}); }) {
             return kvtrim::validate(output_projection);
@@ -145,12 +155,13 @@ struct layer_inputs {
     }
 };
 
+/// A layer of keys [kv_heads, tokens, head_dim].
 template <class Keys>
 [[nodiscard]] constexpr layer_inputs<Keys> layer(Keys keys) {
     return {keys, {}, {}, {}};
 }
 
-// Values have the kv_heads and tokens of the keys, head by head; their head_dim may differ.
+/// A layer of keys and values. Values have the kv_heads and tokens of the keys, head by head; their head_dim may differ.
 template <class Keys, class Values>
 [[nodiscard]] constexpr layer_inputs<Keys, Values> layer(Keys keys, Values values) {
     return {keys, values, {}, {}};

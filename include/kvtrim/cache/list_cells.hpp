@@ -7,12 +7,13 @@
 //   cells     [cells] each with a position, and empty, of other sequences only, of this one, or of this one and others
 //   list      int32 cells of the sequence, ascending in position (then in cell)
 //
-// After list_cells(positions, use, room, list), indexed_rows(view, list.cells) is the sequence's keys or values: K token-major
-// strided{k, {kv_heads, cells, head_dim}, {head_dim, kv_heads * head_dim, 1}}, transposed V {head_dim * cells, 1, cells}.
+// After list_cells(positions, use, room, list), indexed_rows(view, list.cells) is the sequence's keys or values: K
+// token-major strided{k, {kv_heads, cells, head_dim}, {head_dim, kv_heads * head_dim, 1}}, transposed V {head_dim * cells,
+// 1, cells}.
 //
 // Cells that others share: by default they are read, and the ones at the front are counted, so that a request can pin them
-// (protect.pinned_tokens = list.shared_prefix). skip_shared leaves them out, as if they were not there: scores are then those
-// of attention over the sequence's own cells.
+// (protect.pinned_tokens = list.shared_prefix). skip_shared leaves them out, as if they were not there: scores are then
+// those of attention over the sequence's own cells.
 
 #include <kvtrim/core/status.hpp>
 
@@ -23,21 +24,28 @@
 
 namespace kvtrim {
 
-enum class cell_use : std::uint8_t { not_used, owned, shared }; // by the sequence in question
-
-struct cell_list {
-    std::span<const std::int32_t> cells;
-    index_t shared_prefix = 0; // shared cells before the first owned one
+/// How the sequence in question uses a cell.
+enum class cell_use : std::uint8_t {
+    not_used, ///< empty, or of other sequences only
+    owned,    ///< of this sequence only
+    shared,   ///< of this sequence and others
 };
 
+/// The cells of one sequence.
+struct cell_list {
+    std::span<const std::int32_t> cells; ///< ascending in position, then in cell
+    index_t shared_prefix = 0;           ///< shared cells before the first owned one
+};
+
+/// What list_cells() lists.
 struct cell_list_options {
-    bool skip_shared = false;
+    bool skip_shared = false; ///< leaves out the cells that other sequences share
 };
 
 /// Lists the cells for which use(cell) is not not_used; positions [cells] of the cells, read where they are used, and not
 /// negative there. `room` has an entry per position; `out` views what is written of it.
-/// Returns no_room (needed: entries), index_overflow, or invalid_table for a cell in use without a position; with `out` as it was,
-/// and `room` too. Ascending cells are the fast case: O(cells), else O(used log used). Nothing allocates.
+/// Returns no_room (needed: entries), index_overflow, or invalid_table for a cell in use without a position; with `out` as
+/// it was, and `room` too. Ascending cells are the fast case: O(cells), else O(used log used). Nothing allocates.
 template <class Use>
 [[nodiscard]] status list_cells(std::span<const std::int32_t> positions, Use&& use,
                                 std::span<std::int32_t> room, cell_list& out,

@@ -14,7 +14,8 @@
 // row r is
 // slot  indices[indptr[r] + t / page_tokens] * page_tokens + t % page_tokens  of the pool.
 //
-// Tables are not trusted: validate() and validate_row() check them in O(rows + pages named), once for each table that enters.
+// Tables are not trusted: validate() and validate_row() check them in O(rows + pages named), once for each table that
+// enters.
 
 #include <kvtrim/cache/strided_bytes.hpp>
 #include <kvtrim/core/saturated.hpp>
@@ -27,20 +28,21 @@ namespace kvtrim {
 
 /// Where the slots of a pool lie in memory. Strides count elements; with two of them swapped it is NHD or HND.
 struct page_layout {
-    // A pool whose size the engine does not tell: page numbers are then checked for what they can be at all.
+    /// The engine does not say how large the pool is: page numbers are then checked against 2^31 - 1 slots only.
     static constexpr index_t unknown_pages = -1;
 
-    index_t page_tokens = 16;
-    index_t page_stride = 0;
-    index_t token_stride = 0;
-    index_t head_stride = 0;
-    index_t pages = unknown_pages; // of the pool: give it, and a page number beyond it is refused
+    index_t page_tokens = 16;      ///< tokens of a page
+    index_t page_stride = 0;       ///< from page to page
+    index_t token_stride = 0;      ///< from token to token of a page
+    index_t head_stride = 0;       ///< from head to head of a page
+    index_t pages = unknown_pages; ///< of the pool; if given, page numbers beyond it are refused
 
-    /// Most pages that a number may name. Slots are numbered in 32 bits.
+    /// One past the largest page number that a table may hold. Slots are numbered in 32 bits.
     [[nodiscard]] constexpr index_t most_pages() const {
         return pages != unknown_pages ? pages : std::numeric_limits<std::int32_t>::max() / page_tokens;
     }
-    /// Returns invalid_parameter or index_overflow.
+    /// Returns invalid_parameter for pages without tokens or a negative number of pages, index_overflow (needed: pages) for
+    /// a pool of more than 2^31 - 1 slots.
     [[nodiscard]] constexpr status validate() const {
         if (page_tokens <= 0 || pages < unknown_pages) {
             return {errc::invalid_parameter,
@@ -54,8 +56,8 @@ struct page_layout {
     }
 };
 
-/// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together. Strides that no number holds become the largest
-/// one, which what reads or moves pages refuses.
+/// Pages [page_tokens, kv_heads, head_dim]: the heads of a token lie together. Strides that index_t cannot hold become
+/// the largest index_t, which every reader and mover of pages refuses.
 [[nodiscard]] constexpr page_layout nhd_pages(index_t page_tokens, index_t kv_heads, index_t head_dim,
                                               index_t pages = page_layout::unknown_pages) {
     const index_t token = saturated_product(kv_heads, head_dim);
@@ -84,25 +86,34 @@ template <class T>
 
 } // namespace detail
 
+/// A page table, as views of the engine's memory. Members are unchecked: see validate().
 struct page_table {
+    /// [rows + 1]
     std::span<const std::int32_t> indptr;
+    /// [indptr[rows]]
     std::span<const std::int32_t> indices;
+    /// [rows]
     std::span<const std::int32_t> last_page_len;
 
+    /// Requests, or (request, KV head) pairs.
     [[nodiscard]] index_t rows() const { return static_cast<index_t>(last_page_len.size()); }
+    /// Pages of a row.
     [[nodiscard]] index_t pages(index_t row) const {
         const auto r = static_cast<std::size_t>(row);
         return index_t{indptr[r + 1]} - indptr[r];
     }
+    /// The pages of a row, in the order of its tokens.
     [[nodiscard]] std::span<const std::int32_t> row(index_t row) const {
         return indices.subspan(static_cast<std::size_t>(indptr[static_cast<std::size_t>(row)]),
                                static_cast<std::size_t>(pages(row)));
     }
+    /// Tokens of a row.
     [[nodiscard]] index_t tokens(index_t row, index_t page_tokens) const {
         if (pages(row) == 0) { return 0; }
         return (pages(row) - 1) * page_tokens + last_page_len[static_cast<std::size_t>(row)];
     }
-    [[nodiscard]] index_t longest_row() const { // in pages
+    /// Pages of the longest row. O(rows).
+    [[nodiscard]] index_t longest_row() const {
         index_t longest = 0;
         for (index_t r = 0; r < rows(); ++r) { longest = pages(r) > longest ? pages(r) : longest; }
         return longest;
@@ -141,8 +152,8 @@ namespace detail {
 
 } // namespace detail
 
-/// Whether rows [first, first + count) of a table may be read with this layout: invalid_table for a row that it does not have,
-/// offsets that decrease or leave the indices, pages outside the pool, a last page without tokens or with too many;
+/// Whether rows [first, first + count) of a table may be read with this layout: invalid_table for a row that it does not
+/// have, offsets that decrease or leave the indices, pages outside the pool, a last page without tokens or with too many;
 /// index_overflow; the layout's own errors. A page may be named more than once: readers share prefixes. O(pages named).
 [[nodiscard]] inline status validate_rows(const page_table& table, index_t first, index_t count,
                                           const page_layout& layout) {

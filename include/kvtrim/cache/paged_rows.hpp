@@ -11,8 +11,8 @@
 // page = the row's (t / page_tokens)-th; its head_dim elements are contiguous. paged_head_rows: a page holds one head, no
 // head_stride. Keys and values in one pool are two sources with a base pointer each (and twice the page_stride).
 //
-// The row of the table is checked when the source is made (cache/page_table.hpp); give the layout the number of pages, and a page
-// outside the pool is refused. The views they are made of must live, and stay as they were, as long as the source.
+// The row of the table is checked when the source is made (cache/page_table.hpp); give the layout the number of pages, and a
+// page outside the pool is refused. The views they are made of must live, and stay as they were, as long as the source.
 // Made of a pool that is not const, rows can be written (store_rows): never pages that other requests read; plan_page_moves
 // copies those first.
 // Cost: as a contiguous cache, and one step per page; rows of bf16 that are multiplied as such are copied first.
@@ -27,17 +27,17 @@
 
 namespace kvtrim {
 
-// A block table [requests, most_pages] with lengths in tokens (vLLM), as the rows of a page_table. indptr [requests + 1],
-// indices [sum of the pages in use] and last_page_len [requests] are the caller's; what is written is what table() of them
-// views. Returns invalid_table (a length that is negative or needs more pages than the table has columns, a negative page, a table
-// of another size than it says) or invalid_parameter, with nothing written; invalid_table with `needed` pages if indices are too
-// short. Whether pages lie in the pool is asked by who reads the table. O(pages in use).
+/// A block table [requests, most_pages] with lengths in tokens (vLLM).
 struct block_table {
-    std::span<const std::int32_t> pages; // row-major
-    index_t most_pages;                  // columns
-    std::span<const std::int32_t> tokens;
+    std::span<const std::int32_t> pages;  ///< [requests, most_pages], row-major
+    index_t most_pages;                   ///< columns
+    std::span<const std::int32_t> tokens; ///< [requests]
 };
 
+/// Writes a block table as a page_table, `out`, which views the caller's indptr [requests + 1], indices [pages in use] and
+/// last_page_len [requests]. Returns invalid_table (a length that is negative or needs more pages than there are columns, a
+/// negative page, pages of another size; needed: pages, if indices are too short), invalid_parameter or index_overflow, with
+/// nothing written. The source that reads the table checks whether pages lie in the pool. O(pages in use).
 [[nodiscard]] inline status write_page_table(const block_table& blocks, index_t page_tokens,
                                              std::span<std::int32_t> indptr, std::span<std::int32_t> indices,
                                              std::span<std::int32_t> last_page_len, page_table& out) {
@@ -86,8 +86,8 @@ struct block_table {
 
 namespace detail {
 
-// Calls fn(rows, i, run) for tokens [first, first + count) of a row of pages, those of one page at once: rows are where the run
-// begins, its i-th token on. `pool` is shifted to the head.
+// Calls fn(rows, i, run) for each run of the tokens [first, first + count) that lies in one page: it begins at `rows` with
+// token first + i. `pool` is shifted to the head.
 template <class Pool, class Fn>
 void for_each_run(Pool* pool, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
                   index_t count, Fn&& fn) {
@@ -100,7 +100,7 @@ void for_each_run(Pool* pool, const page_layout& layout, std::span<const std::in
     }
 }
 
-// Where they all lie in one page; null data elsewhere.
+// Rows that all lie in one page; null data if they do not.
 template <class T>
 [[nodiscard]] element_rows<T> paged_in_place(const T* pool, const page_layout& layout,
                                              std::span<const std::int32_t> pages, index_t first,
@@ -114,7 +114,7 @@ template <class T>
     return found;
 }
 
-// As floats or as they are, [count, head_dim].
+// Copies rows to tile [count, head_dim], as floats or as the elements in memory.
 template <class T, class Out>
 void load_paged(const T* pool, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
                 index_t count, index_t head_dim, Out* tile) {
@@ -123,7 +123,7 @@ void load_paged(const T* pool, const page_layout& layout, std::span<const std::i
     });
 }
 
-// The way back.
+// Writes tile [count, head_dim] to rows.
 template <class T>
 void store_paged(T* pool, const page_layout& layout, std::span<const std::int32_t> pages, index_t first,
                  index_t count, index_t head_dim, const float* tile) {
@@ -159,7 +159,7 @@ struct table_rows {
     index_t count;
 };
 
-// Their pages: rows of a table follow each other.
+// The pages of these rows, which follow each other in the table.
 [[nodiscard]] inline std::span<const std::int32_t> pages_of(const page_table& table, table_rows rows) {
     if (rows.count == 0) { return {}; }
     const auto begin = static_cast<std::size_t>(table.indptr[static_cast<std::size_t>(rows.first)]);
@@ -168,7 +168,7 @@ struct table_rows {
     return table.indices.subspan(begin, end - begin);
 }
 
-// heads: of a page.
+// heads: those of a page.
 template <class T>
 [[nodiscard]] status validate_paged(const T* pool, const page_layout& layout, const page_table& table,
                                     table_rows rows, index_t kv_heads, index_t heads, index_t head_dim) {
@@ -186,7 +186,7 @@ template <class T>
     return bytes_of_slots(pool, layout, pages_of(table, rows), heads, head_dim).validate();
 }
 
-// Row of the table where a request's heads begin; -1, which no table has, for numbers that cannot be.
+// Row of the table where a request's heads begin; -1, which no table has, for impossible numbers.
 [[nodiscard]] constexpr index_t first_row_of(index_t request, index_t kv_heads) {
     constexpr index_t most = std::numeric_limits<std::int32_t>::max();
     const bool possible = 0 <= request && request <= most && 0 <= kv_heads && kv_heads <= most;
@@ -195,12 +195,12 @@ template <class T>
 
 } // namespace detail
 
-/// Pool is const T, or T for rows that can be written.
+/// A row_source (cache/row_source.hpp) whose heads share pages. Pool is const T, or T for rows that can be written.
 template <class T, class Pool = const T>
 class paged_rows {
   public:
-    /// Not valid, and empty: what validate_rows() says of the request's row, negative extents, strides that lead beyond what memory
-    /// can hold, rows without data. O(pages).
+    /// Not valid, and empty: what validate_rows() says of the request's row, negative extents, strides that lead beyond what
+    /// memory can hold, rows without data. O(pages).
     paged_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                index_t kv_heads, index_t head_dim)
         : pool_(pool), layout_(layout),
@@ -212,35 +212,42 @@ class paged_rows {
         tokens_ = table.tokens(request, layout.page_tokens);
     }
 
-    [[nodiscard]] status validate() const { return validity_; }
+    [[nodiscard]] status validate() const { return validity_; } ///< ok, or why the source is empty
+    /// {kv_heads, tokens of the longest head, head_dim}[r].
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads_ : r == 1 ? tokens_ : head_dim_;
     }
+    /// Rows that lie in one page; else null data.
     [[nodiscard]] element_rows<T> rows_in_place(index_t head, index_t first, index_t count) const {
         return detail::paged_in_place<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count);
     }
+    /// Copies rows to tile [count, head_dim], as floats or as elements T.
     template <class Out>
     void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         detail::load_paged<T>(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
                               tile);
     }
+    /// Writes tile [count, head_dim] to rows.
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
         requires(kvtrim::detail::indexes_writable_elements<strided<Pool, 3>>) {
         detail::store_paged(pool_ + head * layout_.head_stride, layout_, pages_, first, count, head_dim_,
                             tile);
     }
+    /// The first channels of every row as a source of their own.
     [[nodiscard]] paged_rows first_channels(index_t count) const {
         paged_rows channels = *this;
         channels.head_dim_ = count;
         return channels;
     }
+    /// The pages that store_rows() may write; none may be named twice then.
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return pages_; }
-    // All slots of the pool, up to its last page that is read. O(pages).
+    /// The bytes of all slots of the pool, up to its last page that is read. O(pages).
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return {detail::bytes_of_slots(pool_, layout_, pages_, kv_heads_, head_dim_)};
     }
+    /// Bytes of a row.
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    // Whether its pages share a byte with other memory. O(pages).
+    /// Whether its pages share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         return detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
     }
@@ -259,13 +266,12 @@ template <class T>
 paged_rows(T*, const page_layout&, const page_table&, index_t, index_t, index_t)
     -> paged_rows<std::remove_const_t<T>, T>;
 
-/// Pool is const T, or T for rows that can be written.
+/// A row_source whose heads have pages of their own. Pool is const T, or T for rows that can be written.
 template <class T, class Pool = const T>
 class paged_head_rows {
   public:
-    /// Not valid, and empty: what validate_rows() says of the request's kv_heads rows, negative extents, strides that lead beyond
-    /// what memory can hold, rows without data.
-    /// O(pages of all heads).
+    /// Not valid, and empty: what validate_rows() says of the request's kv_heads rows, negative extents, strides that lead
+    /// beyond what memory can hold, rows without data. O(pages of all heads).
     paged_head_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                     index_t kv_heads, index_t head_dim)
         : pool_(pool), layout_(layout), table_(table), first_row_(detail::first_row_of(request, kv_heads)),
@@ -278,21 +284,27 @@ class paged_head_rows {
         places_ = detail::pages_of(table, {first_row_, kv_heads});
     }
 
-    [[nodiscard]] status validate() const { return validity_; }
+    [[nodiscard]] status validate() const { return validity_; } ///< ok, or why the source is empty
+    /// {kv_heads, tokens of the longest head, head_dim}[r].
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads_ : r == 1 ? longest_ : head_dim_;
     }
+    /// Tokens of a head.
     [[nodiscard]] index_t rows(index_t head) const {
         return table_.tokens(first_row_ + head, layout_.page_tokens);
     }
+    /// Rows that lie in one page; else null data.
     [[nodiscard]] element_rows<T> rows_in_place(index_t head, index_t first, index_t count) const {
         return detail::paged_in_place<T>(pool_, layout_, table_.row(first_row_ + head), first, count);
     }
+    /// Copies rows to tile [count, head_dim], as floats or as elements T.
     template <class Out>
     void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         detail::load_paged<T>(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
+    /// Writes tile [count, head_dim] to rows.
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        /// The first channels of every row as a source of their own.
         requires(kvtrim::detail::indexes_writable_elements<strided<Pool, 3>>) {
         detail::store_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
@@ -301,13 +313,15 @@ class paged_head_rows {
         channels.head_dim_ = count;
         return channels;
     }
+    /// The pages that store_rows() may write; none may be named twice then.
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return places_; }
-    // All slots of the pool, up to its last page that is read. O(pages of all heads).
+    /// The bytes of all slots of the pool, up to its last page that is read. O(pages of all heads).
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return {detail::bytes_of_slots(pool_, layout_, places_, 1, head_dim_)};
     }
+    /// Bytes of a row.
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    // Whether its pages share a byte with other memory. O(pages).
+    /// Whether its pages share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         for (index_t h = 0; h < kv_heads_; ++h) {
             if (detail::pages_overlap(pool_, layout_, table_.row(first_row_ + h), 1, head_dim_, other)) {

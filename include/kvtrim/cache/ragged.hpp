@@ -18,9 +18,11 @@
 
 namespace kvtrim {
 
+/// A row_source (cache/row_source.hpp) whose heads follow each other, each with a length of its own.
 template <element T>
 class ragged {
   public:
+    /// The element in memory.
     using element_type = T;
 
     /// Not valid, and empty: offsets that do not start at 0 or decrease, a head_dim that is negative or more than memory can
@@ -37,36 +39,46 @@ class ragged {
         }
     }
 
+    /// Ok, or why the view is empty.
     [[nodiscard]] status validate() const { return validity_; }
+    /// {kv_heads, rows of the longest head, head_dim}[r].
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? static_cast<index_t>(offsets_.size()) - 1 : r == 1 ? longest_ : head_dim_;
     }
+    /// Rows of a head.
     [[nodiscard]] index_t rows(index_t head) const {
         const auto h = static_cast<std::size_t>(head);
         return offsets_[h + 1] - offsets_[h];
     }
+    /// Bytes of a row.
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    // All rows, one after the other.
+    /// The bytes of all rows, one after the other.
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return std::array{strided_bytes{.first = data_,
                                         .extents = {1, 1, offsets_.back(), 1},
                                         .strides = {0, 0, row_bytes(), 0},
                                         .bytes = row_bytes()}};
     }
+    /// The first element of a row.
     [[nodiscard]] T* row(index_t head, index_t token) const {
         return data_ + (offsets_[static_cast<std::size_t>(head)] + token) * head_dim_;
     }
+    /// [kv_heads + 1] where each head begins, in rows.
     [[nodiscard]] std::span<const std::int32_t> offsets() const { return offsets_; }
+    /// The first row of head 0.
     [[nodiscard]] T* data_handle() const { return data_; }
 
+    /// Rows [first, ...) of a head where they lie.
     [[nodiscard]] element_rows<std::remove_const_t<T>> rows_in_place(index_t head, index_t first,
                                                                      index_t) const {
         return {row(head, first), head_dim_};
     }
+    /// Copies rows [first, first + count) of a head to tile [count, head_dim], as floats or as elements T.
     template <class Out>
     void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         copy_rows(rows_in_place(head, first, count), count, head_dim_, tile);
     }
+    /// Writes tile [count, head_dim] to rows [first, first + count) of a head, rounded to T.
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
         requires(detail::indexes_writable_elements<strided<T, 3>>) {
         simd::narrow(tile, count * head_dim_, row(head, first));

@@ -10,6 +10,7 @@
 
 namespace kvtrim {
 
+/// A row_source (cache/row_source.hpp) of neighbouring rows of a view.
 template <cache_view V>
 class row_range {
   public:
@@ -17,33 +18,42 @@ class row_range {
     row_range(const V& view, index_t first, index_t count)
         : view_(view), first_(first), count_(count), validity_(check()) {}
 
+    /// Ok, or why the range is empty.
     [[nodiscard]] status validate() const { return validity_; }
+    /// {heads, count, row length}[r].
     [[nodiscard]] index_t extent(std::size_t r) const {
         if (!validity_.ok()) { return 0; }
         return r == 1 ? count_ : static_cast<index_t>(view_.extent(r));
     }
+    /// Rows [first, first + count) of a head where they lie; null data where the view says so.
     [[nodiscard]] auto rows_in_place(index_t head, index_t first, index_t count) const
         requires(!std::is_void_v<stored_element<V>>) {
         return kvtrim::rows_in_place(view_, head, first_ + first, count);
     }
+    /// Whether rows can be copied as the elements in memory.
     [[nodiscard]] bool keeps_elements() const requires requires(const V& v) { v.keeps_elements(); }
     { return view_.keeps_elements(); }
+    /// Copies rows [first, first + count) of a head to tile [count, row length], as floats or as the elements in memory.
     template <class Out>
     void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         kvtrim::load_rows(view_, head, first_ + first, count, tile);
     }
+    /// Writes tile [count, row length] to rows [first, first + count) of a head.
     void store_rows(index_t head, index_t first, index_t count,
                     const float* tile) const requires row_store<V> {
-        store_rows(view_, head, first_ + first, count, tile);
+        kvtrim::store_rows(view_, head, first_ + first, count, tile);
     }
+    /// The first channels of every row as a range of their own.
     [[nodiscard]] auto first_channels(index_t count) const {
         const auto channels = kvtrim::first_channels(view_, count);
         return kvtrim::row_range<std::remove_const_t<decltype(channels)>>(channels, first_, extent(1));
     }
-    // Of all rows.
+    /// The bytes of all rows of the view.
     [[nodiscard]] auto memory() const { return memory_of(view_); }
+    /// The pages or slots that store_rows() may write.
     [[nodiscard]] auto written_places() const requires requires(const V& v) { v.written_places(); }
     { return view_.written_places(); }
+    /// Whether a row of one head cannot move alone.
     [[nodiscard]] bool heads_move_together() const requires requires(const V& v) { v.heads_move_together(); }
     { return view_.heads_move_together(); }
 

@@ -2,22 +2,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The one reader of rows, of every view: the cache's, the queries', W_O's (cache/row_source.hpp says what a view is).
+// Reads the rows of any view: the cache's, the queries', W_O's (cache/row_source.hpp says what a view is).
 //
 //   for_each_row(view, head, {begin, end}, tile, f)    f(token, span<const float> row [row length])
 //   for_each_tile(view, head, {begin, end}, tile, f)   f(first, count, float_rows) for a few rows at a time
 //   read_rows(view, head, first, count, memory)        rows without a copy where the view holds them, else through memory
 //   load_rows(view, head, first, count, memory)        a copy [count, row length]
-//   store_rows(view, head, first, count, floats)       the way back
+//   store_rows(view, head, first, count, floats)       writes floats [count, row length] to rows
 //
-// Rows are floats, or the elements that the view holds (stored_element). All views give the same floats, so a policy's result
-// does not depend on the layout. The one exception: on a processor with AMX, keys and queries that both are bf16 rows are
-// multiplied as such, and scores are the same within rounding.
+// Rows are floats, or the elements that the view holds (stored_element). All views give the same floats, so a policy's
+// result does not depend on the layout. The one exception: on a processor with AMX, keys and queries that both are bf16 rows
+// are multiplied as such, and scores are the same within rounding.
 //
 // Cost: float rows of strided, filled, latent and ragged caches, ranges of them, and runs inside a page are read where they
-// lie; f16, bf16, fp8, scaled codes and ggml's blocks are decoded by vectors, also behind pages and indices. Slow, because element
-// by element: a tensor_view without strides, elements of an engine's own, channels that are not contiguous (but for 16-bit
-// and 8-bit elements of a transposed V, whose tokens are).
+// lie; f16, bf16, fp8, scaled codes and ggml's blocks are decoded by vectors, also behind pages and indices. Slow, because
+// element by element: a tensor_view without strides, elements of an engine's own, channels that are not contiguous (but for
+// 16-bit and 8-bit elements of a transposed V, whose tokens are).
 
 #include <kvtrim/cache/row_source.hpp>
 #include <kvtrim/core/request.hpp>
@@ -26,7 +26,7 @@
 
 namespace kvtrim {
 
-/// Copies rows to tile [count, length], as floats or as they are.
+/// Copies rows to tile [count, length], as floats or as the elements in memory.
 template <class T, class Out>
 void copy_rows(const element_rows<T>& rows, index_t count, index_t length, Out* tile) {
     const bool one_run = rows.stride == length;
@@ -40,7 +40,7 @@ void copy_rows(const element_rows<T>& rows, index_t count, index_t length, Out* 
     }
 }
 
-/// Rows [first, first + count) of a head where they lie; null data where they do not lie so.
+/// Rows [first, first + count) of a head where they lie; null data if they are not contiguous elements at even distances.
 template <cache_view V>
     requires(!std::is_void_v<stored_element<V>>)
 [[nodiscard]] element_rows<stored_element<V>> rows_in_place(const V& view, index_t head, index_t first,
@@ -54,7 +54,7 @@ template <cache_view V>
     }
 }
 
-/// Whether rows can be had as such elements, as they are kept.
+/// Whether load_rows() and read_rows() can give the rows as such elements, because they are kept as these.
 template <class Element, cache_view V>
 [[nodiscard]] bool keeps(const V& view) {
     if constexpr (std::is_same_v<stored_element<V>, Element> && requires { view.keeps_elements(); }) {
@@ -66,8 +66,8 @@ template <class Element, cache_view V>
 
 namespace detail {
 
-// Rows of channels that lie `step` elements apart: channels outside, so that reads stay sequential, and of rows whose
-// tokens follow each other several at once.
+// Copies rows whose channels lie `step` elements apart. Channels are the outer loop, so that reads stay sequential where
+// tokens follow each other; those are also widened several at once.
 template <class T, class Out>
 void copy_channels(const T* base, index_t row_stride, index_t step, index_t count, index_t length,
                    Out* tile) {
@@ -92,7 +92,8 @@ void copy_channels(const T* base, index_t row_stride, index_t step, index_t coun
 
 } // namespace detail
 
-/// Copies rows [first, first + count) of a head to tile [count, extent(2)]; Out is float, or an element that the view keeps().
+/// Copies rows [first, first + count) of a head to tile [count, extent(2)]; Out is float, or an element that the view
+/// keeps().
 template <cache_view V, class Out>
 void load_rows(const V& view, index_t head, index_t first, index_t count, Out* tile) {
     const index_t length = extent(view, 2);
@@ -116,7 +117,7 @@ void load_rows(const V& view, index_t head, index_t first, index_t count, Out* t
     }
 }
 
-/// The same rows without a copy where that is possible, else through tile.
+/// Rows [first, first + count) of a head: in place if the view holds such elements, else copied to tile [count, extent(2)].
 template <class Element = float, cache_view V>
 [[nodiscard]] element_rows<Element> read_rows(const V& view, index_t head, index_t first, index_t count,
                                               Element* tile) {
@@ -128,8 +129,8 @@ template <class Element = float, cache_view V>
     return {tile, extent(view, 2)};
 }
 
-/// Writes tile [count, extent(2)] to rows [first, first + count) of a head: rounded to the elements, or quantised anew as the
-/// source says.
+/// Writes tile [count, extent(2)] to rows [first, first + count) of a head: rounded to the elements, or quantised anew as
+/// the source says.
 template <row_store V>
 void store_rows(const V& view, index_t head, index_t first, index_t count, const float* tile) {
     const index_t length = extent(view, 2);
@@ -149,7 +150,7 @@ void store_rows(const V& view, index_t head, index_t first, index_t count, const
                 }
                 return;
             }
-            for (index_t d = 0; d < length; ++d) { // channels outside, so that writes stay sequential
+            for (index_t d = 0; d < length; ++d) { // channels are the outer loop: writes stay sequential
                 for (index_t t = 0; t < count; ++t) {
                     base[t * row_stride + d * step] = element_traits<value>::from_float(tile[t * length + d]);
                 }
@@ -164,37 +165,39 @@ void store_rows(const V& view, index_t head, index_t first, index_t count, const
     }
 }
 
-/// Room for a few rows of a view, from a workspace: what is shown of rows that do not lie in memory as floats.
+/// Scratch for a few rows of a view, from a workspace: rows that do not lie in memory as floats are copied to it.
 class row_tile {
   public:
+    /// Most rows of any tile.
     static constexpr index_t most_rows = 256;
 
-    /// Rows [length]. Empty where the workspace does not hold them: nothing is read through it then.
+    /// For rows of `length` floats. Empty if the workspace does not hold them: the loops below then call nothing.
     row_tile(index_t length, workspace& scratch)
         : rows_(std::clamp<index_t>(most_floats / std::max<index_t>(1, length), 1, most_rows)),
           floats_(scratch.take<float>(rows_ * length)), fits_(scratch.fits()) {}
 
-    /// Of a workspace for one, for for_each_item() too.
+    /// Bytes of a workspace that holds one, also as worker_bytes of for_each_item().
     [[nodiscard]] static index_t bytes(index_t length) {
         workspace counting = workspace::counting();
         static_cast<void>(row_tile(length, counting));
         return counting.needed_bytes();
     }
-    /// Most rows that are shown at once.
+    /// Rows of the tile; 0 if the workspace did not hold it.
     [[nodiscard]] index_t rows() const { return fits_ ? rows_ : 0; }
+    /// Memory of the tile.
     [[nodiscard]] float* data() const { return floats_.data(); }
 
   private:
-    static constexpr index_t most_floats =
-        4 * 1024; // stay in the first level cache, beside what they are made of
+    // Few enough to stay in the first level cache together with the elements that they are decoded from.
+    static constexpr index_t most_floats = 4 * 1024;
 
     index_t rows_;
     std::span<float> floats_;
     bool fits_;
 };
 
-/// Calls f(first, count, rows) for the tokens `range` of a head in ascending order, count <= tile.rows(): rows is a float_rows.
-/// The tile is for rows as long as the view's, or longer ones. What f is shown is valid until it returns.
+/// Calls f(first, count, rows) for the tokens `range` of a head in ascending order, count <= tile.rows(): rows is a
+/// float_rows. The tile is for rows as long as the view's, or longer ones. The rows are valid until f returns.
 template <cache_view V, class Fn>
 void for_each_tile(const V& view, index_t head, token_range range, const row_tile& tile, Fn&& f) {
     if (tile.rows() == 0) { return; }
@@ -204,8 +207,8 @@ void for_each_tile(const V& view, index_t head, token_range range, const row_til
     }
 }
 
-/// Calls f(token, row) for the tokens `range` of a head in ascending order: row is a span<const float> of the view's row length,
-/// valid until f returns.
+/// Calls f(token, row) for the tokens `range` of a head in ascending order: row is a span<const float> of the view's row
+/// length, valid until f returns.
 template <cache_view V, class Fn>
 void for_each_row(const V& view, index_t head, token_range range, const row_tile& tile, Fn&& f) {
     const auto length = static_cast<std::size_t>(extent(view, 2));

@@ -2,24 +2,24 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What rows of a cache are read from, and what is known of them without reading. The reader: cache/row_reader.hpp.
+// What a view of a cache is, and what is known of its rows without reading them. The reader: cache/row_reader.hpp.
 //
 // Keys and values are [kv_heads, tokens, head_dim] logically; queries [q_heads, queries, head_dim] and the
 // output projection [q_heads, head_dim, hidden] are read the same way. A source is one of
 //
 //   strided_view<V, 3>   any memory order: head-major, token-major, transposed V
-//   tensor_view<V, 3>    indexable only: read element by element, which is slow; the oracle of all else
+//   tensor_view<V, 3>    indexable only: read element by element, which is slow
 //   row_source<V>        extent(0) heads, extent(1) rows, extent(2) row length and
 //                        load_rows(head, first, count, float* tile): paged, indirect, quantised caches.
 //                        Heads of different length say so with rows(head); extent(1) is then the longest.
 //                        Optional: row_bytes(), the bytes that a row occupies where it is kept, for the
-//                        reports of compaction; validate(), a status that says why a view is not to be read (core/status.hpp);
+//                        reports of compaction; validate(), a status that says why a view is not valid (core/status.hpp);
 //                        rows_in_place(head, first, count), element_rows<T> of those rows, with null data where they do not
-//                        lie at even distances as contiguous elements T; it goes with load_rows(head, first, count, T* tile),
-//                        a copy of the elements, and with keeps_elements(), if that is known at run time only;
+//                        lie at even distances as contiguous elements T; it goes with load_rows(..., T* tile), a copy of the
+//                        elements, and with keeps_elements(), if that is known at run time only;
 //                        memory(), an array of strided_bytes, or overlaps(strided_bytes) where the rows are more pieces:
-//                        what compaction must know not to destroy rows (compact/overlap.hpp)
-//                        To be written: store_rows(head, first, count, const float* tile), the way back of load_rows;
+//                        compaction refuses moves that would overwrite other rows (compact/overlap.hpp)
+//                        To be written: store_rows(head, first, count, const float* tile), the inverse of load_rows;
 //                        first_channels(count), the rows' first channels as a source of their own, at least so many, where
 //                        these are written without touching the others; written_places(), the pages or slots that rows are
 //                        written to (int32), of which none may stand there twice; heads_move_together(), whether heads share
@@ -38,12 +38,14 @@
 
 namespace kvtrim {
 
+/// A view that copies its rows itself: load_rows(head, first, count, float* tile). Optional members: above.
 template <class V>
 concept row_source = requires(const V& v, index_t i, float* tile) {
     { v.extent(0) } -> std::convertible_to<index_t>;
     v.load_rows(i, i, i, tile);
 };
 
+/// Any view that the library reads rows of.
 template <class V>
 concept cache_view = row_source<V> || tensor_view<V, 3>;
 
@@ -58,13 +60,13 @@ concept indexes_writable_elements = tensor_view<V, 3> && requires(const V& v, in
 
 } // namespace detail
 
-/// A view whose rows can be written, too: store_rows() takes it.
+/// A view whose rows can also be written: store_rows() takes it.
 template <class V>
 concept row_store = cache_view<V> &&
     (detail::indexes_writable_elements<V> ||
      requires(const V& v, index_t i, const float* tile) { v.store_rows(i, i, i, tile); });
 
-// Rows of one head: tokens in the cache, queries in the window, or channels of W_O.
+/// Rows of one head: tokens in the cache, queries in the window, or channels of W_O.
 template <class V>
 [[nodiscard]] constexpr index_t row_count(const V& view, index_t head) {
     if constexpr (requires { view.rows(head); }) {
@@ -74,7 +76,7 @@ template <class V>
     }
 }
 
-// Extent r of any view, signed.
+/// Extent r of any view, signed.
 template <class V>
 [[nodiscard]] constexpr index_t extent(const V& view, int r) {
     return static_cast<index_t>(view.extent(static_cast<std::size_t>(r)));
@@ -160,7 +162,7 @@ template <class V>
 
 } // namespace detail
 
-/// The element that the rows of a view consist of in memory; void where they have to be made.
+/// The element that the rows of a view consist of in memory; void where rows are decoded.
 template <class V>
 using stored_element = typename decltype(detail::find_stored_element<V>())::type;
 
@@ -170,8 +172,8 @@ inline constexpr bool is_made_of = std::is_same_v<stored_element<V>, Element> &&
     v.keeps_elements();
 };
 
-/// The first channels of every row as a view of its own: `count` of them, or as many as cannot be written without one another.
-/// Requires 0 <= count <= extent(2). Heads may have fewer rows than it says.
+/// The first channels of every row as a view of its own: `count` of them, or more where these cannot be written without
+/// others. Requires 0 <= count <= extent(2). Heads may have fewer rows than it says.
 template <cache_view V>
 [[nodiscard]] constexpr auto first_channels(const V& view, index_t count) {
     if constexpr (requires { view.first_channels(count); }) {

@@ -12,10 +12,10 @@
 //   per token and head   {tokens, 1, 0}        per channel of a head   {head_dim, 0, 1}
 //   per head             {1, 0, 0}             per tensor              {0, 0, 0}
 //
-// Channels are contiguous; heads and tokens have any strides, in codes and in scales. Zero points are optional; an engine that
-// stores a minimum m (x = scale * code + m) passes -m / scale.
+// Channels are contiguous; heads and tokens have any strides, in codes and in scales. Zero points are optional; an engine
+// that stores a minimum m (x = scale * code + m) passes -m / scale.
 // Rows move whole (compact_in_place), and a scale that belongs to a token of one head moves with its row. Groups of
-// tokens that share a per-channel scale (KIVI) are no such cache: a row cannot leave its group without new codes.
+// tokens that share a per-channel scale (KIVI) are not supported: a row cannot leave its group without new codes.
 // Rows that are written back (store_rows) get a new scale and zero point where these are the token's own; where others share
 // them, they stay, and codes are rounded anew and saturate. kernels/encode.hpp states the error.
 //
@@ -33,13 +33,14 @@
 
 namespace kvtrim {
 
-// Scales of a cache, and zero points with the same strides unless null.
+/// Scales of a cache, and zero points with the same strides unless null.
 template <class Float>
 struct scale_table {
-    Float* scales;
-    std::array<index_t, 3> strides; // {head, token, channel}, in floats; channel 0 or 1
-    Float* zeros = nullptr;
+    Float* scales;                  ///< of head 0, token 0, channel 0
+    std::array<index_t, 3> strides; ///< {head, token, channel}, in floats; channel 0 or 1
+    Float* zeros = nullptr;         ///< zero points, with the strides of the scales; null: 0 everywhere
 
+    /// Whether a scale belongs to one token, so that it moves with the row.
     [[nodiscard]] bool is_per_token() const { return strides[1] != 0; }
 };
 
@@ -48,15 +49,18 @@ scale_table(Float*, std::array<index_t, 3>) -> scale_table<Float>;
 template <class Float>
 scale_table(Float*, std::array<index_t, 3>, Float*) -> scale_table<Float>;
 
-// A row_source, and a cache that moves its own rows unless Code is const. Float is float or const float.
+/// A cache of codes: a row_source (cache/row_source.hpp) that moves its own rows unless Code is const. Float is float or
+/// const float.
 template <class Code, class Float = const float>
 class scaled_rows {
   public:
+    /// The code in memory.
     using code = std::remove_const_t<Code>;
 
-    /// extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Not valid, and empty: extents that are negative,
-    /// extents or strides beyond what memory can hold, scales whose channel stride is neither 0 nor 1, codes or scales missing where there are rows;
-    /// codes that may move with scales per token that may not, or that belong to several heads.
+    /// extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Not valid, and empty: extents that are
+    /// negative, extents or strides beyond what memory can hold, scales whose channel stride is neither 0 nor 1, codes or
+    /// scales missing where there are rows, codes that may move with scales per token that may not or that belong to several
+    /// heads.
     scaled_rows(Code* codes, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& strides,
                 const scale_table<Float>& scales)
         : codes_(codes), extents_(extents), strides_(strides), scales_(scales), problem_(find_problem()) {
@@ -64,16 +68,19 @@ class scaled_rows {
         if (problem_ != nullptr) { extents_ = {}; }
     }
 
+    /// Ok, or why the view is empty.
     [[nodiscard]] status validate() const {
         return problem_ == nullptr ? status{} : status{errc::invalid_parameter, problem_};
     }
+    /// {kv_heads, tokens, head_dim}[r].
     [[nodiscard]] index_t extent(std::size_t r) const { return extents_[r]; }
-    // Bytes of a head's codes of a token, and of the scales that are the token's own.
+    /// Bytes of a head's codes of a token, and of the scales that are the token's own.
     [[nodiscard]] index_t row_bytes() const {
         const index_t scale_bytes = static_cast<index_t>(sizeof(float)) * (scales_.zeros != nullptr ? 2 : 1);
         return extents_[2] + (scales_.is_per_token() ? scales_per_row() * scale_bytes : 0);
     }
 
+    /// Decodes rows [first, first + count) of a head to tile [count, head_dim].
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
         const index_t length = extents_[2];
         if (length == 0) { return; }
@@ -91,6 +98,7 @@ class scaled_rows {
         }
     }
 
+    /// Copies the codes of row `from` of a head to row `to`, with the scale and zero point that are the row's own.
     void move_row(index_t head, index_t from, index_t to) const requires(!std::is_const_v<Code>) {
         if (extents_[2] > 0) {
             std::memmove(row(head, to), row(head, from), static_cast<std::size_t>(extents_[2]));
@@ -104,7 +112,7 @@ class scaled_rows {
         }
     }
 
-    // What a row's move writes: codes, and the scales and zero points that are the row's own.
+    /// The bytes that move_row() writes: codes, and the scales and zero points that are the row's own.
     [[nodiscard]] std::array<strided_bytes, 3> memory() const {
         const auto table = [&](const float* floats) {
             const bool moves = floats != nullptr && scales_.is_per_token();
@@ -120,6 +128,7 @@ class scaled_rows {
                               .bytes = 1},
                 table(scales_.scales), table(scales_.zeros)};
     }
+    /// Encodes tile [count, head_dim] in rows [first, first + count) of a head (kernels/encode.hpp).
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
         requires(!std::is_const_v<Code>) {
         const index_t length = extents_[2];
@@ -137,12 +146,14 @@ class scaled_rows {
                                         {scales_.scales + at, zeros, scales_.strides[2]});
         }
     }
+    /// The first channels of every row, or whole rows where all channels share a scale that is the row's own.
     [[nodiscard]] scaled_rows first_channels(index_t count) const {
         scaled_rows channels = *this; // whole rows where all channels get a new scale
         if (!scales_.is_per_token() || scales_.strides[2] != 0) { channels.extents_[2] = count; }
         return channels;
     }
 
+    /// The first code of a row.
     [[nodiscard]] Code* row(index_t head, index_t token) const {
         return codes_ + head * strides_[0] + token * strides_[1];
     }

@@ -2,16 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The bytes that the rows of a view occupy, and whether two views share any: decided exactly, not by their ranges, for keys and
-// values may lie between each other in one buffer ([token][keys | values], pages of keys and values by turns).
+// The bytes that the rows of a view occupy, and whether two views share any. That is decided exactly, not by address ranges,
+// because keys and values may be interleaved in one buffer ([token][keys | values], pages of keys and values by turns).
 //
-//   element (i, j, k, l) occupies `bytes` bytes from first + i * strides[0] + j * strides[1] + k * strides[2] + l * strides[3]
+//   element (i, j, k, l) is `bytes` bytes from first + i * strides[0] + j * strides[1] + k * strides[2] + l * strides[3]
 //
 // Two views share a byte if integers x within their extents solve  lo <= sum_i strides_i * x_i <= hi.  A stride that is no
-// longer than the interval only widens it, which removes contiguous dimensions; equal strides of both views are one unknown; for
-// the rest, from the largest stride down, only the few x within reach of what remains are tried.
-// Cost: O(1) where both views have the same strides, as in all layouts of engines. Others are searched, for most_tries at most,
-// and count as overlapping if that decides nothing: a caller refuses then, and no cache is harmed.
+// longer than the interval only widens it, which removes contiguous dimensions; equal strides of both views are one unknown;
+// for the rest, from the largest stride down, only the few x within reach of what remains are tried.
+// Cost: O(1) where both views have the same strides, as in all layouts of engines. Others are searched, for most_tries at
+// most, and count as overlapping if that decides nothing: the caller then refuses, and no row is overwritten.
 
 #include <kvtrim/core/status.hpp>
 
@@ -24,21 +24,24 @@
 
 namespace kvtrim {
 
+/// The bytes of a view's elements, in up to four dimensions.
 struct strided_bytes {
-    const void* first = nullptr;
-    std::array<index_t, 4> extents = {1, 1, 1, 1}; // of a cache: {1, heads, tokens, elements of a row}
-    std::array<index_t, 4> strides = {};           // in bytes, any sign
-    index_t bytes = 0;                             // of an element
-    const void* table = nullptr;                   // that says which row is whose; null: the strides do
+    const void* first = nullptr;                   ///< element (0, 0, 0, 0)
+    std::array<index_t, 4> extents = {1, 1, 1, 1}; ///< of a cache: {1, heads, tokens, elements of a row}
+    std::array<index_t, 4> strides = {};           ///< in bytes, any sign
+    index_t bytes = 0;                             ///< of an element
+    const void* table = nullptr;                   ///< the table that finds the rows; null: the strides do
 
+    /// Whether there are no bytes.
     [[nodiscard]] constexpr bool empty() const {
         return bytes <= 0 || std::any_of(extents.begin(), extents.end(), [](index_t e) { return e <= 0; });
     }
-    /// Returns invalid_parameter for strides that lead out of any memory.
+    /// Returns invalid_parameter for strides that lead beyond what can be addressed.
     [[nodiscard]] status validate() const;
 };
 
-/// A stride or a length of `count` elements in bytes; what index_t cannot hold becomes the largest one, which validate() refuses.
+/// A stride or a length of `count` elements in bytes; what index_t cannot hold becomes the largest one, which validate()
+/// refuses.
 [[nodiscard]] constexpr index_t to_bytes(index_t count, index_t element_bytes) {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     const bool fits =
@@ -50,7 +53,7 @@ namespace detail {
 
 inline constexpr index_t most_tries = index_t{1} << 18;
 
-// Bytes [begin, end) around a view. Not `possible`: no memory has them.
+// Bytes [begin, end) from a view's first byte to its last. Not `possible`: beyond what can be addressed.
 struct byte_range {
     std::uintptr_t begin = 0;
     std::uintptr_t end = 0;
@@ -105,7 +108,7 @@ class bounded_sum {
                   [](const bounded_term& a, const bounded_term& b) { return a.step < b.step; });
         std::size_t used = 0;
         for (const bounded_term& t : terms) {
-            if (t.step <= hi_ - lo_ + 1) { // all that the interval, moved by steps, leaves no gap in
+            if (t.step <= hi_ - lo_ + 1) { // the interval moved by steps leaves no gap: it only widens
                 lo_ -= t.step * t.high;
             } else if (used > 0 && terms_[used - 1].step == t.step) {
                 terms_[used - 1].high += t.high;
@@ -161,7 +164,7 @@ inline status strided_bytes::validate() const {
 [[nodiscard]] inline bool overlap(const strided_bytes& a, const strided_bytes& b) {
     const detail::byte_range in_a = detail::range_of(a);
     const detail::byte_range in_b = detail::range_of(b);
-    if (in_a.end <= in_b.begin || in_b.end <= in_a.begin) { return false; } // an empty one too
+    if (in_a.end <= in_b.begin || in_b.end <= in_a.begin) { return false; } // also if one is empty
     const auto distance = static_cast<index_t>(reinterpret_cast<std::uintptr_t>(b.first) -
                                                reinterpret_cast<std::uintptr_t>(a.first));
     detail::bounded_sum sum(distance - (a.bytes - 1), distance + (b.bytes - 1));
@@ -175,7 +178,7 @@ inline status strided_bytes::validate() const {
 /// Whether two elements of a valid view share a byte: a stride of 0, heads nearer to each other than a row is long.
 [[nodiscard]] inline bool overlaps_itself(const strided_bytes& v) {
     if (v.empty()) { return false; }
-    for (std::size_t first = 0; first < 4; ++first) { // the first index in which the two differ
+    for (std::size_t first = 0; first < 4; ++first) { // the first index in which two elements differ
         if (v.extents[first] == 1) { continue; }
         detail::bounded_sum sum(-(v.bytes - 1), v.bytes - 1);
         sum.add({v.strides[first], 1, v.extents[first] - 1});
@@ -187,7 +190,8 @@ inline status strided_bytes::validate() const {
     return false;
 }
 
-/// Whether each row of `inner` lies within the row of `outer` with the same indices, so that it moves with that row. Both valid.
+/// Whether each row of `inner` lies within the row of `outer` with the same indices, so that it moves with that row. Both
+/// valid.
 [[nodiscard]] inline bool rows_contain(const strided_bytes& outer, const strided_bytes& inner) {
     if (outer.table != inner.table) { return false; }
     const detail::byte_range around_outer = detail::range_of(outer);
@@ -198,7 +202,7 @@ inline status strided_bytes::validate() const {
         if (outer.extents[i] != inner.extents[i]) { return false; }
         if (outer.extents[i] > 1 && outer.strides[i] != inner.strides[i]) { return false; }
     }
-    // The row of outer upwards: `elements` of `bytes`, `step` apart, of which neighbours that touch are one.
+    // A row of outer in ascending addresses: `elements` of `bytes` each, `step` apart; elements without gaps count as one.
     index_t elements = outer.extents[3];
     index_t step = elements > 1 ? outer.strides[3] : outer.bytes;
     index_t bytes = outer.bytes;

@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Views on an engine's own memory, in the words of std::mdspan.
+// Views on an engine's own memory, with the interface of std::mdspan.
 //
 //   tensor_view<V, Rank>   rank(), extent(r), v(i, j, k) or v[i, j, k]   enough for correct results
-//   strided_view<V, Rank>  adds data_handle() and stride(r)             takes the pointer path
-//   strided<T, Rank>       our own small view; strides count elements, in any order, also negative
+//   strided_view<V, Rank>  adds data_handle() and stride(r)             read by pointer, by vectors
+//   strided<T, Rank>       the library's own view; strides count elements, in any order, also negative
 //
 // std::mdspan and Kokkos mdspan satisfy the concepts as they are. Views are held by value and never own.
 
@@ -23,7 +23,7 @@
 
 namespace kvtrim {
 
-// Element (i...) of any view, spelled v(i...) or v[i...].
+/// Element (i...) of any view, spelled v(i...) or v[i...].
 template <class V, class... I>
 [[nodiscard]] constexpr decltype(auto) at(const V& v, I... i) requires requires {
     v(i...);
@@ -31,6 +31,7 @@ template <class V, class... I>
 { return v(i...); }
 
 #if defined(__cpp_multidimensional_subscript)
+/// Element v[i...] of a view that has no v(i...).
 template <class V, class... I>
 [[nodiscard]] constexpr decltype(auto) at(const V& v, I... i) requires(
     !requires { v(i...); } && requires { v[i...]; }) {
@@ -55,6 +56,7 @@ inline constexpr bool indexable<V, 3> = true;
 
 } // namespace detail
 
+/// A view of this rank whose elements can be indexed.
 template <class V, std::size_t Rank>
 concept tensor_view = requires(const V& v) {
     { v.extent(0) } -> std::convertible_to<index_t>;
@@ -64,7 +66,7 @@ concept tensor_view = requires(const V& v) {
 
 namespace detail {
 
-// Whether indexing yields the memory itself, not something an accessor makes of it.
+// Whether indexing yields the element in memory, not a value that an accessor computes from it.
 template <class V, std::size_t Rank>
 inline constexpr bool indexes_memory = false;
 template <class V>
@@ -84,6 +86,7 @@ inline constexpr bool indexes_memory<V, 3> =
 
 } // namespace detail
 
+/// A view whose elements lie in memory at data_handle() and its strides.
 template <class V, std::size_t Rank>
 concept strided_view = tensor_view<V, Rank> && requires(const V& v) {
     {*v.data_handle()};
@@ -105,7 +108,7 @@ template <std::size_t Rank>
 }
 
 // The same of an array whose strides, of any sign, count units of `unit` bytes: no element of it, unless it is empty, lies
-// farther from the first than addresses can name.
+// farther from the first than can be addressed.
 template <std::size_t Rank>
 [[nodiscard]] constexpr bool fits_in_memory(const std::array<index_t, Rank>& extents,
                                             const std::array<index_t, Rank>& strides, std::size_t bytes,
@@ -126,12 +129,14 @@ template <std::size_t Rank>
 
 } // namespace detail
 
-// Extents or strides of any integer types; what index_t cannot hold becomes the largest one, which no view accepts.
+/// Extents or strides of any integer types; what index_t cannot hold becomes the largest one, which no view accepts.
 template <std::size_t Rank>
 struct tensor_extents {
-    std::array<index_t, Rank> values;
+    std::array<index_t, Rank> values; ///< as index_t
 
+    /// From an array.
     constexpr tensor_extents(const std::array<index_t, Rank>& v) : values(v) {} // NOLINT: a conversion
+    /// From one integer per dimension.
     template <std::integral... I>
         requires(sizeof...(I) == Rank)
     constexpr tensor_extents(I... v) : values{to_index(v)...} {} // NOLINT: a conversion
@@ -146,21 +151,24 @@ struct tensor_extents {
 
 /// A non-owning view of a strided array: element (i, j, k) is data[i * stride(0) + j * stride(1) + ...].
 ///
-/// Extents and strides are any integers, in elements. Not valid, and empty: an extent that is negative, more elements or longer
-/// strides than memory can hold, null data unless an extent is 0.
+/// Extents and strides are any integers, in elements. Not valid, and empty: an extent that is negative, more elements or
+/// longer strides than memory can hold, null data unless an extent is 0.
 template <class T, std::size_t Rank>
 class strided {
     static_assert(element<T>, "kvtrim: this type is no element of a cache: specialise "
                               "kvtrim::element_traits; see core/element.hpp");
 
   public:
+    /// The element in memory.
     using element_type = T;
+    /// One number per dimension.
     using indices = std::array<index_t, Rank>;
 
-    // Row-major: the last index is contiguous.
+    /// Row-major: the last index is contiguous.
     constexpr strided(T* data, const tensor_extents<Rank>& extents)
         : strided(data, extents, row_major(extents.values)) {}
 
+    /// Strides count elements; they may be 0 or negative.
     constexpr strided(T* data, const tensor_extents<Rank>& extents, const tensor_extents<Rank>& strides)
         : data_(data), extents_(extents.values), strides_(strides.values),
           problem_(problem_of(data, extents.values, strides.values)) {
@@ -179,11 +187,16 @@ class strided {
         return problem_ == nullptr ? status{} : status{errc::invalid_parameter, problem_};
     }
 
+    /// Dimensions.
     [[nodiscard]] static constexpr std::size_t rank() { return Rank; }
+    /// Elements along dimension r.
     [[nodiscard]] constexpr index_t extent(std::size_t r) const { return extents_[r]; }
+    /// Elements from one index of dimension r to the next.
     [[nodiscard]] constexpr index_t stride(std::size_t r) const { return strides_[r]; }
+    /// Element (0, 0, ...).
     [[nodiscard]] constexpr T* data_handle() const { return data_; }
 
+    /// Element (i...), unchecked.
     template <std::convertible_to<index_t>... I>
         requires(sizeof...(I) == Rank)
     [[nodiscard]] constexpr T& operator()(I... i) const {

@@ -2,18 +2,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What every compaction asks of a plan before it touches the cache, and what it reports afterwards.
+// What every compaction checks in a plan before it changes the cache, and what it reports afterwards.
 
 #include <kvtrim/cache/row_source.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 namespace kvtrim {
 
-// Bytes of key or value rows, all heads together: of the cache before, and of the survivors where they are now. What was
-// freed is the difference.
+/// Bytes of key or value rows, all heads together: of the cache before, and of the survivors where they are now. What was
+/// freed is the difference.
 struct compaction_report {
-    index_t bytes_before = 0;
-    index_t bytes_after = 0;
+    index_t bytes_before = 0; ///< of the cache before
+    index_t bytes_after = 0;  ///< of the survivors
 
     friend constexpr bool operator==(const compaction_report&, const compaction_report&) = default;
     friend constexpr compaction_report operator+(compaction_report a, compaction_report b) {
@@ -21,8 +21,8 @@ struct compaction_report {
     }
 };
 
-/// Returns what validate(cache) says, and errc::plan_mismatch unless the plan has a row per head and only rows of this cache,
-/// ascending: an engine may have filled it. O(kept tokens).
+/// Returns what validate(cache) says, and errc::plan_mismatch unless the plan has a row per head and only rows of this
+/// cache, ascending: an engine may have filled it. O(kept tokens).
 template <class View>
 [[nodiscard]] status check_plan(const View& cache, const keep_plan& plan) {
     if (const status s = validate(cache); !s.ok()) { return s; }
@@ -35,13 +35,13 @@ template <class View>
     return {};
 }
 
-// A cache whose rows occupy a known number of bytes: it says so with row_bytes(), or its elements do.
+/// A cache whose rows occupy a known number of bytes: it says so with row_bytes(), or its elements do.
 template <class V>
 concept knows_row_bytes = strided_view<V, 3> || requires(const V& v) {
     { v.row_bytes() } -> std::convertible_to<index_t>;
 };
 
-// Bytes that one row of a cache occupies; gaps between rows are not counted.
+/// Bytes that one row of a cache occupies; gaps between rows are not counted.
 template <knows_row_bytes V>
 [[nodiscard]] constexpr index_t row_bytes(const V& cache) {
     if constexpr (requires { cache.row_bytes(); }) {
@@ -51,7 +51,7 @@ template <knows_row_bytes V>
     }
 }
 
-// The report of a cache with rows of `before` bytes, whose survivors have `after` bytes each.
+/// The report of a cache with rows of `before` bytes, whose survivors have `after` bytes each.
 template <class View>
 [[nodiscard]] compaction_report report_rows(const View& cache, const keep_plan& plan, index_t before,
                                             index_t after) {

@@ -12,8 +12,8 @@
 //
 // A cache of another kind takes part with move_row(head, from, to) and a row count per head; asked for a report, it must
 // also say what a row occupies: row_bytes(); so that overlaps are found, memory() (compact/overlap.hpp). Where heads share
-// memory it moves whole tokens: heads_move_together(), move_token(from, to) and token_bytes(); a plan must then keep the same
-// tokens of every head.
+// memory it moves whole tokens: heads_move_together(), move_token(from, to) and token_bytes(); a plan must then keep the
+// same tokens of every head.
 // Keys and values may share memory: rows of values inside the rows of keys (MLA) or the same tensor move once.
 // Errors: what validate(view) says; plan_mismatch; views_overlap. The cache is unchanged then.
 // Cost: every moved row read and written once.
@@ -26,6 +26,8 @@
 
 namespace kvtrim {
 
+/// A cache of another kind that can be compacted in place: row counts per head, and rows (or whole tokens) that it moves
+/// itself.
 template <class V>
 concept movable_rows = requires(const V& v, index_t i) {
     { v.extent(0) } -> std::convertible_to<index_t>;
@@ -41,7 +43,7 @@ template <class V>
     return false;
 }
 
-// What check_plan() answers, and plan_mismatch for a plan that would tear a token's heads apart.
+// What check_plan() answers, and plan_mismatch for a plan that keeps different tokens of heads that can only move together.
 template <class V>
 [[nodiscard]] status check_moves(const V& cache, const keep_plan& plan) {
     if (const status s = check_plan(cache, plan); !s.ok() || !heads_move_together(cache)) { return s; }

@@ -25,16 +25,17 @@
 
 namespace kvtrim {
 
+/// Whether a view is a ragged one.
 template <class V>
 inline constexpr bool is_ragged = false;
 template <class T>
 inline constexpr bool is_ragged<ragged<T>> = true;
 
-// Copies the survivors of a cache into out. A strided or ragged cache needs out of its own element type, and
-// bits are copied; any other source is read as floats. out holds total_tokens * head_dim elements, and is not in the cache's
-// memory: compact_to_flat is for that.
-// The report sets what the source's rows occupy against what was written; a source of floats that does not say what a
-// row occupies (row_bytes()) counts as if it held them.
+/// Copies the survivors of a cache into out. A strided or ragged cache needs out of its own element type, and
+/// bits are copied; any other source is read as floats. out holds total_tokens * head_dim elements, and is not in the
+/// cache's memory: compact_to_flat is for that.
+/// The report sets what the source's rows occupy against what was written; a source of floats that does not say what a
+/// row occupies (row_bytes()) counts as if it held them.
 template <class V, class T>
     requires(cache_view<V>)
 [[nodiscard]] status gather(const V& cache, const keep_plan& plan, std::span<T> out,
@@ -200,12 +201,13 @@ template <class K, class V>
     return {};
 }
 
-// The flat ragged view of a buffer that gather or compact_to_flat filled by this plan; the plan must outlive it.
+/// The flat ragged view of a buffer that gather or compact_to_flat filled by this plan; the plan must outlive it.
 template <class T>
 [[nodiscard]] ragged<T> flat_view(T* data, const keep_plan& plan, index_t head_dim) {
     return ragged<T>(data, plan.cu_seqlens(), head_dim);
 }
+/// Refused: the plan must outlive the view.
 template <class T>
-ragged<T> flat_view(T* data, keep_plan&& plan, index_t head_dim) = delete; // of a temporary
+ragged<T> flat_view(T* data, keep_plan&& plan, index_t head_dim) = delete;
 
 } // namespace kvtrim

@@ -2,15 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A flat ragged cache that grows: room behind the rows of each head, so that a new token is written where it
-// belongs and nothing else moves.
+// A flat ragged cache that grows: there is room behind the rows of each head, so that a new token is written behind them and
+// no other row moves.
 //
 //   memory   | rows of head 0 | room | rows of head 1 | room | ...        one array each for keys, values, positions
 //   begins   [kv_heads + 1]   int32   where the rows of each head start; the last one is the capacity   cu_seqlens_k
 //   lengths  [kv_heads]       int32   rows of each head                                                 seqused_k
 //
 // The memory is the caller's; this is the table of it. When append() finds no room it answers how many rows of
-// memory are enough; the caller grows its arrays to so many (or finds that they are as large), and spread_rows() moves the rows.
+// memory are enough; the caller grows its arrays to so many (or finds that they are as large), and spread_rows() moves the
+// rows.
 //
 //     status s = cache.append(1);
 //     if (s.code() == errc::no_room) {
@@ -21,12 +22,12 @@
 //     }
 //
 // Arrays of another kind are moved by a callback: cache.spread(rows, [&](index_t from, index_t to, index_t count) { ... }).
-// Errors: invalid_parameter, no_room, index_overflow, plan_mismatch, views_overlap, with nothing changed; a cache made of wrong
-// numbers has no heads, and every call answers validate().
+// Errors: invalid_parameter, no_room, index_overflow, plan_mismatch, views_overlap, with nothing changed; a cache made of
+// wrong numbers has no heads, and every call answers validate().
 //
 // Every head gets as much room, for every token needs a row of each: `growth` of the mean row count, so that each
-// row is moved at most 1 / growth times per row appended, on average, and growth is the memory that waits. After
-// an eviction the room is what the plan freed: several evictions need no spread().
+// row is moved at most 1 / growth times per row appended, on average, and growth is the reserved share of memory.
+// After an eviction the room is what the plan freed: several evictions need no spread().
 // Source: FFY0/AdaKV@efe4e2e copies the whole flat cache for each generated token.
 // Memory: 12 bytes per KV head. Cost: append O(kv_heads).
 
@@ -40,13 +41,15 @@
 
 namespace kvtrim {
 
+/// The table of a flat ragged cache: where each head's rows start and how many there are. The memory is the caller's.
 class flat_cache {
   public:
-    static constexpr index_t most_heads = index_t{1} << 20;
+    static constexpr index_t most_heads = index_t{1} << 20; ///< of a cache
+    /// Of memory that a table can address.
     static constexpr index_t most_rows = std::numeric_limits<std::int32_t>::max();
 
-    /// Without rows or memory. Not valid, and without heads: kv_heads outside 0 ... most_heads, a growth that is not positive and
-    /// finite.
+    /// Without rows or memory. Not valid, and without heads: kv_heads outside 0 ... most_heads, a growth that is not
+    /// positive and finite.
     explicit flat_cache(index_t kv_heads, double growth = 0.25) : growth_(growth) {
         const bool possible = kv_heads >= 0 && kv_heads <= most_heads && growth > 0 && std::isfinite(growth);
         if (!possible) {
@@ -64,18 +67,23 @@ class flat_cache {
         for (std::size_t h = 0; h < lengths_.size(); ++h) { lengths_[h] = begins_[h + 1] - begins_[h]; }
     }
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
-    [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); }
+    [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); } ///< 0 where it is not valid
+    /// [kv_heads + 1] first row of each head; cu_seqlens_k.
     [[nodiscard]] std::span<const std::int32_t> begins() const { return begins_; }
+    /// [kv_heads] rows of each head; seqused_k.
     [[nodiscard]] std::span<const std::int32_t> lengths() const { return lengths_; }
+    /// Of a head; not checked.
     [[nodiscard]] index_t rows(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
-    [[nodiscard]] index_t capacity() const { return begins_.back(); } // rows of memory
+    [[nodiscard]] index_t capacity() const { return begins_.back(); } ///< rows of memory
+    /// Rows of all heads.
     [[nodiscard]] index_t total_rows() const {
         index_t total = 0;
         for (const index_t length : lengths_) { total += length; }
         return total;
     }
-    // Tokens that can be appended as things are.
+    /// Tokens that can be appended as things are.
     [[nodiscard]] index_t room() const {
         index_t least = kv_heads() == 0 ? 0 : capacity();
         for (std::size_t h = 0; h < lengths_.size(); ++h) {
@@ -83,16 +91,17 @@ class flat_cache {
         }
         return least;
     }
-    // The row of memory that holds a token of a head.
+    /// The row of memory that holds a token of a head.
     [[nodiscard]] index_t row(index_t head, index_t token) const {
         return begins_[static_cast<std::size_t>(head)] + token;
     }
+    /// Rows of the longest head.
     [[nodiscard]] index_t longest_row() const {
         return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
     }
 
-    /// Makes room for `count` new tokens in every head: their rows are the last `count` of each. Returns no_room (needed: rows
-    /// of memory, for spread()), index_overflow (needed: rows) where no table can hold them, or invalid_parameter.
+    /// Makes room for `count` new tokens in every head: their rows are the last `count` of each. Returns no_room (needed:
+    /// rows of memory, for spread()), index_overflow (needed: rows) where no table can hold them, or invalid_parameter.
     [[nodiscard]] status append(index_t count) {
         if (!validity_.ok()) { return validity_; }
         if (count < 0) {
@@ -121,15 +130,16 @@ class flat_cache {
         return std::max({capacity(), least, grown});
     }
 
-    // Divides memory of `rows` rows anew, the free ones equally between the heads. Calls move(from, to, count) for
-    // each head whose rows change their place in it: ranges of one head may overlap (memmove), no call destroys
-    // rows of another. Returns errc::no_room (needed: rows) or index_overflow, with no call made. For keys and values that are
-    // flat_rows, spread_rows() below also sees to memory that both share.
+    /// Divides memory of `rows` rows anew, the free ones equally between the heads. Calls move(from, to, count) for
+    /// each head whose rows change their place in it: ranges of one head may overlap (memmove), no call destroys
+    /// rows of another. Returns errc::no_room (needed: rows) or index_overflow, with no call made. For keys and values that
+    /// are flat_rows, spread_rows() below also sees to memory that both share.
     template <class Move>
     [[nodiscard]] status spread(index_t rows, Move&& move) {
         if (const status s = valid_capacity(rows); !s.ok()) { return s; }
         divide(rows);
-        for (index_t h = 0; h < kv_heads(); ++h) { // what goes down, then from the other end what goes up
+        // Heads that move down first, then from the other end those that move up.
+        for (index_t h = 0; h < kv_heads(); ++h) {
             if (next_begin(h) < row(h, 0)) { call_for_rows(h, move); }
         }
         for (index_t h = kv_heads(); h-- > 0;) {
@@ -138,7 +148,7 @@ class flat_cache {
         begins_.swap(next_begins_);
         return {};
     }
-    // The same from one memory to another: every head that has rows is copied.
+    /// The same from one memory to another: every head that has rows is copied.
     template <class Copy>
     [[nodiscard]] status spread_into(index_t rows, Copy&& copy) {
         if (const status s = valid_capacity(rows); !s.ok()) { return s; }
@@ -148,8 +158,8 @@ class flat_cache {
         return {};
     }
 
-    // The rows were cut by a plan (compact_in_place of flat_rows): each head keeps its place, and what it lost as
-    // room. Returns errc::plan_mismatch, with nothing changed.
+    /// The rows were cut by a plan (compact_in_place of flat_rows): each head keeps its place, and what it lost as
+    /// room. Returns errc::plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (const status s = check_plan(*this, plan); !s.ok()) { return s; }
         for (index_t h = 0; h < kv_heads(); ++h) {
@@ -158,7 +168,7 @@ class flat_cache {
         return {};
     }
 
-    // As a cache of rows without elements, for check_plan.
+    /// As a cache of rows without elements, for check_plan.
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads() : r == 1 ? longest_row() : 1;
     }
@@ -200,35 +210,40 @@ class flat_cache {
     status validity_;
 };
 
-// One of the arrays of a flat_cache, as a cache to be scored (row_source) and cut (compact_in_place). The table
-// must outlive it; make a new view when it was spread over other memory.
+/// One of the arrays of a flat_cache, as a cache to be scored (row_source) and cut (compact_in_place). The table
+/// must outlive it; make a new view when it was spread over other memory.
 template <element T>
 class flat_rows {
   public:
-    using element_type = T;
+    using element_type = T; ///< what a row consists of
 
-    /// Memory for cache.capacity() rows. Not valid, and empty: a cache that is not, a negative head_dim, more elements than memory
-    /// can hold, rows without data.
+    /// Memory for cache.capacity() rows. Not valid, and empty: a cache that is not, a negative head_dim, more elements than
+    /// memory can hold, rows without data.
     flat_rows(T* data, const flat_cache& cache, index_t head_dim)
         : data_(data), cache_(&cache), head_dim_(head_dim), validity_(check()) {
         if (!validity_.ok()) { head_dim_ = 0; }
     }
 
-    flat_rows(T* data, const flat_cache&& cache, index_t head_dim) = delete; // of a temporary
+    flat_rows(T* data, const flat_cache&& cache, index_t head_dim) = delete; ///< of a temporary
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
+    /// [kv_heads, longest row, head_dim].
     [[nodiscard]] index_t extent(std::size_t r) const {
         if (!validity_.ok()) { return 0; }
         return r == 0 ? cache_->kv_heads() : r == 1 ? cache_->longest_row() : head_dim_;
     }
-    [[nodiscard]] index_t rows(index_t head) const { return cache_->rows(head); }
+    [[nodiscard]] index_t rows(index_t head) const { return cache_->rows(head); } ///< of a head; not checked
+    /// What a row occupies.
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
+    /// A token's row of a head; not checked.
     [[nodiscard]] T* row(index_t head, index_t token) const {
         return data_ + cache_->row(head, token) * head_dim_;
     }
-    [[nodiscard]] const flat_cache& table() const { return *cache_; }
-    // What the rows occupy, with the room between them.
+    [[nodiscard]] const flat_cache& table() const { return *cache_; } ///< the cache it is an array of
+    /// What the rows occupy, with the room between them.
     [[nodiscard]] auto memory() const { return std::array{memory(cache_->capacity())}; }
+    /// The same for memory of `rows` rows.
     [[nodiscard]] strided_bytes memory(index_t rows) const {
         return {.first = data_,
                 .extents = {1, 1, rows, 1},
@@ -237,18 +252,21 @@ class flat_rows {
                 .table = cache_};
     }
 
+    /// Rows from `first` on, in place; for row_reader.
     [[nodiscard]] element_rows<std::remove_const_t<T>> rows_in_place(index_t head, index_t first,
                                                                      index_t) const {
         return {row(head, first), head_dim_};
     }
+    /// Copies rows [first, first + count) to tile, as floats or as they are.
     template <class Out>
     void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         copy_rows(rows_in_place(head, first, count), count, head_dim_, tile);
     }
+    /// Moves a row of a head to another place in it; for compact_in_place.
     void move_row(index_t head, index_t from, index_t to) const {
         move(cache_->row(head, from), cache_->row(head, to), 1);
     }
-    // Rows of memory; the ranges may overlap.
+    /// Rows of memory; the ranges may overlap.
     void move(index_t from, index_t to, index_t count) const {
         if (head_dim_ == 0) { return; } // such rows may have no memory
         std::memmove(data_ + to * head_dim_, data_ + from * head_dim_,
@@ -275,8 +293,8 @@ class flat_rows {
 };
 
 /// spread() of a cache whose arrays, keys and values, are memory for `rows` rows now: both move, or neither. The same array
-/// twice moves once. Returns what spread() and the arrays say, invalid_parameter for arrays of another cache or without memory,
-/// views_overlap.
+/// twice moves once. Returns what spread() and the arrays say, invalid_parameter for arrays of another cache or without
+/// memory, views_overlap.
 template <class K, class V>
 [[nodiscard]] status spread_rows(flat_cache& cache, index_t rows, const flat_rows<K>& keys,
                                  const flat_rows<V>& values) {

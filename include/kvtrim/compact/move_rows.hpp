@@ -13,8 +13,8 @@
 //   move_rows(memory, plan)         one pool
 //   move_rows(keys, values, plan)   both, or neither; where rows of one lie in the rows of the other (MLA), they move once
 //
-// Errors: what the layout's validate() says; invalid_parameter; plan_mismatch for a pool of other pages or heads than the plan
-// was made for; views_overlap (compact/overlap.hpp). Nothing is moved then.
+// Errors: what the layout's validate() says; invalid_parameter; plan_mismatch for a pool of other pages or heads than the
+// plan was made for; views_overlap (compact/overlap.hpp). Nothing is moved then.
 // Cost: each moved row read and written once; the checks are O(1).
 
 #include <kvtrim/compact/overlap.hpp>
@@ -26,17 +26,17 @@
 
 namespace kvtrim {
 
-// The memory of a pool: what one layer keeps as keys, for instance.
+/// The memory of a pool: what one layer keeps as keys, for instance.
 template <class T>
 struct paged_memory {
     static_assert(std::is_trivially_copyable_v<T>, "kvtrim: rows of a page are moved as bytes");
 
-    T* data = nullptr;
-    page_layout layout = {};
-    index_t heads = 1; // in each page; 1 where pages belong to one head
-    index_t row_length = 0;
+    T* data = nullptr;       ///< first element of page 0
+    page_layout layout = {}; ///< strides in elements
+    index_t heads = 1;       ///< in each page; 1 where pages belong to one head
+    index_t row_length = 0;  ///< elements of a row
 
-    // Row of a head in a slot. Requires a slot below 2^31.
+    /// Row of a head in a slot. Requires a slot below 2^31.
     [[nodiscard]] T* row(std::int32_t slot, index_t head) const {
         const auto s = static_cast<std::uint32_t>(slot);
         const auto page_tokens = static_cast<std::uint32_t>(layout.page_tokens);
@@ -110,7 +110,8 @@ void move_checked(const paged_memory<T>& memory, const move_plan& plan, Executor
 
 } // namespace detail
 
-/// Moves the rows of one pool: with a plan of one head all heads of a slot move together. Rows of the plan may run on any thread.
+/// Moves the rows of one pool: with a plan of one head all heads of a slot move together. Rows of the plan may run on any
+/// thread.
 template <class T, executor Executor = serial_executor>
 [[nodiscard]] status move_rows(const paged_memory<T>& memory, const move_plan& plan, Executor&& ex = {}) {
     if (const status s = detail::check_pool(memory, plan); !s.ok()) { return s; }

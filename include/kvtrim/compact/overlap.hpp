@@ -2,12 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Rows that move must not be moved twice, nor over other rows: what every call that moves rows asks before it moves any.
+// Whether rows of one or two views can be moved without being moved twice or overwriting each other. Every call that moves
+// rows checks it before it moves any.
 //
 //   apart     no byte in common, also where both lie between each other in one buffer: each is moved
-//   inside    each row of one view lies in the row of the other with the same head and token (MLA: the values are the latent part
+//   inside    each row of one view lies in the row of the same head and token of the other (MLA: values are the latent part
 //             of the keys; or both are one tensor): moved once, with the outer rows
-//   else      refused: errc::views_overlap. So is a view whose own rows overlap (a stride of 0, heads nearer than a row is long)
+//   else      refused: errc::views_overlap. So is a view whose own rows overlap (a stride of 0, or below the row length)
 //
 // What a view's rows occupy is known of strided views, and of others that say it: memory(), an array of strided_bytes with
 // all that move_row() writes (cache/strided_bytes.hpp). Of a view that does not, nothing is checked, and it is moved.
@@ -34,8 +35,8 @@ namespace kvtrim {
 
 /// Which of two views are moved, so that the rows of both are.
 struct moved_views {
-    bool first = true;
-    bool second = true;
+    bool first = true;  ///< the first view's rows
+    bool second = true; ///< the second view's rows
 };
 
 /// Checks both memories and what they have in common. Returns invalid_parameter or views_overlap, with `moved` unchanged.
@@ -68,8 +69,8 @@ struct moved_views {
     return {};
 }
 
-/// Whether `bytes` bytes at `out` may be written while rows of a view are read. A view whose memory is not a few strided pieces
-/// answers with overlaps(strided_bytes).
+/// Whether `bytes` bytes at `out` may be written while rows of a view are read. A view whose memory is not a few strided
+/// pieces answers with overlaps(strided_bytes).
 template <class V>
 [[nodiscard]] status check_output(const V& view, const void* out, index_t bytes) {
     const strided_bytes written{.first = out, .bytes = bytes};

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What becomes of each page when a row of a page table keeps some of its tokens: the half of the page planner that
-// decides. See compact/plan_page_moves.hpp for what it decides and why; this header is about one row.
+// What becomes of each page when a row of a page table keeps some of its tokens. compact/plan_page_moves.hpp says which
+// rules this follows, and lists the moves.
 //
 //   survivors [heads]: tokens of each page that stay  ->  a fate per page, and how many new pages the row needs
 //
@@ -17,23 +17,27 @@
 
 namespace kvtrim {
 
+/// Which survivors move where; see compact/plan_page_moves.hpp.
 enum class move_order : std::uint8_t { fewest, from_tail, in_order };
+/// What becomes of a shared page that is kept in part: all its tokens stay, or its survivors are copied.
 enum class shared_pages : std::uint8_t { stay_whole, copied };
 
+/// The pages of a pool, as the planner needs to know them.
 struct page_pool {
-    index_t pages = 0;
-    index_t page_tokens = 16;
-    index_t heads = 1;                             // that share pages, with token sets of their own
-    std::span<const std::int32_t> ref_counts = {}; // [pages]; empty: no page is shared
-    std::span<const std::int32_t> free_pages = {}; // for copies, taken from the first on
+    index_t pages = 0;                             ///< pages of the pool
+    index_t page_tokens = 16;                      ///< slots of a page
+    index_t heads = 1;                             ///< that share pages, with token sets of their own
+    std::span<const std::int32_t> ref_counts = {}; ///< [pages]; empty: no page is shared
+    std::span<const std::int32_t> free_pages = {}; ///< for copies, taken from the first on
 
+    /// Whether other sequences read a page too; the page is not checked.
     [[nodiscard]] bool is_shared(std::int32_t page) const {
         return !ref_counts.empty() && ref_counts[static_cast<std::size_t>(page)] > 1;
     }
 };
 
 /// Returns invalid_parameter, index_overflow, or invalid_table for ref_counts that are negative or not one per page (needed:
-/// pages). Free pages are looked at as they are taken. O(pages).
+/// pages). Free pages are checked when they are taken. O(pages).
 [[nodiscard]] inline status validate(const page_pool& pool) {
     if (const status s = page_layout{.page_tokens = pool.page_tokens, .pages = pool.pages}.validate();
         !s.ok()) {
@@ -56,9 +60,10 @@ struct page_pool {
     return {};
 }
 
+/// How moves are planned.
 struct page_move_options {
-    move_order order = move_order::fewest;
-    shared_pages shared = shared_pages::stay_whole;
+    move_order order = move_order::fewest;          ///< of the moves
+    shared_pages shared = shared_pages::stay_whole; ///< which are kept in part
 };
 
 namespace detail {
@@ -98,7 +103,7 @@ class page_fates {
         return options_.order == move_order::in_order ? decide_in_order() : decide_by_holes(plan, row);
     }
 
-    // The errors of decide(), kept() and fresh_pages(); for pages that nobody shares, in O(heads).
+    // Returns what decide() returns, and sets kept() and fresh_pages(); O(heads) for a pool without shared pages.
     [[nodiscard]] status check(const keep_plan& plan, index_t row) {
         return pool_.ref_counts.empty() ? count_kept(plan, row) : decide(plan, row);
     }
@@ -114,9 +119,8 @@ class page_fates {
     [[nodiscard]] std::int32_t* first(index_t head) const { return first_.data() + head * columns_; }
     [[nodiscard]] index_t kept() const { return kept_; }               // tokens of each head afterwards
     [[nodiscard]] index_t fresh_pages() const { return fresh_pages_; } // to be taken from the free ones
-    [[nodiscard]] index_t used_of_last() const {
-        return used_of_last_;
-    } // slots of the last page, 0 without pages
+    // Slots of the last page; 0 without pages.
+    [[nodiscard]] index_t used_of_last() const { return used_of_last_; }
 
   private:
     void count_survivors(const keep_plan& plan, index_t row) {
@@ -157,7 +161,7 @@ class page_fates {
         return {};
     }
 
-    // A page whose tokens are all where they end stays; of the others, the first to hold tokens become destinations.
+    // A page whose tokens are all at their final slots stays; of the others, the first that hold tokens become destinations.
     [[nodiscard]] status decide_in_order() {
         bool in_place = true;
         index_t destinations = 0;
@@ -236,8 +240,8 @@ class page_fates {
         }
     }
 
-    // One page more ends the row, with used_of_last slots: the one after which most survivors are in place. If it is
-    // among those that stay, the fullest of the others stays for it. Ties to the last page.
+    // Chooses the page that ends the row, with used_of_last slots: the one with which most survivors are in place. If it is
+    // among those that stay, the fullest of the others stays instead of it. Ties to the last page.
     void end_row_with_best(const keep_plan& plan, index_t row) {
         std::size_t next = pages_.size();
         for (std::size_t j = 0; j < pages_.size(); ++j) {
@@ -246,7 +250,8 @@ class page_fates {
         }
         std::size_t best = next;
         index_t best_gain = -1;
-        for (std::size_t j = pages_.size(); j-- > 0 && best_gain < survivors_[next];) { // no page gains more
+        // No gain exceeds the survivors of `next`.
+        for (std::size_t j = pages_.size(); j-- > 0 && best_gain < survivors_[next];) {
             const bool swaps = fates_[j] == page_fate::stays && !is_shared(j);
             if (!swaps && fates_[j] != page_fate::leaves) { continue; }
             const index_t swap = swaps ? index_t{survivors_[next]} - survivors_[j] : 0;
@@ -282,7 +287,7 @@ class page_fates {
     std::span<std::int32_t> histogram_; // [heads * page_tokens + 1]
     std::span<page_fate> fates_;        // [columns]
 
-    // Of the row at hand.
+    // Of the row that decide() or check() was called for.
     std::span<const std::int32_t> pages_;
     index_t row_tokens_ = 0;
     index_t kept_ = 0;

@@ -29,8 +29,8 @@
 //                in_order, a free page takes the place of each one that is copied
 // A page stands in the table at most as often as its ref_count says; without ref_counts, once.
 //
-// Errors: those of validate(table) and validate(pool); plan_mismatch; rows_differ (heads that share pages keep different numbers of
-// tokens); invalid_table (a page too often, or a free page that is in use); page_shared (stay_whole: a page would
+// Errors: those of validate(table) and validate(pool); plan_mismatch; rows_differ (heads that share pages keep different
+// numbers of tokens); invalid_table (a page too often, or a free page that is in use); page_shared (stay_whole: a page would
 // have to change that others read: a last one that is not full, or in_order one behind an evicted token);
 // pages_too_few (needed: pages); index_overflow; workspace_too_small. Nothing is written then.
 // Cost: linear in kept tokens, pages of the pool, and heads * page_tokens for each row. Workspace: an int per page
@@ -53,7 +53,7 @@ class page_planner {
         : table_(table), pool_(pool), options_(options), tokens_(pool.page_tokens),
           named_(scratch.take<std::int32_t>(pool.pages)), row_(table, pool, options, scratch) {}
 
-    // Everything that can be wrong.
+    // Returns the error of the whole call, before anything is written.
     [[nodiscard]] status check(const keep_plan& plan) {
         if (plan.rows() != table_.rows() * pool_.heads) {
             return {errc::plan_mismatch, "the plan has another number of rows than the page table",
@@ -115,8 +115,7 @@ class page_planner {
     void clear(move_plan& out) const {
         out.heads_ = pool_.heads;
         out.page_tokens_ = tokens_;
-        out.highest_slot_ =
-            -1; // of the table: pages that stay must not be overwritten by another pool's moves either
+        out.highest_slot_ = -1; // named by the table too: a page that stays must not be overwritten
         for (const std::int32_t page : table_.indices) {
             out.highest_slot_ = std::max(out.highest_slot_, page * tokens_ + tokens_ - 1);
         }
@@ -130,7 +129,7 @@ class page_planner {
         }
     }
 
-    // The pages of the row at hand, old and new.
+    // The pages of the current row, before and after.
     void write_pages(move_plan& out) const {
         const auto take = [&] { return pool_.free_pages[static_cast<std::size_t>(out.taken_++)]; };
         const index_t taken_before = out.taken_;
@@ -187,12 +186,12 @@ class page_planner {
         const page_planner& planner;
         const std::int32_t* kept;
         const std::int32_t* first;
-        std::size_t page = 0; // the next one to be opened
+        std::size_t page = 0; // the next page to be read
         const std::int32_t* next = nullptr;
         const std::int32_t* end = nullptr;
         std::int32_t shift = 0; // from a token to its slot
 
-        // The slot that the next one leaves.
+        // The slot of the next survivor that has to move.
         std::int32_t take(std::int32_t& token) {
             while (next == end) { open(page++); }
             token = *next++;
@@ -217,7 +216,7 @@ class page_planner {
         return static_cast<std::int32_t>(row_.page(j) * tokens_ - first_token(j));
     }
 
-    // Survivors in used slots of pages that stay are in place; the others fill what is empty there.
+    // Survivors in used slots of pages that stay are in place; the others fill the empty slots there.
     slot_move* fill_holes(const std::int32_t* kept, index_t head, std::span<const std::int32_t> new_pages,
                           std::int32_t* origin, slot_move* move) const {
         const std::int32_t* const first = row_.first(head);
@@ -300,7 +299,7 @@ class page_planner {
     page_fates row_;
 };
 
-// Of a valid table.
+// Bytes of workspace for a valid table and pool.
 [[nodiscard]] inline index_t page_planner_bytes(const page_table& table, const page_pool& pool) {
     workspace counting = workspace::counting();
     static_cast<void>(page_planner(table, pool, {}, counting));
@@ -315,7 +314,8 @@ class page_planner {
     return is_valid ? detail::page_planner_bytes(table, pool) : 0;
 }
 
-/// Plans the moves. `out` is another plan than the one that holds `table` or the pool's lists, or the answer is invalid_parameter.
+/// Plans the moves. `out` is another plan than the one that holds `table` or the pool's lists, or the answer is
+/// invalid_parameter.
 [[nodiscard]] inline status plan_page_moves(const keep_plan& plan, const page_table& table,
                                             const page_pool& pool, const page_move_options& options,
                                             move_plan& out, workspace& scratch) {

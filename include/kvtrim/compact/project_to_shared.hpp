@@ -23,7 +23,9 @@
 
 namespace kvtrim {
 
+/// Selects the union of the heads' tokens.
 struct any_head_t {};
+/// The value to pass.
 inline constexpr any_head_t any_head{};
 
 namespace detail {
@@ -55,7 +57,7 @@ namespace detail {
 
 } // namespace detail
 
-/// 0 for a negative number of tokens, which project_to_shared() refuses.
+/// Bytes of workspace for project_to_shared(); 0 for a negative number of tokens, which it refuses.
 [[nodiscard]] inline index_t project_to_shared_bytes(const keep_plan& plan, index_t tokens) {
     if (tokens < 0) { return 0; }
     workspace counting = workspace::counting();
@@ -66,7 +68,7 @@ namespace detail {
 
 namespace detail {
 
-// kept_tokens(votes): how many.
+// Keeps the kept_tokens(votes) tokens with the most votes.
 template <class KeptTokens>
 [[nodiscard]] status project(const keep_plan& plan, index_t tokens, KeptTokens&& kept_tokens, keep_plan& out,
                              workspace& scratch) {

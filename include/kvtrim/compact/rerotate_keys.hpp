@@ -24,8 +24,9 @@
 // Errors, with the keys unchanged: what the view or the rope says, invalid_table (offsets that do not ascend within the
 // positions, a position below 0, a page or slot that would be rotated twice), plan_mismatch (heads or rows that the cache
 // does not have), invalid_parameter (more rotary channels than a row has; heads that share
-// blocks), views_overlap, workspace_too_small. A row whose position stays is not touched. Of a row that moves, the channels behind the
-// rotary ones keep their bits, but for those that share a quantised block, or a row's own scale, with rotary ones.
+// blocks), views_overlap, workspace_too_small. A row whose position stays is not touched. Of a row that moves, the channels
+// behind the rotary ones keep their bits, but for those that share a quantised block, or a row's own scale, with rotary
+// ones.
 //
 // Numerics: float, then one rounding of the element or one encoding (kernels/encode.hpp) for each rotation. Rounding to
 // nearest loses turns of less than half a step, so the errors of many small rotations do not cancel, they add up. A
@@ -38,8 +39,8 @@
 //   q8_0   0.43 %    3.5 %     37 %    126 %        0.43 ... 0.53 %
 //   q4_0   5.3 %      35 %    220 %    grows        5.3 ... 8.5 %
 //
-// So rotate seldom and far, not after every cut. cache_positions adds shifts up as integers, and close_up() rotates once
-// for all cuts before it (decode/close_up.hpp).
+// So rotate seldom and by many positions, not after every cut. cache_positions adds shifts up as integers, and close_up()
+// rotates once for all cuts before it (decode/close_up.hpp).
 // Cost: every row that moves read and written once; a complex product per pair and row, a sine and cosine per pair for
 // some rows. Workspace: a table of turns, a tile of rows per KV head, a bit per page or slot of the cache.
 
@@ -90,7 +91,7 @@ template <class V>
     return false;
 }
 
-// What a cache says of a rotation of these rows, but for places that are written twice. Positions: row_positions, or a
+// Checks a rotation of these rows, except for places that would be written twice. Positions: row_positions, or a
 // class with its heads(), row() and validate().
 template <class V, class Positions>
 [[nodiscard]] status validate_rotation(const V& keys, const rope& r, const Positions& from) {
@@ -142,7 +143,7 @@ template <class V, class Positions, class NewPosition, class Executor>
                   "kvtrim: rerotate_keys writes rows: pass a view of elements that are not const and that "
                   "floats can become (element_traits::from_float), or a source with store_rows(head, first, "
                   "count, const float* tile); see cache/row_source.hpp");
-    if constexpr (row_store<V>) { // else the message above is the only one
+    if constexpr (row_store<V>) { // so that the static_assert above is the only error message
         if (const status s = validate_rotation(keys, r, from); !s.ok()) { return s; }
         const index_t bytes = rerotate_keys_bytes(keys, r);
         if (bytes == 0) { return {}; }
@@ -172,7 +173,7 @@ template <class V, class Positions, class NewPosition, class Executor>
 
 } // namespace detail
 
-/// Row i of each head gets position i.
+/// Rotates row i of each head from position from.row(head)[i] to i. Errors as above, with the keys unchanged.
 template <class V, class Executor = serial_executor>
 [[nodiscard]] status rerotate_keys(const V& keys, const rope& r, const row_positions& from,
                                    workspace& scratch, Executor&& ex = {}) {
@@ -180,7 +181,7 @@ template <class V, class Executor = serial_executor>
         keys, r, from, [](index_t, index_t i) { return i; }, scratch, ex);
 }
 
-/// Row i of head g gets position to.row(g)[i]. Returns plan_mismatch unless `to` has the rows of `from`.
+/// Rotates row i of head g to position to.row(g)[i]. Returns plan_mismatch unless `to` has the rows of `from`.
 template <class V, class Executor = serial_executor>
 [[nodiscard]] status rerotate_keys(const V& keys, const rope& r, const row_positions& from,
                                    const row_positions& to, workspace& scratch, Executor&& ex = {}) {

@@ -20,7 +20,8 @@
 namespace kvtrim::detail {
 
 // R(distance) = R(coarse * block) R(fine) with 0 <= fine < block: a table of the fine turns for all heads, and one
-// coarse turn per head that follows the rows. Survivors ascend, so it changes once in `block` positions.
+// coarse turn per head, computed anew when a row needs another one. Survivors ascend, so it changes once in `block`
+// positions.
 class turn_table {
   public:
     turn_table(index_t block, index_t pairs, workspace& scratch)
@@ -66,7 +67,8 @@ struct rotation_scratch {
     }
 };
 
-// Balances the table, filled once, with the coarse turns, one for every `block` positions of each head.
+// The block that balances the cost of the table, filled once, with that of the coarse turns, one per `block` positions and
+// head.
 template <class V>
 [[nodiscard]] index_t turn_block(const V& keys) {
     const double balanced =
@@ -80,7 +82,7 @@ inline constexpr bool is_ragged = false;
 template <class T>
 inline constexpr bool is_ragged<ragged<T>> = true;
 
-// fn(view, head): the channels of a head that change, as that head of a view.
+// Calls fn(view, head) with a view whose rows are the rotary channels of this head.
 template <class V, class Fn>
 void with_rotary_rows(const V& keys, index_t head, const rope& r, Fn&& fn) {
     if constexpr (is_ragged<V>) { // as strided rows, which have kernels
@@ -91,14 +93,14 @@ void with_rotary_rows(const V& keys, index_t head, const rope& r, Fn&& fn) {
     }
 }
 
-// Row length of those.
+// Row length of the view that with_rotary_rows() passes.
 template <class V>
 [[nodiscard]] index_t rotary_row_length(const V& keys, const rope& r) {
     if constexpr (is_ragged<V>) { return r.rotary_dim(); }
     return extent(first_channels(keys, r.rotary_dim()), 2);
 }
 
-// Where the rows themselves are contiguous floats.
+// The address of a row whose elements are contiguous floats, else null.
 template <class V>
 [[nodiscard]] float* writable_floats(const V& rows, index_t head, index_t row) {
     if constexpr (!row_source<V> && is_made_of<V, float>) {

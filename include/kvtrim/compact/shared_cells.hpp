@@ -34,21 +34,24 @@
 
 namespace kvtrim {
 
+/// Folds the scores of all layers into one token set for all heads and layers.
 class cell_scores {
   public:
-    // What is asked of all layers: of `tokens` cells `kept_tokens` stay, protected ones included.
+    /// What is asked of all layers: of `tokens` cells `kept_tokens` stay, protected ones included.
     struct request {
-        index_t tokens = 0;
-        index_t kept_tokens = 0;
-        protection protect = {};
-        head_reduction reduction = head_reduction::votes;
+        index_t tokens = 0;                               ///< cells of the sequence
+        index_t kept_tokens = 0;                          ///< cells that stay
+        protection protect = {};                          ///< tokens that always stay
+        head_reduction reduction = head_reduction::votes; ///< how rows are folded
 
-        [[nodiscard]] token_range range() const { return candidates(protect, tokens); }
+        [[nodiscard]] token_range range() const { return candidates(protect, tokens); } ///< the candidates
+        /// Candidates that stay.
         [[nodiscard]] index_t budget() const {
             return std::min(kept_tokens, tokens) - tokens + range().size();
         }
 
-        // Bad input: a budget of nothing or below the protected tokens (needed: tokens), negative numbers.
+        /// Returns budget_zero, budget_below_protection (needed: tokens), invalid_parameter for negative numbers,
+        /// index_overflow.
         [[nodiscard]] status validate() const {
             const protection& p = protect;
             if (tokens < 0 || p.sink_tokens < 0 || p.pinned_tokens < 0 || p.window_tokens < 0 ||
@@ -65,7 +68,7 @@ class cell_scores {
             }
             return {};
         }
-        // 0 for what validate() refuses.
+        /// Bytes of workspace; 0 for what validate() refuses.
         [[nodiscard]] index_t workspace_bytes() const {
             if (!validate().ok()) { return 0; }
             workspace counting = workspace::counting();
@@ -74,7 +77,7 @@ class cell_scores {
         }
     };
 
-    /// The memory must live, and its workspace stay untouched below it, until plan() is done. Of a request that is not
+    /// Takes its scratch from `memory`, which must stay valid and taken until plan() returns. Of a request that is not
     /// valid, or with too little memory, every call answers why.
     cell_scores(const request& asked, workspace& memory)
         : status_(asked.validate()), asked_(status_.ok() ? asked : request{}),
@@ -83,9 +86,9 @@ class cell_scores {
         if (status_.ok()) { fold_.begin(); }
     }
 
-    [[nodiscard]] status validate() const { return status_; }
+    [[nodiscard]] status validate() const { return status_; } ///< why it is not valid, or ok
 
-    /// The importance rows of one layer, as a scorer writes them: one per KV head, a column per candidate.
+    /// Adds the importance rows of one layer, as a scorer writes them: one per KV head, a column per candidate.
     /// Returns rows_differ or invalid_table, with nothing added, or what validate() says.
     [[nodiscard]] status add(const score_rows& layer) {
         if (!status_.ok()) { return status_; }
@@ -99,7 +102,8 @@ class cell_scores {
         return {};
     }
 
-    /// One row: protected tokens and the best of the others. Returns what validate() says, with out unchanged.
+    /// Writes a plan of one row: protected tokens and the best of the others. Returns what validate() says, with out
+    /// unchanged.
     [[nodiscard]] status plan(keep_plan& out) const {
         if (!status_.ok()) { return status_; }
         const token_range range = asked_.range();
@@ -121,26 +125,29 @@ class cell_scores {
     row_fold fold_;
 };
 
-// Tokens at positions [begin, end) get position + delta.
+/// Tokens at positions [begin, end) get position + delta.
 struct position_shift {
-    index_t begin = 0;
-    index_t end = 0;
-    index_t delta = 0;
+    index_t begin = 0; ///< first position
+    index_t end = 0;   ///< behind the last one
+    index_t delta = 0; ///< below 0: towards the start
 
     friend constexpr bool operator==(const position_shift&, const position_shift&) = default;
 };
 
+/// What happens to the gaps between positions; see the top of this header.
 enum class closing : std::uint8_t { keep_positions, towards_first, towards_horizon };
 
+/// What edit_cells() may do.
 struct cell_edit_options {
-    index_t horizon = std::numeric_limits<index_t>::max(); // a position
-    closing close = closing::keep_positions;
+    index_t horizon = std::numeric_limits<index_t>::max(); ///< tokens at this position or behind stay
+    closing close = closing::keep_positions;               ///< of the gaps
 };
 
+/// What edit_cells() left.
 struct cell_edit_report {
-    index_t kept_cells = 0; // all that stay
-    index_t shared_cells =
-        0; // of these, the ones that the plan does not keep: they share a position with one that it keeps
+    index_t kept_cells = 0; ///< all that stay
+    /// Of these, those that the plan evicts: they share a position with one that it keeps.
+    index_t shared_cells = 0;
 };
 
 namespace detail {

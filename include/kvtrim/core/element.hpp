@@ -24,46 +24,56 @@
 
 namespace kvtrim {
 
+/// IEEE 754 binary16, as bits.
 struct f16 {
-    std::uint16_t bits;
+    std::uint16_t bits; ///< sign, exponent, mantissa from the highest bit down
 };
 
+/// The upper half of an IEEE 754 binary32, as bits.
 struct bf16 {
-    std::uint16_t bits;
+    std::uint16_t bits; ///< sign, exponent, mantissa from the highest bit down
 };
 
-// Specialise for an engine's own element: to_float is required, from_float only where kvtrim writes.
+/// How an element becomes a float and back. Specialise it for an engine's own element: to_float is required, from_float only
+/// where kvtrim writes.
 template <class T>
 struct element_traits;
 
+/// Floats are taken as they are.
 template <>
 struct element_traits<float> {
     static constexpr float to_float(float x) { return x; }
     static constexpr float from_float(float x) { return x; }
 };
 
+/// Doubles are rounded to float.
 template <>
 struct element_traits<double> {
     static constexpr float to_float(double x) { return static_cast<float>(x); }
     static constexpr double from_float(float x) { return static_cast<double>(x); }
 };
 
+/// Conversion of bf16.
 template <>
 struct element_traits<bf16> {
+    /// Exact.
     static constexpr float to_float(bf16 x) {
         return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
     }
+    /// Rounded to nearest, ties to even.
     static constexpr bf16 from_float(float x) {
         const auto bits = std::bit_cast<std::uint32_t>(x);
-        if ((bits & 0x7fffffffu) > 0x7f800000u) { // NaN: keep it one, whatever the dropped bits
+        if ((bits & 0x7fffffffu) > 0x7f800000u) { // a NaN stays a NaN, whichever bits are dropped
             return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
         }
         return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
     }
 };
 
+/// Conversion of IEEE half precision.
 template <>
 struct element_traits<f16> {
+    /// Exact.
     static constexpr float to_float(f16 x) {
         // The exponent is moved by a multiplication, which also normalises subnormals.
         const std::uint32_t magnitude = x.bits & 0x7fffu;
@@ -73,6 +83,7 @@ struct element_traits<f16> {
         const std::uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
         return std::bit_cast<float>(sign | scaled | special);
     }
+    /// Rounded to nearest, ties to even; beyond the largest f16, infinity.
     static constexpr f16 from_float(float x) {
         const auto bits = std::bit_cast<std::uint32_t>(x);
         const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
@@ -90,6 +101,7 @@ struct element_traits<f16> {
 };
 
 #if KVTRIM_HAS_FLOAT16
+/// The compiler's own half precision.
 template <>
 struct element_traits<_Float16> {
     static constexpr float to_float(_Float16 x) { return static_cast<float>(x); }
@@ -97,8 +109,8 @@ struct element_traits<_Float16> {
 };
 #endif
 
-// Raw bits move as they are; whoever reads them must say what they are. An element to the concept, so that this is the
-// one message of the compiler.
+/// 16 raw bits may be f16 or bf16: a cache of them can be moved, but not read. The type satisfies the concept, so that the
+/// compiler's one message is the one below.
 template <>
 struct element_traits<std::uint16_t> {
     template <class T>
@@ -110,13 +122,14 @@ struct element_traits<std::uint16_t> {
     }
 };
 
-/// Rows of 16 raw bits, as engines in C keep them: says which of the two formats they are.
+/// Elements of 16 raw bits, as engines in C keep them, as f16: the same pointer with another type.
 template <class T>
     requires(sizeof(T) == 2)
 [[nodiscard]] auto as_f16(T* bits) {
     using element = std::conditional_t<std::is_const_v<T>, const f16, f16>;
     return reinterpret_cast<element*>(bits);
 }
+/// Elements of 16 raw bits as bf16: the same pointer with another type.
 template <class T>
     requires(sizeof(T) == 2)
 [[nodiscard]] auto as_bf16(T* bits) {
@@ -124,11 +137,13 @@ template <class T>
     return reinterpret_cast<element*>(bits);
 }
 
+/// A type that views may consist of: element_traits says how it becomes a float.
 template <class T>
 concept element = requires(const std::remove_cv_t<T>& x) {
     { element_traits<std::remove_cv_t<T>>::to_float(x) } -> std::same_as<float>;
 };
 
+/// The float value of an element.
 template <element T>
 [[nodiscard]] constexpr float to_float(const T& x) {
     return element_traits<std::remove_cv_t<T>>::to_float(x);

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Rows of elements where they lie in memory.
+// Rows of elements where they lie in memory, at even distances.
 
 #include <kvtrim/core/status.hpp>
 
@@ -11,12 +11,15 @@ namespace kvtrim {
 /// Rows of one head in memory: row t starts at data + t * stride, its elements follow each other.
 template <class Element>
 struct element_rows {
-    const Element* data = nullptr;
-    index_t stride = 0;
+    const Element* data = nullptr; ///< null: the rows do not lie like this
+    index_t stride = 0;            ///< elements from row to row
 
+    /// The first element of row t.
     [[nodiscard]] const Element* row(index_t t) const { return data + t * stride; }
+    /// The rows from t on.
     [[nodiscard]] element_rows from(index_t t) const { return {row(t), stride}; }
 };
+/// Rows of floats.
 using float_rows = element_rows<float>;
 
 } // namespace kvtrim

@@ -14,9 +14,12 @@
 
 namespace kvtrim {
 
+/// Calls in the calling thread, one after the other.
 struct serial_executor {
-    [[nodiscard]] static constexpr index_t workers() { return 1; } // see core/for_each_item.hpp
+    /// Calls that run at the same time (core/for_each_item.hpp).
+    [[nodiscard]] static constexpr index_t workers() { return 1; }
 
+    /// Calls fn(i) for i in [0, count), ascending.
     template <class Fn>
     void operator()(index_t count, Fn&& fn) const {
         for (index_t i = 0; i < count; ++i) { fn(i); }
@@ -31,6 +34,7 @@ struct executor_probe {
 
 } // namespace detail
 
+/// What runs parallel work: ex(count, fn) returns when fn(i) has returned for each i in [0, count). workers() is optional.
 template <class E>
 concept executor = requires(E& ex, const detail::executor_probe& fn) {
     ex(index_t{1}, fn);

@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The one way in which work is spread: independent items (KV heads, parts of them, sequences) on a few workers, each with
-// a workspace of its own, which takes the next item until none is left.
+// Spreads independent items (KV heads, parts of them, sequences) over a few workers. Each worker has a workspace of its own
+// and takes the next item until none is left.
 //
-// An executor says with workers() how many calls it runs at the same time; one that does not say is given untold_workers. The
-// machine is never asked, so answers are the same on each. Memory for one worker is enough: there are as many as the executor
-// runs and the workspace holds. So bytes that were asked for one executor serve every other one, of any width, and bytes for a
-// wide one let it work at full width.
+// An executor says with workers() how many calls it runs at the same time; one without workers() counts as untold_workers.
+// The number of processors is never asked for, so workspace_bytes() is the same on every machine. There are as many workers
+// as the executor runs and the workspace holds; memory for one is enough. So a workspace that was sized for one executor
+// serves every other one, and it lets the executor that it was sized for run at full width.
 // Items share no scratch and no sums, so results do not depend on the number of workers.
 
 #include <kvtrim/core/executor.hpp>
@@ -22,6 +22,7 @@ namespace kvtrim {
 /// Workers of an executor that does not say how many it runs.
 inline constexpr index_t untold_workers = 16;
 
+/// Workers for so many items: those of the executor, at least 1 and at most one per item.
 template <class Executor>
 [[nodiscard]] index_t worker_count(const Executor& ex, index_t items) {
     index_t workers = untold_workers;

@@ -20,12 +20,14 @@
 
 namespace kvtrim {
 
+/// 4 bits of exponent, 3 of mantissa ("e4m3fn").
 struct f8_e4m3 {
-    std::uint8_t bits;
+    std::uint8_t bits; ///< sign, exponent, mantissa from the highest bit down
 };
 
+/// 5 bits of exponent, 2 of mantissa.
 struct f8_e5m2 {
-    std::uint8_t bits;
+    std::uint8_t bits; ///< sign, exponent, mantissa from the highest bit down
 };
 
 namespace detail {
@@ -41,7 +43,7 @@ template <int mantissa_bits, int bias>
     constexpr auto rebias = static_cast<std::uint32_t>(127 - bias) << 23;
     std::uint32_t rounded = 0;
     if (magnitude < rebias + (1u << 23)) {
-        // Below the smallest normal number: a power of two whose last bit is the format's does the rounding.
+        // Below the smallest normal number: adding a power of two whose last bit is the format's last bit rounds.
         constexpr auto aligner = static_cast<std::uint32_t>(127 + 1 - bias + dropped) << 23;
         const float aligned = std::bit_cast<float>(magnitude) + std::bit_cast<float>(aligner);
         rounded = std::bit_cast<std::uint32_t>(aligned) - aligner;
@@ -54,23 +56,28 @@ template <int mantissa_bits, int bias>
 
 } // namespace detail
 
+/// Conversion of e5m2: the high byte of an f16.
 template <>
 struct element_traits<f8_e5m2> {
+    /// Exact.
     static constexpr float to_float(f8_e5m2 x) {
         return element_traits<f16>::to_float({static_cast<std::uint16_t>(x.bits << 8)});
     }
+    /// Rounded to nearest, ties to even, saturated.
     static constexpr f8_e5m2 from_float(float x) { return {detail::narrow_to_f8<2, 15>(x, 0x7bu, 0x7eu)}; }
 };
 
+/// Conversion of e4m3.
 template <>
 struct element_traits<f8_e4m3> {
-    // As an f16 with the same exponent field it is 2^8 times too small.
+    /// Exact: an f16 with the same exponent field is 2^8 times too small.
     static constexpr float to_float(f8_e4m3 x) {
         const std::uint32_t magnitude = x.bits & 0x7fu;
         const std::uint32_t half = magnitude == 0x7fu ? 0x7e00u : magnitude << 7;
         const std::uint32_t sign = x.bits & 0x80u;
         return 256.0f * element_traits<f16>::to_float({static_cast<std::uint16_t>((sign << 8) | half)});
     }
+    /// Rounded to nearest, ties to even, saturated.
     static constexpr f8_e4m3 from_float(float x) { return {detail::narrow_to_f8<3, 7>(x, 0x7eu, 0x7fu)}; }
 };
 

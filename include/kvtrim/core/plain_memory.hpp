@@ -25,10 +25,13 @@
 
 namespace kvtrim {
 
+/// Where a state writes its numbers. Beyond the end of the output it only counts bytes.
 class memory_writer {
   public:
+    /// Of an output that may be empty: bytes are then counted.
     explicit memory_writer(std::span<std::byte> out) : out_(out) {}
 
+    /// Appends plain values.
     template <class T>
     void put(std::span<const T> values) {
         static_assert(std::is_trivially_copyable_v<T>, "kvtrim: only plain data is saved");
@@ -38,11 +41,12 @@ class memory_writer {
         }
         bytes_ += size;
     }
+    /// Appends one plain value.
     template <class T>
     void put(const T& value) {
         put(std::span<const T>(&value, 1));
     }
-    // Bytes put so far, whether they fitted or not.
+    /// Bytes put so far, whether they fitted or not.
     [[nodiscard]] index_t bytes() const { return static_cast<index_t>(bytes_); }
 
   private:
@@ -50,11 +54,13 @@ class memory_writer {
     std::size_t bytes_ = 0;
 };
 
+/// Where a state reads back what it wrote, in the same order.
 class memory_reader {
   public:
+    /// Of bytes that are not trusted.
     explicit memory_reader(std::span<const std::byte> in) : in_(in) {}
 
-    // Each get answers whether the bytes were there.
+    /// Fills values with the next bytes. False, and nothing read, if there are too few.
     template <class T>
     [[nodiscard]] bool get(std::span<T> values) {
         const std::size_t size = values.size_bytes();
@@ -63,23 +69,26 @@ class memory_reader {
         in_ = in_.subspan(size);
         return true;
     }
+    /// One value, likewise.
     template <class T>
     [[nodiscard]] bool get(T& value) {
         static_assert(std::is_trivially_copyable_v<T>, "kvtrim: only plain data is restored");
         return get(std::span<T>(&value, 1));
     }
-    // Whether rows * columns more elements of T are there: to be asked before memory is taken for them.
+    /// Whether rows * columns more elements of T are there: to be asked before memory is allocated for them.
     template <class T>
     [[nodiscard]] bool holds(index_t rows, index_t columns) const {
         const auto most = static_cast<index_t>(in_.size() / sizeof(T));
         return rows >= 0 && columns >= 0 && (columns == 0 || rows <= most / columns);
     }
+    /// Whether all bytes were read.
     [[nodiscard]] bool at_end() const { return in_.empty(); }
 
   private:
     std::span<const std::byte> in_;
 };
 
+/// Bytes that save() writes for this state.
 template <class State>
 [[nodiscard]] index_t saved_bytes(const State& state) {
     memory_writer counting({});
@@ -87,7 +96,8 @@ template <class State>
     return counting.bytes();
 }
 
-// Returns errc::workspace_too_small (needed: bytes), with out unchanged.
+/// Writes a state to the first saved_bytes(state) bytes of `out`.
+/// Returns errc::workspace_too_small (needed: bytes), with out unchanged.
 template <class State>
 [[nodiscard]] status save(const State& state, std::span<std::byte> out) {
     const index_t needed = saved_bytes(state);
@@ -99,7 +109,8 @@ template <class State>
     return {};
 }
 
-// Returns errc::invalid_parameter, with the state unchanged, unless `in` is all of a saved State and nothing else.
+/// Reads a state back.
+/// Returns errc::invalid_parameter, with the state unchanged, unless `in` is all of a saved State and nothing else.
 template <class State>
 [[nodiscard]] status restore(State& state, std::span<const std::byte> in) {
     State restored = state;

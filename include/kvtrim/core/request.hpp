@@ -21,14 +21,16 @@
 
 namespace kvtrim {
 
-// Tokens that always stay. Ranges may overlap and may cover the whole cache.
+/// Tokens that always stay. Ranges may overlap and may cover the whole cache.
 struct protection {
-    index_t sink_tokens = 0;     // first tokens of the sequence (StreamingLLM: 4)
-    index_t pinned_tokens = 0;   // a shared prefix other sequences still read
-    index_t window_tokens = 0;   // the observation window (SnapKV w: 32 or 64)
-    index_t rollback_tokens = 0; // speculative draft tokens after the window, which may be undone
+    index_t sink_tokens = 0;     ///< first tokens of the sequence (StreamingLLM: 4)
+    index_t pinned_tokens = 0;   ///< a shared prefix other sequences still read
+    index_t window_tokens = 0;   ///< the observation window (SnapKV w: 32 or 64)
+    index_t rollback_tokens = 0; ///< speculative draft tokens after the window, which may be undone
 
+    /// Protected tokens at the front of the cache.
     [[nodiscard]] constexpr index_t prefix() const { return std::max(sink_tokens, pinned_tokens); }
+    /// Protected tokens at the end of the cache.
     [[nodiscard]] constexpr index_t suffix() const {
         constexpr index_t most = std::numeric_limits<index_t>::max();
         return window_tokens > most - rollback_tokens ? most : window_tokens + rollback_tokens;
@@ -43,33 +45,34 @@ struct protection {
     return {errc::invalid_parameter, "protected token counts must not be negative"};
 }
 
-// A half-open range of cache rows.
+/// A half-open range of cache rows.
 struct token_range {
-    index_t begin = 0;
-    index_t end = 0;
+    index_t begin = 0; ///< first row
+    index_t end = 0;   ///< one past the last row
 
+    /// Rows in the range.
     [[nodiscard]] constexpr index_t size() const { return end - begin; }
     friend constexpr bool operator==(const token_range&, const token_range&) = default;
 };
 
-// The rows of a head with `tokens` rows that compete.
+/// The rows of a head with `tokens` rows that compete for the budget: all that are not protected.
 [[nodiscard]] constexpr token_range candidates(const protection& p, index_t tokens) {
     const index_t begin = std::min(p.prefix(), tokens);
     return {begin, std::max(begin, tokens - p.suffix())};
 }
 
-// How the layer computes attention; a wrong denominator would bias every score. Bad input: see valid_attention.
-// Every scorer that computes attention follows all of it (window_attention, running_scores, expected_attention_score and
-// what wraps one of them); those that look at keys and values alone, at positions or at given scores compute none.
+/// How the layer computes attention; a wrong denominator would bias every score. Checked by valid_attention().
+/// Every scorer that computes attention follows all of it (window_attention, running_scores, expected_attention_score and
+/// scorers that wrap one of them). Scorers that look at keys and values alone, at positions or at given scores compute none.
 struct attention_options {
-    float scale = 0;                         // logit = scale * <q, k>; 0: 1 / sqrt(head_dim)
-    float soft_cap = 0;                      // logit = cap * tanh(logit / cap); 0: none
-    index_t sliding_window = 0;              // a query sees this many newest rows, itself included; 0: all
-    std::span<const float> sink_logits = {}; // [q_heads] logits without a value; empty or -infinity: none
+    float scale = 0;                         ///< logit = scale * <q, k>; 0: 1 / sqrt(head_dim)
+    float soft_cap = 0;                      ///< logit = cap * tanh(logit / cap); 0: none
+    index_t sliding_window = 0;              ///< a query sees this many newest rows, itself included; 0: all
+    std::span<const float> sink_logits = {}; ///< [q_heads] logits without a value; empty or -infinity: none
 };
 
-// Bad input: a scale or soft cap that is negative or not finite, a negative window, a sink logit that is NaN or +infinity, sink
-// logits of another number of heads than the q_heads at hand (needed: q_heads).
+/// Returns invalid_parameter for a scale or soft cap that is negative or not finite, a negative window, a sink logit that is
+/// NaN or +infinity, or another number of sink logits than q_heads (needed: q_heads). O(q_heads).
 [[nodiscard]] inline status valid_attention(const attention_options& o, index_t q_heads) {
     if (!o.sink_logits.empty() && static_cast<index_t>(o.sink_logits.size()) != q_heads) {
         return {errc::invalid_parameter, "attention.sink_logits must have one entry per query head", q_heads};
@@ -88,40 +91,44 @@ struct attention_options {
     return {};
 }
 
-// What a number of tokens is counted over.
-enum class budget_scope : std::uint8_t { head, layer, model };
+/// What a number of tokens is counted over.
+enum class budget_scope : std::uint8_t {
+    head,  ///< per KV head, on average
+    layer, ///< all KV heads of a layer together
+    model, ///< all KV heads of all layers together
+};
 
-// How many tokens stay, protected ones included.
+/// How many tokens stay, protected ones included.
 struct token_budget {
-    index_t tokens = 0;
-    budget_scope scope = budget_scope::head;
+    index_t tokens = 0;                      ///< in the scope
+    budget_scope scope = budget_scope::head; ///< what tokens are counted over
 
-    // In all heads of `layers` layers.
+    /// Tokens in all heads of `layers` layers, the largest index_t where that overflows.
     [[nodiscard]] constexpr index_t total(index_t kv_heads, index_t layers = 1) const {
         if (kv_heads == 0 || layers == 0) { return scope == budget_scope::head ? 0 : tokens; }
         const index_t times = scope == budget_scope::head    ? saturated_product(kv_heads, layers)
                               : scope == budget_scope::layer ? layers
                                                              : 1;
-        return saturated_product(tokens, times); // "everything" does not overflow
+        return saturated_product(tokens, times); // a budget of the largest index_t means all tokens
     }
 };
 
-// `tokens` per KV head on average; an adaptive allocator moves them between heads.
+/// `tokens` per KV head on average; an adaptive allocator moves them between heads.
 [[nodiscard]] constexpr token_budget per_head(index_t tokens) {
     return {tokens, budget_scope::head};
 }
-// `tokens` summed over the KV heads of a layer.
+/// `tokens` summed over the KV heads of a layer.
 [[nodiscard]] constexpr token_budget over_all_heads(index_t tokens) {
     return {tokens, budget_scope::layer};
 }
-// `tokens` summed over the KV heads of all layers; to a policy over one layer that layer is all.
+/// `tokens` summed over the KV heads of all layers; to a policy over one layer that layer is all.
 [[nodiscard]] constexpr token_budget over_all_layers(index_t tokens) {
     return {tokens, budget_scope::model};
 }
 
-// The one place where a ratio becomes a count: floor(tokens * kept_ratio), where a product within 1e-9 of
-// a whole number (for large ones: within rounding) is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.
-// A ratio that valid_ratio refuses, or a negative number of tokens, gives 0, which is no budget (budget_zero).
+/// Tokens that a ratio keeps: floor(tokens * kept_ratio), where a product within 1e-9 of a whole number (for large ones:
+/// within rounding) is that number, so that 100 tokens x 0.1 is 10 and 1000 x 0.1 is 100.
+/// A ratio that valid_ratio refuses, or a negative number of tokens, gives 0, which is no budget (budget_zero).
 [[nodiscard]] inline index_t kept_tokens(index_t tokens, double kept_ratio) {
     if (tokens < 0 || !(kept_ratio > 0 && kept_ratio <= 1)) { return 0; }
     const double exact = static_cast<double>(tokens) * kept_ratio;
@@ -130,36 +137,40 @@ struct token_budget {
     return static_cast<index_t>(std::abs(exact - nearest) <= slack ? nearest : std::floor(exact));
 }
 
-// kvpress' rule, to reproduce published runs: int(tokens * (1 - compression_ratio)) in double arithmetic.
-// It is one short of the exact count wherever the product falls below a whole number (1000 x (1 - 0.9): 99).
-// A ratio outside [0, 1] or a negative number of tokens gives 0.
+/// Tokens that a compression ratio keeps by kvpress' rule, to reproduce published runs: int(tokens * (1 -
+/// compression_ratio)) in double arithmetic.
+/// It is one short of the exact count wherever the product falls below a whole number (1000 x (1 - 0.9): 99).
+/// A ratio outside [0, 1] or a negative number of tokens gives 0.
 [[nodiscard]] constexpr index_t kept_tokens_kvpress(index_t tokens, double compression_ratio) {
     if (tokens < 0 || !(compression_ratio >= 0 && compression_ratio <= 1)) { return 0; }
     return static_cast<index_t>(static_cast<double>(tokens) * (1.0 - compression_ratio));
 }
 
-// Bad input: a ratio outside (0, 1], or NaN.
+/// Returns ratio_out_of_range for a ratio outside (0, 1], or NaN.
 [[nodiscard]] constexpr status valid_ratio(double ratio) {
     if (ratio > 0.0 && ratio <= 1.0) { return {}; }
     return {errc::ratio_out_of_range, "a kept ratio must be above 0 and at most 1"};
 }
 
+/// What one eviction is asked for.
 struct eviction_request {
-    token_budget budget;
-    protection protect = {};
-    attention_options attention = {};
+    token_budget budget;              ///< tokens that stay
+    protection protect = {};          ///< tokens that always stay
+    attention_options attention = {}; ///< how the layer computes attention
 };
 
 // The request for a layer with a sliding window, whose rows behind the window no later query sees. Either the engine
 // drops those itself and the layer is skipped, or eviction stays behind the rows that the next query may still see.
 
-// Nothing is evicted, and nothing scored. A policy over all layers (policy/layer_wise.hpp) is not given such layers.
+/// The request with which nothing is evicted, and nothing scored. A policy over all layers (policy/layer_wise.hpp) is not
+/// given such layers.
 [[nodiscard]] constexpr eviction_request keeping_all(eviction_request request) {
     request.budget = over_all_heads(std::numeric_limits<index_t>::max());
     return request;
 }
-// The sliding_window - 1 newest rows before a rollback tail are protected too: the next query's output does not change.
-// A budget below them is refused (budget_below_protection). Without a sliding window it is the request itself.
+/// The request that also protects the sliding_window - 1 newest rows before a rollback tail, so that the next query's output
+/// does not change.
+/// A budget below them is refused (budget_below_protection). Without a sliding window it is the request itself.
 [[nodiscard]] constexpr eviction_request keeping_live_window(eviction_request request) {
     auto& p = request.protect;
     p.window_tokens = std::max(p.window_tokens, request.attention.sliding_window - 1);

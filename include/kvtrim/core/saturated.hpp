@@ -2,10 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Sums and products of counts that stop at the largest and the smallest index_t instead of wrapping: what a request, a table or
-// an option says can be any number, and "everything" is written as the largest one.
-//
-//   saturated_sum(a, b), saturated_product(a, b)   exact where index_t holds the result
+// Sums and products of counts that stop at the largest and the smallest index_t instead of overflowing: a number of a
+// request, a table or an option may be any, and a budget of all tokens is written as the largest one.
 
 #include <kvtrim/core/status.hpp>
 
@@ -13,6 +11,7 @@
 
 namespace kvtrim {
 
+/// a + b where index_t holds it, else the largest or the smallest index_t.
 [[nodiscard]] constexpr index_t saturated_sum(index_t a, index_t b) {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     constexpr index_t least = std::numeric_limits<index_t>::min();
@@ -21,6 +20,7 @@ namespace kvtrim {
     return a + b;
 }
 
+/// a * b where index_t holds it, else the largest or the smallest index_t.
 [[nodiscard]] constexpr index_t saturated_product(index_t a, index_t b) {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     constexpr index_t least = std::numeric_limits<index_t>::min();

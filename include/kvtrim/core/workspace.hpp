@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scratch memory that the caller owns: a bump arena, with a counting mode that measures instead of giving.
+// Scratch memory that the caller owns: a bump arena, with a mode that counts bytes and hands out none.
 //
 // A stage takes its scratch at entry and then asks fits(). The same lines run over a counting workspace give
 // the bytes it needs, so that the number reported by workspace_bytes() can not drift from the number used.
-// Who knows that number beforehand asks holds() instead, and can then name all that is missing in its answer.
-// Every block is aligned to a cache line. Blocks taken inside a frame are given back when it ends.
+// A caller that knows that number beforehand asks holds() instead, and its status then names all bytes that are needed.
+// Every block is aligned to a cache line. Blocks taken inside a frame are freed when it ends.
 
 #include <kvtrim/core/status.hpp>
 
@@ -21,11 +21,13 @@
 
 namespace kvtrim {
 
+/// Scratch memory of the caller, handed out block by block. Holds plain data only.
 class workspace {
   public:
+    /// Alignment of every block.
     static constexpr index_t alignment_bytes = 64;
 
-    // Uses the caller's bytes; their own alignment does not matter.
+    /// Uses the caller's bytes; their own alignment does not matter.
     explicit workspace(std::span<std::byte> bytes) {
         const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
         const auto skipped = static_cast<index_t>(-address % alignment_bytes);
@@ -34,11 +36,11 @@ class workspace {
         capacity_ = std::max<index_t>(0, size - skipped);
     }
 
-    // Gives no memory and counts what was asked for.
+    /// A workspace that hands out no memory and counts the bytes that were asked for.
     [[nodiscard]] static workspace counting() { return workspace(std::span<std::byte>{}); }
 
-    // `count` uninitialised elements, or an empty span if they do not fit. A count that no memory holds, or one below 0
-    // (an overflow of the caller's product), counts as the most there can be.
+    /// `count` uninitialised elements, or an empty span if they do not fit. A count that no memory holds, or one below 0
+    /// (an overflow of the caller's product), counts as the most there can be.
     template <class T>
     [[nodiscard]] std::span<T> take(index_t count) {
         static_assert(std::is_trivial_v<T>, "kvtrim: workspace holds plain data only");
@@ -51,30 +53,32 @@ class workspace {
         return {reinterpret_cast<T*>(base_ + begin), static_cast<std::size_t>(count)};
     }
 
-    // Whether everything now taken fitted.
+    /// Whether all blocks now taken fitted.
     [[nodiscard]] bool fits() const { return used_ <= capacity_; }
-    // Whether a stage that counted `bytes` (needed_bytes() of a counting workspace) still fits.
+    /// Whether a stage that counted `bytes` (needed_bytes() of a counting workspace) still fits.
     [[nodiscard]] bool holds(index_t bytes) const {
         return bytes == 0 ? fits() : used_ + (bytes - alignment_bytes) <= capacity_;
     }
-    // Bytes that are left.
+    /// Bytes that are not taken.
     [[nodiscard]] index_t free_bytes() const { return std::max<index_t>(0, capacity_ - used_); }
-    // Bytes the caller must pass for the most that was taken at any time, alignment included.
+    /// Bytes that the caller must pass for the most that was taken at any time, alignment included.
     [[nodiscard]] index_t needed_bytes() const { return with_alignment(peak_); }
-    // The answer of a stage whose scratch did not fit, while it still has it: enough up to here.
+    /// The status of a stage whose scratch did not fit, asked before its frame ends; needed: bytes for the blocks taken so
+    /// far.
     [[nodiscard]] status too_small() const {
         return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()",
                 with_alignment(used_)};
     }
-    // The answer of a stage that needs `bytes`: enough for all of it.
+    /// The status of a stage that counted `bytes`; needed: bytes for all of it, beside the blocks taken before.
     [[nodiscard]] status too_small(index_t bytes) const {
         return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()",
                 used_ + bytes};
     }
 
-    // Gives back at its end what was taken during its life.
+    /// Frees at its end the blocks taken during its life.
     class frame {
       public:
+        /// Of a workspace that outlives it.
         explicit frame(workspace& w) : workspace_(w), used_(w.used_) {}
         frame(const frame&) = delete;
         frame& operator=(const frame&) = delete;
@@ -102,16 +106,18 @@ class workspace {
     index_t peak_ = 0;
 };
 
-// A workspace that grows to the largest size asked for and then stays, for callers without an arena of
-// their own. The only allocation of the library outside a plan's tables.
+/// A workspace that grows to the largest size asked for and keeps it, for callers without an arena of their own. The only
+/// allocation of the library outside the tables of plans and states.
 class growing_workspace {
   public:
-    // No memory for more bytes than a machine addresses: whoever needs them answers workspace_too_small.
+    /// A workspace of so many bytes. For more bytes than a machine addresses it has none, and the call that needs them
+    /// returns workspace_too_small.
     [[nodiscard]] workspace of_bytes(index_t bytes) {
         if (bytes > index_t{1} << 56) { return workspace::counting(); }
         if (static_cast<index_t>(bytes_.size()) < bytes) { bytes_.resize(static_cast<std::size_t>(bytes)); }
         return workspace(bytes_);
     }
+    /// Bytes allocated so far.
     [[nodiscard]] index_t capacity_bytes() const { return static_cast<index_t>(bytes_.size()); }
 
   private:

@@ -71,7 +71,7 @@ struct decode_partials {
     }
 
   private:
-    // More than memory can hold stays more.
+    // Saturates, so that a product that memory cannot hold is not mistaken for a small one.
     [[nodiscard]] index_t rows_of(index_t kv_heads) const {
         return saturated_product(saturated_product(kv_heads, parts), query_rows);
     }

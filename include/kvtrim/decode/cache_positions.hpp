@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Where each cached token of one layer of one sequence stood in the text, and which position its key is rotated to,
-// through any number of evictions.
+// The position of each cached token of one layer of one sequence in the text, and the position that its key is rotated to,
+// after any number of evictions.
 //
 //   positions(head)          [tokens(head)]  int32, ascending; of the text: what masks and sliding windows ask
 //   rotary_positions(head)   [tokens(head)]  int32, ascending; what the key's bits are rotated to
@@ -12,7 +12,8 @@
 //
 // Both are the same until keys are closed up. A cut alone leaves gaps between rotary positions, and attention over them
 // is right: they only come closer to the end of the model's context. close_up() (decode/close_up.hpp) takes the gaps out,
-// keys and positions together, when reclaimable_positions() is worth it: rotating once for many cuts rounds once, too.
+// keys and positions together, when reclaimable_positions() is large enough: one rotation for many cuts rounds the keys
+// once.
 //
 //   closed up: the first pinned rows of every head stay; the others end at next_position() - 1 in every head, without gaps
 //   between each other
@@ -27,40 +28,47 @@
 
 namespace kvtrim {
 
+/// How keys are closed up.
 struct close_up_options {
-    // The first rows of every head that stay where they are, as a prefix that other sequences read.
+    /// The first rows of every head that stay where they are, as a prefix that other sequences read.
     index_t pinned_tokens = 0;
-    // For engines with one position per token for all layers: the largest closed_next_position() of the layers, where
-    // these were cut to different lengths.
+    /// For engines with one position per token for all layers: the largest closed_next_position() of the layers, where
+    /// these were cut to different lengths.
     index_t least_next_position = 0;
 };
 
+/// Text and rotary positions of the cached tokens of one layer of one sequence. A plain value.
 class cache_positions {
   public:
-    using position = std::int32_t;
+    using position = std::int32_t; ///< a position in the text
 
     /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and without heads: a number that is
     /// negative, or more of both than memory can hold.
     explicit cache_positions(index_t kv_heads, index_t reserved_tokens = 0)
         : text_(kv_heads, reserved_tokens), rotary_(0) {}
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return text_.validate(); }
 
-    [[nodiscard]] index_t kv_heads() const { return text_.kv_heads(); }
+    [[nodiscard]] index_t kv_heads() const { return text_.kv_heads(); } ///< 0 where it is not valid
+    /// Of a head; not checked.
     [[nodiscard]] index_t tokens(index_t head) const { return text_.tokens(head); }
     /// [kv_heads] rows of the cache that are filled, for cache/filled.hpp.
     [[nodiscard]] std::span<const index_t> lengths() const { return text_.lengths(); }
+    /// Of all heads.
     [[nodiscard]] index_t total_tokens() const { return text_.total_tokens(); } // of all heads
-    [[nodiscard]] index_t longest_row() const { return text_.longest_row(); }
+    [[nodiscard]] index_t longest_row() const { return text_.longest_row(); }   ///< of the longest head
+    /// [tokens(head)] positions in the text, ascending; the head is not checked.
     [[nodiscard]] std::span<const position> positions(index_t head) const { return text_.row(head); }
+    /// [tokens(head)] positions that the keys are rotated to, ascending; the head is not checked.
     [[nodiscard]] std::span<const position> rotary_positions(index_t head) const {
         return is_closed_ ? rotary_.row(head) : text_.row(head);
     }
-    [[nodiscard]] index_t next_position() const { return next_; }
-    [[nodiscard]] index_t seen_tokens() const { return seen_; }
+    [[nodiscard]] index_t next_position() const { return next_; } ///< rotary, of the next token
+    [[nodiscard]] index_t seen_tokens() const { return seen_; }   ///< position of the next token in the text
 
-    /// The cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative count, or
-    /// index_overflow (needed: positions) beyond 2^31 - 1 tokens, with nothing changed.
+    /// Records that the cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative
+    /// count, or index_overflow (needed: positions) beyond 2^31 - 1 tokens, with nothing changed.
     [[nodiscard]] status append(index_t count) {
         if (const status s = validate(); !s.ok()) { return s; }
         if (count < 0) {
@@ -71,7 +79,7 @@ class cache_positions {
             return {errc::index_overflow, "cache_positions: a position must be below 2^31",
                     count > std::numeric_limits<index_t>::max() - seen_ ? count : seen_ + count};
         }
-        for (auto* rows : {&text_, &rotary_}) { // an allocation that fails leaves both as they were
+        for (auto* rows : {&text_, &rotary_}) { // all memory first: if it fails, both are unchanged
             if (rows == &rotary_ && !is_closed_) { break; }
             if (const status s = rows->reserve(count); !s.ok()) { return s; }
         }
@@ -85,8 +93,8 @@ class cache_positions {
         return {};
     }
 
-    /// The newest `count` tokens were undone (rejected drafts). Returns invalid_parameter (needed: tokens that can be
-    /// undone), with nothing changed, if a head has lost one of them.
+    /// Records that the newest `count` tokens were undone (rejected drafts). Returns invalid_parameter (needed: tokens that
+    /// can be undone), with nothing changed, if a head has lost one of them.
     [[nodiscard]] status rollback(index_t count) {
         if (const status s = validate(); !s.ok()) { return s; }
         if (count < 0 || count > text_.droppable_tokens()) {
@@ -106,7 +114,7 @@ class cache_positions {
     [[nodiscard]] status validate(const keep_plan& plan) const {
         return validate().ok() ? check_plan(text_, plan) : validate();
     }
-    /// The cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
+    /// Records that the cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (const status s = validate(); !s.ok()) { return s; }
         if (const status s = text_.compact(plan); !s.ok()) { return s; }
@@ -144,7 +152,8 @@ class cache_positions {
         }
         return {};
     }
-    /// The keys were rotated to that. For engines that rotate keys themselves; else see decode/close_up.hpp.
+    /// Records that the keys were closed up. Returns what validate(options) says, with nothing changed. For engines that
+    /// rotate keys themselves; else see decode/close_up.hpp.
     [[nodiscard]] status close_up(const close_up_options& options = {}) {
         if (const status s = validate(options); !s.ok()) { return s; }
         if (!is_closed_) { rotary_ = text_; }
@@ -160,6 +169,7 @@ class cache_positions {
         return {};
     }
 
+    /// Writes the state, for save() (core/plain_memory.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         out.put(seen_);
@@ -168,6 +178,7 @@ class cache_positions {
         text_.write(out);
         if (is_closed_) { rotary_.write(out); }
     }
+    /// Reads it back, for restore(). False for bytes that are no such state; this object is then not to be used.
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0, closed = 0;
         if (!in.get(kind) || kind != tag || !in.get(seen_) || !in.get(next_) || !in.get(closed)) {

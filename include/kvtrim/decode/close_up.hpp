@@ -2,15 +2,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Keys and positions of a living cache closed up together: the gaps that cuts left between rotary positions go, and the
-// sequence wins as many positions at its end.
+// Closes up keys and positions of a cache during generation: the gaps that cuts left between rotary positions are removed,
+// so that the sequence has as many more positions at its end.
 //
-//   close_up(keys, positions, rope, options, memory)                        keys of a cache that was cut before, any number of times
+//   close_up(keys, positions, rope, options, memory)                        keys of a cache after any number of cuts
 //   cut_and_close(keys, values, positions, plan, rope, options, memory)     one cut: rows, keys and positions
 //
-//   row i of head g  ->  rotary position  next_position() - tokens(g) + i     behind the pinned rows, which stay (cache_positions)
+//   row i of head g  ->  rotary position  next_position() - tokens(g) + i     behind the pinned rows, which stay
 //
-// So the newest cached token is next to the coming one in every head, whatever the heads' lengths; heads of one length
+// So the newest cached token is directly before the next one in every head, whatever the heads' lengths; heads of one length
 // have the positions 0, 1, 2, ... The loop of an engine whose context has `most` positions:
 //
 //     if (decode.is_due(positions, n)) { ... s = compact_in_place(keys, values, plan); s = positions.compact(plan); ... }
@@ -18,7 +18,8 @@
 //     ... rotate the n queries and keys to next_position() + 0 ... n - 1, cache them; s = positions.append(n); ...
 //
 // Drift: each call rounds the keys that move once more (compact/rerotate_keys.hpp has the numbers). The loop above calls
-// it at most once in `most` - tokens positions, however many cuts lie between; a call after every cut adds an error for each.
+// it at most once in `most` - tokens positions, however many cuts lie between; a call after every cut adds an error for
+// each.
 //
 // Pinned rows are never written. Errors, with keys, values and positions
 // unchanged: those of rerotate_keys, compact_in_place and cache_positions. Cost and workspace: rerotate_keys_bytes(keys,
@@ -45,8 +46,8 @@ struct rotary_rows {
 
 } // namespace detail
 
-/// Returns plan_mismatch if the cache has fewer rows or other heads than positions, or what the view, the rope, the
-/// positions or the workspace say; with nothing changed.
+/// Rotates the keys and records their new positions. Returns plan_mismatch if the cache has fewer rows or other heads than
+/// positions, or what the view, the rope, the positions or the workspace say; with nothing changed.
 template <class Keys, class Executor = serial_executor>
 [[nodiscard]] status close_up(const Keys& keys, cache_positions& positions, const rope& r,
                               const close_up_options& options, workspace& scratch, Executor&& ex = {}) {
@@ -69,7 +70,7 @@ template <class Keys, class Values, class Executor = serial_executor>
 [[nodiscard]] status cut_and_close(const Keys& keys, const Values& values, cache_positions& positions,
                                    const keep_plan& plan, const rope& r, const close_up_options& options,
                                    workspace& scratch, Executor&& ex = {}) {
-    // All that close_up() could answer is asked before a row moves.
+    // Every error of close_up() is checked before a row moves.
     const index_t pinned = options.pinned_tokens;
     if (const status s = positions.validate(options); !s.ok()) { return s; }
     if (const status s = positions.validate(plan); !s.ok()) { return s; }

@@ -18,7 +18,7 @@
 // a result that no eviction after the prompt can reproduce. A head may be longer than the limit while others are shorter:
 // budgets of an adaptive allocator sum to the limit over the heads.
 //
-// More tokens than the buffer holds fit after no cut, as a cut leaves the budget. admits() says so before they are cached, and
+// A cut leaves the budget, so more tokens than the buffer holds never fit. admits() says so before they are cached, and
 // by how much; a chunk is then split, and each part comes after the cut that it needs:
 //
 //     for (index_t done = 0, n = 0; done < chunk; done += n) {
@@ -42,12 +42,14 @@
 
 namespace kvtrim {
 
+/// A policy that runs each time the cache has grown by a buffer of tokens. No state: one object serves all layers and
+/// sequences.
 template <class Policy>
 struct interval_policy {
-    [[no_unique_address]] Policy policy = {};
-    eviction_request request;    // its budget is what a cut leaves, protected tokens included
-    index_t buffer_tokens = 512; // tokens per KV head that may follow before the next cut
-    index_t pending_drafts = 0;  // of these, newest ones that a cut keeps beside the budget: with_rollback()
+    [[no_unique_address]] Policy policy = {}; ///< what decides at each cut
+    eviction_request request;                 ///< its budget is what a cut leaves, protected tokens included
+    index_t buffer_tokens = 512;              ///< tokens per KV head that may follow before the next cut
+    index_t pending_drafts = 0; ///< of these, newest ones that a cut keeps beside the budget: with_rollback()
 
     /// Tokens of all heads that are never passed.
     [[nodiscard]] index_t limit_tokens(index_t kv_heads) const {
@@ -55,8 +57,8 @@ struct interval_policy {
                              saturated_product(kv_heads, std::max<index_t>(0, buffer_tokens)));
     }
 
-    /// To be asked once. Returns budget_zero, or invalid_parameter for less buffer than the pending drafts and the most tokens
-    /// that come at a time (needed: tokens).
+    /// Checks the numbers, once. Returns budget_zero, or invalid_parameter for less buffer than the pending drafts and the
+    /// most tokens that come at a time (needed: tokens).
     [[nodiscard]] status validate(index_t most_incoming = 1) const {
         if (const status s = validate_room(most_incoming); !s.ok() || most_incoming > 0) { return s; }
         return {errc::invalid_parameter, "interval_policy: at least one token comes at a time", 1};
@@ -68,10 +70,10 @@ struct interval_policy {
         return tokens_with(cached.total_tokens(), heads, incoming) > limit_tokens(heads);
     }
 
-    /// Whether `incoming` more tokens may come: at once, or after the cut that is_due() then asks for. Returns no_room where that
-    /// cut cannot leave room for them (needed: tokens of all heads after it and them; what exceeds limit_tokens() is too many:
-    /// split them), budget_below_protection where it would be refused (needed: protected tokens of all heads), and what
-    /// validate() says. O(kv_heads).
+    /// Whether `incoming` more tokens may come: at once, or after the cut that is_due() then asks for. Returns no_room where
+    /// that cut cannot leave room for them (needed: tokens of all heads after it and them; what exceeds limit_tokens() is
+    /// too many: split them), budget_below_protection where it would be refused (needed: protected tokens of all heads), and
+    /// what validate() says. O(kv_heads).
     [[nodiscard]] status admits(const cache_positions& cached, index_t incoming = 1) const {
         if (incoming < 0) {
             return {errc::invalid_parameter, "interval_policy: the number of tokens must not be negative"};
@@ -97,21 +99,22 @@ struct interval_policy {
         return {};
     }
 
-    /// The same while the newest `drafts` tokens may still be undone: a cut leaves them and the budget. They count as part of
-    /// the buffer, which must hold them.
+    /// The same while the newest `drafts` tokens may still be undone: a cut leaves them and the budget. They count as part
+    /// of the buffer, which must hold them.
     [[nodiscard]] interval_policy with_rollback(index_t drafts) const {
         interval_policy pending = *this;
         pending.pending_drafts = drafts;
         return pending;
     }
 
+    /// Bytes of workspace for plan(); 0 for inputs it refuses.
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in) const {
         return validate_room(0).ok() ? policy.workspace_bytes(in, pending_request(in.kv_heads())) : 0;
     }
 
-    /// What stays of the cache. Memory is a workspace or a growing_workspace. Errors: those of the policy, and drafts that the
-    /// buffer does not hold (invalid_parameter).
+    /// Plans what stays of the cache. Memory is a workspace or a growing_workspace. Errors: those of the policy, and drafts
+    /// that the buffer does not hold (invalid_parameter).
     template <class Inputs, class Memory, class Executor = serial_executor>
     [[nodiscard]] status plan(const Inputs& in, keep_plan& out, Memory& memory, Executor&& ex = {}) const {
         if (const status s = validate_room(0); !s.ok()) { return s; }

@@ -11,8 +11,8 @@
 //     s = policy.plan(layer(keys, values).with_queries(q).with_output_projection(norms.view()), ...);
 //     s = norms.compact(plan);                                                        // the cache was cut
 //
-// A value: copies are forks; save() and restore() work (core/plain_memory.hpp). With AVX-512 the norms are bit for bit those of
-// a single pass; the portable products may differ in the last bits where their tiles are cut otherwise.
+// A value: copies are forks; save() and restore() work (core/plain_memory.hpp). With AVX-512 the norms are bit for bit those
+// of a single pass; the portable products may differ in the last bits where their tiles are cut otherwise.
 // Cost: that of the norms of the new tokens. Memory: 4 bytes per token and KV head.
 
 #include <kvtrim/decode/token_rows.hpp>
@@ -20,24 +20,27 @@
 
 namespace kvtrim {
 
+/// The projected value norms of the cached tokens of one layer of one sequence. A plain value.
 class projected_norms {
   public:
     /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size().
     explicit projected_norms(index_t kv_heads, index_t reserved_tokens = 0)
         : rows_(kv_heads, reserved_tokens) {}
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return rows_.validate(); }
-    [[nodiscard]] index_t kv_heads() const { return rows_.kv_heads(); }
+    [[nodiscard]] index_t kv_heads() const { return rows_.kv_heads(); } ///< 0 where it is not valid
+    /// Of a head; not checked.
     [[nodiscard]] index_t tokens(index_t head) const { return rows_.tokens(head); }
-    // [tokens(head)]
+    /// [tokens(head)] norms of a head, which is not checked.
     [[nodiscard]] std::span<const float> row(index_t head) const { return rows_.row(head); }
-    // For with_output_projection(). Refers to this object until it changes.
+    /// For with_output_projection(). Refers to this object until it changes.
     [[nodiscard]] known_norms view() const& { return {rows_.view()}; }
-    known_norms view() const&& = delete; // of a temporary
+    known_norms view() const&& = delete; ///< of a temporary
 
-    /// The cache of `in` got `count` new tokens at its end, in every head; their norms are taken. in.output_projection is W_O or
-    /// a prepared form of it. Returns invalid_parameter where `in` is not a cache of this state's tokens and the new ones,
-    /// index_overflow, heads_not_divisible or workspace_too_small, with nothing changed.
+    /// Takes the norms of the newest `count` tokens of every head, which the cache of `in` got at its end.
+    /// in.output_projection is W_O or a prepared form of it. Returns invalid_parameter where `in` is not a cache of this
+    /// state's tokens and the new ones, index_overflow, heads_not_divisible or workspace_too_small, with nothing changed.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status append(const Inputs& in, index_t count, workspace& scratch, Executor&& ex = {}) {
         if (const status s = validate_append(in, count); !s.ok()) { return s; }
@@ -52,6 +55,7 @@ class projected_norms {
             },
             [&](index_t g) { return rows_.row(g).last(static_cast<std::size_t>(count)); }, scratch, ex);
     }
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status append(const Inputs& in, index_t count, growing_workspace& memory,
                                 Executor&& ex = {}) {
@@ -60,15 +64,18 @@ class projected_norms {
         return append(in, count, scratch, ex);
     }
 
-    /// The newest `count` tokens were undone. Returns invalid_parameter where a head has lost one of them, with nothing changed.
+    /// Records that the newest `count` tokens were undone. Returns invalid_parameter where a head has lost one of them, with
+    /// nothing changed.
     [[nodiscard]] status rollback(index_t count) { return rows_.drop_newest(count); }
-    /// The cache was cut by a plan. Returns plan_mismatch, with nothing changed.
+    /// Records that the cache was cut by a plan. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) { return rows_.compact(plan); }
 
+    /// Writes the state, for save() (core/plain_memory.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         rows_.write(out);
     }
+    /// Reads it back, for restore(). False for bytes that are no such state; this object is then not to be used.
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0;
         return in.get(kind) && kind == tag && rows_.read(in);

@@ -26,7 +26,7 @@
 // levels within rounding.
 // Memory: value head_dim + 1 floats per part and query row; per worker the queries of a KV head and a tile.
 // Cost: keys and values read once; 2 * (head_dim + value head_dim) flops per row and query. Up to four query heads of a
-// group come at the price of one.
+// group cost as much as one.
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
@@ -86,7 +86,7 @@ class part_attention {
         return (group_size_ + Tile::max_queries - 1) / Tile::max_queries;
     }
     [[nodiscard]] index_t tile_floats() const {
-        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // whole cache lines
+        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // rounded up to whole cache lines
     }
 
     // Calls fn(tile, query, first, count) for the query heads [first, first + count) of the group.
@@ -204,8 +204,9 @@ template <class Inputs, class Executor = serial_executor>
     return counting.needed_bytes();
 }
 
-/// Returns what inputs.validate() and valid_attention() say, heads_not_divisible, invalid_parameter for an output or a
-/// log_sum_exp of other extents, or workspace_too_small, with nothing written.
+/// Writes `out`, and log_sum_exp where it is not empty. Returns what inputs.validate() and valid_attention() say,
+/// heads_not_divisible, invalid_parameter for an output or a log_sum_exp of other extents, or workspace_too_small, with
+/// nothing written.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status ragged_attention(const Inputs& in, const attention_options& attention, const Output& out,
                                       std::span<float> log_sum_exp, workspace& scratch, Executor&& ex = {}) {
@@ -254,7 +255,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
     return {};
 }
 
-// The same with a workspace that grows on first use and then stays.
+/// The same with a workspace that grows on first use and then stays.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status ragged_attention(const Inputs& in, const attention_options& attention, const Output& out,
                                       std::span<float> log_sum_exp, growing_workspace& memory,

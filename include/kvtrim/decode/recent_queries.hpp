@@ -34,10 +34,11 @@ namespace kvtrim {
 template <element T>
 class query_ring_view;
 
+/// The newest queries of one layer of one sequence, in a ring. A plain value.
 template <element T = float>
 class recent_queries {
   public:
-    // window: how many queries a scorer sees. rollback_tokens: how many may be undone without one of them missing.
+    /// window: how many queries a scorer sees. rollback_tokens: how many may be undone without one of them missing.
     /// Not valid, and empty: no window, another number below 0, more than memory can hold or than 2^31 - 1 heads or queries.
     recent_queries(index_t q_heads, index_t window, index_t head_dim, index_t rollback_tokens = 0)
         : shape_{q_heads, window, head_dim, saturated_sum(window, rollback_tokens), 0, 0},
@@ -46,16 +47,17 @@ class recent_queries {
         rows_.resize(static_cast<std::size_t>(shape_.elements()));
     }
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
-    [[nodiscard]] index_t q_heads() const { return shape_.q_heads; }
-    [[nodiscard]] index_t window() const { return shape_.window; }
-    [[nodiscard]] index_t head_dim() const { return shape_.head_dim; }
-    // Queries held: all of a short sequence, at most window + rollback.
+    [[nodiscard]] index_t q_heads() const { return shape_.q_heads; }   ///< query heads
+    [[nodiscard]] index_t window() const { return shape_.window; }     ///< queries that a scorer sees
+    [[nodiscard]] index_t head_dim() const { return shape_.head_dim; } ///< elements of a query
+    /// Queries held: all of a short sequence, at most window + rollback.
     [[nodiscard]] index_t held() const { return shape_.held; }
 
-    /// Takes the newest queries [q_heads, any number, head_dim], oldest first. Returns the answer of a view that is not valid,
-    /// invalid_parameter for other heads or head_dim, rows_differ for heads with different numbers of queries, with nothing
-    /// changed.
+    /// Takes the newest queries [q_heads, any number, head_dim], oldest first. Returns the answer of a view that is not
+    /// valid, invalid_parameter for other heads or head_dim, rows_differ for heads with different numbers of queries, with
+    /// nothing changed.
     template <cache_view Queries>
     [[nodiscard]] status append(const Queries& chunk) {
         for (const status s : {validity_, kvtrim::validate(chunk)}) {
@@ -103,13 +105,15 @@ class recent_queries {
     [[nodiscard]] query_ring_view<T> view(index_t rollback_tokens = 0) const& {
         return query_ring_view<T>(*this, rollback_tokens);
     }
-    query_ring_view<T> view(index_t = 0) const&& = delete; // a view of a temporary
+    query_ring_view<T> view(index_t = 0) const&& = delete; ///< a view of a temporary
 
+    /// Writes the state, for save() (core/plain_memory.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         out.put(shape_);
         out.put(std::span<const T>(rows_));
     }
+    /// Reads it back, for restore(). False for bytes that are no such state; this object is then not to be used.
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0;
         if (!in.get(kind) || kind != tag || !in.get(shape_)) { return false; }
@@ -175,24 +179,28 @@ class recent_queries {
     std::vector<T> rows_; // [q_heads, capacity, head_dim]
 };
 
-// Queries of a ring in their order, as floats.
+/// Queries of a ring in their order, as floats.
 template <element T>
 class query_ring_view {
   public:
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
+    /// [q_heads, queries, head_dim].
     [[nodiscard]] index_t extent(std::size_t r) const {
         if (!validity_.ok()) { return 0; }
         return r == 0 ? ring_->q_heads() : r == 1 ? count_ : ring_->head_dim();
     }
+    /// Queries [first, first + count) in place, or nothing where they wrap around the end of the ring; for row_reader.
     [[nodiscard]] element_rows<T> rows_in_place(index_t head, index_t first, index_t count) const {
         const index_t slot = slot_of(first);
         return slot + count <= ring_->capacity() ? rows_from(head, slot) : element_rows<T>{};
     }
+    /// Copies queries [first, first + count) to tile, as floats or as they are.
     template <class Out>
     void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
         const index_t length = ring_->head_dim();
         const index_t slot = slot_of(first);
-        const index_t older = std::min(count, ring_->capacity() - slot); // before the ring's end
+        const index_t older = std::min(count, ring_->capacity() - slot); // queries before the ring wraps
         copy_rows(rows_from(head, slot), older, length, tile);
         copy_rows(rows_from(head, 0), count - older, length, tile + older * length);
     }

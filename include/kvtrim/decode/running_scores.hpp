@@ -12,16 +12,14 @@
 //     s = scores.update(inputs, {}, memory);     // kvtrim computes it from inputs.with_queries(new queries)
 //     ... plan with eviction_policy{scores.scorer(), uniform{}, by_importance{}}, then: s = scores.compact(plan);
 //
-// A sum grows with every query, so a new token's is below all others: without a protected window it leaves at the next cut, and
-// the prompt stays for ever. The scorer therefore refuses sums without request.protect.window_tokens and names half of the
-// budget, which is H2O's; what is protected must also cover the tokens whose queries were not added, of which nothing is known.
-// Sums divided by their queries (score_lifetime::normalised) need the latter alone: a new token stays where it is attended to.
+// A sum grows with every query, so new tokens have the lowest sums and would be evicted first. The scorer therefore refuses
+// sums without request.protect.window_tokens (needed: half of the budget, as H2O). The window must also cover the tokens
+// whose queries were not added; sums divided by their queries (score_lifetime::normalised) need that alone.
 //
 // Source: H2O, arXiv:2306.14048 (sum; half of the budget is the protected window of newest tokens);
 // kvpress@8bb29b9 observed_attention_press.py (divided by the queries that saw a token: the sum favours old tokens).
 // Departures: one sum per KV head, a mean over its group; attention is that of the cache as it is, after evictions too.
-// Speculative decoding: with rollback_tokens = R the last R single queries can be undone exactly: R + 1 versions of the
-// sums are kept in turn. A query batch (a prompt) cannot be undone.
+// With rollback_tokens = R the last R single queries can be undone exactly, by R + 1 versions of the sums; a prompt cannot.
 // Cost: add() one addition per token and head; update() that of window_attention: two sweeps over the keys, so give it
 // several queries at a time where nothing has to be undone. Memory: 4 (R + 2) bytes per token and KV head.
 // Numerics: sums in float. A weight that is NaN, infinite or negative counts as 0.
@@ -34,13 +32,14 @@
 
 namespace kvtrim {
 
+/// Whether a sum is divided by the number of queries that saw the token.
 enum class score_lifetime : std::uint8_t { ignored, normalised };
 
+/// The attention that the cached tokens of one layer of one sequence have received. A plain value.
 class running_scores {
   public:
-    using query_number = std::int32_t;
-    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size() of them
-    /// or of rollback_tokens.
+    using query_number = std::int32_t; ///< a query's number in the order of addition
+    /// reserved_tokens per head are allocated at once. Not valid, and empty: what token_rows::valid_size() refuses.
     explicit running_scores(index_t kv_heads, index_t rollback_tokens = 0, index_t reserved_tokens = 0)
         : validity_(valid_sizes(kv_heads, rollback_tokens, reserved_tokens)), first_(0) {
         if (!validity_.ok()) { rollback_tokens = kv_heads = reserved_tokens = 0; }
@@ -49,18 +48,17 @@ class running_scores {
                      token_rows<float>(kv_heads, reserved_tokens));
     }
 
-    [[nodiscard]] status validate() const { return validity_; }
-    [[nodiscard]] index_t kv_heads() const { return first_.kv_heads(); }
-    [[nodiscard]] index_t tokens(index_t head) const { return first_.tokens(head); }
-    // [tokens(head)] attention received so far.
+    [[nodiscard]] status validate() const { return validity_; }          ///< why it is not valid, or ok
+    [[nodiscard]] index_t kv_heads() const { return first_.kv_heads(); } ///< 0 where it is not valid
+    [[nodiscard]] index_t tokens(index_t head) const { return first_.tokens(head); } ///< not checked
+    /// [tokens(head)] attention received so far.
     [[nodiscard]] std::span<const float> sums(index_t head) const { return newest().row(head); }
-    // How many of the added queries saw a cached token.
+    /// How many of the added queries saw a cached token.
     [[nodiscard]] index_t observers(index_t head, index_t token) const {
         return queries_ - first_.row(head)[static_cast<std::size_t>(token)];
     }
 
-    /// The cache got `count` new tokens at its end, in every head. Returns invalid_parameter for a negative count, index_overflow,
-    /// with nothing changed.
+    /// Appends `count` new tokens to every head. Returns invalid_parameter or index_overflow, with nothing changed.
     [[nodiscard]] status append(index_t count) {
         for (const status s : {validity_, first_.reserve(count)}) {
             if (!s.ok()) { return s; }
@@ -100,9 +98,9 @@ class running_scores {
         return {};
     }
 
-    /// Adds the attention of in.queries [q_heads, n, head_dim], those of the newest n tokens. Returns what inputs.validate() says,
-    /// window_exceeds_tokens, heads_not_divisible, invalid_parameter for keys of other tokens than this state's or unless
-    /// 1 <= n <= tokens appended since the last query that was added, index_overflow or workspace_too_small, with nothing changed.
+    /// Adds the attention of in.queries [q_heads, n, head_dim], those of the newest n tokens. Returns what inputs.validate()
+    /// says, window_exceeds_tokens, heads_not_divisible, invalid_parameter (keys of other tokens, or not 1 <= n <= tokens
+    /// appended since the last query added), index_overflow or workspace_too_small, with nothing changed.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status update(const Inputs& in, const attention_options& attention, workspace& scratch,
                                 Executor&& ex = {}) {
@@ -111,7 +109,7 @@ class running_scores {
             return scratch.too_small(bytes);
         }
         const index_t queries = extent(in.queries, 1);
-        const index_t single = std::min(queries, undo_capacity()); // each is a version of its own
+        const index_t single = std::min(queries, undo_capacity()); // each needs a version of the sums
         if (single < queries) {
             const auto batch = in.with_queries(row_range(in.queries, 0, queries - single));
             if (const status s = update_batch(batch, attention, single, scratch, ex); !s.ok()) { return s; }
@@ -122,13 +120,14 @@ class running_scores {
         }
         return {};
     }
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status update(const Inputs& in, const attention_options& attention,
                                 growing_workspace& memory, Executor&& ex = {}) {
         workspace scratch = memory.of_bytes(workspace_bytes(in, attention));
         return update(in, attention, scratch, ex);
     }
-    // Bytes of workspace that update() needs; 0 for inputs it refuses.
+    /// Bytes of workspace that update() needs; 0 for inputs it refuses.
     template <class Inputs>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const attention_options& attention) const {
         if (!validate_update(in, attention).ok()) { return 0; }
@@ -140,9 +139,8 @@ class running_scores {
         return counting.needed_bytes();
     }
 
-    /// The newest `count` tokens and their queries were undone; the sums are those of before, bit for bit. Returns
-    /// invalid_parameter where a head has lost one of them, or with more than rollback_tokens added queries among them, with
-    /// nothing changed.
+    /// Undoes the newest `count` tokens and their queries, bit for bit. Returns invalid_parameter where a head has lost one
+    /// of them, or for more than rollback_tokens added queries, with nothing changed.
     [[nodiscard]] status rollback(index_t count) {
         for (const status s : {validity_, first_.can_drop(count)}) {
             if (!s.ok()) { return s; }
@@ -161,7 +159,7 @@ class running_scores {
         return first_.drop_newest(count);
     }
 
-    /// The cache was cut by a plan. Returns plan_mismatch, with nothing changed.
+    /// Records that the cache was cut by a plan. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (!validity_.ok()) { return validity_; }
         if (const status s = first_.compact(plan); !s.ok()) { return s; }
@@ -170,13 +168,14 @@ class running_scores {
         return {};
     }
 
-    /// Ranks the cached tokens; refers to this object. A policy with it refuses a cache of other tokens, and a request whose
-    /// window does not cover the newest tokens as told above (invalid_parameter; needed: window_tokens), unless all is kept.
+    /// A scorer over the sums; refers to this object. It refuses a cache of other tokens, and a request whose window is too
+    /// short, as described above (invalid_parameter; needed: window_tokens), unless everything is kept.
     [[nodiscard]] auto scorer(score_lifetime lifetime = score_lifetime::ignored) const& {
         return accumulated{this, lifetime};
     }
-    void scorer(score_lifetime = score_lifetime::ignored) const&& = delete; // of a temporary
+    void scorer(score_lifetime = score_lifetime::ignored) const&& = delete; ///< of a temporary
 
+    /// Writes the state, for save() (core/plain_memory.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         for (const index_t number : {std::ssize(sums_), version_, undoable_, queries_, unseen_}) {
@@ -185,6 +184,7 @@ class running_scores {
         first_.write(out);
         for (const auto& sums : sums_) { sums.write(out); }
     }
+    /// Reads it back, for restore(). False for bytes that are no such state; this object is then not to be used.
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0;
         index_t versions = 0;

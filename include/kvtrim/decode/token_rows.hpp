@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// One number per cached token and KV head, which lives as long as the token: the base of every per-token state.
+// One number per cached token and KV head, which is kept as long as the token: the base of every per-token state.
 //
 //   row(head)  [tokens(head)]   in the order of the cache's rows
 //
@@ -25,10 +25,11 @@
 
 namespace kvtrim {
 
+/// One number per cached token and KV head. A plain value.
 template <class T>
 class token_rows {
   public:
-    // Of one head: what a plan can address.
+    /// Of one head: what a plan can address.
     static constexpr index_t most_tokens = std::numeric_limits<keep_plan::table_index>::max();
 
     /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: what valid_size() refuses.
@@ -40,8 +41,8 @@ class token_rows {
         values_.resize(static_cast<std::size_t>(kv_heads * reserved_tokens));
     }
 
-    /// Returns invalid_parameter for negative numbers or more than memory can hold, index_overflow for more than 2^31 - 1 heads
-    /// or tokens of a head.
+    /// Returns invalid_parameter for negative numbers or more than memory can hold, index_overflow for more than 2^31 - 1
+    /// heads or tokens of a head.
     [[nodiscard]] static constexpr status valid_size(index_t kv_heads, index_t tokens) {
         if (kv_heads < 0 || tokens < 0) {
             return {errc::invalid_parameter, "token rows: heads and tokens must not be negative numbers"};
@@ -57,35 +58,41 @@ class token_rows {
         }
         return {};
     }
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
 
-    [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); }
+    [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); } ///< 0 where it is not valid
+    /// Of a head; not checked.
     [[nodiscard]] index_t tokens(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
-    // [kv_heads], as cache/filled.hpp takes them; valid until the state is assigned or restored.
+    /// [kv_heads], as cache/filled.hpp takes them; valid until the state is assigned or restored.
     [[nodiscard]] std::span<const index_t> lengths() const { return lengths_; }
+    /// Tokens of all heads.
     [[nodiscard]] index_t total_tokens() const {
         index_t total = 0;
         for (const index_t length : lengths_) { total += length; }
         return total;
     }
+    /// Tokens of the longest head.
     [[nodiscard]] index_t longest_row() const {
         return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
     }
+    /// [tokens(head)] numbers of a head, in the order of its rows; the head is not checked.
     [[nodiscard]] std::span<const T> row(index_t head) const {
         return std::span(values_).subspan(begin(head), static_cast<std::size_t>(tokens(head)));
     }
+    /// The same, to be written.
     [[nodiscard]] std::span<T> row(index_t head) {
         return std::span(values_).subspan(begin(head), static_cast<std::size_t>(tokens(head)));
     }
-    // [kv_heads, longest row]; what lies behind a shorter row is not its own. Valid until the state changes.
+    /// [kv_heads, longest row]; what lies behind a shorter row is not its own. Valid until the state changes.
     [[nodiscard]] auto view() const& requires element<T> {
         return strided<const T, 2>(values_.data(), {kv_heads(), longest_row()}, {capacity_, 1});
     }
-    void view() const&& = delete; // of a temporary
-    // Newest tokens that no head has lost: so many can be dropped.
+    void view() const&& = delete; ///< of a temporary
+    /// Newest tokens that no head has lost: so many can be dropped.
     [[nodiscard]] index_t droppable_tokens() const { return droppable_; }
 
-    /// What append() and drop_newest() answer to this count.
+    /// Returns what append() answers to this count.
     [[nodiscard]] status can_append(index_t count) const {
         if (!validity_.ok()) { return validity_; }
         if (count < 0) {
@@ -97,6 +104,7 @@ class token_rows {
         }
         return valid_size(kv_heads(), grown);
     }
+    /// Returns what drop_newest() answers to this count.
     [[nodiscard]] status can_drop(index_t count) const {
         if (!validity_.ok()) { return validity_; }
         if (count < 0 || count > droppable_) {
@@ -107,16 +115,16 @@ class token_rows {
         return {};
     }
 
-    /// Memory for `count` more tokens of every head, so that the next append() of so many does not allocate: to be called for all
-    /// states of a cache before one of them changes. Returns can_append(count).
+    /// Allocates memory for `count` more tokens of every head, so that the next append() of so many does not allocate: to be
+    /// called for all states of a cache before one of them changes. Returns can_append(count).
     [[nodiscard]] status reserve(index_t count) {
         if (const status s = can_append(count); !s.ok()) { return s; }
         if (longest_row() + count > capacity_) { grow(longest_row() + count); }
         return {};
     }
 
-    /// `count` new tokens for every head; fn(i) is the number of the i-th of them. Returns invalid_parameter for a negative
-    /// count, index_overflow beyond 2^31 - 1 tokens of a head (needed: tokens).
+    /// Appends `count` new tokens to every head; fn(i) is the number of the i-th of them. Returns invalid_parameter for a
+    /// negative count, index_overflow beyond 2^31 - 1 tokens of a head (needed: tokens).
     template <class Fn>
     [[nodiscard]] status append(index_t count, Fn&& fn) {
         if (const status s = reserve(count); !s.ok()) { return s; }
@@ -130,7 +138,7 @@ class token_rows {
         return {};
     }
 
-    /// Returns invalid_parameter unless 0 <= count <= droppable_tokens().
+    /// Drops the newest `count` tokens of every head. Returns invalid_parameter unless 0 <= count <= droppable_tokens().
     [[nodiscard]] status drop_newest(index_t count) {
         if (const status s = can_drop(count); !s.ok()) { return s; }
         for (index_t& length : lengths_) { length -= count; }
@@ -154,12 +162,13 @@ class token_rows {
         return {};
     }
 
-    // As a cache of rows without elements, for check_plan.
+    /// As a cache of rows without elements, for check_plan.
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? kv_heads() : r == 1 ? longest_row() : 1;
     }
-    [[nodiscard]] index_t rows(index_t head) const { return tokens(head); }
+    [[nodiscard]] index_t rows(index_t head) const { return tokens(head); } ///< tokens(head), for check_plan
 
+    /// Writes the state, for save() (core/plain_memory.hpp).
     void write(memory_writer& out) const {
         out.put(kv_heads());
         out.put(longest_row());
@@ -170,6 +179,7 @@ class token_rows {
             for (index_t unused = tokens(head); unused < longest_row(); ++unused) { out.put(T{}); }
         }
     }
+    /// Reads it back, for restore(). False for bytes that are no such state; this object is then not to be used.
     [[nodiscard]] bool read(memory_reader& in) {
         index_t heads = 0;
         if (!in.get(heads) || !in.get(capacity_) || !in.get(droppable_) || !in.holds<index_t>(heads, 1)) {

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What the AMX kernels are made of: blocks of bf16 as the tiles read them, and products of 32 by 32.
+// The building blocks of the AMX kernels: blocks of bf16 as the tiles read them, and products of 32 by 32.
 //
 //   C [32][32] += A [32][32] * B [32][32]      C in tiles 0 to 3, rows of 16 and then columns of 16
 //
-// A is read as it lies, 16 rows at a time; B in two blocks of 16 columns, [16 pairs of rows][16 columns][2].
-// Whoever multiplies fills up with zeros what is not a whole step of 32.
+// A is read in place, 16 rows at a time; B in two blocks of 16 columns, [16 pairs of rows][16 columns][2]. The caller pads
+// with zeros what is not a whole step of 32.
 // Numerics: exact products of bf16, summed in float; denormals count as 0 (kernels/amx_tiles.hpp).
 
 #include <kvtrim/core/element.hpp>
@@ -18,15 +18,17 @@
 
 namespace kvtrim::kernels::amx {
 
-inline constexpr index_t step = 32;       // of the inner dimension, and the edge of C
-inline constexpr index_t block = 16 * 32; // elements of a tile of bf16
+inline constexpr index_t step = 32;       ///< of the inner dimension, and the edge of C
+inline constexpr index_t block = 16 * 32; ///< elements of a tile of bf16
+/// Bytes of a row of a block.
 inline constexpr index_t block_row_bytes = 64;
 
+/// The next multiple of `step`.
 [[nodiscard]] constexpr index_t whole_steps(index_t count) {
     return (count + step - 1) / step * step;
 }
 
-// Where element (inner, column) of a matrix [inner_steps whole steps][..] goes that multiply_panel() reads.
+/// Index of element (inner, column) in the packed matrix that multiply_panel() reads; inner_dim: rows of the matrix.
 [[nodiscard]] constexpr index_t packed_index(index_t inner_dim, index_t inner, index_t column) {
     return column / step * step * whole_steps(inner_dim) + inner / step * 2 * block +
            column % step / 16 * block + inner % step / 2 * step + column % 16 * 2 + inner % 2;
@@ -34,11 +36,12 @@ inline constexpr index_t block_row_bytes = 64;
 
 #if KVTRIM_HAS_X86
 
-// The first `count` lanes of at most 32.
+/// A mask of the first `count` of 32 lanes.
 [[nodiscard]] inline __mmask32 first_lanes(index_t count) {
     return static_cast<__mmask32>((std::uint64_t{1} << std::clamp<index_t>(count, 0, 32)) - 1);
 }
 
+/// C = 0.
 template <class Tiles>
 KVTRIM_TARGET_AMX void zero_c() {
     Tiles::template zero<0>();
@@ -47,6 +50,7 @@ KVTRIM_TARGET_AMX void zero_c() {
     Tiles::template zero<3>();
 }
 
+/// Writes C to memory, rows row_bytes apart.
 template <class Tiles>
 KVTRIM_TARGET_AMX void store_c(float* c, index_t row_bytes) {
     const index_t half = 16 * row_bytes / static_cast<index_t>(sizeof(float));
@@ -56,7 +60,7 @@ KVTRIM_TARGET_AMX void store_c(float* c, index_t row_bytes) {
     Tiles::template store<3>(c + half + 16, row_bytes);
 }
 
-// C += A * B. Rows of a, and of a_below, which holds the last 16, start every a_row_bytes.
+/// C += A * B. The first 16 rows of A are at a and the last 16 at a_below, a_row_bytes apart.
 template <class Tiles>
 KVTRIM_TARGET_AMX void multiply_step(const bf16* a, const bf16* a_below, index_t a_row_bytes, const bf16* b) {
     Tiles::template load<4>(a, a_row_bytes);
@@ -69,18 +73,18 @@ KVTRIM_TARGET_AMX void multiply_step(const bf16* a, const bf16* a_below, index_t
     Tiles::template multiply_add<3, 5, 7>();
 }
 
-// Rows of bf16 in memory; row t starts at t * stride.
+/// Rows of bf16 in memory; row t starts at t * stride.
 struct rows_in {
-    const bf16* data;
-    index_t stride;
-    index_t count;  // rows that there are
-    index_t length; // of a row
+    const bf16* data; ///< element (0, 0)
+    index_t stride;   ///< elements from row to row
+    index_t count;    ///< rows
+    index_t length;   ///< elements of a row
 };
 
-// C = rows [first, first + 32) of A times a panel of 32 columns, b [whole_steps(length) / 32][2][16][16][2].
+/// C = rows [first, first + 32) of A times a panel of 32 columns, b [whole_steps(length) / 32][2][16][16][2].
 template <class Tiles>
 KVTRIM_TARGET_AMX void multiply_panel(const rows_in& a, index_t first, const bf16* b) {
-    alignas(64) bf16 part[step * step]; // of what is not a whole step
+    alignas(64) bf16 part[step * step]; // a copy, padded with zeros, of rows that are no whole step
     zero_c<Tiles>();
     for (index_t d = 0; d < a.length; d += step, b += 2 * block) {
         const bf16* const from = a.data + first * a.stride + d;

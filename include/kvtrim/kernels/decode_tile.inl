@@ -5,19 +5,19 @@ namespace kvtrim::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
-// Four queries times so many keys, or so many vectors of values, are sums in registers.
+// Keys, or vectors of values, whose sums for four queries fit in registers.
 inline constexpr index_t decode_width = product_registers >= 16 ? 4 : 2;
 inline constexpr index_t two_vectors = 2 * lanes;
 inline constexpr index_t value_channels = decode_width * lanes;
 
-// Where load_two() puts a channel.
+// The index at which load_two() leaves a channel.
 template <class Element>
 [[nodiscard]] constexpr index_t place_of(index_t channel) {
     const index_t lane = channel % two_vectors;
     return splits_pairs<Element> ? channel - lane + lane % 2 * lanes + lane / 2 : channel;
 }
 
-// Brings near the lines of a row's elements [at, at + Count), the first of which is `from`; each line once.
+// Prefetches the cache lines of a row's elements [at, at + Count), the first of which is `from`, each line once.
 template <index_t Count, class Element>
 KVTRIM_INLINE void prefetch_lines(const Element* from, index_t at) {
     constexpr index_t line = 64 / static_cast<index_t>(sizeof(Element));
@@ -47,7 +47,8 @@ KVTRIM_INLINE void add_products(const Load& load_key, const float* queries,
     }
 }
 
-// logits [decode_width][4] of so many rows; `next` elements behind each lies the row that will take its place.
+// logits [decode_width][4] of so many rows. The row that is used after each lies `next` elements behind it and is
+// prefetched.
 template <class Key>
 KVTRIM_INLINE void decode_logits(const Key* const* rows, index_t next, index_t head_dim, const float* queries,
                                  float* logits) {
@@ -73,13 +74,13 @@ KVTRIM_INLINE void decode_logits(const Key* const* rows, index_t next, index_t h
     for (index_t n = 0; n < 4 * decode_width; n += lanes) { store(logits + n, sums_of_lanes(sum + n)); }
 }
 
-// Raises the maximum of each query to what was found, the largest float at most, and returns it; sum and out follow.
+// Raises the maximum of each query to `found`, at most the largest float, and returns it. sum and out are rescaled to it.
 inline floats raise_queries(const decode_tile& tile, floats found) {
     const floats old = load(tile.maximum);
     const floats highest = min(max(found, old), broadcast(largest_logit));
     const mask higher = greater(highest, old);
     if (!any(higher)) { return highest; }
-    float factors[lanes]; // a maximum that stays must not lose the rounding of 2^0 each time
+    float factors[lanes]; // 1 where the maximum stays: computed, 2^0 would round each time
     store(factors, select(higher, binary_weight_of(old, highest), broadcast(1.0f)));
     for (index_t r = 0; r < 4; ++r) {
         tile.sum[r] *= static_cast<double>(factors[r]);
@@ -91,7 +92,7 @@ inline floats raise_queries(const decode_tile& tile, floats found) {
     return highest;
 }
 
-// Logits become weights.
+// Turns logits into weights 2^(logit - maximum), in place, and adds them to the sums.
 inline void make_decode_weights(const decode_tile& tile, index_t keys) {
     const index_t end = decode_tile::padded(4 * keys, lanes);
     std::fill(tile.logits + 4 * keys, tile.logits + end, masked_logit);
@@ -111,7 +112,7 @@ inline void make_decode_weights(const decode_tile& tile, index_t keys) {
     for (index_t r = 0; r < 4; ++r) { tile.sum[r] += static_cast<double>(sums[r]); }
 }
 
-// out [4][d, d + value_channels) += weights * values, the tile's sum first.
+// out [4][d, d + value_channels) += weights * values. The products of the tile are summed before they are added to out.
 template <bool Whole, class Value>
 inline void add_decode_values(const decode_tile& tile, element_rows<Value> values, index_t d, index_t keys,
                               index_t ahead) {
@@ -152,7 +153,7 @@ inline void add_decode_values(const decode_tile& tile, element_rows<Value> value
 template <class Key>
 void begin_decode(const decode_tile& tile, const float* queries, index_t query_stride, index_t count,
                   const logit_rules& rules) {
-    // With a soft cap the logits stay natural until they are capped.
+    // With a soft cap logits are in natural units until they are capped, else in units of log 2.
     const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * log2_e;
     std::fill(tile.maximum, tile.maximum + lanes, masked_logit);
     std::fill(tile.queries, tile.out_of(4), 0.0f);
@@ -168,7 +169,8 @@ void begin_decode(const decode_tile& tile, const float* queries, index_t query_s
 template <class Key, class Value>
 void attend_decode(const decode_tile& tile, element_rows<Key> key_rows, element_rows<Value> value_rows,
                    index_t keys, const logit_rules& rules, index_t ahead) {
-    for (index_t t = 0; t < keys; t += decode_width) { // the last key stands in for those that are not there
+    // Behind the end the last key is repeated; its logits are not used.
+    for (index_t t = 0; t < keys; t += decode_width) {
         const Key* rows[decode_width];
         KVTRIM_UNROLL
         for (index_t k = 0; k < decode_width; ++k) {

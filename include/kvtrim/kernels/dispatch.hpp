@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// All families of kernels that have a table; whoever needs one includes its own header.
+// All families of kernels that have a table, for compiled.hpp. Users of one family include its own header.
 
 #include <kvtrim/kernels/ordered_bits.hpp>
 #include <kvtrim/kernels/products.hpp>

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Floats to quantised rows: the way back of blocks.hpp and scaled_codes.hpp, for rows that change where they lie.
+// Floats to quantised rows: the inverse of quant_blocks.hpp and scaled_codes.hpp, for rows that change in place.
 //
 //   encode_blocks         each block of 32 gets a new scale d, as f16, and codes
 //     q8_0                d = max |x| / 127
-//     q4_0                d = m / 8, or o / 7 where o > 0.9375 m; m the larger and o the smaller of max x and -min x; the sign of d
-//                         sends m to -8
+//     q4_0                d = m / 8, or o / 7 where o > 0.9375 m; m the larger and o the smaller of max x and -min x; d has
+//                         the sign that makes the code of m -8
 //   encode_row            a row of 8-bit codes gets a new scale, and a zero point that is an integer
 //     int8                scale = max |x| / 127; with zero points (max x - min x) / 254
 //     8-bit floats        scale = max |x| / the largest code
@@ -17,10 +17,10 @@
 // floats, and no element becomes larger than the largest was. What saturates: codes by given scales, by as much
 // as x exceeds their range (a rotation makes a channel at most sqrt(2) times as large as the larger of its pair), and
 // blocks for which a scale in f16 has no room (above 8e6 in q8_0).
-// A block or row that was encoded like this and holds its largest code keeps its bits when it is decoded and encoded
-// again. Departures from ggml's quantize_row_q8_0 and q4_0: codes are of the scale as it is stored, and q4_0 has room for
-// both signs, where an element opposite to the largest one is off by up to a whole step there. Source of the layouts:
-// kernels/quant_blocks.hpp.
+// A block or row that was encoded by these functions and contains its largest code keeps its bits when it is decoded and
+// encoded again. Departures from ggml's quantize_row_q8_0 and q4_0: codes are computed from the scale as it is stored, in
+// f16, and q4_0 chooses d so that both signs fit; ggml's q4_0 is off by up to a whole step for elements of the sign opposite
+// to the largest. Source of the layouts: kernels/quant_blocks.hpp.
 //
 // Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a
 // NaN becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every
@@ -40,7 +40,7 @@ namespace kvtrim::kernels {
 
 namespace detail {
 
-// The nearest f16, where these are far apart (below 2^-14) one that is not below; at most the largest one.
+// The nearest f16; below 2^-14, where f16 has few bits, one that is not smaller; at most the largest f16.
 [[nodiscard]] inline f16 stored_scale(float magnitude) {
     f16 scale = element_traits<f16>::from_float(magnitude);
     if (scale.bits < 0x0400 && to_float(scale) < magnitude) { ++scale.bits; }
@@ -58,7 +58,8 @@ using four_codes = std::int32_t __attribute__((vector_size(16)));
     return v;
 }
 
-// To nearest, ties to even: after the sum there are no bits behind the point. A NaN: highest. Limits below 2^22.
+// Rounds to nearest, ties to even: adding 1.5 * 2^23 leaves no bits behind the point. NaN becomes `highest`. Limits are
+// below 2^22.
 [[nodiscard]] inline four_codes to_codes(four_floats x, float lowest, float highest) {
     constexpr float aligner = 0x1.8p23f;
     const four_floats low = lowest - four_floats{}, high = highest - four_floats{};
@@ -79,7 +80,7 @@ inline void store_four(four_codes codes, void* to) {
 }
 
 struct value_range {
-    float low = 0; // 0 is always inside
+    float low = 0; // the range always contains 0
     float high = 0;
     bool is_finite = true;
 
@@ -105,7 +106,7 @@ struct value_range {
     [[nodiscard]] float smaller() const { return std::min(high, -low); }
 };
 
-// 0 where there is none: of 0, and of scales that decode to nothing but 0 and odd data.
+// 0 if the inverse is not finite: for 0, for scales so small that everything decodes to 0, and for NaN.
 [[nodiscard]] inline float inverse_of(float scale) {
     const float inverse = 1 / scale;
     return std::isfinite(inverse) ? inverse : 0.0f;
@@ -151,11 +152,11 @@ void encode_blocks(const float* x, index_t count, Block* blocks) {
     for (index_t b = 0; b < count; ++b) { detail::encode_block(x + b * Block::elements, blocks[b]); }
 }
 
-/// Where the new scale and zero point of a row go; the way back of code_scales.
+/// Where the new scale and zero point of a row are written; the counterpart of code_scales.
 struct new_scales {
-    float* scale;
-    float* zero;  // null: 0 everywhere
-    index_t step; // 0: of the row, 1: of each channel
+    float* scale; ///< one, or one per channel
+    float* zero;  ///< null: 0 everywhere
+    index_t step; ///< 0: one for the row, 1: one per channel
 };
 
 namespace detail {
@@ -164,7 +165,7 @@ template <class Code>
 [[nodiscard]] float largest_code() {
     if constexpr (std::is_same_v<Code, std::int8_t>) {
         return 127;
-    } else { // of formats that saturate; others are used up to 1
+    } else { // formats that saturate are used up to their largest number, others up to 1
         const float most = to_float(element_traits<Code>::from_float(std::numeric_limits<float>::max()));
         return std::isfinite(most) ? most : 1.0f;
     }
@@ -176,7 +177,7 @@ void encode_by(const float* x, index_t count, float scale, float zero, Code* cod
     const float inverse = inverse_of(scale);
     for (index_t i = 0; i < count; ++i) {
         if constexpr (std::is_same_v<Code, std::int8_t>) {
-            // In double where a zero point may be far away: the sum would lose what is behind the point.
+            // In double if there is a zero point: a float sum with a large one would lose the fraction.
             codes[i] = static_cast<std::int8_t>(
                 zero == 0
                     ? to_code(x[i] * inverse, -128, 127)
@@ -209,7 +210,7 @@ void encode_group(const float* x, index_t count, Code* codes, float* scale, floa
 
 } // namespace detail
 
-/// New scales, zero points and codes. Requires count > 0 and step 0 or 1.
+/// Encodes x [count] with new scales, zero points and codes [count]. Requires count > 0 and step 0 or 1.
 template <class Code>
 void encode_row(const float* x, index_t count, Code* codes, const new_scales& to) {
     const index_t group = to.step == 0 ? count : 1;
@@ -219,7 +220,7 @@ void encode_row(const float* x, index_t count, Code* codes, const new_scales& to
     }
 }
 
-/// Codes by scales that stay. Requires count > 0 and step 0 or 1.
+/// Encodes x [count] as codes [count] with scales that stay. Requires count > 0 and step 0 or 1.
 template <class Code>
 void encode_with_scales(const float* x, index_t count, Code* codes, const code_scales& by) {
     const index_t group = by.step == 0 ? count : 1;

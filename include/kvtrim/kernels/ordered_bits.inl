@@ -14,8 +14,8 @@ inline constexpr unsigned every_lane = (1u << lanes) - 1u;
     return sum;
 }
 
-// Buckets are collected first: few vectors have no score in the range, and few are full of them, so a loop over those of
-// each vector would be mispredicted every time.
+// Buckets are collected before they are counted: most vectors have some scores in the range and some outside, so a loop over
+// the scores of each vector would be mispredicted every time.
 inline void count_keys(std::span<const float> row, const key_range& range, key_histogram& histogram) {
     constexpr std::size_t most = 1024;
     std::uint32_t buckets[most + vector_length];

@@ -2,16 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// One small matrix product, which nearly all kernels are made of.
+// The small matrix product that nearly all kernels use.
 //
 //   C [rows][n] = (or +=) A [rows][inner] * B [inner][panel_columns],  n <= panel_columns
 //
-// A is read where it is, each element broadcast to all lanes; B is a packed panel of a few vectors, in the first level
+// A is read in place, each element broadcast to all lanes; B is a packed panel of a few vectors, in the first level
 // cache. As many sums of C are in registers at a time as the target has room for: at AVX-512 8 rows of 2 vectors, 16
 // multiply-adds for 10 loads.
 //
-// Numerics: each element of C is one chain of multiply-adds in the order of `inner`, whatever rows and columns are computed
-// with it, so results do not depend on how a cache is cut into tiles.
+// Numerics: each element of C is one chain of multiply-adds in the order of `inner`, regardless of the rows and columns that
+// are computed with it, so results do not depend on how a cache is divided into tiles.
 
 #include <kvtrim/simd/simd.hpp>
 
@@ -19,29 +19,32 @@
 
 namespace kvtrim::kernels {
 
-// The operands of a small product, in any vector width. Element (i, k) is data[i * row + k * step].
+/// A matrix operand: element (i, k) is data[i * row + k * step].
 struct matrix_in {
-    const float* data;
-    index_t row;
-    index_t step;
+    const float* data; ///< element (0, 0)
+    index_t row;       ///< floats from row to row
+    index_t step;      ///< floats from column to column
 };
 
-// Element (i, j) is data[i * row + j], j < columns <= those of a panel; what lies behind `columns` is not touched.
+/// The result: element (i, j) is data[i * row + j] for j < columns; floats behind `columns` are not written.
 struct panel_out {
-    float* data;
-    index_t row;
-    index_t columns;
+    float* data;     ///< element (0, 0)
+    index_t row;     ///< floats from row to row
+    index_t columns; ///< at most those of a panel
 };
 
+/// The logit of a key that a query does not see.
 inline constexpr float masked_logit = -std::numeric_limits<float>::infinity();
+/// Logits of +infinity count as this.
 inline constexpr float largest_logit = std::numeric_limits<float>::max();
+/// Factors between natural logarithms and those to base 2.
 inline constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
-// How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
+/// How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
 struct logit_rules {
-    float scale;
-    float soft_cap;         // 0: none
-    index_t sliding_window; // 0: all
+    float scale;            ///< of the products
+    float soft_cap;         ///< 0: none
+    index_t sliding_window; ///< 0: all
 };
 
 } // namespace kvtrim::kernels

@@ -7,7 +7,7 @@ using namespace simd::KVTRIM_TARGET;
 
 inline constexpr index_t panel_columns = lanes * product_vectors;
 
-// Rows of C in registers beside each other, when its rows are so many vectors.
+// Rows of C that are kept in registers together, if each is so many vectors.
 [[nodiscard]] constexpr index_t product_rows(index_t vectors) {
     return std::min(product_registers / vectors, product_registers / 2);
 }
@@ -17,7 +17,8 @@ template <index_t Rows, index_t Vectors>
 KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, const float* b, index_t inner,
                             registers<Rows * Vectors>& sum) {
     constexpr index_t sums = Rows * Vectors;
-    const float* rows[static_cast<std::size_t>(Rows)]; // one pointer would wait for itself from row to row
+    // A pointer per row: one pointer, moved from row to row, would be a chain of dependent additions.
+    const float* rows[static_cast<std::size_t>(Rows)];
     KVTRIM_UNROLL
     for (index_t i = 0; i < Rows; ++i) { rows[i] = a.data + (first_row + i) * a.row; }
     KVTRIM_UNROLL
@@ -34,7 +35,8 @@ KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, const float* 
     }
 }
 
-// The product is summed before it is added to C: thousands of small terms added to one large float one by one would drift.
+// The product is summed before it is added to C: thousands of small terms added one by one to a large float would each
+// round.
 template <bool Accumulate, index_t Rows, index_t Vectors>
 inline void multiply(const matrix_in& a, const float* b, index_t inner, const panel_out& c,
                      index_t first_row) {
@@ -46,7 +48,7 @@ inline void multiply(const matrix_in& a, const float* b, index_t inner, const pa
         if constexpr (Accumulate) { x = x + some.load(to); }
         some.store(to, x);
     };
-    const bool whole = c.columns >= Vectors * lanes; // else the second half of the vectors is not
+    const bool whole = c.columns >= Vectors * lanes; // else only the first half of the vectors is whole
     KVTRIM_UNROLL
     for (index_t n = 0; n < Rows * Vectors; ++n) {
         const index_t column = n % Vectors * lanes;
@@ -81,7 +83,7 @@ inline void multiply_rows(const matrix_in& a, const float* b, index_t inner, con
     multiply_rows_of<Accumulate, Vectors>(a, b, inner, c, rows);
 }
 
-// panel [inner][panel_columns] = the first `columns` of B, and zeros.
+// panel [inner][panel_columns] = the first `columns` of B, padded with zeros.
 inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float* panel) {
     if (b.step == 1) {
         const auto copy = [&](auto lanes_of) __attribute__((always_inline)) {
@@ -109,8 +111,8 @@ inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float
 
 // ---- Rows ----
 
-// The sum over all elements of a row, step(sum, position, lanes) each; of long rows in four vectors that need not wait for
-// each other.
+// The sum over all elements of a row, by step(sum, position, lanes). Long rows have four independent sums, so that additions
+// do not wait for each other.
 template <bool IsLong, class Step>
 KVTRIM_INLINE float sum_of_elements(index_t length, const Step& step) {
     floats total = broadcast(0.0f);
@@ -158,28 +160,28 @@ KVTRIM_INLINE void for_each_vector(index_t count, const Step& step) {
 
 // ---- Logits ----
 
-// e^(logit - maximum), the logit at most the largest float; 0 for NaN, and below e^-75: such a weight is nothing to a float
-// sum, and denormals would make products ten times slower.
+// e^(logit - maximum), the logit at most the largest float; 0 for NaN and below e^-75: so small a weight does not change a
+// float sum, and denormals would make products ten times slower.
 KVTRIM_INLINE floats weight_of(floats logit, floats maximum) {
     const floats x = min(broadcast(largest_logit), logit) - maximum;
     return keep(greater(x, broadcast(-75.0f)), exp2(x * broadcast(log2_e)));
 }
 
-// The same of logits in units of log 2: one multiplication less.
+// The same for logits in units of log 2: one multiplication less.
 KVTRIM_INLINE floats binary_weight_of(floats logit, floats maximum) {
     const floats x = min(broadcast(largest_logit), logit) - maximum;
     return keep(greater(x, broadcast(-108.0f)), exp2(x));
 }
 
-// cap * tanh(logit / cap) with tanh x = 1 - 2 / (e^2x + 1); for small x, where that is mostly rounding,
-// x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315. What goes in is multiplied by `scale`, what comes out by `unit`.
+// cap * tanh(logit / cap) with tanh x = 1 - 2 / (e^2x + 1); for small x, where that is mostly rounding error,
+// x - x^3 / 3 + 2 x^5 / 15 - 17 x^7 / 315. The input is multiplied by `scale`, the output by `unit`.
 struct logit_cap {
     float soft_cap, unit = 1.0f, scale = 1.0f;
 
     [[nodiscard]] KVTRIM_INLINE floats operator()(floats logit) const {
         const floats one = broadcast(1.0f);
         const floats x = logit * broadcast(2 * 1.44269504f / soft_cap * scale);
-        // e^2x beyond 60 changes nothing
+        // beyond 60 tanh is 1 in float
         const floats power = exp2(max(broadcast(-60.0f), min(broadcast(60.0f), x)));
         const floats tanh = one - broadcast(2.0f) / (power + one);
         const floats ratio = logit * broadcast(scale / soft_cap);

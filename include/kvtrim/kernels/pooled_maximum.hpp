@@ -17,6 +17,7 @@
 
 namespace kvtrim::kernels {
 
+/// best [tokens] = max(best, pooled attention), as above.
 inline void raise_to_pooled(const float* attention, index_t tokens, index_t before, index_t after,
                             index_t half, index_t rows, const float* weight, float* best) {
     (KVTRIM_CHOOSE(active_cpu_level(), raise_to_pooled))(attention, tokens, before, after, half, rows, weight,

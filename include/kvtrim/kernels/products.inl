@@ -12,7 +12,7 @@ inline void multiply_matrices(const matrix_in& a, index_t rows, const matrix_in&
     alignas(64) float panel[most * panel_columns];
     for (index_t c = 0; c < columns; c += panel_columns) {
         index_t k = 0;
-        do { // an empty sum is written as well
+        do { // also once for inner = 0, which writes zeros
             const index_t count = std::min(most, inner - k);
             const matrix_in left{a.data + k * a.step, a.row, a.step};
             const panel_out to{out + c, out_row, std::min(columns - c, panel_columns)};

@@ -2,15 +2,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Norms of rows times a matrix: the steps of projected value norms.
+// Norms of rows times a matrix: the kernels of projected value norms.
 //
 //   packed   a matrix [inner, columns] in the order that the level's products want, panel_floats(inner, columns) floats
 //
-// A panel of the matrix stays in the first level cache while all rows of a tile pass it; the products are folded as they
-// leave the registers, and none is written.
+// A panel of the matrix stays in the first level cache while all rows of a tile are multiplied by it. The products are
+// reduced in registers, and none is written to memory.
 //
 // Numerics: products in float, each row sums in the lanes of one vector; norms add up in float. A row's norm depends on
-// no other row, nor on where it lies.
+// no other row, nor on its address.
 
 #include <kvtrim/core/element.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
@@ -22,39 +22,40 @@
 
 namespace kvtrim::kernels {
 
-// A packed matrix: whole panels, of 32 columns at most.
+/// Floats of a packed matrix: whole panels, of 32 columns at most.
 [[nodiscard]] constexpr index_t panel_floats(index_t inner, index_t columns) {
     return inner * ((columns + 31) / 32 * 32);
 }
 
-// A packed matrix of bf16: whole steps of 32 rows and columns.
+/// Elements of a packed matrix of bf16: whole steps of 32 rows and columns.
 [[nodiscard]] constexpr index_t panel_bf16(index_t inner, index_t columns) {
     return panel_floats((inner + 31) / 32 * 32, columns);
 }
 
-// Scratch of the norms of so many rows.
+/// Floats of scratch for the norms of so many rows.
 [[nodiscard]] constexpr index_t norm_scratch_floats(index_t rows) {
     return rows * 16;
 }
 
-// One implementation of every step per instruction set.
+/// One implementation of every step per instruction set.
 struct projection_kernels {
-    // Packs rows [first_row, first_row + count) of a matrix [inner, columns]; `rows` start every `stride` floats.
+    /// Packs rows [first_row, first_row + count) of a matrix [inner, columns]; `rows` start every `stride` floats.
     void (*pack)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
                  index_t columns, float* packed);
-    // norms [rows] += sum over the columns of | x [rows, inner] * matrix |.
+    /// norms [rows] += sum over the columns of | x [rows, inner] * matrix |.
     void (*add_l1)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t inner,
                    index_t columns, float* scratch, float* norms);
-    // norms [rows] += sqrt(x G x^T) for each row x of [rows, dim], with G [dim, dim] packed.
+    /// norms [rows] += sqrt(x G x^T) for each row x of [rows, dim], with G [dim, dim] packed.
     void (*add_gram_l2)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
                         float* scratch, float* norms);
-    // forms [rows] += x M x^T likewise.
+    /// forms [rows] += x M x^T likewise.
     void (*add_forms)(const float* x, index_t x_stride, index_t rows, const float* packed, index_t dim,
                       float* scratch, float* forms);
-    // pack and add_l1 for a matrix whose floats are bf16 exactly and x of bf16; null where the level has none. Rows are
-    // packed two by two: first_row is even, and so is count unless the matrix ends there.
+    /// `pack` for add_bf16_l1, of a matrix whose floats are exactly bf16; null if the level has none. Rows are packed in
+    /// pairs: first_row is even, and so is count unless the matrix ends there.
     void (*pack_bf16)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
                       index_t columns, bf16* packed) = nullptr;
+    /// `add_l1` for x of bf16; null if the level has none.
     void (*add_bf16_l1)(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,
                         index_t columns, float* scratch, float* norms) = nullptr;
 };
@@ -66,7 +67,7 @@ struct projection_kernels {
 
 namespace kvtrim::kernels {
 
-// Those of a level.
+/// The kernels of a level.
 template <class = void>
 [[nodiscard]] const projection_kernels& projection_kernels_of(cpu_level level) {
 #if KVTRIM_HAS_X86
@@ -85,7 +86,7 @@ template <class = void>
 extern template const projection_kernels& projection_kernels_of<void>(cpu_level);
 #endif
 
-// Those that are in force now.
+/// The kernels of the active CPU level.
 [[nodiscard]] inline const projection_kernels& active_projection_kernels() {
     return projection_kernels_of(active_cpu_level());
 }

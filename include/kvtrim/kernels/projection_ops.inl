@@ -13,10 +13,10 @@ inline void pack_matrix(const float* rows, index_t stride, index_t first_row, in
     }
 }
 
-// What happens to a product C [rows, panel_columns]: sums [rows][lanes] += |C| folded to one vector, or += C * x.
+// How a product C [rows, panel_columns] is reduced: sums [rows][lanes] += |C| folded to one vector, or += C * x.
 enum class fold { absolute, times_row };
 
-// Not inlined: beside the loops of its caller clang finds no registers for all sums.
+// Not inlined: inlined into the loops of its caller, clang spills some of the sums.
 template <fold Fold, index_t Rows>
 __attribute__((noinline)) inline void fold_products(const matrix_in& x, const float* panel, index_t inner,
                                                     index_t first_column, index_t columns, index_t first_row,
@@ -30,7 +30,7 @@ __attribute__((noinline)) inline void fold_products(const matrix_in& x, const fl
             floats sum = load(sums + row * lanes);
             KVTRIM_UNROLL
             for (index_t v = 0; v < product_vectors; ++v) {
-                // A column that is not there is infinity times 0 in a broken row.
+                // Padding columns are 0, but 0 times an infinite element of the row is NaN: they are left out.
                 const auto some = lanes_of(v);
                 const floats p = some.keep(product[i * product_vectors + v]);
                 if constexpr (Fold == fold::absolute) {
@@ -51,7 +51,7 @@ __attribute__((noinline)) inline void fold_products(const matrix_in& x, const fl
     }
 }
 
-// sums [rows][lanes] of all panels; what(r, sum of a row) at the end.
+// Reduces the products with all panels to sums [rows][lanes], then calls what(r, sum of row r).
 template <fold Fold, class What>
 inline void fold_matrix(const matrix_in& x, index_t rows, const float* packed, index_t inner, index_t columns,
                         float* sums, What what) {

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The L1 norms of projection_ops in AMX, for rows and a matrix of bf16.
+// The L1 norms of kernels/projection_ops.hpp by AMX, for rows and a matrix of bf16.
 //
 //   packed   panels of 32 columns, [inner / 32][2 halves][16 pairs of rows][16 columns][2]
 //
-// Rows are read where they are, 64 at a time past all panels: at inner 128 these rows (16 KiB) and a panel (8 KiB) stay in
-// the first level cache. Products are folded as soon as they have left the tiles, while the next ones are made.
+// Rows are read in place, 64 at a time with all panels: at inner 128 these rows (16 KiB) and a panel (8 KiB) stay in the
+// first level cache. Products are reduced as soon as they are stored from the tiles, while the next ones are computed.
 //
 // Numerics: products of bf16 are exact, their sums float; each row sums in 16 lanes. Elements below 2^-126 count as 0.
 // Cost per 32 rows and 32 columns at inner 128, in cycles: 256 of products, 64 vectors of C folded; 740 measured.
@@ -18,10 +18,10 @@
 
 namespace kvtrim::kernels::amx {
 
-// Two rows at a time: first_row is even, and so is count unless the matrix ends there.
+/// projection_kernels::pack_bf16. Packs two rows at a time: first_row is even, and so is count unless the matrix ends there.
 KVTRIM_TARGET_AVX512 inline void pack_matrix(const float* rows, index_t stride, index_t first_row,
                                              index_t count, index_t inner, index_t columns, bf16* packed) {
-    const bool is_last = first_row + count == inner; // whoever packs the last row fills up with zeros
+    const bool is_last = first_row + count == inner; // then the padding is written, too
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     for (index_t i = first_row; i < (is_last ? whole_steps(inner) : first_row + count); i += 2) {
         const float* const even = rows + (i - first_row) * stride;
@@ -38,7 +38,7 @@ KVTRIM_TARGET_AVX512 inline void pack_matrix(const float* rows, index_t stride, 
     }
 }
 
-// sums [rows][16] += |c [rows][32]|, of as many columns as there are.
+/// sums [rows][16] += |c [rows][32]|, of as many columns as there are.
 KVTRIM_INLINE_AVX512 void fold_absolute(const float* c, index_t rows, index_t columns, float* sums) {
     const avx512::first_lanes left(columns), right(columns - 16); // zeros elsewhere
     for (index_t t = 0; t < rows; ++t, c += step, sums += 16) {
@@ -47,7 +47,7 @@ KVTRIM_INLINE_AVX512 void fold_absolute(const float* c, index_t rows, index_t co
     }
 }
 
-// Tiles: amx_tiles, or an emulation.
+/// projection_kernels::add_bf16_l1. Tiles: amx_tiles, or an emulation.
 template <class Tiles>
 KVTRIM_TARGET_AMX void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed,
                               index_t inner, index_t columns, float* scratch, float* norms) {

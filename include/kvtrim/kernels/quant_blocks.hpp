@@ -18,18 +18,20 @@
 
 namespace kvtrim {
 
-// Layout-compatible with ggml's blocks; memory of them may lie at any even address.
+/// ggml's block of 8-bit codes, layout-compatible; may lie at any even address.
 struct block_q8_0 {
-    static constexpr index_t elements = 32;
-    f16 scale;
-    std::array<std::int8_t, 32> codes;
+    static constexpr index_t elements = 32; ///< of a block
+    f16 scale;                              ///< d
+    std::array<std::int8_t, 32> codes;      ///< q
 };
 static_assert(sizeof(block_q8_0) == 34);
 
+/// ggml's block of 4-bit codes, layout-compatible; may lie at any even address.
 struct block_q4_0 {
-    static constexpr index_t elements = 32;
-    f16 scale;
-    std::array<std::uint8_t, 16> codes; // element i in the low half of byte i, element 16 + i in the high one
+    static constexpr index_t elements = 32; ///< of a block
+    f16 scale;                              ///< d
+    /// Element i in the low half of byte i, element 16 + i in the high one.
+    std::array<std::uint8_t, 16> codes;
 };
 static_assert(sizeof(block_q4_0) == 18);
 
@@ -40,7 +42,7 @@ static_assert(sizeof(block_q4_0) == 18);
 
 namespace kvtrim::kernels {
 
-// Brings blocks near that will soon be decoded.
+/// Prefetches blocks that will soon be decoded.
 template <class Block>
 void fetch_blocks(const Block* blocks, index_t count) {
     const auto* begin = reinterpret_cast<const char*>(blocks);
@@ -49,7 +51,7 @@ void fetch_blocks(const Block* blocks, index_t count) {
     }
 }
 
-// to [32 * count] = the elements of consecutive blocks.
+/// Decodes consecutive blocks to [32 * count].
 template <class Block>
 void decode_blocks(const Block* blocks, index_t count, float* to) {
     (KVTRIM_CHOOSE(active_cpu_level(), decode<Block>))(blocks, count, to);

@@ -2,17 +2,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// ggml's other blocks of 32 elements, with a minimum, a fifth bit or a table of values, to floats; q8_0 and q4_0: blocks.hpp.
+// ggml's other blocks of 32 elements, with a minimum, a fifth bit or a table of values, to floats; q8_0 and q4_0:
+// kernels/quant_blocks.hpp.
 //
 //   q4_1     f16 scale d, f16 minimum m, 16 bytes b                 x = d * c + m                               20 bytes
 //   q5_0     f16 scale d, 32 bits h, 16 bytes b                     x = d * (c - 16)                            22 bytes
 //   q5_1     f16 scale d, f16 minimum m, 32 bits h, 16 bytes b      x = d * c + m                               24 bytes
 //   iq4_nl   f16 scale d, 16 bytes b                                x = d * iq4_nl_values[c]                    18 bytes
 //
-// Code c of element i < 16 is the low half of byte i, of element 16 + i the high half; in q5_0 and q5_1 bit i of h stands above
-// it. Source: the layouts of ggml's blocks of these names.
-// Numerics: a scale has 11 bits and a code at most 8, so that the product is exact and only the sum with m rounds. The floats
-// are those of ggml, bit for bit, at every level, whether a compiler fuses product and sum or not.
+// Code c of element i < 16 is the low half of byte i, of element 16 + i the high half; in q5_0 and q5_1 bit i of h stands
+// above it. Source: the layouts of ggml's blocks of these names.
+// Numerics: a scale has 11 bits and a code at most 8, so that the product is exact and only the sum with m rounds. The
+// floats are those of ggml, bit for bit, at every level, whether a compiler fuses product and sum or not.
 
 #include <kvtrim/kernels/quant_blocks.hpp>
 
@@ -22,34 +23,37 @@
 
 namespace kvtrim {
 
-// Layout-compatible with ggml's blocks, on a little-endian machine; memory of them may lie at any even address.
+/// ggml's block of 4-bit codes with a minimum, layout-compatible on a little-endian machine; may lie at any even address.
 struct block_q4_1 {
-    static constexpr index_t elements = 32;
-    f16 scale, minimum;
-    std::array<std::uint8_t, 16> codes;
+    static constexpr index_t elements = 32; ///< of a block
+    f16 scale, minimum;                     ///< d and m
+    std::array<std::uint8_t, 16> codes;     ///< b
 };
 static_assert(sizeof(block_q4_1) == 20);
 
+/// ggml's block of 5-bit codes, layout-compatible on a little-endian machine.
 struct block_q5_0 {
-    static constexpr index_t elements = 32;
-    f16 scale;
-    std::array<std::uint8_t, 4> high_bits;
-    std::array<std::uint8_t, 16> codes;
+    static constexpr index_t elements = 32; ///< of a block
+    f16 scale;                              ///< d
+    std::array<std::uint8_t, 4> high_bits;  ///< h
+    std::array<std::uint8_t, 16> codes;     ///< b
 };
 static_assert(sizeof(block_q5_0) == 22);
 
+/// ggml's block of 5-bit codes with a minimum, layout-compatible on a little-endian machine.
 struct block_q5_1 {
-    static constexpr index_t elements = 32;
-    f16 scale, minimum;
-    std::array<std::uint8_t, 4> high_bits;
-    std::array<std::uint8_t, 16> codes;
+    static constexpr index_t elements = 32; ///< of a block
+    f16 scale, minimum;                     ///< d and m
+    std::array<std::uint8_t, 4> high_bits;  ///< h
+    std::array<std::uint8_t, 16> codes;     ///< b
 };
 static_assert(sizeof(block_q5_1) == 24);
 
+/// ggml's block of 4-bit codes into a table of values, layout-compatible on a little-endian machine.
 struct block_iq4_nl {
-    static constexpr index_t elements = 32;
-    f16 scale;
-    std::array<std::uint8_t, 16> codes;
+    static constexpr index_t elements = 32; ///< of a block
+    f16 scale;                              ///< d
+    std::array<std::uint8_t, 16> codes;     ///< b
 };
 static_assert(sizeof(block_iq4_nl) == 18);
 
@@ -65,7 +69,7 @@ alignas(16) inline constexpr std::array<std::int8_t, 16> iq4_nl_values{
 // Sixteen codes in a vector of any instruction set.
 using code_vector = std::int8_t __attribute__((vector_size(16)));
 
-// What multiplies the scale: of elements 0 to 15 and 16 to 31.
+// The integers that the scale multiplies: of elements 0 to 15 and 16 to 31.
 struct block_codes {
     code_vector low, high;
 };
@@ -153,7 +157,7 @@ KVTRIM_TARGET_AVX2 inline block_codes codes_avx2(const Block& block) {
     }
 }
 
-// Of f16, in every lane.
+// An f16 as float in every lane.
 KVTRIM_TARGET_AVX2 inline __m256 spread_avx2(f16 x) {
     return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(x.bits)));
 }
@@ -181,7 +185,7 @@ KVTRIM_TARGET_AVX2 void decode_by_codes_avx2(const Block* blocks, index_t count,
 
 } // namespace detail
 
-// to [32 * count] = the elements of consecutive blocks.
+/// Decodes consecutive blocks to [32 * count].
 template <class Block>
     requires requires(const Block& block) {
         detail::codes_of(block);
@@ -193,7 +197,7 @@ void decode_blocks(const Block* blocks, index_t count, float* to) {
     detail::decode_by_codes(blocks, count, to);
 }
 
-// to [count] = elements [skip, skip + count) of consecutive blocks, decoding no others than they lie in.
+/// Decodes elements [skip, skip + count) of consecutive blocks to [count]. Only the blocks that hold them are read.
 template <class Block>
 void decode_slice(const Block* blocks, index_t skip, index_t count, float* to) {
     blocks += skip / Block::elements;

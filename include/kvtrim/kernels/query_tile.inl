@@ -19,7 +19,7 @@ inline void mask_logits(float* logits, index_t keys, index_t first_key, const lo
     }
 }
 
-// The highest logit of each lane; NaN counts for nothing.
+// The highest logit of each lane; NaN counts as masked.
 KVTRIM_INLINE floats highest_of(const float* logits, index_t keys) {
     floats highest = broadcast(masked_logit), other = highest; // max returns its second operand for NaN
     index_t t = 0;
@@ -31,7 +31,8 @@ KVTRIM_INLINE floats highest_of(const float* logits, index_t keys) {
     return max(highest, other);
 }
 
-// What a panel of queries knows of the keys seen so far, a view. Each step is for the vector that begins at a lane.
+// Softmax statistics and outputs of a panel of queries over the keys so far, a view of scratch. Each step is for the vector
+// that begins at a lane.
 struct panel_softmax {
     float* maximum; // [panel], units of log 2
     double* sum;    // [panel]
@@ -53,14 +54,14 @@ struct panel_softmax {
         std::fill_n(out, value_dim * panel_columns, 0.0f);
     }
 
-    // Raises the maximum to what was found, the largest float at most, and returns it; sum and out follow.
+    // Raises the maximum to `found`, at most the largest float, and returns it. sum and out are rescaled to it.
     [[nodiscard]] KVTRIM_INLINE floats raise(index_t lane, floats found) const {
         const floats old = load(maximum + lane);
         const floats highest = min(max(found, old), broadcast(largest_logit));
         const mask higher = greater(highest, old);
         if (!any(higher)) { return highest; }
-        // Lanes that have seen nothing have nothing to rescale, so any factor will do; those that stay must not lose the
-        // rounding of 2^0 each time that another one rises.
+        // Lanes that have seen no key have sums of 0, so any factor is right. Lanes whose maximum stays get exactly 1,
+        // because a computed 2^0 would round each time that another lane's maximum rises.
         const floats factor = select(higher, binary_weight_of(old, highest), broadcast(1.0f));
         float factors[lanes];
         store(factors, factor);
@@ -93,7 +94,7 @@ struct panel_softmax {
     }
 };
 
-// A view on the tile's memory; construct it anew whenever it is needed.
+// A view of the tile's memory; cheap to construct whenever it is needed.
 class query_tile {
   public:
     using element = float; // of queries, keys and values
@@ -113,14 +114,14 @@ class query_tile {
           queries_(own + panel_softmax::memory_floats(value_dim)), logits_(shared),
           finite_(shared + panel_columns * most_keys) {}
 
-    // To be called before attend() whenever `shared` is about to see other keys. Nothing is packed here.
+    // Packs keys and values in `shared`, to be called before attend() of a new key tile. Nothing is packed here.
     static void pack(const key_tile&, float*, index_t, index_t) {}
 
     // Takes queries [count, head_dim], count <= max_queries. A model with an attention sink passes its logit, others
     // masked_logit.
     void begin(const float* queries, index_t query_stride, index_t count, float sink_logit,
                const logit_rules& rules) {
-        // With a soft cap the logits stay natural until they are capped.
+        // With a soft cap logits are in natural units until they are capped, else in units of log 2.
         const float scale = rules.soft_cap > 0 ? rules.scale : rules.scale * log2_e;
         for (index_t d = 0; d < head_dim_; ++d) {
             for (index_t r = 0; r < panel_columns; ++r) { // lanes without a query repeat the last one
@@ -177,7 +178,7 @@ class query_tile {
         return sum_of_lanes(others) == 0;
     }
 
-    // A vector of logits [keys] becomes weights.
+    // Turns a vector of logits [keys] into weights, in place.
     void make_weights(index_t keys, index_t lane) {
         float* const logits = logits_ + lane;
         const floats maximum = softmax_.raise(lane, highest_of(logits, keys));
@@ -197,7 +198,7 @@ class query_tile {
     float* finite_;  // [max_keys][value_dim], where some values are not
 };
 
-// fn<Tile>() with this target's, for a choice among targets.
+// Calls fn<Tile>() with this target's class, for KVTRIM_CHOOSE.
 template <class Fn>
 decltype(auto) call_with_query_tile(Fn& fn) {
     return fn.template operator()<query_tile>();

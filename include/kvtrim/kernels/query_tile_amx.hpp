@@ -2,14 +2,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// query_tile in AMX for bf16 queries, keys and values: products of bf16 in tiles, all else as query_tile in AVX-512.
+// query_tile by AMX for bf16 queries, keys and values: products of bf16 in tiles, all else as query_tile by AVX-512.
 //
 //   logits  [keys][32]      = K [keys][head_dim] * Q^T        weights = softmax step, rounded to bf16
 //   out     [value_dim][32] += V^T [value_dim][keys] * weights
 //
 // Both products are one kernel, C [32][32] += A * B on four tiles: A row by row, B as pairs of rows with 32 queries
-// beside each other. pack() brings keys and transposed values into blocks of 16 rows of 32 once for all query tiles that
-// share them, and fills up with zeros: any head_dim, value_dim and count work, multiples of 32 at full speed.
+// beside each other. pack() copies keys and transposed values to blocks of 16 rows of 32, once for all query tiles that
+// share them, and pads with zeros: any head_dim, value_dim and count work, multiples of 32 at full speed.
 // The three phases of attend() - logits, weights, products with values - each find what they need in the L1 cache.
 //
 // Numerics: logits from exact products of bf16, summed in float; weights rounded to bf16 (relative 2^-9) for the product
@@ -28,7 +28,8 @@ namespace kvtrim::kernels {
 
 namespace amx {
 
-// x[i] lane j and x[j] lane i change places: in quarters of four lanes, then the quarters.
+/// Transposes 16 vectors: lane j of x[i] and lane i of x[j] are exchanged, first within quarters of four lanes, then by
+/// quarters.
 KVTRIM_INLINE_AVX512 void transpose(__m512i (&x)[16]) {
     __m512i y[16];
     KVTRIM_UNROLL
@@ -56,12 +57,13 @@ KVTRIM_INLINE_AVX512 void transpose(__m512i (&x)[16]) {
     }
 }
 
+/// Stores a block of 16 rows of 32 bf16.
 KVTRIM_INLINE_AVX512 void store_block(const __m512i (&rows)[16], bf16* to) {
     KVTRIM_UNROLL
     for (std::size_t i = 0; i < 16; ++i) { _mm512_storeu_si512(to + i * step, rows[i]); }
 }
 
-// Rows of 32 bf16 each of two lots of weights [16], lane by lane: w0[0], w1[0], w0[1], ...
+/// A row of 32 bf16 from two vectors of weights [16], lane by lane: w0[0], w1[0], w0[1], ...
 __attribute__((always_inline)) KVTRIM_TARGET_AMX inline __m512i pair_up(__m512 w0, __m512 w1) {
     alignas(64) static constexpr std::uint16_t order[step] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                               21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
@@ -72,30 +74,36 @@ __attribute__((always_inline)) KVTRIM_TARGET_AMX inline __m512i pair_up(__m512 w
 
 } // namespace amx
 
-// Tiles: amx_tiles, or an emulation.
+/// query_tile of bf16. Tiles: amx_tiles, or an emulation.
 template <class Tiles>
 class basic_query_tile_amx {
   public:
+    /// Of queries, keys and values.
     using element = bf16;
+    /// The key tile that attend() takes.
     using key_tile = basic_key_tile<bf16>;
+    /// Queries of a tile.
     static constexpr index_t max_queries = avx512::panel_columns;
+    /// Keys of a key tile.
     [[nodiscard]] static constexpr index_t max_keys(index_t) { return most_keys; }
+    /// Floats of scratch of one tile.
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim, index_t value_dim) {
         return avx512::panel_softmax::memory_floats(amx::whole_steps(value_dim)) +
                max_queries * amx::whole_steps(head_dim) / 2;
     }
+    /// Floats of scratch that all tiles of a thread share.
     [[nodiscard]] static constexpr index_t shared_floats(index_t head_dim, index_t value_dim) {
         return most_keys * (max_queries + max_queries / 2 +
                             (amx::whole_steps(head_dim) + amx::whole_steps(value_dim)) / 2);
     }
 
-    // own is aligned for doubles.
+    /// Of own [own_floats()], aligned for doubles, and shared [shared_floats()].
     basic_query_tile_amx(float* own, float* shared, index_t head_dim, index_t value_dim)
         : head_dim_(head_dim), value_dim_(value_dim), softmax_(own, amx::whole_steps(value_dim)),
           queries_(reinterpret_cast<bf16*>(own + avx512::panel_softmax::memory_floats(softmax_.value_dim))),
           shared_(shared, head_dim) {}
 
-    // For attend() to the tile's first keys, any count of them.
+    /// Packs keys and values, for attend() to any number of the tile's first keys.
     KVTRIM_TARGET_AMX static void pack(const key_tile& tile, float* shared, index_t head_dim,
                                        index_t value_dim) {
         const shared_memory to(shared, head_dim);
@@ -103,6 +111,8 @@ class basic_query_tile_amx {
         pack_values(tile, value_dim, to.values);
     }
 
+    /// Takes queries [count, head_dim], count <= max_queries. A model with an attention sink passes its logit, others
+    /// masked_logit.
     KVTRIM_TARGET_AMX void begin(const bf16* queries, index_t query_stride, index_t count, float sink_logit,
                                  const logit_rules&) {
         bf16* to = queries_;
@@ -122,6 +132,7 @@ class basic_query_tile_amx {
         softmax_.begin(sink_logit);
     }
 
+    /// Adds the attention to a key tile. Requires that it, or a longer one that begins with it, was packed.
     KVTRIM_TARGET_AMX void attend(const key_tile& tile, const logit_rules& rules, query_range queries) {
         const index_t keys = amx::whole_steps(tile.count);
         Tiles::configure();
@@ -142,6 +153,7 @@ class basic_query_tile_amx {
         Tiles::release();
     }
 
+    /// Writes out [count, value_dim] and log_sum_exp [count], which may be null.
     void finish(index_t count, float* out, float* log_sum_exp) const {
         softmax_.finish(count, value_dim_, out, log_sum_exp);
     }
@@ -173,7 +185,7 @@ class basic_query_tile_amx {
         }
     }
 
-    // Pairs of keys become lanes of 32 bits, which are then transposed.
+    // The values of two keys are paired in lanes of 32 bits, which are then transposed.
     KVTRIM_TARGET_AMX static void pack_values(const key_tile& tile, index_t value_dim, bf16* to) {
         for (index_t first = 0; first < tile.count; first += amx::step) {
             for (index_t d = 0; d < amx::whole_steps(value_dim); d += 16) {
@@ -224,7 +236,7 @@ class basic_query_tile_amx {
         }
     }
 
-    // Sixteen lanes of logits [keys], times scale in units of log 2, become weights; keys are whole steps.
+    // Turns sixteen lanes of logits [keys], which times scale are in units of log 2, into weights; keys are whole steps.
     KVTRIM_TARGET_AMX void make_weights(index_t keys, float scale, index_t half) {
         const float* const logits = shared_.logits + half;
         const __m512 unit = _mm512_set1_ps(scale);
@@ -246,16 +258,17 @@ class basic_query_tile_amx {
 
     index_t head_dim_;
     index_t value_dim_;
-    avx512::panel_softmax softmax_; // its value_dim in whole steps
+    avx512::panel_softmax softmax_; // its value_dim is a whole number of steps
     bf16* queries_;                 // [head_dim / 32][2 halves][16 pairs of dimensions][16 queries][2]
     shared_memory shared_;
 };
 
+/// The query tile on the processor's tiles.
 using query_tile_amx = basic_query_tile_amx<amx_tiles>;
 
 namespace amx {
 
-// As the function of that name in kernels/query_tile.inl.
+/// Calls fn<Tile>() with the AMX class, as the function of that name in kernels/query_tile.inl does.
 template <class Fn>
 decltype(auto) call_with_query_tile(Fn& fn) {
     return fn.template operator()<query_tile_amx>();

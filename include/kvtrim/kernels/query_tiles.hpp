@@ -10,13 +10,14 @@
 
 namespace kvtrim::kernels {
 
-/// fn<Tile>() with the class for float queries, keys and values.
+/// Returns fn<Tile>() with the class for float queries, keys and values.
 template <class Fn>
 decltype(auto) with_float_query_tile(Fn&& fn) {
     return (KVTRIM_CHOOSE(active_cpu_level(), call_with_query_tile<Fn>))(fn);
 }
 
-/// The same where queries, keys and values lie in memory as bf16: that of bf16 at a level that has one, else of floats.
+/// Returns fn<Tile>() for queries, keys and values that are bf16 in memory: the class for bf16 if the level has one, else
+/// that for floats.
 template <class Fn>
 decltype(auto) with_bf16_query_tile(Fn&& fn) {
     return (KVTRIM_CHOOSE_TILES(active_cpu_level(), amx::call_with_query_tile<Fn>,

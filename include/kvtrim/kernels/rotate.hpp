@@ -12,9 +12,10 @@
 
 namespace kvtrim::kernels {
 
+/// The angles of one rotation.
 struct turn_row {
-    const double* cosine; // [pairs]
-    const double* sine;   // [pairs]
+    const double* cosine; ///< [pairs]
+    const double* sine;   ///< [pairs]
 };
 
 } // namespace kvtrim::kernels
@@ -24,12 +25,12 @@ struct turn_row {
 
 namespace kvtrim::kernels {
 
-// Rotates the pairs (row[i], row[pairs + i]) by both turns together.
+/// Rotates the pairs (row[i], row[pairs + i]) by both turns together.
 inline void rotate_half_split(turn_row a, turn_row b, index_t pairs, float* row) {
     (KVTRIM_CHOOSE(active_cpu_level(), rotate<false>))(a, b, pairs, row);
 }
 
-// Rotates the pairs (row[2 i], row[2 i + 1]) likewise.
+/// Rotates the pairs (row[2 i], row[2 i + 1]) by both turns together.
 inline void rotate_interleaved(turn_row a, turn_row b, index_t pairs, float* row) {
     (KVTRIM_CHOOSE(active_cpu_level(), rotate<true>))(a, b, pairs, row);
 }

@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Rows that move from scattered places to neighbouring ones, at the speed of memory.
+// Moves rows from scattered places to neighbouring ones, at memory bandwidth.
 //
-// Above streamed_bytes in all, rows are written past the caches: they push nothing out and are not read before they are
-// written, which a processor otherwise does. A row that is fetched eight rows before its turn does not keep the copy waiting.
-// Below, and for rows that are not whole cache lines, it is memmove. Measured: see bench/NOTES.md.
+// Above streamed_bytes in all, rows are written past the caches (non-temporal stores): nothing is evicted from the caches,
+// and the destination is not read before it is written. Rows are prefetched eight rows ahead. Below streamed_bytes, and for
+// rows that are not whole cache lines, memmove is used. Measured: see bench/NOTES.md.
 
 #include <kvtrim/core/status.hpp>
 
@@ -20,24 +20,27 @@
 
 namespace kvtrim::kernels {
 
+/// From this total on, rows are written past the caches.
 inline constexpr index_t streamed_bytes = index_t{4} << 20;
 
-// Moves rows of a size, about `total` bytes in all. What was moved is visible to other threads when this ends.
+/// Moves rows of one size. They are visible to other threads when the mover is destroyed.
 class row_mover {
   public:
+    /// Of rows of row_bytes, about `total` bytes in all.
     row_mover(index_t row_bytes, index_t total)
         : bytes_(static_cast<std::size_t>(row_bytes)),
           streams_(total >= streamed_bytes && row_bytes % 64 == 0) {}
     row_mover(const row_mover&) = delete;
     row_mover& operator=(const row_mover&) = delete;
+    /// Makes the rows visible to other threads.
     ~row_mover() {
 #if defined(__SSE2__)
         if (streams_) { _mm_sfence(); }
 #endif
     }
 
-    // Calls place(i) for the source and the destination {from, to} of each of `count` rows, in order. Rows may overlap as
-    // long as none is written before all of it, and of the later ones, was read: to <= from, ascending.
+    /// Calls place(i) for the source and the destination {from, to} of each of `count` rows, in order. Rows may overlap as
+    /// long as none is written before all of it, and of the later ones, was read: to <= from, ascending.
     template <class Place>
     void move(std::size_t count, Place&& place) const {
         for (std::size_t i = 0; i < count; ++i) {
@@ -81,10 +84,10 @@ class row_mover {
     bool streams_;
 };
 
-// Where a row is, and where it goes.
+/// The source and the destination of a row.
 struct row_move {
-    const void* from;
-    void* to;
+    const void* from; ///< source
+    void* to;         ///< destination
 };
 
 } // namespace kvtrim::kernels

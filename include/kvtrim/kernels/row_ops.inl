@@ -33,7 +33,7 @@ inline void condition_logits(float* logits, index_t count, float soft_cap) {
         });
 }
 
-// Four vectors of columns at a time, whose sums need not wait for each other.
+// Four vectors of columns at a time, so that the additions do not wait for each other.
 inline void add_over_rows(const float* rows, index_t stride, index_t count, index_t length,
                           const float* weights, double* sums) {
     const auto add = [&](auto vectors, index_t first, auto some) __attribute__((always_inline)) {

@@ -14,10 +14,11 @@
 
 namespace kvtrim::kernels {
 
+/// Scales and zero points of a row.
 struct code_scales {
-    const float* scale;
-    const float* zero; // null: 0 everywhere
-    index_t step;      // 0: of the row, 1: of each channel
+    const float* scale; ///< one, or one per channel
+    const float* zero;  ///< null: 0 everywhere
+    index_t step;       ///< 0: one for the row, 1: one per channel
 };
 
 } // namespace kvtrim::kernels
@@ -27,7 +28,7 @@ struct code_scales {
 
 namespace kvtrim::kernels {
 
-// Requires count > 0 and step 0 or 1. to may be codes, where these are floats.
+/// to [count] = the floats of codes [count]. Requires count > 0 and step 0 or 1. `to` may be `codes` if these are floats.
 template <class Code>
 void scale_codes(const Code* codes, index_t count, const code_scales& by, float* to) {
     (KVTRIM_CHOOSE(active_cpu_level(), scale_row<Code>))(codes, count, by, to);

@@ -5,7 +5,7 @@ namespace kvtrim::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
-// One loop for each way in which scales and zero points come: a choice inside would be made for every vector.
+// One loop per combination of scales and zero points: a branch inside would be taken for every vector.
 template <bool PerChannel, bool HasZero, class Code>
 KVTRIM_INLINE void scale_row_by(const Code* codes, index_t count, const code_scales& by, float* to) {
     const float* const scales = by.scale;

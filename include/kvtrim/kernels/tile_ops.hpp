@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Steps on tiles that are made of other kernels: softmax statistics of a logit tile, and L1 norms without a packed matrix.
+// Steps on tiles that call other kernels: softmax statistics of a logit tile, and L1 norms without a packed matrix.
 //
 //   logit tile  [tokens, query_rows]   the query rows of one token are contiguous
 
@@ -12,14 +12,14 @@
 
 namespace kvtrim::kernels {
 
-// Softmax statistics of the query rows over the tiles seen so far, relative to the running maximum.
+/// Softmax statistics of the query rows over the tiles seen so far, relative to the running maximum.
 struct row_statistics {
-    float* maximum; // [query_rows]
-    double* sum;    // [query_rows] of exp(logit - maximum)
+    float* maximum; ///< [query_rows]
+    double* sum;    ///< [query_rows] of exp(logit - maximum)
 };
 
-// Folds a logit tile into the statistics and leaves exp(logit - maximum) in it; `rescale` [query_rows] gets
-// the factor by which sums taken before this tile must be multiplied.
+/// Folds a logit tile into the statistics and leaves exp(logit - maximum) in it; `rescale` [query_rows] gets
+/// the factor by which sums taken before this tile must be multiplied.
 inline void accumulate_statistics(float* tile, index_t tokens, index_t query_rows, row_statistics rows,
                                   float* rescale) {
     const window_kernels& steps = active_window_kernels();
@@ -34,8 +34,8 @@ inline void accumulate_statistics(float* tile, index_t tokens, index_t query_row
     steps.attention(tile, tokens, query_rows, shift, one, tile);
 }
 
-// norms [tokens] += sum over the columns of | values [tokens, head_dim] * projection [head_dim, columns] |.
-// product [tokens, columns] is scratch.
+/// norms [tokens] += sum over the columns of | values [tokens, head_dim] * projection [head_dim, columns] |.
+/// product [tokens, columns] is scratch.
 inline void add_projected_l1(const float* values, index_t value_stride, index_t tokens,
                              const float* projection, index_t projection_stride, index_t head_dim,
                              index_t columns, float* product, float* norms) {

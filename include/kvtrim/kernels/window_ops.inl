@@ -5,7 +5,7 @@ namespace kvtrim::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
-// A row that has seen masked logits only has no finite maximum; relative to 0 its weights are 0.
+// A row that has seen only masked logits has no finite maximum; relative to 0 its weights are 0.
 KVTRIM_INLINE floats finite_or_zero(floats maximum) {
     return keep(greater(maximum, broadcast(masked_logit)), maximum);
 }
@@ -44,7 +44,7 @@ struct maximum_step {
             const index_t row = first + lanes * v;
             const floats old = some.load(maximum + row);
             const floats raised = min(max(highest[v], old), broadcast(largest_logit));
-            // A maximum that stays must not lose the rounding of 2^0 each time.
+            // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
             const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
             some.store(maximum + row, raised);
             some.store(rescale + row, factor);
@@ -119,8 +119,8 @@ inline void pack_queries(const float* queries, index_t first_row, index_t count,
 
 inline void logits(const float* keys, index_t key_stride, index_t tokens, const float* packed, index_t rows,
                    index_t head_dim, float soft_cap, float* out, soon_read next) {
-    // What comes next is brought near evenly over all panels: the first panel alone would read the keys four times faster
-    // than memory gives them, and the rest would not read at all.
+    // The next keys are prefetched evenly over all panels. If the first panel alone read them, it would wait for memory, and
+    // the other panels would leave memory idle.
     constexpr index_t step_tokens = product_registers; // whole steps of the product
     const index_t panels = (rows + panel_columns - 1) / panel_columns;
     even_prefetch soon(next, panels * ((tokens + step_tokens - 1) / step_tokens));

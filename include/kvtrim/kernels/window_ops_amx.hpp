@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The logits of window_ops in AMX, for keys and queries of bf16; all other steps are those of AVX-512.
+// The logits of kernels/window_ops.hpp by AMX, for keys and queries of bf16; all other steps are those of AVX-512.
 //
 //   packed   panels of 32 queries, [head_dim / 32][2 halves][16 pairs of dimensions][16 queries][2]
 //
-// Keys are read where they are, 32 at a time past all panels: 8 KiB of keys and 32 KiB of queries at head_dim 128, so that
-// memory gives every key once. The scale comes after the product, because scaled queries would have to be rounded.
+// Keys are read in place, 32 at a time with all panels: 8 KiB of keys and 32 KiB of queries at head_dim 128, so that every
+// key is read from memory once. The scale comes after the product, because scaled queries would have to be rounded.
 // Any head_dim, count of tokens and of rows works, multiples of 32 at full speed.
 //
 // Numerics: products of bf16 are exact, their sums float: as exact as the products of the same elements in float. Elements
@@ -22,6 +22,7 @@
 
 namespace kvtrim::kernels::amx {
 
+/// window_kernels::pack_bf16_queries.
 inline void pack_queries(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
                          index_t head_dim, bf16* packed) {
     for (index_t i = 0; i < count; ++i) {
@@ -32,7 +33,7 @@ inline void pack_queries(const bf16* queries, index_t query_stride, index_t firs
     }
 }
 
-// out [tokens, rows] from column `first_row` on = scale * c [tokens][32], as far as there are columns.
+/// out [tokens, rows] = scale * c [tokens][32], of the 16 columns that begin at both pointers, or fewer.
 template <class Lanes>
 KVTRIM_INLINE_AVX512 void copy_scaled(const float* c, index_t tokens, float scale, float* out, index_t rows,
                                       Lanes some) {
@@ -40,7 +41,7 @@ KVTRIM_INLINE_AVX512 void copy_scaled(const float* c, index_t tokens, float scal
     for (index_t t = 0; t < tokens; ++t) { some.store(out + t * rows, unit * _mm512_load_ps(c + t * step)); }
 }
 
-// Tiles: amx_tiles, or an emulation.
+/// window_kernels::bf16_logits. Tiles: amx_tiles, or an emulation.
 template <class Tiles>
 KVTRIM_TARGET_AMX void logits(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed,
                               index_t rows, index_t head_dim, float scale, float soft_cap, float* out,
@@ -57,7 +58,7 @@ KVTRIM_TARGET_AMX void logits(const bf16* keys, index_t key_stride, index_t toke
             for (index_t half = 0; half < std::min(step, rows - r); half += 16) {
                 const index_t count = std::min(step, tokens - t), columns = rows - r - half;
                 float* const to = out + t * rows + r + half;
-                if (columns >= 16) { // what a masked store wrote is slow to read again
+                if (columns >= 16) { // a masked store is slow to read back
                     copy_scaled(c + half, count, scale, to, rows, avx512::all_lanes{});
                 } else {
                     copy_scaled(c + half, count, scale, to, rows, avx512::first_lanes(columns));

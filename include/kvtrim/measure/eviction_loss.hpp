@@ -32,19 +32,21 @@
 
 namespace kvtrim {
 
+/// What measure_eviction() found; symbols as above.
 struct eviction_loss {
-    std::vector<double> kept_mass;       // [q_heads] F, mean over the queries
-    std::vector<double> evicted_mass;    // [q_heads] E, mean over the queries
-    std::vector<double> error;           // [q_heads]
-    std::vector<double> error_projected; // [q_heads]; empty without W_O
-    double layer_error = 0;              // 0 without W_O
-    double layer_bound = 0;              // 0 without W_O, or where it was skipped
+    std::vector<double> kept_mass;       ///< [q_heads] F, mean over the queries
+    std::vector<double> evicted_mass;    ///< [q_heads] E, mean over the queries
+    std::vector<double> error;           ///< [q_heads] mean L1 error of the head's output
+    std::vector<double> error_projected; ///< [q_heads]; empty without W_O
+    double layer_error = 0;              ///< 0 without W_O
+    double layer_bound = 0;              ///< 0 without W_O, or where it was skipped
 };
 
-// The bound projects every cached value, which costs far more than the rest where queries are few.
+/// Whether layer_bound is computed: it projects every cached value, which costs far more than the rest where queries are
+/// few.
 enum class loss_bound : std::uint8_t { measured, skipped };
 
-// Ada-KV's bound on the mean L1 error of a layer's output. evicted_mass [q_heads]: mean E; largest_projected_norm: C.
+/// Ada-KV's bound on the mean L1 error of a layer's output. evicted_mass [q_heads]: mean E; largest_projected_norm: C.
 [[nodiscard]] inline double ada_kv_loss_bound(std::span<const double> evicted_mass,
                                               double largest_projected_norm) {
     double evicted = 0;
@@ -177,8 +179,8 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
 /// Measures the loss of `plan` for the queries in `in`; a request supplies the attention options and the
 /// rollback tail. Needs values and queries; W_O where its figures are wanted, which then must be
 /// [q_heads, head_dim, hidden] with the queries' q_heads and the values' head_dim.
-/// Returns what in.validate() (invalid_parameter for another W_O) and validate_attention() say, index_overflow (needed: tokens)
-/// or plan_mismatch, with `loss` unchanged.
+/// Returns what in.validate() (invalid_parameter for another W_O) and validate_attention() say, index_overflow (needed:
+/// tokens) or plan_mismatch, with `loss` unchanged.
 template <class Inputs>
 [[nodiscard]] status measure_eviction(const Inputs& in, const eviction_request& request,
                                       const keep_plan& plan, eviction_loss& loss,

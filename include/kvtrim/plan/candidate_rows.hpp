@@ -17,15 +17,17 @@
 
 namespace kvtrim {
 
-// Lengths summed over the KV heads of a layer.
+/// Lengths summed over the KV heads of a layer.
 struct cache_lengths {
-    index_t tokens = 0;
-    index_t protected_tokens = 0;
-    index_t longest = 0; // of one head
+    index_t tokens = 0;           ///< cached
+    index_t protected_tokens = 0; ///< that always stay
+    index_t longest = 0;          ///< tokens of the longest head
 
+    /// Tokens that compete for the budget.
     [[nodiscard]] index_t candidates() const { return tokens - protected_tokens; }
 };
 
+/// Lengths of one layer. O(kv_heads).
 template <class Inputs>
 [[nodiscard]] cache_lengths count_lengths(const Inputs& in, const protection& protect) {
     cache_lengths all;
@@ -38,7 +40,7 @@ template <class Inputs>
     return all;
 }
 
-// Summed over the KV heads of all layers.
+/// Lengths summed over the KV heads of all layers.
 template <class Inputs>
 [[nodiscard]] cache_lengths count_lengths(std::span<const Inputs> layers, const protection& protect) {
     cache_lengths all;
@@ -51,7 +53,7 @@ template <class Inputs>
     return all;
 }
 
-// Whether a ragged view of these inputs reads its offsets from a plan, which can then not be written.
+/// Whether a ragged view of these inputs reads its offsets from a plan, which can then not be written.
 template <class Inputs>
 [[nodiscard]] bool reads_tables_of(const Inputs& in, const keep_plan& plan) {
     if constexpr (requires { in.keys.offsets().data() == plan.offsets().data(); }) {
@@ -60,13 +62,14 @@ template <class Inputs>
     return false;
 }
 
-// Whether a plan holds so many tokens.
+/// Returns index_overflow (needed: tokens) if a plan cannot hold so many tokens.
 [[nodiscard]] inline status fits_plan(index_t tokens) {
     if (tokens <= std::numeric_limits<keep_plan::table_index>::max()) { return {}; }
     return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", tokens};
 }
 
-// offsets [kv_heads + 1]; offsets[0] is where the first row begins. protected_tokens [kv_heads], or empty where nobody asks.
+/// Fills offsets [kv_heads + 1] of the candidates from offsets[0] on, which the caller sets, and protected_tokens
+/// [kv_heads], which may be empty if they are not needed.
 template <class Inputs>
 void fill_candidate_offsets(const Inputs& in, const protection& protect, std::span<index_t> offsets,
                             std::span<index_t> protected_tokens = {}) {
@@ -78,8 +81,8 @@ void fill_candidate_offsets(const Inputs& in, const protection& protect, std::sp
     }
 }
 
-// The plan that keeps every row. counts [kv_heads] is scratch.
-// Returns errc::index_overflow, with out unchanged.
+/// Makes the plan that keeps every row. counts [kv_heads] is scratch.
+/// Returns errc::index_overflow, with out unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_everything(const Inputs& in, std::span<index_t> counts, keep_plan& out) {
     for (std::size_t g = 0; g < counts.size(); ++g) { counts[g] = in.tokens(static_cast<index_t>(g)); }
@@ -91,8 +94,8 @@ template <class Inputs>
     return {};
 }
 
-// The plans that keep every row of every layer. counts [kv_heads] is scratch.
-// Returns errc::index_overflow, with all of out unchanged.
+/// Makes the plans that keep every row of every layer. counts [kv_heads] is scratch.
+/// Returns errc::index_overflow, with all of out unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_everything(std::span<const Inputs> layers, std::span<index_t> counts,
                                      std::span<keep_plan> out) {
@@ -105,8 +108,9 @@ template <class Inputs>
     return {};
 }
 
-// Protected prefix, the `budgets` [kv_heads] best candidates of each row in ascending order, protected suffix.
-// counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out unchanged.
+/// Makes the plan that keeps the protected prefix, the `budgets` [kv_heads] best candidates and the protected suffix of each
+/// row, ascending. counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out
+/// unchanged.
 template <class Inputs>
 [[nodiscard]] status plan_best(const Inputs& in, const protection& protect, const score_rows& importance,
                                std::span<const index_t> budgets, std::span<index_t> counts, keep_plan& out) {
@@ -116,7 +120,8 @@ template <class Inputs>
         counts[g] = tokens - candidates(protect, tokens).size() + budgets[g];
     }
     if (const status s = out.reset(counts); !s.ok()) { return s; }
-    // Heads that compete for one budget were cut at the same score, all but those that a safeguard keeps above it.
+    // Heads that share one budget are cut at the same score, except for a head whose safeguard keeps more than that. So the
+    // cut of an earlier head is tried first.
     const bool may_share =
         std::any_of(budgets.begin(), budgets.end(), [&](index_t b) { return b != budgets.front(); });
     std::uint32_t shared_bits = 0xffffffffu;

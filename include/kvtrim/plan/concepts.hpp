@@ -8,7 +8,8 @@
 //   scorer      static constexpr bool writes_attention          whether it also writes scores.attention
 //               status score(inputs, request, scores, workspace, executor) const
 //               optional: status validate(inputs, request) const
-//               optional: index_t workspace_bytes(inputs, request) const, or (inputs, request, executor): see core/for_each_item.hpp
+//               optional: index_t workspace_bytes(inputs, request) const, or (inputs, request, executor) where the number
+//                         depends on the executor's width (core/for_each_item.hpp)
 //   aggregator  see aggregate/attention_tile.hpp (attention_aggregator)
 //   allocator   static constexpr bool is_uniform
 //               status allocate(score_rows, total, budgets, workspace) const
@@ -33,6 +34,7 @@
 
 namespace kvtrim {
 
+/// A scorer for these inputs.
 template <class S, class Inputs>
 concept token_scorer = requires(const S& s, const Inputs& in, const eviction_request& request,
                                 const token_scores& out, workspace& scratch, serial_executor& ex) {
@@ -40,6 +42,7 @@ concept token_scorer = requires(const S& s, const Inputs& in, const eviction_req
     { s.score(in, request, out, scratch, ex) } -> std::same_as<status>;
 };
 
+/// An allocator.
 template <class A>
 concept budget_allocator = requires(const A& a, const score_rows& scores, index_t total,
                                     std::span<index_t> budgets, workspace& scratch) {
@@ -47,6 +50,7 @@ concept budget_allocator = requires(const A& a, const score_rows& scores, index_
     { a.allocate(scores, total, budgets, scratch) } -> std::same_as<status>;
 };
 
+/// A reranker. Its two steps are optional.
 template <class S>
 concept token_reranker = requires {
     { S::allocate_by_attention } -> std::convertible_to<bool>;

@@ -43,42 +43,49 @@ template <class Position>
 
 } // namespace detail
 
+/// The cache rows that survive, for every KV head. A value: copies are independent.
 class keep_plan {
   public:
+    /// Of both tables.
     using table_index = std::int32_t;
 
+    /// KV heads; 0 for a plan never made.
     [[nodiscard]] index_t rows() const {
         return offsets_.empty() ? 0 : static_cast<index_t>(offsets_.size()) - 1;
     }
+    /// Survivors of all rows together.
     [[nodiscard]] index_t total_tokens() const { return static_cast<index_t>(kept_.size()); }
+    /// Survivors of a row.
     [[nodiscard]] index_t kept_tokens(index_t row) const {
         return static_cast<index_t>(this->row(row).size());
     }
-    // Cache rows of one head that stay, ascending.
+    /// Cache rows of one head that stay, ascending.
     [[nodiscard]] std::span<const table_index> row(index_t row) const& {
         const auto r = static_cast<std::size_t>(row);
         return std::span(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
                                         static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
-    // [rows + 1], indptr of kept().
+    /// [rows + 1], indptr of kept().
     [[nodiscard]] std::span<const table_index> offsets() const& { return offsets_; }
-    // [rows + 1], the cumulative lengths of the compacted cache, as varlen attention kernels take them.
+    /// [rows + 1], the cumulative lengths of the compacted cache, as varlen attention kernels take them.
     [[nodiscard]] std::span<const table_index> cu_seqlens() const& { return offsets_; }
+    /// [total_tokens] the survivors of all rows, one row after the other.
     [[nodiscard]] std::span<const table_index> kept() const& { return kept_; }
-    // Of a temporary: it would be gone when they are read.
+    /// Not of a temporary plan, whose tables are freed before they are read.
     void row(index_t row) const&& = delete;
     void offsets() const&& = delete;
     void cu_seqlens() const&& = delete;
     void kept() const&& = delete;
+    /// Survivors of the row that keeps most. O(rows).
     [[nodiscard]] index_t longest_row() const {
         index_t longest = 0;
         for (index_t r = 0; r < rows(); ++r) { longest = std::max(longest, kept_tokens(r)); }
         return longest;
     }
 
-    // Sizes the tables for `counts` [rows] survivors per row; the kept rows are then written through
-    // writable_row(). Returns errc::invalid_parameter for a negative count, index_overflow (needed: tokens) beyond 2^31 - 1 in
-    // total, with the plan unchanged; so it is if an allocation throws.
+    /// Sizes the tables for `counts` [rows] survivors per row; the kept rows are then written through writable_row().
+    /// Returns invalid_parameter for a negative count, index_overflow (needed: tokens) beyond 2^31 - 1 in total. The plan is
+    /// then unchanged, as it is if an allocation throws.
     [[nodiscard]] status reset(std::span<const index_t> counts) {
         constexpr index_t most = std::numeric_limits<index_t>::max();
         index_t total = 0;
@@ -90,7 +97,7 @@ class keep_plan {
             return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total};
         }
         offsets_.reserve(counts.size() + 1);
-        kept_.resize(static_cast<std::size_t>(total)); // the last that may throw
+        kept_.resize(static_cast<std::size_t>(total)); // the last line that may throw
         offsets_.resize(counts.size() + 1);
         offsets_[0] = 0;
         for (std::size_t r = 0; r < counts.size(); ++r) {
@@ -98,14 +105,15 @@ class keep_plan {
         }
         return {};
     }
+    /// Where the survivors of a row are written, ascending, after reset().
     [[nodiscard]] std::span<table_index> writable_row(index_t row) {
         const auto r = static_cast<std::size_t>(row);
         return std::span(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
                                         static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
 
-    // Whether every row ascends strictly and lies in [0, tokens of that row); tokens_of_row(r) gives the
-    // length of the cache the plan is for. O(kept tokens).
+    /// Whether every row ascends strictly and lies in [0, tokens of that row); tokens_of_row(r) gives the
+    /// length of the cache the plan is for. O(kept tokens).
     template <class TokensOfRow>
     [[nodiscard]] bool check_invariants(TokensOfRow&& tokens_of_row) const {
         for (index_t r = 0; r < rows(); ++r) {
@@ -118,9 +126,10 @@ class keep_plan {
         return true;
     }
 
-    /// Writes the original positions of the survivors of a row, where cached row t had position positions[t]; for a cache that
-    /// was never cut the plan's own rows are the positions. Returns invalid_parameter (needed: entries) for an output that is
-    /// too short, or positions that do not cover the survivors; plan_mismatch for no row of the plan. Nothing is written then.
+    /// Writes the original positions of the survivors of a row, where cached row t had position positions[t]; for a cache
+    /// that was never cut the plan's own rows are the positions. Returns invalid_parameter (needed: entries) for an output
+    /// that is too short, or positions that do not cover the survivors; plan_mismatch for no row of the plan. Nothing is
+    /// written then.
     template <class Position>
     [[nodiscard]] status gather_positions(index_t row, std::span<const Position> positions,
                                           std::span<Position> out) const {

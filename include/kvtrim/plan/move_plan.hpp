@@ -24,9 +24,10 @@
 
 namespace kvtrim {
 
+/// One copy between slots of the pool.
 struct slot_move {
-    std::int32_t from = 0;
-    std::int32_t to = 0;
+    std::int32_t from = 0; ///< slot that is read
+    std::int32_t to = 0;   ///< slot that is written
 
     friend constexpr bool operator==(const slot_move&, const slot_move&) = default;
 };
@@ -35,40 +36,50 @@ namespace detail {
 class page_planner;
 }
 
+/// The moves and the new page table of one eviction. A value: copies are independent.
 class move_plan {
   public:
+    /// Rows of the keep_plan; 0 for a plan never made.
     [[nodiscard]] index_t rows() const {
         return move_offsets_.empty() ? 0 : static_cast<index_t>(move_offsets_.size()) - 1;
     }
-    // Plan rows per row of the table: 1 where a slot moves with everything it holds.
+    /// Plan rows per row of the table: kv_heads where heads share pages, 1 where a slot moves with all that it holds.
     [[nodiscard]] index_t heads() const { return heads_; }
+    /// The moves of a row, in the order in which they must run.
     [[nodiscard]] std::span<const slot_move> moves(index_t row) const& {
         return part(moves_, move_offsets_, row);
     }
+    /// Moves of all rows together.
     [[nodiscard]] index_t total_moves() const { return static_cast<index_t>(moves_.size()); }
-    // Of the pool that the plan was made for; 0 for a plan never made.
+    /// Tokens of a page of the pool that the plan was made for; 0 for a plan never made.
     [[nodiscard]] index_t page_tokens() const { return page_tokens_; }
-    // Pages that a pool must have for the table, and all moves, to lie in it.
+    /// Pages that a pool must have for the table, and all moves, to lie in it.
     [[nodiscard]] index_t pages_touched() const {
         return moves_.empty() ? 0 : highest_slot_ / page_tokens_ + 1;
     }
 
+    /// The page table after the moves, a view of this plan's memory.
     [[nodiscard]] page_table table() const& { return {indptr_, indices_, last_page_len_}; }
+    /// Pages that the table owned and no longer names.
     [[nodiscard]] std::span<const std::int32_t> freed_pages() const& { return freed_; }
+    /// Shared pages that a row no longer names, once for each reference that ends.
     [[nodiscard]] std::span<const std::int32_t> released_pages() const& { return released_; }
+    /// How many of the free pages that were offered are now the table's, from the first on.
     [[nodiscard]] index_t taken_pages() const { return taken_; }
 
+    /// For each slot of a row, in the order of its new table, the cache row whose token it now holds.
     [[nodiscard]] std::span<const std::int32_t> origins(index_t row) const& {
         return part(origins_, origin_offsets_, row);
     }
+    /// Tokens of a row after the moves.
     [[nodiscard]] index_t kept_tokens(index_t row) const { return static_cast<index_t>(origins(row).size()); }
-    // Of a temporary: it would be gone when they are read.
+    /// Not of a temporary plan, whose tables are freed before they are read.
     void moves(index_t row) const&& = delete;
     void table() const&& = delete;
     void freed_pages() const&& = delete;
     void released_pages() const&& = delete;
     void origins(index_t row) const&& = delete;
-    // Tokens that stay although the keep_plan evicts them, because they lie in shared pages; all rows together.
+    /// Tokens that stay although the keep_plan evicts them, because they lie in shared pages; all rows together.
     [[nodiscard]] index_t extra_tokens() const { return extra_; }
 
     /// Writes the position of the token in each slot of a row, where cache row t had position positions[t]. Errors as
@@ -82,7 +93,7 @@ class move_plan {
         return detail::gather_positions(origins(row), positions, out);
     }
 
-    /// Whether a list begins in a table of this plan, which would change under its reader when the plan is made again.
+    /// Whether a list begins in a table of this plan, so that making the plan again would overwrite it.
     [[nodiscard]] bool holds(std::span<const std::int32_t> list) const {
         const auto begins_in = [&](const std::vector<std::int32_t>& own) {
             return !std::less<>{}(list.data(), own.data()) &&

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The position of each row of each head, as a CSR table: what keys are rotated to, or shall be.
+// The position of each row of each head, as a CSR table: the positions that keys are rotated to, or shall be rotated to.
 //
 //   offsets     [kv_heads + 1]        int32, ascending
 //   positions   [offsets[kv_heads]]   int32, from 0 on; row i of head g has positions[offsets[g] + i]
@@ -15,11 +15,14 @@
 
 namespace kvtrim {
 
+/// Positions of rows, a view.
 struct row_positions {
-    std::span<const std::int32_t> offsets;   // [kv_heads + 1]
-    std::span<const std::int32_t> positions; // [offsets[kv_heads]]
+    std::span<const std::int32_t> offsets;   ///< [kv_heads + 1]
+    std::span<const std::int32_t> positions; ///< [offsets[kv_heads]]
 
+    /// KV heads; 0 without offsets.
     [[nodiscard]] index_t heads() const { return offsets.empty() ? 0 : std::ssize(offsets) - 1; }
+    /// Positions of the rows of a head.
     [[nodiscard]] std::span<const std::int32_t> row(index_t head) const {
         const auto g = static_cast<std::size_t>(head);
         return positions.subspan(static_cast<std::size_t>(offsets[g]),
@@ -41,10 +44,11 @@ struct row_positions {
     }
 };
 
-/// Of a cache whose row t had position t before this plan cut it. The plan must outlive the view.
+/// Positions of a cache whose row t had position t before this plan cut it. The plan must outlive the view.
 [[nodiscard]] inline row_positions positions_of(const keep_plan& plan) {
     return {plan.offsets(), plan.kept()};
 }
-row_positions positions_of(const keep_plan&& plan) = delete; // it would be gone when the view is read
+/// Not of a temporary plan, whose tables are freed before the view is read.
+row_positions positions_of(const keep_plan&& plan) = delete;
 
 } // namespace kvtrim

@@ -7,7 +7,7 @@
 //   offsets [kv_heads + 1], importance [candidates], attention [candidates] or none, protected_mass [kv_heads]
 //   column c of row g is cache row first_candidate(g) + c                          as in plan/token_scores.hpp
 //
-// For engines that select by themselves, or fold the scores of several layers or heads before anyone selects
+// For engines that select by themselves, or fold the scores of several layers or heads before selection
 // (compact/shared_cells.hpp, policy/page_eviction.hpp). Nothing allocates once the largest layer was seen.
 
 #include <kvtrim/plan/token_scores.hpp>
@@ -16,10 +16,14 @@
 
 namespace kvtrim {
 
+/// Scores that own their memory. A value: copies are independent.
 class score_table {
   public:
+    /// KV heads; 0 for a table never filled.
     [[nodiscard]] index_t rows() const { return offsets_.empty() ? 0 : std::ssize(offsets_) - 1; }
+    /// [kv_heads + 1] where each row begins.
     [[nodiscard]] std::span<const index_t> offsets() const { return offsets_; }
+    /// [candidates] what ranks the tokens; higher stays.
     [[nodiscard]] std::span<const float> importance() const { return importance_; }
     /// What ranks stage one of a two-stage selection; empty where the scorer has one stage.
     [[nodiscard]] std::span<const float> attention() const { return attention_; }
@@ -31,9 +35,10 @@ class score_table {
         return importance().subspan(static_cast<std::size_t>(offsets_[g]),
                                     static_cast<std::size_t>(offsets_[g + 1] - offsets_[g]));
     }
-    /// The table as stages take it; they may rewrite it.
+    /// The table as the output or input of stages, which may rewrite it.
     [[nodiscard]] token_scores scores() { return {offsets_, importance_, attention_, protected_mass_}; }
 
+    /// Copies scores; allocates only beyond the largest layer seen.
     void assign(const token_scores& s) {
         offsets_.assign(s.offsets.begin(), s.offsets.end());
         importance_.assign(s.importance.begin(), s.importance.end());

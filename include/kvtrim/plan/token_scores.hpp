@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scores of the candidate tokens of a layer, or of layers one behind the other: the plain data between scorer, allocator and reranker.
+// Scores of the candidate tokens of a layer, or of layers one behind the other: the plain data between scorer, allocator and
+// reranker.
 //
 //   offsets           [rows + 1]        row r is [offsets[r], offsets[r + 1]); a row is a KV head
 //   importance        [offsets[rows]]   what ranks the tokens; higher stays
@@ -22,23 +23,29 @@
 
 namespace kvtrim {
 
-// Ragged rows of floats.
+/// Ragged rows of floats.
 struct score_rows {
-    std::span<const index_t> offsets; // [rows + 1]
-    std::span<float> values;          // [offsets[rows]]
-    // [rows] tokens that stay beside these candidates, for allocators that deal out whole pages; empty: none
+    std::span<const index_t> offsets; ///< [rows + 1] where each row begins
+    std::span<float> values;          ///< [offsets[rows]]
+    /// [rows] tokens that stay beside these candidates, for allocators of whole pages; empty: none
     std::span<const index_t> protected_tokens = {};
-    index_t kv_heads =
-        0; // rows of each layer, for allocators that tell layers apart; 0: all rows are one layer's
+    /// Rows of each layer, for allocators that tell layers apart; 0: all rows are one layer's.
+    index_t kv_heads = 0;
 
+    /// KV heads, of all layers.
     [[nodiscard]] index_t rows() const { return static_cast<index_t>(offsets.size()) - 1; }
+    /// KV heads of each layer.
     [[nodiscard]] index_t rows_of_a_layer() const { return kv_heads == 0 ? rows() : kv_heads; }
+    /// Layers that the rows belong to.
     [[nodiscard]] index_t layers() const { return rows() == 0 ? 0 : rows() / rows_of_a_layer(); }
-    [[nodiscard]] index_t candidates() const { return offsets.back() - offsets.front(); } // of all rows
+    /// Candidates of all rows together.
+    [[nodiscard]] index_t candidates() const { return offsets.back() - offsets.front(); }
+    /// Candidates of a row.
     [[nodiscard]] index_t length(index_t row) const {
         const auto r = static_cast<std::size_t>(row);
         return offsets[r + 1] - offsets[r];
     }
+    /// Scores of a row.
     [[nodiscard]] std::span<float> row(index_t row) const {
         const auto r = static_cast<std::size_t>(row);
         return values.subspan(static_cast<std::size_t>(offsets[r]),
@@ -46,27 +53,38 @@ struct score_rows {
     }
 };
 
+/// Scores of the candidates, as views of the caller's memory. Shapes: above.
 struct token_scores {
+    /// [rows + 1] where each row begins.
     std::span<const index_t> offsets;
+    /// [offsets[rows]] what ranks the tokens; higher stays.
     std::span<float> importance;
+    /// [offsets[rows]] what ranks stage one of a two-stage selection; empty: there is none.
     std::span<float> attention = {};
+    /// [rows] mean attention on the protected tokens; may be empty.
     std::span<float> protected_mass = {};
+    /// [rows] tokens that always stay; empty: none.
     std::span<const index_t> protected_tokens = {};
+    /// Rows of each layer; 0: all rows are one layer's.
     index_t kv_heads = 0;
 
+    /// KV heads, of all layers.
     [[nodiscard]] index_t rows() const { return static_cast<index_t>(offsets.size()) - 1; }
+    /// Candidates of a row.
     [[nodiscard]] index_t length(index_t row) const { return importance_rows().length(row); }
+    /// What ranks the tokens.
     [[nodiscard]] score_rows importance_rows() const {
         return {offsets, importance, protected_tokens, kv_heads};
     }
-    // What stage one ranks by: attention where the scorer keeps it apart, else importance.
+    /// What ranks stage one: attention where the scorer writes it, else importance.
     [[nodiscard]] score_rows attention_rows() const {
         return {offsets, attention.empty() ? importance : attention, protected_tokens, kv_heads};
     }
 };
 
-/// Returns invalid_table unless offsets begin at 0 or above, do not decrease and lie within the values, rows are a multiple of
-/// kv_heads, and rows that say how many of their tokens are protected say so for each, in numbers that a plan can hold. O(rows).
+/// Returns invalid_table unless offsets begin at 0 or above, do not decrease and lie within the values, rows are a multiple
+/// of kv_heads, and rows that say how many of their tokens are protected say so for each, in numbers that a plan can hold.
+/// O(rows).
 [[nodiscard]] inline status validate(const score_rows& scores) {
     if (scores.offsets.empty() || scores.offsets.front() < 0 ||
         scores.offsets.back() > static_cast<index_t>(scores.values.size()) ||
@@ -87,8 +105,8 @@ struct token_scores {
     return {};
 }
 
-/// Whether these are rows for the candidates of a layer's heads under this protection, from offset 0 on: what a scorer that is
-/// called directly asks of its output. Returns what the inputs say, invalid_parameter or invalid_table. O(kv_heads).
+/// Whether these are rows for the candidates of a layer's heads under this protection, from offset 0 on: a scorer that is
+/// called directly asks this of its output. Returns the inputs' own answer, invalid_parameter or invalid_table. O(kv_heads).
 template <class Inputs>
 [[nodiscard]] status validate_candidates(const Inputs& in, const protection& protect,
                                          const score_rows& scores) {
@@ -103,8 +121,8 @@ template <class Inputs>
     return {errc::invalid_table, "scores: offsets must be those of the candidates of every KV head"};
 }
 
-/// What a scorer wants of scratch: bytes that let it run at the executor's full width where it asks for the executor, else all
-/// that it ever needs; 0 where it says nothing.
+/// Bytes of scratch for a scorer: those that let it run at the executor's full width if its workspace_bytes() takes the
+/// executor, else all that it ever needs; 0 if it has no workspace_bytes().
 template <class Scorer, class Inputs, class Executor>
 [[nodiscard]] index_t scoring_bytes(const Scorer& scorer, const Inputs& in, const eviction_request& request,
                                     const Executor& ex) {
@@ -116,8 +134,9 @@ template <class Scorer, class Inputs, class Executor>
     return 0;
 }
 
-/// What a scorer asks first, so that it may also be called without a policy: all that it reads is valid, and all that it writes
-/// has room. Returns what validate_candidates() or the scorer's own validate() says, or invalid_parameter. O(kv_heads).
+/// What a scorer asks first, so that it may also be called without a policy: whether all that it reads is valid, and all
+/// that it writes has room. Returns what validate_candidates() or the scorer's own validate() says, or invalid_parameter.
+/// O(kv_heads).
 template <class Scorer, class Inputs>
 [[nodiscard]] status validate_scoring(const Scorer& scorer, const Inputs& in, const eviction_request& request,
                                       const token_scores& out) {
@@ -138,7 +157,8 @@ template <class Scorer, class Inputs>
     return {};
 }
 
-/// What every allocator asks of an engine that enters here: candidates for `total`, a place for each budget. O(rows).
+/// What every allocator asks first, so that an engine may call it directly: `total` is at most the number of candidates, and
+/// each row has a budget. Returns invalid_table or invalid_parameter. O(rows).
 [[nodiscard]] inline status validate_total(const score_rows& scores, index_t total,
                                            std::span<const index_t> budgets) {
     if (const status s = validate(scores); !s.ok()) { return s; }
@@ -152,7 +172,8 @@ template <class Scorer, class Inputs>
     return {};
 }
 
-/// What selection asks of an allocator, or of an engine that enters here. O(rows).
+/// What selection asks of budgets, from an allocator or from an engine: one per row, at most the row's candidates.
+/// Returns invalid_table or invalid_parameter. O(rows).
 [[nodiscard]] inline status validate_budgets(const score_rows& scores, std::span<const index_t> budgets) {
     if (const status s = validate(scores); !s.ok()) { return s; }
     if (static_cast<index_t>(budgets.size()) != scores.rows()) {

@@ -62,8 +62,8 @@ template <class UseRow>
 
 } // namespace detail
 
-// The cut behind the k highest scores of the rows r for which use_row(r). k below 0 counts as 0, beyond their length as
-// all of them.
+/// The cut below the k highest scores of the rows r for which use_row(r) is true. k below 0 counts as 0, k beyond their
+/// length as all of them.
 template <class UseRow>
 [[nodiscard]] top_k_cut find_top_k(const score_rows& scores, index_t k, UseRow&& use_row) {
     index_t length = 0;
@@ -85,25 +85,26 @@ template <class UseRow>
     }
 }
 
+/// The cut below the k highest scores of all rows.
 [[nodiscard]] inline top_k_cut find_top_k(const score_rows& scores, index_t k) {
     return find_top_k(scores, k, [](index_t) { return true; });
 }
 
-// The cut behind the k highest scores of one row.
+/// The cut below the k highest scores of one row.
 [[nodiscard]] inline top_k_cut find_top_k(std::span<float> row, index_t k) {
     const std::array<index_t, 2> offsets{0, static_cast<index_t>(row.size())};
     return find_top_k(score_rows{offsets, row}, k);
 }
 
-// The same where the cut of another row may be this row's too: one walk if it is.
+/// The same if the cut of another row may be this row's too: one read of the row if it is.
 [[nodiscard]] inline top_k_cut find_top_k(std::span<float> row, index_t k, std::uint32_t likely_bits) {
     const kernels::above_and_equal n = kernels::compare(row, likely_bits);
     if (n.above <= k && k <= n.above + n.equal) { return {likely_bits, k - n.above}; }
     return find_top_k(row, k);
 }
 
-// Calls fn(c) for each selected column c of a row, ascending. Uses up cut.ties, so that a cut over many
-// rows is passed from row to row.
+/// Calls fn(c) for each selected column c of a row, ascending. Uses up cut.ties, so that a cut over many
+/// rows is passed from row to row.
 template <class Fn>
 void for_each_above(std::span<const float> row, top_k_cut& cut, Fn&& fn) {
     std::array<std::int32_t, 256> found;
@@ -114,7 +115,7 @@ void for_each_above(std::span<const float> row, top_k_cut& cut, Fn&& fn) {
     }
 }
 
-// How many columns of a row a cut selects; uses up cut.ties.
+/// How many columns of a row a cut selects. Uses up cut.ties.
 [[nodiscard]] inline index_t count_above(std::span<const float> row, top_k_cut& cut) {
     const kernels::above_and_equal n = kernels::compare(row, cut.bits);
     const index_t taken = std::min(n.equal, cut.ties);

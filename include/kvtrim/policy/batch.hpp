@@ -11,13 +11,13 @@
 //                                      sequence, of its own length
 //
 // answers[i] is what policy.plan() says of sequence i alone, and its plan is the same bit for bit: sequences share no
-// scratch and no sums. A sequence that is refused keeps its plan and stops no other. Only what concerns the call itself is
-// answered by the call alone, with no plan made and no answer given: numbers of sequences that differ, too little workspace.
+// scratch and no sums. A sequence that is refused keeps its plan and does not stop the others. Errors of the call itself
+// (numbers of sequences that differ, too little workspace) are returned with no plan made and no answer given.
 //
-// Each worker takes one sequence at a time (core/for_each_item.hpp), those with the most scratch first: they are the longest,
-// and a long one that comes last would be waited for. Inside a sequence the policy runs serially.
+// Each worker takes one sequence at a time (core/for_each_item.hpp), those with the most scratch first: they are the
+// longest, and if one of them started last, the other workers would wait for it. Inside a sequence the policy runs serially.
 // Memory: per worker the workspace of the largest sequence, 16 bytes per sequence, and the tables of the plans.
-// Compaction needs no such call: it has no scratch and costs what memory moves cost, so it is a loop.
+// Compaction needs no such call: it has no scratch and is bound by memory bandwidth, so a loop over the sequences is enough.
 
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/core/request.hpp>
@@ -27,10 +27,10 @@
 
 namespace kvtrim {
 
-// A sequence of a batch: refers to its policy, inputs and plan, which must outlive it. Nothing is allocated.
+/// A sequence of a batch: refers to its policy, inputs and plan, which must outlive it. Nothing is allocated.
 class batch_item {
   public:
-    // One layer; the policy is any with workspace_bytes(in, request) and plan(in, request, out, workspace).
+    /// One layer; the policy is any with workspace_bytes(in, request) and plan(in, request, out, workspace).
     template <class Policy, class Inputs>
     batch_item(Policy&& policy, Inputs&& in, const eviction_request& request, keep_plan& out)
         : policy_(&policy), inputs_(&in), plans_(&out, 1), request_(request),
@@ -40,8 +40,8 @@ class batch_item {
                       "kvtrim: a batch_item refers to its policy and inputs: pass variables that outlive it, "
                       "no temporaries; see policy/batch.hpp");
     }
-    // All layers of a sequence under one budget (policy/layer_wise.hpp), a plan per layer; another number of plans is what
-    // the policy refuses.
+    /// All layers of a sequence under one budget (policy/layer_wise.hpp), a plan per layer; another number of plans is what
+    /// the policy refuses.
     template <class Policy, class Inputs>
     batch_item(Policy&& policy, std::span<const Inputs> layers, const eviction_request& request,
                std::span<keep_plan> out)
@@ -53,8 +53,8 @@ class batch_item {
                       "temporary; see policy/batch.hpp");
     }
 
-    [[nodiscard]] index_t workspace_bytes() const { return bytes_(*this); }
-    // What the policy answers.
+    [[nodiscard]] index_t workspace_bytes() const { return bytes_(*this); } ///< what the policy needs for it
+    /// Plans it. Returns what the policy answers.
     [[nodiscard]] status plan(workspace& scratch) const { return plan_(*this, scratch); }
 
   private:
@@ -145,6 +145,7 @@ template <class Executor = serial_executor>
         std::ssize(items), [&](index_t i) { return items[static_cast<std::size_t>(i)].workspace_bytes(); },
         ex);
 }
+/// The same for sequences of one kind.
 template <class Policy, class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t plan_batch_bytes(const Policy& policy, std::span<const Inputs> inputs,
                                        std::span<const eviction_request> requests, const Executor& ex = {}) {
@@ -157,8 +158,8 @@ template <class Policy, class Inputs, class Executor = serial_executor>
 }
 
 /// Plans every sequence. Returns the answer of the first one that was refused, or ok: answers [sequences] has them all.
-/// Returns invalid_parameter (needed: sequences) for another number of answers, or workspace_too_small, with no plan made and no
-/// answer given. Requires plans that are not inputs or outputs of another sequence.
+/// Returns invalid_parameter (needed: sequences) for another number of answers, or workspace_too_small, with no plan made
+/// and no answer given. Requires plans that are not inputs or outputs of another sequence.
 template <class Executor = serial_executor>
 [[nodiscard]] status plan_batch(std::span<const batch_item> items, std::span<status> answers,
                                 workspace& scratch, Executor&& ex = {}) {
@@ -191,13 +192,14 @@ template <class Policy, class Inputs, class Executor = serial_executor>
         scratch, ex);
 }
 
-// The same with a workspace that grows on first use and then stays.
+/// The same with a workspace that grows on first use and then stays.
 template <class Executor = serial_executor>
 [[nodiscard]] status plan_batch(std::span<const batch_item> items, std::span<status> answers,
                                 growing_workspace& memory, Executor&& ex = {}) {
     workspace scratch = memory.of_bytes(plan_batch_bytes(items, ex));
     return plan_batch(items, answers, scratch, ex);
 }
+/// The same for sequences of one kind.
 template <class Policy, class Inputs, class Executor = serial_executor>
 [[nodiscard]] status plan_batch(const Policy& policy, std::span<const Inputs> inputs,
                                 std::span<const eviction_request> requests, std::span<keep_plan> plans,

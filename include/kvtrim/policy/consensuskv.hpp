@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Consensus: SnapKV's scores, each head's share of attention advised by what its layer's heads agree on.
+// Consensus: SnapKV's scores, with those of all heads of the layer added to each head's.
 //
 //   consensuskv          importance'[h] = importance[h] + lambda * sum over heads, the same budget for each KV head
 //   consensuskv_shared   the sum alone: one token set for all heads, for engines whose cell holds all heads
@@ -18,16 +18,19 @@
 
 namespace kvtrim {
 
+/// Settings of both policies.
 struct consensuskv_config {
-    mean_attention attention = {}; // as SnapKV
-    float lambda = 1.0f;           // weight of the layer's sum
+    mean_attention attention = {}; ///< as SnapKV
+    float lambda = 1.0f;           ///< weight of the layer's sum
 };
 
+/// Every head keeps tokens of its own, the same number in each.
 [[nodiscard]] constexpr auto consensuskv(const consensuskv_config& c = {}) {
     return eviction_policy{consensus<window_attention<mean_attention>>{{c.attention}, c.lambda}, uniform{},
                            by_importance{}};
 }
 
+/// One token set for all heads.
 [[nodiscard]] constexpr auto consensuskv_shared(const consensuskv_config& c = {}) {
     return eviction_policy{consensus<window_attention<mean_attention>>{{c.attention}, 0.0f}, uniform{},
                            shared{}};

@@ -22,14 +22,17 @@
 
 namespace kvtrim {
 
+/// The authors' estimate, the same budget for each KV head.
 [[nodiscard]] constexpr auto critiprefill(const pruning_options& options = {}) {
     return block_pruner<mid_query, uniform>{.options = options};
 }
 
+/// Quest's bound as the estimate.
 [[nodiscard]] constexpr auto critiprefill_bound(const pruning_options& options = {}) {
     return block_pruner<corner_query, uniform>{.options = options};
 }
 
+/// The authors' estimate, blocks dealt out over the KV heads by Ada-KV.
 [[nodiscard]] constexpr auto ada_critiprefill(const pruning_options& options = {}) {
     return block_pruner<mid_query, adaptive>{.options = options};
 }

@@ -19,6 +19,7 @@
 
 namespace kvtrim {
 
+/// A policy for one layer: scorer, allocator and reranker (plan/concepts.hpp).
 template <class Scorer, class Allocator, class Reranker>
 class eviction_policy {
     static_assert(budget_allocator<Allocator>,
@@ -33,11 +34,11 @@ class eviction_policy {
         "uniform allocator (chunks of heads that compete: chunked_per_head); see rerank/shared.hpp");
 
   public:
-    [[no_unique_address]] Scorer scorer = {};
-    [[no_unique_address]] Allocator allocator = {};
-    [[no_unique_address]] Reranker reranker = {};
+    [[no_unique_address]] Scorer scorer = {};       ///< the inner scorer
+    [[no_unique_address]] Allocator allocator = {}; ///< deals the budget out over the KV heads
+    [[no_unique_address]] Reranker reranker = {};   ///< rewrites importance before selection
 
-    /// Everything plan() checks before it computes; the budget included.
+    /// Everything plan() checks before it computes, the budget included; ok, or the first error.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         return detail::validate_pipeline(*this, one(in), request);
@@ -69,7 +70,8 @@ class eviction_policy {
     }
 
     /// The scores alone, for engines that fold them or select by themselves: of every candidate of the layer, as the scorer
-    /// gives them. request.budget is not read. Returns what the policy says of inputs that it refuses, with the table as it was.
+    /// gives them. request.budget is not read. Returns what the policy says of inputs that it refuses, with the table as it
+    /// was.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, score_table& out,
                                growing_workspace& memory, Executor&& ex = {}) const {

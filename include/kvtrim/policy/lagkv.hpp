@@ -15,6 +15,7 @@
 
 namespace kvtrim {
 
+/// LagKV, arXiv:2504.04704. Needs values and no queries.
 [[nodiscard]] constexpr auto lagkv(const lag_score& score = {}) {
     return eviction_policy{score, uniform{}, by_importance{}};
 }

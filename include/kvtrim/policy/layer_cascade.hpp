@@ -6,20 +6,20 @@
 // rows would keep, without ever holding more than `total` tokens and one layer.
 //
 //   one shot   every row keeps its best `safeguard` tokens; of all others the best total - sum of those stay
-//   cascade    after layer l: the same over the rows of layers 0..l; what is out goes at once
+//   cascade    after layer l: the same over the rows of layers 0..l; all others are evicted at once
 //
 // Both end with the same tokens. Proof: a row's safeguarded tokens depend on that row alone, so they are the same at
 // push time and at the end. All others compete for R(l) = total - (safeguarded tokens of layers 0..l) places. R falls
-// as layers arrive and the competitors only become more, so a token outside the best R(l) of layers 0..l is outside the
-// best R(L) of all layers: it can be dropped at once. After the last layer nothing else has been dropped. Ties go to the
-// lower (layer, row, column), the order of arrival, so they do not change under a later layer.
+// as layers arrive and the number of competitors only grows, so a token outside the best R(l) of layers 0..l is outside the
+// best R(L) of all layers: it can be evicted at once. After the last layer only such tokens have been evicted. Ties go to
+// the lower (layer, row, column), the order of arrival, so they do not change under a later layer.
 //
 // Protected tokens are no candidates and never in the cascade; tokens of importance +infinity outrank all finite ones.
 // Source: the global cut is Layer-DefensiveKV's, FFY0/DefensiveKV@9251b95 efficient_layer_defensivekv_press.py, whose
 // authors keep every layer's cache until the last one is done; the cascade is ours.
 // Method: competitors wait in buckets by the leading bits of their score; eviction empties the lowest buckets and splits
-// one. A newcomer below everything that is in does not enter. Cost: a push costs its own tokens, those that leave
-// (sorted), the rows they leave, and one bucket; what stays is not looked at. Memory: 16 bytes per held token.
+// one. A token that scores below all kept ones does not enter. Cost: a push costs its own tokens, those that leave
+// (sorted), the rows they leave, and one bucket; the other tokens are not read. Memory: 16 bytes per held token.
 
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
@@ -31,9 +31,10 @@
 
 namespace kvtrim {
 
+/// The tokens that stay under one budget over the layers pushed so far.
 class layer_cascade {
   public:
-    using column_index = keep_plan::table_index;
+    using column_index = keep_plan::table_index; ///< a candidate's column
 
     /// total: candidates that stay over all layers and rows. safeguard: best tokens of each row that do not compete.
     /// Not valid where one is negative: such a cascade holds nothing, and push() answers what validate() says.
@@ -50,21 +51,23 @@ class layer_cascade {
         return cascade;
     }
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
 
-    [[nodiscard]] index_t layers() const { return std::ssize(layer_begin_) - 1; }
+    [[nodiscard]] index_t layers() const { return std::ssize(layer_begin_) - 1; } ///< pushed so far
+    /// Of a layer.
     [[nodiscard]] index_t rows(index_t layer) const { return begin_of(layer + 1) - begin_of(layer); }
-    // Candidates held in all rows; at most total after each push.
+    /// Candidates held in all rows; at most total after each push.
     [[nodiscard]] index_t held_tokens() const { return competing_ + safeguarded_; }
-    // Columns of a row that are still in, ascending.
+    /// Columns of a row that are kept so far, ascending.
     [[nodiscard]] std::span<const column_index> kept(index_t layer, index_t row) const {
         return kept_[static_cast<std::size_t>(begin_of(layer) + row)];
     }
-    // Columns that the last push put out, ascending; for the new layer, all of its columns that are not in.
+    /// Columns that the last push evicted, ascending; for the new layer, all of its columns that are not kept.
     [[nodiscard]] std::span<const column_index> evicted(index_t layer, index_t row) const {
         return evicted_[static_cast<std::size_t>(begin_of(layer) + row)];
     }
-    // Whether the last push changed a layer's cache.
+    /// Whether the last push changed a layer's cache.
     [[nodiscard]] bool changed(index_t layer) const {
         for (index_t r = 0; r < rows(layer); ++r) {
             if (!evicted(layer, r).empty()) { return true; }
@@ -104,8 +107,8 @@ class layer_cascade {
 
     /// The tokens that stay in a layer's cache as it was before the last push, as a plan for compaction: candidate column
     /// c is cache row prefix + c while nothing was evicted, and `prefix` and `suffix` protected tokens lie around it.
-    /// Returns invalid_parameter (a layer that was not pushed, needed: layers; a negative prefix or suffix) or index_overflow
-    /// (needed: tokens), with out unchanged.
+    /// Returns invalid_parameter (a layer that was not pushed, needed: layers; a negative prefix or suffix) or
+    /// index_overflow (needed: tokens), with out unchanged.
     [[nodiscard]] status plan(index_t layer, index_t prefix, index_t suffix, keep_plan& out) const {
         if (layer < 0 || layer >= layers()) {
             return {errc::invalid_parameter, "layer_cascade: this layer was not pushed", layers()};
@@ -143,7 +146,7 @@ class layer_cascade {
         return layer_begin_[static_cast<std::size_t>(layer)];
     }
 
-    // The row's safeguarded tokens stay for good, all others enter their buckets.
+    // The row's safeguarded tokens are kept whatever follows, all others enter their buckets.
     void add_row(std::span<float> scores) {
         const auto row = static_cast<column_index>(kept_.size());
         std::vector<column_index>& kept = kept_.emplace_back();
@@ -208,7 +211,7 @@ class layer_cascade {
         if (full) { raise_bar(); }
     }
 
-    // All places are taken, and there will not be more: what is below the lowest competitor has no chance.
+    // All places are taken and their number only falls, so a later token below the lowest competitor is never kept.
     void raise_bar() {
         const auto lowest =
             std::find_if(bucket_.begin(), bucket_.end(), [](const auto& b) { return !b.empty(); });
@@ -230,7 +233,7 @@ class layer_cascade {
             return true;
         });
         std::vector<column_index>& evicted = evicted_[row];
-        const std::ptrdiff_t earlier = std::ssize(evicted); // a newcomer's columns below the bar
+        const std::ptrdiff_t earlier = std::ssize(evicted); // columns of a new row that were below the bar
         for (const entry& e : gone) { evicted.push_back(e.column); }
         std::inplace_merge(evicted.begin(), evicted.begin() + earlier, evicted.end());
     }
@@ -255,7 +258,7 @@ class layer_cascade {
     index_t safeguard_;
     index_t competing_ = 0;
     index_t safeguarded_ = 0;
-    std::uint32_t bar_ = 0;                          // ordered_bits below it are out
+    std::uint32_t bar_ = 0;                          // a new token with ordered_bits below it is evicted
     std::vector<index_t> layer_begin_ = {0};         // first row of each layer, and the end
     std::vector<std::vector<column_index>> kept_;    // [rows of all layers]
     std::vector<std::vector<column_index>> evicted_; // [rows of all layers], by the last push

@@ -22,15 +22,16 @@
 
 namespace kvtrim {
 
+/// A policy whose budget is shared by all layers.
 template <class Scorer, class Allocator, class Reranker>
 class layer_wise {
   public:
-    using layer_policy = eviction_policy<Scorer, Allocator, Reranker>;
+    using layer_policy = eviction_policy<Scorer, Allocator, Reranker>; ///< the stages
 
-    layer_policy policy = {};
+    layer_policy policy = {}; ///< its stages
 
-    /// What the policy says of the layers together: budget_below_protection names the tokens of all of them. rows_differ where
-    /// layers have different kv_heads.
+    /// What the policy says of the layers together: budget_below_protection names the tokens of all of them. rows_differ
+    /// where layers have different kv_heads.
     template <class Inputs>
     [[nodiscard]] status validate(std::span<const Inputs> layers, const eviction_request& request) const {
         return detail::validate_pipeline(policy, layers, request);
@@ -53,6 +54,7 @@ class layer_wise {
         return detail::run_pipeline(policy, layers, request, out, scratch, ex, observer);
     }
 
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(std::span<const Inputs> layers, const eviction_request& request,
                               std::span<keep_plan> out, growing_workspace& memory, Executor&& ex = {},
@@ -61,8 +63,8 @@ class layer_wise {
         return plan(layers, request, out, scratch, ex, observer);
     }
 
-    /// The cascade for `layers` layers like this one. Where validate() of so many would refuse them, or `layers` is not positive,
-    /// it holds nothing and answers that (layer_cascade::validate).
+    /// The cascade for `layers` layers like this one. Where validate() of so many would refuse them, or `layers` is not
+    /// positive, it holds nothing and answers that (layer_cascade::validate).
     template <class Inputs>
     [[nodiscard]] layer_cascade begin(const Inputs& in, const eviction_request& request,
                                       index_t layers) const {
@@ -97,7 +99,7 @@ class layer_wise {
         t.begin(one, request.protect);
         const token_scores scores = t.all();
         const index_t total = candidates_of(in, request, layers);
-        if (total >= layers * candidates) { // everything stays, unscored
+        if (total >= layers * candidates) { // everything is kept, without scoring
             std::fill(t.importance.begin(), t.importance.end(), 0.0f);
             return cascade.push(scores.importance_rows());
         }
@@ -106,6 +108,7 @@ class layer_wise {
         return s.ok() ? cascade.push(scores.importance_rows()) : s;
     }
 
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status push(const Inputs& in, const eviction_request& request, index_t layers,
                               layer_cascade& cascade, growing_workspace& memory, Executor&& ex = {}) const {
@@ -115,7 +118,7 @@ class layer_wise {
     }
 
   private:
-    // Scores and scratch of one layer, whatever stays of it.
+    // Bytes for the scores and the scratch of one layer, whether or not all of it is kept.
     template <class Inputs, class Executor>
     [[nodiscard]] index_t push_bytes(const Inputs& in, const eviction_request& request,
                                      const Executor& ex) const {
@@ -139,12 +142,12 @@ class layer_wise {
         if (const status s = policy.validate(in, keeping_all(request)); !s.ok()) { return s; }
         const index_t rows = saturated_product(layers, in.kv_heads());
         if (rows > most) { return {errc::index_overflow, "layer_cascade: at most 2^31 - 1 rows", rows}; }
-        cache_lengths all = count_lengths(in, request.protect); // times 2^31 rows at most
+        cache_lengths all = count_lengths(in, request.protect); // at most 2^31 rows each, so the product fits
         all.tokens *= layers;
         all.protected_tokens *= layers;
         const index_t total = request.budget.total(in.kv_heads(), layers);
         if (const status s = detail::validate_budget(request, all, total); !s.ok()) { return s; }
-        if (total >= all.tokens || all.candidates() == 0) { return {}; } // kept whole, unscored
+        if (total >= all.tokens || all.candidates() == 0) { return {}; } // kept whole, without scoring
         return detail::validate_scorer(policy, in, request);
     }
 

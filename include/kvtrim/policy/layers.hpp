@@ -18,7 +18,7 @@
 // The shares of cake() are each layer's preference (score/layer_preference.hpp), measured when the layer's prompt has run.
 //
 // The first two keep the best `safeguard_ratio` of an even share in every row. The authors keep none beyond the window;
-// with few, specialised layers that starves some of them (README, Measured).
+// with few, specialised layers some of them keep too little (README, Measured).
 
 #include <kvtrim/aggregate/dispersion_attention.hpp>
 #include <kvtrim/allocate/layer_shares.hpp>
@@ -29,24 +29,27 @@
 
 namespace kvtrim {
 
-inline constexpr double layer_safeguard_ratio = 0.9;
+inline constexpr double layer_safeguard_ratio = 0.9; ///< share of an even budget that is safe in every row
 
+/// SnapKV's scores; all (layer, KV head) rows compete.
 [[nodiscard]] constexpr auto layer_ada_snapkv(const mean_attention& aggregator = {},
                                               double safeguard_ratio = layer_safeguard_ratio) {
     return layer_wise{ada_snapkv(aggregator, adaptive{.safeguard_ratio = safeguard_ratio})};
 }
 
+/// DefensiveKV's scores; all (layer, KV head) rows compete.
 [[nodiscard]] constexpr auto layer_defensivekv(defensivekv_config c = {
                                                    .safeguard_ratio = layer_safeguard_ratio}) {
     return layer_wise{defensivekv(c)};
 }
 
+/// PyramidKV, arXiv:2406.02069: SnapKV's scores, budgets that fall from the first layer to the last.
 [[nodiscard]] constexpr auto pyramidkv(const mean_attention& aggregator = {},
                                        const pyramid_shares& shares = {}) {
     return layer_wise{eviction_policy{window_attention{aggregator}, shares, by_importance{}}};
 }
 
-/// shares [layers], which the policy reads when it plans.
+/// CAKE, arXiv:2503.12491. shares [layers] are read when the policy plans, and must live until then.
 [[nodiscard]] constexpr auto cake(std::span<const double> shares,
                                   const mean_variance_attention& aggregator = {}) {
     return layer_wise{eviction_policy{window_attention{aggregator}, layer_shares{shares}, by_importance{}}};

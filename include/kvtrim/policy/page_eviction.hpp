@@ -29,6 +29,7 @@
 
 namespace kvtrim {
 
+/// How the scores of a page's tokens become one.
 enum class page_reduction : std::uint8_t { sum, mean, maximum };
 
 namespace detail {
@@ -40,8 +41,9 @@ namespace detail {
 
 } // namespace detail
 
-/// Scores of one row; maximum ignores NaN. Returns invalid_parameter, with nothing written, for page_tokens that are not positive
-/// or another number of pages than the tokens make (needed: pages).
+/// Writes pages, the scores of one row's pages, from those of its tokens; maximum ignores NaN. Returns invalid_parameter,
+/// with nothing written, for page_tokens that are not positive or another number of pages than the tokens make (needed:
+/// pages).
 [[nodiscard]] inline status score_pages(std::span<const float> tokens, index_t page_tokens,
                                         page_reduction reduction, std::span<float> pages) {
     if (page_tokens <= 0) { return {errc::invalid_parameter, "score_pages: page_tokens must be positive"}; }
@@ -88,15 +90,16 @@ template <tensor_view<2> Scores>
 
 } // namespace detail
 
+/// Bytes of workspace for plan_pages(); 0 for inputs it refuses.
 template <tensor_view<2> Scores>
-[[nodiscard]] index_t plan_blocks_bytes(const Scores& scores, index_t kept_pages, const protection& protect) {
+[[nodiscard]] index_t plan_pages_bytes(const Scores& scores, index_t kept_pages, const protection& protect) {
     return detail::page_policy(scores).workspace_bytes(detail::page_inputs(scores),
                                                        {.budget = per_head(kept_pages), .protect = protect});
 }
 
-// scores [rows, pages], higher stays. Fills `out` with kept_pages pages for each row (all, if there are fewer).
-// Returns what a policy does: budget_zero, budget_below_protection (needed: pages of all rows), invalid_parameter,
-// workspace_too_small; with out unchanged.
+/// scores [rows, pages], higher stays. Fills `out` with kept_pages pages for each row (all, if there are fewer).
+/// Returns what a policy does: budget_zero, budget_below_protection (needed: pages of all rows), invalid_parameter,
+/// workspace_too_small; with out unchanged.
 template <tensor_view<2> Scores>
 [[nodiscard]] status plan_pages(const Scores& scores, index_t kept_pages, const protection& protect,
                                 keep_plan& out, workspace& scratch) {
@@ -104,8 +107,8 @@ template <tensor_view<2> Scores>
         detail::page_inputs(scores), {.budget = per_head(kept_pages), .protect = protect}, out, scratch);
 }
 
-/// Calls fn(token_range) for each range of logical pages that a row of the plan does not keep, ascending. Returns plan_mismatch,
-/// with no call made, for a row or pages that there are not.
+/// Calls fn(token_range) for each range of logical pages that a row of the plan does not keep, ascending. Returns
+/// plan_mismatch, with no call made, for a row or pages that there are not.
 template <class Fn>
 [[nodiscard]] status evicted_pages(const keep_plan& plan, index_t row, index_t pages, Fn&& fn) {
     if (row < 0 || row >= plan.rows()) {
@@ -114,9 +117,9 @@ template <class Fn>
     return removed_ranges(plan.row(row), pages, fn);
 }
 
-/// The tokens of the kept pages, of rows with `tokens` tokens. Returns invalid_parameter (page_tokens not positive, tokens
-/// negative, `out` the plan itself), plan_mismatch (pages that such rows do not have), index_overflow or workspace_too_small,
-/// with out unchanged.
+/// Writes to `out` the tokens of the kept pages, of rows with `tokens` tokens. Returns invalid_parameter (page_tokens not
+/// positive, tokens negative, `out` the plan itself), plan_mismatch (pages that such rows do not have), index_overflow or
+/// workspace_too_small, with out unchanged.
 [[nodiscard]] inline status expand_pages(const keep_plan& plan, index_t page_tokens, index_t tokens,
                                          keep_plan& out, workspace& scratch) {
     if (&plan == &out) { return {errc::invalid_parameter, "expand_pages: the output must be another plan"}; }
@@ -150,7 +153,8 @@ template <class Fn>
     }
     return {};
 }
-[[nodiscard]] inline index_t expand_blocks_bytes(const keep_plan& plan) {
+/// Bytes of workspace for expand_pages().
+[[nodiscard]] inline index_t expand_pages_bytes(const keep_plan& plan) {
     workspace counting = workspace::counting();
     static_cast<void>(counting.take<index_t>(plan.rows()));
     return counting.needed_bytes();

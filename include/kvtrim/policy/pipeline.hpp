@@ -2,15 +2,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The straight line of every policy, over the rows of some layers: one layer is a span of one.
+// The stages of every policy, run in order over the rows of one or more layers.
 //
 //   score              importance of every candidate of a layer                      scorer, layer by layer
-//   before_allocation  e.g. marks what stays whatever the budgets                    reranker, layer by layer
+//   before_allocation  e.g. marks tokens that stay under any budget                  reranker, layer by layer
 //   allocate           candidates that stay, per row; their sum is the request's     allocator, all rows at once
 //   before_selection   e.g. one set for all heads, whole chunks                      reranker, layer by layer
 //   plan               the best of each row by importance, and the protected tokens
 //
-//   rows   [layers * kv_heads], row l * kv_heads + g is KV head g of layer l; a row is a row to the allocator
+//   rows   [layers * kv_heads], row l * kv_heads + g is KV head g of layer l; allocators treat all rows alike
 //
 // A cache within the budget is kept whole, without being scored; so is a layer of protected tokens alone, whatever its
 // scorer says of the window. Errors leave every plan as it was.
@@ -28,14 +28,16 @@ namespace kvtrim {
 /// The moments at which a policy calls its observer, with what is known by then.
 enum class plan_stage : std::uint8_t { scored, allocated, selected };
 
+/// What an observer is called with.
 struct plan_progress {
-    plan_stage stage;
-    const token_scores& scores;
-    std::span<const index_t> budgets; // candidates per row, from `allocated` on
+    plan_stage stage;                 ///< which moment it is
+    const token_scores& scores;       ///< of the layer, or of all layers
+    std::span<const index_t> budgets; ///< candidates per row, from `allocated` on
 };
 
+/// The observer that does nothing.
 struct no_observer {
-    void operator()(const plan_progress&) const {}
+    void operator()(const plan_progress&) const {} ///< ignores it
 };
 
 namespace detail {
@@ -104,7 +106,7 @@ template <class Policy, class Inputs>
     const index_t total = request.budget.total(heads, std::ssize(layers));
     if (const status s = validate_budget(request, all, total); !s.ok()) { return s; }
     for (const Inputs& in : layers) {
-        // What no scorer will see may be shorter than its window; other mistakes are named at once.
+        // A layer that is not scored may be shorter than the window; all other errors are returned.
         const bool unscored = total >= all.tokens || count_lengths(in, p).candidates() == 0;
         const status s = validate_scorer(policy, in, request);
         if (!s.ok() && !(unscored && s.code() == errc::window_exceeds_tokens)) { return s; }
@@ -112,7 +114,7 @@ template <class Policy, class Inputs>
     return {};
 }
 
-// The rows of all layers on the way from scores to plans.
+// Scores and budgets of the rows of all layers.
 template <bool WritesAttention>
 struct pipeline_tables {
     std::span<index_t> offsets;          // [rows + 1]
@@ -141,14 +143,14 @@ struct pipeline_tables {
                                    protected_tokens.subspan(l * heads, heads));
         }
         std::fill(protected_mass.begin(), protected_mass.end(), 0.0f);
-        std::fill(budgets.begin(), budgets.end(), index_t{-1}); // what an allocator leaves out is no budget
+        std::fill(budgets.begin(), budgets.end(), index_t{-1}); // -1 is refused if it stays
     }
 
     [[nodiscard]] token_scores all() const {
         return {offsets,        importance,       attention,
                 protected_mass, protected_tokens, static_cast<index_t>(heads)};
     }
-    // One layer's part, as if there were no other; valid until the next call.
+    // The rows of one layer, with offsets from 0; valid until the next call.
     [[nodiscard]] token_scores layer(std::size_t l) const {
         const auto begins = offsets.subspan(l * heads, heads + 1);
         for (std::size_t g = 0; g <= heads; ++g) { own_offsets[g] = begins[g] - begins[0]; }
@@ -166,7 +168,8 @@ struct pipeline_tables {
 template <class Policy>
 using tables_of = pipeline_tables<decltype(Policy::scorer)::writes_attention>;
 
-// A counting run, which reads no tensor. Requires inputs that validate_pipeline accepts.
+// Bytes of workspace, by a run over a counting workspace, which reads no tensor. Requires inputs that validate_pipeline
+// accepts.
 template <class Policy, class Inputs, class Executor>
 [[nodiscard]] index_t pipeline_bytes(const Policy& policy, std::span<const Inputs> layers,
                                      const eviction_request& request, const Executor& ex) {
@@ -190,7 +193,7 @@ template <class Policy, class Inputs, class Executor>
     return counting.needed_bytes();
 }
 
-// What the reranker makes of a layer's scores before budgets are known. total: candidates that stay in a layer on average.
+// Runs the reranker's before_allocation() on a layer's scores. total: candidates that stay in a layer on average.
 template <class Policy>
 [[nodiscard]] status before_allocation(const Policy& policy, const token_scores& scores, index_t total,
                                        workspace& scratch) {
@@ -200,8 +203,8 @@ template <class Policy>
     return {};
 }
 
-// Runs the line. out: a plan per layer. scratch: pipeline_bytes() of a serial executor at least, or the answer names them and
-// nothing is scored.
+// Runs all stages. out: a plan per layer. scratch: pipeline_bytes() of a serial executor at least, or the answer names them
+// and nothing is scored.
 template <class Policy, class Inputs, class Executor, class Observer>
 [[nodiscard]] status run_pipeline(const Policy& policy, std::span<const Inputs> layers,
                                   const eviction_request& request, std::span<keep_plan> out,

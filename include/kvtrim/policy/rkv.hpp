@@ -15,14 +15,17 @@
 
 namespace kvtrim {
 
+/// Settings of rkv().
 struct rkv_config {
+    /// Max-pooled over 7 tokens, as the reference.
     mean_attention attention = {
-        .pool = pooling::maximum, .kernel_tokens = 7, .group = group_reduction::maximum}; // reference 7
-    float importance_share = 0.1f;                                                        // lambda; paper 0.1
-    float similar_above = 0.5f;   // reference threshold 0.5
-    index_t search_tokens = 1024; // reference: all; 0 here
+        .pool = pooling::maximum, .kernel_tokens = 7, .group = group_reduction::maximum};
+    float importance_share = 0.1f; ///< lambda; paper 0.1
+    float similar_above = 0.5f;    ///< reference threshold 0.5
+    index_t search_tokens = 1024;  ///< reference: all; 0 here
 };
 
+/// R-KV, arXiv:2505.24133. Any allocator. Needs queries.
 template <class Allocator = uniform>
 [[nodiscard]] constexpr auto rkv(const rkv_config& c = {}, const Allocator& allocator = {}) {
     return eviction_policy{redundancy_aware<window_attention<mean_attention>>{

@@ -21,11 +21,12 @@
 
 namespace kvtrim {
 
+/// SnapKV, arXiv:2404.14469: the same budget for each KV head. Needs queries.
 [[nodiscard]] constexpr auto snapkv(const mean_attention& aggregator = {}) {
     return eviction_policy{window_attention{aggregator}, uniform{}, by_importance{}};
 }
 
-// Any allocator: adaptive (safeguard) or blended (the authors' floor).
+/// Ada-KV, arXiv:2407.11550, on SnapKV's scores. Any allocator: adaptive (safeguard) or blended (the authors' floor).
 template <class Allocator = adaptive>
 [[nodiscard]] constexpr auto ada_snapkv(const mean_attention& aggregator = {},
                                         const Allocator& allocator = {}) {

@@ -7,7 +7,7 @@
 //   maximum[h, b, d] = max of x[h, t, d],  minimum[h, b, d] = min,  t in [b * rows_per_block, ...)
 //
 // Shapes: any cache view [heads, rows, head_dim]; the last block may be shorter. Bounds are floats
-// [heads, blocks, head_dim] in the caller's memory, so that an engine may keep those of cached keys.
+// [heads, blocks, head_dim] in the caller's memory, so that an engine can keep those of cached keys.
 // Numerics: exact. A NaN element counts as absent; a channel of NaN only has the bounds 0, which add nothing to an estimate.
 // Cost: every row read once.
 
@@ -21,32 +21,34 @@
 
 namespace kvtrim {
 
-// None where a block holds no rows.
+/// Blocks that hold `rows` rows, the last one perhaps in part; 0 for rows_per_block that is not positive.
 [[nodiscard]] constexpr index_t block_count(index_t rows, index_t rows_per_block) {
     if (rows <= 0 || rows_per_block <= 0) { return 0; }
     return rows / rows_per_block + (rows % rows_per_block > 0 ? 1 : 0);
 }
 
-// Bounds of consecutive blocks of one head.
+/// Bounds of consecutive blocks of one head.
 struct bounds_rows {
-    const float* maximum; // [blocks, head_dim]
-    const float* minimum; // [blocks, head_dim]
-    index_t blocks;
-    index_t head_dim;
+    const float* maximum; ///< [blocks, head_dim]
+    const float* minimum; ///< [blocks, head_dim]
+    index_t blocks;       ///< how many
+    index_t head_dim;     ///< elements of a row
 };
 
+/// Bounds of the blocks of all heads, in memory of the caller.
 struct block_bounds {
-    std::span<float> maximum; // [heads, blocks, head_dim]
-    std::span<float> minimum; // [heads, blocks, head_dim]
-    index_t blocks;
-    index_t head_dim;
+    std::span<float> maximum; ///< [heads, blocks, head_dim]
+    std::span<float> minimum; ///< [heads, blocks, head_dim]
+    index_t blocks;           ///< of each head
+    index_t head_dim;         ///< elements of a row
 
+    /// Bounds of blocks [first, first + count) of a head; nothing is checked.
     [[nodiscard]] bounds_rows rows(index_t head, index_t first, index_t count) const {
         const index_t begin = (head * blocks + first) * head_dim;
         return {maximum.data() + begin, minimum.data() + begin, count, head_dim};
     }
-    /// Whether there are bounds of so many rows of each head of a view. Returns invalid_parameter for another head_dim, fewer
-    /// blocks than the rows make (needed: blocks) or less memory than the shape says (needed: floats).
+    /// Whether there are bounds of so many rows of each head of a view. Returns invalid_parameter for another head_dim,
+    /// fewer blocks than the rows make (needed: blocks) or less memory than the shape says (needed: floats).
     [[nodiscard]] status validate(index_t heads, index_t rows, index_t rows_per_block,
                                   index_t row_length) const {
         if (rows < 0 || rows_per_block <= 0) {
@@ -62,7 +64,7 @@ struct block_bounds {
         }
         return {};
     }
-    // Takes the memory for `heads` heads.
+    /// Takes the memory for `heads` heads.
     [[nodiscard]] static block_bounds take(index_t heads, index_t blocks, index_t head_dim,
                                            workspace& scratch) {
         const index_t floats = floats_of(heads, blocks, head_dim);
@@ -103,7 +105,7 @@ void bound_block(const View& view, index_t head, index_t begin, index_t end, flo
 
 } // namespace detail
 
-// Bytes of workspace for compute_block_bounds.
+/// Bytes of workspace for compute_block_bounds.
 template <class Executor>
 [[nodiscard]] index_t block_bounds_bytes(const Executor& ex, index_t heads, index_t head_dim) {
     return for_each_item_bytes(ex, heads, detail::bounds_tile_bytes(head_dim));
@@ -111,8 +113,8 @@ template <class Executor>
 
 /// Fills `out` with the bounds of rows [first_block * rows_per_block, rows) of every head; blocks before are left as
 /// they are, so that a growing cache pays for its new rows only (begin at the last block that was not whole).
-/// Returns the answer of a view that is not valid, invalid_parameter (rows that not every head has, a negative first_block, or
-/// what block_bounds::validate() says) or workspace_too_small, with nothing written.
+/// Returns the answer of a view that is not valid, invalid_parameter (rows that not every head has, a negative first_block,
+/// or what block_bounds::validate() says) or workspace_too_small, with nothing written.
 template <cache_view View, class Executor>
 [[nodiscard]] status compute_block_bounds(const View& view, index_t rows, index_t rows_per_block,
                                           index_t first_block, const block_bounds& out, workspace& scratch,

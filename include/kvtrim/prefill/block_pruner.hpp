@@ -10,7 +10,7 @@
 //   The chunk's own keys are in the cache already: it holds first_token + chunk tokens rows.
 //
 // Segments that pruned_segments() names get budget_blocks() blocks per KV head, dealt out by the allocator (uniform: the
-// same for each; adaptive: Ada-KV over the heads' estimates, a row is a row); all others attend every block before them.
+// same for each; adaptive: Ada-KV over the heads' estimates); all others attend every block before them.
 //
 // A row depends on its own segment, the keys before it, and (fusion) the same row one layer earlier: a prompt in chunks
 // of whole segments gets the rows that it gets in one piece.
@@ -34,6 +34,7 @@
 
 namespace kvtrim {
 
+/// Plans which cache blocks each query segment of a prefill chunk attends, layer by layer.
 template <class Estimator = mid_query, class Allocator = uniform>
 class block_pruner {
     static_assert(
@@ -46,11 +47,11 @@ class block_pruner {
         "status; see plan/concepts.hpp");
 
   public:
-    pruning_options options = {};
-    criticality_options criticality = {};
-    fusion_options fusion = {};
-    [[no_unique_address]] Estimator estimator = {};
-    [[no_unique_address]] Allocator allocator = {};
+    pruning_options options = {};                   ///< segments, blocks, budget
+    criticality_options criticality = {};           ///< scale, reduction over query heads
+    fusion_options fusion = {};                     ///< mixing with the layer before
+    [[no_unique_address]] Estimator estimator = {}; ///< see prefill/criticality.hpp
+    [[no_unique_address]] Allocator allocator = {}; ///< deals blocks out over KV heads
 
     /// Everything plan() checks before it computes: what the views and the stages say, and valid_pruning().
     template <class Queries, class Keys>
@@ -67,7 +68,7 @@ class block_pruner {
                              layer(keys).shortest_row());
     }
 
-    // Bytes of workspace that plan() needs with this executor; 0 for inputs it refuses.
+    /// Bytes of workspace that plan() needs with this executor; 0 for inputs it refuses.
     template <class Queries, class Keys, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Queries& queries, const Keys& keys,
                                           const prefill_chunk& chunk, const Executor& ex = {}) const {
@@ -82,8 +83,8 @@ class block_pruner {
     }
 
     /// Plans one layer of a chunk. `state` is the request's own; `scratch` holds workspace_bytes() bytes.
-    /// On an error the plan and the state are as they were; but where an allocator refuses a segment, or answers budgets
-    /// that are none, the state has forgotten the layers before (layer_fusion::reset).
+    /// On an error the plan and the state are as they were, with one exception: where an allocator refuses a segment or
+    /// answers impossible budgets, the state is reset (layer_fusion::reset).
     template <class Queries, class Keys, class Executor = serial_executor>
     [[nodiscard]] status plan(const Queries& queries, const Keys& keys, const prefill_chunk& chunk,
                               layer_fusion& state, prune_plan& out, workspace& scratch,
@@ -107,7 +108,7 @@ class block_pruner {
         return write_plan(l, t, out);
     }
 
-    // The same with a workspace that grows on first use and then stays.
+    /// The same with a workspace that grows on first use and then stays.
     template <class Queries, class Keys, class Executor = serial_executor>
     [[nodiscard]] status plan(const Queries& queries, const Keys& keys, const prefill_chunk& chunk,
                               layer_fusion& state, prune_plan& out, growing_workspace& memory,
@@ -159,7 +160,7 @@ class block_pruner {
         return t;
     }
 
-    // Of the segments that an allocator refuses, the answer for the first one, whichever worker comes there first.
+    // The allocator's answer for the first segment that it refuses, independent of the order in which workers run.
     struct first_refusal {
         status answer;
         index_t segment = std::numeric_limits<index_t>::max();
@@ -184,7 +185,7 @@ class block_pruner {
         return 0;
     }
 
-    // What one worker takes for a panel: take_panel over a counting workspace.
+    // Scratch of one worker for a panel of segments; its size is that of take_panel() over a counting workspace.
     struct panel_tables {
         std::span<float> rows;   // [segments, kv_heads, allowed blocks]
         std::span<float> logits; // [segments, blocks] of one KV head
@@ -262,8 +263,8 @@ class block_pruner {
             if (!needs_probabilities()) { continue; }
             kernels::softmax(row.data(), static_cast<index_t>(allowed));
             if (!fusion.is_on()) { continue; }
-            static_cast<void>(state.fuse(kv_head, s, row));    // a row of the layer that was opened
-            if (Allocator::is_uniform && !state.is_mixing()) { // logits rank where probabilities are 0
+            static_cast<void>(state.fuse(kv_head, s, row));    // cannot fail: a row of the open layer
+            if (Allocator::is_uniform && !state.is_mixing()) { // logits rank where the softmax is 0
                 std::copy_n(p.logits.data() + (s - first) * blocks, allowed, row.begin());
             }
         }
@@ -289,8 +290,8 @@ class block_pruner {
             std::fill_n(row.rbegin(), std::min(options.local_blocks, allowed), always);
         }
         const index_t total = l.kv_heads * l.budget_blocks; // below all allowed: the segment is pruned
-        std::fill(p.budgets.begin(), p.budgets.end(),
-                  index_t{-1}); // what an allocator leaves out is no budget
+        // A budget that the allocator does not write stays -1, which is refused.
+        std::fill(p.budgets.begin(), p.budgets.end(), index_t{-1});
         if (const status s = allocator.allocate(rows, total, p.budgets, own); !s.ok()) { return s; }
         if (const status s = validate_budgets(rows, p.budgets); !s.ok()) { return s; }
         if (std::accumulate(p.budgets.begin(), p.budgets.end(), index_t{0}) > total) {

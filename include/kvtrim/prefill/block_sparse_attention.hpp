@@ -69,7 +69,7 @@ class segment_attention {
             for (const index_t block : plan.row(kv_head, segment)) {
                 attend({block * grid.block_tokens, (block + 1) * grid.block_tokens});
             }
-            flush(); // from here on positions matter
+            flush(); // the causal limit cuts the rows from here on
             attend({grid.begin(segment), pass_.end});
             flush();
             finish_pass();
@@ -83,7 +83,7 @@ class segment_attention {
         return group_size_ * std::max<index_t>(1, pass_rows / group_size_ / Tile::max_queries);
     }
     [[nodiscard]] index_t tile_floats() const {
-        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // whole cache lines
+        return (Tile::own_floats(head_dim_, value_dim_) + 15) / 16 * 16; // rounded up to whole cache lines
     }
 
     // Calls fn(tile, query_head, queries) for each tile of queries of the pass.
@@ -110,7 +110,7 @@ class segment_attention {
     }
 
     // Rows of the cache, in pieces that fill key tiles. A whole tile is read in place where that is possible; smaller
-    // pieces are collected. With a sliding window positions always matter, so pieces stay apart.
+    // pieces are collected. With a sliding window every mask depends on positions, so pieces are not joined.
     void attend(token_range rows) {
         while (rows.size() > 0) {
             const index_t count = std::min(rows.size(), max_keys_ - collected_);
@@ -236,7 +236,7 @@ template <class Tile, class Inputs, class Output, class Executor>
 
 namespace detail {
 
-// What block_sparse_attention() checks in O(heads). A plan's own rows are asked by check_invariants(), in O(blocks).
+// What block_sparse_attention() checks in O(heads). The rows of the plan are checked by check_invariants(), in O(blocks).
 template <class Inputs, class Output>
 [[nodiscard]] status validate_block_sparse(const Inputs& in, const prune_plan& plan,
                                            const attention_options& attention, const Output& out,
@@ -279,9 +279,9 @@ template <class Inputs, class Output, class Executor = serial_executor>
 }
 
 /// Writes `out`, and log_sum_exp where it is not empty.
-/// Returns what in.validate() or the view `out` say, invalid_parameter (an output or log_sum_exp of another shape, bad attention
-/// options), heads_not_divisible, plan_mismatch (also for rows without check_invariants()) or workspace_too_small, with nothing
-/// written.
+/// Returns what in.validate() or the view `out` say, invalid_parameter (an output or log_sum_exp of another shape, bad
+/// attention options), heads_not_divisible, plan_mismatch (also for rows without check_invariants()) or workspace_too_small,
+/// with nothing written.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
                                             const attention_options& attention, const Output& out,
@@ -306,7 +306,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
     });
 }
 
-// The same with a workspace that grows on first use and then stays.
+/// The same with a workspace that grows on first use and then stays.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
                                             const attention_options& attention, const Output& out,

@@ -30,8 +30,8 @@
 
 namespace kvtrim {
 
-// out [segments.blocks, blocks.blocks] is an unscaled estimate per segment and key block of one query head; spare has
-// spare_floats() floats.
+/// An estimator: out [segments.blocks, blocks.blocks] is an unscaled estimate per segment and key block of one query head;
+/// spare has spare_floats() floats.
 template <class E>
 concept block_estimator = requires(const E& e, const bounds_rows& segments, const bounds_rows& blocks,
                                    float* out, float* spare) {
@@ -39,16 +39,20 @@ concept block_estimator = requires(const E& e, const bounds_rows& segments, cons
     { e.spare_floats(index_t{}, index_t{}, index_t{}) } -> std::convertible_to<index_t>;
 };
 
+/// CritiPrefill's estimate: products of the middle of the query bounds with the key bounds. A heuristic, not a bound.
 struct mid_query {
+    /// Floats of scratch for estimate().
     [[nodiscard]] static index_t spare_floats(index_t segments, index_t blocks, index_t head_dim) {
         return segments * (head_dim + blocks);
     }
 
+    /// Writes out [segments.blocks, blocks.blocks].
     void estimate(const bounds_rows& segments, const bounds_rows& blocks, float* out, float* spare) const {
         float* mid = spare;
         float* other = spare + segments.blocks * segments.head_dim;
         for (index_t i = 0; i < segments.blocks * segments.head_dim; ++i) {
-            mid[i] = 0.5f * segments.maximum[i] + 0.5f * segments.minimum[i]; // halved first: no overflow
+            mid[i] = 0.5f * segments.maximum[i] +
+                     0.5f * segments.minimum[i]; // halved before the sum, which could overflow
         }
         kernels::inner_products(mid, segments.blocks, blocks.maximum, blocks.blocks, blocks.head_dim, out,
                                 blocks.blocks);
@@ -58,9 +62,12 @@ struct mid_query {
     }
 };
 
+/// Quest's estimate: an upper bound of every product of the segment's queries with the block's keys.
 struct corner_query {
+    /// Floats of scratch for estimate().
     [[nodiscard]] static index_t spare_floats(index_t, index_t, index_t) { return 0; }
 
+    /// Writes out [segments.blocks, blocks.blocks].
     void estimate(const bounds_rows& segments, const bounds_rows& blocks, float* out, float*) const {
         const index_t dim = segments.head_dim;
         for (index_t s = 0; s < segments.blocks; ++s) {
@@ -72,27 +79,28 @@ struct corner_query {
     }
 };
 
-// From per-head estimates to the logits of a KV head.
+/// From per-head estimates to the logits of a KV head.
 struct criticality_options {
-    float scale = 0; // 0: 1 / sqrt(head_dim); the authors' code: 1
-    group_reduction group =
-        group_reduction::mean; // over the query heads of a KV head; maximum keeps a bound a bound
+    float scale = 0; ///< 0: 1 / sqrt(head_dim); the authors' code: 1
+    /// Over the query heads of a KV head. The maximum of bounds is a bound, their mean is not.
+    group_reduction group = group_reduction::mean;
 
+    /// Returns invalid_parameter unless scale is finite and not negative.
     [[nodiscard]] status validate() const {
         if (scale >= 0 && std::isfinite(scale)) { return {}; }
         return {errc::invalid_parameter, "criticality: scale must be finite and not negative"};
     }
 };
 
-// Floats of scratch for block_logits.
+/// Floats of scratch for block_logits.
 template <block_estimator Estimator>
 [[nodiscard]] index_t block_logits_floats(const Estimator& estimator, index_t segments, index_t blocks,
                                           index_t head_dim) {
     return segments * blocks + estimator.spare_floats(segments, blocks, head_dim);
 }
 
-// logits [segments, blocks] of one KV head for segments [first_segment, + segments) and cache blocks [0, blocks).
-// queries: bounds [q_heads, segments of the chunk, head_dim]; keys: bounds [kv_heads, blocks of the cache, head_dim].
+/// Writes logits [segments, blocks] of one KV head for segments [first_segment, + segments) and cache blocks [0, blocks).
+/// queries: bounds [q_heads, segments of the chunk, head_dim]; keys: bounds [kv_heads, blocks of the cache, head_dim].
 template <block_estimator Estimator>
 void block_logits(const Estimator& estimator, const criticality_options& options, const block_bounds& queries,
                   const block_bounds& keys, index_t group_size, index_t kv_head, index_t first_segment,

@@ -24,31 +24,36 @@
 
 namespace kvtrim {
 
+/// How a layer's estimate is mixed with that of the layer before.
 struct fusion_options {
-    double previous_weight = 0.25; // in [0, 1); 0: no fusion
-    index_t first_fused_layer = 2;
+    double previous_weight = 0.25; ///< in [0, 1); 0: no fusion
+    index_t first_fused_layer = 2; ///< the first layer that is mixed; reference 2
 
+    /// Whether layers are mixed at all.
     [[nodiscard]] bool is_on() const { return previous_weight > 0; }
+    /// Returns ratio_out_of_range unless previous_weight lies in [0, 1).
     [[nodiscard]] status validate() const {
         if (previous_weight >= 0 && previous_weight < 1) { return {}; }
         return {errc::ratio_out_of_range, "fusion: previous_weight must lie in [0, 1)"};
     }
 };
 
+/// The fused estimates of one request, layer by layer. A plain value.
 class layer_fusion {
   public:
-    // Forgets everything: the next layer is a first one.
+    /// Forgets everything: the next layer is a first one.
     void reset() { layer_ = none; }
 
     /// Opens a layer; its rows are then mixed through fuse(). Allocates when the shape grows.
-    /// Returns what the options or valid_table_size() say, or invalid_parameter for a negative layer, with the state unchanged.
+    /// Returns what the options or valid_table_size() say, or invalid_parameter for a negative layer, with the state
+    /// unchanged.
     [[nodiscard]] status begin_layer(index_t layer, const segment_grid& grid, index_t kv_heads,
                                      const fusion_options& options) {
         if (const status s = options.validate(); !s.ok()) { return s; }
         if (const status s = valid_table_size(grid, kv_heads); !s.ok()) { return s; }
         if (layer < 0) { return {errc::invalid_parameter, "fusion: a layer must not be negative"}; }
         const index_t head_floats = grid.allowed_before(grid.segments());
-        fused_.resize(static_cast<std::size_t>(kv_heads * head_floats)); // the one that may throw
+        fused_.resize(static_cast<std::size_t>(kv_heads * head_floats)); // may throw: before all changes
         const bool follows = layer > 0 && layer - 1 == layer_ && grid == grid_ && kv_heads == kv_heads_;
         weight_ =
             follows && layer >= options.first_fused_layer ? static_cast<float>(options.previous_weight) : 0;
@@ -59,10 +64,10 @@ class layer_fusion {
         return {};
     }
 
-    /// estimate [allowed blocks of the segment] becomes the fused one, which is kept for the next layer. Rows may come
-    /// from several threads at once, each row from one.
-    /// Returns invalid_parameter for a row that the open layer does not have, or an estimate of another length (needed: blocks),
-    /// with nothing changed.
+    /// Replaces estimate [allowed blocks of the segment] by the fused one, which is kept for the next layer. Different rows
+    /// may be fused by different threads at the same time.
+    /// Returns invalid_parameter for a row that the open layer does not have, or an estimate of another length (needed:
+    /// blocks), with nothing changed.
     [[nodiscard]] status fuse(index_t kv_head, index_t segment, std::span<float> estimate) {
         const bool has_row = layer_ != none && 0 <= kv_head && kv_head < kv_heads_ && 0 <= segment &&
                              segment < grid_.segments();
@@ -78,8 +83,9 @@ class layer_fusion {
         return {};
     }
 
-    // Whether the open layer is mixed with the one before.
+    /// Whether the open layer is mixed with the one before.
     [[nodiscard]] bool is_mixing() const { return weight_ > 0; }
+    /// Bytes of memory it holds.
     [[nodiscard]] index_t bytes() const { return static_cast<index_t>(fused_.size() * sizeof(float)); }
 
   private:

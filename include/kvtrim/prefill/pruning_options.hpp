@@ -15,39 +15,41 @@
 
 namespace kvtrim {
 
+/// Sizes and budget of block pruning.
 struct pruning_options {
-    index_t segment_tokens = 512;      // queries that share a row; a multiple of block_tokens
-    index_t block_tokens = 32;         // keys that are kept or skipped together
-    index_t budget_tokens = 2048;      // per KV head and segment; whole blocks, rounded down
-    index_t dense_below_tokens = 4096; // segments that begin before attend everything
-    index_t dense_layers = 1;          // the first layers attend everything
-    bool dense_last_segment = true;    // its last query is the one that generation starts from
-    index_t sink_blocks = 1;
-    index_t local_blocks = 1;
+    index_t segment_tokens = 512;      ///< queries that share a row; a multiple of block_tokens
+    index_t block_tokens = 32;         ///< keys that are kept or skipped together
+    index_t budget_tokens = 2048;      ///< per KV head and segment; whole blocks, rounded down
+    index_t dense_below_tokens = 4096; ///< segments that begin before attend everything
+    index_t dense_layers = 1;          ///< the first layers attend everything
+    bool dense_last_segment = true;    ///< its last query is the one that generation starts from
+    index_t sink_blocks = 1;           ///< first blocks of the cache, always attended
+    index_t local_blocks = 1;          ///< last blocks before the segment, always attended
 
-    // 0 where blocks hold no tokens, which valid_pruning() refuses.
+    /// Budget in whole blocks; 0 where block_tokens is not positive, which valid_pruning() refuses.
     [[nodiscard]] index_t budget_blocks() const {
         return block_tokens > 0 ? budget_tokens / block_tokens : 0;
     }
 };
 
-// Which part of which prompt, at which layer.
+/// Which part of which prompt, at which layer.
 struct prefill_chunk {
-    index_t layer = 0;
-    index_t first_token = 0; // earlier tokens are cached; a multiple of segment_tokens
-    bool ends_prompt = true;
+    index_t layer = 0;       ///< of the model, from 0
+    index_t first_token = 0; ///< earlier tokens are cached; a multiple of segment_tokens
+    bool ends_prompt = true; ///< whether the chunk's last token is the prompt's
 };
 
+/// Segments and blocks of a chunk of `queries` tokens.
 [[nodiscard]] inline segment_grid grid_of(const pruning_options& options, const prefill_chunk& chunk,
                                           index_t queries) {
     return {options.segment_tokens, options.block_tokens, chunk.first_token,
             saturated_sum(chunk.first_token, queries)};
 }
 
-// Bad input: queries [q_heads, queries, ...] over keys [kv_heads, cached_tokens, ...].
-// Returns invalid_parameter (needed, where the cache is too short: its rows), heads_not_divisible, budget_zero (a budget
-// below one block; needed: tokens), budget_below_protection (needed: tokens) or index_overflow (needed: tokens or
-// blocks).
+/// Checks the sizes of a call: queries [q_heads, queries, ...] over keys [kv_heads, cached_tokens, ...].
+/// Returns invalid_parameter (needed, where the cache is too short: its rows), heads_not_divisible, budget_zero (a budget
+/// below one block; needed: tokens), budget_below_protection (needed: tokens) or index_overflow (needed: tokens or
+/// blocks).
 [[nodiscard]] inline status valid_pruning(const pruning_options& options, const prefill_chunk& chunk,
                                           index_t q_heads, index_t queries, index_t kv_heads,
                                           index_t cached_tokens) {
@@ -82,13 +84,13 @@ struct prefill_chunk {
     return valid_table_size(grid, kv_heads);
 }
 
-// Half-open range of a chunk's segments.
+/// Half-open range of a chunk's segments.
 struct segment_range {
-    index_t begin = 0;
-    index_t end = 0;
+    index_t begin = 0; ///< first segment
+    index_t end = 0;   ///< behind the last one
 };
 
-// The segments whose rows are chosen; they are consecutive.
+/// The segments whose rows are chosen; they are consecutive.
 [[nodiscard]] inline segment_range pruned_segments(const pruning_options& options, const prefill_chunk& chunk,
                                                    const segment_grid& grid) {
     const bool last_is_dense = options.dense_last_segment && chunk.ends_prompt && grid.segments() > 0;

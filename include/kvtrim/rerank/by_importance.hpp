@@ -16,9 +16,11 @@
 
 namespace kvtrim {
 
+/// Leaves importance and budgets as they are.
 struct by_importance {
+    /// whether the allocator sees attention instead of importance
     static constexpr bool allocate_by_attention = false;
-    static constexpr bool needs_uniform_budgets = false;
+    static constexpr bool needs_uniform_budgets = false; ///< whether the allocator must be uniform
 };
 
 } // namespace kvtrim

@@ -70,19 +70,22 @@ struct chunk_row {
 
 struct chunked;
 
+/// Whole chunks of columns stay together, chosen in each row by itself (ChunkKV per head).
 struct chunked_per_head {
-    index_t chunk_tokens = 20; // ChunkKV 20; or the engine's page
-    index_t kept_chunks = 0;   // > 0: exactly this many whole chunks per row, whatever the budget
+    index_t chunk_tokens = 20; ///< ChunkKV 20; or the engine's page
+    index_t kept_chunks = 0;   ///< > 0: exactly this many whole chunks per row, whatever the budget
 
+    /// whether the allocator sees attention instead of importance
     static constexpr bool allocate_by_attention = false;
-    static constexpr bool needs_uniform_budgets = false;
+    static constexpr bool needs_uniform_budgets = false; ///< whether the allocator must be uniform
 
+    /// Returns invalid_parameter for a field out of range.
     [[nodiscard]] status validate() const {
         if (chunk_tokens > 0 && kept_chunks >= 0) { return {}; }
         return {errc::invalid_parameter, "chunked: chunk_tokens must be positive, kept_chunks not negative"};
     }
 
-    // 0 where validate() refuses.
+    /// Bytes of workspace for before_selection() over so many rows and candidates; 0 where validate() refuses.
     [[nodiscard]] index_t workspace_bytes(index_t rows, index_t candidates) const {
         if (!validate().ok()) { return 0; }
         workspace counting = workspace::counting();
@@ -91,7 +94,8 @@ struct chunked_per_head {
         return counting.needed_bytes();
     }
 
-    // Returns what validate() or validate_budgets() says or errc::workspace_too_small, with nothing written.
+    /// Marks the chunks that stay. Returns what validate() or validate_budgets() says or errc::workspace_too_small, with
+    /// nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
         if (const status s = validate(); !s.ok()) { return s; }
@@ -126,21 +130,26 @@ struct chunked_per_head {
     }
 };
 
+/// Whole chunks of columns stay together, the same for all heads (ChunkKV).
 struct chunked {
-    index_t chunk_tokens = 20; // ChunkKV 20; or the engine's page
-    index_t kept_chunks = 0;   // > 0: exactly this many whole chunks per row, whatever the budget
+    index_t chunk_tokens = 20; ///< ChunkKV 20; or the engine's page
+    index_t kept_chunks = 0;   ///< > 0: exactly this many whole chunks per row, whatever the budget
 
+    /// whether the allocator sees attention instead of importance
     static constexpr bool allocate_by_attention = false;
-    static constexpr bool needs_uniform_budgets = true;
+    static constexpr bool needs_uniform_budgets = true; ///< whether the allocator must be uniform
 
+    /// Returns invalid_parameter for a field out of range.
     [[nodiscard]] status validate() const { return each_row().validate(); }
 
+    /// Bytes of workspace for before_selection() over so many rows and candidates.
     [[nodiscard]] index_t workspace_bytes(index_t rows, index_t candidates) const {
         return std::max(each_row().workspace_bytes(rows, candidates),
                         shared{}.workspace_bytes(rows, candidates));
     }
 
-    // Returns what validate() or validate_budgets() says, errc::workspace_too_small or rows_differ, with nothing written.
+    /// Marks the chunks that stay. Returns what validate() or validate_budgets() says, errc::workspace_too_small or
+    /// rows_differ, with nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
         if (const status s = validate(); !s.ok()) { return s; }
@@ -151,7 +160,7 @@ struct chunked {
         if (scores.rows() == 0) { return {}; }
         const auto first = scores.importance_rows().row(0);
         each_row().mark_row(first, budgets[0], scratch);
-        for (index_t r = 1; r < scores.rows(); ++r) { // rows alike are marked once
+        for (index_t r = 1; r < scores.rows(); ++r) { // all rows are equal: the first is marked, then copied
             std::copy(first.begin(), first.end(), scores.importance_rows().row(r).begin());
             budgets[static_cast<std::size_t>(r)] = budgets[0];
         }

@@ -15,8 +15,8 @@
 
 namespace kvtrim {
 
-// The smallest count whose `count` highest scores sum to at least `mass`; 0 for mass <= 0 or NaN, the row's length
-// if the whole row holds less. One infinite score holds any mass, an infinite one included.
+/// The smallest count whose `count` highest scores sum to at least `mass`; 0 for mass <= 0 or NaN, the row's length
+/// if the whole row holds less. One infinite score holds any mass, an infinite one included.
 [[nodiscard]] inline index_t count_for_mass(std::span<const float> row, double mass) {
     if (!(mass > 0)) { return 0; }
     struct bucket {
@@ -53,7 +53,7 @@ namespace kvtrim {
         prefix |= digit << shifts[pass];
         prefix_mask |= digit_masks[pass] << shifts[pass];
     }
-    return above; // not reached
+    return above; // not reached: one of the passes above returns
 }
 
 } // namespace kvtrim

@@ -25,23 +25,27 @@
 
 namespace kvtrim {
 
+/// How rows are folded into one: their sum, their maximum, or the votes of their best columns.
 enum class head_reduction : std::uint8_t { sum, maximum, votes };
 
+/// Folds rows of scores one by one: begin(), add() for each row, finish().
 class row_fold {
   public:
-    // Takes its memory, which may be too little: begin with scratch.fits().
+    /// For rows of `columns` scores. Takes its memory from `scratch`; ask scratch.fits() before begin().
     row_fold(head_reduction reduction, index_t columns, workspace& scratch)
         : reduction_(reduction), folded_(scratch.take<float>(columns)),
           sums_(scratch.take<double>(reduction == head_reduction::votes ? columns : 0)),
           order_(scratch.take<index_t>(reduction == head_reduction::votes ? columns : 0)) {}
 
+    /// Forgets the rows added before.
     void begin() const {
         constexpr float lowest = -std::numeric_limits<float>::infinity();
         std::fill(folded_.begin(), folded_.end(), reduction_ == head_reduction::maximum ? lowest : 0.0f);
         std::fill(sums_.begin(), sums_.end(), 0.0);
     }
 
-    // A row of as many columns; a longer one is read up to there. A budget outside 0 ... columns counts as the nearer of them.
+    /// Adds a row of `columns` scores; of a longer one the first are read. budget: how many columns it votes for. A budget
+    /// outside 0 ... columns counts as the nearer of them.
     void add(std::span<float> row, index_t budget) const {
         row = row.first(std::min(row.size(), folded_.size()));
         const kernels::row_kernels& steps = kernels::active_row_kernels();
@@ -55,8 +59,8 @@ class row_fold {
         fold(row.data(), std::ssize(row), folded_.data());
     }
 
-    // What ranks the columns. Votes and sums do not fit one float, so with votes the columns are chosen here and
-    // marked.
+    /// The scores [columns] that rank the columns. Votes and sums do not fit one float: with votes the `budget` chosen
+    /// columns are marked here by +infinity.
     [[nodiscard]] std::span<float> finish(index_t budget) const {
         if (reduction_ == head_reduction::votes) { mark_chosen(budget); }
         return folded_;

@@ -14,19 +14,22 @@
 
 namespace kvtrim {
 
+/// Gives all rows the same importance, and all the smallest budget, so that every head keeps the same tokens.
 struct shared {
-    head_reduction reduction = head_reduction::sum;
+    head_reduction reduction = head_reduction::sum; ///< how the rows are folded into one
 
+    /// whether the allocator sees attention instead of importance
     static constexpr bool allocate_by_attention = false;
-    static constexpr bool needs_uniform_budgets = true;
+    static constexpr bool needs_uniform_budgets = true; ///< whether the allocator must be uniform
 
+    /// Bytes of workspace for before_selection() over so many rows and candidates.
     [[nodiscard]] index_t workspace_bytes(index_t rows, index_t candidates) const {
         workspace counting = workspace::counting();
         static_cast<void>(row_fold(reduction, rows == 0 ? 0 : candidates / rows, counting));
         return counting.needed_bytes();
     }
 
-    // Makes all rows alike, and all budgets the smallest. Returns errc::rows_differ for a ragged cache.
+    /// Makes all rows equal, and all budgets the smallest. Returns errc::rows_differ for a ragged cache.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace& scratch) const {
         if (const status s = validate_budgets(scores.importance_rows(), budgets); !s.ok()) { return s; }

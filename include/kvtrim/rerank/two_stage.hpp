@@ -34,7 +34,7 @@ namespace detail {
 inline void mark_most_attended(const token_scores& scores, index_t row, index_t count) {
     const auto importance = scores.importance_rows().row(row);
     top_k_cut cut = find_top_k(scores.attention_rows().row(row), std::min(count, scores.length(row)));
-    // attention and importance may be the same row: the walk reads a column before it is marked.
+    // attention and importance may be the same row: each column is read before it is marked.
     for_each_above(scores.attention_rows().row(row), cut, [&](index_t c) {
         importance[static_cast<std::size_t>(c)] = std::numeric_limits<float>::infinity();
     });
@@ -42,23 +42,27 @@ inline void mark_most_attended(const token_scores& scores, index_t row, index_t 
 
 } // namespace detail
 
+/// How a share of a budget becomes tokens: exactly, or truncated in doubles as kvpress does.
 enum class stage_rounding : std::uint8_t { exact, truncated };
 
+/// Stage one takes a share of each row's budget by attention, stage two the rest by importance (CriticalKV).
 struct two_stage {
-    double first_ratio = 0.5;   // share of a row's budget that stage one takes, in [0, 1]; reference 0.5
-    index_t first_tokens = -1;  // >= 0: this many tokens per row instead
-    index_t first_at_least = 0; // never fewer (kvpress' Ada form: the safeguard)
-    stage_rounding rounding = stage_rounding::exact; // of a share to tokens; kvpress: truncated
+    double first_ratio = 0.5;   ///< share of a row's budget that stage one takes, in [0, 1]; reference 0.5
+    index_t first_tokens = -1;  ///< >= 0: this many tokens per row instead
+    index_t first_at_least = 0; ///< never fewer (kvpress' Ada form: the safeguard)
+    stage_rounding rounding = stage_rounding::exact; ///< of a share to tokens; kvpress: truncated
 
+    /// whether the allocator sees attention instead of importance
     static constexpr bool allocate_by_attention = true;
-    static constexpr bool needs_uniform_budgets = false;
+    static constexpr bool needs_uniform_budgets = false; ///< whether the allocator must be uniform
 
+    /// Returns ratio_out_of_range unless first_ratio lies in [0, 1].
     [[nodiscard]] status validate() const {
         if (first_ratio >= 0.0 && first_ratio <= 1.0) { return {}; }
         return {errc::ratio_out_of_range, "two_stage: first_ratio must lie in [0, 1]"};
     }
 
-    // Tokens that stage one takes of a row with this budget.
+    /// Tokens that stage one takes of a row with this budget.
     [[nodiscard]] index_t first_count(index_t budget) const {
         index_t first = first_tokens;
         if (first < 0 && validate().ok()) {
@@ -69,6 +73,8 @@ struct two_stage {
         return std::min(budget, std::max(first, first_at_least));
     }
 
+    /// Marks stage one in the importance. Returns what validate(), validate_budgets() or validate(score_rows) says, with
+    /// nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace&) const {
         if (const status s = validate(); !s.ok()) { return s; }
@@ -81,14 +87,17 @@ struct two_stage {
     }
 };
 
+/// Stage one takes tokens until a share of the attention is held, before rows compete (DefensiveKV).
 struct two_stage_by_mass {
-    double attention_mass = 0.9; // threshold, in [0, 1]; reference 0.9
-    double first_at_most = 1.0;  // cap on stage one, as a share of the even budget, in [0, 1]; reference 1
-    index_t first_limit_tokens = -1; // >= 0: this cap per row instead
+    double attention_mass = 0.9; ///< threshold, in [0, 1]; reference 0.9
+    double first_at_most = 1.0;  ///< cap on stage one, as a share of the even budget, in [0, 1]; reference 1
+    index_t first_limit_tokens = -1; ///< >= 0: this cap per row instead
 
+    /// whether the allocator sees attention instead of importance
     static constexpr bool allocate_by_attention = false;
-    static constexpr bool needs_uniform_budgets = false;
+    static constexpr bool needs_uniform_budgets = false; ///< whether the allocator must be uniform
 
+    /// Returns ratio_out_of_range unless attention_mass and first_at_most lie in [0, 1].
     [[nodiscard]] status validate() const {
         if (attention_mass >= 0.0 && attention_mass <= 1.0 && first_at_most >= 0.0 && first_at_most <= 1.0) {
             return {};
@@ -97,7 +106,7 @@ struct two_stage_by_mass {
                 "two_stage_by_mass: attention_mass and first_at_most must lie in [0, 1]"};
     }
 
-    // Tokens that stage one takes of a row, when `total` candidates stay in all rows.
+    /// Tokens that stage one takes of a row, when `total` candidates stay in all rows.
     [[nodiscard]] index_t first_count(const token_scores& scores, index_t row, index_t total) const {
         const index_t even_share = total / scores.rows();
         const index_t limit = first_limit_tokens >= 0 ? std::min(first_limit_tokens, even_share)
@@ -106,7 +115,8 @@ struct two_stage_by_mass {
         return std::min(limit, count_for_mass(scores.attention_rows().row(row), attention_mass - covered));
     }
 
-    /// Returns invalid_parameter without protected_mass [rows], or for a total that the candidates do not hold.
+    /// Marks stage one in the importance. Returns invalid_parameter without protected_mass [rows] or for a total that is
+    /// negative or above the number of candidates, or what validate() or validate(score_rows) says, with nothing written.
     [[nodiscard]] status before_allocation(const token_scores& scores, index_t total, workspace&) const {
         if (const status s = validate(); !s.ok()) { return s; }
         if (const status s = kvtrim::validate(scores.importance_rows()); !s.ok()) { return s; }

@@ -9,9 +9,10 @@
 //   w_uv  [q_heads, latent_dim, value_dim]      out [q_heads, latent_dim, hidden], row-major
 //   w_o   [q_heads, value_dim, hidden]
 //
-// Made once per model layer, in the caller's memory; then passed as the output projection (exact L1 norms), or to
-// packed_projection or gram_projection (score/prepared_projection.hpp), after which out is no longer needed. For DeepSeek-V3 out has
-// 128 * 512 * 7168 elements, its Gram matrices 14 times fewer. A cache whose W_O already holds W_uv needs none of this.
+// Computed once per model layer, into the caller's memory. It is then passed as the output projection (exact L1 norms), or
+// to packed_projection or gram_projection (score/prepared_projection.hpp); after these out is no longer needed. For
+// DeepSeek-V3 out has 128 * 512 * 7168 elements, its Gram matrices 14 times fewer. A cache whose W_O already holds W_uv
+// needs none of this.
 // Source: CriticalKV, arXiv:2502.03805, Eq. 8, with the values of DeepSeek-V2, arXiv:2405.04434, Eq. 9 to 11.
 // Numerics: products in float, rounded once to T. Cost: 2 * q_heads * latent_dim * value_dim * hidden flops.
 // Workspace per worker: W_O of one head as floats, and two tiles.
@@ -73,15 +74,16 @@ void combine_head(const Up& w_uv, const W& w_o, index_t head, const combined_pro
 
 } // namespace detail
 
+/// Bytes of workspace for combine_projections() with this executor.
 template <cache_view W, class Executor>
 [[nodiscard]] index_t combine_projections_bytes(const W& w_o, const Executor& ex) {
     return for_each_item_bytes(ex, extent(w_o, 0),
                                detail::combined_projection_scratch::bytes(extent(w_o, 1), extent(w_o, 2)));
 }
 
-/// Writes out [q_heads, latent_dim, hidden]. Returns what validate() says of the matrices, invalid_parameter for matrices that do
-/// not agree in q_heads and value_dim, no_room for an output that is too short (needed: elements), workspace_too_small (needed:
-/// combine_projections_bytes()); with nothing written.
+/// Writes out [q_heads, latent_dim, hidden]. Returns what validate() says of the matrices, invalid_parameter for matrices
+/// that do not agree in q_heads and value_dim, no_room for an output that is too short (needed: elements),
+/// workspace_too_small (needed: combine_projections_bytes()); with nothing written.
 template <cache_view Up, cache_view W, element T, executor Executor>
 [[nodiscard]] status combine_projections(const Up& w_uv, const W& w_o, std::span<T> out, workspace& scratch,
                                          Executor&& ex) {

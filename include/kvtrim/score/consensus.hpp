@@ -2,14 +2,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Any scorer, its heads advised by each other: what a head finds important, plus what the layer's heads agree on.
+// Any scorer, with the scores of the other KV heads of the layer added to those of each head.
 //
-//   s'[g, t]          = s[g, t] / sum over t of s[g, t]                          each head has one vote to spend
+//   s'[g, t]          = s[g, t] / sum over t of s[g, t]
 //   importance[g, t]  = s'[g, t] + lambda * sum over the KV heads h of s'[h, t]
 //
 // With one token set for all heads (rerank/shared.hpp) the sum alone decides. The score must not be negative, as
-// attention is not; a head whose scores are all 0, or not finite, has no vote. A score that is not finite stays what it
-// is. Stage-one scores (attention) are left as they are.
+// attention is not. A head whose scores are all 0, or not finite, adds nothing to the sum. A score that is not finite stays
+// what it is. Stage-one scores (attention) are left as they are.
 //
 // Source: kvtrim's own, shown on a small model only (README, Measured). Heads must have equal lengths.
 // Cost: three passes over the scores. Workspace: one double per column.
@@ -24,14 +24,16 @@
 
 namespace kvtrim {
 
+/// Adds to each head's normalised scores, weighted by lambda, the sum of those of all KV heads of the layer.
 template <class Scorer>
 struct consensus {
-    [[no_unique_address]] Scorer scorer = {};
-    float lambda = 0.5f; // weight of the layer's sum; 0: each head alone, but normalised
+    [[no_unique_address]] Scorer scorer = {}; ///< the inner scorer
+    float lambda = 0.5f; ///< weight of the layer's sum; 0: each head alone, but normalised
 
+    /// whether score() also writes attention
     static constexpr bool writes_attention = Scorer::writes_attention;
 
-    // Returns invalid_parameter, rows_differ or what the scorer says.
+    /// Returns invalid_parameter, rows_differ or what the scorer says.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         if (!(lambda >= 0.0f) || !std::isfinite(lambda)) {
@@ -46,6 +48,7 @@ struct consensus {
         return {};
     }
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -55,6 +58,8 @@ struct consensus {
         return counting.needed_bytes();
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {

@@ -13,8 +13,8 @@
 // the tokens between the request's sinks and its rollback tail, protected or not; scale, soft cap, sink logits and a
 // sliding window (as the next query sees it) are the request's.
 //
-// Source: Expected Attention, arXiv:2510.00636; kvpress@8bb29b9 expected_attention_press.py, use_vnorm = False; for its value norms wrap this in
-// value_norm_weighted (score/value_norm_weighted.hpp), as policy/expected_attention.hpp does.
+// Source: Expected Attention, arXiv:2510.00636; kvpress@8bb29b9 expected_attention_press.py, use_vnorm = False; for its
+// value norms wrap this in value_norm_weighted (score/value_norm_weighted.hpp), as policy/expected_attention.hpp does.
 // Departures: sinks are protected by the request, not by the score maximum + 1. The rotation is averaged in closed form
 // and in double (the reference: one rotation at a time, in the model's type). R covariance R^T uses the averaged
 // rotation, as the reference does: a heuristic, not the covariance of the rotated queries. The attention factor is in
@@ -34,15 +34,16 @@
 
 namespace kvtrim {
 
+/// Scores by the attention that the next queries are expected to pay, given statistics of the earlier ones.
 struct expected_attention_score {
-    const query_statistics* statistics = nullptr; // [q_heads, head_dim], up to the end of the prompt
-    kvtrim::rope rope = {}; // of the model; must outlive the scorer, as must the statistics
-    index_t future_positions = 512;
-    bool use_covariance = true;
+    const query_statistics* statistics = nullptr; ///< [q_heads, head_dim], up to the end of the prompt
+    kvtrim::rope rope = {};         ///< of the model; must outlive the scorer, as must the statistics
+    index_t future_positions = 512; ///< positions over which the rotation is averaged, at least 1
+    bool use_covariance = true;     ///< false: the mean query alone
 
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
-    // Returns errc::heads_not_divisible, invalid_parameter, or what the statistics say of themselves.
+    /// Returns errc::heads_not_divisible, invalid_parameter, or what the statistics say of themselves.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         if (statistics == nullptr) {
@@ -68,7 +69,7 @@ struct expected_attention_score {
         return valid_rope(rope);
     }
 
-    // 0 for inputs that it refuses.
+    /// Bytes of workspace for score() at the full width of this executor; 0 for inputs that it refuses.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -76,6 +77,8 @@ struct expected_attention_score {
         return for_each_item_bytes(ex, in.kv_heads(), head_bytes(in));
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
@@ -109,7 +112,7 @@ struct expected_attention_score {
         return counting.needed_bytes();
     }
 
-    // What the next query sees of a row.
+    // The rows that the next query sees.
     static token_range visible(const eviction_request& request, index_t tokens) {
         const index_t end = tokens - std::min(request.protect.rollback_tokens, tokens);
         const index_t window = request.attention.sliding_window;
@@ -132,7 +135,7 @@ struct expected_attention_score {
             const float own_sink = sink_logit(request, h);
             float largest = own_sink;
             for (const float l : logits) { largest = std::max(largest, l); }
-            if (largest == kernels::masked_logit) { continue; } // nothing is seen
+            if (largest == kernels::masked_logit) { continue; } // the query sees no token
             double sum = std::exp(static_cast<double>(own_sink) - static_cast<double>(largest));
             for (const float l : logits) { sum += static_cast<double>(std::exp(l - largest)); }
             const auto weight = static_cast<float>(1.0 / (sum * static_cast<double>(group)));

@@ -58,15 +58,19 @@ void for_each_tile(const V& view, index_t head, token_range range, const row_til
 
 } // namespace detail
 
+/// Keys of small norm stay.
 struct key_norm_score {
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
                                           const Executor& ex = {}) const {
         return for_each_item_bytes(ex, in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
@@ -87,15 +91,19 @@ struct key_norm_score {
     }
 };
 
+/// Keys unlike the mean key of their head stay.
 struct key_diff_score {
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
                                           const Executor& ex = {}) const {
         return for_each_item_bytes(ex, in.kv_heads(), detail::row_scratch::bytes(in.head_dim()));
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
@@ -107,7 +115,7 @@ struct key_diff_score {
                 const auto anchor = memory.row;
                 const auto sums = memory.sums;
                 std::fill(sums.begin(), sums.end(), 0.0);
-                // The sum serves as well as the mean: a cosine does not see its length.
+                // The sum has the direction of the mean, and a cosine depends on the direction alone.
                 detail::for_each_tile(
                     in.keys, g, {0, in.tokens(g)}, memory.tile,
                     [&](const float_rows& rows, index_t, index_t count, const float* squares) {

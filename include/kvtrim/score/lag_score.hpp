@@ -11,7 +11,7 @@
 //   importance[t] = (number of tokens of p below t) / lag     cross_scoring: s[t] itself
 //
 // The last whole partition and the rest behind it have no partition to be compared with. They always stay: they score
-// above all others (more than 1), newer ones higher, should the budget not even hold them.
+// above all others (more than 1), newer ones higher, in case the budget does not hold them all.
 //
 // Source: LagKV, arXiv:2504.04704; kvpress@8bb29b9 lagkv_press.py.
 // Departures: a channel that is constant in the next partition, or not finite there, counts as z = 0 (the reference:
@@ -34,12 +34,14 @@
 
 namespace kvtrim {
 
+/// Scores by how far key and value deviate from the extremes of the next partition. Needs values.
 struct lag_score {
-    index_t lag = 128; // tokens of a partition
-    bool cross_scoring = false;
+    index_t lag = 128;          ///< tokens of a partition
+    bool cross_scoring = false; ///< true: the scores themselves; false: their ranks in the partition
 
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
+    /// Returns invalid_parameter for a lag that is not positive.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs&, const eviction_request&) const {
         static_assert(Inputs::has_values, "kvtrim: lag_score compares keys and values: pass layer(keys, "
@@ -48,12 +50,15 @@ struct lag_score {
         return {errc::invalid_parameter, "lag_score: a partition must hold at least one token"};
     }
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request&,
                                           const Executor& ex = {}) const {
         return for_each_item_bytes(ex, in.kv_heads(), head_bytes(in));
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
@@ -149,7 +154,7 @@ struct lag_score {
         }
     }
 
-    // low and scale of every channel; both 0 for a channel that counts nothing.
+    // low and scale of every channel; both 0 for a channel that is left out.
     template <class View>
     void take_extremes(const View& view, index_t head, index_t first, const head_scratch& memory) const {
         const auto length = static_cast<std::size_t>(extent(view, 2));

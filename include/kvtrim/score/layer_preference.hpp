@@ -22,11 +22,12 @@
 
 namespace kvtrim {
 
+/// Measures how much of the cache a layer should get, from the attention of its window queries.
 struct layer_preference {
-    double tau1 = 1.6;
-    double tau2 = 0.6;
+    double tau1 = 1.6; ///< of the entropy; reference 1.6
+    double tau2 = 0.6; ///< of the variance; reference 0.6
 
-    // Returns invalid_parameter or what window_attention says of the inputs.
+    /// Returns invalid_parameter or what window_attention says of the inputs.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         if (!(tau1 > 0) || !(tau2 > 0)) {
@@ -36,7 +37,7 @@ struct layer_preference {
         return scorer.validate(in, request);
     }
 
-    // Bytes of workspace for measure(); 0 for inputs it refuses.
+    /// Bytes of workspace for measure(); 0 for inputs it refuses.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -48,8 +49,8 @@ struct layer_preference {
         return counting.needed_bytes();
     }
 
-    // Writes the layer's preference: 0 where the prompt is shorter than its window, which a budget keeps whole or a policy
-    // refuses. Returns any other status of validate(), or workspace_too_small, with it unchanged.
+    /// Writes the layer's preference: 0 where the prompt is shorter than its window, which a budget keeps whole or a policy
+    /// refuses. Returns any other status of validate(), or workspace_too_small, with it unchanged.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status measure(const Inputs& in, const eviction_request& request, double& preference,
                                  workspace& scratch, Executor&& ex = {}) const {
@@ -74,7 +75,7 @@ struct layer_preference {
         return {};
     }
 
-    // The same with a workspace that grows on first use and then stays.
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status measure(const Inputs& in, const eviction_request& request, double& preference,
                                  growing_workspace& memory, Executor&& ex = {}) const {

@@ -22,14 +22,17 @@
 
 namespace kvtrim {
 
+/// Scores the window with the maximum of the inner scores + 1. To reproduce published kvpress runs.
 template <class Scorer>
 struct padded {
-    [[no_unique_address]] Scorer scorer = {};
-    index_t window_tokens = 0; // newest tokens that get the padding
+    [[no_unique_address]] Scorer scorer = {}; ///< the inner scorer
+    index_t window_tokens = 0;                ///< newest tokens that get the padding
 
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
     static_assert(!Scorer::writes_attention, "kvtrim: padded wraps a scorer with one score per token");
 
+    /// Returns invalid_parameter for a request with protected tokens or a negative window_tokens, or what the inner scorer
+    /// says.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         if (window_tokens < 0 || request.protect.prefix() != 0 || request.protect.suffix() != 0) {
@@ -41,6 +44,7 @@ struct padded {
         return {};
     }
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -51,6 +55,8 @@ struct padded {
         return counting.needed_bytes();
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {

@@ -21,17 +21,20 @@
 
 namespace kvtrim {
 
-/// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to choose the L2 form.
+/// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to choose the L2
+/// form.
 struct gram_view {
-    const float* data = nullptr;
-    index_t q_heads = 0;
-    index_t head_dim = 0;
+    const float* data = nullptr; ///< [q_heads, head_dim, head_dim], row-major
+    index_t q_heads = 0;         ///< query heads of W_O
+    index_t head_dim = 0;        ///< rows and columns of each matrix
 
+    /// Extents [q_heads, head_dim, head_dim].
     [[nodiscard]] index_t extent(std::size_t r) const { return r == 0 ? q_heads : head_dim; }
     /// Returns invalid_parameter for extents that cannot be, or memory that is missing.
     [[nodiscard]] status validate() const {
         return strided<const float, 3>(data, {q_heads, head_dim, head_dim}).validate();
     }
+    /// The matrix of a query head, [head_dim, head_dim]; q_head is not checked.
     [[nodiscard]] const float* head(index_t q_head) const { return data + q_head * head_dim * head_dim; }
 };
 
@@ -57,11 +60,11 @@ template <cache_view W>
 
 } // namespace detail
 
-// G_h of every query head, prepared once per layer and kept by the engine.
+/// G_h of every query head, prepared once per layer and kept by the engine.
 class gram_projection {
   public:
-    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. Not valid, and empty: a W_O that is not, or whose
-    /// heads have different numbers of rows.
+    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. Not valid, and empty: a W_O that is not, or
+    /// whose heads have different numbers of rows.
     template <cache_view W>
     explicit gram_projection(const W& w_o) : validity_(detail::validate_to_prepare(w_o)) {
         if (!validity_.ok()) { return; }
@@ -80,10 +83,11 @@ class gram_projection {
         }
     }
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
-    // Valid while this object lives and does not change.
+    /// Valid while this object lives and does not change.
     [[nodiscard]] gram_view view() const& { return {gram_.data(), q_heads_, head_dim_}; }
-    void view() const&& = delete; // of a temporary
+    void view() const&& = delete; ///< of a temporary
 
   private:
     status validity_;
@@ -92,15 +96,16 @@ class gram_projection {
     std::vector<float> gram_;
 };
 
-// View of W_O packed for the kernels of one instruction set: as floats, or as bf16. Pass it as the output projection.
+/// View of W_O packed for the kernels of one instruction set: as floats, or as bf16. Pass it as the output projection.
 struct packed_view {
-    const float* data = nullptr;
-    const bf16* blocks = nullptr;
-    index_t q_heads = 0;
-    index_t head_dim = 0;
-    index_t hidden = 0;
-    const kernels::projection_kernels* steps = nullptr;
+    const float* data = nullptr;                        ///< W_O packed as floats; null where `blocks` is set
+    const bf16* blocks = nullptr;                       ///< W_O packed as bf16, or null
+    index_t q_heads = 0;                                ///< query heads of W_O
+    index_t head_dim = 0;                               ///< rows of each head
+    index_t hidden = 0;                                 ///< columns of each head
+    const kernels::projection_kernels* steps = nullptr; ///< the kernels that W_O was packed for
 
+    /// Extents [q_heads, head_dim, hidden].
     [[nodiscard]] index_t extent(std::size_t r) const {
         return r == 0 ? q_heads : r == 1 ? head_dim : hidden;
     }
@@ -113,9 +118,11 @@ struct packed_view {
         if (blocks != nullptr) { return strided<const bf16, 3>(blocks, extents).validate(); }
         return strided<const float, 3>(data, extents).validate();
     }
+    /// Packed floats of a query head; q_head is not checked.
     [[nodiscard]] const float* head(index_t q_head) const {
         return data + q_head * kernels::panel_floats(head_dim, hidden);
     }
+    /// Packed bf16 of a query head; q_head is not checked.
     [[nodiscard]] const bf16* head_blocks(index_t q_head) const {
         return blocks + q_head * kernels::panel_bf16(head_dim, hidden);
     }
@@ -136,7 +143,7 @@ void pack_head(const W& w, index_t head, Pack pack, float* tile, Packed* packed)
     }
 }
 
-// The rows of a W_O packed as bf16, for values that are not.
+// The rows of a W_O packed as bf16, for values that are not bf16.
 struct unpacked_rows {
     packed_view from;
 
@@ -155,12 +162,12 @@ struct unpacked_rows {
 
 } // namespace detail
 
-// W_O of every query head, packed once per layer and kept by the engine: exact norms without packing it for each prompt.
+/// W_O of every query head, packed once per layer and kept by the engine: exact norms without packing it for each prompt.
 class packed_projection {
   public:
     /// W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
-    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this object.
-    /// Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows.
+    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this
+    /// object. Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows.
     template <cache_view W>
     explicit packed_projection(
         const W& w_o, const kernels::projection_kernels& steps = kernels::active_projection_kernels())
@@ -183,15 +190,16 @@ class packed_projection {
         pack_all(steps.pack, packed_, kernels::panel_floats(view_.head_dim, view_.hidden));
     }
 
+    /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
-    // Valid while this object lives and does not change.
+    /// Valid while this object lives and does not change.
     [[nodiscard]] packed_view view() const& {
         packed_view v = view_;
         v.data = packed_.data();
         v.blocks = blocks_.empty() ? nullptr : blocks_.data();
         return v;
     }
-    packed_view view() const&& = delete;
+    packed_view view() const&& = delete; ///< of a temporary
 
   private:
     status validity_;

@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Any scorer times the projected value norm: what a token's eviction can do to the output, not only to the
-// attention.
+// Any scorer times the projected value norm, which bounds how far the token's eviction can change the layer's output.
 //
 //   importance[g, t] = (s[g, t] + epsilon * e) * w[g, t]      w: projected value norm, in the scope's units
 //   attention[g, t]  = the inner scorer's stage-one score where it has one, else s[g, t]
@@ -30,17 +29,21 @@
 
 namespace kvtrim {
 
+/// What a projected value norm is divided by: nothing, its sum over the head's candidates, or its sum over the KV heads.
 enum class norm_scope : std::uint8_t { raw, per_head, per_token };
 
+/// The inner scores times projected value norms. Needs values and W_O or a prepared form of it.
 template <class Scorer>
 struct projected_norm_weighted {
-    [[no_unique_address]] Scorer scorer = {};
-    float epsilon = 1e-4f;         // CriticalKV epsilon; DefensiveKV: 0
-    bool epsilon_relative = false; // in units of the row's mean score instead of absolute
-    norm_scope scope = norm_scope::raw;
+    [[no_unique_address]] Scorer scorer = {}; ///< the inner scorer
+    float epsilon = 1e-4f;                    ///< CriticalKV epsilon; DefensiveKV: 0
+    bool epsilon_relative = false;            ///< in units of the row's mean score instead of absolute
+    norm_scope scope = norm_scope::raw;       ///< raw: CriticalKV; DefensiveKV: per_head
 
-    static constexpr bool writes_attention = true;
+    static constexpr bool writes_attention = true; ///< whether score() also writes attention
 
+    /// Returns invalid_parameter for a negative epsilon, rows_differ for scope per_token over heads of different lengths, or
+    /// what the inner scorer or validate_projection() says.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         if (!(epsilon >= 0.0f)) {
@@ -59,6 +62,7 @@ struct projected_norm_weighted {
         return validate_projection(in);
     }
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -69,6 +73,8 @@ struct projected_norm_weighted {
         return counting.needed_bytes();
     }
 
+    /// Writes importance and attention of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
@@ -96,7 +102,7 @@ struct projected_norm_weighted {
   private:
     static double finite_or_zero(float x) { return std::isfinite(x) ? static_cast<double>(x) : 0.0; }
 
-    // Of the finite scores.
+    // Mean of the finite scores of a row.
     static float mean_of(std::span<const float> row) {
         double sum = 0;
         index_t count = 0;

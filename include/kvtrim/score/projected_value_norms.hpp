@@ -32,10 +32,11 @@
 
 namespace kvtrim {
 
-// Norms that are known already, [kv_heads, tokens or more], rows without gaps. Pass them as the output projection.
+/// Norms that are known already, [kv_heads, tokens or more], rows without gaps. Pass them as the output projection.
 struct known_norms {
-    strided<const float, 2> rows;
+    strided<const float, 2> rows; ///< [kv_heads, tokens or more]
 
+    /// What validate() of the rows says.
     [[nodiscard]] status validate() const { return rows.validate(); }
 };
 
@@ -50,12 +51,12 @@ inline constexpr bool uses_packed = std::is_same_v<projection_of<Inputs>, packed
 template <class Inputs>
 inline constexpr bool knows_norms = std::is_same_v<projection_of<Inputs>, known_norms>;
 
-// Values and W_O both consist of bf16, or W_O was packed: tiles of bf16 may multiply them as they lie.
+// Whether the types allow products of bf16 tiles without conversion: values and W_O both consist of bf16, or W_O was packed.
 template <class Inputs>
 inline constexpr bool may_stay_bf16 = std::is_same_v<stored_element<decltype(Inputs::values)>, bf16> &&
                                       (uses_packed<Inputs> || is_made_of<projection_of<Inputs>, bf16>);
 
-// Whether they do.
+// Whether the active kernels multiply these inputs so.
 template <class Inputs>
 [[nodiscard]] bool stays_bf16(const Inputs& in, const kernels::projection_kernels& steps) {
     if constexpr (may_stay_bf16<Inputs> && uses_packed<Inputs>) {
@@ -121,7 +122,7 @@ template <class Inputs>
     return packed;
 }
 
-// norms [range] += those of query head h, of bf16 as it lies.
+// norms [range] += those of query head h, from values that stay bf16.
 template <class Inputs>
 void add_bf16_norms(const Inputs& in, index_t kv_head, index_t h, token_range range,
                     const kernels::projection_kernels& steps, const projected_norm_scratch& scratch,
@@ -142,7 +143,7 @@ void add_bf16_norms(const Inputs& in, index_t kv_head, index_t h, token_range ra
     }
 }
 
-// norms [range] of one KV head; a packed W_O brings its own steps.
+// norms [range] of one KV head. A packed W_O is multiplied by the kernels that it was packed for.
 template <class Inputs>
 void projected_norms_of_head(
     const Inputs& in, index_t kv_head, token_range range, const projected_norm_scratch& scratch,
@@ -155,7 +156,8 @@ void projected_norms_of_head(
     const index_t step = kernels::tile_tokens(value_dim);
     const index_t group_size = extent(in.output_projection, 0) / in.kv_heads();
     std::fill(norms.begin(), norms.end(), 0.0f);
-    // Query heads outside: W_O of a head is packed once, the values are read once per query head of the group.
+    // The loop over query heads is the outer one: W_O of a head is packed once, the values are read once per query head of
+    // the group.
     for (index_t h = kv_head * group_size; h < (kv_head + 1) * group_size; ++h) {
         if constexpr (may_stay_bf16<Inputs>) {
             if (stays_bf16(in, steps)) {
@@ -179,7 +181,7 @@ void projected_norms_of_head(
     for (float& norm : norms) { norm /= static_cast<float>(group_size); }
 }
 
-// Of the rows range_of(g) of every KV head, to norms_of(g).
+// Writes the norms of rows range_of(g) of every KV head g to norms_of(g).
 template <class Inputs, class RangeOf, class NormsOf, class Executor>
 [[nodiscard]] status compute_projected_norms(const Inputs& in, RangeOf&& range_of, NormsOf&& norms_of,
                                              workspace& scratch, Executor& ex) {
@@ -202,8 +204,8 @@ template <class Inputs, class RangeOf, class NormsOf, class Executor>
 
 } // namespace detail
 
-/// Bad input of the norms. Returns what in.validate() says, heads_not_divisible for a W_O of other than a positive multiple of
-/// kv_heads, invalid_parameter for known norms of another cache, or with gaps.
+/// Checks the input of the norms. Returns what in.validate() says, heads_not_divisible for a W_O of other than a positive
+/// multiple of kv_heads, invalid_parameter for known norms of another cache, or with gaps.
 template <class Inputs>
 [[nodiscard]] status validate_projection(const Inputs& in) {
     static_assert(Inputs::has_values, "kvtrim: projected value norms need the values: pass "
@@ -229,7 +231,7 @@ template <class Inputs>
     }
     return {};
 }
-// 0 for inputs that it refuses.
+/// Bytes of workspace for projected_value_norms() and newest_value_norms(); 0 for inputs that validate_projection() refuses.
 template <class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t projected_value_norms_bytes(const Inputs& in, const Executor& ex = {}) {
     if constexpr (detail::knows_norms<Inputs>) {
@@ -240,7 +242,7 @@ template <class Inputs, class Executor = serial_executor>
     }
 }
 
-/// norms [offsets[kv_heads]] of the candidates of every KV head, in the layout of `norms.offsets`.
+/// Writes norms [offsets[kv_heads]], those of the candidates of every KV head, in the layout of `norms.offsets`.
 /// Returns what validate_projection() or validate_candidates() says, or workspace_too_small, with nothing written.
 template <class Inputs, executor Executor>
 [[nodiscard]] status projected_value_norms(const Inputs& in, const protection& protect,
@@ -252,9 +254,11 @@ template <class Inputs, executor Executor>
         [&](index_t g) { return norms.row(g); }, scratch, ex);
 }
 
-/// norms [kv_heads, count] of the newest `count` tokens of every KV head, the same as if all were taken at once.
+/// Writes norms [kv_heads, count], those of the newest `count` tokens of every KV head: the same as if all were taken at
+/// once.
 /// Returns what validate_projection() says, invalid_parameter for a count that not every head has or for norms that are not
-/// [kv_heads, count] and one after the other in a head, or workspace_too_small (projected_value_norms_bytes); with nothing written.
+/// [kv_heads, count] and one after the other in a head, or workspace_too_small (projected_value_norms_bytes); with nothing
+/// written.
 template <class Inputs, executor Executor>
 [[nodiscard]] status newest_value_norms(const Inputs& in, index_t count, const strided<float, 2>& norms,
                                         workspace& scratch, Executor& ex) {

@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scorers that look at no tensor: the newest tokens, random tokens, and scores that the engine already has.
+// Scorers that read no tensor: the newest tokens, random tokens, and scores that the engine already has.
 //
 //   recency:       importance[g, t] = t                       with protected sinks: StreamingLLM, 2309.17453
-//   random_score:  importance[g, t] = hash(seed, g, t)        the baseline every method must beat
+//   random_score:  importance[g, t] = hash(seed, g, t)        a baseline for other methods
 //   given_scores:  importance[g, t] = scores(g, t)            any tensor_view [kv_heads, tokens], or a paged
 //                                                             attention kernel's own scores (rows equal)
 //
@@ -37,7 +37,7 @@ void fill_scores(const Inputs& in, const eviction_request& request, const token_
     }
 }
 
-// The same of scores that lie in memory, of row_of(kv_head) those of the candidates.
+// The same with scores that lie in memory: row_of(kv_head) is the head's row, of which the candidates are copied.
 template <class Inputs, class RowOf>
 void copy_scores(const Inputs& in, const eviction_request& request, const token_scores& out, RowOf&& row_of) {
     for (index_t g = 0; g < in.kv_heads(); ++g) {
@@ -46,9 +46,9 @@ void copy_scores(const Inputs& in, const eviction_request& request, const token_
     }
 }
 
-// Whether a request fits scores that are sums of attention: these put the newest tokens, which few queries have seen, last, so
-// that without a protected window new tokens leave at once and the prompt stays for ever. Returns invalid_parameter (needed:
-// window_tokens; H2O's are half of the budget) unless the window holds `least` tokens or everything is kept.
+// Whether a request fits scores that are sums of attention. Few queries have seen the newest tokens, so their sums are the
+// lowest: without a protected window they would be evicted first, and the prompt would never be. Returns invalid_parameter
+// (needed: window_tokens; H2O's are half of the budget) unless the window holds `least` tokens or everything is kept.
 template <class Inputs>
 [[nodiscard]] status validate_sum_window(const Inputs& in, const eviction_request& request,
                                          index_t least = 1) {
@@ -64,9 +64,11 @@ template <class Inputs>
 
 } // namespace detail
 
+/// The newest tokens stay.
 struct recency {
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
+    /// Writes the importance of every candidate. Returns what validate_scoring() says, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
@@ -78,11 +80,13 @@ struct recency {
     }
 };
 
+/// A pseudo-random number in [0, 1) for each token, a function of seed, KV head and token alone.
 struct random_score {
-    std::uint64_t seed = 0;
+    std::uint64_t seed = 0; ///< equal seeds give equal scores
 
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
+    /// Writes the importance of every candidate. Returns what validate_scoring() says, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
@@ -105,11 +109,12 @@ struct random_score {
     }
 };
 
+/// Scores that the engine already has.
 template <tensor_view<2> View>
 struct given_scores {
-    View scores; // [kv_heads, tokens]; protected columns are not read
+    View scores; ///< [kv_heads, tokens]; protected columns are not read
 
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
     /// Returns invalid_parameter for scores of another cache, or what validate() says of the view.
     template <class Inputs>
@@ -122,6 +127,7 @@ struct given_scores {
         return {};
     }
 
+    /// Writes the importance of every candidate. Returns what validate_scoring() says, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {

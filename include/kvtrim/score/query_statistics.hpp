@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Mean and covariance of a sequence's queries before RoPE, taken while the prompt passes by: what expected attention
-// knows about the queries to come.
+// Mean and covariance of a sequence's queries before RoPE, updated chunk by chunk: expected attention estimates later
+// queries from them.
 //
 //   mean[h]       = 1/c * sum of q[h, p]                             over positions p from skip_positions on
 //   covariance[h] = 1/c * sum of (q - mean) (q - mean)^T             biased; c: how many there were
@@ -11,7 +11,8 @@
 // Plain data, one object per sequence and layer: add() each chunk of the prefill, and each step of decoding if the
 // statistics shall follow it. A copy is a fork; the fields are the whole state, to be stored and restored as they are.
 //
-// Source: Expected Attention, arXiv:2510.00636; kvpress@8bb29b9 expected_attention_press.py, which copies and centres the whole prompt's queries.
+// Source: Expected Attention, arXiv:2510.00636; kvpress@8bb29b9 expected_attention_press.py, which copies and centres the
+// whole prompt's queries.
 // Departures: chunks are merged by their means and co-moments (Chan, Golub, LeVeque 1983), so no array of queries
 // is kept, and any cut into chunks gives the same numbers within rounding. A query that is not finite is left out.
 // Cost: q_heads * tokens * head_dim^2 multiplications. Memory: 4 * q_heads * head_dim^2 bytes. Numerics: products in
@@ -31,16 +32,18 @@
 
 namespace kvtrim {
 
+/// Mean and covariance of the queries of one layer of one sequence, before RoPE. Plain data: a copy is a fork.
 struct query_statistics {
-    index_t q_heads;
-    index_t head_dim;
-    index_t skip_positions;        // first positions to leave out: sinks are not like later queries
-    index_t positions = 0;         // added so far, the ones left out included: the next query's position
-    std::vector<index_t> counts;   // [q_heads] queries in the sums
-    std::vector<double> means;     // [q_heads, head_dim]
-    std::vector<float> co_moments; // [q_heads, head_dim, head_dim]: counts * covariance
+    index_t q_heads;               ///< query heads; 0 where the object is not valid
+    index_t head_dim;              ///< elements of a query
+    index_t skip_positions;        ///< first positions to leave out: sinks are not like later queries
+    index_t positions = 0;         ///< added so far, the ones left out included: the next query's position
+    std::vector<index_t> counts;   ///< [q_heads] queries in the sums
+    std::vector<double> means;     ///< [q_heads, head_dim]
+    std::vector<float> co_moments; ///< [q_heads, head_dim, head_dim]: counts * covariance
 
-    /// Allocates all there will be. Not valid, and empty: negative numbers, or more than memory can hold.
+    /// Allocates all memory it will need. skip: first positions to leave out. Not valid, and empty: negative numbers, or
+    /// more than memory can hold.
     query_statistics(index_t heads, index_t dim, index_t skip = 4)
         : q_heads(heads), head_dim(dim), skip_positions(skip) {
         if (!has_possible_numbers()) { return; }
@@ -62,17 +65,19 @@ struct query_statistics {
                 "of q_heads and head_dim"};
     }
 
+    /// [head_dim] mean of a query head; q_head is not checked.
     [[nodiscard]] std::span<const double> mean(index_t q_head) const {
         return std::span(means).subspan(static_cast<std::size_t>(q_head * head_dim),
                                         static_cast<std::size_t>(head_dim));
     }
+    /// [head_dim, head_dim] co-moment of a query head: counts * covariance; q_head is not checked.
     [[nodiscard]] std::span<const float> co_moment(index_t q_head) const {
         return std::span(co_moments)
             .subspan(static_cast<std::size_t>(q_head * head_dim * head_dim),
                      static_cast<std::size_t>(head_dim * head_dim));
     }
 
-    // 0 for statistics that are not valid.
+    /// Bytes of workspace for add() at the full width of this executor; 0 for statistics that are not valid.
     template <class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Executor& ex = {}) const {
         if (!validate().ok()) { return 0; }
@@ -81,9 +86,9 @@ struct query_statistics {
         return for_each_item_bytes(ex, q_heads, counting.needed_bytes());
     }
 
-    /// The next queries of the sequence, [q_heads, queries, head_dim], before RoPE.
-    /// Returns what validate() says, of the queries too, invalid_parameter for queries of another shape or past 2^63 - 1 positions,
-    /// rows_differ for heads of different numbers of queries, or workspace_too_small; with nothing added.
+    /// Adds the next queries of the sequence, [q_heads, queries, head_dim], before RoPE.
+    /// Returns what validate() says, of the queries too, invalid_parameter for queries of another shape or past 2^63 - 1
+    /// positions, rows_differ for heads of different numbers of queries, or workspace_too_small; with nothing added.
     template <cache_view Queries, class Executor = serial_executor>
     [[nodiscard]] status add(const Queries& queries, workspace& scratch, Executor&& ex = {}) {
         if (const status s = validate(); !s.ok()) { return s; }

@@ -2,26 +2,26 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Any scorer, less what the other keys of the head say as well: for long reasoning, which repeats itself, and whose
-// repetitions attend to each other.
+// Any scorer, less the similarity of a token's key to the other keys of the head. For long reasoning texts: they repeat
+// themselves, and repeated tokens attend to each other.
 //
 //   u[t]       = k[t] / || k[t] ||_2
 //   newest(i)  = the newest t != i with <u[i], u[t]> > similar_above
 //   r[t]       = mean over the head's tokens i of <u[i], u[t]>, leaving out i = t and every i with newest(i) = t
 //   importance = lambda * s[t] / mean |s|  -  (1 - lambda) * e^r[t] / mean e^r
 //
-// So a token is charged for its likeness to all the others, but the newest of a group of similar tokens is not charged
-// for the group: it stays to speak for it. As a mean over all tokens, r says more about the common direction of the keys
-// than about a single copy, which counts 1 / tokens.
+// So a token loses score for its similarity to all the others, but the newest of a group of similar tokens does not lose any
+// for the group, so that one token of it is kept. As r is a mean over all tokens, a single copy counts 1 / tokens only, and
+// the common direction of the keys has more influence.
 //
 // Source: R-KV, arXiv:2505.24133, Sec. 3; Zefan-Cai/R-KV@cc5a9b9 rkv/utils.py (one newest token, threshold 0.5).
 // Departures: no tokens x tokens matrix. The mean cosine is one product with the sum of all u, exactly; newest() is
 // searched in tiles from the newest token back, until found, and among the search_tokens newest only (0: all, as the
 // reference does). Scores count in units of their head's mean, which is what the reference's softmax over the prefix
 // makes of attention, so that any scorer can be the base and lambda keeps its meaning.
-// A zero key is like no other. A key without a finite norm has no direction: it takes no part and scores NaN, which
-// ranks last. A base score that is not finite stays as it is and out of the mean. Protected tokens count as keys; those
-// of a rollback tail, which may be undone, do not.
+// A zero key has cosine 0 with every other. A key without a finite norm has no direction: it takes no part and scores NaN,
+// which ranks last. A base score that is not finite stays as it is and out of the mean. Protected tokens count as keys;
+// those of a rollback tail, which may be undone, do not.
 // Cost: keys read three times and 4 * tokens * head_dim flops, and at most 2 * tokens * search_tokens * head_dim for
 // the search. Memory: linear. Workspace: two floats per token and tiles of keys per KV head, or the inner scorer's.
 
@@ -155,15 +155,18 @@ class key_redundancy {
 
 } // namespace detail
 
+/// The inner scores, less the similarity of each key to the other keys of its head.
 template <class Scorer>
 struct redundancy_aware {
-    [[no_unique_address]] Scorer scorer = {};
-    float importance_share = 0.1f; // lambda; paper 0.1
-    float similar_above = 0.5f;    // cosine from which two tokens count as similar
-    index_t search_tokens = 1024;  // newest tokens among which the newest similar one is looked for; 0: all
+    [[no_unique_address]] Scorer scorer = {}; ///< the inner scorer
+    float importance_share = 0.1f;            ///< lambda; paper 0.1
+    float similar_above = 0.5f;               ///< cosine from which two tokens count as similar
+    index_t search_tokens = 1024; ///< newest tokens among which the newest similar one is looked for; 0: all
 
+    /// whether score() also writes attention
     static constexpr bool writes_attention = Scorer::writes_attention;
 
+    /// Returns invalid_parameter for a field out of range, or what the inner scorer says.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         if (!(importance_share >= 0 && importance_share <= 1)) {
@@ -179,6 +182,7 @@ struct redundancy_aware {
         return {};
     }
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -186,6 +190,8 @@ struct redundancy_aware {
         return std::max(bytes, scoring_bytes(scorer, in, request, ex));
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
@@ -210,7 +216,7 @@ struct redundancy_aware {
         return counting.needed_bytes();
     }
 
-    // Of the magnitudes of the finite values.
+    // Mean of the magnitudes of the finite values.
     static double mean_of(std::span<const float> values) {
         double sum = 0;
         index_t count = 0;

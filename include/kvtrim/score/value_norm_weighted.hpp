@@ -2,11 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Any scorer times the length of the token's value: what little a small value adds to the output, whoever looks at it.
+// Any scorer times the L2 norm of the token's value: a token with a small value adds little to the output whatever its
+// attention.
 //
 //   importance[g, t] = (s[g, t] + epsilon) * || v[g, t] ||_2
 //
-// Needs no W_O; with W_O at hand, score/projected_norm_weighted.hpp measures what really reaches the output.
+// Needs no W_O. Where W_O is available, score/projected_norm_weighted.hpp takes the norm after it, which is what the output
+// gets.
 // Source: kvpress@8bb29b9 expected_attention_press.py (use_vnorm).
 // A value that is not finite gives what the formula gives: +infinity, or NaN, which ranks last.
 // Cost: values read once. Workspace: a tile of values per KV head, and the inner scorer's.
@@ -15,13 +17,16 @@
 
 namespace kvtrim {
 
+/// The inner scores times the L2 norms of the values. Needs values.
 template <class Scorer>
 struct value_norm_weighted {
-    [[no_unique_address]] Scorer scorer = {};
-    float epsilon = 0;
+    [[no_unique_address]] Scorer scorer = {}; ///< the inner scorer
+    float epsilon = 0;                        ///< added to a score before it is weighted, at least 0
 
+    /// whether score() also writes attention
     static constexpr bool writes_attention = Scorer::writes_attention;
 
+    /// Returns invalid_parameter for a negative epsilon, or what the inner scorer says.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         static_assert(
@@ -34,6 +39,7 @@ struct value_norm_weighted {
         return {};
     }
 
+    /// Bytes of workspace for score(), at the full width of this executor.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -42,6 +48,8 @@ struct value_norm_weighted {
         return std::max(bytes, scoring_bytes(scorer, in, request, ex));
     }
 
+    /// Writes the importance of every candidate.
+    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {

@@ -7,15 +7,16 @@
 //   importance[g] = aggregator( A[h, i, candidates] for all query heads h of group g, all queries i )
 //
 // Sweep one takes each query row's softmax statistics, sweep two computes the attention again, tile by tile, and
-// folds it (attention/attention_rows.hpp); no [heads, queries, tokens] array exists. Within a bound on memory sweep one leaves
-// its logits to sweep two; the scores are the same floats without. With all prompt queries
+// folds it (attention/attention_rows.hpp); no [heads, queries, tokens] array exists. Within a bound on memory sweep one
+// leaves its logits to sweep two; the scores are the same floats without. With all prompt queries
 // this is the full-prefill sum of H2O, with the last query alone it is TOVA.
 //
 // Source: SnapKV, arXiv:2404.14469, Sec. 4.
 // Departures: the softmax is not cast back to the cache's type (fp16 drops weights below 3e-8); keys are not
 // repeated for the query heads of a group.
-// Cost: 2 * q_heads * queries * tokens * head_dim flops where the logits are kept, twice that elsewhere; two exponentials per
-// weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and kept_logit_bytes.
+// Cost: 2 * q_heads * queries * tokens * head_dim flops where the logits are kept, twice that elsewhere; two exponentials
+// per weight; keys read once or twice for every 128 query rows. Workspace: O(lanes * tokens) per KV head, and
+// kept_logit_bytes.
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/attention/attention_rows.hpp>
@@ -24,6 +25,7 @@
 
 namespace kvtrim {
 
+/// Scores by the attention of the observed queries, folded by an aggregator (aggregate/attention_tile.hpp). Needs queries.
 template <class Aggregator>
 struct window_attention {
     static_assert(
@@ -31,15 +33,17 @@ struct window_attention {
         "kvtrim: window_attention needs an aggregator with writes_attention, validate, halo, lanes, add and "
         "finish, such as mean_attention; see aggregate/attention_tile.hpp");
 
+    /// How query heads and queries are folded into one score.
     [[no_unique_address]] Aggregator aggregator = {};
-    index_t newest_queries = 0; // use only this many newest of the given queries; 0: all (TOVA: 1)
-    // Most memory for logits, of all threads; 0: compute them twice. 48 MiB hold three quarters of a KV head's 128 query
-    // rows at 131072 tokens, and leave room below 64 MiB for all else.
+    index_t newest_queries = 0; ///< use only this many newest of the given queries; 0: all (TOVA: 1)
+    /// Most memory for logits, of all threads; 0: compute them twice. 48 MiB hold three quarters of a KV head's 128 query
+    /// rows at 131072 tokens, and leave room below 64 MiB for all else.
     index_t kept_logit_bytes = index_t{48} << 20;
 
+    /// whether score() also writes attention
     static constexpr bool writes_attention = Aggregator::writes_attention;
 
-    // Returns errc::window_exceeds_tokens, heads_not_divisible or invalid_parameter.
+    /// Returns errc::window_exceeds_tokens, heads_not_divisible or invalid_parameter.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         static_assert(Inputs::has_queries, "kvtrim: window_attention needs the observation queries: pass "
@@ -94,7 +98,7 @@ struct window_attention {
     template <class Inputs>
     static constexpr index_t weight_floats = weighs_rows<Inputs> ? kernels::tile_query_rows : 0;
 
-    // Logits that one of `workers` keeps: all of a block, within its share of the bound.
+    // Logits that one of `workers` keeps: all of a block of query rows, within its share of the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in, index_t workers) const {
         const index_t queries = extent(in.queries, 1);
@@ -104,7 +108,7 @@ struct window_attention {
         return std::min(of_head, kept_logit_bytes / static_cast<index_t>(sizeof(float)) / workers);
     }
 
-    // A wider one sees no more columns than there are, and its sums are the same.
+    // A pooling kernel wider than the row reads no more columns than there are, and its sums are the same.
     template <class Inputs>
     [[nodiscard]] index_t halo(const Inputs& in) const {
         return std::clamp<index_t>(aggregator.halo(), 0, in.longest_row());

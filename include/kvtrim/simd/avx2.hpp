@@ -186,7 +186,7 @@ KVTRIM_INLINE uints add_one(mask m, uints x) {
 KVTRIM_INLINE unsigned lanes_of(mask m) {
     return static_cast<unsigned>(_mm256_movemask_ps(m));
 }
-// For each set of lanes the numbers of those in it, a byte each.
+// For each set of lanes the indices of the lanes in it, a byte each.
 inline constexpr auto chosen_lanes = [] {
     std::array<std::uint64_t, 256> numbers{};
     for (unsigned chosen = 0; chosen < 256; ++chosen) {
@@ -230,7 +230,7 @@ KVTRIM_INLINE floats highest_of_fours(floats x) {
     return max(x, _mm256_permute2f128_ps(x, x, 0x01));
 }
 
-KVTRIM_INLINE floats in_order(floats x) { // of quarters that are where shuffles within halves leave them
+KVTRIM_INLINE floats in_order(floats x) { // from the order in which shuffles within halves leave the quarters
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
 }
 KVTRIM_INLINE floats even_lanes(floats a, floats b) {

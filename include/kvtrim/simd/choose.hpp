@@ -2,16 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The one place that chooses among the targets. Each family of kernels has a struct of function pointers, and each target
+// Chooses among the targets at run time. Each family of kernels has a struct of function pointers, and each target
 // a constant of it, which its body defines:
 //
 //   const window_kernels& steps = KVTRIM_CHOOSE(level, window_table);
 //
-// Where targets differ in a class, the body has a function that calls another one with it, and the choice is among those
-// (kernels/query_tiles.hpp).
+// Where targets differ in a class, the body defines a function template that calls its argument with that class, and
+// KVTRIM_CHOOSE picks among those (kernels/query_tiles.hpp).
 //
-// Between avx512 and amx, which a table of its own may extend by products of tiles, nothing else differs:
-// KVTRIM_CHOOSE_TILES(level, tiles, others) is `tiles` at level amx, and where there is no such level not even compiled.
+// Level amx is level avx512 with products of tiles, where a family has them:
+// KVTRIM_CHOOSE_TILES(level, tiles, others) is `tiles` at level amx, which is not compiled where there is no such level.
 
 #include <kvtrim/simd/cpu.hpp>
 

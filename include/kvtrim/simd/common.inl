@@ -1,10 +1,10 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// What every target says in the same words: included inside each target's namespace.
+// Primitives that are the same in every target: included inside each target's namespace.
 
-// How the lanes of a vector reach memory: all of them. first_lanes has the same members and reaches only the first few.
-// Loops are compiled for both, because masked stores are slow, and slow to read again.
+// Loads and stores all lanes of a vector. first_lanes has the same members and accesses only the first few. Loops are
+// compiled for both, because masked stores are slow, and slow to read back.
 struct all_lanes {
     [[nodiscard]] KVTRIM_INLINE floats load(const float* from) const {
         return simd::KVTRIM_SIMD_TARGET::load(from);
@@ -14,8 +14,8 @@ struct all_lanes {
     [[nodiscard]] static constexpr index_t count() { return lanes; }
 };
 
-// Two vectors of elements as they follow each other. Elements that are widened sooner so come apart into those of even
-// and those of odd place (splits_pairs): whoever multiplies two rows does not mind, as long as both are in that order.
+// Two vectors of consecutive elements. Elements for which that is faster are split into those at even and those at odd
+// indices (splits_pairs); products of two rows do not depend on the order, if it is the same for both.
 template <class T>
 inline constexpr bool splits_pairs = std::is_same_v<T, bf16>;
 template <class T>
@@ -38,7 +38,7 @@ KVTRIM_INLINE uints load(const std::uint32_t* from) {
 KVTRIM_INLINE uints broadcast(std::uint32_t x) {
     return uints{} + x;
 }
-// As ordered_bits(): the bits of floats below zero turned round, those of -0 made those of 0, and those of NaN made 0.
+// As ordered_bits(): the bits of negative floats are inverted, -0 gets the bits of 0, and NaN gets 0.
 KVTRIM_INLINE uints in_order_of_size(floats x) {
     const auto bits = reinterpret_cast<uints>(x);
     const auto negative = reinterpret_cast<uints>(reinterpret_cast<ints>(bits) >> 31);
@@ -47,7 +47,7 @@ KVTRIM_INLINE uints in_order_of_size(floats x) {
     return reinterpret_cast<uints>(keep(number, reinterpret_cast<floats>(turned)));
 }
 
-// So many vectors, which live in registers where every loop over them is unrolled.
+// An array of vectors; it stays in registers only if every loop over it is unrolled.
 template <index_t Count>
 using registers = floats[static_cast<std::size_t>(Count)];
 
@@ -56,7 +56,7 @@ using registers = floats[static_cast<std::size_t>(Count)];
 using doubles = double __attribute__((vector_size(sizeof(floats))));
 inline constexpr index_t double_lanes = lanes / 2;
 
-// How they reach memory: a vector of them, or one, so that what is written for one is written for the other.
+// Loads a vector of doubles, or one double, with the same members, so that a loop body is written once for both.
 struct all_doubles {
     [[nodiscard]] static KVTRIM_INLINE doubles load(const double* from) {
         doubles x;

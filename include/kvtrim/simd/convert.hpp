@@ -3,7 +3,8 @@
 #pragma once
 
 // Contiguous elements to floats, exactly, and floats to elements, rounded to nearest even: by vectors for f16, bf16 and fp8
-// where a target loads and stores them, else one by one. A NaN stays one; which, differs.
+// where a target loads and stores them, else one by one. A NaN stays a NaN; its bits may differ
+// between levels.
 
 #include <kvtrim/simd/choose.hpp>
 #include <kvtrim/simd/simd.hpp>
@@ -13,11 +14,13 @@
 
 namespace kvtrim::simd {
 
+/// to [count] = the floats of elements [count], exact; double is rounded.
 template <class T>
 void widen(const T* from, index_t count, float* to) {
     (KVTRIM_CHOOSE(active_cpu_level(), widen_row<T>))(from, count, to);
 }
 
+/// to [count] = elements of the floats [count], rounded to nearest even.
 template <class T>
 void narrow(const float* from, index_t count, T* to) {
     (KVTRIM_CHOOSE(active_cpu_level(), narrow_row<T>))(from, count, to);

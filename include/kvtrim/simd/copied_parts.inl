@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Of targets that can not read some lanes of every element: included inside their namespaces.
+// load_first_of_two() of targets without masked loads of every element: included inside their namespaces.
 
 template <class T>
 KVTRIM_INLINE void load_first_of_two(const T* from, index_t count, floats& first, floats& second) {

@@ -2,16 +2,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Which instruction set the kernels use: found out at run time, so that a program compiled for plain x86-64 runs the
+// The instruction set that the kernels use, detected at run time, so that a program compiled for plain x86-64 runs the
 // best path of the machine it is on.
 //
 // KVTRIM_CPU_LEVEL=portable|avx2|avx512|amx in the environment, or set_cpu_level(), lowers the level; a level that the
 // machine lacks is never used. Levels differ in speed, and in results within rounding.
 // portable is what every processor of the architecture has: SSE2 on x86-64, NEON on aarch64.
 //
-// AMX needs the permission of Linux, which is asked for once, for the whole process, when the level is found out. A
-// process that must not ask (it makes signal frames larger by 8 KiB) sets KVTRIM_CPU_LEVEL=avx512 and leaves
-// best_cpu_level() and set_cpu_level() alone.
+// AMX needs a permission from Linux, which is requested once for the whole process when the level is detected. It makes
+// signal frames larger by 8 KiB. A process that must not request it sets KVTRIM_CPU_LEVEL=avx512 and calls neither
+// best_cpu_level() nor set_cpu_level().
 
 #include <kvtrim/simd/region.hpp>
 
@@ -29,8 +29,13 @@
 
 namespace kvtrim {
 
-// avx2: with FMA and F16C. amx: bf16 tiles, with AVX-512 for all else.
-enum class cpu_level : std::uint8_t { portable, avx2, avx512, amx };
+/// Instruction sets, each level above the one before.
+enum class cpu_level : std::uint8_t {
+    portable, ///< of every processor of the architecture: SSE2, NEON
+    avx2,     ///< AVX2 with FMA and F16C
+    avx512,   ///< AVX-512 F, BW, DQ and VL
+    amx,      ///< bf16 tiles, with AVX-512 for all else
+};
 
 namespace detail {
 
@@ -38,7 +43,7 @@ namespace detail {
 [[nodiscard]] inline bool has_avx2() {
     __builtin_cpu_init();
     unsigned a = 0, b = 0, c = 0, d = 0;
-    constexpr unsigned f16_conversions = 1u << 29; // which clang 14 has no name for
+    constexpr unsigned f16_conversions = 1u << 29; // __builtin_cpu_supports of clang 14 does not know it
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & f16_conversions) != 0;
 }
@@ -64,7 +69,7 @@ namespace detail {
     return (low & tile_states) == tile_states;
 }
 
-// Asks for it; asking again does no harm.
+// Requests the permission to use AMX; it may be requested again.
 [[nodiscard]] inline bool is_permitted_amx() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
     constexpr long request_permission = 0x1023, tile_data = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -75,7 +80,7 @@ namespace detail {
 }
 #endif
 
-// The best level of this machine that is not above `highest`.
+// The highest level of this machine that is not above `highest`.
 [[nodiscard]] inline cpu_level detect_cpu_level(cpu_level highest) {
 #if KVTRIM_HAS_X86
     if (highest >= cpu_level::avx512 && has_avx512()) {
@@ -104,26 +109,27 @@ namespace detail {
 
 } // namespace detail
 
-// The best level of this machine.
+/// The highest level of this machine.
 [[nodiscard]] inline cpu_level best_cpu_level() {
     static const cpu_level best = detail::detect_cpu_level(cpu_level::amx);
     return best;
 }
 
-// The level that kernels use from now on, in the whole program.
+/// The level that kernels use now, in the whole program.
 [[nodiscard]] inline cpu_level active_cpu_level() {
     cpu_level level;
     __atomic_load(&detail::current_cpu_level(), &level, __ATOMIC_RELAXED);
     return level;
 }
 
-// Sets it, at most to best_cpu_level(), and returns the one in force. Thread-safe; calls under way keep theirs.
+/// Sets the active level, at most to best_cpu_level(), and returns it. Thread-safe; a call that is running keeps its level.
 inline cpu_level set_cpu_level(cpu_level level) {
     cpu_level possible = level < best_cpu_level() ? level : best_cpu_level();
     __atomic_store(&detail::current_cpu_level(), &possible, __ATOMIC_RELAXED);
     return possible;
 }
 
+/// The name of a level, as KVTRIM_CPU_LEVEL takes it.
 [[nodiscard]] constexpr const char* name_of(cpu_level level) {
     switch (level) {
     case cpu_level::portable:

@@ -1,8 +1,8 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Includes KVTRIM_BODY, a file of kernels in the words of simd/simd.hpp, once for each target: there KVTRIM_TARGET is the
-// name of the target's namespace, below kvtrim::simd (its primitives) and below kvtrim::kernels (its kernels).
+// Includes KVTRIM_BODY, a file of kernels with the primitives of simd/simd.hpp, once for each target: there KVTRIM_TARGET is
+// the name of the target's namespace, below kvtrim::simd (its primitives) and below kvtrim::kernels (its kernels).
 
 #define KVTRIM_TARGET KVTRIM_BASELINE
 #include KVTRIM_BODY

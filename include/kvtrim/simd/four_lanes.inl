@@ -1,9 +1,9 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// What the targets of four lanes say in the same words: included inside their namespaces.
+// Primitives that are the same in the targets of four lanes: included inside their namespaces.
 
-// Lanes that are not there reach the first element instead: no choice inside of a loop.
+// Lanes beyond the count access the first element instead, so that there is no branch inside a loop.
 class first_lanes {
   public:
     explicit first_lanes(index_t count) : count_(std::clamp<index_t>(count, 0, lanes)) {
@@ -20,7 +20,7 @@ class first_lanes {
         to[at_[3]] = x[3];
         to[at_[2]] = x[2];
         to[at_[1]] = x[1];
-        to[0] = x[0]; // last, so that it stays
+        to[0] = x[0]; // last, because lanes beyond the count wrote here, too
     }
     [[nodiscard]] KVTRIM_INLINE floats keep(floats x) const {
         return simd::KVTRIM_SIMD_TARGET::keep(there_, x);

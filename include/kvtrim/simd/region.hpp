@@ -7,8 +7,8 @@
 //   KVTRIM_BEGIN_AVX2        every function from here on, templates and lambdas too, may use AVX2, FMA and F16C
 //   KVTRIM_END_REGION        and from here on only what the program may
 //
-// A function of a region is never inlined into one outside of it, so whoever is outside calls it through a table of
-// function pointers (simd/choose.hpp). Standard headers are included before a region begins.
+// A function of a region is never inlined into one outside of it, so code outside calls it through a table of function
+// pointers (simd/choose.hpp). Standard headers are included before a region begins.
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define KVTRIM_HAS_X86 1
@@ -23,7 +23,7 @@
 #define KVTRIM_BASELINE portable
 #endif
 
-// g++ 12 says on aarch64 that it has the type, and has it in C alone.
+// On aarch64 g++ 12 defines __FLT16_MANT_DIG__, but it has the type in C only.
 #if defined(__FLT16_MANT_DIG__) && (defined(__clang__) || defined(__SSE2__) || __GNUC__ >= 13)
 #define KVTRIM_HAS_FLOAT16 1
 #else
@@ -52,7 +52,7 @@
 #define KVTRIM_TARGET_AVX512 __attribute__((target(KVTRIM_AVX512_FEATURES)))
 #define KVTRIM_TARGET_AMX __attribute__((target(KVTRIM_AMX_FEATURES)))
 
-// A function that only exists inside its callers.
+// A function that is always inlined.
 #define KVTRIM_INLINE __attribute__((always_inline)) inline
 
 // Before every loop over an array that is meant to live in registers: g++ unrolls no such loop at -O2 by itself, and

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Vectors of floats in the words of every instruction set: one header per target, with the same names in each.
+// Vectors of floats: one header per instruction set (a target), with the same primitives in each.
 //
 //   lanes                                   floats of a vector
 //   product_registers, product_vectors      register blocking: sums that a product keeps in registers; vectors of a panel
@@ -13,9 +13,9 @@
 //   greater(a, b), any(m)                   false for NaN; whether any lane is true
 //   select(m, a, b), keep(m, x)             a where m, else b; x where m, else 0, whatever x
 //   absolute(x), sum_of_lanes(x), highest_of_lanes(x)
-//   exp2(x)                                 2^x for -126 < x < 127 with relative error 1.5e-7 (2.2e-7 where fma rounds twice); anything elsewhere
+//   exp2(x)                                 2^x for -126 < x < 127 with error 1.5e-7 relative (2.2e-7 if fma rounds twice)
 //   load_nibbles(p, x)                      x [32 / lanes] = 4 bits minus 8: the low halves of 16 bytes, then the high ones
-//   even_lanes(a, b), odd_lanes(a, b)       of both, one behind the other; zip_low(a, b), zip_high(a, b) are the way back
+//   even_lanes(a, b), odd_lanes(a, b)       of both, one behind the other; zip_low(a, b), zip_high(a, b) are the inverse
 //   load_two(p, a, b)                       two vectors of elements, in order, or its even and its odd ones (splits_pairs)
 //   load_first_of_two(p, n, a, b)           load_two() of the first n elements, and zeros
 //   sums_of_lanes(x)                        lane i: the sum of the lanes of x[i], x [lanes]
@@ -25,19 +25,19 @@
 //   equal(a, b), at_most(a, b)              of uints; add_one(m, x) where m
 //   in_order_of_size(x)                     uints in the order of the floats x, see kernels/ordered_bits.hpp
 //   lanes_of(m)                             a bit for each lane, the first one lowest
-//   pack(p, chosen, x)                      lanes of x by such bits, one behind the other, and their end; may write a whole vector;
-//                                           pack_only(p, chosen, x) writes nothing else
+//   pack(p, chosen, x)                      writes the chosen lanes of x one behind the other, returns their end;
+//                                           may write a whole vector; pack_only(p, chosen, x) writes nothing else
 //   doubles, double_lanes                   a vector of doubles; + - * / are those of the language
 //   all_doubles{}, one_double{}             .load(p) of doubles or floats: a vector of doubles, or one
 //   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the
 //                                           first n lanes, the others reading 0 and writing nothing
 //
-// Kernels are written once in these words, in a .inl file that simd/for_each_target.inl includes for each target; a new
-// target is a header here, a block there, and a line in simd/choose.hpp.
+// Kernels are written once with these primitives, in a .inl file that simd/for_each_target.inl includes for each target; a
+// new target is a header here, a block there, and a line in simd/choose.hpp.
 //
-// Why not Google Highway 1.0.3: it would be a second thing that every user has to install, and costs each file 1.2 s of g++ 12
-// before the first kernel, these headers 0.5 s; fp8, ggml's blocks and tiles of bf16 would still have to be written here.
-// Should SVE, RVV or WASM be wanted, this is the place where it would come in.
+// Google Highway 1.0.3 is not used: every user would have to install it, and it costs each file 1.2 s of g++ 12, these
+// headers 0.5 s; fp8, ggml's blocks and tiles of bf16 would still have to be written here. For SVE, RVV or WASM it could
+// replace the targets here.
 
 #include <kvtrim/simd/avx2.hpp>
 #include <kvtrim/simd/avx512.hpp>
