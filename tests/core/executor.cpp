@@ -7,6 +7,7 @@
 #include "support/random_layer.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 namespace {

@@ -38,8 +38,7 @@ class attention_rows {
     /// Takes its scratch; it is usable if the workspace fits(). `newest` > 0 uses only so many newest queries; `halo` widens
     /// the tiles that attention() can produce. Requires what validate_attention() asks.
     attention_rows(const Inputs& in, const eviction_request& request, index_t kv_head, index_t newest,
-                   index_t halo, workspace& scratch,
-                   const kernels::window_kernels& steps = kernels::active_window_kernels())
+                   index_t halo, workspace& scratch, const kernels::window_kernels& steps = steps_in_force())
         : attention_rows(in, request.attention, kv_head, newest, halo,
                          {in.tokens(kv_head) - request.protect.rollback_tokens -
                               (newest > 0 ? std::min(newest, extent(in.queries, 1)) : extent(in.queries, 1)),
@@ -48,7 +47,7 @@ class attention_rows {
 
     attention_rows(const Inputs& in, const attention_options& options, index_t kv_head, index_t newest,
                    index_t halo, const observed_by& seen, workspace& scratch,
-                   const kernels::window_kernels& steps = kernels::active_window_kernels())
+                   const kernels::window_kernels& steps = steps_in_force())
         : in_(in), options_(options), kv_head_(kv_head), tokens_(in.tokens(kv_head)),
           group_size_(extent(in.queries, 0) / in.kv_heads()),
           queries_(newest > 0 ? std::min(newest, extent(in.queries, 1)) : extent(in.queries, 1)),
@@ -149,6 +148,10 @@ class attention_rows {
   private:
     static constexpr bool may_stay_bf16 = std::is_same_v<stored_element<decltype(Inputs::keys)>, bf16> &&
                                           std::is_same_v<stored_element<decltype(Inputs::queries)>, bf16>;
+
+    [[nodiscard]] static const kernels::window_kernels& steps_in_force() {
+        return kernels::active_window_kernels<std::conditional_t<may_stay_bf16, bf16, float>>();
+    }
 
     template <class T>
     static T& at(std::span<T> values, index_t i) {

@@ -16,7 +16,6 @@
 #include <kvtrim/core/workspace.hpp>
 
 #include <algorithm>
-#include <atomic>
 
 namespace kvtrim {
 
@@ -49,11 +48,12 @@ template <executor Executor, class Fn>
     if (worker_bytes > 0) { workers = std::clamp<index_t>(scratch.free_bytes() / worker_bytes, 1, workers); }
     const auto memory = scratch.take<std::byte>(saturated_product(workers, worker_bytes));
     if (!scratch.fits()) { return scratch.too_small(); }
-    std::atomic<index_t> next = 0;
+    index_t next = 0; // counted up by the compilers' atomic operation: <atomic> costs each file 0.2 s
+    const auto take = [&] { return __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED); };
     ex(workers, [&](index_t worker) {
         const auto own = memory.subspan(static_cast<std::size_t>(worker * worker_bytes),
                                         static_cast<std::size_t>(worker_bytes));
-        for (index_t item = next++; item < items; item = next++) {
+        for (index_t item = take(); item < items; item = take()) {
             workspace item_scratch(own);
             fn(item, item_scratch);
         }

@@ -11,7 +11,8 @@
 
 namespace kvtrim::kernels {
 
-template const window_kernels& window_kernels_of<void>(cpu_level);
+template const window_kernels& window_kernels_of<float>(cpu_level);
+template const window_kernels& window_kernels_of<bf16>(cpu_level);
 template const projection_kernels& projection_kernels_of<void>(cpu_level);
 template const product_kernels& product_kernels_of<void>(cpu_level);
 template const row_kernels& row_kernels_of<void>(cpu_level);

@@ -73,29 +73,33 @@ struct window_kernels {
 
 namespace kvtrim::kernels {
 
-/// The kernels of a level. A template that is not inline, so that a program that links to the compiled kernels does not
-/// compile them.
-template <class = void>
+/// The kernels of a level for queries and keys of Element, products of bf16 for bf16 alone: a program that has none does
+/// not compile them. A template that is not inline, so that a program that links to the compiled kernels compiles none.
+template <class Element = float>
 [[nodiscard]] const window_kernels& window_kernels_of(cpu_level level) {
 #if KVTRIM_HAS_X86
-    static constexpr window_kernels tiles = [] {
-        window_kernels steps = avx512::window_table;
-        steps.pack_bf16_queries = amx::pack_queries;
-        steps.bf16_logits = amx::logits<amx_tiles>;
-        return steps;
-    }();
-    if (level >= cpu_level::amx) { return tiles; }
+    if constexpr (std::is_same_v<Element, bf16>) {
+        static constexpr window_kernels tiles = [] {
+            window_kernels steps = avx512::window_table;
+            steps.pack_bf16_queries = amx::pack_queries;
+            steps.bf16_logits = amx::logits<amx_tiles>;
+            return steps;
+        }();
+        if (level >= cpu_level::amx) { return tiles; }
+    }
 #endif
     return KVTRIM_CHOOSE(level, window_table);
 }
 
 #if defined(KVTRIM_COMPILED_KERNELS) // kernels/compiled.hpp
-extern template const window_kernels& window_kernels_of<void>(cpu_level);
+extern template const window_kernels& window_kernels_of<float>(cpu_level);
+extern template const window_kernels& window_kernels_of<bf16>(cpu_level);
 #endif
 
 /// The kernels of the active CPU level.
-[[nodiscard]] inline const window_kernels& active_window_kernels() {
-    return window_kernels_of(active_cpu_level());
+template <class Element = float>
+[[nodiscard]] const window_kernels& active_window_kernels() {
+    return window_kernels_of<Element>(active_cpu_level());
 }
 
 } // namespace kvtrim::kernels

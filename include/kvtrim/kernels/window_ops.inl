@@ -10,14 +10,17 @@ KVTRIM_INLINE floats finite_or_zero(floats maximum) {
     return keep(greater(maximum, broadcast(masked_logit)), maximum);
 }
 
-// Calls step.run<Vectors>(first row, lanes) until all rows are done: four vectors at a time, one, and what is left.
-template <class Step>
+// Calls step.run<Vectors>(first row, lanes) until all rows are done: `Most` vectors at a time, one, and what is left.
+template <index_t Most, class Step>
 KVTRIM_INLINE void for_all_rows(index_t rows, const Step& step) {
     index_t r = 0;
-    for (; r + 4 * lanes <= rows; r += 4 * lanes) { step.template run<4>(r, all_lanes{}); }
+    for (; r + Most * lanes <= rows; r += Most * lanes) { step.template run<Most>(r, all_lanes{}); }
     for (; r + lanes <= rows; r += lanes) { step.template run<1>(r, all_lanes{}); }
     if (r < rows) { step.template run<1>(r, first_lanes(rows - r)); }
 }
+
+// Vectors of exponentials at a time: of four lanes in 16 registers no more than two, which leave room for what is between.
+inline constexpr index_t exponential_vectors = lanes > 4 || product_registers > 12 ? 4 : 2;
 
 struct maximum_step {
     const float* tile;
@@ -133,17 +136,17 @@ inline void logits(const float* keys, index_t key_stride, index_t tokens, const 
 }
 
 inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
-    for_all_rows(rows, maximum_step{tile, tokens, rows, maximum, rescale});
+    for_all_rows<4>(rows, maximum_step{tile, tokens, rows, maximum, rescale});
 }
 
 inline void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum,
                              double* sums) {
-    for_all_rows(rows, exponentials_step{tile, tokens, rows, maximum, sums});
+    for_all_rows<exponential_vectors>(rows, exponentials_step{tile, tokens, rows, maximum, sums});
 }
 
 inline void attention(const float* tile, index_t tokens, index_t rows, const float* maximum,
                       const float* weight, float* out) {
-    for_all_rows(rows, attention_step{tile, tokens, rows, maximum, weight, out});
+    for_all_rows<exponential_vectors>(rows, attention_step{tile, tokens, rows, maximum, weight, out});
 }
 
 inline void add_row_sums(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,

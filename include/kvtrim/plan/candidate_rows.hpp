@@ -14,7 +14,6 @@
 #include <kvtrim/plan/top_k.hpp>
 
 #include <algorithm>
-#include <functional>
 
 namespace kvtrim {
 
@@ -124,7 +123,7 @@ template <class Inputs>
     // Heads that share one budget are cut at the same score, except for a head whose safeguard keeps more than that. So the
     // cut of an earlier head is tried first.
     const bool may_share =
-        std::adjacent_find(budgets.begin(), budgets.end(), std::not_equal_to<>()) != budgets.end();
+        std::any_of(budgets.begin(), budgets.end(), [&](index_t b) { return b != budgets.front(); });
     std::uint32_t shared_bits = 0xffffffffu;
     bool is_shared = false;
     for (index_t g = 0; g < in.kv_heads(); ++g) {

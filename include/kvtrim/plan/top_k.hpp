@@ -17,7 +17,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
 namespace kvtrim {
 
@@ -45,7 +44,7 @@ template <class UseRow>
     const double rank = share * static_cast<double>(count);
     const double margin = 2 + 3 * std::sqrt(rank * (1 - share)); // three standard deviations
     const auto end = sample.begin() + static_cast<std::ptrdiff_t>(count);
-    const auto descending = std::greater<std::uint32_t>();
+    const auto descending = [](std::uint32_t a, std::uint32_t b) { return a > b; };
     kernels::key_range range;
     auto low = end;
     if (rank + margin < static_cast<double>(count)) {

@@ -71,16 +71,13 @@ KVTRIM_INLINE float highest_of_lanes(floats x) {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+#include <kvtrim/simd/exp2.inl>
+
 // x = whole + fraction; the whole part is added to the exponent's bits.
 KVTRIM_INLINE floats exp2(floats x) {
     const floats whole = _mm256_floor_ps(x);
     const floats fraction = x - whole;
-    floats p = broadcast(0.00187757661f);
-    p = fma(p, fraction, broadcast(0.00898934025f));
-    p = fma(p, fraction, broadcast(0.0558263179f));
-    p = fma(p, fraction, broadcast(0.240153617f));
-    p = fma(p, fraction, broadcast(0.693153073f));
-    p = fma(p, fraction, broadcast(0.999999925f));
+    const floats p = power_of_fraction(fraction);
     const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
 }

@@ -62,14 +62,11 @@ KVTRIM_INLINE float highest_of_lanes(floats x) {
     return avx2::highest_of_lanes(
         _mm256_max_ps(_mm512_maskz_extractf32x8_ps(0xff, x, 0), _mm512_maskz_extractf32x8_ps(0xff, x, 1)));
 }
+
+#include <kvtrim/simd/exp2.inl>
 KVTRIM_INLINE floats exp2(floats x) {
     const floats fraction = _mm512_maskz_reduce_ps(0xffff, x, 0x09);
-    floats p = broadcast(0.00187757661f);
-    p = fma(p, fraction, broadcast(0.00898934025f));
-    p = fma(p, fraction, broadcast(0.0558263179f));
-    p = fma(p, fraction, broadcast(0.240153617f));
-    p = fma(p, fraction, broadcast(0.693153073f));
-    p = fma(p, fraction, broadcast(0.999999925f));
+    const floats p = power_of_fraction(fraction);
     return _mm512_maskz_scalef_ps(0xffff, p, x);
 }
 

@@ -15,10 +15,9 @@
 
 #include <kvtrim/simd/region.hpp>
 
-#include <atomic>
 #include <cstdint>
 #include <cstdlib>
-#include <string_view>
+#include <cstring>
 
 #if KVTRIM_HAS_X86
 #include <cpuid.h>
@@ -96,14 +95,15 @@ namespace detail {
 
 [[nodiscard]] inline cpu_level wanted_cpu_level() {
     const char* variable = std::getenv("KVTRIM_CPU_LEVEL");
-    const std::string_view wanted = variable != nullptr ? variable : "";
-    if (wanted == "portable") { return cpu_level::portable; }
-    if (wanted == "avx2") { return cpu_level::avx2; }
-    return wanted == "avx512" ? cpu_level::avx512 : cpu_level::amx;
+    const auto is = [&](const char* name) { return variable != nullptr && std::strcmp(variable, name) == 0; };
+    if (is("portable")) { return cpu_level::portable; }
+    if (is("avx2")) { return cpu_level::avx2; }
+    return is("avx512") ? cpu_level::avx512 : cpu_level::amx;
 }
 
-[[nodiscard]] inline std::atomic<cpu_level>& current_cpu_level() {
-    static std::atomic<cpu_level> level{detect_cpu_level(wanted_cpu_level())};
+// Read and written by the compilers' atomic operations: <atomic> brings std::string and costs each file 0.2 s.
+[[nodiscard]] inline cpu_level& current_cpu_level() {
+    static cpu_level level = detect_cpu_level(wanted_cpu_level());
     return level;
 }
 
@@ -117,13 +117,15 @@ namespace detail {
 
 /// The level that kernels use now, in the whole program.
 [[nodiscard]] inline cpu_level active_cpu_level() {
-    return detail::current_cpu_level().load(std::memory_order_relaxed);
+    cpu_level level;
+    __atomic_load(&detail::current_cpu_level(), &level, __ATOMIC_RELAXED);
+    return level;
 }
 
 /// Sets the active level, at most to best_cpu_level(), and returns it. Thread-safe; a call that is running keeps its level.
 inline cpu_level set_cpu_level(cpu_level level) {
-    const cpu_level possible = level < best_cpu_level() ? level : best_cpu_level();
-    detail::current_cpu_level().store(possible, std::memory_order_relaxed);
+    cpu_level possible = level < best_cpu_level() ? level : best_cpu_level();
+    __atomic_store(&detail::current_cpu_level(), &possible, __ATOMIC_RELAXED);
     return possible;
 }
 

@@ -68,16 +68,13 @@ KVTRIM_INLINE float highest_of_lanes(floats x) {
     return vmaxvq_f32(x);
 }
 
+#include <kvtrim/simd/exp2.inl>
+
 // x = whole + fraction; the whole part is added to the exponent's bits.
 KVTRIM_INLINE floats exp2(floats x) {
     const floats whole = vrndmq_f32(x);
     const floats fraction = x - whole;
-    floats p = broadcast(0.00187757661f);
-    p = fma(p, fraction, broadcast(0.00898934025f));
-    p = fma(p, fraction, broadcast(0.0558263179f));
-    p = fma(p, fraction, broadcast(0.240153617f));
-    p = fma(p, fraction, broadcast(0.693153073f));
-    p = fma(p, fraction, broadcast(0.999999925f));
+    const floats p = power_of_fraction(fraction);
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtq_s32_f32(whole), 23)));
 }
 

@@ -77,17 +77,14 @@ KVTRIM_INLINE float highest_of_lanes(floats x) {
     return std::max(std::max(x[0], x[2]), std::max(x[1], x[3]));
 }
 
+#include <kvtrim/simd/exp2.inl>
+
 KVTRIM_INLINE floats exp2(floats x) {
     x = max(x, broadcast(-127.0f)); // for NaN as well: no conversion may overflow
     const ints truncated = __builtin_convertvector(x, ints);
     const ints whole = truncated + (__builtin_convertvector(truncated, floats) > x); // true is -1
     const floats fraction = x - __builtin_convertvector(whole, floats);
-    floats p = broadcast(0.00187757661f);
-    p = fma(p, fraction, broadcast(0.00898934025f));
-    p = fma(p, fraction, broadcast(0.0558263179f));
-    p = fma(p, fraction, broadcast(0.240153617f));
-    p = fma(p, fraction, broadcast(0.693153073f));
-    p = fma(p, fraction, broadcast(0.999999925f));
+    const floats p = power_of_fraction(fraction);
     return reinterpret_cast<floats>(reinterpret_cast<ints>(p) + whole * 0x800000);
 }
 
