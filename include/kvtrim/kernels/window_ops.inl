@@ -189,7 +189,7 @@ struct eviction_step {
 
 inline void eviction_errors(float* attention, const float* products, index_t tokens, index_t rows,
                             index_t begin, index_t end, const float* squares, const float* outputs) {
-    for_all_rows(end - begin, eviction_step{attention, products, tokens, rows, begin, squares, outputs});
+    for_all_rows<4>(end - begin, eviction_step{attention, products, tokens, rows, begin, squares, outputs});
 }
 
 inline constexpr window_kernels window_table{pack_queries, logits,       raise_maximum,  add_exponentials,
