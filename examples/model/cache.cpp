@@ -7,6 +7,7 @@
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/kernels/quant_formats.hpp>
+#include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/simd/convert.hpp>
 
@@ -239,19 +240,47 @@ matrix kv_cache::attend(const head_tensor& queries) const {
     for (index_t h = 0; h < kv_heads(); h += heads) {
         const auto own_queries = heads_between(q, h * group, heads * group);
         const auto own_attended = heads_between(attended, h * group, heads * group);
-        if (format_ == cache_format::f32) {
-            const auto floats = [&](const page_memory& memory) {
-                return kvtrim::strided<const float, 3>(
-                    reinterpret_cast<const float*>(memory.data()) + table_.row(h, 0) * head_dim_,
-                    {heads, rows(h), head_dim_}, {stride * head_dim_, head_dim_, 1});
-            };
-            attend_dense(own_queries, floats(keys_), floats(values_), rows(h), own_attended);
-        } else {
-            attend_dense(own_queries, keys().heads(h, heads), values().heads(h, heads), rows(h),
-                         own_attended);
-        }
+        with_rows_of(h, heads, stride, [&](const auto& own_keys, const auto& own_values) {
+            attend_dense(own_queries, own_keys, own_values, rows(h), own_attended);
+        });
     }
     return all;
+}
+
+matrix kv_cache::attend(const head_tensor& queries, index_t layer, bool ends_prompt,
+                        block_pruning& pruning) const {
+    const index_t count = queries.tokens(), stride = common_stride();
+    if (stride == 0) { throw std::invalid_argument("a pruned prefill needs a cache that was not cut"); }
+    matrix all(count, queries.heads() * head_dim_);
+    auto policy = kvtrim::critiprefill();
+    policy.options.segment_tokens = block_pruning::segment_tokens;
+    policy.options.budget_tokens = pruning.budget_tokens;
+    policy.options.dense_below_tokens = 0; // segments within the budget attend everything anyhow
+    const kvtrim::prefill_chunk chunk{layer, rows(0) - count, ends_prompt};
+    const auto q = rows_of(queries);
+    with_rows_of(0, kv_heads(), stride, [&](const auto& own_keys, const auto& own_values) {
+        const kvtrim::openmp_executor threads;
+        require(policy.plan(q, own_keys, chunk, pruning.fusion, pruning.plan, scratch(), threads));
+        require(kvtrim::block_sparse_attention(kvtrim::layer(own_keys, own_values).with_queries(q),
+                                               pruning.plan, {}, heads_of(all, queries.heads()), {},
+                                               scratch(), threads));
+    });
+    pruning.pairs += pruning.plan.planned_pairs();
+    pruning.dense_pairs += pruning.plan.dense_pairs();
+    return all;
+}
+
+template <class Use>
+void kv_cache::with_rows_of(index_t first_head, index_t heads, index_t stride, const Use& use) const {
+    if (format_ != cache_format::f32) {
+        return use(keys().heads(first_head, heads), values().heads(first_head, heads));
+    }
+    const auto floats = [&](const page_memory& memory) {
+        return kvtrim::strided<const float, 3>(
+            reinterpret_cast<const float*>(memory.data()) + table_.row(first_head, 0) * head_dim_,
+            {heads, rows(first_head), head_dim_}, {stride * head_dim_, head_dim_, 1});
+    };
+    use(floats(keys_), floats(values_));
 }
 
 void kv_cache::attend_few(const kvtrim::strided<const float, 3>& queries,

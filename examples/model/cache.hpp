@@ -12,6 +12,7 @@
 #include "model.hpp"
 
 #include <kvtrim/compact/flat_cache.hpp>
+#include <kvtrim/prefill/layer_fusion.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -80,6 +81,19 @@ class cache_rows {
     index_t head_dim_;
 };
 
+// A prefill whose tokens attend the critical blocks of the cache alone (CritiPrefill): what is asked for, and its state. A value
+// for each prompt.
+struct block_pruning {
+    static constexpr index_t segment_tokens =
+        512; // a chunk of the prompt is a multiple of it, but for the last one
+
+    index_t budget_tokens = 0; // of cached tokens per KV head and segment
+    kvtrim::layer_fusion fusion = {};
+    kvtrim::prune_plan plan = {};
+    double pairs = 0; // of queries and keys that were attended
+    double dense_pairs = 0;
+};
+
 class kv_cache {
   public:
     // Throws std::invalid_argument for heads that the format does not take.
@@ -111,6 +125,11 @@ class kv_cache {
     // queries [q_heads, new_tokens, head_dim]; returns [new_tokens, q_heads * head_dim].
     [[nodiscard]] matrix attend(const head_tensor& queries) const;
 
+    // The same, for a chunk of a prompt, over the blocks that `pruning` chooses. All heads must have all of the prompt's tokens so
+    // far. Throws std::invalid_argument if kvtrim refuses, for example a budget below its protected blocks.
+    [[nodiscard]] matrix attend(const head_tensor& queries, index_t layer, bool ends_prompt,
+                                block_pruning& pruning) const;
+
     // Keys and values of the rows, and where each head's begin.
     [[nodiscard]] std::size_t bytes() const;
     // Memory that they take, with the room.
@@ -126,6 +145,9 @@ class kv_cache {
     // attend() for a few queries: queries and attended [q_heads, new_tokens, head_dim].
     void attend_few(const kvtrim::strided<const float, 3>& queries,
                     const kvtrim::strided<float, 3>& attended) const;
+    // use(keys, values) for the rows of neighbouring heads that are alike, as attention over blocks reads them fastest.
+    template <class Use>
+    void with_rows_of(index_t first_head, index_t heads, index_t stride, const Use& use) const;
     // How far heads begin from each other, if all have as many rows and begin equally far; else 0.
     [[nodiscard]] index_t common_stride() const;
     // Divides memory of `rows` rows anew, more or less than there was.

@@ -6,6 +6,8 @@
 #include "calibrate.hpp"
 #include "load_model.hpp"
 #include "quality_report.hpp"
+#include "quality_speed.hpp"
+#include "threads.hpp"
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
@@ -30,8 +32,8 @@ using namespace lm;
 struct options {
     quality_request request{
         .policies = {"snapkv", "ada_snapkv", "criticalkv", "ada_criticalkv", "defensivekv",
-                     "layer_defensivekv", "consensuskv", "expected_attention", "lagkv", "key_diff",
-                     "streaming_llm"},
+                     "layer_defensivekv", "layer_defensivekv_0", "consensuskv", "expected_attention",
+                     "lagkv", "key_diff", "streaming_llm"},
         .kept_ratios = {0.5, 0.2, 0.1},
         .tasks = {"single", "multikey", "multivalue", "multiquery", "text"},
         .values = {needle_values::numbers, needle_values::words},
@@ -45,7 +47,11 @@ struct options {
     std::string text_file;
     std::string json_file;
     std::vector<std::string> results;
+    std::string plot_data;
     bool check = false;
+    bool speed = false;
+    std::vector<index_t> prefill_budgets{256, 512, 1024};
+    index_t decode_steps = 64;
 };
 
 // One line for each sample on stderr.
@@ -113,12 +119,25 @@ int measure(options& chosen) {
         out.open(chosen.json_file);
         if (!out.is_open()) { throw std::runtime_error(chosen.json_file + ": cannot be written"); }
     }
-    const quality_results results = measure_quality(model, *source, request, progress_lines());
-    if (out.is_open()) {
-        out << json_of(results, setting, request).dump(1) << '\n';
+    const auto write = [&](const nlohmann::json& results) {
+        if (!out.is_open()) { return; }
+        out << results.dump(1) << '\n';
         out.close();
         if (!out) { throw std::runtime_error(chosen.json_file + ": cannot be written"); }
+    };
+    if (chosen.speed) {
+        const speed_results results = measure_speed(model, *source, request, chosen.prefill_budgets,
+                                                    chosen.decode_steps, progress_lines());
+        nlohmann::json all = json_of(results);
+        all["model"] = setting.model;
+        all["cache"] = chosen.cache;
+        all["threads"] = kvtrim::openmp_executor{}.workers();
+        write(all);
+        fmt::print("{}", tables_of(results));
+        return 0;
     }
+    const quality_results results = measure_quality(model, *source, request, progress_lines());
+    write(json_of(results, setting, request));
     fmt::print("{}", tables_of(results));
     if (chosen.check) {
         const std::string wrong = check_whole_caches(results);
@@ -127,9 +146,10 @@ int measure(options& chosen) {
     return 0;
 }
 
-int show(const std::vector<std::string>& files) {
+int show(const options& chosen) {
     quality_results results;
-    for (const std::string& file : files) { read_results(file, results); }
+    for (const std::string& file : chosen.results) { read_results(file, results); }
+    if (!chosen.plot_data.empty()) { write_plot_data(results, chosen.plot_data); }
     fmt::print("{}", tables_of(results));
     return 0;
 }
@@ -193,12 +213,22 @@ int main(int argc, char** argv) {
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
     app.add_option("--json", chosen.json_file, "writes the results there");
+    app.add_flag("--speed", chosen.speed,
+                 "measures time and memory instead: prefill by --prefill-budget, decoding by --keep");
+    app.add_option("--prefill-budget", chosen.prefill_budgets, "of --speed, beside the dense prefill")
+        ->delimiter(',')
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--decode-steps", chosen.decode_steps, "of --speed, for each share; 0: none")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
     app.add_flag("--check", chosen.check, "fails unless a cache that keeps everything loses nothing");
     app.add_option("--results", chosen.results, "measures nothing: tables of these files of --json")
         ->check(CLI::ExistingFile);
+    app.add_option("--plot-data", chosen.plot_data, "of --results: writes STEM.*.dat for quality.gnuplot");
     CLI11_PARSE(app, argc, argv);
     try {
-        if (!chosen.results.empty()) { return show(chosen.results); }
+        if (!chosen.results.empty()) { return show(chosen); }
         if (chosen.model_file.empty()) { throw std::runtime_error("--model is missing"); }
         return measure(chosen);
     } catch (const std::exception& error) {

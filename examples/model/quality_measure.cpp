@@ -16,24 +16,6 @@ index_t argmax(const matrix& logits, index_t row) {
     return best;
 }
 
-// Logits to the logarithms of a distribution, row by row.
-void log_softmax(matrix& logits) {
-    for (index_t r = 0; r < logits.rows(); ++r) {
-        auto row = logits.row(r).array();
-        row -= row.maxCoeff();
-        row -= std::log(row.exp().sum());
-    }
-}
-
-double mean_kl(const matrix& log_p, const matrix& log_q) {
-    double sum = 0;
-    for (index_t r = 0; r < log_p.rows(); ++r) {
-        const auto p = log_p.row(r).array(), q = log_q.row(r).array();
-        sum += static_cast<double>((p.exp() * (p - q)).sum());
-    }
-    return sum / static_cast<double>(log_p.rows());
-}
-
 double mean_nll(const matrix& log_q, std::span<const token_id> tokens) {
     double sum = 0;
     for (index_t r = 0; r + 1 < log_q.rows(); ++r) {
@@ -232,6 +214,23 @@ class measurement {
 
 } // namespace
 
+void log_softmax(matrix& logits) {
+    for (index_t r = 0; r < logits.rows(); ++r) {
+        auto row = logits.row(r).array();
+        row -= row.maxCoeff();
+        row -= std::log(row.exp().sum());
+    }
+}
+
+double mean_kl(const matrix& log_p, const matrix& log_q) {
+    double sum = 0;
+    for (index_t r = 0; r < log_p.rows(); ++r) {
+        const auto p = log_p.row(r).array(), q = log_q.row(r).array();
+        sum += static_cast<double>((p.exp() * (p - q)).sum());
+    }
+    return sum / static_cast<double>(log_p.rows());
+}
+
 estimate mean_of(const std::vector<double>& numbers) {
     return ratio_of(numbers, std::vector<double>(numbers.size(), 1));
 }
@@ -279,6 +278,7 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
         }
     }
     quality_results results;
+    results.kv_heads = model.config.kv_heads;
     measurement measure(model, request, results);
     const index_t all = std::ssize(parts) * request.samples;
     index_t done = 0;

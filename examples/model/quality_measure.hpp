@@ -74,8 +74,15 @@ struct estimate {
 // sum(parts) / sum(wholes), and the standard error of that ratio over samples, whose wholes differ.
 [[nodiscard]] estimate ratio_of(const std::vector<double>& parts, const std::vector<double>& wholes);
 
+// Logits become the logarithms of a distribution, row by row.
+void log_softmax(matrix& logits);
+
+// Mean over the rows of sum p log(p / q).
+[[nodiscard]] double mean_kl(const matrix& log_p, const matrix& log_q);
+
 struct quality_results {
     std::map<quality_key, quality_cell> cells;
+    index_t kv_heads = 1; // of the model
     double seconds = 0;
 };
 

@@ -54,6 +54,21 @@ std::vector<double> numbers_of(const json& row, const char* name) {
     return row.contains(name) ? row.at(name).get<std::vector<double>>() : std::vector<double>{};
 }
 
+void append(std::vector<double>& to, const std::vector<double>& more) {
+    to.insert(to.end(), more.begin(), more.end());
+}
+
+// Means of more samples: what was there has so much weight.
+void mix(std::vector<double>& means, double weight, const std::vector<double>& more) {
+    if (means.empty()) {
+        means = more;
+        return;
+    }
+    for (std::size_t i = 0; i < std::min(means.size(), more.size()); ++i) {
+        means[i] = weight * means[i] + (1 - weight) * more[i];
+    }
+}
+
 // Of the cells that match, in the order of the policies' names in all_policies(), unknown ones last.
 struct table_axes {
     std::vector<std::string> policies;
@@ -161,6 +176,21 @@ std::string text_table(const quality_results& results, index_t tokens) {
     return out + "\n";
 }
 
+// Of the needle tasks that have answers, each as much as the others; the mean is below 0 where none has.
+estimate mean_over_tasks(const quality_results& results, quality_key key) {
+    double sum = 0, squares = 0, count = 0;
+    for (const std::string_view task : needle_tasks) {
+        key.task = task;
+        const auto at = results.cells.find(key);
+        if (at == results.cells.end() || mean(at->second.asked) == 0) { continue; }
+        const estimate accuracy = ratio_of(at->second.right, at->second.asked);
+        sum += accuracy.mean;
+        squares += accuracy.standard_error * accuracy.standard_error;
+        count += 1;
+    }
+    return count == 0 ? estimate{-1, 0} : estimate{sum / count, std::sqrt(squares) / count};
+}
+
 std::string needle_table(const quality_results& results, index_t tokens, const std::string& values,
                          bool seen) {
     const auto is_here = [&](const quality_key& k) {
@@ -190,23 +220,17 @@ std::string needle_table(const quality_results& results, index_t tokens, const s
     for (const std::string& policy : axes.policies) {
         out += "| `" + policy + "` |";
         for (const double share : axes.shares) {
-            double sum = 0, squares = 0, count = 0;
             std::string each;
             for (const std::string& task : tasks) {
                 const quality_cell* cell = find(results, {tokens, task, values, seen, "", 0}, policy, share);
-                if (cell == nullptr || mean(cell->asked) == 0) {
-                    each += " -";
-                    continue;
-                }
-                const estimate accuracy = ratio_of(cell->right, cell->asked);
-                sum += accuracy.mean;
-                squares += accuracy.standard_error * accuracy.standard_error;
-                count += 1;
-                each += fmt::format(" {:.2f}", accuracy.mean);
+                each += cell == nullptr || mean(cell->asked) == 0
+                            ? " -"
+                            : fmt::format(" {:.2f}", ratio_of(cell->right, cell->asked).mean);
             }
-            out += count == 0 ? " |"
-                              : fmt::format(" {:.2f} ± {:.2f} ({}) |", sum / count,
-                                            std::sqrt(squares) / count, each.substr(1));
+            const estimate all = mean_over_tasks(results, {tokens, "", values, seen, policy, share});
+            out += all.mean < 0
+                       ? " |"
+                       : fmt::format(" {:.2f} ± {:.2f} ({}) |", all.mean, all.standard_error, each.substr(1));
         }
         out += "\n";
     }
@@ -234,18 +258,21 @@ void read_results(const std::string& file, quality_results& results) {
     try {
         std::ifstream in(file);
         const json all = json::parse(in);
+        results.kv_heads = all.at("kv_heads");
         for (const json& row : all.at("rows")) {
             const quality_key key{row.at("tokens"),        row.at("task"),
                                   row.value("values", ""), row.value("question", "") == "seen",
                                   row.at("policy"),        row.at("kept_ratio")};
             quality_cell& cell = results.cells[key];
-            cell.right = numbers_of(row, "right");
-            cell.asked = numbers_of(row, "asked");
-            cell.kl = numbers_of(row, "kl");
-            cell.nll = numbers_of(row, "nll");
-            cell.error = numbers_of(row, "error");
-            cell.error_projected = numbers_of(row, "error_projected");
-            cell.kept_rows = numbers_of(row, "kept_rows");
+            const auto before = static_cast<double>(cell.kl.size());
+            append(cell.right, numbers_of(row, "right"));
+            append(cell.asked, numbers_of(row, "asked"));
+            append(cell.kl, numbers_of(row, "kl"));
+            append(cell.nll, numbers_of(row, "nll"));
+            const auto after = static_cast<double>(cell.kl.size());
+            mix(cell.error, before / after, numbers_of(row, "error"));
+            mix(cell.error_projected, before / after, numbers_of(row, "error_projected"));
+            mix(cell.kept_rows, before / after, numbers_of(row, "kept_rows"));
         }
     } catch (const json::exception& error) {
         throw std::runtime_error(file + ": not a file of results (" + error.what() + ")");
@@ -267,6 +294,59 @@ std::string tables_of(const quality_results& results) {
         }
     }
     return out;
+}
+
+void write_plot_data(const quality_results& results, const std::string& stem) {
+    if (results.cells.empty()) { return; }
+    const index_t tokens = results.cells.begin()->first.tokens; // keys are in order
+    std::ofstream kl(stem + ".kl.dat"), accuracy(stem + ".accuracy.dat"), budget(stem + ".budget.dat");
+    const auto block = [](std::ofstream& out, const std::string& name, const std::string& lines) {
+        if (!lines.empty()) { out << name << '\n' << lines << "\n\n"; }
+    };
+    const quality_key text{tokens, "text", "", false, "", 0};
+    const auto in_text = [&](const quality_key& k) { return k.tokens == tokens && k.task == "text"; };
+    const table_axes axes = axes_of(results, in_text);
+    for (const std::string& policy : axes.policies) {
+        std::string lines;
+        double nearest = 2;
+        for (const double share : axes.shares) {
+            const quality_cell* cell = find(results, text, policy, share);
+            if (cell == nullptr) { continue; }
+            const estimate mean = mean_of(cell->kl);
+            lines += fmt::format("{:g} {:.6g} {:.6g}\n", 100 * share, mean.mean, mean.standard_error);
+            if (std::abs(share - 0.2) < std::abs(nearest - 0.2)) { nearest = share; }
+        }
+        block(kl, policy, lines);
+
+        const quality_cell* cell = find(results, text, policy, nearest);
+        const auto rows = cell == nullptr ? std::vector<double>{} : cell->kept_rows;
+        if (rows.empty() || *std::ranges::min_element(rows) == *std::ranges::max_element(rows)) { continue; }
+        std::string heads;
+        for (std::size_t i = 0; i < rows.size(); ++i) {
+            heads += fmt::format("{:.4f}{}", rows[i] / static_cast<double>(tokens),
+                                 (static_cast<index_t>(i) + 1) % results.kv_heads == 0 ? '\n' : ' ');
+        }
+        block(budget, fmt::format("{} at {}", policy, percent(nearest)), heads);
+    }
+
+    const auto in_needles = [&](const quality_key& k) {
+        return k.tokens == tokens && k.values == "numbers" && !k.question_seen;
+    };
+    const table_axes needles = axes_of(results, in_needles);
+    for (const std::string& policy : needles.policies) {
+        std::string lines;
+        for (const double share : needles.shares) {
+            const estimate mean = mean_over_tasks(results, {tokens, "", "numbers", false, policy, share});
+            if (mean.mean >= 0) {
+                lines += fmt::format("{:g} {:.6g} {:.6g}\n", 100 * share, mean.mean, mean.standard_error);
+            }
+        }
+        block(accuracy, policy, lines);
+    }
+    for (std::ofstream* out : {&kl, &accuracy, &budget}) {
+        out->close();
+        if (!*out) { throw std::runtime_error(stem + ".*.dat: cannot be written"); }
+    }
 }
 
 std::string check_whole_caches(const quality_results& results) {

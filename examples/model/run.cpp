@@ -33,6 +33,7 @@ struct options {
     std::string policy = "defensivekv";
     std::string cache = "f16";
     cut_request cut;
+    index_t prefill_budget = 0;
     index_t max_tokens = 64;
     bool unseen = false; // the cut happens before the question
 };
@@ -148,13 +149,21 @@ int run(const options& chosen) {
         policy.queries == observed::whole_prompt ? tokens : std::min(tokens, chosen.cut.window_tokens);
     const bool terminal = isatty(STDERR_FILENO) != 0;
     const auto prefill_start = clock::now();
-    const matrix logits = sequence.prefill(asked.cached, observed_tokens, [&](index_t done) {
-        fmt::print(stderr, "{}prefill: {} of {} tokens{}", terminal ? "\r" : "", done, tokens,
-                   terminal && done < tokens ? "" : "\n");
-    });
+    block_pruning pruning{.budget_tokens = chosen.prefill_budget};
+    const matrix logits = sequence.prefill(
+        asked.cached, observed_tokens,
+        [&](index_t done) {
+            fmt::print(stderr, "{}prefill: {} of {} tokens{}", terminal ? "\r" : "", done, tokens,
+                       terminal && done < tokens ? "" : "\n");
+        },
+        chosen.prefill_budget > 0 ? &pruning : nullptr);
     const double prefill_seconds = seconds_since(prefill_start);
     fmt::print("prefill: {} tokens in {:.2f} s, {:.0f} tokens per second\n", tokens, prefill_seconds,
                static_cast<double>(tokens) / prefill_seconds);
+    if (chosen.prefill_budget > 0) {
+        fmt::print("prefill: {:.1f} % of attention's pairs of queries and keys\n",
+                   100 * pruning.pairs / pruning.dense_pairs);
+    }
 
     fmt::print("\n== full cache: {:.2f} MB of {}, process {:.1f} MB\n", megabytes(sequence.cache_bytes()),
                chosen.cache, megabytes(resident_bytes()));
@@ -197,6 +206,10 @@ int main(int argc, char** argv) {
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
     app.add_option("--sinks", chosen.cut.sink_tokens, "first tokens that stay")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    app.add_option("--prefill-budget", chosen.prefill_budget,
+                   "cached tokens that 512 tokens of the prompt attend, chosen by CritiPrefill; 0: all")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
     app.add_option("--max-tokens", chosen.max_tokens, "length of an answer")

@@ -15,7 +15,7 @@ namespace lm {
 namespace {
 
 // A multiple of what a thread takes of dense attention, large enough that decoding the weights costs little.
-constexpr index_t chunk_tokens = 512;
+constexpr index_t chunk_tokens = block_pruning::segment_tokens;
 
 } // namespace
 
@@ -29,8 +29,12 @@ session::session(const llama_model& model, cache_format format, index_t expected
 }
 
 matrix session::prefill(std::span<const token_id> prompt, index_t observed_tokens,
-                        const std::function<void(index_t)>& progress) {
+                        const std::function<void(index_t)>& progress, block_pruning* pruning) {
     const model_config& c = model_.config;
+    if (pruning != nullptr && tokens_ > 0) {
+        throw std::invalid_argument("a pruned prefill must be the first");
+    }
+    bool ends_prompt = false;
     queries_.clear();
     for (index_t layer = 0; layer < c.layers; ++layer) {
         queries_.emplace_back(c.q_heads, std::min(observed_tokens, std::ssize(prompt)), c.head_dim);
@@ -49,14 +53,16 @@ matrix session::prefill(std::span<const token_id> prompt, index_t observed_token
         for (index_t h = 0; h < c.q_heads; ++h) {
             kept.head(h).middleRows(first, count) = inputs.queries.head(h).bottomRows(count);
         }
-        return cache.attend(inputs.queries);
+        return pruning == nullptr ? cache.attend(inputs.queries)
+                                  : cache.attend(inputs.queries, layer, ends_prompt, *pruning);
     };
     prompt_.insert(prompt_.end(), prompt.begin(), prompt.end());
     scored_.clear();
     matrix logits;
     while (!prompt.empty()) {
         const auto count = std::min<std::size_t>(prompt.size(), chunk_tokens);
-        const logit_rows rows = count == prompt.size() ? logit_rows::last : logit_rows::none;
+        ends_prompt = count == prompt.size();
+        const logit_rows rows = ends_prompt ? logit_rows::last : logit_rows::none;
         logits = forward(model_, prompt.first(count), tokens_, attend, rows);
         tokens_ += static_cast<index_t>(count);
         prompt = prompt.subspan(count);

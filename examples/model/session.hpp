@@ -35,9 +35,10 @@ class session {
     [[nodiscard]] index_t tokens() const { return tokens_; }
 
     // Runs a prompt at the next positions and returns its last token's logits [1, vocabulary]. Keeps its newest
-    // `observed_tokens` queries of each layer for plan(). progress(tokens) is called after each chunk.
+    // `observed_tokens` queries of each layer for plan(). progress(tokens) is called after each chunk. With a pruning, chunks
+    // attend the blocks that it chooses; then the prompt must be the sequence's first.
     matrix prefill(std::span<const token_id> prompt, index_t observed_tokens,
-                   const std::function<void(index_t)>& progress = {});
+                   const std::function<void(index_t)>& progress = {}, block_pruning* pruning = nullptr);
 
     // Runs tokens at the next positions and returns the last one's logits.
     matrix step(std::span<const token_id> tokens);

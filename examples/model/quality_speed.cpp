@@ -1,0 +1,188 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#include "quality_speed.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ctime>
+#include <functional>
+
+namespace lm {
+namespace {
+
+class stopwatch {
+  public:
+    [[nodiscard]] double seconds() const {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    }
+    [[nodiscard]] double processor_seconds() const {
+        return static_cast<double>(std::clock() - clock_) / CLOCKS_PER_SEC;
+    }
+
+  private:
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+    std::clock_t clock_ = std::clock();
+};
+
+// Rows of the cache that an earlier plan has left, for a plan of the whole one.
+std::vector<kvtrim::keep_plan> within(const std::vector<kvtrim::keep_plan>& plans,
+                                      const std::vector<kvtrim::keep_plan>& earlier) {
+    std::vector<kvtrim::keep_plan> inner(plans.size());
+    for (std::size_t l = 0; l < plans.size(); ++l) {
+        std::vector<std::vector<std::int32_t>> rows;
+        std::vector<kvtrim::index_t> counts;
+        for (index_t h = 0; h < plans[l].rows(); ++h) {
+            const auto left = earlier[l].row(h);
+            std::vector<std::int32_t>& row = rows.emplace_back();
+            for (const std::int32_t kept : plans[l].row(h)) {
+                const auto at = std::lower_bound(left.begin(), left.end(), kept);
+                if (at != left.end() && *at == kept) {
+                    row.push_back(static_cast<std::int32_t>(at - left.begin()));
+                }
+            }
+            counts.push_back(std::ssize(row));
+        }
+        if (!inner[l].reset(counts).ok()) { throw std::bad_alloc(); }
+        for (index_t h = 0; h < plans[l].rows(); ++h) {
+            std::copy(rows[static_cast<std::size_t>(h)].begin(), rows[static_cast<std::size_t>(h)].end(),
+                      inner[l].writable_row(h).begin());
+        }
+    }
+    return inner;
+}
+
+decode_speed time_decoding(session& sequence, std::span<const token_id> next, index_t steps) {
+    decode_speed row;
+    (void)sequence.step(next.first(1)); // memory of this size is touched for the first time
+    const stopwatch time;
+    for (index_t i = 1; i <= steps; ++i) {
+        (void)sequence.step(next.subspan(static_cast<std::size_t>(i % std::ssize(next)), 1));
+    }
+    row.tokens_per_second = static_cast<double>(steps) / time.seconds();
+    row.processor_seconds = time.processor_seconds() / static_cast<double>(steps);
+    row.cache_bytes = sequence.cache_bytes();
+    row.resident_bytes = resident_bytes();
+    return row;
+}
+
+double mean(const std::vector<double>& numbers) {
+    return mean_of(numbers).mean;
+}
+
+} // namespace
+
+speed_results measure_speed(const llama_model& model, const sample_source& source,
+                            const quality_request& request, const std::vector<index_t>& budgets,
+                            index_t decode_steps, const quality_progress& progress) {
+    speed_results results;
+    std::vector<index_t> every{0};
+    every.insert(every.end(), budgets.begin(), budgets.end());
+    const auto prefills = std::ssize(request.tokens) * request.samples * std::ssize(every);
+    index_t done = 0;
+    for (const index_t tokens : request.tokens) {
+        const auto first_row = results.prefill.size();
+        for (const index_t budget : every) {
+            results.prefill.push_back({.tokens = tokens,
+                                       .budget_tokens = budget,
+                                       .seconds = {},
+                                       .processor_seconds = {},
+                                       .kl = {}});
+        }
+        for (index_t s = 0; s < request.samples; ++s) {
+            const running_text text =
+                source.text(tokens, request.next_tokens, request.first_seed + static_cast<std::uint64_t>(s));
+            matrix dense;
+            for (std::size_t b = 0; b < every.size(); ++b) {
+                prefill_speed& row = results.prefill[first_row + b];
+                progress(done++, prefills,
+                         fmt::format("prefill of {} tokens, {}", tokens,
+                                     every[b] == 0 ? "dense" : fmt::format("budget {}", every[b])));
+                block_pruning pruning{.budget_tokens = every[b]};
+                session sequence(model, request.format, tokens + decode_steps + 1);
+                const stopwatch time;
+                (void)sequence.prefill(text.context, request.window_tokens, {},
+                                       every[b] == 0 ? nullptr : &pruning);
+                row.seconds.push_back(time.seconds());
+                row.processor_seconds.push_back(time.processor_seconds());
+                {
+                    std::vector<kv_cache> caches = sequence.copy();
+                    matrix logits = decode(model, caches, text.next, tokens, logit_rows::all);
+                    log_softmax(logits);
+                    if (every[b] == 0) { dense = logits; }
+                    row.kl.push_back(mean_kl(dense, logits));
+                }
+                if (every[b] > 0) { row.pairs_share = pruning.pairs / pruning.dense_pairs; }
+                if (every[b] > 0 || s > 0 || decode_steps == 0) { continue; }
+
+                std::vector<double> shares = request.kept_ratios;
+                std::sort(shares.begin(), shares.end(), std::greater<>());
+                std::vector<std::vector<kvtrim::keep_plan>> plans;
+                for (const double share : shares) {
+                    plans.push_back(sequence.plan(policy_named("snapkv"),
+                                                  {share, request.sink_tokens, request.window_tokens}));
+                }
+                const auto measure = [&](double share) {
+                    progress(done, prefills,
+                             fmt::format("decoding with {:g} % of {} tokens", share * 100, tokens));
+                    results.decode.push_back(time_decoding(sequence, text.next, decode_steps));
+                    results.decode.back().tokens = tokens;
+                    results.decode.back().kept_ratio = share;
+                };
+                measure(1);
+                for (std::size_t k = 0; k < shares.size(); ++k) {
+                    sequence.cut(k == 0 ? plans[0] : within(plans[k], plans[k - 1]), decode_steps + 1);
+                    measure(shares[k]);
+                }
+            }
+        }
+    }
+    progress(done, prefills, "done");
+    return results;
+}
+
+nlohmann::json json_of(const speed_results& results) {
+    nlohmann::json prefill = nlohmann::json::array(), decode = nlohmann::json::array();
+    for (const prefill_speed& row : results.prefill) {
+        prefill.push_back({{"tokens", row.tokens},
+                           {"budget_tokens", row.budget_tokens},
+                           {"pairs_share", row.pairs_share},
+                           {"seconds", row.seconds},
+                           {"processor_seconds", row.processor_seconds},
+                           {"kl", row.kl}});
+    }
+    for (const decode_speed& row : results.decode) {
+        decode.push_back({{"tokens", row.tokens},
+                          {"kept_ratio", row.kept_ratio},
+                          {"tokens_per_second", row.tokens_per_second},
+                          {"processor_seconds_per_token", row.processor_seconds},
+                          {"cache_bytes", row.cache_bytes},
+                          {"resident_bytes", row.resident_bytes}});
+    }
+    return {{"prefill", prefill}, {"decode", decode}};
+}
+
+std::string tables_of(const speed_results& results) {
+    std::string out =
+        "| prompt | prefill budget | pairs | first token | processor time | KL of the next tokens |\n"
+        "|---|---|---|---|---|---|\n";
+    for (const prefill_speed& row : results.prefill) {
+        out += fmt::format("| {} | {} | {:.1f} % | {:.2f} s | {:.2f} s | {:.4f} ± {:.4f} |\n", row.tokens,
+                           row.budget_tokens == 0 ? "dense" : fmt::format("{}", row.budget_tokens),
+                           100 * row.pairs_share, mean(row.seconds), mean(row.processor_seconds),
+                           mean(row.kl), mean_of(row.kl).standard_error);
+    }
+    if (results.decode.empty()) { return out; }
+    out += "\n| prompt | kept | tokens per second | processor time per token | cache | process "
+           "|\n|---|---|---|---|---|---|\n";
+    for (const decode_speed& row : results.decode) {
+        out += fmt::format("| {} | {:g} % | {:.1f} | {:.1f} ms | {:.1f} MB | {:.1f} MB |\n", row.tokens,
+                           100 * row.kept_ratio, row.tokens_per_second, 1e3 * row.processor_seconds,
+                           1e-6 * static_cast<double>(row.cache_bytes),
+                           1e-6 * static_cast<double>(row.resident_bytes));
+    }
+    return out;
+}
+
+} // namespace lm

@@ -1,0 +1,53 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What a smaller cache and a pruned prefill save, on the model: time and memory.
+//
+//   prefill   time to the first token, dense and with the blocks of CritiPrefill's budgets, and the mean KL of the next tokens
+//             against the dense prefill's
+//   decode    tokens per second, one after the other, and the process's resident memory, with the full cache and with what
+//             SnapKV leaves of it: one sequence that is cut further and further (its choices are nested)
+// Processor time stands beside time, for machines that do other things meanwhile.
+
+#include "quality_measure.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <string>
+#include <vector>
+
+namespace lm {
+
+struct prefill_speed {
+    index_t tokens = 0;
+    index_t budget_tokens = 0;   // 0: dense
+    double pairs_share = 1;      // of the queries' and keys' pairs of dense attention
+    std::vector<double> seconds; // to the first token, a sample each
+    std::vector<double> processor_seconds;
+    std::vector<double> kl;
+};
+
+struct decode_speed {
+    index_t tokens = 0;
+    double kept_ratio = 1;
+    double tokens_per_second = 0;
+    double processor_seconds = 0; // per token
+    std::size_t cache_bytes = 0;
+    std::size_t resident_bytes = 0;
+};
+
+struct speed_results {
+    std::vector<prefill_speed> prefill;
+    std::vector<decode_speed> decode;
+};
+
+// With the request's tokens, samples, kept ratios, next tokens and format. decode_steps: per share; the first token is not timed.
+[[nodiscard]] speed_results measure_speed(const llama_model& model, const sample_source& source,
+                                          const quality_request& request, const std::vector<index_t>& budgets,
+                                          index_t decode_steps, const quality_progress& progress);
+
+[[nodiscard]] nlohmann::json json_of(const speed_results& results);
+[[nodiscard]] std::string tables_of(const speed_results& results);
+
+} // namespace lm
