@@ -143,9 +143,10 @@ TEST_CASE("window_ops_amx: a broken key spoils its own logits and no other", "[k
 
 TEST_CASE("window_ops_amx: the level amx has it, the others leave bf16 to be widened", "[kernels]") {
     for (const auto level : {cpu_level::portable, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
-        const kernels::window_kernels& steps = kernels::window_kernels_of(level);
+        const kernels::window_kernels& steps = kernels::window_kernels_of<bf16>(level);
         CHECK((steps.bf16_logits != nullptr) == (level == cpu_level::amx));
         CHECK((steps.pack_bf16_queries != nullptr) == (level == cpu_level::amx));
+        CHECK(kernels::window_kernels_of<float>(level).bf16_logits == nullptr); // floats need none
     }
 }
 

@@ -55,7 +55,7 @@ TEST_CASE("dropkv: a layer's heads compete by what their outputs lose, as all la
     CHECK(kept_sets(plans[1]) == kept_sets(one));
 }
 
-TEST_CASE("profiled, layer_afar: one table deals out, or all rows compete; scores decide inside each row",
+TEST_CASE("profiled, layer_afar: one table deals out, or all rows compete, and scores decide inside each row",
           "[policy]") {
     std::vector<replay_scores> layers;
     growing_workspace memory;

@@ -133,7 +133,7 @@ TEST_CASE("A standard error is that of the mean, and of a ratio whose wholes dif
 }
 
 // Next-token distributions of the full cache, as mean KL against those of a forward pass that sees everything.
-TEST_CASE("A cache that keeps everything loses nothing; one that keeps a tenth differs, more than one that "
+TEST_CASE("A cache that keeps everything loses nothing, one that keeps a tenth differs, more than one that "
           "keeps half") {
     const world w;
     quality_request request{.policies = {"streaming_llm", "h2o"},
