@@ -243,6 +243,7 @@ json json_of(const quality_results& results, const quality_setting& setting, con
     json all{
         {"model", setting.model},
         {"text", setting.text},
+        {"kv_heads", results.kv_heads},
         {"seeds", {request.first_seed, request.first_seed + static_cast<std::uint64_t>(request.samples)}},
         {"cache", name_of(request.format)},
         {"sink_tokens", request.sink_tokens},
@@ -259,6 +260,7 @@ void read_results(const std::string& file, quality_results& results) {
         std::ifstream in(file);
         const json all = json::parse(in);
         results.kv_heads = all.at("kv_heads");
+        if (results.kv_heads <= 0) { throw std::runtime_error(file + ": kv_heads must be positive"); }
         for (const json& row : all.at("rows")) {
             const quality_key key{row.at("tokens"),        row.at("task"),
                                   row.value("values", ""), row.value("question", "") == "seen",

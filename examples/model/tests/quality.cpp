@@ -175,8 +175,11 @@ TEST_CASE("A cache that keeps everything loses nothing, one that keeps a tenth d
     read_results(file.path(), read);
     CHECK(tables_of(read) == tables_of(results));
     CHECK(contains(tables_of(results), "| `streaming_llm` | 0.0000 ± 0.0000 |"));
-    const text_file broken("broken.json", "{\"rows\": [{\"tokens\": \"many\"}]}");
-    CHECK_THROWS_AS(read_results(broken.path(), read), std::runtime_error);
+    for (const std::string text : {R"({"kv_heads": 1, "rows": [{"tokens": "many"}]})",
+                                   R"({"kv_heads": 0, "rows": []})", R"({"rows": []})", "no"}) {
+        const text_file broken("broken.json", text);
+        CHECK_THROWS_AS(read_results(broken.path(), read), std::runtime_error);
+    }
 }
 
 TEST_CASE("A whole cache that lost something is found, and so is a check of nothing") {
