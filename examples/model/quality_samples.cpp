@@ -12,6 +12,10 @@
 namespace lm {
 namespace {
 
+std::string file_name(const std::string& path) {
+    return path.substr(path.find_last_of('/') + 1);
+}
+
 // SplitMix64. The standard's distributions differ between libraries.
 class draws {
   public:
@@ -97,9 +101,8 @@ std::vector<std::string> sentences_of(const std::string& paragraph) {
 class texts final : public sample_source {
   public:
     texts(const tokenizer& words, const std::string& choosing, const std::string& judging)
-        : words_(words),
-          description_(choosing + " below seed 1000, else " + judging), paragraphs_{read_lines(choosing),
-                                                                                    read_lines(judging)} {}
+        : words_(words), description_(file_name(choosing) + " below seed 1000, else " + file_name(judging)),
+          paragraphs_{read_lines(choosing), read_lines(judging)} {}
 
     std::vector<needle_values> values() const override {
         return {needle_values::numbers, needle_values::words};
