@@ -160,15 +160,22 @@ double cascade_peak(const Policy& policy, std::span<const layer_prompt> layers,
     return peak;
 }
 
+// What make(first layer) returns plans for all layers.
+template <class MakePolicy>
+named_policy made_for_layers(std::string name, const MakePolicy& make) {
+    return {.name = std::move(name),
+            .plan = [make](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                           kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                           stage_seconds& seconds) {
+                const auto inputs = inputs_of(layers);
+                run(make(layers.front()), std::span<const layer_inputs>(inputs), request, memory, plans,
+                    seconds);
+            }};
+}
+
 template <class Policy>
 named_policy named_over_layers(std::string name, const Policy& policy) {
-    return {.name = std::move(name),
-            .plan = [policy](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
-                             kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
-                             stage_seconds& seconds) {
-                const auto inputs = inputs_of(layers);
-                run(policy, std::span<const layer_inputs>(inputs), request, memory, plans, seconds);
-            }};
+    return made_for_layers(std::move(name), [policy](const layer_prompt&) { return policy; });
 }
 
 // One whose cascade can run layer by layer.
@@ -226,17 +233,12 @@ named_policy of_pass(std::string name, scoring_pass pass, kvtrim::token_loss los
 // The budgets of the model's table, and any scorer inside each row.
 template <class Scorer>
 named_policy profiled_policy(std::string name, const Scorer& scorer) {
-    return {.name = std::move(name),
-            .plan =
-                [scorer](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
-                         kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
-                         stage_seconds& seconds) {
-                    const auto inputs = inputs_of(layers);
-                    run(kvtrim::layer_wise{kvtrim::eviction_policy{scorer, layers.front().profile->budgets(),
-                                                                   kvtrim::by_importance{}}},
-                        std::span<const layer_inputs>(inputs), request, memory, plans, seconds);
-                },
-            .needs_profile = true};
+    named_policy named = made_for_layers(std::move(name), [scorer](const layer_prompt& p) {
+        return kvtrim::layer_wise{
+            kvtrim::eviction_policy{scorer, p.profile->budgets(), kvtrim::by_importance{}}};
+    });
+    named.needs_profile = true;
+    return named;
 }
 
 // DropKV over all layers, whose W_O is divided by the length of the stream that each layer adds to.

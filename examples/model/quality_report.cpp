@@ -106,17 +106,28 @@ double mean(const std::vector<double>& numbers) {
     return numbers.empty() ? 0 : sum / static_cast<double>(numbers.size());
 }
 
-std::string header(const std::string& first, const std::vector<std::string>& columns) {
-    std::string text = "| " + first + " |", line = "|---|";
-    for (const std::string& c : columns) {
-        text += " " + c + " |";
-        line += "---|";
-    }
-    return text + "\n" + line + "\n";
-}
-
 std::string percent(double share) {
     return fmt::format("{:g} %", std::round(share * 1e4) / 1e2);
+}
+
+// A row for each policy, a column for each share; cell(policy, share) is empty where nothing was measured.
+template <class Cell>
+std::string table_of(const table_axes& axes, const Cell& cell) {
+    std::string out = "| policy |", line = "|---|";
+    for (const double share : axes.shares) {
+        out += " " + percent(share) + " |";
+        line += "---|";
+    }
+    out += "\n" + line + "\n";
+    for (const std::string& policy : axes.policies) {
+        out += "| `" + policy + "` |";
+        for (const double share : axes.shares) {
+            const std::string text = cell(policy, share);
+            out += (text.empty() ? "" : " " + text) + " |";
+        }
+        out += "\n";
+    }
+    return out;
 }
 
 // Query heads whose error after W_O is below the other's, and above it.
@@ -139,40 +150,22 @@ std::string text_table(const quality_results& results, index_t tokens) {
         out += fmt::format("Full cache: perplexity {:.2f}, {} samples. Mean KL ± its standard error:\n\n",
                            std::exp(mean(full->nll)), full->nll.size());
     }
-    std::vector<std::string> columns;
-    for (const double share : axes.shares) { columns.push_back(percent(share)); }
-    out += header("policy", columns);
-    for (const std::string& policy : axes.policies) {
-        out += "| `" + policy + "` |";
-        for (const double share : axes.shares) {
-            const quality_cell* cell = find(results, key, policy, share);
-            if (cell == nullptr) {
-                out += " |";
-                continue;
-            }
-            const estimate kl = mean_of(cell->kl);
-            out += fmt::format(" {:.4f} ± {:.4f} |", kl.mean, kl.standard_error);
-        }
-        out += "\n";
-    }
+    out += table_of(axes, [&](const std::string& policy, double share) {
+        const quality_cell* cell = find(results, key, policy, share);
+        if (cell == nullptr) { return std::string(); }
+        const estimate kl = mean_of(cell->kl);
+        return fmt::format("{:.4f} ± {:.4f}", kl.mean, kl.standard_error);
+    });
     out += "\nPerplexity; output error before / after W_O, mean over heads; heads whose error after W_O is "
            "below that of "
            "`snapkv`:\n\n";
-    out += header("policy", columns);
-    for (const std::string& policy : axes.policies) {
-        out += "| `" + policy + "` |";
-        for (const double share : axes.shares) {
-            const quality_cell* cell = find(results, key, policy, share);
-            if (cell == nullptr) {
-                out += " |";
-                continue;
-            }
-            out += fmt::format(" {:.2f}; {:.3f} / {:.3f}; {} |", std::exp(mean(cell->nll)), mean(cell->error),
-                               mean(cell->error_projected),
-                               heads_below(*cell, find(results, key, "snapkv", share)));
-        }
-        out += "\n";
-    }
+    out += table_of(axes, [&](const std::string& policy, double share) {
+        const quality_cell* cell = find(results, key, policy, share);
+        if (cell == nullptr) { return std::string(); }
+        return fmt::format("{:.2f}; {:.3f} / {:.3f}; {}", std::exp(mean(cell->nll)), mean(cell->error),
+                           mean(cell->error_projected),
+                           heads_below(*cell, find(results, key, "snapkv", share)));
+    });
     return out + "\n";
 }
 
@@ -214,26 +207,18 @@ std::string needle_table(const quality_results& results, index_t tokens, const s
     }
     out.back() = '.';
     out += " Of these, mean over the tasks ± its standard error (each task):\n\n";
-    std::vector<std::string> columns;
-    for (const double share : axes.shares) { columns.push_back(percent(share)); }
-    out += header("policy", columns);
-    for (const std::string& policy : axes.policies) {
-        out += "| `" + policy + "` |";
-        for (const double share : axes.shares) {
-            std::string each;
-            for (const std::string& task : tasks) {
-                const quality_cell* cell = find(results, {tokens, task, values, seen, "", 0}, policy, share);
-                each += cell == nullptr || mean(cell->asked) == 0
-                            ? " -"
-                            : fmt::format(" {:.2f}", ratio_of(cell->right, cell->asked).mean);
-            }
-            const estimate all = mean_over_tasks(results, {tokens, "", values, seen, policy, share});
-            out += all.mean < 0
-                       ? " |"
-                       : fmt::format(" {:.2f} ± {:.2f} ({}) |", all.mean, all.standard_error, each.substr(1));
+    out += table_of(axes, [&](const std::string& policy, double share) {
+        std::string each;
+        for (const std::string& task : tasks) {
+            const quality_cell* cell = find(results, {tokens, task, values, seen, "", 0}, policy, share);
+            each += cell == nullptr || mean(cell->asked) == 0
+                        ? " -"
+                        : fmt::format(" {:.2f}", ratio_of(cell->right, cell->asked).mean);
         }
-        out += "\n";
-    }
+        const estimate all = mean_over_tasks(results, {tokens, "", values, seen, policy, share});
+        if (all.mean < 0) { return std::string(); }
+        return fmt::format("{:.2f} ± {:.2f} ({})", all.mean, all.standard_error, each.substr(1));
+    });
     return out + "\n";
 }
 

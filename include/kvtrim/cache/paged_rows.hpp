@@ -304,10 +304,10 @@ class paged_head_rows {
     }
     /// Writes tile [count, head_dim] to rows.
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
-        /// The first channels of every row as a source of their own.
         requires(kvtrim::detail::indexes_writable_elements<strided<Pool, 3>>) {
         detail::store_paged(pool_, layout_, table_.row(first_row_ + head), first, count, head_dim_, tile);
     }
+    /// The first channels of every row as a source of their own.
     [[nodiscard]] paged_head_rows first_channels(index_t count) const {
         paged_head_rows channels = *this;
         channels.head_dim_ = count;

@@ -16,6 +16,7 @@
 // lower flat index; NaN ranks below everything; +infinity marks a token that no finite score outranks.
 
 #include <kvtrim/core/request.hpp>
+#include <kvtrim/core/workspace.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -155,6 +156,15 @@ template <class Scorer, class Inputs>
     }
     if constexpr (requires { scorer.validate(in, request); }) { return scorer.validate(in, request); }
     return {};
+}
+
+/// The same of a scorer that takes scratch: it holds what the scorer needs at least. Returns workspace_too_small, too.
+template <class Scorer, class Inputs>
+[[nodiscard]] status validate_scoring(const Scorer& scorer, const Inputs& in, const eviction_request& request,
+                                      const token_scores& out, const workspace& scratch) {
+    if (const status s = validate_scoring(scorer, in, request, out); !s.ok()) { return s; }
+    const index_t bytes = scorer.workspace_bytes(in, request);
+    return scratch.holds(bytes) ? status{} : scratch.too_small(bytes);
 }
 
 /// What every allocator asks first, so that an engine may call it directly: `total` is at most the number of candidates, and

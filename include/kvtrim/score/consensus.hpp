@@ -63,9 +63,7 @@ struct consensus {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        const index_t bytes = workspace_bytes(in, request);
-        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+        if (const status s = validate_scoring(*this, in, request, out, scratch); !s.ok()) { return s; }
         const workspace::frame frame(scratch);
         const auto sums = scratch.take<double>(in.longest_row());
         if (const status s = scorer.score(in, request, out, scratch, ex); !s.ok()) { return s; }

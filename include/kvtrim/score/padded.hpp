@@ -60,9 +60,7 @@ struct padded {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        const index_t bytes = workspace_bytes(in, request);
-        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+        if (const status s = validate_scoring(*this, in, request, out, scratch); !s.ok()) { return s; }
         const workspace::frame frame(scratch);
         const auto offsets = scratch.take<index_t>(in.kv_heads() + 1);
         const auto memory = scratch.take<float>(in.kv_heads() * in.longest_row());

@@ -78,9 +78,7 @@ struct projected_norm_weighted {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        const index_t bytes = workspace_bytes(in, request);
-        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+        if (const status s = validate_scoring(*this, in, request, out, scratch); !s.ok()) { return s; }
         const workspace::frame frame(scratch);
         const score_rows norms{out.offsets, scratch.take<float>(out.offsets.back())};
         if (const status s = projected_value_norms(in, request.protect, norms, scratch, ex); !s.ok()) {

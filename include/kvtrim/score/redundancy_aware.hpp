@@ -195,9 +195,7 @@ struct redundancy_aware {
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
-        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        const index_t bytes = workspace_bytes(in, request);
-        if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+        if (const status s = validate_scoring(*this, in, request, out, scratch); !s.ok()) { return s; }
         if (const status s = scorer.score(in, request, out, scratch, ex); !s.ok()) { return s; }
         return for_each_item(in.kv_heads(), head_bytes(in), scratch, ex, [&](index_t g, workspace& own) {
             const index_t tokens = in.tokens(g);
