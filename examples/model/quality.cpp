@@ -35,7 +35,7 @@ struct options {
                      "layer_defensivekv", "layer_defensivekv_0", "consensuskv", "expected_attention", "lagkv",
                      "key_diff", "streaming_llm"},
         .kept_ratios = {0.5, 0.2, 0.1},
-        .tasks = {"single", "multikey", "multivalue", "multiquery", "text"},
+        .tasks = {"single", "multikey", "multiquery", "multivalue", "text"},
         .values = {needle_values::numbers, needle_values::words},
         .question_seen = {false, true},
         .tokens = {1024},
