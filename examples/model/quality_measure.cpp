@@ -124,10 +124,11 @@ class measurement {
 
     void needles(std::span<const asked_question> questions, prefilled& from, const quality_key& key) {
         const session& sequence = from.sequence;
+        const matrix* const last = key.question_seen ? &from.last : nullptr;
         std::vector<std::vector<bool>> full;
         double right = 0, asked = 0;
         for (const asked_question& q : questions) {
-            full.push_back(answers(sequence.copy(), sequence.tokens(), q, key.question_seen, from.last));
+            full.push_back(right_values(model_, sequence.copy(), sequence.tokens(), q, last));
             right += static_cast<double>(std::count(full.back().begin(), full.back().end(), true));
             asked += static_cast<double>(full.back().size());
         }
@@ -141,8 +142,8 @@ class measurement {
                 double kept = 0;
                 for (std::size_t i = 0; i < questions.size(); ++i) {
                     if (std::find(full[i].begin(), full[i].end(), true) == full[i].end()) { continue; }
-                    const std::vector<bool> now = answers(sequence.copy(plans), sequence.tokens(),
-                                                          questions[i], key.question_seen, from.last);
+                    const std::vector<bool> now =
+                        right_values(model_, sequence.copy(plans), sequence.tokens(), questions[i], last);
                     for (std::size_t v = 0; v < now.size(); ++v) { kept += now[v] && full[i][v] ? 1 : 0; }
                 }
                 cell.right.push_back(kept);
@@ -183,28 +184,6 @@ class measurement {
                 use(plans, cell_of(key, policy->name, share));
             }
         }
-    }
-
-    // Which values of the answer are right.
-    [[nodiscard]] std::vector<bool> answers(std::vector<kv_cache> caches, index_t position,
-                                            const asked_question& q, bool seen, const matrix& last) const {
-        std::vector<token_id> tokens;
-        if (!seen) { tokens = q.question; }
-        tokens.insert(tokens.end(), q.answer.begin(), q.answer.end() - 1);
-        matrix logits(0, 0);
-        if (!tokens.empty()) { logits = decode(model_, caches, tokens, position, logit_rows::all); }
-        const index_t first =
-            seen ? -1 : std::ssize(q.question) - 1; // the row that predicts the answer's first token
-        std::vector<bool> right;
-        for (const token_range& value : q.values) {
-            bool all = true;
-            for (index_t i = value.begin; i < value.end; ++i) {
-                const index_t likeliest = first + i < 0 ? argmax(last, 0) : argmax(logits, first + i);
-                all = all && likeliest == q.answer[static_cast<std::size_t>(i)];
-            }
-            right.push_back(all);
-        }
-        return right;
     }
 
     // Per query head, sum |x| of [tokens, q_heads * head_dim], and of x W_O's products with the head's part of W_O.
@@ -280,6 +259,27 @@ estimate ratio_of(const std::vector<double>& parts, const std::vector<double>& w
         squares += residual * residual;
     }
     return {mean, samples < 2 ? 0 : std::sqrt(squares * samples / (samples - 1)) / whole};
+}
+
+std::vector<bool> right_values(const llama_model& model, std::vector<kv_cache> caches, index_t position,
+                               const asked_question& q, const matrix* behind_question) {
+    std::vector<token_id> tokens;
+    if (behind_question == nullptr) { tokens = q.question; }
+    // The row that predicts the answer's first token.
+    const index_t first = std::ssize(tokens) - 1;
+    tokens.insert(tokens.end(), q.answer.begin(), q.answer.end() - 1);
+    matrix logits(0, 0);
+    if (!tokens.empty()) { logits = decode(model, caches, tokens, position, logit_rows::all); }
+    std::vector<bool> right;
+    for (const token_range& value : q.values) {
+        bool all = true;
+        for (index_t i = value.begin; i < value.end; ++i) {
+            const index_t found = first + i < 0 ? argmax(*behind_question, 0) : argmax(logits, first + i);
+            all = all && found == q.answer[static_cast<std::size_t>(i)];
+        }
+        right.push_back(all);
+    }
+    return right;
 }
 
 quality_results measure_quality(const llama_model& model, const sample_source& source,

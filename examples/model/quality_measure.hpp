@@ -81,6 +81,12 @@ void log_softmax(matrix& logits);
 // Mean over the rows of sum p log(p / q).
 [[nodiscard]] double mean_kl(const matrix& log_p, const matrix& log_q);
 
+// Which values of an answer are right, token by token behind the question, from caches of `position` tokens; with the logits behind
+// the question if the caches hold it.
+[[nodiscard]] std::vector<bool> right_values(const llama_model& model, std::vector<kv_cache> caches,
+                                             index_t position, const asked_question& q,
+                                             const matrix* behind_question = nullptr);
+
 struct quality_results {
     std::map<quality_key, quality_cell> cells;
     index_t kv_heads = 1; // of the model
