@@ -8,6 +8,9 @@
         --policies snapkv,ada_snapkv,criticalkv,ada_criticalkv,tova,key_diff,key_norm,lagkv,expected_attention,pyramidkv
     venv/bin/python examples/model/kvpress_parity.py FOLDER
 
+Both kvpress and kvtrim keep the window in every budget; "aligned" is kvpress told to leave it out of its safeguard (ada_*) and of its
+first stage (criticalkv), as kvtrim does.
+
 kvpress's own code scores and selects; it is given the model's keys, values, W_O and queries before their rotation. Presses that
 protect no window get kvtrim's: infinite scores. A row is one token of one (layer, KV head). Of the rows that differ, "ties" are those
 whose kvpress score is within 1e-5, relatively, of the lowest score that kvpress keeps in the row's competition: sums in another order.
@@ -58,10 +61,15 @@ def read(layer):
     return queries.transpose(0, 1).reshape(1, n, -1), keys[None], values[None], Attention(layer, wo)
 
 
-def make(policy, ratio):
+def make(policy, ratio, count, aligned):
     snap = SnapKVPress(ratio, window, 5)
-    return {"snapkv": lambda: snap, "ada_snapkv": lambda: AdaKVPress(snap, 0.2), "criticalkv": lambda: CriticalKVPress(snap),
-            "ada_criticalkv": lambda: CriticalAdaKVPress(snap, 0.2), "tova": lambda: TOVAPress(ratio),
+    alpha, first = 0.2, 0.5
+    if aligned:  # so that their counts, rounded down, are those without the window
+        alpha = (window + int((count - window) * alpha) + 0.5) / count
+        first = (window + int((count - window) * first) + 0.5) / ((1 - ratio) * n)
+    return {"snapkv": lambda: snap, "ada_snapkv": lambda: AdaKVPress(snap, alpha),
+            "criticalkv": lambda: CriticalKVPress(snap, first_stage_ratio=first),
+            "ada_criticalkv": lambda: CriticalAdaKVPress(snap, alpha), "tova": lambda: TOVAPress(ratio),
             "key_diff": lambda: KeyDiffPress(ratio), "key_norm": lambda: KnormPress(ratio),
             "lagkv": lambda: LagKVPress(ratio, n_sink=sinks), "pyramidkv": lambda: PyramidKVPress(ratio, window, 5),
             "expected_attention": lambda: ExpectedAttentionPress(ratio, n_sink=sinks)}[policy]()
@@ -95,9 +103,9 @@ def kept_by_kvpress(press, policy, count, queries, keys, values, module):
     return kept, ((scores - lowest).abs() / lowest.abs())
 
 
-print("| policy | kept | rows | differ | of them ties | (layer, head)s | counts differ in |\n|---|---|---|---|---|---|---|")
-for plan in info.plans:
-    press = make(plan["policy"], 1 - plan["kept_ratio"])
+def compare(plan, aligned):
+    """Rows, those that differ, of these ties, (layer, head)s with any, and those whose counts differ."""
+    press = make(plan["policy"], 1 - plan["kept_ratio"], int(n * plan["kept_ratio"] + 1e-9), aligned)
     total = differ = ties = heads = counts = 0
     for layer in range(info.layers):
         queries, keys, values, module = read(layer)
@@ -112,4 +120,13 @@ for plan in info.plans:
             ties += int((distance[head][other] < 1e-5).sum())
             heads += bool(other.any())
             counts += len(row) != int(theirs[head].sum())
-    print(f"| `{plan['policy']}` | {100 * plan['kept_ratio']:g} % | {total} | {differ} | {ties} | {heads} | {counts} |", flush=True)
+    return total, differ, ties, heads, counts
+
+
+print("| policy | kept | rows | differ | of them ties | (layer, head)s | counts differ in | aligned: differ | of them ties |")
+print("|---|---|---|---|---|---|---|---|---|")
+for plan in info.plans:
+    plain = compare(plan, False)
+    aligned = compare(plan, True)[1:3] if plan["policy"] in ("ada_snapkv", "criticalkv", "ada_criticalkv") else ("", "")
+    cells = [f"`{plan['policy']}`", f"{100 * plan['kept_ratio']:g} %", *plain, *aligned]
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)

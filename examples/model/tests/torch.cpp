@@ -78,7 +78,7 @@ TEST_CASE("Logits of SmolLM2 are those of torch, from a cache of every format", 
         double bound;
     };
     for (const expected& e : {expected{cache_format::f32, 2048, 1e-3}, expected{cache_format::f16, 512, 0.05},
-                              expected{cache_format::q8_0, 512, 1.0}}) {
+                              expected{cache_format::q8_0, 512, 1.5}}) {
         std::vector<kv_cache> caches;
         for (index_t l = 0; l < model.config.layers; ++l) {
             caches.emplace_back(model.config.kv_heads, model.config.head_dim, e.format);
