@@ -233,8 +233,8 @@ class replay_scores {
         }
         scores_.resize(static_cast<std::size_t>(offsets_.back()));
         validity_ = {};
-        return in.get(std::span(scores_)) &&
-               std::none_of(scores_.begin(), scores_.end(), [](float x) { return !(x >= 0); });
+        const auto impossible = [&](std::size_t i) { return !(scores_[i] >= 0); }; // NaN too
+        return in.get(std::span(scores_)) && !any_wrong(scores_.size(), impossible);
     }
 
   private:
