@@ -25,6 +25,7 @@
 #include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/compact/write_move_sources.hpp>
 #include <kvtrim/core/fp8.hpp>
 #include <kvtrim/decode/close_up.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
