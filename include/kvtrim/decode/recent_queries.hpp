@@ -74,7 +74,9 @@ class recent_queries {
                 return {errc::rows_differ, "recent_queries: every head must have the same number of queries"};
             }
         }
-        if (const status s = check_outputs(std::array{bytes_of(std::span(rows_))}, chunk); !s.ok()) { return s; }
+        if (const status s = check_outputs(std::array{bytes_of(std::span(rows_))}, chunk); !s.ok()) {
+            return s;
+        }
         const index_t taken = std::min(count, capacity());
         for (index_t done = 0; done < taken;) {
             const index_t slot = slot_of(shape_.next + done);

@@ -184,7 +184,8 @@ template <class Scorer, class Inputs>
         return {errc::invalid_parameter, "allocate: total must be between 0 and the number of candidates",
                 scores.candidates()};
     }
-    return check_outputs(std::array{bytes_of(budgets)}, scores.offsets, scores.values, scores.protected_tokens);
+    return check_outputs(std::array{bytes_of(budgets)}, scores.offsets, scores.values,
+                         scores.protected_tokens);
 }
 
 /// What selection asks of budgets, from an allocator or from an engine: one per row, at most the row's candidates.
