@@ -127,3 +127,17 @@ TEST_CASE("write_move_sources: no requests, and a plan that was never made, are 
     REQUIRE(never.answer.ok());
     CHECK(never.offsets == table{0, 0});
 }
+
+TEST_CASE("write_move_sources: tables that share memory with each other are refused, with nothing written") {
+    std::vector<keep_plan> plans(1);
+    REQUIRE(plans[0].reset(std::vector<index_t>{3}).ok());
+    for (std::int32_t i = 0; i < 3; ++i) { plans[0].writable_row(0)[static_cast<std::size_t>(i)] = 2 * i; }
+    const std::vector<index_t> first{0};
+    std::vector<std::int32_t> memory(8, -1);
+    const auto before = memory;
+    const auto all = std::span(memory);
+    CHECK(write_move_sources(plans, first, all.first(2), all.subspan(1, 3)).code() == errc::views_overlap);
+    CHECK(memory == before);
+    CHECK(write_move_sources(plans, first, all.first(2), all.subspan(2, 3)).ok());
+    CHECK(memory[4] == 4);
+}

@@ -21,9 +21,10 @@
 //
 // Errors, with both tables untouched: rows_differ (heads of a request keep different numbers; requests of different
 // kv_heads), plan_mismatch (a plan that evicts a token of the prefix, or whose rows do not ascend), invalid_parameter (a
-// negative or missing first destination, tables that are too small; needed: columns), index_overflow.
+// negative or missing first destination, tables that are too small; needed: columns), index_overflow, views_overlap.
 // Cost: each kept token read once. No workspace.
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <algorithm>
@@ -97,6 +98,8 @@ namespace detail {
     if (columns > width) {
         return {errc::invalid_parameter, "write_move_sources: the table of sources is too small", columns};
     }
+    const std::array written{bytes_of(offsets), bytes_of(sources)};
+    if (const status s = check_outputs(written, first_destinations); !s.ok()) { return s; }
     index_t next = 0;
     offsets[0] = 0;
     for (std::size_t r = 0; r < plans.size(); ++r) {
