@@ -320,7 +320,7 @@ void write_plot_data(const quality_results& results, const std::string& stem) {
             heads += fmt::format("{:.4f}{}", rows[i] / static_cast<double>(tokens),
                                  (static_cast<index_t>(i) + 1) % results.kv_heads == 0 ? '\n' : ' ');
         }
-        block(budget, fmt::format("{} at {}", policy, percent(nearest)), heads);
+        block(budget, fmt::format("# {} at {}", policy, percent(nearest)), heads);
     }
 
     const auto in_needles = [&](const quality_key& k) {
