@@ -6,10 +6,10 @@
     python3 -m venv venv && venv/bin/pip install kvpress==0.5.5 torch==2.15.0
     ./dev quality --dump FOLDER --tokens 2048 --sinks 0 --window 32 --keep 0.5,0.2,0.1 \\
         --policies snapkv,ada_snapkv,criticalkv,ada_criticalkv,tova,key_diff,key_norm,lagkv,expected_attention,pyramidkv
-    venv/bin/python examples/model/kvpress_parity.py FOLDER
+    venv/bin/python examples/model/kvpress_parity.py FOLDER [POLICY ...]
 
 Both kvpress and kvtrim keep the window in every budget; "aligned" is kvpress told to leave it out of its safeguard (ada_*) and of its
-first stage (criticalkv), as kvtrim does.
+first stage (*criticalkv), as kvtrim does.
 
 kvpress's own code scores and selects; it is given the model's keys, values, W_O and queries before their rotation. Presses that
 protect no window get kvtrim's: infinite scores. A row is one token of one (layer, KV head). Of the rows that differ, "ties" are those
@@ -61,6 +61,13 @@ def read(layer):
     return queries.transpose(0, 1).reshape(1, n, -1), keys[None], values[None], Attention(layer, wo)
 
 
+class HalfWithoutWindow:
+    """A factor for budgets: the window, and half of the rest."""
+
+    def __rmul__(self, budgets):
+        return window + (budgets - window) // 2
+
+
 def make(policy, ratio, count, aligned):
     snap = SnapKVPress(ratio, window, 5)
     alpha, first = 0.2, 0.5
@@ -69,7 +76,8 @@ def make(policy, ratio, count, aligned):
         first = (window + int((count - window) * first) + 0.5) / ((1 - ratio) * n)
     return {"snapkv": lambda: snap, "ada_snapkv": lambda: AdaKVPress(snap, alpha),
             "criticalkv": lambda: CriticalKVPress(snap, first_stage_ratio=first),
-            "ada_criticalkv": lambda: CriticalAdaKVPress(snap, alpha), "tova": lambda: TOVAPress(ratio),
+            "ada_criticalkv": lambda: CriticalAdaKVPress(snap, alpha, first_stage_ratio=HalfWithoutWindow() if aligned else 0.5),
+            "tova": lambda: TOVAPress(ratio),
             "key_diff": lambda: KeyDiffPress(ratio), "key_norm": lambda: KnormPress(ratio),
             "lagkv": lambda: LagKVPress(ratio, n_sink=sinks), "pyramidkv": lambda: PyramidKVPress(ratio, window, 5),
             "expected_attention": lambda: ExpectedAttentionPress(ratio, n_sink=sinks)}[policy]()
@@ -126,6 +134,8 @@ def compare(plan, aligned):
 print("| policy | kept | rows | differ | of them ties | (layer, head)s | counts differ in | aligned: differ | of them ties |")
 print("|---|---|---|---|---|---|---|---|---|")
 for plan in info.plans:
+    if sys.argv[2:] and plan["policy"] not in sys.argv[2:]:
+        continue
     plain = compare(plan, False)
     aligned = compare(plan, True)[1:3] if plan["policy"] in ("ada_snapkv", "criticalkv", "ada_criticalkv") else ("", "")
     cells = [f"`{plan['policy']}`", f"{100 * plan['kept_ratio']:g} %", *plain, *aligned]
