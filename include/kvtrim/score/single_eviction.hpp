@@ -21,6 +21,7 @@
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/kernels/eviction_errors.hpp>
 #include <kvtrim/kernels/pooled_maximum.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
@@ -240,8 +241,8 @@ class token_losses {
         for_each_head(rows, [&](index_t head, index_t begin, index_t end) {
             const float* const squares =
                 squares_.data() + (has_metric ? head * range_.size() : 0) + (first - range_.begin);
-            steps.eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
-                                  squares_of_outputs_.data());
+            kernels::eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
+                                     squares_of_outputs_.data());
         });
     }
 
