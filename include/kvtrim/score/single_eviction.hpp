@@ -16,8 +16,7 @@
 // Source: DropKV, openreview MqfNzH3TVH; kvpress issue 284 and pull request 285 (sum of squares over the newest queries).
 // Departures: W_O is counted where it is given; the maximum is kvtrim's own.
 // Cost: the logits twice or three times (once where they are kept), and two products more of the same size for o and <v, o>.
-// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float; of a weight above 1 - 2^-8, whose o is v but for
-// rounding, the error is A ||v W_O||. A query whose output is not finite counts as nothing.
+// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: kernels/eviction_errors.hpp; no outputs but finite ones.
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
