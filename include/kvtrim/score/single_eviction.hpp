@@ -16,7 +16,7 @@
 // Source: DropKV, openreview MqfNzH3TVH; kvpress issue 284 and pull request 285 (sum of squares over the newest queries).
 // Departures: W_O is counted where it is given; the maximum is kvtrim's own.
 // Cost: the logits twice or three times (once where they are kept), and two products more of the same size for o and <v, o>.
-// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: kernels/eviction_errors.hpp; no outputs but finite ones.
+// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float. Queries with outputs not finite count nothing.
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
