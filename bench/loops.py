@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+# Copyright (c) kvtrim authors
+# SPDX-License-Identifier: MIT
+"""Instructions and estimated cycles of the hot loops, for 64-bit ARM beside AVX2: a table on stdout.
+
+    bench/loops.py                    both compiled by clang++; needs clang, llvm (for llvm-mca), g++-aarch64-linux-gnu
+    bench/loops.py --compiler g++
+    bench/loops.py --show NAME        the instructions of one loop, for every target
+
+bench/loops.inl has one function for each loop. Of its loops the one that does most work for its instructions is
+taken: multiply-adds, exponentials, floats put in order, written or read, as the function's name begins. Cycles are llvm-mca's: what
+the scheduling model of a processor allows if every load hits the first level cache and every branch is predicted.
+"""
+
+import argparse
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+root = pathlib.Path(__file__).resolve().parent.parent
+arm = ["--target=aarch64-linux-gnu"]
+targets = {  # name: (flags of clang++, g++, triple, processors)
+    "neon": (arm + ["-mcpu=neoverse-n2", "-march=armv8-a"], "aarch64-linux-gnu-g++", "aarch64", ("neoverse-n2", "apple-m1")),
+    "avx2": ([], "x86_64-linux-gnu-g++", "x86_64", ("skylake",)),
+}
+size_of_register = {"q": 16, "d": 8, "s": 4, "b": 1, "xmm": 16, "ymm": 32}
+
+
+def floats_moved(line, is_store):
+    """Bytes / 4 of a vector load or store."""
+    m = re.match(r"(ldr|ldur|ldp|str|stur|stp)\s+([qd])\d+,", line)
+    if m:
+        if m[1].startswith("st") != is_store:
+            return 0
+        return size_of_register[m[2]] // 4 * (2 if m[1].endswith("p") else 1)
+    m = re.match(r"(ld1|st1)\s+\{(.*?)\}, \[", line)
+    if m:
+        return 4 * m[2].count("v") if (m[1] == "st1") == is_store else 0
+    m = re.match(r"vmov(?:[ua]p[sd]|dq[ua])\s+(.*)", line)
+    if m:
+        stores = m[1].rstrip().endswith(")")
+        return size_of_register[re.search(r"%(.mm)", m[1])[1]] // 4 if stores == is_store else 0
+    if not is_store:  # an operand in memory
+        m = re.match(r"v\w+\s+\S*\(.*%(ymm)\d+", line)
+        return 8 if m else 0
+    return 0
+
+
+def multiply_adds(line):
+    if re.match(r"fmla\s+v\d+\.4s", line):
+        return 4
+    m = re.match(r"vfn?m(add|sub)\d+ps\s.*%(.mm)\d+$", line)
+    return size_of_register[m[2]] // 4 if m else 0
+
+
+def exponentials(line):
+    """One is rounded down for each."""
+    if re.match(r"frintm\s+v\d+\.4s", line):
+        return 4
+    return 8 if re.match(r"vroundps\s.*%ymm", line) else 0
+
+
+def ordered(line):
+    """The sign of each is spread over its bits."""
+    if re.match(r"(cmlt\s+v\d+\.4s.*#0|sshr\s+v\d+\.4s.*31)$", line):
+        return 4
+    return 8 if re.match(r"vpsrad\s+\$31.*%ymm", line) else 0
+
+
+work_of = {
+    "ordered": ordered,
+    "products": multiply_adds,
+    "exponentials": exponentials,
+    "written": lambda line: floats_moved(line, True),
+    "read": lambda line: floats_moved(line, False),
+}
+
+
+def functions(assembly, target):
+    """(name, lines) of the functions of bench/loops.inl."""
+    name, lines = None, []
+    for line in assembly.splitlines():
+        line = line.split("//" if target == "neon" else "#")[0].strip()
+        m = re.match(r"_ZN6kvtrim5loops\d+%s(\d+)(\w+):" % target, line)
+        norms = re.match(r"_ZN6kvtrim7kernels\d+%s13fold_productsILNS1_4foldE0ELl[346]E\w+:" % target, line)
+        if m or norms:
+            name, lines = "products_norms" if norms else m[2][: int(m[1])], []
+        elif name and (line.startswith(".size") or line.startswith(".cfi_endproc")):
+            yield name, lines
+            name = None
+        elif name and line and (not line.startswith(".") or line.endswith(":")):
+            lines.append(re.sub(r"\s+", " ", line))
+
+
+def loops_of(lines):
+    labels, loops = {}, []
+    for at, line in enumerate(lines):
+        if line.endswith(":"):
+            labels[line[:-1]] = at
+        m = re.match(r"(?:b|b\.\w+|cbn?z|tbn?z|j\w+) (?:.*, )?(\.L\w+)$", line)
+        if m and m[1] in labels:
+            loops.append((labels[m[1]], at + 1))
+    return [lines[begin:end] for begin, end in loops]
+
+
+def hot_loop(name, lines):
+    work = work_of[name.split("_")[0]]
+    measured = [(sum(map(work, loop)), loop) for loop in loops_of(lines)]
+    measured = [x for x in measured if x[0] > 0]
+    # A loop around another has more instructions for the same work.
+    return max(measured, key=lambda x: x[0] / len(x[1]), default=(0, []))
+
+
+def cycles(loop, triple, processor):
+    text = "\n".join(line for line in loop if not line.endswith(":"))
+    tool = max((t for t in map(shutil.which, ("llvm-mca", "llvm-mca-14", "llvm-mca-16", "llvm-mca-19")) if t), key=version)
+    run = subprocess.run([tool, f"-mtriple={triple}", f"-mcpu={processor}", "-iterations=200"], input=text,
+                         capture_output=True, text=True)
+    m = re.search(r"Total Cycles:\s+(\d+)", run.stdout)
+    if not m:
+        sys.exit(f"llvm-mca: {run.stderr}")
+    return int(m[1]) / 200
+
+
+def version(tool):
+    return int(re.search(r"version (\d+)", subprocess.run([tool, "--version"], capture_output=True, text=True).stdout)[1])
+
+
+def compile_loops(target, compiler):
+    flags, gcc, _, _ = targets[target]
+    command = ["clang++", *flags] if compiler == "clang++" else [gcc]
+    with tempfile.NamedTemporaryFile(suffix=".s") as out:
+        subprocess.run([*command, "-std=c++20", "-O2", "-I", root / "include", "-I", root, "-S", "-o", out.name,
+                        root / "bench/loops.cpp"], check=True)
+        return pathlib.Path(out.name).read_text()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compiler", choices=("clang++", "g++"), default="clang++")
+    parser.add_argument("--show", metavar="NAME")
+    options = parser.parse_args()
+    found = {t: {n: hot_loop(n, lines) for n, lines in functions(compile_loops(t, options.compiler), t)} for t in targets}
+    if options.show:
+        for target, loops in found.items():
+            work, loop = loops[options.show]
+            print(f"# {target}: {work} per iteration", *loop, sep="\n")
+        return
+    processors = [(t, p) for t in targets for p in targets[t][3]]
+    print("| loop | " + " | ".join(f"{t} instructions" for t in targets) + " | "
+          + " | ".join(f"{p} cycles" for _, p in processors) + " |")
+    print("|---" * (1 + len(targets) + len(processors)) + "|")
+    for name in found["neon"]:
+        cells = [f"{len([x for x in loop if not x.endswith(':')])} / {work}"
+                 for work, loop in (found[t][name] for t in targets)]
+        for target, processor in processors:
+            work, loop = found[target][name]
+            cells.append(f"{16 * cycles(loop, targets[target][2], processor) / work:.1f}" if work else "-")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
