@@ -114,3 +114,19 @@ KVTRIM_LOOP void written_rotate_pairs(turn_row a, turn_row b, index_t pairs, flo
 }
 
 } // namespace kvtrim::loops::KVTRIM_TARGET
+
+#if KVTRIM_HAS_NEON
+namespace kvtrim::loops::neon {
+
+KVTRIM_BEGIN_NEON_BF16
+KVTRIM_LOOP void products_bf16_logits(const bf16* keys, index_t tokens, const bf16* packed, float* out) {
+    bfmmla::logits(keys, 128, tokens, packed, 128, 128, 0.1f, 0, out, {});
+}
+void products_bf16_norms(const bf16* values, index_t tokens, const bf16* packed, float* scratch,
+                         float* norms) {
+    bfmmla::add_l1(values, 128, tokens, packed, 128, 4096, scratch, norms);
+}
+KVTRIM_END_REGION
+
+} // namespace kvtrim::loops::neon
+#endif

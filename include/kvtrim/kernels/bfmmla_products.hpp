@@ -118,6 +118,7 @@ KVTRIM_INLINE void multiply_panel(const rows_in& a, index_t first, const bf16* p
     for (; d + edge <= a.length; d += edge, panel += edge * edge) { multiply_step(rows, d, panel, c); }
     if (d < a.length) {
         bf16 part[8][8] = {};
+        KVTRIM_UNROLL
         for (int i = 0; i < 8; ++i) { std::copy(rows[i] + d, rows[i] + a.length, part[i]); }
         const bf16* const parts[8] = {part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7]};
         multiply_step(parts, 0, panel, c);
@@ -183,18 +184,26 @@ KVTRIM_INLINE void fold_absolute(const block& c, index_t columns, float* sums) {
     }
 }
 
+/// The same of eight rows of A from `first` on times a panel. Not inlined: in the loops of its caller g++ 12 spills row pointers.
+__attribute__((noinline)) inline void fold_panel(const rows_in& a, index_t first, const bf16* panel,
+                                                 index_t columns, float* sums) {
+    block c;
+    multiply_panel(a, first, panel, c);
+    fold_absolute(c, columns, sums);
+}
+
 /// projection_kernels::add_bf16_l1.
 inline void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,
                    index_t columns, float* scratch, float* norms) {
     constexpr index_t rows_at_once = 64; // with a panel they stay in the first level cache
+    const rows_in a{x, x_stride, rows, inner};
     std::fill_n(scratch, whole_steps(rows) * 2, 0.0f);
     for (index_t begin = 0; begin < rows; begin += rows_at_once) {
         const index_t end = std::min(begin + rows_at_once, rows);
         for (index_t column = 0; column < columns; column += edge) {
+            const bf16* const panel = packed + column * whole_steps(inner);
             for (index_t r = begin; r < end; r += edge) {
-                block c;
-                multiply_panel({x, x_stride, rows, inner}, r, packed + column * whole_steps(inner), c);
-                fold_absolute(c, columns - column, scratch + 2 * r);
+                fold_panel(a, r, panel, columns - column, scratch + 2 * r);
             }
         }
     }
