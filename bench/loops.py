@@ -7,7 +7,7 @@
     bench/loops.py --compiler g++
     bench/loops.py --show NAME        the instructions of one loop, for every target
 
-bench/loops.inl has one function for each loop. Of its loops the one that does most work for its instructions is
+bench/loops.inl has one function for each loop. Of its innermost loops the one that does most work in an iteration is
 taken: multiply-adds, exponentials, floats put in order, written or read, as the function's name begins. Cycles are
 llvm-mca's, for 16 units of work: what the ports and the width of a processor alone allow, to what it allows where instructions
 also wait for each other; every load hits the first level cache, every branch is predicted. Its models let an address that a
@@ -116,15 +116,19 @@ def loops_of(lines):
         m = re.match(r"(?:b\.?\w*|cbn?z|tbn?z|j\w+) (?:.*, )?(\.L\w+)$", line)
         if m and m[1] in labels:
             loops.append((labels[m[1]], at + 1))
-    return [lines[begin:end] for begin, end in loops]
+    return loops
 
 
 def hot_loop(name, lines):
+    """The work of an iteration, and its lines. What does less than half as much per instruction as another loop is a loop
+    around it, or one whose parts the compiler has put elsewhere."""
     work = work_of[name.split("_")[0]]
-    measured = [(sum(map(work, loop)), loop) for loop in loops_of(lines)]
-    measured = [x for x in measured if x[0] > 0]
-    # A loop around another has more instructions for the same work.
-    return max(measured, key=lambda x: x[0] / len(x[1]), default=(0, []))
+    found = [(sum(map(work, lines[begin:end])), begin, end) for begin, end in loops_of(lines)]
+    densest = max((work / (end - begin) for work, begin, end in found), default=0)
+    found = [a for a in found if a[0] > 0 and a[0] / (a[2] - a[1]) >= densest / 2]
+    innermost = [a for a in found if not any(b != a and a[1] <= b[1] and b[2] <= a[2] for b in found)]
+    done, begin, end = max(innermost, key=lambda a: (a[0], a[1] - a[2]), default=(0, 0, 0))
+    return done, lines[begin:end]
 
 
 def cycles(loop, triple, processor):
