@@ -13,6 +13,7 @@
 // exponential is 2^(x log2 e) with relative error 3e-7 for x > -10 and 6e-8 |x| beyond; a weight below e^-75 is exactly 0.
 // The result of a step for a row or a token depends on nothing else in the tile, nor on its address.
 
+#include <kvtrim/kernels/bfmmla_products.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/soon_read.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
@@ -81,6 +82,16 @@ template <class Element = float>
             return steps;
         }();
         if (level >= cpu_level::amx) { return tiles; }
+    }
+#elif KVTRIM_HAS_NEON
+    if constexpr (std::is_same_v<Element, bf16>) {
+        static constexpr window_kernels products = [] {
+            window_kernels steps = neon::window_table;
+            steps.pack_bf16_queries = bfmmla::pack_queries;
+            steps.bf16_logits = bfmmla::logits;
+            return steps;
+        }();
+        if (level >= cpu_level::neon_bf16) { return products; }
     }
 #endif
     return KVTRIM_CHOOSE(level, window_table);
