@@ -346,7 +346,8 @@ TEST_CASE("ragged_attention: each refusal has its code and writes nothing", "[de
     CHECK(refuses(in, strided<float, 3>(nullptr, {4, 1, 4}), lse));
     CHECK(refuses(in, to, std::span(lse).first(3)));
     CHECK(ragged_attention(in, {}, to, std::span(lse).first(3), memory).needed() == 4);
-    CHECK(ragged_attention(in, {.sink_logits = lse}, to, lse, memory).ok());
+    const std::vector<float> sinks(4, -1.0f);
+    CHECK(ragged_attention(in, {.sink_logits = sinks}, to, lse, memory).ok());
     std::fill(out.begin(), out.end(), -7.5f);
     std::fill(lse.begin(), lse.end(), -7.5f);
     CHECK(ragged_attention(in, {.sink_logits = std::span(lse).first(2)}, to, {}, memory).code() ==

@@ -118,28 +118,28 @@ struct scorer {
 
 TEST_CASE("validate_scoring: inputs, protection, offsets and room for all that the scorer writes are asked",
           "[core][errors]") {
-    std::vector<float> data(2 * 10 * 4), floats(12);
+    std::vector<float> data(2 * 10 * 4), floats(12), others(12), masses(2);
     const auto in = layer(strided<const float, 3>(data.data(), {2, 10, 4}));
     const eviction_request request{.budget = {}, .protect = {.sink_tokens = 1, .window_tokens = 3}};
     const std::vector<index_t> offsets{0, 6, 12};
     const auto answer = [&](const token_scores& out) {
         return validate_scoring(scorer{}, in, request, out).code();
     };
-    const std::span<float> all = floats;
-    CHECK(answer({offsets, all, all, all.first(2)}) == errc::ok);
-    CHECK(answer({offsets, all, all}) == errc::ok);
+    const std::span<float> all = floats, other = others, mass = masses;
+    CHECK(answer({offsets, all, other, mass}) == errc::ok);
+    CHECK(answer({offsets, all, other}) == errc::ok);
     CHECK(answer({offsets, all}) == errc::invalid_parameter);
-    CHECK(answer({offsets, all, all.first(11)}) == errc::invalid_parameter);
-    CHECK(answer({offsets, all, all, all.first(1)}) == errc::invalid_parameter);
-    CHECK(answer({offsets, all.first(11), all}) == errc::invalid_table);
+    CHECK(answer({offsets, all, other.first(11)}) == errc::invalid_parameter);
+    CHECK(answer({offsets, all, other, mass.first(1)}) == errc::invalid_parameter);
+    CHECK(answer({offsets, all.first(11), other}) == errc::invalid_table);
     for (const std::vector<index_t>& wrong :
          {std::vector<index_t>{0, 5, 11}, {0, 6}, {0, 5, 12}, {0, 6, 5}}) {
-        CHECK(answer({wrong, all, all}) == errc::invalid_table);
+        CHECK(answer({wrong, all, other}) == errc::invalid_table);
     }
     std::vector<float> more(20);
     const std::vector<index_t> later{2, 8, 14};
-    CHECK(answer({later, more, more}) == errc::invalid_table);
-    const token_scores good{offsets, all, all};
+    CHECK(answer({later, more, other}) == errc::invalid_table);
+    const token_scores good{offsets, all, other};
     CHECK(validate_scoring(scorer{true}, in, request, good).code() == errc::ratio_out_of_range);
     CHECK(validate_scoring(scorer{}, in, {.budget = {}, .protect = {.sink_tokens = -1}}, good).code() ==
           errc::invalid_parameter);
