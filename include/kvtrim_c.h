@@ -100,30 +100,33 @@ enum {
     KVTRIM_F8_E5M2 = 11
 };
 
-/** Where row t of head h lies. Strides count bytes, of any sign. */
+/** Where row t of head h lies; strides count bytes, of any sign.
+ *
+ *   STRIDED         data + h * strides[0] + t * strides[1]
+ *   INDEXED         the same with indices[t] for t: slots of a pool, cells of a sequence
+ *   PAGED           data + page * page_stride + slot * strides[1] + h * strides[0]: slot t % page_tokens of the page
+ *                   indices[indptr[row] + t / page_tokens]
+ *   PAGED_PER_HEAD  the same with a row of the table, and so a length, for each head: row * heads + h
+ *   RAGGED          heads one after the other: row indptr[h] + t of all
+ *
+ * Channel d is strides[2] bytes behind channel d - 1; blocks follow each other, and strides[2] is the size of one.
+ * PAGED and RAGGED rows are of f32, f16 or bf16. */
 enum {
-    KVTRIM_STRIDED =
-        0, /**< data + h * strides[0] + t * strides[1]; `lengths`: heads filled to different lengths */
-    KVTRIM_INDEXED = 1, /**< the same with t = indices[t]: extents[1] slots of a pool, cells of a sequence */
-    KVTRIM_PAGED =
-        2, /**< page indices[indptr[row] + t / page_tokens], slot t % page_tokens: data + page * page_stride +
-                                    slot * strides[1] + h * strides[0]; f32, f16 and bf16 */
-    KVTRIM_PAGED_PER_HEAD =
-        3, /**< the same with a row of the table, and so a length, for each head: row * heads + h */
-    KVTRIM_RAGGED =
-        4 /**< heads one after the other, row t of head h is row indptr[h] + t; f32, f16 and bf16 */
+    KVTRIM_STRIDED = 0,
+    KVTRIM_INDEXED = 1,
+    KVTRIM_PAGED = 2,
+    KVTRIM_PAGED_PER_HEAD = 3,
+    KVTRIM_RAGGED = 4
 };
 
-/** Rows in the engine's memory. Channel d is strides[2] bytes behind channel d - 1, but for blocks, where strides[2] is the size of
- * a block. All members that a layout does not name are not read. */
+/** Rows in the engine's memory. Members that a layout does not name are not read. */
 typedef struct kvtrim_view {
-    size_t size;     /**< sizeof(kvtrim_view) */
-    int32_t element; /**< KVTRIM_F32, ... */
-    int32_t layout;  /**< KVTRIM_STRIDED, ... */
-    void* data;      /**< row 0 of head 0, of page 0, of slot 0 */
-    int64_t extents
-        [3]; /**< heads, rows (STRIDED: rows there is room for; INDEXED: slots; else not read), channels */
-    int64_t strides[3];     /**< bytes from head to head, row to row, channel to channel; RAGGED: not read */
+    size_t size;        /**< sizeof(kvtrim_view) */
+    int32_t element;    /**< KVTRIM_F32, ... */
+    int32_t layout;     /**< KVTRIM_STRIDED, ... */
+    void* data;         /**< row 0 of head 0, of page 0, of slot 0 */
+    int64_t extents[3]; /**< heads, rows, channels; PAGED and RAGGED: rows are not read, tables say them */
+    int64_t strides[3]; /**< bytes from head to head, row to row, channel to channel; RAGGED: not read */
     const int64_t* lengths; /**< STRIDED: [heads] rows that are filled, or null: all */
     const int32_t* indices; /**< INDEXED: [index_count] slots; PAGED: [index_count] pages */
     int64_t index_count;

@@ -201,7 +201,9 @@ kvtrim_status kvtrim_plan_batch(kvtrim_batch_item* items, int64_t count, kvtrim_
         std::vector<kvtrim_plan*> every_plan;
         for (const kvtrim_batch_item& item : all) {
             if (item.size < sizeof(item)) { return invalid("plan_batch: size must be sizeof the item"); }
-            if (item.plans != nullptr && item.plan_count > 0) {
+            // Other counts are refused where the item is read.
+            if (item.plans != nullptr && item.plan_count == item.layer_count && 0 < item.plan_count &&
+                item.plan_count <= most_heads) {
                 every_plan.insert(every_plan.end(), item.plans, item.plans + item.plan_count);
             }
         }

@@ -132,8 +132,7 @@ static void wrong_views(void) {
 }
 
 static void wrong_tables(void) {
-    static const int32_t indptr[][2] = {{0, 6}, {1, 6}, {0, 7}, {0, -1}, {0, 5}, {-1, 6}},
-                         last[] = {16, 0, 17, -1};
+    static const int32_t indptr[][2] = {{0, 6}, {0, 7}, {0, -1}, {-1, 6}, {6, 0}}, last[] = {16, 0, 17, -1};
     static int32_t pages[6] = {0, 1, 2, 3, 4, 5};
     kvtrim_view v;
     size_t i;
@@ -148,10 +147,7 @@ static void wrong_tables(void) {
         base.indices = pages, base.index_count = 6, base.indptr = indptr[0], base.last_page = last,
         base.table_rows = 1;
         ok(kvtrim_view_validate(&base), "pages");
-        for (i = 1; i < 6; ++i) {
-            if (i == 4) { continue; } /* pages that no row names are no error */
-            v = base, v.indptr = indptr[i], no_keys(&v, "indptr");
-        }
+        for (i = 1; i < 5; ++i) { v = base, v.indptr = indptr[i], no_keys(&v, "indptr"); }
         for (i = 1; i < 4; ++i) { v = base, v.last_page = last + i, no_keys(&v, "tokens of the last page"); }
         v = base, v.indptr = NULL, no_keys(&v, "no indptr");
         v = base, v.indices = NULL, no_keys(&v, "no pages");
@@ -225,6 +221,21 @@ static void wrong_layers(void) {
     size_t p;
     two[0] = two[1] = plan;
     make_layer(&t);
+    {
+        kvtrim_batch_item item;
+        memset(&item, 0, sizeof item);
+        no(kvtrim_plan_batch(&item, 1, context), "an item without a size");
+        item.size = sizeof item;
+        no(kvtrim_plan_batch(&item, 1, context), "an empty item");
+        item.policy = policy, item.layers = &t.layer, item.layer_count = 1, item.request = &request;
+        item.plans = &plan, item.plan_count = INT64_MAX;
+        no(kvtrim_plan_batch(&item, 1, context), "many plans");
+        item.layer_count = INT64_MAX;
+        no(kvtrim_plan_batch(&item, 1, context), "many layers and plans");
+        check(item.answer.code != KVTRIM_OK, "the item is answered", "batch");
+        item.layer_count = item.plan_count = INT64_MIN;
+        no(kvtrim_plan_batch(&item, 1, context), "fewer than none");
+    }
     for (p = 0; every[p] != NULL; ++p) {
         t.layer.size = 8;
         no(kvtrim_plan_layers(every[p], &t.layer, 1, &request, &plan, 1, context), "a size");
@@ -287,7 +298,7 @@ static void wrong_plans(void) {
 }
 
 static void wrong_moves(void) {
-    static const int32_t indptr[] = {0, 1}, indices[] = {0}, last[] = {4}, twice[] = {0, 0},
+    static const int32_t indptr[] = {0, 1}, indices[] = {1}, last[] = {4}, twice[] = {0, 0},
                          two_pages[] = {0, 2}, counts[] = {-1, 1};
     static const int32_t offsets[] = {0, 1}, kept[] = {2};
     kvtrim_page_pool p, good_pool;
