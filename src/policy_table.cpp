@@ -13,7 +13,7 @@ namespace {
 constexpr double most_tokens = 1 << 30;
 
 // In the order of `option`.
-constexpr option_row options[] = {
+constexpr option_row option_rows[] = {
     {"kernel_tokens", KVTRIM_INTEGER, 1, 1 << 20, nullptr, "neighbours that are pooled; odd"},
     {"pooling", KVTRIM_CHOICE, 0, 2, "none|average|maximum", "how neighbours are pooled"},
     {"group", KVTRIM_CHOICE, 0, 2, "mean|maximum|sum", "how the query heads of a KV head are folded"},
@@ -51,7 +51,7 @@ constexpr option_row options[] = {
     {"lifetime", KVTRIM_CHOICE, 0, 1, "ignored|normalised",
      "normalised: divided by the queries that saw a token"},
 };
-static_assert(std::size(options) == static_cast<std::size_t>(option::count));
+static_assert(std::size(option_rows) == static_cast<std::size_t>(option::count));
 
 // Writes a number, or the number of a choice. False for another text or a number outside the range.
 bool read_value(const option_row& o, std::string_view text, double& out) {
@@ -110,7 +110,7 @@ const policy_row* row_at(index_t index) {
 } // namespace
 
 const option_row& row_of(option o) {
-    return options[static_cast<int>(o)];
+    return option_rows[static_cast<int>(o)];
 }
 
 const policy_rows& policies() {
