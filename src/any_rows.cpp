@@ -199,6 +199,8 @@ kvtrim_status kvtrim_view_read(const kvtrim_view* view, int64_t head, int64_t fi
             out_count < needed || (out == nullptr && needed > 0)) {
             return {errc::no_room, "view_read: out must hold count * channels floats", needed};
         }
+        const auto target = counted(out, count * rows.extent(2));
+        if (const status s = check_outputs(std::array{bytes_of(target)}, rows); !s.ok()) { return s; }
         if (count > 0 && rows.extent(2) > 0) { rows.load_rows(head, first, count, out); }
         return {};
     });

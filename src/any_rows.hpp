@@ -10,6 +10,7 @@
 
 #include <kvtrim_c.h>
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/ggml_tensor_rows.hpp>
 #include <kvtrim/cache/indexed_rows.hpp>
 #include <kvtrim/cache/paged_rows.hpp>
@@ -168,15 +169,7 @@ class any_rows {
         });
     }
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        return visit([&](const auto& v) {
-            if constexpr (requires { v.overlaps(other); }) {
-                return v.overlaps(other);
-            } else {
-                const auto all = memory_of(v);
-                return std::any_of(all.begin(), all.end(),
-                                   [&](const strided_bytes& m) { return overlap(m, other); });
-            }
-        });
+        return shares_bytes(lengths_, other) || visit([&](const auto& v) { return shares_bytes(v, other); });
     }
 
   private:

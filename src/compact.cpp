@@ -73,8 +73,11 @@ status gather_as(const any_rows& rows, const keep_plan& plan, void* out, index_t
     if (reinterpret_cast<std::uintptr_t>(out) % sizeof(T) != 0) {
         return invalid("gather: out must be aligned");
     }
-    if (const status s = check_output(rows, out, needed); !s.ok()) { return s; }
     const std::span target(static_cast<T*>(out), static_cast<std::size_t>(needed / size));
+    if (const status s = check_outputs(std::array{bytes_of(target)}, rows, plan.kept(), plan.offsets());
+        !s.ok()) {
+        return s;
+    }
     return rows.visit([&](const auto& v) -> status {
         using view = std::remove_cvref_t<decltype(v)>;
         if constexpr (std::is_same_v<view, ggml_tensor_rows>) {

@@ -215,8 +215,8 @@ kvtrim_status kvtrim_plan_batch(kvtrim_batch_item* items, int64_t count, kvtrim_
         std::vector<call> calls(all.size());
         std::vector<policy_of_call::inputs> inputs(all.size());
         std::vector<batch_item> batch;
-        std::vector<std::size_t> planned; // the items in the batch
-        keep_plan unused;
+        std::vector<std::size_t> planned;          // the items in the batch
+        std::vector<keep_plan> unused(all.size()); // a batch wants a plan of each sequence
         for (std::size_t i = 0; i < all.size(); ++i) {
             kvtrim_batch_item& item = all[i];
             const status s = read_planned_call(item.policy, item.layers, item.layer_count, item.request,
@@ -224,8 +224,18 @@ kvtrim_status kvtrim_plan_batch(kvtrim_batch_item* items, int64_t count, kvtrim_
             item.answer = answer(s);
             if (!s.ok()) { continue; }
             inputs[i] = {&calls[i], std::span(item.plans, static_cast<std::size_t>(item.plan_count))};
-            batch.emplace_back(policy, inputs[i], calls[i].asked.value, unused);
+            batch.emplace_back(policy, inputs[i], calls[i].asked.value, unused[i]);
             planned.push_back(i);
+        }
+        for (const call& c : calls) {
+            if (std::any_of(every_plan.begin(), every_plan.end(), [&](const kvtrim_plan* plan) {
+                    return plan != nullptr &&
+                           std::any_of(c.layers.begin(), c.layers.end(), [&](const layer_parts& l) {
+                               return reads_tables_of(inputs_of<with_both>(l), plan->table);
+                           });
+                })) {
+                return invalid("plan_batch: a view of one sequence reads the plan of another, or its own");
+            }
         }
         std::vector<status> answers(batch.size());
         const status s = plan_batch(batch, answers, context->memory, context->executor);

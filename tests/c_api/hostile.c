@@ -437,6 +437,7 @@ static void wrong_handles(void) {
                   kvtrim_running_sums(running, numbers[i], NULL) == NULL,
               "no such head", "get");
     }
+    no(kvtrim_view_read(&good.keys, 0, 0, 1, cache + 5, DIM), "an output inside the view");
     no(kvtrim_view_read(&good.keys, 0, 0, 1, NULL, DIM), "no output"),
         no(kvtrim_view_read(&good.keys, 0, 0, 1, cache, DIM - 1), "a short output");
     no(kvtrim_positions_append(NULL, 1), "null"), no(kvtrim_positions_rollback(NULL, 1), "null"),

@@ -49,6 +49,12 @@ struct strided_bytes {
     return fits ? count * element_bytes : most;
 }
 
+/// The bytes of a list that lies in one piece.
+template <class T>
+[[nodiscard]] constexpr strided_bytes bytes_of(std::span<T> list) {
+    return {.first = list.data(), .bytes = static_cast<index_t>(list.size_bytes())};
+}
+
 namespace detail {
 
 inline constexpr index_t most_tries = index_t{1} << 18;

@@ -228,4 +228,25 @@ class token_rows {
     std::vector<T> values_;        // [kv_heads, capacity]
 };
 
+namespace detail {
+
+// after [count] = before + weight_of(i), where that is positive and finite. In blocks of one size, whose sums compilers turn
+// into vectors at -O2, too.
+template <class Fn>
+void add_weights(const float* before, index_t count, const Fn& weight_of, float* after) {
+    constexpr index_t block = 64;
+    float weights[block] = {}, sums[block] = {};
+    for (index_t first = 0; first < count; first += block) {
+        const index_t n = std::min(block, count - first);
+        for (index_t i = 0; i < n; ++i) { weights[i] = weight_of(first + i); }
+        std::copy_n(before + first, n, sums);
+        for (index_t i = 0; i < block; ++i) {
+            sums[i] += weights[i] > 0 && weights[i] <= std::numeric_limits<float>::max() ? weights[i] : 0.0f;
+        }
+        std::copy_n(sums, n, after + first);
+    }
+}
+
+} // namespace detail
+
 } // namespace kvtrim

@@ -32,11 +32,11 @@
 
 namespace kvtrim {
 
-// What a token is worth to the queries of all heads that read its KV head.
+/// What a token is worth to the queries of all heads that read its KV head.
 enum class token_loss : std::uint8_t {
-    attention_maximum, // the most attention that one of them pays it
-    output_maximum,    // the most that one output changes when it is evicted
-    output_square_sum, // root of the sum of squares of what all outputs change
+    attention_maximum, ///< the most attention that one of them pays it, 0 to 1
+    output_maximum,    ///< the most that one output changes when it is evicted, in the output's unit
+    output_square_sum, ///< root of the sum of squares of what all outputs change
 };
 
 namespace detail {
@@ -288,11 +288,10 @@ void add_losses(const Inputs& in, const attention_options& options, token_loss l
 
 /// The scorer over the observation window: the newest queries of the prompt.
 struct single_eviction {
-    token_loss loss = token_loss::output_square_sum;
-    index_t newest_queries = 0;                   // use only this many newest of the given queries; 0: all
-    index_t kept_logit_bytes = index_t{48} << 20; // as in score/window_attention.hpp
-
-    static constexpr bool writes_attention = false;
+    token_loss loss = token_loss::output_square_sum; ///< what a score is
+    index_t newest_queries = 0;                   ///< use only this many newest of the given queries; 0: all
+    index_t kept_logit_bytes = index_t{48} << 20; ///< as in score/window_attention.hpp
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
     /// Returns window_exceeds_tokens, heads_not_divisible or invalid_parameter.
     template <class Inputs>
@@ -307,6 +306,7 @@ struct single_eviction {
         return detail::validate_loss(in, loss);
     }
 
+    /// Bytes of workspace for score(), at the full width of this executor; 0 for inputs that validate() refuses.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -315,7 +315,7 @@ struct single_eviction {
                                    detail::token_loss_bytes(in, loss, in.longest_row(), logit_floats(in)));
     }
 
-    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
+    /// Writes the importance of every candidate. Returns what validate_scoring() says or workspace_too_small, with none written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
