@@ -138,7 +138,7 @@ any_rows::any_rows(const any_view& view, std::span<const index_t> lengths) : vie
 }
 
 any_rows any_rows::of(const kvtrim_view* given) {
-    kvtrim_view v;
+    kvtrim_view v = {};
     if (const status s = read_struct(given, v, "view"); !s.ok()) { return invalid(s); }
     if (v.element < 0 || v.element >= std::ssize(elements)) { return refuse("view: no such element"); }
     if (v.extents[0] > most_heads) {

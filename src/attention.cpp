@@ -38,7 +38,7 @@ status read_attention(const kvtrim_layer* layer, const kvtrim_request* request, 
 /// Calls fn(pruner) with the policy that is asked for.
 template <class Fn>
 status with_pruner(const kvtrim_pruning* given, Fn&& fn) {
-    kvtrim_pruning p;
+    kvtrim_pruning p = {};
     if (const status s = read_struct(given, p); !s.ok()) { return s; }
     const pruning_options options{.segment_tokens = p.segment_tokens,
                                   .block_tokens = p.block_tokens,

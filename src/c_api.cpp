@@ -14,7 +14,7 @@
 namespace kvtrim::c {
 
 status read_request(const kvtrim_request* given, request& out) {
-    kvtrim_request r;
+    kvtrim_request r = {};
     if (const status s = read_struct(given, r); !s.ok()) { return s; }
     for (const status s :
          {valid_counted(r.sink_logits, r.sink_logits_count, "request: sink_logits [sink_logits_count]"),
@@ -39,7 +39,7 @@ status read_request(const kvtrim_request* given, request& out) {
 }
 
 status read_rope(const kvtrim_rope* given, rope& out) {
-    kvtrim_rope r;
+    kvtrim_rope r = {};
     if (const status s = read_struct(given, r); !s.ok()) { return s; }
     const status s = valid_counted(r.inverse_frequencies, r.pairs, "rope: inverse_frequencies [pairs]");
     if (!s.ok()) { return s; }

@@ -108,7 +108,7 @@ status read_page_pool(const kvtrim_page_pool* given, kvtrim_page_pool& out) {
 status read_memory(const kvtrim_view* given, const move_plan& plan, paged_memory<std::byte>& out) {
     constexpr index_t sizes[] = {4, 2, 2, 34, 18, 20, 22, 24, 18, 1, 1, 1},
                       values[] = {1, 1, 1, 32, 32, 32, 32, 32, 32, 1, 1, 1};
-    kvtrim_view v;
+    kvtrim_view v = {};
     if (const status s = read_struct(given, v); !s.ok()) { return s; }
     if (v.layout != KVTRIM_PAGED && v.layout != KVTRIM_PAGED_PER_HEAD) {
         return invalid("moves_run: PAGED or PAGED_PER_HEAD memory");
@@ -225,7 +225,7 @@ kvtrim_status kvtrim_moves_plan(kvtrim_moves* moves, const kvtrim_plan* plan, co
         if (moves == nullptr || plan == nullptr || context == nullptr) {
             return invalid("moves_plan: moves, plan and context must not be null");
         }
-        kvtrim_page_pool p;
+        kvtrim_page_pool p = {};
         if (const status s = read_page_pool(pool, p); !s.ok()) { return s; }
         const page_table table = table_of(p.indptr, p.table_rows, p.indices, p.index_count, p.last_page);
         const page_pool pages{.pages = p.pages,

@@ -42,7 +42,7 @@ struct planned_call {
 };
 
 status read_interval(const kvtrim_interval* given, request& asked, interval_policy<planned_call>& out) {
-    kvtrim_interval i;
+    kvtrim_interval i = {};
     if (const status s = read_struct(given, i); !s.ok()) { return s; }
     if (const status s = read_request(i.request, asked); !s.ok()) { return s; }
     out.request = asked.value;

@@ -312,7 +312,7 @@ kvtrim_status kvtrim_cascade_push(kvtrim_cascade* cascade, const kvtrim_layer* l
         if (cascade->state.layers() >= cascade->layers) {
             return {errc::invalid_parameter, "cascade_push: all layers were pushed", cascade->layers};
         }
-        kvtrim_request plain;
+        kvtrim_request plain = {};
         kvtrim_request_init(&plain);
         plain.budget_tokens = 1; // the cascade's own request is used
         call in;

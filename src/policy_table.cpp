@@ -142,7 +142,7 @@ int64_t kvtrim_policy_count(void) {
 
 kvtrim_status kvtrim_policy_describe(int64_t index, kvtrim_policy_info* info) {
     return guarded([&]() -> status {
-        kvtrim_policy_info ignored;
+        kvtrim_policy_info ignored = {};
         if (const status s = read_struct(info, ignored); !s.ok()) { return s; }
         const policy_row* row = row_at(index);
         if (row == nullptr) { return invalid("no policy has this index: ask kvtrim_policy_count"); }
@@ -153,7 +153,7 @@ kvtrim_status kvtrim_policy_describe(int64_t index, kvtrim_policy_info* info) {
 
 kvtrim_status kvtrim_policy_describe_option(int64_t index, int64_t option, kvtrim_option_info* info) {
     return guarded([&]() -> status {
-        kvtrim_option_info ignored;
+        kvtrim_option_info ignored = {};
         if (const status s = read_struct(info, ignored); !s.ok()) { return s; }
         const policy_row* row = row_at(index);
         if (row == nullptr || option < 0 || option >= std::ssize(row->options)) {
