@@ -79,7 +79,7 @@ typedef struct kvtrim_status {
 KVTRIM_API int32_t kvtrim_api_version(void);
 /** "major.minor.patch" of kvtrim. */
 KVTRIM_API const char* kvtrim_version(void);
-/** "portable", "avx2", "avx512" or "amx": the kernels in use. */
+/** "portable", "neon_bf16", "avx2", "avx512" or "amx": the kernels in use. */
 KVTRIM_API const char* kvtrim_cpu_level(void);
 
 /* ---- Views ---- */
