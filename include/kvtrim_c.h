@@ -1,20 +1,29 @@
 /* Copyright (c) kvtrim authors
  * SPDX-License-Identifier: MIT
  *
- * kvtrim for C, and for what calls C (Rust, Go, Zig): policies by name, a plan per layer, compaction in place.
+ * kvtrim for C, and for what calls C (Rust, Go, Zig, Python): all of the library behind a few kinds of things.
  *
- *     kvtrim_policy* policy; kvtrim_plan* plan; kvtrim_error error; int64_t bytes;
- *     kvtrim_policy_create("ada_snapkv", &policy, &error);
- *     kvtrim_plan_create(&plan, &error);
- *     kvtrim_workspace_bytes(policy, &layer, &request, &bytes, &error);
- *     kvtrim_plan_layer(policy, &layer, &request, plan, malloc(bytes), bytes, &error);
- *     kvtrim_compact_in_place(&layer.keys, &layer.values, plan, &error);
+ *   kvtrim_view       rows of keys, values or queries in the engine's memory: strided, ragged, paged, indexed; f32 to 4-bit blocks
+ *   kvtrim_layer      the views of one attention layer        kvtrim_request   budget, protected tokens, attention
+ *   kvtrim_context    scratch memory that grows and stays, and the engine's threads: one per calling thread
+ *   kvtrim_policy     a method by name, with options          kvtrim_plan      which rows of each KV head stay
+ *   kvtrim_scores, kvtrim_replay, kvtrim_positions, ...       state that a caller keeps, one per layer and sequence
  *
- * Every call answers with a kvtrim_code, and says more in *error, which may be null. A call that fails has written
- * nothing but *error. No exception leaves the library; what an engine can get wrong is answered, not aborted. Trusted are
- * only pointers: that they are null or point to what extents, strides and counts say, and that handles came from this library.
- * Layers are independent: different plans may be made at the same time, with one policy or several, as long as
- * nobody sets options of it. Equal inputs give equal plans.
+ *     kvtrim_context* context; kvtrim_policy* policy; kvtrim_plan* plan; kvtrim_view keys, queries; ...
+ *     kvtrim_context_create(NULL, &context);
+ *     kvtrim_policy_create("ada_snapkv", "kernel_tokens=7 pooling=maximum", &policy);
+ *     kvtrim_plan_create(&plan);
+ *     kvtrim_status s = kvtrim_plan_layers(policy, &layer, 1, &request, &plan, 1, context);
+ *     if (s.code == KVTRIM_OK) { s = kvtrim_compact_in_place(&keys, &values, plan); }
+ *
+ * Answers: every call that can fail returns a kvtrim_status. One that fails has written nothing: outputs, caches and state are as
+ * they were. No exception leaves the library, and nothing that an engine passes ends the program. Trusted are pointers alone: they
+ * are null, or they point, aligned as their type, to what extents, strides, tables and counts say; handles came from this library,
+ * or are null, which is answered too.
+ * Structs begin with `size`: set it to sizeof the struct, or start from its _init(). Later versions add members at the end, and
+ * take a shorter struct as one whose missing members are 0.
+ * Objects: made by _create, freed by _destroy (null: does nothing). Pointers that an object hands out are valid until it changes.
+ * Calls that share no object they change may run at the same time; policies never change. Equal inputs give equal plans.
  */
 #ifndef KVTRIM_C_H
 #define KVTRIM_C_H
@@ -32,11 +41,11 @@
 extern "C" {
 #endif
 
-/** Changes when a program compiled against this header would no longer work with the library. */
-#define KVTRIM_C_API_VERSION 1
+/** Changes when a program compiled against this header would no longer work with the library; the SOVERSION. */
+#define KVTRIM_C_API_VERSION 2
 
-/** What every call answers: one of these. "needed" is that of kvtrim_error. */
-typedef int32_t kvtrim_code;
+/* ---- Answers ---- */
+
 enum {
     KVTRIM_OK = 0,                      /**< done */
     KVTRIM_BUDGET_ZERO = 1,             /**< the budget must be at least one token */
@@ -45,111 +54,519 @@ enum {
     KVTRIM_HEADS_NOT_DIVISIBLE = 4,     /**< q_heads must be a multiple of kv_heads */
     KVTRIM_RATIO_OUT_OF_RANGE = 5,      /**< an option that is a share */
     KVTRIM_INVALID_PARAMETER = 6,       /**< a number, a shape, a name or a null pointer that does not fit */
-    KVTRIM_PLAN_MISMATCH = 7,           /**< a plan made for another cache */
-    KVTRIM_INDEX_OVERFLOW = 8,          /**< more tokens than a 32-bit table can address */
-    KVTRIM_WORKSPACE_TOO_SMALL = 9,     /**< needed: bytes */
-    KVTRIM_OUT_OF_MEMORY = 10,          /**< an allocation failed */
-    KVTRIM_FAILED = 11,                 /**< any other failure */
-    KVTRIM_VIEWS_OVERLAP = 12           /**< keys and values share memory, but not the same rows */
+    KVTRIM_ROWS_DIFFER = 7,             /**< heads of different lengths where they must agree */
+    KVTRIM_PLAN_MISMATCH = 8,           /**< a plan made for another cache */
+    KVTRIM_INDEX_OVERFLOW = 9,          /**< more tokens than a 32-bit table can address */
+    KVTRIM_INVALID_TABLE = 10,          /**< pages, indices or offsets that cannot be */
+    KVTRIM_PAGE_SHARED = 11,            /**< a page that others read would have to change */
+    KVTRIM_PAGES_TOO_FEW = 12,          /**< needed: free pages */
+    KVTRIM_NO_ROOM = 13,                /**< needed: rows, tokens or entries */
+    KVTRIM_WORKSPACE_TOO_SMALL = 14,    /**< needed: bytes */
+    KVTRIM_VIEWS_OVERLAP = 15,          /**< rows that are moved share memory with others */
+    KVTRIM_OUT_OF_MEMORY = 100,         /**< an allocation failed */
+    KVTRIM_FAILED = 101                 /**< any other failure */
 };
 
-/** The answer of a call in full. */
-typedef struct kvtrim_error {
-    kvtrim_code code; /**< as returned */
+/** What a call answers. */
+typedef struct kvtrim_status {
+    int32_t code;     /**< KVTRIM_OK or why nothing was done */
+    int32_t reserved; /**< 0 */
     int64_t needed;   /**< how much would have been enough; 0 where no number applies */
     const char* text; /**< a sentence for the log; never null, never freed */
-} kvtrim_error;
-
-/** Elements of a tensor. */
-enum { KVTRIM_F32 = 0, KVTRIM_F16 = 1, KVTRIM_BF16 = 2 };
-
-/** A view of the engine's memory: element (i, j, k) is data[i * strides[0] + j * strides[1] + k * strides[2]].
- * Strides count elements, in any order, also negative. data == null: not given. */
-typedef struct kvtrim_tensor {
-    void* data;         /**< element (0, 0, 0), or null */
-    int64_t extents[3]; /**< none negative */
-    int64_t strides[3]; /**< in elements */
-    int32_t dtype;      /**< KVTRIM_F32, KVTRIM_F16 or KVTRIM_BF16 */
-    int32_t reserved;   /**< 0 */
-} kvtrim_tensor;
-
-/** One attention layer, RoPE applied. */
-typedef struct kvtrim_layer {
-    kvtrim_tensor keys;              /**< [kv_heads, tokens, head_dim] */
-    kvtrim_tensor values;            /**< [kv_heads, tokens, value_dim] */
-    kvtrim_tensor queries;           /**< [q_heads, queries, head_dim], the newest ones */
-    kvtrim_tensor output_projection; /**< [q_heads, value_dim, hidden] */
-} kvtrim_layer;
-
-/** What is asked of one layer. Start from kvtrim_request_init(). */
-typedef struct kvtrim_request {
-    size_t size;               /**< of this struct: a later one has more members at its end */
-    int64_t budget_tokens;     /**< per KV head on average, protected tokens included */
-    int64_t sink_tokens;       /**< first tokens, which always stay */
-    int64_t pinned_tokens;     /**< a shared prefix */
-    int64_t window_tokens;     /**< the newest tokens: as many as there are queries */
-    int64_t rollback_tokens;   /**< speculative tokens behind the window */
-    int64_t sliding_window;    /**< 0: all */
-    const float* sink_logits;  /**< [q_heads], or null */
-    int64_t sink_logits_count; /**< q_heads, or 0 */
-    float scale;               /**< 0: 1 / sqrt(head_dim) */
-    float soft_cap;            /**< 0: none */
-} kvtrim_request;
-
-/** A policy by name; made by kvtrim_policy_create(). */
-typedef struct kvtrim_policy kvtrim_policy;
-/** Which tokens stay; made by kvtrim_plan_create(). */
-typedef struct kvtrim_plan kvtrim_plan;
+} kvtrim_status;
 
 /** KVTRIM_C_API_VERSION that the library was built with. */
 KVTRIM_API int32_t kvtrim_api_version(void);
-/** "major.minor.patch" of kvtrim; never null, never freed. */
+/** "major.minor.patch" of kvtrim. */
 KVTRIM_API const char* kvtrim_version(void);
 /** "portable", "neon_bf16", "avx2", "avx512" or "amx": the kernels in use. */
 KVTRIM_API const char* kvtrim_cpu_level(void);
 
-/** Makes a policy with default options. Names: snapkv, ada_snapkv, criticalkv, ada_criticalkv, defensivekv, tova, key_norm,
- * streaming_llm. criticalkv, ada_criticalkv and defensivekv need values and W_O; key_norm and streaming_llm need keys alone;
- * the others queries. Error: KVTRIM_INVALID_PARAMETER for another name. */
-KVTRIM_API kvtrim_code kvtrim_policy_create(const char* name, kvtrim_policy** policy, kvtrim_error* error);
-/** Frees a policy; null: does nothing. */
-KVTRIM_API void kvtrim_policy_destroy(kvtrim_policy* policy);
-/** Sets an option: kernel_tokens (5, odd), pooling (0 none, 1 average, 2 maximum), safeguard_ratio (0.2; defensivekv 0),
- * first_ratio (0.5), attention_mass (0.9), floor_weight (1). One that a policy does not use changes nothing.
- * Error: KVTRIM_INVALID_PARAMETER for another key, or a value that is no such number; ranges are checked by the plan. */
-KVTRIM_API kvtrim_code kvtrim_policy_set(kvtrim_policy* policy, const char* key, double value,
-                                         kvtrim_error* error);
+/* ---- Views ---- */
 
-/** Sets all members to 0, and `size` to that of this struct. */
+/** What rows consist of. Blocks are ggml's, 32 channels each. */
+enum {
+    KVTRIM_F32 = 0,
+    KVTRIM_F16 = 1,
+    KVTRIM_BF16 = 2,
+    KVTRIM_Q8_0 = 3,
+    KVTRIM_Q4_0 = 4,
+    KVTRIM_Q4_1 = 5,
+    KVTRIM_Q5_0 = 6,
+    KVTRIM_Q5_1 = 7,
+    KVTRIM_IQ4_NL = 8, /**< read only */
+    KVTRIM_I8 = 9,     /**< 8-bit codes with `scales`: STRIDED and INDEXED */
+    KVTRIM_F8_E4M3 = 10,
+    KVTRIM_F8_E5M2 = 11
+};
+
+/** Where row t of head h lies; strides count bytes, of any sign.
+ *
+ *   STRIDED         data + h * strides[0] + t * strides[1]
+ *   INDEXED         the same with indices[t] for t: slots of a pool, cells of a sequence
+ *   PAGED           data + page * page_stride + slot * strides[1] + h * strides[0]: slot t % page_tokens of the page
+ *                   indices[indptr[row] + t / page_tokens]
+ *   PAGED_PER_HEAD  the same with a row of the table, and so a length, for each head: row * heads + h
+ *   RAGGED          heads one after the other: row indptr[h] + t of all
+ *
+ * Channel d is strides[2] bytes behind channel d - 1; blocks follow each other, and strides[2] is the size of one.
+ * PAGED and RAGGED rows are of f32, f16 or bf16. */
+enum {
+    KVTRIM_STRIDED = 0,
+    KVTRIM_INDEXED = 1,
+    KVTRIM_PAGED = 2,
+    KVTRIM_PAGED_PER_HEAD = 3,
+    KVTRIM_RAGGED = 4
+};
+
+/** Rows in the engine's memory. Members that a layout does not name are not read. */
+typedef struct kvtrim_view {
+    size_t size;        /**< sizeof(kvtrim_view) */
+    int32_t element;    /**< KVTRIM_F32, ... */
+    int32_t layout;     /**< KVTRIM_STRIDED, ... */
+    void* data;         /**< row 0 of head 0, of page 0, of slot 0 */
+    int64_t extents[3]; /**< heads, rows, channels; PAGED and RAGGED: rows are not read, tables say them */
+    int64_t strides[3]; /**< bytes from head to head, row to row, channel to channel; RAGGED: not read */
+    const int64_t* lengths; /**< STRIDED: [heads] rows that are filled, or null: all */
+    const int32_t* indices; /**< INDEXED: [index_count] slots; PAGED: [index_count] pages */
+    int64_t index_count;
+    const int32_t* indptr;    /**< PAGED: [table_rows + 1]; RAGGED: [heads + 1] */
+    const int32_t* last_page; /**< PAGED: [table_rows] tokens in the last page of each row */
+    int64_t table_rows;       /**< PAGED: rows of the table: sequences, or sequences * heads */
+    int64_t row;              /**< PAGED: which row; PER_HEAD: which sequence */
+    int64_t page_tokens;      /**< PAGED: slots of a page */
+    int64_t page_stride;      /**< PAGED: bytes from page to page */
+    int64_t pages; /**< PAGED: of the pool; -1: not known, page numbers are then not checked against it */
+    float* scales; /**< 8-bit codes: x = scale * (code - zero) */
+    float* zeros;  /**< 8-bit codes: with the strides of scales, or null */
+    int64_t scale_strides[3]; /**< 8-bit codes: bytes; 0: one scale for all heads, rows or channels */
+} kvtrim_view;
+
+/** A contiguous STRIDED view [heads, rows, channels], head by head, to be changed as needed. Numbers are checked where it is used. */
+KVTRIM_API void kvtrim_view_init(kvtrim_view* view, int32_t element, void* data, int64_t heads, int64_t rows,
+                                 int64_t channels);
+/** Whether a view may be read, as every call that takes it asks. */
+KVTRIM_API kvtrim_status kvtrim_view_validate(const kvtrim_view* view);
+/** Decodes `count` rows of a head from row `first` on to out [count, channels]: what the library reads. */
+KVTRIM_API kvtrim_status kvtrim_view_read(const kvtrim_view* view, int64_t head, int64_t first, int64_t count,
+                                          float* out, int64_t out_count);
+
+/** Lists the cells of a sequence in a cache whose cells belong to several (llama.cpp), for INDEXED: ascending in position, then in
+ * cell. uses[cell]: 0 not of this sequence, 1 of this one alone, 2 shared. *listed cells are written to `cells`, and of them
+ * *shared_prefix are shared ones before the first of its own, to be pinned. Error: KVTRIM_NO_ROOM, KVTRIM_INVALID_TABLE. */
+KVTRIM_API kvtrim_status kvtrim_list_cells(const int32_t* positions, const int32_t* uses, int64_t cell_count,
+                                           int32_t skip_shared, int32_t* cells, int64_t room, int64_t* listed,
+                                           int64_t* shared_prefix);
+
+/* ---- Contexts ---- */
+
+/** The engine's threads: calls task(argument, i) once for each i in [0, count), any of them at the same time, and returns after
+ * the last has ended. */
+typedef struct kvtrim_executor {
+    size_t size;     /**< sizeof(kvtrim_executor) */
+    int64_t workers; /**< that may run at the same time, 1 ... 4096 */
+    void* user;      /**< passed on */
+    void (*run)(void* user, int64_t count, void (*task)(void* argument, int64_t index), void* argument);
+} kvtrim_executor;
+
+/** Scratch memory and threads. */
+typedef struct kvtrim_context kvtrim_context;
+/** `executor` is copied; null: the calling thread. */
+KVTRIM_API kvtrim_status kvtrim_context_create(const kvtrim_executor* executor, kvtrim_context** context);
+KVTRIM_API void kvtrim_context_destroy(kvtrim_context* context);
+/** Bytes that it holds: they grow with the largest call and stay. */
+KVTRIM_API int64_t kvtrim_context_bytes(const kvtrim_context* context);
+
+/* ---- Policies ---- */
+
+/** What a policy reads of a layer; keys always, but for REPLAY. */
+enum {
+    KVTRIM_NEEDS_VALUES = 1,
+    KVTRIM_NEEDS_QUERIES = 2,
+    KVTRIM_NEEDS_OUTPUT_PROJECTION = 4,
+    KVTRIM_NEEDS_REPLAY = 8,        /**< kvtrim_layer.replay, and no view */
+    KVTRIM_NEEDS_STATISTICS = 16,   /**< kvtrim_layer.statistics and .rope */
+    KVTRIM_NEEDS_RUNNING = 32,      /**< kvtrim_layer.running */
+    KVTRIM_NEEDS_LAYER_SHARES = 64, /**< kvtrim_request.layer_shares */
+    KVTRIM_TAKES_LAYERS = 128,      /**< one budget for all layers of a call */
+    KVTRIM_TAKES_CASCADE = 256      /**< kvtrim_cascade_* too */
+};
+
+/** A policy of the table. Strings are never freed. */
+typedef struct kvtrim_policy_info {
+    size_t size; /**< sizeof(kvtrim_policy_info), set by the caller */
+    const char* name;
+    const char* text; /**< what it is, and where it is from */
+    int32_t needs;    /**< KVTRIM_NEEDS_..., KVTRIM_TAKES_... */
+    int32_t option_count;
+} kvtrim_policy_info;
+
+enum { KVTRIM_INTEGER = 0, KVTRIM_REAL = 1, KVTRIM_CHOICE = 2 };
+
+/** An option of a policy. */
+typedef struct kvtrim_option_info {
+    size_t size; /**< sizeof(kvtrim_option_info), set by the caller */
+    const char* name;
+    const char* text;
+    const char* choices; /**< CHOICE: "none|average|maximum"; else null */
+    int32_t type;        /**< KVTRIM_INTEGER, KVTRIM_REAL or KVTRIM_CHOICE */
+    int32_t reserved;
+    double by_default; /**< CHOICE: the number of the choice, from 0 */
+    double lowest;
+    double highest;
+} kvtrim_option_info;
+
+/** Policies of the table. */
+KVTRIM_API int64_t kvtrim_policy_count(void);
+/** Describes policy `index`. */
+KVTRIM_API kvtrim_status kvtrim_policy_describe(int64_t index, kvtrim_policy_info* info);
+/** Describes option `option` of policy `index`. */
+KVTRIM_API kvtrim_status kvtrim_policy_describe_option(int64_t index, int64_t option,
+                                                       kvtrim_option_info* info);
+
+/** A method with its options; never changes. */
+typedef struct kvtrim_policy kvtrim_policy;
+/** `options`: "name=value name=value", separated by spaces or commas, choices by name; null or "": all by default. Error:
+ * KVTRIM_INVALID_PARAMETER for a name, an option or a value that the table does not have (needed: where in `options`, from 1). */
+KVTRIM_API kvtrim_status kvtrim_policy_create(const char* name, const char* options, kvtrim_policy** policy);
+KVTRIM_API void kvtrim_policy_destroy(kvtrim_policy* policy);
+
+/* ---- Layers, requests, plans ---- */
+
+typedef struct kvtrim_replay kvtrim_replay;
+typedef struct kvtrim_running kvtrim_running;
+typedef struct kvtrim_statistics kvtrim_statistics;
+
+/** A model's rotary embedding. */
+typedef struct kvtrim_rope {
+    size_t size;                      /**< sizeof(kvtrim_rope) */
+    const float* inverse_frequencies; /**< [pairs], radians per position */
+    int64_t pairs;                    /**< of channels that are rotated */
+    float attention_factor;           /**< YaRN's; 0: 1 */
+    int32_t interleaved;              /**< 0: channels i and i + pairs; 1: channels 2 i and 2 i + 1 */
+} kvtrim_rope;
+
+/** One attention layer, RoPE applied. What a policy does not need may be null, and is not read. */
+typedef struct kvtrim_layer {
+    size_t size;                          /**< sizeof(kvtrim_layer) */
+    const kvtrim_view* keys;              /**< [kv_heads, tokens, head_dim] */
+    const kvtrim_view* values;            /**< [kv_heads, tokens, value_dim] */
+    const kvtrim_view* queries;           /**< [q_heads, queries, head_dim], the newest ones */
+    const kvtrim_view* output_projection; /**< [q_heads, value_dim, hidden] */
+    const kvtrim_replay* replay;
+    const kvtrim_running* running;
+    const kvtrim_statistics* statistics;
+    const kvtrim_rope* rope;
+} kvtrim_layer;
+
+enum { KVTRIM_PER_HEAD = 0, KVTRIM_PER_LAYER = 1, KVTRIM_PER_MODEL = 2 };
+
+/** What is asked. All 0 but size and budget_tokens: nothing is protected, attention is plain. */
+typedef struct kvtrim_request {
+    size_t size;           /**< sizeof(kvtrim_request) */
+    int64_t budget_tokens; /**< protected tokens included */
+    int32_t budget_scope;  /**< KVTRIM_PER_HEAD (on average), KVTRIM_PER_LAYER, KVTRIM_PER_MODEL */
+    float scale;           /**< of the logits; 0: 1 / sqrt(head_dim) */
+    float soft_cap;        /**< 0: none */
+    int32_t reserved;
+    int64_t sink_tokens;      /**< first tokens, which always stay */
+    int64_t pinned_tokens;    /**< a shared prefix */
+    int64_t window_tokens;    /**< the newest tokens: as many as there are queries */
+    int64_t rollback_tokens;  /**< speculative tokens behind the window */
+    int64_t sliding_window;   /**< 0: all */
+    const float* sink_logits; /**< [q_heads], or null */
+    int64_t sink_logits_count;
+    const double* layer_shares; /**< [layers] for KVTRIM_NEEDS_LAYER_SHARES, or null */
+    int64_t layer_shares_count;
+} kvtrim_request;
+
+/** Sets all members to 0, and `size`. */
 KVTRIM_API void kvtrim_request_init(kvtrim_request* request);
 
-/** Bytes of workspace that kvtrim_plan_layer needs for these inputs. */
-KVTRIM_API kvtrim_code kvtrim_workspace_bytes(const kvtrim_policy* policy, const kvtrim_layer* layer,
-                                              const kvtrim_request* request, int64_t* bytes,
-                                              kvtrim_error* error);
-/** Decides which tokens of each KV head stay. `plan` may be used again. Error: KVTRIM_WORKSPACE_TOO_SMALL (needed: bytes), or
- * what the policy says of the inputs, with the plan unchanged. */
-KVTRIM_API kvtrim_code kvtrim_plan_layer(const kvtrim_policy* policy, const kvtrim_layer* layer,
-                                         const kvtrim_request* request, kvtrim_plan* plan, void* workspace,
-                                         int64_t workspace_bytes, kvtrim_error* error);
-
-/** Makes an empty plan. Error: KVTRIM_INVALID_PARAMETER (a null pointer), KVTRIM_OUT_OF_MEMORY. */
-KVTRIM_API kvtrim_code kvtrim_plan_create(kvtrim_plan** plan, kvtrim_error* error);
-/** Frees a plan; null: does nothing. */
+/** Which rows of each KV head stay. */
+typedef struct kvtrim_plan kvtrim_plan;
+KVTRIM_API kvtrim_status kvtrim_plan_create(kvtrim_plan** plan);
 KVTRIM_API void kvtrim_plan_destroy(kvtrim_plan* plan);
-/** KV heads of the plan, 0 if it was never made. The plan as CSR: kept rows of KV head h are
- * kept[offsets[h] ... offsets[h + 1]), ascending. Both tables are valid until the plan is made again or destroyed. */
+/** KV heads of the plan, 0 if it was never made. Kept rows of head h are kept[offsets[h] ... offsets[h + 1]), ascending. */
 KVTRIM_API int64_t kvtrim_plan_rows(const kvtrim_plan* plan);
-/** [kvtrim_plan_rows + 1] where each row starts in kvtrim_plan_kept; null for a plan that was never made. */
+/** [rows + 1], the cumulative lengths of the cut cache; null for a plan that was never made. */
 KVTRIM_API const int32_t* kvtrim_plan_offsets(const kvtrim_plan* plan);
-/** Kept rows of all heads, ascending in each. */
+/** Kept rows of all heads. */
 KVTRIM_API const int32_t* kvtrim_plan_kept(const kvtrim_plan* plan);
+/** Fills a plan from tables that the engine has: offsets [rows + 1], ascending kept rows. KVTRIM_INVALID_TABLE for others. */
+KVTRIM_API kvtrim_status kvtrim_plan_assign(kvtrim_plan* plan, const int32_t* offsets, int64_t rows,
+                                            const int32_t* kept);
+/** One token set for all heads of caches of `tokens` rows: the kept_tokens that most heads keep; 0: all that some head keeps.
+ * `out` may be `plan`. */
+KVTRIM_API kvtrim_status kvtrim_plan_share(const kvtrim_plan* plan, int64_t tokens, int64_t kept_tokens,
+                                           kvtrim_plan* out, kvtrim_context* context);
 
-/** Moves the survivors of each head to its first rows, in the engine's memory; rows behind them are stale.
- * `values` may be null. They may lie inside the rows of `keys` (MLA) or be the same tensor: then rows move once. Error:
- * KVTRIM_VIEWS_OVERLAP where they share memory in another way, or rows of one tensor overlap each other. */
-KVTRIM_API kvtrim_code kvtrim_compact_in_place(const kvtrim_tensor* keys, const kvtrim_tensor* values,
-                                               const kvtrim_plan* plan, kvtrim_error* error);
+/** Decides which rows stay, in plans[l] for layers[l]: one layer for most policies, all layers under one budget for those that
+ * take layers. Plans must differ. */
+KVTRIM_API kvtrim_status kvtrim_plan_layers(const kvtrim_policy* policy, const kvtrim_layer* layers,
+                                            int64_t layer_count, const kvtrim_request* request,
+                                            kvtrim_plan* const* plans, int64_t plan_count,
+                                            kvtrim_context* context);
+
+/** A sequence of a batch: the arguments of kvtrim_plan_layers, and its answer. */
+typedef struct kvtrim_batch_item {
+    size_t size; /**< sizeof(kvtrim_batch_item) */
+    const kvtrim_policy* policy;
+    const kvtrim_layer* layers;
+    int64_t layer_count;
+    const kvtrim_request* request;
+    kvtrim_plan* const* plans;
+    int64_t plan_count;
+    kvtrim_status answer; /**< out: what kvtrim_plan_layers would say */
+} kvtrim_batch_item;
+
+/** Plans every sequence, spread over the context's threads. One that is refused keeps its plans and does not stop the others.
+ * Returns the first refusal. */
+KVTRIM_API kvtrim_status kvtrim_plan_batch(kvtrim_batch_item* items, int64_t count, kvtrim_context* context);
+
+/** Scores of one layer's candidates. */
+typedef struct kvtrim_scores kvtrim_scores;
+KVTRIM_API kvtrim_status kvtrim_scores_create(kvtrim_scores** scores);
+KVTRIM_API void kvtrim_scores_destroy(kvtrim_scores* scores);
+/** KV heads; candidate c of head h is cache row max(sink, pinned) + c, importance[offsets[h] + c]. */
+KVTRIM_API int64_t kvtrim_scores_rows(const kvtrim_scores* scores);
+KVTRIM_API const int64_t* kvtrim_scores_offsets(const kvtrim_scores* scores);
+KVTRIM_API const float* kvtrim_scores_importance(const kvtrim_scores* scores);
+/** The scores alone, of one layer; the budget is not read. */
+KVTRIM_API kvtrim_status kvtrim_score_layer(const kvtrim_policy* policy, const kvtrim_layer* layer,
+                                            const kvtrim_request* request, kvtrim_scores* scores,
+                                            kvtrim_context* context);
+
+/** One budget over all layers while they arrive: after each push no layer holds more than the whole plan would. */
+typedef struct kvtrim_cascade kvtrim_cascade;
+/** For `layers` layers like this one. */
+KVTRIM_API kvtrim_status kvtrim_cascade_create(const kvtrim_policy* policy, const kvtrim_layer* layer,
+                                               const kvtrim_request* request, int64_t layers,
+                                               kvtrim_cascade** cascade);
+KVTRIM_API void kvtrim_cascade_destroy(kvtrim_cascade* cascade);
+/** Scores the next layer; kvtrim_cascade_plan then says what goes, in it and in those before. */
+KVTRIM_API kvtrim_status kvtrim_cascade_push(kvtrim_cascade* cascade, const kvtrim_layer* layer,
+                                             kvtrim_context* context);
+/** Layers pushed so far. */
+KVTRIM_API int64_t kvtrim_cascade_layers(const kvtrim_cascade* cascade);
+/** What stays of a layer's cache as it was before the last push; *changed: whether anything goes. */
+KVTRIM_API kvtrim_status kvtrim_cascade_plan(const kvtrim_cascade* cascade, int64_t layer, kvtrim_plan* plan,
+                                             int32_t* changed);
+
+/* ---- Plans carried out ---- */
+
+/** Moves the survivors of each head to its first rows. STRIDED views; `values` may be null. Rows of values that lie inside those
+ * of keys (MLA, one tensor) move once. Error: KVTRIM_VIEWS_OVERLAP, KVTRIM_PLAN_MISMATCH. */
+KVTRIM_API kvtrim_status kvtrim_compact_in_place(const kvtrim_view* keys, const kvtrim_view* values,
+                                                 const kvtrim_plan* plan);
+/** Moves all survivors to the front of the buffer, head by head: a RAGGED view with the plan's offsets then. Contiguous STRIDED
+ * views, or RAGGED ones, of f32, f16 and bf16; `values` may be null. */
+KVTRIM_API kvtrim_status kvtrim_compact_to_flat(const kvtrim_view* keys, const kvtrim_view* values,
+                                                const kvtrim_plan* plan);
+/** Copies all survivors of any view to out [total, channels] of `element` (f32, f16, bf16), head by head; bits are copied where
+ * the rows of the view are such elements. out_bytes: of `out`; KVTRIM_NO_ROOM (needed: bytes). */
+KVTRIM_API kvtrim_status kvtrim_gather(const kvtrim_view* cache, const kvtrim_plan* plan, int32_t element,
+                                       void* out, int64_t out_bytes);
+
+/** Rotates the first from_offsets[h + 1] - from_offsets[h] keys of each head from positions `from` to `to`; null `to`: to
+ * 0, 1, 2, ... Any view that is written (not iq4_nl). */
+KVTRIM_API kvtrim_status kvtrim_rerotate_keys(const kvtrim_view* keys, const kvtrim_rope* rope,
+                                              const int32_t* from_offsets, const int32_t* from,
+                                              const int32_t* to, kvtrim_context* context);
+
+enum { KVTRIM_FEWEST = 0, KVTRIM_FROM_TAIL = 1, KVTRIM_IN_ORDER = 2 };
+
+/** A page table and its pool, for the moves of a plan. */
+typedef struct kvtrim_page_pool {
+    size_t size;            /**< sizeof(kvtrim_page_pool) */
+    const int32_t* indptr;  /**< [table_rows + 1] */
+    const int32_t* indices; /**< [index_count] */
+    int64_t index_count;
+    const int32_t* last_page; /**< [table_rows] */
+    int64_t table_rows;
+    int64_t pages; /**< of the pool */
+    int64_t page_tokens;
+    int64_t
+        heads; /**< that share pages, with token sets of their own; 1: a slot moves with all that it holds */
+    const int32_t* ref_counts; /**< [pages], or null: no page is shared */
+    const int32_t* free_pages; /**< [free_count] for copies of shared pages, or null */
+    int64_t free_count;
+    int32_t order;       /**< KVTRIM_FEWEST, KVTRIM_FROM_TAIL, KVTRIM_IN_ORDER */
+    int32_t copy_shared; /**< shared pages that are kept in part: 0 stay whole, 1 are copied */
+} kvtrim_page_pool;
+
+/** Tables of ints that an object holds. */
+typedef struct kvtrim_ints {
+    const int32_t* data;
+    int64_t count;
+} kvtrim_ints;
+
+/** Copies between slots, the table afterwards, and pages that become free. */
+typedef struct kvtrim_moves kvtrim_moves;
+KVTRIM_API kvtrim_status kvtrim_moves_create(kvtrim_moves** moves);
+KVTRIM_API void kvtrim_moves_destroy(kvtrim_moves* moves);
+/** Plans the moves; `pool` may not point into `moves`. */
+KVTRIM_API kvtrim_status kvtrim_moves_plan(kvtrim_moves* moves, const kvtrim_plan* plan,
+                                           const kvtrim_page_pool* pool, kvtrim_context* context);
+/** Rows of the keep plan; 0 if never planned. */
+KVTRIM_API int64_t kvtrim_moves_rows(const kvtrim_moves* moves);
+/** The moves of a row in order, as pairs from, to of slots: page * page_tokens + slot of the page. Empty for no such row. */
+KVTRIM_API kvtrim_ints kvtrim_moves_of_row(const kvtrim_moves* moves, int64_t row);
+/** The cache row that each slot of a row holds afterwards. */
+KVTRIM_API kvtrim_ints kvtrim_moves_origins(const kvtrim_moves* moves, int64_t row);
+/** The new table, and pages that it no longer names: freed (owned before), released (shared: one reference less each). */
+KVTRIM_API kvtrim_ints kvtrim_moves_indptr(const kvtrim_moves* moves);
+KVTRIM_API kvtrim_ints kvtrim_moves_indices(const kvtrim_moves* moves);
+KVTRIM_API kvtrim_ints kvtrim_moves_last_page(const kvtrim_moves* moves);
+KVTRIM_API kvtrim_ints kvtrim_moves_freed(const kvtrim_moves* moves);
+KVTRIM_API kvtrim_ints kvtrim_moves_released(const kvtrim_moves* moves);
+/** Free pages that the table took, from the first on. */
+KVTRIM_API int64_t kvtrim_moves_taken(const kvtrim_moves* moves);
+/** Carries the moves out in PAGED or PAGED_PER_HEAD memory, of which the table is not read; `values` may be null. Rows of any
+ * element: only bytes move. */
+KVTRIM_API kvtrim_status kvtrim_moves_run(const kvtrim_moves* moves, const kvtrim_view* keys,
+                                          const kvtrim_view* values, kvtrim_context* context);
+
+/* ---- State of a living cache ---- */
+
+/* States save themselves to bytes: *needed is set, and the bytes are written if they fit, else KVTRIM_NO_ROOM; out null and
+ * out_bytes 0 asks. */
+
+/** Positions of the cached tokens, in the text and of their keys' rotation. */
+typedef struct kvtrim_positions kvtrim_positions;
+KVTRIM_API kvtrim_status kvtrim_positions_create(int64_t kv_heads, kvtrim_positions** positions);
+KVTRIM_API void kvtrim_positions_destroy(kvtrim_positions* positions);
+KVTRIM_API kvtrim_status kvtrim_positions_append(kvtrim_positions* positions, int64_t count);
+KVTRIM_API kvtrim_status kvtrim_positions_rollback(kvtrim_positions* positions, int64_t count);
+KVTRIM_API kvtrim_status kvtrim_positions_compact(kvtrim_positions* positions, const kvtrim_plan* plan);
+/** Of a head: in the text, and what keys are rotated to. Empty for no such head. */
+KVTRIM_API kvtrim_ints kvtrim_positions_text(const kvtrim_positions* positions, int64_t head);
+KVTRIM_API kvtrim_ints kvtrim_positions_rotary(const kvtrim_positions* positions, int64_t head);
+/** What the next token is rotated to; tokens that the sequence has had. */
+KVTRIM_API int64_t kvtrim_positions_next(const kvtrim_positions* positions);
+KVTRIM_API int64_t kvtrim_positions_seen(const kvtrim_positions* positions);
+/** Rotates the keys so that gaps between rotary positions close behind the first pinned rows, and records it. */
+KVTRIM_API kvtrim_status kvtrim_positions_close_up(kvtrim_positions* positions, const kvtrim_view* keys,
+                                                   const kvtrim_rope* rope, int64_t pinned_tokens,
+                                                   kvtrim_context* context);
+KVTRIM_API kvtrim_status kvtrim_positions_save(const kvtrim_positions* positions, void* out,
+                                               int64_t out_bytes, int64_t* needed);
+KVTRIM_API kvtrim_status kvtrim_positions_restore(kvtrim_positions* positions, const void* bytes,
+                                                  int64_t byte_count);
+
+/** Interval eviction: a cache grows to budget + buffer tokens per KV head, is cut to the budget, and so on. */
+typedef struct kvtrim_interval {
+    size_t size;                   /**< sizeof(kvtrim_interval) */
+    const kvtrim_policy* policy;   /**< one for a single layer */
+    const kvtrim_request* request; /**< its budget is what a cut leaves */
+    int64_t buffer_tokens;
+    int64_t pending_drafts; /**< newest tokens that may be undone: they stay beside the budget */
+} kvtrim_interval;
+
+/** *due: whether `incoming` more tokens need a cut first. KVTRIM_NO_ROOM where no cut makes room for them (needed: tokens). */
+KVTRIM_API kvtrim_status kvtrim_interval_admits(const kvtrim_interval* interval,
+                                                const kvtrim_positions* positions, int64_t incoming,
+                                                int32_t* due);
+/** Plans the cut. */
+KVTRIM_API kvtrim_status kvtrim_interval_plan(const kvtrim_interval* interval, const kvtrim_layer* layer,
+                                              kvtrim_plan* plan, kvtrim_context* context);
+
+/** Attention that each cached token received so far (H2O); policy "running". */
+KVTRIM_API kvtrim_status kvtrim_running_create(int64_t kv_heads, int64_t rollback_tokens,
+                                               kvtrim_running** running);
+KVTRIM_API void kvtrim_running_destroy(kvtrim_running* running);
+KVTRIM_API kvtrim_status kvtrim_running_append(kvtrim_running* running, int64_t count);
+/** Adds attention [rows, columns] that the engine has, row-major; rows: kv_heads or q_heads; of the newest `queries` tokens. */
+KVTRIM_API kvtrim_status kvtrim_running_add(kvtrim_running* running, const float* attention, int64_t rows,
+                                            int64_t columns, int64_t queries);
+/** The same from keys and the newest queries of a layer. Attention options are those of the request. */
+KVTRIM_API kvtrim_status kvtrim_running_update(kvtrim_running* running, const kvtrim_layer* layer,
+                                               const kvtrim_request* request, kvtrim_context* context);
+KVTRIM_API kvtrim_status kvtrim_running_rollback(kvtrim_running* running, int64_t count);
+KVTRIM_API kvtrim_status kvtrim_running_compact(kvtrim_running* running, const kvtrim_plan* plan);
+/** Sums of a head, *count of them; null for no such head. */
+KVTRIM_API const float* kvtrim_running_sums(const kvtrim_running* running, int64_t head, int64_t* count);
+KVTRIM_API kvtrim_status kvtrim_running_save(const kvtrim_running* running, void* out, int64_t out_bytes,
+                                             int64_t* needed);
+KVTRIM_API kvtrim_status kvtrim_running_restore(kvtrim_running* running, const void* bytes,
+                                                int64_t byte_count);
+
+enum { KVTRIM_ATTENTION_MAXIMUM = 0, KVTRIM_OUTPUT_MAXIMUM = 1, KVTRIM_OUTPUT_SQUARE_SUM = 2 };
+
+/** What a second pass over the prompt wants of each cached token (KVzip); policies "replay", "layer_replay", "replay_uniform",
+ * and "layer_afar" for the prompt's own pass. */
+KVTRIM_API kvtrim_status kvtrim_replay_create(int64_t kv_heads, int64_t tokens, int32_t loss,
+                                              kvtrim_replay** replay);
+KVTRIM_API void kvtrim_replay_destroy(kvtrim_replay* replay);
+/** Adds the next queries of the replay and the cache they saw: keys, queries, and for losses of outputs values and, if given,
+ * W_O. */
+KVTRIM_API kvtrim_status kvtrim_replay_add(kvtrim_replay* replay, const kvtrim_layer* layer,
+                                           const kvtrim_request* request, kvtrim_context* context);
+/** Adds the prompt's own queries, those of the newest rows; they score rows at least `nearest` before their own. */
+KVTRIM_API kvtrim_status kvtrim_replay_add_own(kvtrim_replay* replay, const kvtrim_layer* layer,
+                                               const kvtrim_request* request, int64_t nearest,
+                                               kvtrim_context* context);
+KVTRIM_API kvtrim_status kvtrim_replay_append(kvtrim_replay* replay, int64_t count);
+KVTRIM_API kvtrim_status kvtrim_replay_compact(kvtrim_replay* replay, const kvtrim_plan* plan);
+/** Scores of a head to out [out_count]; KVTRIM_NO_ROOM (needed: tokens of the head). */
+KVTRIM_API kvtrim_status kvtrim_replay_scores(const kvtrim_replay* replay, int64_t head, float* out,
+                                              int64_t out_count);
+
+/** Mean and covariance of the queries before RoPE, from position skip_positions on; policy "expected_attention". */
+KVTRIM_API kvtrim_status kvtrim_statistics_create(int64_t q_heads, int64_t head_dim, int64_t skip_positions,
+                                                  kvtrim_statistics** statistics);
+KVTRIM_API void kvtrim_statistics_destroy(kvtrim_statistics* statistics);
+/** Adds the sequence's next queries [q_heads, any number, head_dim]. */
+KVTRIM_API kvtrim_status kvtrim_statistics_add(kvtrim_statistics* statistics, const kvtrim_view* queries,
+                                               kvtrim_context* context);
+
+/* ---- Attention, and a pruned prefill ---- */
+
+/** Attention of the newest queries over a cache whose heads may differ in length. out: STRIDED [q_heads, queries, value_dim] of
+ * f32, f16 or bf16. log_sum_exp [q_heads * queries], or null. */
+KVTRIM_API kvtrim_status kvtrim_ragged_attention(const kvtrim_layer* layer, const kvtrim_request* request,
+                                                 const kvtrim_view* out, float* log_sum_exp,
+                                                 int64_t log_sum_exp_count, kvtrim_context* context);
+
+enum { KVTRIM_MID_QUERY = 0, KVTRIM_CORNER_QUERY = 1, KVTRIM_MID_QUERY_ADAPTIVE = 2 };
+
+/** CritiPrefill: which cache blocks each segment of a prompt attends. */
+typedef struct kvtrim_pruning {
+    size_t size; /**< sizeof(kvtrim_pruning) */
+    int32_t
+        estimate; /**< KVTRIM_MID_QUERY (the authors'), KVTRIM_CORNER_QUERY (Quest's bound), ..._ADAPTIVE (Ada-KV) */
+    int32_t dense_last_segment;
+    int64_t segment_tokens;
+    int64_t block_tokens;
+    int64_t budget_tokens;
+    int64_t dense_below_tokens;
+    int64_t dense_layers;
+    int64_t sink_blocks;
+    int64_t local_blocks;
+    double previous_weight; /**< of the layer before */
+    int64_t first_fused_layer;
+} kvtrim_pruning;
+
+/** The authors' numbers. */
+KVTRIM_API void kvtrim_pruning_init(kvtrim_pruning* pruning);
+
+/** The blocks of one layer, and what the next one is mixed with: one per request. */
+typedef struct kvtrim_prefill kvtrim_prefill;
+KVTRIM_API kvtrim_status kvtrim_prefill_create(kvtrim_prefill** prefill);
+KVTRIM_API void kvtrim_prefill_destroy(kvtrim_prefill* prefill);
+/** Plans layer `layer_index` of the chunk that begins at first_token; layer: keys with the chunk's own rows, and its queries. */
+KVTRIM_API kvtrim_status kvtrim_prefill_plan(kvtrim_prefill* prefill, const kvtrim_pruning* pruning,
+                                             const kvtrim_layer* layer, int64_t layer_index,
+                                             int64_t first_token, int32_t ends_prompt,
+                                             kvtrim_context* context);
+/** Segments of the planned chunk, and the blocks of one of a KV head, ascending. */
+KVTRIM_API int64_t kvtrim_prefill_segments(const kvtrim_prefill* prefill);
+KVTRIM_API kvtrim_ints kvtrim_prefill_blocks(const kvtrim_prefill* prefill, int64_t kv_head, int64_t segment);
+/** Attention of the chunk over its blocks and itself; arguments as kvtrim_ragged_attention. */
+KVTRIM_API kvtrim_status kvtrim_prefill_attention(const kvtrim_prefill* prefill, const kvtrim_layer* layer,
+                                                  const kvtrim_request* request, const kvtrim_view* out,
+                                                  float* log_sum_exp, int64_t log_sum_exp_count,
+                                                  kvtrim_context* context);
 
 #ifdef __cplusplus
 }

@@ -2,13 +2,16 @@
 // SPDX-License-Identifier: MIT
 
 #include <kvtrim/cache/ggml_tensor_rows.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
 #include <kvtrim/compact/compact_in_place.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
 #include "support/ggml_cache.hpp"
 
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -126,6 +129,54 @@ TEMPLATE_TEST_CASE("ggml_tensor_rows: blocks read, plan and move as those of ggm
         CHECK(keys.move_row(0, 1, 1).ok() == (dim == 64));
         CHECK((k.bytes == same.bytes) == (dim == 80));
     }
+}
+
+TEST_CASE("ggml_tensor_rows: keys of a type known at run time are rotated as those of the typed view",
+          "[cache]") {
+    support::random r(83);
+    const std::vector<float> table = {0.5f, 0.25f};
+    const std::vector<std::int32_t> offsets = {0, 3, 5}, from = {1, 4, 6, 0, 9};
+    const row_positions positions{offsets, from};
+    growing_workspace memory;
+    const auto rotate = [&](const auto& keys) {
+        workspace scratch = memory.of_bytes(rerotate_keys_bytes(keys, {table}));
+        return rerotate_keys(keys, {table}, positions, scratch);
+    };
+    support::ggml_cache<block_q8_0> typed{2, 8, 64};
+    support::fill_blocks(typed.format, typed.bytes, r);
+    auto untyped = typed;
+    REQUIRE(rotate(typed.rows()).ok());
+    const std::vector<unsigned char> before = untyped.bytes;
+    REQUIRE(rotate(ggml_tensor_rows::heads_in_row(8, untyped.data(), {2, 8, 64}, untyped.row_bytes)).ok());
+    CHECK((untyped.bytes == typed.bytes));
+    CHECK((untyped.bytes != before));
+
+    // Through indices, too: slots in reverse order.
+    std::vector<f16> plain = random_elements<f16>(2 * 8 * 8, r);
+    std::vector<f16> same = plain;
+    const std::vector<std::int32_t> slots = {7, 6, 5, 4, 3, 2, 1, 0};
+    const ggml_tensor_rows any(1, same.data(), {2, 8, 8}, {128, 16, 2});
+    REQUIRE(rotate(indexed_rows(strided(plain.data(), {2, 8, 8}), slots)).ok());
+    REQUIRE(rotate(indexed_rows(any, slots)).ok());
+    CHECK(std::memcmp(plain.data(), same.data(), plain.size() * sizeof(f16)) == 0);
+}
+
+TEST_CASE("ggml_tensor_rows: rows of blocks that have no encoder are not rotated, and it is said",
+          "[cache][errors]") {
+    support::random r(89);
+    support::ggml_cache<block_iq4_nl> cache{1, 4, 32};
+    support::fill_blocks(cache.format, cache.bytes, r);
+    const std::vector<unsigned char> before = cache.bytes;
+    const auto keys = ggml_tensor_rows::heads_in_row(20, cache.data(), {1, 4, 32}, cache.row_bytes);
+    const std::vector<float> table = {0.5f};
+    const std::vector<std::int32_t> offsets = {0, 1}, from = {7}, slots = {0, 2};
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(rerotate_keys_bytes(keys, {table}));
+    CHECK_FALSE(keys.writes_rows());
+    CHECK(rerotate_keys(keys, {table}, {offsets, from}, scratch).code() == errc::invalid_parameter);
+    const status answer = rerotate_keys(indexed_rows(keys, slots), {table}, {offsets, from}, scratch);
+    CHECK(answer.code() == errc::invalid_parameter);
+    CHECK((cache.bytes == before));
 }
 
 TEST_CASE("ggml_tensor_rows: wrong numbers make rows that are empty and say why", "[cache]") {

@@ -189,6 +189,25 @@ class ggml_tensor_rows {
         kvtrim::load_rows(*as<strided<bf16, 3>>(), head, first, count, tile);
     }
 
+    /// Encodes tile [count, head_dim] in rows [first, first + count) of a head. Requires writes_rows().
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const {
+        visit([&](const auto& view) {
+            if constexpr (row_store<std::remove_cvref_t<decltype(view)>>) {
+                kvtrim::store_rows(view, head, first, count, tile);
+            }
+        });
+    }
+    /// Whether floats can become rows of this type: blocks of some types are only read.
+    [[nodiscard]] bool writes_rows() const {
+        return visit([](const auto& view) { return row_store<std::remove_cvref_t<decltype(view)>>; });
+    }
+    /// The first channels of every row as a view of its own, or the blocks that hold them.
+    [[nodiscard]] ggml_tensor_rows first_channels(index_t count) const {
+        ggml_tensor_rows channels;
+        visit([&](const auto& view) { channels.view_ = kvtrim::first_channels(view, count); });
+        return channels;
+    }
+
     /// Copies row `from` of a head to row `to`. Returns invalid_parameter, with nothing moved, where heads share blocks.
     status move_row(index_t head, index_t from, index_t to) const {
         return visit([&](const auto& view) -> status {

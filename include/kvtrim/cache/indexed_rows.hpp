@@ -73,6 +73,9 @@ class indexed_rows {
             tile += run * extent(2);
         });
     }
+    /// Whether floats can become rows, where the type of the slots is known at run time only.
+    [[nodiscard]] bool writes_rows() const requires requires(const Slots& v) { v.writes_rows(); }
+    { return slots_.writes_rows(); }
     /// The first channels of every row as a source of their own.
     [[nodiscard]] auto first_channels(index_t count) const {
         const auto channels = kvtrim::first_channels(slots_, count);

@@ -82,6 +82,10 @@ void move_strided_rows(const V& cache, index_t head, std::span<const keep_plan::
 // Moves the survivors of a plan that fits the cache.
 template <class V>
 void move_survivors(const V& cache, const keep_plan& plan) {
+    if constexpr (requires { cache.move_survivors(plan); }) { // of a type known at run time only
+        cache.move_survivors(plan);
+        return;
+    }
     if constexpr (requires { cache.move_token(index_t{}, index_t{}); }) {
         if (cache.heads_move_together() && plan.rows() > 0) {
             const auto kept = plan.row(0);

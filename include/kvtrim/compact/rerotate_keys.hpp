@@ -116,6 +116,11 @@ template <class V, class Positions>
                     "rerotate_keys: heads that share blocks cannot be encoded one by one"};
         }
     }
+    if constexpr (requires { keys.writes_rows(); }) {
+        if (!keys.writes_rows()) {
+            return {errc::invalid_parameter, "rerotate_keys: rows of this type are read, but not written"};
+        }
+    }
     return check_movable(memory_of(keys)); // rows that overlap would be rotated twice
 }
 

@@ -1,0 +1,288 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// Plans carried out: in place, flat, gathered, in pages, and keys rotated to new positions.
+#include "c_api.hpp"
+
+#include <kvtrim/compact/compact_to_flat.hpp>
+#include <kvtrim/compact/move_rows.hpp>
+#include <kvtrim/compact/plan_page_moves.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
+
+struct kvtrim_moves {
+    kvtrim::move_plan plan;
+};
+
+namespace kvtrim::c {
+namespace {
+
+// Rows of a cache that lies flat, or can be made so. Bits are bits: both halves are one case.
+using flat_cache_view = std::variant<strided<float, 3>, strided<bf16, 3>, ragged<float>, ragged<bf16>>;
+
+strided<bf16, 3> as_bits(const strided<f16, 3>& v) {
+    return {reinterpret_cast<bf16*>(v.data_handle()),
+            {v.extent(0), v.extent(1), v.extent(2)},
+            {v.stride(0), v.stride(1), v.stride(2)}};
+}
+
+status read_flat(const kvtrim_view* given, flat_cache_view& out) {
+    const any_rows rows = any_rows::of(given);
+    if (const status s = rows.validate(); !s.ok()) { return s; }
+    if (given->layout == KVTRIM_STRIDED && given->lengths != nullptr) {
+        return invalid("compact_to_flat: heads of a STRIDED view are filled to the end");
+    }
+    return rows.visit([&](const auto& v) -> status {
+        using view = std::remove_cvref_t<decltype(v)>;
+        if constexpr (std::is_same_v<view, ggml_tensor_rows>) {
+            if (const auto* f = v.template as<strided<float, 3>>()) { return out = *f, status{}; }
+            if (const auto* h = v.template as<strided<f16, 3>>()) { return out = as_bits(*h), status{}; }
+            if (const auto* b = v.template as<strided<bf16, 3>>()) { return out = *b, status{}; }
+        } else if constexpr (std::is_same_v<view, ragged<float>> || std::is_same_v<view, ragged<bf16>>) {
+            return out = v, status{};
+        } else if constexpr (std::is_same_v<view, ragged<f16>>) {
+            out = ragged<bf16>(reinterpret_cast<bf16*>(v.data_handle()), v.offsets(), v.extent(2));
+            return {};
+        }
+        return invalid("compact_to_flat: STRIDED or RAGGED views of f32, f16 or bf16");
+    });
+}
+
+// Copies survivors of any rows through floats.
+template <class T>
+void gather_converted(const any_rows& rows, const keep_plan& plan, T* out) {
+    const index_t length = rows.extent(2);
+    std::vector<float> row(static_cast<std::size_t>(length));
+    for (index_t g = 0; g < plan.rows(); ++g) {
+        for (const auto kept : plan.row(g)) {
+            rows.load_rows(g, kept, 1, row.data());
+            simd::narrow(row.data(), length, out);
+            out += length;
+        }
+    }
+}
+
+template <class T>
+status gather_as(const any_rows& rows, const keep_plan& plan, void* out, index_t out_bytes) {
+    constexpr index_t size = sizeof(T);
+    if (const status s = check_plan(rows, plan); !s.ok()) { return s; }
+    const index_t needed = to_bytes(plan.total_tokens(), to_bytes(rows.extent(2), size));
+    if (out_bytes < needed || (out == nullptr && needed > 0)) {
+        return {errc::no_room, "gather: out must hold all survivors", needed};
+    }
+    if (needed == 0) { return {}; }
+    if (reinterpret_cast<std::uintptr_t>(out) % sizeof(T) != 0) {
+        return invalid("gather: out must be aligned");
+    }
+    const std::span target(static_cast<T*>(out), static_cast<std::size_t>(needed / size));
+    if (const status s = check_outputs(std::array{bytes_of(target)}, rows, plan.kept(), plan.offsets());
+        !s.ok()) {
+        return s;
+    }
+    return rows.visit([&](const auto& v) -> status {
+        using view = std::remove_cvref_t<decltype(v)>;
+        if constexpr (std::is_same_v<view, ggml_tensor_rows>) {
+            if (const auto* same = v.template as<strided<T, 3>>()) { return gather(*same, plan, target); }
+        } else if constexpr (std::is_same_v<view, ragged<T>>) {
+            return gather(v, plan, target);
+        }
+        gather_converted(rows, plan, target.data());
+        return {};
+    });
+}
+
+status read_page_pool(const kvtrim_page_pool* given, kvtrim_page_pool& out) {
+    if (const status s = read_struct(given, out); !s.ok()) { return s; }
+    const kvtrim_page_pool& p = out;
+    if (const status s = valid_table(p.indptr, p.table_rows, p.indices, p.index_count, p.last_page);
+        !s.ok()) {
+        return s;
+    }
+    if (p.order < KVTRIM_FEWEST || p.order > KVTRIM_IN_ORDER || p.copy_shared < 0 || p.copy_shared > 1) {
+        return invalid("page pool: no such order, or copy_shared");
+    }
+    if (p.pages < 0) { return invalid("page pool: pages must not be negative"); }
+    return valid_counted(p.free_pages, p.free_count, "page pool: free_pages [free_count]");
+}
+
+// The bytes of a pool, of which neither table nor element matters: rows are bytes.
+status read_memory(const kvtrim_view* given, const move_plan& plan, paged_memory<std::byte>& out) {
+    constexpr index_t sizes[] = {4, 2, 2, 34, 18, 20, 22, 24, 18, 1, 1, 1},
+                      values[] = {1, 1, 1, 32, 32, 32, 32, 32, 32, 1, 1, 1};
+    kvtrim_view v = {};
+    if (const status s = read_struct(given, v); !s.ok()) { return s; }
+    if (v.layout != KVTRIM_PAGED && v.layout != KVTRIM_PAGED_PER_HEAD) {
+        return invalid("moves_run: PAGED or PAGED_PER_HEAD memory");
+    }
+    if (v.element < 0 || v.element >= std::ssize(sizes)) { return invalid("view: no such element"); }
+    const index_t size = sizes[v.element], block = values[v.element];
+    if (v.extents[2] < 0 || v.extents[2] % block != 0 || v.strides[2] != size || v.extents[0] < 0 ||
+        v.extents[0] > most_heads) {
+        return invalid("moves_run: rows of whole elements or blocks, one after the other");
+    }
+    const bool own = v.layout == KVTRIM_PAGED_PER_HEAD;
+    out = {.data = static_cast<std::byte*>(v.data),
+           .layout = {.page_tokens = v.page_tokens,
+                      .page_stride = v.page_stride,
+                      .token_stride = v.strides[1],
+                      .head_stride = own ? 0 : v.strides[0],
+                      .pages = v.pages < 0 ? plan.pages_touched() : v.pages},
+           .heads = own ? 1 : v.extents[0],
+           .row_length = to_bytes(v.extents[2] / block, size)};
+    return {};
+}
+
+} // namespace
+} // namespace kvtrim::c
+
+using namespace kvtrim;
+using namespace kvtrim::c;
+
+extern "C" {
+
+kvtrim_status kvtrim_compact_in_place(const kvtrim_view* keys, const kvtrim_view* values,
+                                      const kvtrim_plan* plan) {
+    return guarded([&]() -> status {
+        if (plan == nullptr) { return invalid("the plan must not be null"); }
+        const any_rows k = any_rows::of(keys);
+        const any_rows v = values == nullptr ? k : any_rows::of(values);
+        for (const any_rows* rows : {&k, &v}) {
+            if (const status s = rows->validate(); !s.ok()) { return s; }
+            if (!rows->moves_rows()) { return invalid("compact_in_place: STRIDED views"); }
+        }
+        return compact_in_place(k, v, plan->table); // one tensor as both moves once
+    });
+}
+
+kvtrim_status kvtrim_compact_to_flat(const kvtrim_view* keys, const kvtrim_view* values,
+                                     const kvtrim_plan* plan) {
+    return guarded([&]() -> status {
+        if (plan == nullptr) { return invalid("the plan must not be null"); }
+        flat_cache_view k = strided<float, 3>(nullptr, {0, 0, 0});
+        flat_cache_view v = k;
+        if (const status s = read_flat(keys, k); !s.ok()) { return s; }
+        if (values == nullptr) {
+            return std::visit([&](const auto& rows) { return compact_to_flat(rows, plan->table); }, k);
+        }
+        if (const status s = read_flat(values, v); !s.ok()) { return s; }
+        return std::visit([&](const auto& a, const auto& b) { return compact_to_flat(a, b, plan->table); }, k,
+                          v);
+    });
+}
+
+kvtrim_status kvtrim_gather(const kvtrim_view* cache, const kvtrim_plan* plan, int32_t element, void* out,
+                            int64_t out_bytes) {
+    return guarded([&]() -> status {
+        if (plan == nullptr) { return invalid("the plan must not be null"); }
+        const any_rows rows = any_rows::of(cache);
+        if (const status s = rows.validate(); !s.ok()) { return s; }
+        switch (element) {
+        case KVTRIM_F32:
+            return gather_as<float>(rows, plan->table, out, out_bytes);
+        case KVTRIM_F16:
+            return gather_as<f16>(rows, plan->table, out, out_bytes);
+        case KVTRIM_BF16:
+            return gather_as<bf16>(rows, plan->table, out, out_bytes);
+        default:
+            return invalid("gather: an output of f32, f16 or bf16");
+        }
+    });
+}
+
+kvtrim_status kvtrim_rerotate_keys(const kvtrim_view* keys, const kvtrim_rope* rope,
+                                   const int32_t* from_offsets, const int32_t* from, const int32_t* to,
+                                   kvtrim_context* context) {
+    return guarded([&]() -> status {
+        if (context == nullptr || from_offsets == nullptr) {
+            return invalid("rerotate_keys: from_offsets and context must not be null");
+        }
+        const any_rows rows = any_rows::of(keys);
+        kvtrim::rope turn;
+        if (const status s = rows.validate(); !s.ok()) { return s; }
+        if (const status s = read_rope(rope, turn); !s.ok()) { return s; }
+        const auto offsets = counted(from_offsets, rows.extent(0) + 1);
+        if (!std::is_sorted(offsets.begin(), offsets.end()) || offsets.front() < 0 ||
+            (from == nullptr && offsets.back() > 0)) {
+            return {errc::invalid_table, "rerotate_keys: from_offsets must not decrease, from [its last]"};
+        }
+        const row_positions old{offsets, counted(from, offsets.back())};
+        workspace scratch = context->memory.of_bytes(rerotate_keys_bytes(rows, turn, context->executor));
+        if (to == nullptr) { return rerotate_keys(rows, turn, old, scratch, context->executor); }
+        return rerotate_keys(rows, turn, old, row_positions{offsets, counted(to, offsets.back())}, scratch,
+                             context->executor);
+    });
+}
+
+kvtrim_status kvtrim_moves_create(kvtrim_moves** moves) {
+    return guarded([&] { return make(moves); });
+}
+void kvtrim_moves_destroy(kvtrim_moves* moves) {
+    delete moves;
+}
+
+kvtrim_status kvtrim_moves_plan(kvtrim_moves* moves, const kvtrim_plan* plan, const kvtrim_page_pool* pool,
+                                kvtrim_context* context) {
+    return guarded([&]() -> status {
+        if (moves == nullptr || plan == nullptr || context == nullptr) {
+            return invalid("moves_plan: moves, plan and context must not be null");
+        }
+        kvtrim_page_pool p = {};
+        if (const status s = read_page_pool(pool, p); !s.ok()) { return s; }
+        const page_table table = table_of(p.indptr, p.table_rows, p.indices, p.index_count, p.last_page);
+        const page_pool pages{.pages = p.pages,
+                              .page_tokens = p.page_tokens,
+                              .heads = p.heads,
+                              .ref_counts = counted(p.ref_counts, p.pages),
+                              .free_pages = counted(p.free_pages, p.free_count)};
+        workspace scratch = context->memory.of_bytes(plan_page_moves_bytes(table, pages));
+        return plan_page_moves(plan->table, table, pages,
+                               {static_cast<move_order>(p.order), static_cast<shared_pages>(p.copy_shared)},
+                               moves->plan, scratch);
+    });
+}
+
+int64_t kvtrim_moves_rows(const kvtrim_moves* moves) {
+    return moves == nullptr ? 0 : moves->plan.rows();
+}
+kvtrim_ints kvtrim_moves_of_row(const kvtrim_moves* moves, int64_t row) {
+    static_assert(sizeof(slot_move) == 2 * sizeof(int32_t));
+    if (moves == nullptr || row < 0 || row >= moves->plan.rows()) { return {nullptr, 0}; }
+    const auto list = moves->plan.moves(row);
+    return {list.empty() ? nullptr : &list.front().from, 2 * std::ssize(list)};
+}
+kvtrim_ints kvtrim_moves_origins(const kvtrim_moves* moves, int64_t row) {
+    if (moves == nullptr || row < 0 || row >= moves->plan.rows()) { return {nullptr, 0}; }
+    return ints(moves->plan.origins(row));
+}
+kvtrim_ints kvtrim_moves_indptr(const kvtrim_moves* moves) {
+    return moves == nullptr ? kvtrim_ints{} : ints(moves->plan.table().indptr);
+}
+kvtrim_ints kvtrim_moves_indices(const kvtrim_moves* moves) {
+    return moves == nullptr ? kvtrim_ints{} : ints(moves->plan.table().indices);
+}
+kvtrim_ints kvtrim_moves_last_page(const kvtrim_moves* moves) {
+    return moves == nullptr ? kvtrim_ints{} : ints(moves->plan.table().last_page_len);
+}
+kvtrim_ints kvtrim_moves_freed(const kvtrim_moves* moves) {
+    return moves == nullptr ? kvtrim_ints{} : ints(moves->plan.freed_pages());
+}
+kvtrim_ints kvtrim_moves_released(const kvtrim_moves* moves) {
+    return moves == nullptr ? kvtrim_ints{} : ints(moves->plan.released_pages());
+}
+int64_t kvtrim_moves_taken(const kvtrim_moves* moves) {
+    return moves == nullptr ? 0 : moves->plan.taken_pages();
+}
+
+kvtrim_status kvtrim_moves_run(const kvtrim_moves* moves, const kvtrim_view* keys, const kvtrim_view* values,
+                               kvtrim_context* context) {
+    return guarded([&]() -> status {
+        if (moves == nullptr || context == nullptr) { return invalid("moves and context must not be null"); }
+        paged_memory<std::byte> k;
+        paged_memory<std::byte> v;
+        if (const status s = read_memory(keys, moves->plan, k); !s.ok()) { return s; }
+        if (values == nullptr) { return move_rows(k, moves->plan, context->executor); }
+        if (const status s = read_memory(values, moves->plan, v); !s.ok()) { return s; }
+        return move_rows(k, v, moves->plan, context->executor);
+    });
+}
+
+} // extern "C"

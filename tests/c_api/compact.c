@@ -1,0 +1,231 @@
+/* Copyright (c) kvtrim authors
+ * SPDX-License-Identifier: MIT
+ *
+ * Plans carried out: in place in any memory order, flat, gathered, in pages, and keys rotated to other positions.
+ */
+#include "support.h"
+
+#include <math.h>
+
+static kvtrim_context* context;
+static float before[NUMBERS], cache[NUMBERS];
+
+static kvtrim_plan* some_plan(void) {
+    static int32_t kept[100], offsets[3];
+    kvtrim_plan* plan = make_plan();
+    int i;
+    for (i = 0; i < 40; ++i) { kept[i] = 2 * i + 1; }
+    for (i = 0; i < 20; ++i) { kept[40 + i] = 3 * i; }
+    offsets[1] = 40;
+    offsets[2] = 60;
+    ok(kvtrim_plan_assign(plan, offsets, KV_HEADS, kept), "a plan of the engine's own");
+    return plan;
+}
+
+static void survivors_are_first(const kvtrim_view* view, const kvtrim_view* old, const kvtrim_plan* plan,
+                                const char* what) {
+    float now[DIM], then[DIM];
+    int64_t h, i;
+    for (h = 0; h < KV_HEADS; ++h) {
+        for (i = 0; i < kept_of(plan, h); ++i) {
+            ok(kvtrim_view_read(view, h, i, 1, now, DIM), what);
+            ok(kvtrim_view_read(old, h, row_of(plan, h)[i], 1, then, DIM), what);
+            check(memcmp(now, then, sizeof now) == 0, "survivor i is row i", what);
+        }
+    }
+}
+
+static void in_place(const kvtrim_plan* plan) {
+    static unsigned char blocks[KV_HEADS * TOKENS * 34], old_blocks[sizeof blocks];
+    kvtrim_view k, old, v;
+    int order;
+    size_t i;
+    for (order = 0; order < 3; ++order) { /* head-major, token-major, channels apart (transposed V) */
+        static const int64_t strides[3][3] = {
+            {TOKENS * DIM, DIM, 1}, {DIM, KV_HEADS * DIM, 1}, {TOKENS * DIM, 1, TOKENS}};
+        int a;
+        memcpy(cache, keys, sizeof cache);
+        memcpy(before, keys, sizeof before);
+        kvtrim_view_init(&k, KVTRIM_F32, cache, KV_HEADS, TOKENS, DIM);
+        for (a = 0; a < 3; ++a) { k.strides[a] = 4 * strides[order][a]; }
+        old = k;
+        old.data = before;
+        ok(kvtrim_compact_in_place(&k, NULL, plan), "in place");
+        survivors_are_first(&k, &old, plan, "in place");
+    }
+    for (i = 0; i < sizeof blocks; ++i) {
+        blocks[i] = i % 34 < 2 ? (unsigned char)(i % 34 == 1 ? 0x34 : 0) : (unsigned char)(i * 37);
+    }
+    memcpy(old_blocks, blocks, sizeof blocks);
+    kvtrim_view_init(&k, KVTRIM_Q8_0, blocks, KV_HEADS, TOKENS, DIM);
+    old = k;
+    old.data = old_blocks;
+    memcpy(cache, values, sizeof cache);
+    kvtrim_view_init(&v, KVTRIM_F32, cache, KV_HEADS, TOKENS, DIM);
+    ok(kvtrim_compact_in_place(&k, &v, plan), "keys in blocks, values in floats");
+    survivors_are_first(&k, &old, plan, "blocks");
+    /* Values inside the rows of the keys (MLA) move once; values that overlap in another way are refused. */
+    memcpy(cache, keys, sizeof cache);
+    kvtrim_view_init(&k, KVTRIM_F32, cache, KV_HEADS, TOKENS, DIM);
+    v = k;
+    v.extents[2] = DIM / 2;
+    ok(kvtrim_compact_in_place(&k, &v, plan), "values inside the keys");
+    old = k;
+    old.data = before;
+    memcpy(before, keys, sizeof before);
+    survivors_are_first(&k, &old, plan, "values inside the keys");
+    v.data = cache + DIM / 2 + 1;
+    v.extents[1] = TOKENS - 1;
+    memcpy(before, cache, sizeof before);
+    refused(kvtrim_compact_in_place(&k, &v, plan), KVTRIM_VIEWS_OVERLAP, "rows across rows");
+    check(memcmp(before, cache, sizeof before) == 0, "nothing moved", "overlap");
+}
+
+static void flat_and_gathered(const kvtrim_plan* plan) {
+    static float out[NUMBERS];
+    static uint16_t halves[NUMBERS];
+    kvtrim_view k, flat;
+    kvtrim_plan* again = make_plan();
+    static const int32_t offsets[] = {0, 1, 2}, kept[] = {39, 0};
+    int64_t h, i, n = 0;
+    memcpy(cache, keys, sizeof cache);
+    kvtrim_view_init(&k, KVTRIM_F32, cache, KV_HEADS, TOKENS, DIM);
+    ok(kvtrim_gather(&k, plan, KVTRIM_F32, out, sizeof out), "gather");
+    ok(kvtrim_gather(&k, plan, KVTRIM_BF16, halves, sizeof halves), "gather as bf16");
+    ok(kvtrim_compact_to_flat(&k, NULL, plan), "flat");
+    for (h = 0; h < KV_HEADS; ++h) {
+        for (i = 0; i < kept_of(plan, h); ++i, ++n) {
+            const float* row = keys + (h * TOKENS + row_of(plan, h)[i]) * DIM;
+            uint32_t bits = (uint32_t)halves[n * DIM + 5] << 16;
+            check(memcmp(out + n * DIM, row, DIM * sizeof(float)) == 0, "survivors follow each other",
+                  "gather");
+            check(memcmp(cache + n * DIM, row, DIM * sizeof(float)) == 0, "survivors follow each other",
+                  "flat");
+            check(memcmp(&bits, row + 5, 4) == 0, "quarters are exact in bf16", "gather");
+        }
+    }
+    kvtrim_view_init(&flat, KVTRIM_F32, cache, KV_HEADS, 0, DIM);
+    flat.layout = KVTRIM_RAGGED;
+    flat.indptr = kvtrim_plan_offsets(plan);
+    ok(kvtrim_view_validate(&flat), "the flat view");
+    ok(kvtrim_plan_assign(again, offsets, 2, kept), "a second cut");
+    ok(kvtrim_compact_to_flat(&flat, NULL, again), "a flat cache is cut again");
+    check(memcmp(cache, keys + 79 * DIM, DIM * sizeof(float)) == 0 &&
+              memcmp(cache + DIM, keys + TOKENS * DIM, DIM * sizeof(float)) == 0,
+          "its survivors are first", "flat again");
+    refused(kvtrim_gather(&k, plan, KVTRIM_F32, out, 59 * DIM * 4), KVTRIM_NO_ROOM, "room for 59 rows of 60");
+    refused(kvtrim_gather(&k, plan, KVTRIM_F32, cache + 8, 60 * DIM * 4), KVTRIM_VIEWS_OVERLAP,
+            "an output inside the cache");
+    refused(kvtrim_gather(&k, plan, KVTRIM_Q8_0, out, sizeof out), KVTRIM_INVALID_PARAMETER,
+            "an output of blocks");
+    kvtrim_plan_destroy(again);
+}
+
+static void shared_sets(const kvtrim_plan* plan) {
+    kvtrim_plan* shared = make_plan();
+    ok(kvtrim_plan_share(plan, TOKENS, 0, shared, context), "the union");
+    check(kept_of(shared, 0) == 50 && kept_of(shared, 1) == 50, "what some head keeps",
+          "share"); /* 40 + 20 - 10 common */
+    ok(kvtrim_plan_share(plan, TOKENS, 10, shared, context), "the most wanted");
+    check(kept_of(shared, 0) == 10 && row_of(shared, 0)[0] == 3 && row_of(shared, 0)[9] == 57,
+          "what both heads keep", "share");
+    refused(kvtrim_plan_share(plan, 50, 0, shared, context), KVTRIM_PLAN_MISMATCH, "a shorter cache");
+    kvtrim_plan_destroy(shared);
+}
+
+/* The example of compact/plan_page_moves.hpp: one survivor fills the only hole. */
+static void pages(void) {
+    static const int32_t indptr[] = {0, 3}, indices[] = {5, 2, 7}, last[] = {3};
+    static const int32_t offsets[] = {0, 7}, kept[] = {0, 1, 3, 6, 8, 9, 10},
+                         origins[] = {0, 1, 6, 3, 8, 9, 10};
+    static float pool[8 * 4 * 2], values_pool[8 * 4];
+    kvtrim_page_pool p;
+    kvtrim_plan* plan = make_plan();
+    kvtrim_moves* moves = NULL;
+    kvtrim_view k, v;
+    kvtrim_ints list;
+    int i;
+    for (i = 0; i < 64; ++i) { pool[i] = (float)i; }
+    for (i = 0; i < 32; ++i) { values_pool[i] = (float)(100 + i); }
+    memset(&p, 0, sizeof p);
+    p.size = sizeof p;
+    p.indptr = indptr, p.indices = indices, p.index_count = 3, p.last_page = last, p.table_rows = 1;
+    p.pages = 8, p.page_tokens = 4, p.heads = 1;
+    ok(kvtrim_plan_assign(plan, offsets, 1, kept), "a plan");
+    ok(kvtrim_moves_create(&moves), "moves");
+    ok(kvtrim_moves_plan(moves, plan, &p, context), "moves");
+    list = kvtrim_moves_of_row(moves, 0);
+    check(list.count == 2 && list.data[0] == 10 && list.data[1] == 22, "one move", "moves");
+    list = kvtrim_moves_origins(moves, 0);
+    check(list.count == 7 && memcmp(list.data, origins, sizeof origins) == 0, "what each slot holds",
+          "origins");
+    list = kvtrim_moves_freed(moves);
+    check(list.count == 1 && list.data[0] == 2 && kvtrim_moves_released(moves).count == 0, "a page is free",
+          "freed");
+    list = kvtrim_moves_indices(moves);
+    check(list.count == 2 && list.data[0] == 5 && list.data[1] == 7 &&
+              kvtrim_moves_indptr(moves).data[1] == 2 && kvtrim_moves_last_page(moves).data[0] == 3 &&
+              kvtrim_moves_taken(moves) == 0,
+          "the new table", "table");
+    kvtrim_view_init(&k, KVTRIM_F32, pool, 1, 0, 2);
+    k.layout = KVTRIM_PAGED;
+    k.page_tokens = 4, k.pages = 8, k.page_stride = 32, k.strides[0] = 8, k.strides[1] = 8;
+    kvtrim_view_init(&v, KVTRIM_F32, values_pool, 1, 0, 1);
+    v.layout = KVTRIM_PAGED;
+    v.page_tokens = 4, v.pages = 8, v.page_stride = 16, v.strides[0] = 4, v.strides[1] = 4;
+    ok(kvtrim_moves_run(moves, &k, &v, context), "run");
+    check(pool[44] == 20 && pool[45] == 21 && values_pool[22] == 110 && pool[46] == 46, "the row was copied",
+          "run");
+    k.pages = 7; /* slot 22 is there, page 7 of the table is not */
+    refused(kvtrim_moves_run(moves, &k, NULL, context), KVTRIM_PLAN_MISMATCH, "a smaller pool");
+    p.order = KVTRIM_IN_ORDER;
+    ok(kvtrim_moves_plan(moves, plan, &p, context), "in order");
+    check(kvtrim_moves_of_row(moves, 0).count == 10, "five moves", "in order");
+    kvtrim_moves_destroy(moves);
+    kvtrim_plan_destroy(plan);
+}
+
+static void rotated_keys(void) {
+    static const float frequency[] = {0.5f, 0.25f};
+    static const int32_t offsets[] = {0, 2}, from[] = {0, 7}, to[] = {0, 3};
+    kvtrim_rope rope = {sizeof rope, NULL, 2, 0, 0};
+    float rows[] = {1, 2, 3, 4, 5, 1, 2, 3, 4, 5};
+    double turn = -6 * 0.5;
+    kvtrim_view k;
+    rope.inverse_frequencies = frequency;
+    kvtrim_view_init(&k, KVTRIM_F32, rows, 1, 2, 5);
+    ok(kvtrim_rerotate_keys(&k, &rope, offsets, from, NULL, context), "closed up: 7 becomes 1");
+    check(rows[0] == 1 && rows[3] == 4 && rows[4] == 5, "a row that stays", "rerotate");
+    check(fabs((double)rows[5] - (1 * cos(turn) - 3 * sin(turn))) < 1e-5 &&
+              fabs((double)rows[7] - (3 * cos(turn) + 1 * sin(turn))) < 1e-5 && rows[9] == 5,
+          "half-split pairs turn", "rerotate");
+    rope.interleaved = 1;
+    turn = -4 * 0.5;
+    rows[5] = 1, rows[6] = 2;
+    ok(kvtrim_rerotate_keys(&k, &rope, offsets, from, to, context), "7 becomes 3");
+    check(fabs((double)rows[5] - (1 * cos(turn) - 2 * sin(turn))) < 1e-5, "interleaved pairs turn",
+          "rerotate");
+    k.element = KVTRIM_IQ4_NL; /* 18 bytes of the 40 */
+    k.extents[1] = 1, k.extents[2] = 32, k.strides[2] = 18;
+    {
+        static const int32_t one[] = {0, 1};
+        refused(kvtrim_rerotate_keys(&k, &rope, one, from, NULL, context), KVTRIM_INVALID_PARAMETER,
+                "blocks that are only read");
+    }
+}
+
+int main(void) {
+    kvtrim_plan* plan;
+    use_all();
+    fill();
+    context = make_context();
+    plan = some_plan();
+    in_place(plan);
+    flat_and_gathered(plan);
+    shared_sets(plan);
+    pages();
+    rotated_keys();
+    kvtrim_plan_destroy(plan);
+    kvtrim_context_destroy(context);
+    return done();
+}
