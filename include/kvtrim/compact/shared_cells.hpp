@@ -30,6 +30,8 @@
 // Cost: linear in tokens; a fold per row. Workspace of cell_scores: rerank/row_fold.hpp.
 
 #include <kvtrim/compact/project_to_shared.hpp>
+#include <kvtrim/core/executor.hpp>
+#include <kvtrim/plan/score_table.hpp>
 #include <kvtrim/rerank/row_fold.hpp>
 
 namespace kvtrim {
@@ -89,7 +91,8 @@ class cell_scores {
     [[nodiscard]] status validate() const { return status_; } ///< why it is not valid, or ok
 
     /// Adds the importance rows of one layer, as a scorer writes them: one per KV head, a column per candidate.
-    /// Returns rows_differ or invalid_table, with nothing added, or what validate() says.
+    /// Returns rows_differ, invalid_table, or invalid_parameter for a score of +infinity, which marks a token as selected and
+    /// would outweigh all other rows (votes only count it), with nothing added, or what validate() says.
     [[nodiscard]] status add(const score_rows& layer) {
         if (!status_.ok()) { return status_; }
         if (const status s = kvtrim::validate(layer); !s.ok()) { return s; }
@@ -97,9 +100,26 @@ class cell_scores {
             if (layer.length(r) != asked_.range().size()) {
                 return {errc::rows_differ, "one token set for all heads needs rows of one length"};
             }
+            const auto row = layer.row(r);
+            if (asked_.reduction != head_reduction::votes &&
+                std::find(row.begin(), row.end(), std::numeric_limits<float>::infinity()) != row.end()) {
+                return {errc::invalid_parameter,
+                        "cell_scores: +infinity marks a selected token; add the scores before selection"};
+            }
         }
         for (index_t r = 0; r < layer.rows(); ++r) { fold_.add(layer.row(r), asked_.budget()); }
         return {};
+    }
+
+    /// Adds what a policy's scorer gives for one layer; its allocator and reranker have no part in one token set. Returns what
+    /// policy.score() says, or as above, with nothing added.
+    template <class Policy, class Inputs, class Executor = serial_executor>
+    [[nodiscard]] status add(const Policy& policy, const Inputs& in, const attention_options& attention,
+                             growing_workspace& memory, Executor&& ex = {}) {
+        if (!status_.ok()) { return status_; }
+        const eviction_request scored{.budget = {}, .protect = asked_.protect, .attention = attention};
+        if (const status s = policy.score(in, scored, table_, memory, ex); !s.ok()) { return s; }
+        return add(table_.scores().importance_rows());
     }
 
     /// Writes a plan of one row: protected tokens and the best of the others. Returns what validate() says, with out
@@ -123,6 +143,7 @@ class cell_scores {
     status status_;
     request asked_;
     row_fold fold_;
+    score_table table_; // of the layer that is added
 };
 
 /// Tokens at positions [begin, end) get position + delta.
