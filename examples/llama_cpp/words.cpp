@@ -2,10 +2,13 @@
 // SPDX-License-Identifier: MIT
 #include "words.hpp"
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -27,6 +30,15 @@ llama_model* load(const std::string& file) {
     llama_model* model = llama_model_load_from_file(file.c_str(), params);
     if (model == nullptr) { throw std::runtime_error(file + ": not a model that llama.cpp loads"); }
     return model;
+}
+
+// Threads of llama.cpp wait for each other on the processor, so there must not be more of them than cores.
+int usable_cores() {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) { return std::max(1, CPU_COUNT(&set)); }
+#endif
+    return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 ggml_type type_named(const std::string& name) {
@@ -85,8 +97,7 @@ llama_context_params context_params(std::uint32_t cells, const std::string& type
     p.n_batch = cells;
     p.n_ubatch = 512;
     p.kv_unified = true;
-    p.n_threads = p.n_threads_batch =
-        static_cast<std::int32_t>(std::max(1u, std::thread::hardware_concurrency()));
+    p.n_threads = p.n_threads_batch = usable_cores();
     p.type_k = type_named(type_k);
     p.type_v = type_named(type_v);
     p.flash_attn_type = flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
