@@ -278,8 +278,13 @@ void measure(measurer& kl, scores_of_prompt& prompt, index_t tokens, std::span<c
     };
     const auto add = [&](const std::string& name, const auto& stays_at) {
         if (next == out.size()) { out.push_back({name, std::vector<double>(keep.size())}); }
-        for (std::size_t k = 0; k < keep.size(); ++k) { out[next].kl[k] += kl(stays_at(budget_of(keep[k]))); }
-        fmt::print(stderr, ".");
+        fmt::print(stderr, "{:52}", name);
+        for (std::size_t k = 0; k < keep.size(); ++k) {
+            const double x = kl(stays_at(budget_of(keep[k])));
+            out[next].kl[k] += x;
+            fmt::print(stderr, "{:>11.4f}", x);
+        }
+        fmt::print(stderr, "\n");
         ++next;
     };
     const auto add_one_set = [&](const std::string& name, const row_table& rows,
@@ -296,45 +301,40 @@ void measure(measurer& kl, scores_of_prompt& prompt, index_t tokens, std::span<c
     using enum unit;
     const std::size_t fifth = budget_of(0.2);
 
-    const row_table random = prompt.by(kvtrim::random());
-    add_one_set("random", random, summed(std::span(random).first(1), 1, as_is));
-    const row_table recent = prompt.by(kvtrim::streaming_llm());
-    add_one_set("streaming_llm", recent, summed(recent, 1, as_is));
-
-    const row_table mean = prompt.by(kvtrim::snapkv());
-    add_one_set("snapkv, sum", mean, summed(mean, 1, as_is));
-    add_one_set("snapkv, largest", mean, largest(mean));
-    add_one_set("snapkv, votes at 20 %", mean, votes(mean, best_of_each(mean, fifth)));
-
     const row_table critical = prompt.by(kvtrim::criticalkv());
     add_one_set("criticalkv, sum", critical, summed(critical, 1, as_is));
-    add_one_set("criticalkv, sum of layers' shares", critical, summed(critical, 1, per_layer));
-    add_one_set("criticalkv, sum of squares", critical, summed(critical, 2, as_is));
-
-    const row_table worst =
-        prompt.by(kvtrim::eviction_policy{kvtrim::window_attention<kvtrim::worst_case_attention>{},
-                                          kvtrim::uniform{}, kvtrim::by_importance{}});
-    add_one_set("worst-case attention, sum", worst, summed(worst, 1, as_is));
     const row_table defensive = prompt.by(kvtrim::defensivekv());
-    add_one_set("defensivekv, sum", defensive, summed(defensive, 1, as_is));
-    add_one_set("defensivekv, votes at 20 %", defensive, votes(defensive, best_of_each(defensive, fifth)));
     add_one_set("layer_defensivekv 0, votes at 20 %", defensive,
                 votes(defensive, competing(defensive, fifth)));
-    add_more_sets("defensivekv", defensive, 1);
-
+    const row_table mean = prompt.by(kvtrim::snapkv());
+    add_one_set("snapkv, sum", mean, summed(mean, 1, as_is));
+    const row_table recent = prompt.by(kvtrim::streaming_llm());
+    add_one_set("streaming_llm", recent, summed(recent, 1, as_is));
     const row_table drop = prompt.by(kvtrim::dropkv());
     add_one_set("dropkv, sum", drop, summed(drop, 1, as_is));
     add_one_set("dropkv, sum of squares", drop, summed(drop, 2, as_is));
     add_one_set("dropkv, sum of layers' shares", drop, summed(drop, 1, per_layer));
-    add_one_set("dropkv, sum of roots", drop, summed(drop, 0.5, as_is));
-
     const row_table afar = prompt.from_afar();
     add_one_set("afar, sum", afar, summed(afar, 1, as_is));
-    add_one_set("afar, sum of squares", afar, summed(afar, 2, as_is));
     add_one_set("afar, sum of layers' shares", afar, summed(afar, 1, per_layer));
-    add_one_set("afar, sum of roots", afar, summed(afar, 0.5, as_is));
     add_one_set("afar, votes of all rows at 20 %", afar, votes(afar, competing(afar, fifth)));
+    add_more_sets("defensivekv", defensive, 1);
+    add_one_set("snapkv, largest", mean, largest(mean));
+    const row_table random = prompt.by(kvtrim::random());
+    add_one_set("random", random, summed(std::span(random).first(1), 1, as_is));
     add_more_sets("afar", afar, 1);
+    add_one_set("defensivekv, sum", defensive, summed(defensive, 1, as_is));
+    const row_table worst =
+        prompt.by(kvtrim::eviction_policy{kvtrim::window_attention<kvtrim::worst_case_attention>{},
+                                          kvtrim::uniform{}, kvtrim::by_importance{}});
+    add_one_set("worst-case attention, sum", worst, summed(worst, 1, as_is));
+    add_one_set("snapkv, votes at 20 %", mean, votes(mean, best_of_each(mean, fifth)));
+    add_one_set("defensivekv, votes at 20 %", defensive, votes(defensive, best_of_each(defensive, fifth)));
+    add_one_set("criticalkv, sum of layers' shares", critical, summed(critical, 1, per_layer));
+    add_one_set("criticalkv, sum of squares", critical, summed(critical, 2, as_is));
+    add_one_set("dropkv, sum of roots", drop, summed(drop, 0.5, as_is));
+    add_one_set("afar, sum of squares", afar, summed(afar, 2, as_is));
+    add_one_set("afar, sum of roots", afar, summed(afar, 0.5, as_is));
 }
 
 } // namespace
@@ -382,7 +382,6 @@ int main(int argc, char** argv) {
             scores_of_prompt prompt(e.seen(), cells);
             measurer kl(e, behind, cells);
             measure(kl, prompt, tokens, keep, out);
-            fmt::print(stderr, "\n");
         }
         fmt::print("KL(full || cut), mean over {} texts of {} + {} tokens\n{:52}", texts, tokens, next, "");
         for (const double k : keep) { fmt::print("{:>9.0f} %", 100 * k); }

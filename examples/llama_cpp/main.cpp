@@ -20,7 +20,7 @@ using kvtrim::index_t;
 using clock = std::chrono::steady_clock;
 
 struct options {
-    std::string model, text_file, policy = "snapkv", type_k = "f16", type_v = "f16", fold = "sum",
+    std::string model, text_file, policy = "criticalkv", type_k = "f16", type_v = "f16", fold = "sum",
                                   positions = "keep";
     std::vector<std::string> questions;
     double keep = 0.5;

@@ -55,23 +55,24 @@ tokens part(const tokens& all, std::size_t begin, std::size_t count) {
             all.begin() + static_cast<std::ptrdiff_t>(begin + count)};
 }
 
-// How far the predictions behind `next`, which is forgotten again, are from `before`; the predictions themselves if that is empty.
+// The logits behind `next`, which is forgotten again.
 std::vector<float> predictions(engine& e, const tokens& next, llama_seq_id sequence = 0) {
     const index_t begin = e.next_position(sequence);
     e.observes = false;
     const bool decoded = e.decode(next, sequence);
     e.observes = true;
-    check(decoded, "there is room for a few tokens");
+    if (!decoded) { throw std::runtime_error("no room for a few tokens"); }
     std::vector<float> made(e.logits().begin(), e.logits().end());
     e.remove(sequence, begin);
     return made;
 }
 
-float distance(const std::vector<float>& a, const std::vector<float>& b) {
-    float most = 0;
-    for (std::size_t i = 0; i < a.size(); ++i) { most = std::max(most, std::abs(a[i] - b[i])); }
-    return most;
+// KL. Weights multiply activations that are rounded to eight bits, so that predictions from the same tokens in another order differ
+// by rounding: by far less than by a set of tokens more or less.
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+    return divergence(log_probabilities(a), log_probabilities(b));
 }
+constexpr double rounding = 2e-3;
 
 std::set<std::int32_t> positions(engine& e, llama_seq_id sequence = 0) {
     std::set<std::int32_t> all;
@@ -89,15 +90,26 @@ double shared_part(const std::set<std::int32_t>& a, const std::set<std::int32_t>
     return static_cast<double>(common) / static_cast<double>(std::max(a.size(), b.size()));
 }
 
-// Logits differ by the order of sums alone: far less than by a token more or less, which is whole units.
-constexpr float rounding = 0.25f;
-
 std::set<std::int32_t> kept_by(const language_model& m, const setting& s, const tokens& prompt,
                                const std::string& policy) {
     engine e(m.model.get(), s.params());
     e.decode(prompt);
     e.cut({.kept = std::ssize(prompt) / 2}, scorer_of(policy));
     return positions(e);
+}
+
+// Hides cells before each softmax by their positions.
+template <class Hides>
+std::function<void(int, ggml_tensor&)> hide(Hides hides, const kvtrim::cell_mirror& cells) {
+    return [hides, &cells](int, ggml_tensor& logits) {
+        for (index_t row = 0; row < ggml_nrows(&logits); ++row) {
+            float* at = static_cast<float*>(logits.data) + row * logits.ne[0];
+            for (index_t c = 0; c < std::min<index_t>(cells.cells(), logits.ne[0]); ++c) {
+                const std::int32_t p = cells.positions()[static_cast<std::size_t>(c)];
+                if (p >= 0 && hides(p)) { at[c] = -std::numeric_limits<float>::infinity(); }
+            }
+        }
+    };
 }
 
 // A cut by seq_rm is the whole cache with the same cells hidden before each softmax; where cells moved, too.
@@ -112,23 +124,13 @@ void hidden_cells_are_as_removed(const language_model& m, const tokens& text) {
     check(report.freed == 250 && kept.size() == 150 && kept.contains(0) && kept.contains(399),
           "150 of 400 cells stay, the first and the newest among them");
 
-    const auto& cells = whole.seen().cells(0);
     const auto full = predictions(whole, next);
-    whole.on_logits = [&](int, ggml_tensor& logits) {
-        for (index_t row = 0; row < ggml_nrows(&logits); ++row) {
-            float* at = static_cast<float*>(logits.data) + row * logits.ne[0];
-            for (index_t c = 0; c < std::min<index_t>(cells.cells(), logits.ne[0]); ++c) {
-                const std::int32_t p = cells.positions()[static_cast<std::size_t>(c)];
-                if (p >= 0 && p < 400 && !kept.contains(p)) {
-                    at[c] = -std::numeric_limits<float>::infinity();
-                }
-            }
-        }
-    };
+    whole.on_logits =
+        hide([&](std::int32_t p) { return p < 400 && !kept.contains(p); }, whole.seen().cells(0));
     const auto hidden = predictions(whole, next), removed = predictions(cut, next);
     check(distance(hidden, removed) < rounding,
           fmt::format("removed cells are as hidden ones: {:.2g}", distance(hidden, removed)));
-    check(distance(full, removed) > rounding,
+    check(distance(full, removed) > 4 * rounding,
           fmt::format("and unlike the whole cache: {:.2g}", distance(full, removed)));
 
     const auto end_before = cut.seen().cells(0).end_of_use();
@@ -138,26 +140,16 @@ void hidden_cells_are_as_removed(const language_model& m, const tokens& text) {
     check(distance(moved, removed) < rounding,
           fmt::format("moved cells are as before: {:.2g}", distance(moved, removed)));
 
-    // The mirror knows where they went: hiding a cell by it is removing that position.
-    whole.on_logits = nullptr;
-    const std::int32_t some = *std::next(kept.begin(), 60);
-    cut.on_logits = [&](int, ggml_tensor& logits) {
-        const auto at =
-            std::find(cut.seen().cells(0).positions().begin(), cut.seen().cells(0).positions().end(), some) -
-            cut.seen().cells(0).positions().begin();
-        for (index_t row = 0; row < ggml_nrows(&logits); ++row) {
-            static_cast<float*>(logits.data)[row * logits.ne[0] + at] =
-                -std::numeric_limits<float>::infinity();
-        }
-    };
-    const auto one_hidden = predictions(cut, next);
+    // The mirror knows where they went: hiding cells by it is removing their positions.
+    const std::set<std::int32_t> some(std::next(kept.begin(), 20), std::next(kept.begin(), 80));
+    cut.on_logits = hide([&](std::int32_t p) { return some.contains(p); }, cut.seen().cells(0));
+    const auto some_hidden = predictions(cut, next);
     cut.on_logits = nullptr;
-    cut.remove(0, some, some + 1);
-    const auto one_removed = predictions(cut, next);
-    check(distance(one_hidden, one_removed) < 0.2f * distance(one_removed, moved) ||
-              distance(one_hidden, one_removed) < 0.02f,
+    for (const std::int32_t p : some) { cut.remove(0, p, p + 1); }
+    const auto some_removed = predictions(cut, next);
+    check(distance(some_hidden, some_removed) < rounding && distance(some_removed, moved) > 4 * rounding,
           fmt::format("the mirror follows cells that move: {:.2g} of {:.2g}",
-                      distance(one_hidden, one_removed), distance(one_removed, moved)));
+                      distance(some_hidden, some_removed), distance(some_removed, moved)));
 }
 
 // Cuts in every form of the cache.

@@ -94,11 +94,11 @@ TEST_CASE("cell_mirror: follows a model of positions by sequence through random 
             }
             case 1: {
                 REQUIRE(m.remove(s, a, b).ok());
-                std::erase_if(held, [&](auto& cell) {
-                    const index_t p = cell.second.first;
-                    if (p >= a && (b < 0 || p < b)) { cell.second.second.erase(s); }
-                    return cell.second.second.empty();
-                });
+                for (auto at = held.begin(); at != held.end();) {
+                    const index_t p = at->second.first;
+                    if (p >= a && (b < 0 || p < b)) { at->second.second.erase(s); }
+                    at = at->second.second.empty() ? held.erase(at) : std::next(at);
+                }
                 break;
             }
             default: {

@@ -41,10 +41,10 @@ class cell_scores {
   public:
     /// What is asked of all layers: of `tokens` cells `kept_tokens` stay, protected ones included.
     struct request {
-        index_t tokens = 0;                               ///< cells of the sequence
-        index_t kept_tokens = 0;                          ///< cells that stay
-        protection protect = {};                          ///< tokens that always stay
-        head_reduction reduction = head_reduction::votes; ///< how rows are folded
+        index_t tokens = 0;                             ///< cells of the sequence
+        index_t kept_tokens = 0;                        ///< cells that stay
+        protection protect = {};                        ///< tokens that always stay
+        head_reduction reduction = head_reduction::sum; ///< how rows are folded; docs/engines/llama-cpp.md
 
         [[nodiscard]] token_range range() const { return candidates(protect, tokens); } ///< the candidates
         /// Candidates that stay.
