@@ -8,6 +8,7 @@
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/allocate/row_profile.hpp>
 #include <kvtrim/allocate/whole_pages.hpp>
+#include <kvtrim/cache/cell_mirror.hpp>
 #include <kvtrim/cache/filled.hpp>
 #include <kvtrim/cache/ggml_rows.hpp>
 #include <kvtrim/cache/ggml_tensor_rows.hpp>

@@ -3,9 +3,11 @@
 
 #include <kvtrim/compact/shared_cells.hpp>
 
+#include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/rerank/shared.hpp>
 
 #include "compact/random_cache.hpp"
+#include "support/random_layer.hpp"
 #include "support/random_scores.hpp"
 
 #include <map>
@@ -390,6 +392,58 @@ TEST_CASE("cell_scores: layer after layer gives what shared gives for the rows o
         CAPTURE(round, columns, layers, heads, budget, reduction);
         CHECK(int32s(plan.row(0).begin(), plan.row(0).end()) == expected);
     }
+}
+
+TEST_CASE("cell_scores: selected tokens, marked by infinity, are refused where scores are folded, and "
+          "counted by votes",
+          "[compact]") {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    for (const auto reduction : {head_reduction::sum, head_reduction::maximum, head_reduction::votes}) {
+        const cell_scores::request request{
+            .tokens = 5, .kept_tokens = 3, .protect = {.window_tokens = 1}, .reduction = reduction};
+        growing_workspace memory;
+        workspace scratch = memory.of_bytes(request.workspace_bytes());
+        cell_scores cells(request, scratch);
+        score_memory scored({{1, 2, 3, 4}}), selected({{infinity, 2, infinity, 1}});
+        CHECK(cells.add(scored.importance_rows()).ok());
+        const bool counts = reduction == head_reduction::votes;
+        CHECK(cells.add(selected.importance_rows()).code() == (counts ? errc::ok : errc::invalid_parameter));
+        keep_plan plan;
+        REQUIRE(cells.plan(plan).ok());
+        const int32s kept(plan.row(0).begin(), plan.row(0).end());
+        CHECK(kept == (counts ? int32s{0, 2, 4} : int32s{2, 3, 4}));
+    }
+}
+
+TEST_CASE("cell_scores: a policy's layers are added by what its scorer gives, before any selection",
+          "[compact]") {
+    const protection protect{.sink_tokens = 2, .window_tokens = 8};
+    const cell_scores::request request{
+        .tokens = 60, .kept_tokens = 20, .protect = protect, .reduction = head_reduction::sum};
+    growing_workspace own, other, memory;
+    workspace scratch = own.of_bytes(request.workspace_bytes()),
+              again = other.of_bytes(request.workspace_bytes());
+    cell_scores by_policy(request, scratch), by_hand(request, again);
+    const attention_options attention{.scale = 0.3f};
+    for (std::uint64_t l = 0; l < 3; ++l) {
+        const support::layer_data data = support::random_layer({.tokens = 60}, l);
+        REQUIRE(by_policy.add(criticalkv(), data.inputs(), attention, memory).ok());
+        score_table table;
+        REQUIRE(criticalkv()
+                    .score(data.inputs(), {.budget = {}, .protect = protect, .attention = attention}, table,
+                           memory)
+                    .ok());
+        REQUIRE(by_hand.add(table.scores().importance_rows()).ok());
+    }
+    keep_plan got, expected;
+    REQUIRE(by_policy.plan(got).ok());
+    REQUIRE(by_hand.plan(expected).ok());
+    CHECK(got == expected);
+
+    const support::layer_data other_length = support::random_layer({.tokens = 61}, 1);
+    CHECK(by_policy.add(criticalkv(), other_length.inputs(), attention, memory).code() == errc::rows_differ);
+    CHECK(by_policy.add(criticalkv(), other_length.inputs(), {.scale = -1}, memory).code() ==
+          errc::invalid_parameter);
 }
 
 TEST_CASE("cell_scores: bad input is named, rows of another length and a small workspace add nothing",

@@ -3,10 +3,8 @@
 #pragma once
 
 // Caches whose cell holds one token for all heads and layers (llama.cpp): one token set from the scores of all
-// layers, and the position ranges that the engine removes and shifts.
+// layers (compact/cell_scores.hpp), and the position ranges that the engine removes and shifts.
 //
-//   cell_scores           folds the rows of layer after layer (sum, maximum or votes: rerank/row_fold.hpp); plan() keeps
-//                         the best
 //   keep_whole_positions  the same plan, and all cells that share a position with one that stays
 //   edit_cells            remove(token_range)      arguments of seq_rm(sequence, begin, end): as few as possible, ascending
 //                         shift(position_shift)    arguments of seq_add(sequence, begin, end, delta): one per run of
@@ -27,103 +25,12 @@
 // Shifts rotate keys: llama.cpp refuses them for M-RoPE; cells that other sequences share are shifted
 // for those too.
 //
-// Cost: linear in tokens; a fold per row. Workspace of cell_scores: rerank/row_fold.hpp.
+// Cost: linear in tokens.
 
+#include <kvtrim/compact/cell_scores.hpp>
 #include <kvtrim/compact/project_to_shared.hpp>
-#include <kvtrim/rerank/row_fold.hpp>
 
 namespace kvtrim {
-
-/// Folds the scores of all layers into one token set for all heads and layers.
-class cell_scores {
-  public:
-    /// What is asked of all layers: of `tokens` cells `kept_tokens` stay, protected ones included.
-    struct request {
-        index_t tokens = 0;                               ///< cells of the sequence
-        index_t kept_tokens = 0;                          ///< cells that stay
-        protection protect = {};                          ///< tokens that always stay
-        head_reduction reduction = head_reduction::votes; ///< how rows are folded
-
-        [[nodiscard]] token_range range() const { return candidates(protect, tokens); } ///< the candidates
-        /// Candidates that stay.
-        [[nodiscard]] index_t budget() const {
-            return std::min(kept_tokens, tokens) - tokens + range().size();
-        }
-
-        /// Returns budget_zero, budget_below_protection (needed: tokens), invalid_parameter for negative numbers,
-        /// index_overflow.
-        [[nodiscard]] status validate() const {
-            const protection& p = protect;
-            if (tokens < 0 || p.sink_tokens < 0 || p.pinned_tokens < 0 || p.window_tokens < 0 ||
-                p.rollback_tokens < 0) {
-                return {errc::invalid_parameter, "cell_scores: token counts must not be negative"};
-            }
-            if (tokens > std::numeric_limits<keep_plan::table_index>::max()) {
-                return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens", tokens};
-            }
-            if (kept_tokens <= 0) { return {errc::budget_zero, "the budget must be at least one token"}; }
-            if (budget() < 0) {
-                return {errc::budget_below_protection, "the protected tokens alone exceed the budget",
-                        tokens - range().size()};
-            }
-            return {};
-        }
-        /// Bytes of workspace; 0 for what validate() refuses.
-        [[nodiscard]] index_t workspace_bytes() const {
-            if (!validate().ok()) { return 0; }
-            workspace counting = workspace::counting();
-            static_cast<void>(cell_scores(*this, counting));
-            return counting.needed_bytes();
-        }
-    };
-
-    /// Takes its scratch from `memory`, which must stay valid and taken until plan() returns. Of a request that is not
-    /// valid, or with too little memory, every call answers why.
-    cell_scores(const request& asked, workspace& memory)
-        : status_(asked.validate()), asked_(status_.ok() ? asked : request{}),
-          fold_(asked_.reduction, asked_.range().size(), memory) {
-        if (status_.ok() && !memory.fits()) { status_ = memory.too_small(); }
-        if (status_.ok()) { fold_.begin(); }
-    }
-
-    [[nodiscard]] status validate() const { return status_; } ///< why it is not valid, or ok
-
-    /// Adds the importance rows of one layer, as a scorer writes them: one per KV head, a column per candidate.
-    /// Returns rows_differ or invalid_table, with nothing added, or what validate() says.
-    [[nodiscard]] status add(const score_rows& layer) {
-        if (!status_.ok()) { return status_; }
-        if (const status s = kvtrim::validate(layer); !s.ok()) { return s; }
-        for (index_t r = 0; r < layer.rows(); ++r) {
-            if (layer.length(r) != asked_.range().size()) {
-                return {errc::rows_differ, "one token set for all heads needs rows of one length"};
-            }
-        }
-        for (index_t r = 0; r < layer.rows(); ++r) { fold_.add(layer.row(r), asked_.budget()); }
-        return {};
-    }
-
-    /// Writes a plan of one row: protected tokens and the best of the others. Returns what validate() says, with out
-    /// unchanged.
-    [[nodiscard]] status plan(keep_plan& out) const {
-        if (!status_.ok()) { return status_; }
-        const token_range range = asked_.range();
-        const index_t kept = std::min(asked_.kept_tokens, asked_.tokens);
-        if (const status s = out.reset(std::span(&kept, 1)); !s.ok()) { return s; }
-        auto next = out.writable_row(0).begin();
-        const auto keep = [&](index_t t) { *next++ = static_cast<keep_plan::table_index>(t); };
-        const auto importance = fold_.finish(asked_.budget());
-        for (index_t t = 0; t < range.begin; ++t) { keep(t); }
-        top_k_cut cut = find_top_k(importance, asked_.budget());
-        for_each_above(importance, cut, [&](index_t c) { keep(range.begin + c); });
-        for (index_t t = range.end; t < asked_.tokens; ++t) { keep(t); }
-        return {};
-    }
-
-  private:
-    status status_;
-    request asked_;
-    row_fold fold_;
-};
 
 /// Tokens at positions [begin, end) get position + delta.
 struct position_shift {

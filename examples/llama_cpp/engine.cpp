@@ -1,0 +1,135 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#include "engine.hpp"
+
+#include <algorithm>
+
+namespace llama_example {
+namespace {
+
+index_t streams_of(const llama_context_params& p) {
+    return p.kv_unified ? 1 : std::max<index_t>(p.n_seq_max, 1);
+}
+
+} // namespace
+
+engine::engine(llama_model* model, llama_context_params params, index_t window)
+    : seen_(window, streams_of(params), GGML_PAD(params.n_ctx / streams_of(params), 256)),
+      vocabulary_(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
+    if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model)) {
+        throw std::runtime_error("recurrent memory has no tokens that could be removed");
+    }
+    if (llama_model_n_swa(model) > 0) {
+        throw std::runtime_error("sliding-window layers have cells of their own, which are not mirrored");
+    }
+    params.cb_eval = see;
+    params.cb_eval_user_data = this;
+    context_ = llama_init_from_model(model, params);
+    if (context_ == nullptr) { throw std::runtime_error("llama.cpp makes no context of these parameters"); }
+    if (llama_n_ctx_seq(context_) != seen_.cells(0).cells()) {
+        throw std::runtime_error("llama.cpp made another number of cells");
+    }
+    // A shift of blocks is meant for rotated ones, and aborts where head_dim, no multiple of 64, let none be rotated.
+    const int head_dim = llama_model_n_embd(model) / llama_model_n_head(model);
+    can_shift_ =
+        llama_memory_can_shift(memory()) && (!ggml_is_quantized(params.type_k) || head_dim % 64 == 0);
+}
+
+bool engine::see(ggml_tensor* t, bool ask, void* self) {
+    engine& e = *static_cast<engine*>(self);
+    const int written = e.on_logits ? kvtrim::llama_graph::layer_of_logits(*t) : -1;
+    if (written >= 0 && !ask) { e.on_logits(written, *t); }
+    return e.seen_.see(*t, ask) || written >= 0;
+}
+
+bool engine::decode(std::span<const llama_token> tokens, llama_seq_id sequence, bool all_logits) {
+    const auto n = static_cast<std::int32_t>(tokens.size());
+    if (n == 0) { return true; }
+    seen_.begin(sequence, next_position(sequence), observes);
+    llama_batch batch = llama_batch_init(n, 0, 1);
+    batch.n_tokens = n;
+    for (std::int32_t i = 0; i < n; ++i) {
+        batch.token[i] = tokens[static_cast<std::size_t>(i)];
+        batch.pos[i] = static_cast<llama_pos>(next_position(sequence)) + i;
+        batch.n_seq_id[i] = 1;
+        batch.seq_id[i][0] = sequence;
+        batch.logits[i] = all_logits || i == n - 1;
+    }
+    const int answer = llama_decode(context_, batch);
+    llama_batch_free(batch);
+    require(seen_.validate());
+    if (answer != 0 && answer != 1) { throw std::runtime_error("llama_decode failed"); }
+    return answer == 0;
+}
+
+cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
+    if (chosen.close != kvtrim::closing::keep_positions && !can_shift_) {
+        throw std::runtime_error("llama.cpp cannot shift the positions of this cache: keep them");
+    }
+    kvtrim::cell_mirror& mirror = seen_.cells(chosen.sequence);
+    std::vector<std::int32_t> room(static_cast<std::size_t>(mirror.cells())), positions;
+    kvtrim::cell_list list;
+    require(mirror.list(chosen.sequence, room, list));
+    for (const auto c : list.cells) { positions.push_back(mirror.positions()[static_cast<std::size_t>(c)]); }
+
+    const kvtrim::cell_scores::request asked{std::ssize(positions), chosen.kept, chosen.protect, chosen.fold};
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(asked.workspace_bytes());
+    kvtrim::cell_scores all(asked, scratch);
+    const auto counts = [&](int layer) {
+        return chosen.layers.empty() ||
+               std::find(chosen.layers.begin(), chosen.layers.end(), layer) != chosen.layers.end();
+    };
+    for (const auto& [number, layer] : seen_.layers()) {
+        if (counts(number)) { require(add(all, layer, list.cells)); }
+    }
+    kvtrim::keep_plan plan;
+    require(all.plan(plan));
+
+    const auto free_cells = [&] {
+        return std::count(mirror.positions().begin(), mirror.positions().end(), -1);
+    };
+    const auto free_before = free_cells();
+    cut_report report;
+    require(kvtrim::edit_cells(
+        plan.row(0), positions, {.close = chosen.close},
+        [&](kvtrim::token_range r) { remove(chosen.sequence, r.begin, r.end), ++report.removals; },
+        [&](const kvtrim::position_shift& by) { shift(chosen.sequence, by), ++report.shifts; }));
+    if (chosen.moves_cells) { move_cells(chosen.sequence); }
+    report.freed = free_cells() - free_before;
+    return report;
+}
+
+void engine::remove(llama_seq_id sequence, index_t begin, index_t end) {
+    if (!llama_memory_seq_rm(memory(), sequence, static_cast<llama_pos>(begin),
+                             static_cast<llama_pos>(end))) {
+        throw std::runtime_error("llama.cpp cannot remove a part of this sequence");
+    }
+    require(seen_.cells(sequence).remove(sequence, begin, end));
+}
+
+void engine::shift(llama_seq_id sequence, const kvtrim::position_shift& by) {
+    llama_memory_seq_add(memory(), sequence, static_cast<llama_pos>(by.begin), static_cast<llama_pos>(by.end),
+                         static_cast<llama_pos>(by.delta));
+    require(seen_.cells(sequence).shift(sequence, by.begin, by.end, by.delta));
+}
+
+void engine::copy(llama_seq_id from, llama_seq_id to) {
+    if (!seen_.is_unified()) { throw std::runtime_error("sequences share cells in a unified cache only"); }
+    require(seen_.cells(from).copy(from, to));
+    llama_memory_seq_cp(memory(), from, to, -1, -1);
+}
+
+void engine::move_cells(llama_seq_id sequence) {
+    kvtrim::cell_mirror moved = seen_.cells(sequence);
+    require(moved.restore(sequence)); // says whether there is room
+    std::vector<std::uint8_t> state(llama_state_seq_get_size(context_, sequence));
+    state.resize(llama_state_seq_get_data(context_, state.data(), state.size(), sequence));
+    llama_memory_seq_rm(memory(), sequence, -1, -1);
+    if (llama_state_seq_set_data(context_, state.data(), state.size(), sequence) == 0) {
+        throw std::runtime_error("llama.cpp did not restore the sequence");
+    }
+    seen_.cells(sequence) = std::move(moved);
+}
+
+} // namespace llama_example

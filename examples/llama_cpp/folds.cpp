@@ -1,0 +1,398 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// What one token set for all layers and heads costs, by the scores and by how they are folded, beside what sets per layer, per
+// (layer, head), and rows that compete would give: these are emulated, by hiding cells before each softmax.
+// KL(full cache || cut cache) of the text behind a prompt: docs/engines/llama-cpp.md.
+
+#include "engine.hpp"
+#include "words.hpp"
+
+#include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/criticalkv.hpp>
+#include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/replay.hpp>
+#include <kvtrim/policy/snapkv.hpp>
+
+#include <CLI/CLI.hpp>
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace {
+
+using namespace llama_example;
+using kvtrim::index_t;
+
+constexpr index_t window = 32, sinks = 4, nearest = 64;
+const kvtrim::protection protect{.sink_tokens = sinks, .window_tokens = window};
+
+using row = std::vector<float>;                  // of candidates
+using row_table = std::vector<std::vector<row>>; // [layer][head]
+using marks = std::vector<bool>;                 // of candidates, those that stay
+using mark_table = std::vector<std::vector<marks>>;
+
+// ---- Scores ----
+
+// The newest queries of all that were seen.
+struct newest {
+    std::vector<float> values;
+    index_t heads, head_dim;
+
+    explicit newest(const kvtrim::recent_queries<float>& all)
+        : heads(all.q_heads()), head_dim(all.head_dim()) {
+        values.resize(static_cast<std::size_t>(heads * window * head_dim));
+        const auto from = all.view();
+        for (index_t h = 0; h < heads; ++h) {
+            kvtrim::load_rows(from, h, from.extent(1) - window, window,
+                              values.data() + h * window * head_dim);
+        }
+    }
+    [[nodiscard]] kvtrim::strided<const float, 3> view() const {
+        return {values.data(), {heads, window, head_dim}};
+    }
+};
+
+class scores_of_prompt {
+  public:
+    scores_of_prompt(const kvtrim::llama_graph& seen, std::span<const std::int32_t> cells)
+        : seen_(seen), cells_(cells) {}
+
+    template <class Policy>
+    row_table by(const Policy& policy) {
+        row_table all;
+        for (const auto& [number, l] : seen_.layers()) {
+            const newest queries(l.queries);
+            const auto wo = l.output_projection();
+            require(wo.validate());
+            kvtrim::score_table scores;
+            require(
+                policy.score(l.inputs(cells_).with_queries(queries.view()).with_output_projection(wo.view()),
+                             {.budget = {}, .protect = protect, .attention = l.attention}, scores, memory_));
+            all.emplace_back();
+            for (index_t g = 0; g < scores.rows(); ++g) {
+                all.back().emplace_back(scores.row(g).begin(), scores.row(g).end());
+            }
+        }
+        return all;
+    }
+
+    // What the prompt's own queries want of tokens at least `nearest` before them, by what outputs lose.
+    row_table from_afar() {
+        row_table all;
+        for (const auto& [number, l] : seen_.layers()) {
+            const auto wo = l.output_projection();
+            require(wo.validate());
+            const auto in = l.inputs(cells_).with_output_projection(wo.view());
+            kvtrim::replay_scores scores(in.keys, kvtrim::token_loss::output_square_sum);
+            require(scores.add_own(in, l.attention, nearest, memory_));
+            kvtrim::score_table table;
+            const auto policy = kvtrim::eviction_policy{kvtrim::replayed{nearest}, kvtrim::uniform{},
+                                                        kvtrim::by_importance{}};
+            require(policy.score(scores, {.budget = {}, .protect = protect}, table, memory_));
+            all.emplace_back();
+            for (index_t g = 0; g < table.rows(); ++g) {
+                all.back().emplace_back(table.row(g).begin(), table.row(g).end());
+            }
+        }
+        return all;
+    }
+
+  private:
+    const kvtrim::llama_graph& seen_;
+    std::span<const std::int32_t> cells_;
+    kvtrim::growing_workspace memory_;
+};
+
+// ---- Folds ----
+
+marks best_of(const std::vector<double>& score, std::size_t budget) {
+    std::vector<std::size_t> order(score.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return score[a] > score[b]; });
+    marks stays(score.size());
+    for (std::size_t i = 0; i < budget; ++i) { stays[order[i]] = true; }
+    return stays;
+}
+
+double total(const std::vector<row>& rows) {
+    double sum = 0;
+    for (const row& r : rows) {
+        sum = std::accumulate(r.begin(), r.end(), sum,
+                              [](double s, float x) { return s + static_cast<double>(x); });
+    }
+    return sum;
+}
+
+enum class unit { as_is, per_row, per_layer };
+
+// Sum over rows of the score, or its power, in units of the row's or layer's mean.
+std::vector<double> summed(std::span<const std::vector<row>> layers, double power, unit in) {
+    std::vector<double> sum(layers[0][0].size());
+    for (const auto& heads : layers) {
+        for (const row& r : heads) {
+            const double by = in == unit::as_is ? 1 : in == unit::per_row ? total({r}) : total(heads);
+            for (std::size_t c = 0; c < r.size(); ++c) {
+                sum[c] += std::pow(static_cast<double>(r[c]) / by, power);
+            }
+        }
+    }
+    return sum;
+}
+
+std::vector<double> largest(std::span<const std::vector<row>> layers) {
+    std::vector<double> most(layers[0][0].size(), -std::numeric_limits<double>::infinity());
+    for (const auto& heads : layers) {
+        for (const row& r : heads) {
+            for (std::size_t c = 0; c < r.size(); ++c) {
+                most[c] = std::max(most[c], static_cast<double>(r[c]));
+            }
+        }
+    }
+    return most;
+}
+
+mark_table same_for_all(const row_table& like, const marks& set) {
+    return {like.size(), std::vector<marks>(like[0].size(), set)};
+}
+
+// The best rows x budget of all rows together.
+mark_table competing(const row_table& scores, std::size_t budget) {
+    std::vector<float> all;
+    for (const auto& heads : scores) {
+        for (const row& r : heads) { all.insert(all.end(), r.begin(), r.end()); }
+    }
+    const std::size_t kept = scores.size() * scores[0].size() * budget;
+    if (kept >= all.size()) { return same_for_all(scores, marks(scores[0][0].size(), true)); }
+    std::nth_element(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(kept), all.end(),
+                     std::greater<>{});
+    mark_table stays(scores.size());
+    for (std::size_t l = 0; l < scores.size(); ++l) {
+        for (const row& r : scores[l]) {
+            marks m(r.size());
+            for (std::size_t c = 0; c < r.size(); ++c) { m[c] = r[c] > all[kept]; }
+            stays[l].push_back(std::move(m));
+        }
+    }
+    return stays;
+}
+
+// Rows that keep a token; of equally many the larger sum.
+std::vector<double> votes(const row_table& scores, const mark_table& stays) {
+    std::vector<double> count = summed(scores, 1, unit::per_row);
+    const double most = *std::max_element(count.begin(), count.end());
+    for (double& c : count) { c /= 2 * most; }
+    for (const auto& heads : stays) {
+        for (const marks& m : heads) {
+            for (std::size_t c = 0; c < m.size(); ++c) { count[c] += m[c] ? 1 : 0; }
+        }
+    }
+    return count;
+}
+
+mark_table best_of_each(const row_table& scores, std::size_t budget) {
+    mark_table stays;
+    for (const auto& heads : scores) {
+        stays.emplace_back();
+        for (const row& r : heads) { stays.back().push_back(best_of({r.begin(), r.end()}, budget)); }
+    }
+    return stays;
+}
+
+mark_table set_per_layer(const row_table& scores, std::size_t budget, double power) {
+    mark_table stays;
+    for (const auto& heads : scores) {
+        stays.emplace_back(heads.size(), best_of(summed(std::span(&heads, 1), power, unit::as_is), budget));
+    }
+    return stays;
+}
+
+// ---- Measuring ----
+
+struct outcome {
+    std::string name;
+    std::vector<double> kl; // by share kept
+};
+
+class measurer {
+  public:
+    measurer(engine& e, const std::vector<llama_token>& next, const std::vector<std::int32_t>& cells)
+        : engine_(e), next_(next), cells_(cells), begin_(e.next_position()) {
+        engine_.observes = false;
+        decode([&](std::size_t, std::vector<float> log_p) { full_.push_back(std::move(log_p)); });
+    }
+    ~measurer() {
+        engine_.on_logits = nullptr;
+        engine_.observes = true;
+    }
+    measurer(const measurer&) = delete;
+    measurer& operator=(const measurer&) = delete;
+
+    double operator()(const mark_table& stays) {
+        engine_.on_logits = [&](int l, ggml_tensor& logits) {
+            const auto& heads = stays[static_cast<std::size_t>(l)];
+            const index_t group = logits.ne[2] / std::ssize(heads);
+            for (index_t h = 0; h < logits.ne[2]; ++h) {
+                const marks& m = heads[static_cast<std::size_t>(h / group)];
+                for (index_t q = 0; q < logits.ne[1]; ++q) {
+                    float* at = static_cast<float*>(logits.data) + (h * logits.ne[1] + q) * logits.ne[0];
+                    for (std::size_t c = 0; c < m.size(); ++c) {
+                        if (!m[c]) { at[cells_[c + sinks]] = -std::numeric_limits<float>::infinity(); }
+                    }
+                }
+            }
+        };
+        double sum = 0;
+        decode([&](std::size_t i, const std::vector<float>& log_q) { sum += divergence(full_[i], log_q); });
+        return sum / static_cast<double>(next_.size());
+    }
+
+  private:
+    template <class Fn>
+    void decode(Fn&& fn) {
+        if (!engine_.decode(next_, 0, true)) { throw std::runtime_error("too few cells"); }
+        for (std::size_t i = 0; i < next_.size(); ++i) {
+            fn(i, log_probabilities(engine_.logits(static_cast<std::int32_t>(i))));
+        }
+        engine_.remove(0, begin_);
+    }
+
+    engine& engine_;
+    const std::vector<llama_token>& next_;
+    const std::vector<std::int32_t>& cells_;
+    index_t begin_;
+    std::vector<std::vector<float>> full_;
+};
+
+// All ways to choose at one share.
+void measure(measurer& kl, scores_of_prompt& prompt, index_t tokens, std::span<const double> keep,
+             std::vector<outcome>& out) {
+    std::size_t next = 0;
+    const auto candidates = static_cast<std::size_t>(kvtrim::candidates(protect, tokens).size());
+    const auto budget_of = [&](double share) {
+        return static_cast<std::size_t>(kvtrim::kept_tokens(tokens, share)) -
+               (static_cast<std::size_t>(tokens) - candidates);
+    };
+    const auto add = [&](const std::string& name, const auto& stays_at) {
+        if (next == out.size()) { out.push_back({name, std::vector<double>(keep.size())}); }
+        fmt::print(stderr, "{:52}", name);
+        for (std::size_t k = 0; k < keep.size(); ++k) {
+            const double x = kl(stays_at(budget_of(keep[k])));
+            out[next].kl[k] += x;
+            fmt::print(stderr, "{:>11.4f}", x);
+        }
+        fmt::print(stderr, "\n");
+        ++next;
+    };
+    const auto add_one_set = [&](const std::string& name, const row_table& rows,
+                                 const std::vector<double>& fold) {
+        add(name + " | one set",
+            [&](std::size_t budget) { return same_for_all(rows, best_of(fold, budget)); });
+    };
+    const auto add_more_sets = [&](const std::string& name, const row_table& rows, double power) {
+        add(name + " | a set per layer",
+            [&](std::size_t budget) { return set_per_layer(rows, budget, power); });
+        add(name + " | a set per row", [&](std::size_t budget) { return best_of_each(rows, budget); });
+        add(name + " | all rows compete", [&](std::size_t budget) { return competing(rows, budget); });
+    };
+    using enum unit;
+    const std::size_t fifth = budget_of(0.2);
+
+    const row_table critical = prompt.by(kvtrim::criticalkv());
+    add_one_set("criticalkv, sum", critical, summed(critical, 1, as_is));
+    const row_table defensive = prompt.by(kvtrim::defensivekv());
+    add_one_set("layer_defensivekv 0, votes at 20 %", defensive,
+                votes(defensive, competing(defensive, fifth)));
+    const row_table mean = prompt.by(kvtrim::snapkv());
+    add_one_set("snapkv, sum", mean, summed(mean, 1, as_is));
+    const row_table recent = prompt.by(kvtrim::streaming_llm());
+    add_one_set("streaming_llm", recent, summed(recent, 1, as_is));
+    const row_table drop = prompt.by(kvtrim::dropkv());
+    add_one_set("dropkv, sum", drop, summed(drop, 1, as_is));
+    add_one_set("dropkv, sum of squares", drop, summed(drop, 2, as_is));
+    add_one_set("dropkv, sum of layers' shares", drop, summed(drop, 1, per_layer));
+    const row_table afar = prompt.from_afar();
+    add_one_set("afar, sum", afar, summed(afar, 1, as_is));
+    add_one_set("afar, sum of layers' shares", afar, summed(afar, 1, per_layer));
+    add_one_set("afar, votes of all rows at 20 %", afar, votes(afar, competing(afar, fifth)));
+    add_more_sets("defensivekv", defensive, 1);
+    add_one_set("snapkv, largest", mean, largest(mean));
+    const row_table random = prompt.by(kvtrim::random());
+    add_one_set("random", random, summed(std::span(random).first(1), 1, as_is));
+    add_more_sets("afar", afar, 1);
+    add_one_set("defensivekv, sum", defensive, summed(defensive, 1, as_is));
+    const row_table worst =
+        prompt.by(kvtrim::eviction_policy{kvtrim::window_attention<kvtrim::worst_case_attention>{},
+                                          kvtrim::uniform{}, kvtrim::by_importance{}});
+    add_one_set("worst-case attention, sum", worst, summed(worst, 1, as_is));
+    add_one_set("snapkv, votes at 20 %", mean, votes(mean, best_of_each(mean, fifth)));
+    add_one_set("defensivekv, votes at 20 %", defensive, votes(defensive, best_of_each(defensive, fifth)));
+    add_one_set("criticalkv, sum of layers' shares", critical, summed(critical, 1, per_layer));
+    add_one_set("criticalkv, sum of squares", critical, summed(critical, 2, as_is));
+    add_one_set("dropkv, sum of roots", drop, summed(drop, 0.5, as_is));
+    add_one_set("afar, sum of squares", afar, summed(afar, 2, as_is));
+    add_one_set("afar, sum of roots", afar, summed(afar, 0.5, as_is));
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    std::string model;
+    std::vector<std::string> files;
+    std::vector<double> keep{0.5, 0.2};
+    index_t tokens = 1024, next = 256, texts = 3, first = 0;
+    CLI::App app{"One token set for all layers: what scores and folds cost, and what more sets would give"};
+    app.add_option("-m,--model", model)->required()->check(CLI::ExistingFile);
+    app.add_option("-f,--file", files, "texts, by turns")->required()->check(CLI::ExistingFile);
+    app.add_option("--keep", keep, "shares that stay")->delimiter(',');
+    app.add_option("--tokens", tokens, "of the prompt")->check(CLI::PositiveNumber)->capture_default_str();
+    app.add_option("--next", next, "tokens that are predicted")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--texts", texts)->check(CLI::PositiveNumber)->capture_default_str();
+    app.add_option("--first", first, "number of the first text")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    CLI11_PARSE(app, argc, argv);
+    try {
+        const language_model words(model);
+        std::vector<outcome> out;
+        for (index_t i = first; i < first + texts; ++i) {
+            const std::string text = read_text(files[static_cast<std::size_t>(i) % files.size()]);
+            const std::size_t begin =
+                static_cast<std::size_t>(i) / files.size() * static_cast<std::size_t>(tokens + next) * 8;
+            if (begin >= text.size()) { throw std::runtime_error("the text is too short"); }
+            auto all = words.tokens(
+                std::string_view(text).substr(begin, static_cast<std::size_t>(tokens + next) * 8), true);
+            if (std::ssize(all) < tokens + next) { throw std::runtime_error("the text is too short"); }
+            all.resize(static_cast<std::size_t>(tokens + next));
+            const std::vector<llama_token> behind(all.end() - next, all.end());
+            all.resize(static_cast<std::size_t>(tokens));
+
+            engine e(words.model.get(),
+                     context_params(static_cast<std::uint32_t>(tokens + next), "f16", "f16", false), tokens);
+            if (!e.decode(all)) { throw std::runtime_error("too few cells"); }
+            std::vector<std::int32_t> room(static_cast<std::size_t>(e.seen().cells(0).cells()));
+            kvtrim::cell_list list;
+            require(e.seen().cells(0).list(0, room, list));
+            const std::vector<std::int32_t> cells(list.cells.begin(), list.cells.end());
+            scores_of_prompt prompt(e.seen(), cells);
+            measurer kl(e, behind, cells);
+            measure(kl, prompt, tokens, keep, out);
+        }
+        fmt::print("KL(full || cut), mean over {} texts of {} + {} tokens\n{:52}", texts, tokens, next, "");
+        for (const double k : keep) { fmt::print("{:>9.0f} %", 100 * k); }
+        for (const outcome& o : out) {
+            fmt::print("\n{:52}", o.name);
+            for (const double x : o.kl) { fmt::print("{:>11.4f}", x / static_cast<double>(texts)); }
+        }
+        fmt::print("\n");
+        return 0;
+    } catch (const std::exception& error) {
+        fmt::print(stderr, "kvtrim-llama-folds: {}\n", error.what());
+        return 1;
+    }
+}
