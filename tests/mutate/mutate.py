@@ -77,6 +77,10 @@ def compile_time_spans(text):
     """Places that are constant expressions or types by their form."""
     spans = []
     for m in re.finditer(r"\bstatic_assert\s*\(|\bif constexpr\s*\(|\brequires\s*\(|\bdecltype\s*\(|\bnoexcept\s*\(", text):
+        end = closing(text, m.end() - 1)
+        body = re.compile(r"\)\s*\{").match(text, end)
+        spans.append((m.start(), closing(text, body.end() - 1) if body and m.group().startswith("requires") else end))
+    for m in re.finditer(r"\brequires\s*\{", text):
         spans.append((m.start(), closing(text, m.end() - 1)))
     for m in re.finditer(r"\bconcept\b[^;]*;|\btemplate\s*<[^\n]*|\brequires\s[^({;]*|\b(?:using|typedef)\b[^;]*;|\boperator\b[^\n]*"
                          r"|\bstatic constexpr\b[^;{]*;|\binline constexpr\b[^;{]*;|\bcase\b[^:]*:", text):
@@ -248,16 +252,16 @@ def is_current(out):
 def build(headers, skipped, compiler):
     """Compiles until no mutant stands where it does not compile. Returns all mutants that are in the program."""
     while True:
-        mutants, places = [], {}
+        mutants, places, number = [], {}, 0
         for name in headers:
             kept = []
             for site, own in mutants_of(ROOT / "include/kvtrim" / name, name):
-                if (name, text_line(name, site)) in skipped:
-                    continue
-                for mutant in own:
-                    mutant.id = len(mutants) + 1
-                    mutants.append(mutant)
-                kept.append((site, own))
+                for mutant in own: # counted where it is left out too: all others keep their numbers
+                    number += 1
+                    mutant.id = number
+                if (name, text_line(name, site)) not in skipped:
+                    mutants += own
+                    kept.append((site, own))
             places[name] = kept
             instrument(ROOT / "include/kvtrim" / name, kept, BUILD / "include/kvtrim" / name)
         bad = set()
