@@ -32,12 +32,14 @@ struct sequence {
     index_t heads, group, tokens, queries, dim;
 
     explicit sequence(fuzz::input& in)
-        : heads(in.between(0, 3)), group(in.between(1, 2)), tokens(in.between(0, 40)), queries(in.between(0, 6)), dim(in.between(1, 5)) {
+        : heads(in.between(0, 3)), group(in.between(1, 2)), tokens(in.between(0, 40)),
+          queries(in.between(0, 6)), dim(in.between(1, 5)) {
         k = fuzz::values(in, heads * tokens * dim);
         q = fuzz::values(in, heads * group * queries * dim);
     }
     [[nodiscard]] auto inputs() const {
-        return layer(view(k.data(), {heads, tokens, dim})).with_queries(view(q.data(), {heads * group, queries, dim}));
+        return layer(view(k.data(), {heads, tokens, dim}))
+            .with_queries(view(q.data(), {heads * group, queries, dim}));
     }
 };
 using inputs = decltype(std::declval<const sequence&>().inputs());
@@ -94,7 +96,8 @@ void run(fuzz::input& in) {
         } else if (kind[i] == 1) {
             items.emplace_back(second, all[i], requests[i], plans[i]);
         } else {
-            items.emplace_back(third, std::span<const inputs>(&all[i], 1), requests[i], std::span(&plans[i], 1));
+            items.emplace_back(third, std::span<const inputs>(&all[i], 1), requests[i],
+                               std::span(&plans[i], 1));
         }
     }
     const backwards ex{in.between(1, 4)};
@@ -107,7 +110,8 @@ void run(fuzz::input& in) {
     }
     if (in.chance(32)) {
         std::vector<status> more(n + 1);
-        FUZZ_CHECK(plan_batch(std::span<const batch_item>(items), std::span(more), memory, ex).code() == errc::invalid_parameter);
+        FUZZ_CHECK(plan_batch(std::span<const batch_item>(items), std::span(more), memory, ex).code() ==
+                   errc::invalid_parameter);
     }
     const status s = plan_batch(std::span<const batch_item>(items), std::span(answers), memory, ex);
     bool all_ok = true;
@@ -121,7 +125,8 @@ void run(fuzz::input& in) {
     // The same policy for all.
     std::vector<keep_plan> alike(n, made_before());
     std::vector<status> answers_alike(n);
-    static_cast<void>(plan_batch(first, std::span<const inputs>(all), std::span<const eviction_request>(requests), std::span(alike),
+    static_cast<void>(plan_batch(first, std::span<const inputs>(all),
+                                 std::span<const eviction_request>(requests), std::span(alike),
                                  std::span(answers_alike), memory, ex));
     for (std::size_t i = 0; i < n; ++i) {
         if (kind[i] == 0) { FUZZ_CHECK(alike[i] == expected[i] && answers_alike[i] == answers_expected[i]); }

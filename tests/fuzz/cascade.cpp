@@ -18,14 +18,17 @@ using namespace kvtrim;
 namespace {
 
 // Whether a ranks above b: as the library ranks scores, NaN below all.
-std::uint32_t rank_of(float score) { return ordered_bits(score); }
+std::uint32_t rank_of(float score) {
+    return ordered_bits(score);
+}
 
 struct row {
     std::vector<float> scores;
     std::vector<std::int32_t> held; // columns, as the plans leave them
 };
 
-std::vector<std::vector<std::int32_t>> best_of(const std::vector<row>& rows, index_t total, index_t safeguard) {
+std::vector<std::vector<std::int32_t>> best_of(const std::vector<row>& rows, index_t total,
+                                               index_t safeguard) {
     std::vector<std::vector<std::int32_t>> kept(rows.size());
     std::vector<std::tuple<std::int64_t, std::size_t, std::int32_t>> others; // ascending: best first
     for (std::size_t r = 0; r < rows.size(); ++r) {
@@ -104,7 +107,9 @@ void run(fuzz::input& in) {
                 for (std::size_t i = 0; i < kept.size(); ++i) {
                     FUZZ_CHECK(kept[i] >= 0 && kept[i] < tokens && (i == 0 || kept[i] > kept[i - 1]));
                     const index_t c = kept[i] - prefix;
-                    if (c >= 0 && c < std::ssize(r.held)) { held.push_back(r.held[static_cast<std::size_t>(c)]); }
+                    if (c >= 0 && c < std::ssize(r.held)) {
+                        held.push_back(r.held[static_cast<std::size_t>(c)]);
+                    }
                 }
                 FUZZ_CHECK(std::ssize(held) + prefix + suffix == std::ssize(kept)); // protected ones all stay
                 FUZZ_CHECK(cascade.changed(k) || held == r.held);

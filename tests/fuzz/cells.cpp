@@ -23,7 +23,8 @@ using int32s = std::vector<std::int32_t>;
 
 void fold(fuzz::input& in) {
     const index_t tokens = in.between(0, 30), layers = in.between(0, 4), heads = in.between(1, 3);
-    constexpr head_reduction reductions[] = {head_reduction::sum, head_reduction::maximum, head_reduction::votes};
+    constexpr head_reduction reductions[] = {head_reduction::sum, head_reduction::maximum,
+                                             head_reduction::votes};
     const cell_scores::request asked{in.hostile(tokens, 8),
                                      in.hostile(in.between(0, 31), 8),
                                      {.sink_tokens = in.hostile(in.between(0, 4), 8),
@@ -53,7 +54,9 @@ void fold(fuzz::input& in) {
     FUZZ_CHECK(plan.check_invariants([&](index_t) { return asked.tokens; }));
     const std::set<std::int32_t> held(plan.kept().begin(), plan.kept().end());
     for (index_t t = 0; t < asked.tokens; ++t) {
-        if (t < asked.range().begin || t >= asked.range().end) { FUZZ_CHECK(held.count(static_cast<std::int32_t>(t)) == 1); }
+        if (t < asked.range().begin || t >= asked.range().end) {
+            FUZZ_CHECK(held.count(static_cast<std::int32_t>(t)) == 1);
+        }
     }
 }
 
@@ -71,20 +74,26 @@ void edit(fuzz::input& in) {
         if ((s.bits() >> 20) % 256 <= share) { kept.push_back(static_cast<std::int32_t>(c)); }
     }
     if (!kept.empty() && in.chance(8)) { kept[0] = in.number<std::int32_t>(); }
-    constexpr closing closings[] = {closing::keep_positions, closing::towards_first, closing::towards_horizon};
-    const cell_edit_options options{in.chance(128) ? std::numeric_limits<index_t>::max() : in.hostile(in.between(0, 40)), in.one_of(closings)};
+    constexpr closing closings[] = {closing::keep_positions, closing::towards_first,
+                                    closing::towards_horizon};
+    const cell_edit_options options{in.chance(128) ? std::numeric_limits<index_t>::max()
+                                                   : in.hostile(in.between(0, 40)),
+                                    in.one_of(closings)};
 
     std::vector<token_range> removed;
     std::vector<position_shift> shifts;
     cell_edit_report report{-1, -1};
     const status answer = edit_cells(
-        std::span<const keep_plan::table_index>(kept), positions, options, [&](token_range r) { removed.push_back(r); },
-        [&](position_shift m) { shifts.push_back(m); }, &report);
+        std::span<const keep_plan::table_index>(kept), positions, options,
+        [&](token_range r) { removed.push_back(r); }, [&](position_shift m) { shifts.push_back(m); },
+        &report);
 
-    const bool sorted = std::is_sorted(positions.begin(), positions.end()) && (positions.empty() || positions.front() >= 0);
+    const bool sorted =
+        std::is_sorted(positions.begin(), positions.end()) && (positions.empty() || positions.front() >= 0);
     bool kept_fits = true;
     for (std::size_t i = 0; i < kept.size(); ++i) {
-        kept_fits = kept_fits && kept[i] >= 0 && kept[i] < std::ssize(positions) && (i == 0 || kept[i] > kept[i - 1]);
+        kept_fits =
+            kept_fits && kept[i] >= 0 && kept[i] < std::ssize(positions) && (i == 0 || kept[i] > kept[i - 1]);
     }
     std::set<std::int32_t> staying; // positions
     if (kept_fits) {
@@ -105,19 +114,23 @@ void edit(fuzz::input& in) {
     if (!answer.ok()) {
         FUZZ_CHECK(removed.empty() && shifts.empty() && report.kept_cells == -1);
         bool removes_behind = false;
-        for (const auto p : positions) { removes_behind = removes_behind || (p >= options.horizon && staying.count(p) == 0); }
+        for (const auto p : positions) {
+            removes_behind = removes_behind || (p >= options.horizon && staying.count(p) == 0);
+        }
         FUZZ_CHECK(!sorted || !kept_fits || removes_behind || options.close == closing::towards_first);
         return;
     }
     FUZZ_CHECK(sorted && kept_fits);
-    FUZZ_CHECK(report.kept_cells == std::ssize(expected) && report.shared_cells == std::ssize(expected) - std::ssize(kept));
+    FUZZ_CHECK(report.kept_cells == std::ssize(expected) &&
+               report.shared_cells == std::ssize(expected) - std::ssize(kept));
 
     // The engine's side.
     std::vector<std::pair<index_t, index_t>> cells; // cell, position
     for (std::size_t c = 0; c < positions.size(); ++c) { cells.emplace_back(c, positions[c]); }
     for (std::size_t i = 0; i < removed.size(); ++i) {
         FUZZ_CHECK(removed[i].size() > 0 && (i == 0 || removed[i].begin >= removed[i - 1].end));
-        std::erase_if(cells, [&](const auto& c) { return c.second >= removed[i].begin && c.second < removed[i].end; });
+        std::erase_if(
+            cells, [&](const auto& c) { return c.second >= removed[i].begin && c.second < removed[i].end; });
     }
     FUZZ_CHECK(cells.size() == expected.size());
     const auto remaining = cells;
@@ -144,7 +157,9 @@ void edit(fuzz::input& in) {
     // Where each position is that of one cell, closing leaves no gap.
     std::set<std::int32_t> distinct(positions.begin(), positions.end());
     if (distinct.size() == positions.size() && options.close == closing::towards_first) {
-        for (std::size_t i = 1; i < cells.size(); ++i) { FUZZ_CHECK(cells[i].second == cells[i - 1].second + 1); }
+        for (std::size_t i = 1; i < cells.size(); ++i) {
+            FUZZ_CHECK(cells[i].second == cells[i - 1].second + 1);
+        }
     }
 }
 

@@ -34,9 +34,9 @@ struct tensor {
     [[nodiscard]] std::pair<index_t, int> place(index_t h, index_t t, index_t d) const {
         const index_t e = in_row ? h * extents[2] + d : d;
         const index_t at = first + t * strides[1] + (in_row ? 0 : h * strides[0]);
-        return format.elements == 1
-                   ? std::pair{at + (in_row ? e * format.bytes : d * strides[2]), 0}
-                   : std::pair{at + e / format.elements * format.bytes, static_cast<int>(e % format.elements)};
+        return format.elements == 1 ? std::pair{at + (in_row ? e * format.bytes : d * strides[2]), 0}
+                                    : std::pair{at + e / format.elements * format.bytes,
+                                                static_cast<int>(e % format.elements)};
     }
     [[nodiscard]] bool lies_in_buffer() const { // every corner does
         for (int corner = 0; corner < 8; ++corner) {
@@ -63,13 +63,16 @@ float element_at(const tensor& t, const std::vector<unsigned char>& bytes, index
     return std::bit_cast<float>(bits);
 }
 
-bool same_float(float a, float b) { return (a != a && b != b) || fuzz::same_bits(a, b); }
+bool same_float(float a, float b) {
+    return (a != a && b != b) || fuzz::same_bits(a, b);
+}
 
 } // namespace
 
 void run(fuzz::input& in) {
-    constexpr oracle::ggml_format formats[] = {oracle::f32,  oracle::f16,  oracle::bf16, oracle::q4_0,  oracle::q4_1,
-                                               oracle::q5_0, oracle::q5_1, oracle::q8_0, oracle::iq4_nl};
+    constexpr oracle::ggml_format formats[] = {oracle::f32,  oracle::f16,  oracle::bf16,
+                                               oracle::q4_0, oracle::q4_1, oracle::q5_0,
+                                               oracle::q5_1, oracle::q8_0, oracle::iq4_nl};
     tensor t;
     t.format = in.one_of(formats);
     const index_t blocks = in.between(0, 3);
@@ -88,7 +91,9 @@ void run(fuzz::input& in) {
     if (t.in_row) { t.strides[1] = row + gap; }
     for (std::size_t r = 0; r < 3; ++r) {
         if (in.chance(10)) { t.extents[r] = in.hostile(t.extents[r], 255); }
-        if (in.chance(10)) { t.strides[r] = in.chance(128) ? -t.strides[r] : in.hostile(in.between(-80, 80), 64); }
+        if (in.chance(10)) {
+            t.strides[r] = in.chance(128) ? -t.strides[r] : in.hostile(in.between(-80, 80), 64);
+        }
     }
     t.first = in.chance(200) ? 0 : in.between(0, buffer_bytes - 1);
     alignas(64) static unsigned char memory[buffer_bytes];
@@ -104,7 +109,8 @@ void run(fuzz::input& in) {
         FUZZ_CHECK(rows.extent(0) == 0 && rows.extent(1) == 0 && rows.extent(2) == 0);
         return;
     }
-    FUZZ_CHECK(type == t.format.type || std::any_of(std::begin(formats), std::end(formats), [&](const auto& f) { return f.type == type; }));
+    FUZZ_CHECK(type == t.format.type || std::any_of(std::begin(formats), std::end(formats),
+                                                    [&](const auto& f) { return f.type == type; }));
     if (type != t.format.type || rows.extent(0) * rows.extent(1) * rows.extent(2) == 0) { return; }
     // Memory is promised: views that leave it are not read.
     if (t.extents[0] > 1000 || t.extents[1] > 1000 || t.extents[2] > 1000) { return; }
@@ -123,7 +129,8 @@ void run(fuzz::input& in) {
         rows.load_rows(h, 0, rows.extent(1), all.data());
         for (index_t i = 0; i < rows.extent(1); ++i) {
             for (index_t d = 0; d < rows.extent(2); ++d) {
-                FUZZ_CHECK(same_float(all[static_cast<std::size_t>(i * rows.extent(2) + d)], element_at(t, before, h, i, d)));
+                FUZZ_CHECK(same_float(all[static_cast<std::size_t>(i * rows.extent(2) + d)],
+                                      element_at(t, before, h, i, d)));
             }
         }
     }
@@ -145,19 +152,24 @@ void run(fuzz::input& in) {
         counts.push_back(std::ssize(kept[h]));
     }
     FUZZ_CHECK(plan.reset(counts).ok());
-    for (std::size_t h = 0; h < kept.size(); ++h) { std::ranges::copy(kept[h], plan.writable_row(static_cast<index_t>(h)).begin()); }
+    for (std::size_t h = 0; h < kept.size(); ++h) {
+        std::ranges::copy(kept[h], plan.writable_row(static_cast<index_t>(h)).begin());
+    }
     std::vector<float> gathered(static_cast<std::size_t>(plan.total_tokens() * rows.extent(2)));
     FUZZ_CHECK(gather(rows, plan, std::span(gathered)).ok());
     std::size_t next = 0;
     for (std::size_t h = 0; h < kept.size(); ++h) {
         for (const auto i : kept[h]) {
-            for (const float x : read(static_cast<index_t>(h), i)) { FUZZ_CHECK(same_float(x, gathered[next++])); }
+            for (const float x : read(static_cast<index_t>(h), i)) {
+                FUZZ_CHECK(same_float(x, gathered[next++]));
+            }
         }
     }
     const status answer = compact_in_place(rows, plan);
     if (!answer.ok()) {
         FUZZ_CHECK(std::equal(before.begin(), before.end(), memory));
-        const bool differs = std::any_of(kept.begin(), kept.end(), [&](const auto& k) { return k != kept[0]; });
+        const bool differs =
+            std::any_of(kept.begin(), kept.end(), [&](const auto& k) { return k != kept[0]; });
         FUZZ_CHECK((rows.heads_move_together() && differs) || answer.code() == errc::views_overlap);
         return;
     }
@@ -176,5 +188,7 @@ void run(fuzz::input& in) {
             }
         }
     }
-    for (index_t b = 0; b < buffer_bytes; ++b) { FUZZ_CHECK(row_bytes.count(b) > 0 || memory[b] == before[static_cast<std::size_t>(b)]); }
+    for (index_t b = 0; b < buffer_bytes; ++b) {
+        FUZZ_CHECK(row_bytes.count(b) > 0 || memory[b] == before[static_cast<std::size_t>(b)]);
+    }
 }

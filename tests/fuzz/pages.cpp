@@ -84,7 +84,9 @@ pool any_pool(fuzz::input& in) {
         for (auto& page : *list) { page = order[static_cast<std::size_t>(page)]; }
     }
     int32s counts(order.size());
-    for (std::size_t i = 0; i < order.size(); ++i) { counts[static_cast<std::size_t>(order[i])] = p.ref_counts[i]; }
+    for (std::size_t i = 0; i < order.size(); ++i) {
+        counts[static_cast<std::size_t>(order[i])] = p.ref_counts[i];
+    }
     p.ref_counts = counts;
     const auto fill = [&](index_t dim) {
         std::vector<float> all(static_cast<std::size_t>(p.pages * p.layout(dim).page_stride + 1));
@@ -105,8 +107,8 @@ void damage(fuzz::input& in, int32s& list) {
 }
 
 std::int32_t slot_of(const page_table& table, index_t row, index_t token, index_t page_tokens) {
-    return static_cast<std::int32_t>(table.row(row)[static_cast<std::size_t>(token / page_tokens)] * page_tokens +
-                                     token % page_tokens);
+    return static_cast<std::int32_t>(
+        table.row(row)[static_cast<std::size_t>(token / page_tokens)] * page_tokens + token % page_tokens);
 }
 
 void check_moves(fuzz::input& in, pool& p, const keep_plan& plan, const move_plan& moved, index_t heads,
@@ -134,15 +136,21 @@ void check_moves(fuzz::input& in, pool& p, const keep_plan& plan, const move_pla
             const auto old = slot_of(old_table, table_row, origins[i], p.page_tokens);
             for (index_t head = 0; head < p.heads; ++head) {
                 if (heads > 1 && head != row % heads) { continue; }
-                FUZZ_CHECK(std::equal(p.keys().row(slot, head), p.keys().row(slot, head) + p.key_dim, before.keys().row(old, head)));
-                FUZZ_CHECK(std::equal(p.values().row(slot, head), p.values().row(slot, head) + p.value_dim, before.values().row(old, head)));
+                FUZZ_CHECK(std::equal(p.keys().row(slot, head), p.keys().row(slot, head) + p.key_dim,
+                                      before.keys().row(old, head)));
+                FUZZ_CHECK(std::equal(p.values().row(slot, head), p.values().row(slot, head) + p.value_dim,
+                                      before.values().row(old, head)));
             }
         }
-        for (const slot_move m : moved.moves(row)) { written.insert(m.to / static_cast<std::int32_t>(p.page_tokens)); }
+        for (const slot_move m : moved.moves(row)) {
+            written.insert(m.to / static_cast<std::int32_t>(p.page_tokens));
+        }
     }
     int32s named = before.indices, accounted(table.indices.begin(), table.indices.end());
     named.insert(named.end(), before.free_pages.begin(), before.free_pages.begin() + moved.taken_pages());
-    for (const auto list : {moved.freed_pages(), moved.released_pages()}) { accounted.insert(accounted.end(), list.begin(), list.end()); }
+    for (const auto list : {moved.freed_pages(), moved.released_pages()}) {
+        accounted.insert(accounted.end(), list.begin(), list.end());
+    }
     std::sort(named.begin(), named.end());
     std::sort(accounted.begin(), accounted.end());
     FUZZ_CHECK(named == accounted);
@@ -151,7 +159,8 @@ void check_moves(fuzz::input& in, pool& p, const keep_plan& plan, const move_pla
         const bool is_shared = before.ref_counts[static_cast<std::size_t>(page)] > 1;
         FUZZ_CHECK(!is_shared || written.count(page) == 0);
         if (written.count(page) > 0) { continue; }
-        FUZZ_CHECK(std::equal(p.v.begin() + page * stride, p.v.begin() + (page + 1) * stride, before.v.begin() + page * stride));
+        FUZZ_CHECK(std::equal(p.v.begin() + page * stride, p.v.begin() + (page + 1) * stride,
+                              before.v.begin() + page * stride));
     }
     for (const auto page : moved.freed_pages()) {
         FUZZ_CHECK(before.ref_counts[static_cast<std::size_t>(page)] < 2);
@@ -179,19 +188,25 @@ void read_rows(fuzz::input& in, const pool& p) {
         }
     };
     const page_layout layout = p.layout(p.value_dim);
-    check(paged_rows<float>(p.v.data(), layout, table, request, p.heads, p.value_dim), [&](index_t g, index_t t) {
-        return p.v.data() + table.row(request)[static_cast<std::size_t>(t / p.page_tokens)] * layout.page_stride +
-               t % p.page_tokens * layout.token_stride + g * layout.head_stride;
-    });
+    check(paged_rows<float>(p.v.data(), layout, table, request, p.heads, p.value_dim),
+          [&](index_t g, index_t t) {
+              return p.v.data() +
+                     table.row(request)[static_cast<std::size_t>(t / p.page_tokens)] * layout.page_stride +
+                     t % p.page_tokens * layout.token_stride + g * layout.head_stride;
+          });
     const index_t of_heads = in.hostile(in.between(0, 3));
-    check(paged_head_rows<float>(p.v.data(), layout, table, request, of_heads, p.value_dim), [&](index_t g, index_t t) {
-        return p.v.data() + table.row(request * of_heads + g)[static_cast<std::size_t>(t / p.page_tokens)] * layout.page_stride +
-               t % p.page_tokens * layout.token_stride;
-    });
+    check(paged_head_rows<float>(p.v.data(), layout, table, request, of_heads, p.value_dim),
+          [&](index_t g, index_t t) {
+              return p.v.data() +
+                     table.row(request * of_heads + g)[static_cast<std::size_t>(t / p.page_tokens)] *
+                         layout.page_stride +
+                     t % p.page_tokens * layout.token_stride;
+          });
 }
 
 void write_blocks(fuzz::input& in) {
-    const index_t requests = in.between(0, 4), most_pages = in.between(0, 4), page_tokens = in.hostile(in.between(1, 5));
+    const index_t requests = in.between(0, 4), most_pages = in.between(0, 4),
+                  page_tokens = in.hostile(in.between(1, 5));
     int32s pages(static_cast<std::size_t>(requests * most_pages)), tokens(static_cast<std::size_t>(requests));
     for (auto& page : pages) { page = static_cast<std::int32_t>(in.hostile(in.between(0, 9), 4)); }
     for (auto& length : tokens) { length = static_cast<std::int32_t>(in.hostile(in.between(0, 20), 4)); }
@@ -227,8 +242,9 @@ void run(fuzz::input& in) {
         int32s* const lists[] = {&p.indptr, &p.indices, &p.last_page_len, &p.ref_counts, &p.free_pages};
         damage(in, *in.one_of(lists));
     }
-    const bool is_sound = p.indptr == sound.indptr && p.indices == sound.indices && p.last_page_len == sound.last_page_len &&
-                          p.ref_counts == sound.ref_counts && p.free_pages == sound.free_pages;
+    const bool is_sound = p.indptr == sound.indptr && p.indices == sound.indices &&
+                          p.last_page_len == sound.last_page_len && p.ref_counts == sound.ref_counts &&
+                          p.free_pages == sound.free_pages;
     read_rows(in, p);
 
     const index_t heads = in.chance(128) ? p.heads : 1;
@@ -248,16 +264,20 @@ void run(fuzz::input& in) {
     }
     keep_plan plan;
     FUZZ_CHECK(plan.reset(counts).ok());
-    for (index_t r = 0; r < rows; ++r) { std::ranges::copy(kept[static_cast<std::size_t>(r)], plan.writable_row(r).begin()); }
+    for (index_t r = 0; r < rows; ++r) {
+        std::ranges::copy(kept[static_cast<std::size_t>(r)], plan.writable_row(r).begin());
+    }
 
     constexpr move_order orders[] = {move_order::fewest, move_order::from_tail, move_order::in_order};
-    const page_move_options options{in.one_of(orders), in.chance(128) ? shared_pages::stay_whole : shared_pages::copied};
+    const page_move_options options{in.one_of(orders),
+                                    in.chance(128) ? shared_pages::stay_whole : shared_pages::copied};
     page_pool described{.pages = in.hostile(p.pages, 8),
                         .page_tokens = in.hostile(p.page_tokens, 8),
                         .heads = in.hostile(heads, 8),
                         .ref_counts = p.ref_counts,
                         .free_pages = p.free_pages};
-    const bool same_pool = described.pages == p.pages && described.page_tokens == p.page_tokens && described.heads == heads;
+    const bool same_pool =
+        described.pages == p.pages && described.page_tokens == p.page_tokens && described.heads == heads;
     growing_workspace memory;
     workspace scratch = memory.of_bytes(plan_page_moves_bytes(p.table(), described));
     move_plan moved;
@@ -265,7 +285,8 @@ void run(fuzz::input& in) {
     if (!answer.ok()) {
         FUZZ_CHECK(moved == move_plan{});
         const errc c = answer.code();
-        FUZZ_CHECK(!is_sound || !same_pool || c == errc::page_shared || c == errc::rows_differ || c == errc::pages_too_few);
+        FUZZ_CHECK(!is_sound || !same_pool || c == errc::page_shared || c == errc::rows_differ ||
+                   c == errc::pages_too_few);
         return;
     }
     if (same_pool && is_sound) { check_moves(in, p, plan, moved, heads, options); }

@@ -37,7 +37,8 @@ template <class T>
 strided<T, 3> view_in(fuzz::input& in, std::vector<T>& buffer, const shape& s) {
     const std::array<index_t, 3> extents{s.heads, s.tokens, s.length};
     std::array<std::size_t, 3> order{0, 1, 2}; // from the outermost
-    constexpr std::array<std::size_t, 3> orders[] = {{0, 1, 2}, {1, 0, 2}, {0, 2, 1}, {2, 0, 1}, {1, 2, 0}, {2, 1, 0}};
+    constexpr std::array<std::size_t, 3> orders[] = {{0, 1, 2}, {1, 0, 2}, {0, 2, 1},
+                                                     {2, 0, 1}, {1, 2, 0}, {2, 1, 0}};
     order = in.one_of(orders);
     std::array<index_t, 3> strides{};
     index_t next = 1;
@@ -93,14 +94,18 @@ template <class T>
 sharing sharing_of(const strided<T, 3>& a, const strided<T, 3>& b) {
     const auto in_a = places(a), in_b = places(b);
     const std::set<const T*> set_a(in_a.begin(), in_a.end());
-    if (std::none_of(in_b.begin(), in_b.end(), [&](const T* p) { return set_a.count(p) > 0; })) { return sharing::apart; }
+    if (std::none_of(in_b.begin(), in_b.end(), [&](const T* p) { return set_a.count(p) > 0; })) {
+        return sharing::apart;
+    }
     if (a.extent(0) != b.extent(0) || a.extent(1) != b.extent(1)) { return sharing::mixed; }
     const auto lies_in = [](const strided<T, 3>& inner, const strided<T, 3>& outer) {
         for (index_t g = 0; g < inner.extent(0); ++g) {
             for (index_t t = 0; t < inner.extent(1); ++t) {
                 for (index_t d = 0; d < inner.extent(2); ++d) {
                     bool found = false;
-                    for (index_t e = 0; e < outer.extent(2); ++e) { found = found || &inner(g, t, d) == &outer(g, t, e); }
+                    for (index_t e = 0; e < outer.extent(2); ++e) {
+                        found = found || &inner(g, t, d) == &outer(g, t, e);
+                    }
                     if (!found) { return false; }
                 }
             }
@@ -128,7 +133,8 @@ bool shows_kept(const strided<T, 3>& v, const std::vector<T>& before, const keep
 // A plan that a caller might fill: often one for this cache.
 keep_plan any_plan(fuzz::input& in, index_t rows, index_t tokens) {
     keep_plan plan;
-    std::vector<std::vector<std::int32_t>> kept(static_cast<std::size_t>(in.chance(12) ? in.between(0, 5) : rows));
+    std::vector<std::vector<std::int32_t>> kept(
+        static_cast<std::size_t>(in.chance(12) ? in.between(0, 5) : rows));
     std::vector<index_t> counts;
     for (auto& row : kept) {
         fuzz::stream s(in.number<std::uint16_t>());
@@ -164,18 +170,31 @@ bool fits(const keep_plan& plan, index_t heads, index_t tokens) {
 template <class Fn>
 void with_policy(fuzz::input& in, Fn&& fn) {
     constexpr pooling pools[] = {pooling::average, pooling::maximum, pooling::none};
-    const mean_attention mean{.pool = in.one_of(pools), .kernel_tokens = in.hostile(2 * in.between(0, 4) + 1, 8)};
+    const mean_attention mean{.pool = in.one_of(pools),
+                              .kernel_tokens = in.hostile(2 * in.between(0, 4) + 1, 8)};
     switch (in.between(0, 9)) {
-    case 0: return fn(snapkv(mean), true);
-    case 1: return fn(ada_snapkv(mean, adaptive{.safeguard_ratio = static_cast<double>(in.value())}), true);
-    case 2: return fn(defensivekv(), true);
-    case 3: return fn(streaming_llm(), false);
-    case 4: return fn(tova(), true);
-    case 5: return fn(key_norm(), false);
-    case 6: return fn(key_diff(), false);
-    case 7: return fn(kvtrim::random(in.number<std::uint32_t>()), false);
-    case 8: return fn(eviction_policy{key_norm_score{}, uniform{}, chunked{.chunk_tokens = in.hostile(in.between(1, 9))}}, false);
-    default: return fn(eviction_policy{window_attention{mean}, uniform{}, shared{}}, true);
+    case 0:
+        return fn(snapkv(mean), true);
+    case 1:
+        return fn(ada_snapkv(mean, adaptive{.safeguard_ratio = static_cast<double>(in.value())}), true);
+    case 2:
+        return fn(defensivekv(), true);
+    case 3:
+        return fn(streaming_llm(), false);
+    case 4:
+        return fn(tova(), true);
+    case 5:
+        return fn(key_norm(), false);
+    case 6:
+        return fn(key_diff(), false);
+    case 7:
+        return fn(kvtrim::random(in.number<std::uint32_t>()), false);
+    case 8:
+        return fn(eviction_policy{key_norm_score{}, uniform{},
+                                  chunked{.chunk_tokens = in.hostile(in.between(1, 9))}},
+                  false);
+    default:
+        return fn(eviction_policy{window_attention{mean}, uniform{}, shared{}}, true);
     }
 }
 
@@ -185,7 +204,8 @@ void compact(fuzz::input& in, const keep_plan& planned) {
     fuzz::stream s(7);
     for (T& x : buffer) { x = element_traits<T>::from_float(static_cast<float>(s.bits() >> 48)); }
     const shape k{in.between(0, 4), in.between(0, 40), in.between(0, 9)};
-    const shape v{in.chance(24) ? in.between(0, 4) : k.heads, in.chance(24) ? in.between(0, 40) : k.tokens, in.between(0, 9)};
+    const shape v{in.chance(24) ? in.between(0, 4) : k.heads, in.chance(24) ? in.between(0, 40) : k.tokens,
+                  in.between(0, 9)};
     const auto keys = view_in<T>(in, buffer, k);
     auto values = view_in<T>(in, buffer, v);
     const bool made_inside = in.chance(48) && keys.extent(2) > 1;
@@ -200,7 +220,9 @@ void compact(fuzz::input& in, const keep_plan& planned) {
     const bool both_possible = possible && fits(plan, values.extent(0), values.extent(1));
     const auto old_buffer = buffer;
     const auto old_keys = shown(keys), old_values = shown(values);
-    const auto is_unchanged = [&] { return std::memcmp(buffer.data(), old_buffer.data(), buffer.size() * sizeof(T)) == 0; };
+    const auto is_unchanged = [&] {
+        return std::memcmp(buffer.data(), old_buffer.data(), buffer.size() * sizeof(T)) == 0;
+    };
     std::set<const T*> may_change;
     for (const T* p : places(keys)) { may_change.insert(p); }
 
@@ -213,7 +235,8 @@ void compact(fuzz::input& in, const keep_plan& planned) {
         for (index_t g = 0; g < plan.rows(); ++g) {
             for (const auto t : plan.row(g)) {
                 for (index_t d = 0; d < keys.extent(2); ++d) {
-                    FUZZ_CHECK(fuzz::same_bits(out[next++], old_keys[static_cast<std::size_t>((g * k.tokens + t) * k.length + d)]));
+                    FUZZ_CHECK(fuzz::same_bits(
+                        out[next++], old_keys[static_cast<std::size_t>((g * k.tokens + t) * k.length + d)]));
                 }
             }
         }
@@ -265,7 +288,8 @@ void flatten(fuzz::input& in) {
     for (index_t g = 0; g < s.heads; ++g) {
         for (const auto t : plan.row(g)) {
             for (index_t d = 0; d < s.length; ++d) {
-                FUZZ_CHECK(fuzz::same_bits(buffer[next++], old[static_cast<std::size_t>((g * s.tokens + t) * s.length + d)]));
+                FUZZ_CHECK(fuzz::same_bits(buffer[next++],
+                                           old[static_cast<std::size_t>((g * s.tokens + t) * s.length + d)]));
             }
         }
     }
@@ -286,7 +310,8 @@ void flatten(fuzz::input& in) {
 } // namespace
 
 void run(fuzz::input& in) {
-    const index_t kv_heads = in.between(0, 4), group = in.between(1, 3), tokens = in.between(0, 50), dim = in.between(0, 9);
+    const index_t kv_heads = in.between(0, 4), group = in.between(1, 3), tokens = in.between(0, 50),
+                  dim = in.between(0, 9);
     const index_t queries = in.between(0, 12);
     const auto k = fuzz::values(in, kv_heads * tokens * dim);
     const auto v = fuzz::values(in, kv_heads * tokens * dim);
@@ -297,14 +322,18 @@ void run(fuzz::input& in) {
         if (in.chance(24)) { odd[static_cast<std::size_t>(in.between(0, 2))] = in.hostile(-1, 255); }
         // Memory is promised: an extent that the view accepts must not be larger.
         strided<const float, 3> view(data.data(), odd);
-        return view.validate().ok() && odd[0] * odd[1] * odd[2] > std::ssize(data) ? strided<const float, 3>(data.data(), extents) : view;
+        return view.validate().ok() && odd[0] * odd[1] * odd[2] > std::ssize(data)
+                   ? strided<const float, 3>(data.data(), extents)
+                   : view;
     };
     keep_plan plan;
     with_policy(in, [&](const auto& policy, bool needs_window) {
-        const auto inputs = layer(hostile_view(k, {kv_heads, tokens, dim}), hostile_view(v, {kv_heads, tokens, dim}))
-                                .with_queries(hostile_view(q, {kv_heads * group, queries, dim}))
-                                .with_output_projection(hostile_view(w, {kv_heads * group, dim, 3}));
-        const eviction_request r = fuzz::request(in, kv_heads, tokens, needs_window ? queries : in.between(0, 4));
+        const auto inputs =
+            layer(hostile_view(k, {kv_heads, tokens, dim}), hostile_view(v, {kv_heads, tokens, dim}))
+                .with_queries(hostile_view(q, {kv_heads * group, queries, dim}))
+                .with_output_projection(hostile_view(w, {kv_heads * group, dim, 3}));
+        const eviction_request r =
+            fuzz::request(in, kv_heads, tokens, needs_window ? queries : in.between(0, 4));
         growing_workspace memory;
         const index_t bytes = policy.workspace_bytes(inputs, r);
         workspace scratch = memory.of_bytes(bytes);
@@ -317,7 +346,8 @@ void run(fuzz::input& in) {
         FUZZ_CHECK(inputs.validate().ok());
         FUZZ_CHECK(fits(plan, inputs.kv_heads(), inputs.longest_row()));
         const index_t all = inputs.kv_heads() * inputs.longest_row();
-        FUZZ_CHECK(plan.total_tokens() <= std::min(all, std::max(r.budget.total(inputs.kv_heads()), index_t{0})) ||
+        FUZZ_CHECK(plan.total_tokens() <=
+                       std::min(all, std::max(r.budget.total(inputs.kv_heads()), index_t{0})) ||
                    plan.total_tokens() == all);
         const token_range free = candidates(r.protect, inputs.longest_row());
         for (index_t g = 0; g < plan.rows(); ++g) {

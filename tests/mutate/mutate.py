@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutate"
 CORE = ("score", "allocate", "rerank", "plan", "compact", "decode")
-TEST_FOLDERS = CORE + ("properties", "regression", "policy")
+TEST_FOLDERS = CORE + ("properties", "regression")
 
 
 # ---- Mutants of one header ---------------------------------------------------------------------------------------------
