@@ -5,7 +5,7 @@ set -euo pipefail
 cd "${1:-$(dirname "$0")/../..}/include/kvtrim"
 
 names='__attribute__|__builtin_|__int128|__restrict|__asm|\basm\b|__typeof|\btypeof\b|__extension__|_Pragma|__PRETTY_FUNCTION__'
-names+='|\[\[gnu::|\[\[clang::|#\s*pragma\s+(GCC|clang)|__(bf16|fp16)|_Float16|\bssize_t\b|\?:'
+names+='|\[\[gnu::|\[\[clang::|#\s*pragma\s+(GCC|clang)|__(bf16|fp16)|\bssize_t\b|\?:'
 failed=0
 while IFS= read -r hit; do
     echo "extensions: $hit" >&2
