@@ -196,14 +196,15 @@ void run(fuzz::input& in) {
     const prompt p(in);
     if (in.chance(64)) { return filled_plan(in, p); }
     const index_t block = in.hostile(in.between(1, 4), 4);
-    const pruning_options options{.segment_tokens = in.hostile(block * in.between(1, 3), 4),
-                                  .block_tokens = block,
-                                  .budget_tokens = in.hostile(in.between(1, 30), 8),
-                                  .dense_below_tokens = in.hostile(in.between(0, 20), 8),
-                                  .dense_layers = in.hostile(in.between(0, 1), 8),
-                                  .dense_last_segment = in.chance(128),
-                                  .sink_blocks = in.hostile(in.between(0, 1), 4),
-                                  .local_blocks = in.hostile(in.between(0, 1), 4)};
+    const pruning_options options{
+        .segment_tokens = in.hostile(saturated_product(std::max<index_t>(block, 1), in.between(1, 3)), 4),
+        .block_tokens = block,
+        .budget_tokens = in.hostile(in.between(1, 30), 8),
+        .dense_below_tokens = in.hostile(in.between(0, 20), 8),
+        .dense_layers = in.hostile(in.between(0, 1), 8),
+        .dense_last_segment = in.chance(128),
+        .sink_blocks = in.hostile(in.between(0, 1), 4),
+        .local_blocks = in.hostile(in.between(0, 1), 4)};
     switch (in.between(0, 2)) {
     case 0:
         return pruned(in, p, critiprefill(options));

@@ -11,11 +11,11 @@ time, and run once per mutant, with its number in the environment. Operators:
   number     + 1 and - 1 become + 0 and + 2; = 0 becomes 1      extremum   std::min and std::max exchanged
 
 A mutant is killed by a test that fails, crashes, or runs past its time. First the test file that mirrors the header is
-run, then all others. A mutant that does not compile is taken out and counted apart. Results are kept in
+run, then all of its folder. A mutant that does not compile is taken out and counted apart. Results are kept in
 build/mutate/results.tsv, by place and text, so that a run that was stopped goes on; survivors that are understood stand,
 with the reason, in tests/mutate/equivalent.tsv.
 
-  mutate.py [--per-header N] [--all] [--again] [--headers PATTERN] [--seconds S]
+  mutate.py [--per-header N] [--all] [--again] [--thorough] [--headers PATTERN] [--seconds S]
 """
 
 import argparse
@@ -333,14 +333,23 @@ def reached_by(selection, seconds):
 
 
 def chosen(mutants, per_header):
-    """An even sample of each header's mutants, the same in every run."""
-    if per_header is None:
-        return mutants
+    """A sample of each header's mutants, the same in every run; the first of each header, then the second of each, ..."""
     groups = {}
     for m in mutants:
         groups.setdefault(m.header, []).append(m)
-    return [m for own in groups.values()
-            for m in sorted(own, key=lambda m: hashlib.sha256(m.key.encode()).hexdigest())[:per_header]]
+    ranked = [(rank, m.header, m) for own in groups.values()
+              for rank, m in enumerate(sorted(own, key=lambda m: hashlib.sha256(m.key.encode()).hexdigest()))]
+    return [m for rank, _, m in sorted(ranked, key=lambda r: r[:2]) if per_header is None or rank < per_header]
+
+
+def selections(header, thorough):
+    """Which tests are run, one selection after the other: those that mirror the header, then those of its folder, then all."""
+    folder, stem = header.split("/")[0], Path(header).stem
+    if (ROOT / "tests" / folder / f"{stem}.cpp").exists():
+        yield f"[#{stem}]"
+    yield ",".join(f"[#{t.stem}]" for t in sorted((ROOT / "tests" / folder).glob("*.cpp")))
+    if thorough:
+        yield "*"
 
 
 def read_table(path):
@@ -352,11 +361,12 @@ def read_table(path):
 
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--per-header", type=int, default=16, help="mutants of each header, at most")
+    options.add_argument("--per-header", type=int, default=5, help="mutants of each header, at most")
     options.add_argument("--all", action="store_true", help="every mutant")
     options.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
     options.add_argument("--headers", default="*", help="only headers whose path matches")
     options.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
+    options.add_argument("--thorough", action="store_true", help="survivors face all tests, with those of properties and regressions")
     options.add_argument("--list", action="store_true", help="only say which mutants there are")
     options.add_argument("--compiler", default="g++")
     given = options.parse_args()
@@ -386,37 +396,36 @@ def main():
     results = read_table(results_file)
     equivalent = read_table(ROOT / "tests/mutate/equivalent.tsv")
     sample = [m for m in chosen(mutants, None if given.all else given.per_header) if fnmatch.fnmatch(m.header, given.headers)]
-    all_reached, all_seconds = reached_by([], 3600)
     print(f"{len(mutants)} mutants in {len({m.header for m in mutants})} headers, {not_compiled} more do not compile; "
-          f"{len(sample)} are run; all tests take {all_seconds:.0f} s", flush=True)
+          f"{len(sample)} are run", flush=True)
 
-    own_tests = {}
+    stages = {} # selection -> mutants that it reaches, seconds
+    def reach(selection):
+        if selection not in stages:
+            stages[selection] = reached_by([selection], 3600)
+        return stages[selection]
+
     with results_file.open("a") as out:
-        for m in sorted(sample, key=lambda m: m.header):
+        for m in sample:
             if m.key in results and not (given.again and results[m.key].startswith("survived")):
                 continue
             if time.monotonic() - started > given.seconds:
                 print("time is up; the next run goes on from here")
                 break
-            answer = ""
-            folder, stem = m.header.split("/")[0], Path(m.header).stem
-            if m.id in all_reached:
-                if m.header not in own_tests:
-                    has_own = (ROOT / "tests" / folder / f"{stem}.cpp").exists()
-                    own_tests[m.header] = reached_by([f"[#{stem}]"], 3600) if has_own else (set(), 0)
-                reached, seconds = own_tests[m.header]
+            answer, is_reached = "", False
+            for selection in selections(m.header, given.thorough):
+                reached, seconds = reach(selection)
                 if m.id in reached:
-                    answer = run_tests([f"[#{stem}]"], 10 * seconds + 5, KVTRIM_MUTANT=str(m.id))
-                if not answer:
-                    answer = run_tests([], 5 * all_seconds + 5, KVTRIM_MUTANT=str(m.id))
-            else:
-                answer = ""
-            said = answer or ("survived" if m.id in all_reached else "survived, not reached")
+                    is_reached = True
+                    answer = run_tests([selection], 10 * seconds + 5, KVTRIM_MUTANT=str(m.id))
+                if answer:
+                    break
+            said = answer or ("survived" if is_reached else "survived, not reached")
             results[m.key] = said
             out.write(f"{m.key}\t{said}\n")
             out.flush()
             if not answer and m.key not in equivalent:
-                print(f"survived: {m}", flush=True)
+                print(f"{said}: {m}", flush=True)
 
     ran = [m for m in sample if m.key in results]
     survivors = [m for m in ran if results[m.key].startswith("survived")]
