@@ -9,7 +9,7 @@
 
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 // Bad input of any queries whose attention is computed, wherever they stand. Sink logits may be any float.
 // Returns heads_not_divisible or invalid_parameter.
@@ -52,4 +52,4 @@ struct observed_by {
     index_t nearest = 0;        // how far before a query's own row a row is at least that is scored by it
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

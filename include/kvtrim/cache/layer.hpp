@@ -21,7 +21,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How the query heads that share a KV head are reduced to one row.
 enum class group_reduction : std::uint8_t { mean, maximum, sum };
@@ -176,4 +176,4 @@ template <class Keys, class Values>
     return {keys, values, {}, {}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

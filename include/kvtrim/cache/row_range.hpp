@@ -8,7 +8,7 @@
 
 #include <kvtrim/cache/row_reader.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A row_source (cache/row_source.hpp) of neighbouring rows of a view.
 template <cache_view V>
@@ -81,4 +81,4 @@ class row_range {
     status validity_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -36,7 +36,7 @@
 #include <cstring>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A view that copies its rows itself: load_rows(head, first, count, float* tile). Optional members: above.
 template <class V>
@@ -187,4 +187,4 @@ template <cache_view V>
     }
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,7 +23,7 @@
 #include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/kernels/row_mover.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Whether a view is a ragged one.
 template <class V>
@@ -211,4 +211,4 @@ template <class T>
 template <class T>
 ragged<T> flat_view(T* data, keep_plan&& plan, index_t head_dim) = delete;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

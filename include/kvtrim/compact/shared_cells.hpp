@@ -32,7 +32,7 @@
 #include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/rerank/row_fold.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Folds the scores of all layers into one token set for all heads and layers.
 class cell_scores {
@@ -345,4 +345,4 @@ template <class Remove, class Shift>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Where a state writes its numbers. Beyond the end of the output it only counts bytes.
 class memory_writer {
@@ -122,4 +122,4 @@ template <class State>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

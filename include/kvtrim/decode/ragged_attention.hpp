@@ -35,7 +35,7 @@
 #include <kvtrim/decode/attention_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -264,4 +264,4 @@ template <class Inputs, class Output, class Executor = serial_executor>
     return ragged_attention(in, attention, out, log_sum_exp, scratch, ex);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

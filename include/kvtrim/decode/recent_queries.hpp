@@ -30,7 +30,7 @@
 #include <algorithm>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 template <element T>
 class query_ring_view;
@@ -232,4 +232,4 @@ class query_ring_view {
     status validity_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,7 +23,7 @@
 #include <algorithm>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// One number per cached token and KV head. A plain value.
 template <class T>
@@ -228,4 +228,4 @@ class token_rows {
     std::vector<T> values_;        // [kv_heads, capacity]
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

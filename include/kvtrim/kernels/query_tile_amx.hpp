@@ -24,7 +24,7 @@
 
 #if KVTRIM_HAS_X86
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 namespace amx {
 
@@ -276,6 +276,6 @@ decltype(auto) call_with_query_tile(Fn& fn) {
 
 } // namespace amx
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #endif // KVTRIM_HAS_X86

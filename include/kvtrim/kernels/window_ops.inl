@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace kvtrim::kernels::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
@@ -195,4 +195,4 @@ inline void eviction_errors(float* attention, const float* products, index_t tok
 inline constexpr window_kernels window_table{pack_queries, logits,       raise_maximum,  add_exponentials,
                                              attention,    add_row_sums, eviction_errors};
 
-} // namespace kvtrim::kernels::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

@@ -19,7 +19,7 @@
 #include <span>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -154,4 +154,4 @@ class keep_plan {
     std::vector<table_index> kept_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

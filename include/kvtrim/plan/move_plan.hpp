@@ -22,7 +22,7 @@
 #include <functional>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// One copy between slots of the pool.
 struct slot_move {
@@ -132,4 +132,4 @@ class move_plan {
     std::vector<std::int32_t> released_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

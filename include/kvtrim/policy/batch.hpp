@@ -25,7 +25,7 @@
 
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A sequence of a batch: refers to its policy, inputs and plan, which must outlive it. Nothing is allocated.
 class batch_item {
@@ -208,4 +208,4 @@ template <class Policy, class Inputs, class Executor = serial_executor>
     return plan_batch(policy, inputs, requests, plans, answers, scratch, ex);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,7 +23,7 @@
 #include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/replayed.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 [[nodiscard]] constexpr auto replay(double safeguard_ratio = 0.0) {
     return eviction_policy{replayed{}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}};
@@ -56,4 +56,4 @@ namespace kvtrim {
     return layer_wise{dropkv(scorer, safeguard_ratio)};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

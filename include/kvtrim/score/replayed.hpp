@@ -9,7 +9,7 @@
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/replay.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 struct replayed {
     // >= 0: of the own pass of a prompt that was not cut, with this as its `nearest`. A row early in the prompt was looked at more
@@ -33,4 +33,4 @@ struct replayed {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

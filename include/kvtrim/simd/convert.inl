@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace kvtrim::simd::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::simd::KVTRIM_TARGET {
 
 template <class T>
 void widen_row(const T* from, index_t count, float* to) {
@@ -21,4 +21,4 @@ void narrow_row(const float* from, index_t count, T* to) {
     for (; i < count; ++i) { to[i] = element_traits<T>::from_float(from[i]); }
 }
 
-} // namespace kvtrim::simd::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::simd::KVTRIM_TARGET

@@ -27,7 +27,7 @@
 #endif
 #endif
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Instruction sets, each level above the one before.
 enum class cpu_level : std::uint8_t {
@@ -144,4 +144,4 @@ inline cpu_level set_cpu_level(cpu_level level) {
     return "unknown";
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

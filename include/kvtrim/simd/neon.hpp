@@ -16,7 +16,7 @@
 
 #include <arm_neon.h>
 
-namespace kvtrim::simd::neon {
+namespace KVTRIM_NAMESPACE::simd::neon {
 
 using floats = float32x4_t;
 using ints = int32x4_t;
@@ -148,6 +148,6 @@ KVTRIM_INLINE floats broadcast(f16 x) {
 #include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
-} // namespace kvtrim::simd::neon
+} // namespace KVTRIM_NAMESPACE::simd::neon
 
 #endif // KVTRIM_HAS_NEON
