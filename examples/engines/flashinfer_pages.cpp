@@ -1,9 +1,10 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// FlashInfer's page tables: the same requests as NHD with K and V apart, and as HND with both in one five-axis pool
-// [pages, 2, heads, page_tokens, head_dim]. Both give the same plan; pages are freed, and each slot of the new table holds
-// the token that it should. Attention over the new table is attention over the survivors.
+// FlashInfer's and vLLM's page tables: the same requests as NHD with K and V apart, as HND with both in one five-axis pool
+// [pages, 2, heads, page_tokens, head_dim], and as vLLM's unified pool [pages, heads, page_tokens, 2 * head_dim], where a
+// token's value follows its key. All give the same plan; pages are freed, and each slot of the new table holds the token
+// that it should. Attention over the new table is attention over the survivors.
 #include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/plan_page_moves.hpp>
@@ -44,6 +45,11 @@ kv_pool combined_hnd() {
     const index_t one = layout.page_stride;
     layout.page_stride = 2 * one; // the other half of a page is V
     return {std::vector<float>(static_cast<std::size_t>(2 * pool_pages * one)), layout, one};
+}
+
+kv_pool unified_hnd() {
+    const page_layout layout = hnd_pages(page_tokens, kv_heads, 2 * head_dim);
+    return {std::vector<float>(static_cast<std::size_t>(pool_pages * layout.page_stride)), layout, head_dim};
 }
 
 // What token t of a request holds.
@@ -155,24 +161,25 @@ status evict(kv_pool& p, keep_plan& plan, move_plan& moves) {
 } // namespace
 
 int main() {
-    kv_pool nhd = separate_nhd(), hnd = combined_hnd();
-    keep_plan plan, other_plan;
-    move_plan moves, other_moves;
-    for (const status s : {evict(nhd, plan, moves), evict(hnd, other_plan, other_moves)}) {
+    struct evicted {
+        kv_pool pool;
+        keep_plan plan = {};
+        move_plan moves = {};
+    };
+    evicted pools[] = {{separate_nhd()}, {combined_hnd()}, {unified_hnd()}};
+    bool is_right = true;
+    for (evicted& e : pools) {
+        const status s = evict(e.pool, e.plan, e.moves);
         if (!s.ok()) { return std::puts(s.what()), 1; }
-    }
-    bool is_equal = true;
-    for (index_t request = 0; request < 2; ++request) {
-        for (kv_pool* p : {&nhd, &hnd}) {
-            const float distance = attention_distance(*p, plan, moves.table(), request);
-            is_equal = is_equal && distance >= 0 && distance < 1e-5f;
+        for (index_t request = 0; request < 2; ++request) {
+            const float distance = attention_distance(e.pool, e.plan, e.moves.table(), request);
+            is_right = is_right && distance >= 0 && distance < 1e-5f;
         }
+        is_right = is_right && e.plan == pools[0].plan && e.moves == pools[0].moves &&
+                   holds_survivors(e.pool, e.moves) && e.moves.freed_pages().size() == 24;
     }
-    const bool is_right = is_equal && plan == other_plan && moves == other_moves &&
-                          holds_survivors(nhd, moves) && holds_survivors(hnd, other_moves) &&
-                          moves.freed_pages().size() == 24;
-    std::printf("NHD and HND: %d rows moved, %zu of 34 pages freed, %s\n",
-                static_cast<int>(moves.total_moves()), moves.freed_pages().size(),
+    std::printf("NHD, HND and unified: %d rows moved, %zu of 34 pages freed, %s\n",
+                static_cast<int>(pools[0].moves.total_moves()), pools[0].moves.freed_pages().size(),
                 is_right ? "each survivor in its slot" : "WRONG");
     return is_right ? 0 : 1;
 }

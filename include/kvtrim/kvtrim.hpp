@@ -4,6 +4,7 @@
 
 // Everything but the adapters: include the header of one policy instead where compile time counts.
 
+#include <kvtrim/allocate/above_threshold.hpp>
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/allocate/row_profile.hpp>
 #include <kvtrim/allocate/whole_pages.hpp>
@@ -25,6 +26,7 @@
 #include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/compact/write_move_sources.hpp>
 #include <kvtrim/core/fp8.hpp>
 #include <kvtrim/decode/close_up.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
@@ -46,8 +48,11 @@
 #include <kvtrim/policy/replay.hpp>
 #include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
+#include <kvtrim/policy/triattention.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/rerank/chunked.hpp>
 #include <kvtrim/score/combine_projections.hpp>
 #include <kvtrim/score/padded.hpp>
+#include <kvtrim/score/query_pair_means.hpp>
+#include <kvtrim/score/trig_series_score.hpp>
 #include <kvtrim/version.hpp>

@@ -166,6 +166,17 @@ TEST_CASE("keeping_live_window: the rows that the next query may see are protect
     CHECK(protected_by(1000, {}).size() == 0);
 }
 
+TEST_CASE("keeping_prefix: the prefix is pinned beside what else is protected, and a negative one is refused",
+          "[core]") {
+    const eviction_request request{.budget = per_head(70),
+                                   .protect = {.sink_tokens = 4, .pinned_tokens = 10, .window_tokens = 8}};
+    const eviction_request cut = keeping_prefix(request, 64);
+    CHECK(cut.budget.tokens == 70);
+    CHECK(candidates(cut.protect, 100) == token_range{64, 92});
+    CHECK(candidates(keeping_prefix(request, 3).protect, 100) == token_range{10, 92});
+    CHECK_FALSE(valid_protection(keeping_prefix(request, -1).protect).ok());
+}
+
 TEST_CASE("valid_attention: sink logits of other than the q_heads at hand are refused, none are always valid",
           "[core][errors]") {
     const std::vector<float> sinks(4);

@@ -5,6 +5,7 @@
 
 #include "support/named_policies.hpp"
 
+#include <kvtrim/compact/compact_to_flat.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
@@ -380,4 +381,81 @@ TEST_CASE("plan_batch: a sequence with another number of plans than layers is re
         for (const keep_plan& p : plans) { CHECK(p == made_before()); }
         for (const keep_plan& p : others) { CHECK_FALSE(p == made_before()); }
     }
+}
+
+TEST_CASE("plan_batch: a plan that two sequences write is refused, as one or inside the plans of a model",
+          "[policy][batch]") {
+    const auto policy = ada_snapkv();
+    const auto model = layer_ada_snapkv();
+    const layer_shape shape{.kv_heads = 2, .tokens = 50, .head_dim = 16, .value_dim = 16, .queries = 4};
+    const layer_data layer = random_layer(shape, 5);
+    const std::vector<inputs> in(4, layer.inputs());
+    const eviction_request request{.budget = per_head(10)};
+    std::vector<keep_plan> plans(6, made_before());
+    const auto before = plans;
+    growing_workspace memory;
+    const auto all = std::span<keep_plan>(plans);
+    const auto layers = std::span<const inputs>(in);
+    const auto answer_of = [&](const std::vector<batch_item>& items) {
+        std::vector<status> answers(items.size(), status(errc::rows_differ, "as before"));
+        const status s = plan_batch(items, answers, memory);
+        if (s.code() == errc::invalid_parameter) {
+            CHECK(plans == before);
+            for (const status& a : answers) { CHECK(a.code() == errc::rows_differ); }
+        }
+        plans = before;
+        return s.code();
+    };
+    const auto one = [&](std::size_t plan) { return batch_item(policy, in[0], request, plans[plan]); };
+    const auto many = [&](std::size_t first, std::size_t count) {
+        return batch_item(model, layers.first(count), request, all.subspan(first, count));
+    };
+    CHECK(answer_of({one(0), one(1), one(0)}) == errc::invalid_parameter);
+    CHECK(answer_of({one(2), many(1, 3)}) == errc::invalid_parameter);
+    CHECK(answer_of({many(3, 2), many(0, 4)}) == errc::invalid_parameter);
+    CHECK(answer_of({many(0, 4), one(3), one(5)}) == errc::invalid_parameter);
+    CHECK(answer_of({one(0), many(1, 3), one(4), many(5, 0), many(4, 0)}) == errc::ok);
+    CHECK(answer_of({many(2, 2), one(4), many(0, 2)}) == errc::ok);
+}
+
+TEST_CASE("plan_batch: a plan that another sequence's ragged cache reads is refused as an output",
+          "[policy][batch]") {
+    const auto policy = streaming_llm();
+    std::vector<float> data(2 * 40 * 8, 1.0f);
+    std::vector<keep_plan> plans(3);
+    for (keep_plan& p : plans) { REQUIRE(p.reset(std::vector<index_t>{40, 40}).ok()); }
+    const auto before = plans;
+    const auto cut = [&](std::size_t plan) { return flat_view(data.data(), plans[plan], 8); };
+    const auto plain = strided<float, 3>(data.data(), {2, 40, 8});
+    using cache = ragged<float>;
+    const std::vector<layer_inputs<cache, cache>> in{layer(cut(2), cut(2)), layer(cut(0), cut(0))};
+    const auto whole = layer(plain, plain);
+    const eviction_request request{.budget = per_head(10)};
+    const std::vector<eviction_request> requests(2, request);
+    std::vector<status> answers(2, status(errc::rows_differ, "as before"));
+    growing_workspace memory;
+
+    // The second reads plan 0, which the first writes.
+    CHECK(plan_batch(policy, std::span(in), std::span(requests), std::span(plans).first(2), answers, memory)
+              .code() == errc::invalid_parameter);
+    const std::vector<batch_item> items{{policy, in[1], request, plans[1]},
+                                        {policy, whole, request, plans[0]}};
+    CHECK(plan_batch(items, answers, memory).code() == errc::invalid_parameter);
+    // Values that read a plan count like keys.
+    const auto mixed = layer(plain, cut(0));
+    const std::vector<batch_item> by_values{{policy, mixed, request, plans[1]},
+                                            {policy, whole, request, plans[0]}};
+    CHECK(plan_batch(by_values, answers, memory).code() == errc::invalid_parameter);
+    CHECK(plans == before);
+    CHECK(answers[0].code() == errc::rows_differ);
+    // A plan of its own is the policy's to refuse, and stops no other sequence.
+    const std::vector<batch_item> own{{policy, in[1], request, plans[0]}, {policy, whole, request, plans[1]}};
+    CHECK(plan_batch(own, answers, memory).code() == errc::invalid_parameter);
+    CHECK(answers[0].code() == errc::invalid_parameter);
+    CHECK(answers[1].ok());
+    CHECK(plans[0] == before[0]);
+    // Plans that nobody reads.
+    CHECK(plan_batch(std::vector<batch_item>{{policy, in[1], request, plans[1]}}, std::span(answers).first(1),
+                     memory)
+              .ok());
 }

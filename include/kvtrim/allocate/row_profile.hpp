@@ -37,17 +37,21 @@ namespace KVTRIM_NAMESPACE {
 
 /// The allocator: refers to a row_profile, which must outlive it.
 struct profiled_budgets {
-    static constexpr index_t points = 65; // of a curve
+    static constexpr index_t points = 65; ///< of a curve
 
-    std::span<const float> curves; // [rows, points]
+    /// [rows, points] natural logs of scores, descending in a row: point i is the score that the share i / (points - 1) of the
+    /// row's candidates exceeds.
+    std::span<const float> curves;
 
-    static constexpr bool is_uniform = false;
+    static constexpr bool is_uniform = false; ///< rows get different budgets
 
+    /// Returns invalid_parameter for a table without rows, or with a part of one.
     [[nodiscard]] status validate() const {
         if (!curves.empty() && std::ssize(curves) % points == 0) { return {}; }
         return {errc::invalid_parameter, "profiled_budgets: the table has no rows: add() scores to it first"};
     }
 
+    /// Bytes of workspace for allocate().
     [[nodiscard]] static index_t workspace_bytes(index_t rows, index_t /*candidates*/) {
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<double>(rows));
@@ -99,7 +103,8 @@ struct profiled_budgets {
         return round_to_total(ideal, caps, total, budgets, scratch);
     }
 
-    /// Share of a row that its curve puts above x, linear between the points.
+    /// Share (0 to 1) of a row's candidates that its curve puts above x, the log of a score; linear between the points. The row
+    /// is not checked.
     [[nodiscard]] double share_above(index_t row, double x) const {
         const auto curve =
             curves.subspan(static_cast<std::size_t>(row * points), static_cast<std::size_t>(points));
@@ -113,11 +118,16 @@ struct profiled_budgets {
     }
 };
 
+/// The mean score curve of each row over the prompts seen, from which profiled_budgets deals out. A value: copies are
+/// independent; save() and restore() take it (core/plain_memory.hpp).
 class row_profile {
   public:
+    /// Of no prompts.
     row_profile() = default;
 
+    /// Rows that compete, (layer, KV head); 0 before the first add().
     [[nodiscard]] index_t rows() const { return std::ssize(curves_) / profiled_budgets::points; }
+    /// How often add() took scores.
     [[nodiscard]] index_t prompts() const { return prompts_; }
 
     /// Takes the scores of one more prompt, of all rows that compete. A score that is not above 0, or not finite, counts as the
@@ -154,16 +164,18 @@ class row_profile {
         return {};
     }
 
-    /// Refers to this object until it changes.
+    /// The allocator over these curves [rows, points]; refers to this object until it changes.
     [[nodiscard]] profiled_budgets budgets() const& { return {curves_}; }
-    profiled_budgets budgets() const&& = delete; // of a temporary
+    profiled_budgets budgets() const&& = delete; ///< of a temporary
 
+    /// Writes the state, for save() (core/plain_memory.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         out.put(prompts_);
         out.put(rows());
         out.put(std::span<const float>(curves_));
     }
+    /// Reads it back, for restore(). False for bytes that are no such state; this object is then not to be used.
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0;
         index_t rows = 0;

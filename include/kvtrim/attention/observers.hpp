@@ -11,8 +11,9 @@
 
 namespace KVTRIM_NAMESPACE {
 
-// Bad input of any queries whose attention is computed, wherever they stand. Sink logits may be any float.
-// Returns heads_not_divisible or invalid_parameter.
+/// Checks the queries [q_heads, queries, head_dim] whose attention over the keys is computed, wherever they stand. Sink logits
+/// may be any float. Returns what in.validate() or valid_attention() says, heads_not_divisible for q_heads that are no positive
+/// multiple of kv_heads, invalid_parameter for no queries at all. O(heads).
 template <class Inputs>
 [[nodiscard]] status validate_observers(const Inputs& in, const attention_options& attention) {
     const index_t q_heads = extent(in.queries, 0);
@@ -27,7 +28,8 @@ template <class Inputs>
     return {};
 }
 
-// The same for those of the newest rows before a rollback tail. Returns window_exceeds_tokens, too.
+/// The same for an observation window: the queries belong to the newest rows before request.protect.rollback_tokens. Returns
+/// window_exceeds_tokens (needed: tokens of a head), too. O(heads).
 template <class Inputs>
 [[nodiscard]] status validate_attention(const Inputs& in, const eviction_request& request) {
     if (const status s = validate_observers(in, request.attention); !s.ok()) { return s; }
@@ -44,12 +46,13 @@ template <class Inputs>
     return {};
 }
 
-// Which rows of a head are seen by whom.
+/// Which cache rows of one KV head are seen, and scored, by which queries. Not checked: attention_rows
+/// (attention/attention_rows.hpp) takes ranges that lie in the head's rows.
 struct observed_by {
-    index_t query_begin;    // cache row of the first query's own token, or as many as there are: all see all
-    token_range candidates; // the rows whose mass is told apart from the others'
-    token_range hidden[2] = {}; // rows that no query sees, as if they were not there
-    index_t nearest = 0;        // how far before a query's own row a row is at least that is scored by it
+    index_t query_begin; ///< cache row of the first query's own token; the head's rows: all queries see all
+    token_range candidates;     ///< rows that get scores; the attention on all others is summed up
+    token_range hidden[2] = {}; ///< rows that no query sees, as if they were not there
+    index_t nearest = 0; ///< rows between a query's own row and the newest one that it scores, at least
 };
 
 } // namespace KVTRIM_NAMESPACE

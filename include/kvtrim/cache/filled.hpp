@@ -11,7 +11,7 @@
 // grown again in one buffer. The lengths are read at construction (the longest) and at each use: make a new view after
 // they change.
 
-#include <kvtrim/cache/tensor_view.hpp>
+#include <kvtrim/cache/row_source.hpp>
 
 #include <algorithm>
 #include <span>
@@ -48,6 +48,10 @@ class filled {
     [[nodiscard]] T* data_handle() const { return cache_.data_handle(); }
     /// Filled rows of a head.
     [[nodiscard]] index_t rows(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
+    /// Whether the rows up to the longest head's, or the lengths, share a byte with other memory.
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        return overlap(memory_of(*this).front(), other) || overlap(bytes_of(lengths_), other);
+    }
     /// Element (head, token, d).
     [[nodiscard]] T& operator()(index_t head, index_t token, index_t d) const {
         return cache_(head, token, d);

@@ -82,8 +82,10 @@ class indexed_rows {
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return indices_; }
     /// The bytes of all slots.
     [[nodiscard]] auto memory() const { return memory_of(slots_); }
-    /// Whether the slots that are read share a byte with other memory. O(tokens) if the pool does, else O(1).
+    /// Whether the slots that are read, or their indices, share a byte with other memory. O(tokens) if the pool does, else
+    /// O(1).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        if (overlap(bytes_of(indices_), other)) { return true; }
         if constexpr (requires { slots_.overlaps(other); }) { return slots_.overlaps(other); }
         for (const strided_bytes& pool : memory_of(slots_)) {
             if (!overlap(pool, other)) { continue; }

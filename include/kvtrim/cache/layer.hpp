@@ -16,6 +16,7 @@
 // type not_given, so that a stage that needs it refuses to compile and says what to pass. validate() asks all views, and
 // whether they belong together; every call that takes a layer asks it first.
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/row_source.hpp>
 
 #include <cstdint>
@@ -110,6 +111,13 @@ struct layer_inputs {
         }
         if constexpr (has_output_projection) { return validate_output_projection(); }
         return {};
+    }
+
+    /// Whether the memory of a view that was given shares a byte with `other`, which then must not be written
+    /// (cache/check_outputs.hpp).
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        return shares_bytes(keys, other) || shares_bytes(values, other) || shares_bytes(queries, other) ||
+               shares_bytes(output_projection, other);
     }
 
     /// KV heads.

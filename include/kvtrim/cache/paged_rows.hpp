@@ -143,14 +143,14 @@ template <class T>
     return bytes_of_pages(pool, layout, 0, count, heads, head_dim);
 }
 
-// Whether rows of `heads` heads in these pages share a byte with `other`.
+// Whether rows of `heads` heads in these pages, or the list of pages, share a byte with `other`.
 template <class T>
 [[nodiscard]] bool pages_overlap(const T* pool, const page_layout& layout,
                                  std::span<const std::int32_t> pages, index_t heads, index_t head_dim,
                                  const strided_bytes& other) {
-    return std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
-        return overlap(bytes_of_pages(pool, layout, page, 1, heads, head_dim), other);
-    });
+    return overlap(bytes_of(pages), other) || std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
+               return overlap(bytes_of_pages(pool, layout, page, 1, heads, head_dim), other);
+           });
 }
 
 // Rows of a page table that a source reads.

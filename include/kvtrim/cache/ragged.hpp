@@ -59,6 +59,10 @@ class ragged {
                                         .strides = {0, 0, row_bytes(), 0},
                                         .bytes = row_bytes()}};
     }
+    /// Whether the rows or their offsets share a byte with other memory.
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        return overlap(memory().front(), other) || overlap(bytes_of(offsets_), other);
+    }
     /// The first element of a row.
     [[nodiscard]] T* row(index_t head, index_t token) const {
         return data_ + (offsets_[static_cast<std::size_t>(head)] + token) * head_dim_;

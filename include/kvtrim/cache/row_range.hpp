@@ -6,6 +6,7 @@
 //
 //   row_range(view, first, count)   [heads, count, row length], rows [first, first + count) of each head
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 
 namespace KVTRIM_NAMESPACE {
@@ -50,6 +51,8 @@ class row_range {
     }
     /// The bytes of all rows of the view.
     [[nodiscard]] auto memory() const { return memory_of(view_); }
+    /// Whether the view that the rows are of shares a byte with other memory.
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const { return shares_bytes(view_, other); }
     /// The pages or slots that store_rows() may write.
     [[nodiscard]] auto written_places() const requires requires(const V& v) { v.written_places(); }
     { return view_.written_places(); }

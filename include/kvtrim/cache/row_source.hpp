@@ -18,7 +18,8 @@
 //                        lie at even distances as contiguous elements T; it goes with load_rows(..., T* tile), a copy of the
 //                        elements, and with keeps_elements(), if that is known at run time only;
 //                        memory(), an array of strided_bytes, or overlaps(strided_bytes) where the rows are more pieces:
-//                        compaction refuses moves that would overwrite other rows (compact/overlap.hpp)
+//                        compaction refuses moves that would overwrite other rows (compact/overlap.hpp), and calls refuse
+//                        outputs in what they read (cache/check_outputs.hpp); overlaps() then counts tables in
 //                        To be written: store_rows(head, first, count, const float* tile), the inverse of load_rows;
 //                        first_channels(count), the rows' first channels as a source of their own, at least so many, where
 //                        these are written without touching the others; written_places(), the pages or slots that rows are

@@ -17,6 +17,7 @@
 // views_overlap (an output inside the cache; keys and values that share memory but are not the same rows: those that are
 // move once). Nothing is written then. Cost: every survivor read and written once.
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/compact/check_plan.hpp>
@@ -46,8 +47,11 @@ template <class V, class T>
         return {errc::invalid_parameter, "gather: out must hold total_tokens * head_dim elements",
                 to_bytes(plan.total_tokens(), length)};
     }
-    const index_t out_bytes = plan.total_tokens() * length * static_cast<index_t>(sizeof(T));
-    if (const status s = check_output(cache, out.data(), out_bytes); !s.ok()) { return s; }
+    const auto target = out.first(static_cast<std::size_t>(plan.total_tokens() * length));
+    if (const status s = check_outputs(std::array{bytes_of(target)}, cache, plan.kept(), plan.offsets());
+        !s.ok()) {
+        return s;
+    }
     T* to = out.data();
     const index_t heads = length == 0 ? 0 : extent(cache, 0); // rows without elements may have no memory
     const index_t row_size = length * static_cast<index_t>(sizeof(T));
@@ -75,8 +79,8 @@ template <class V, class T>
                 });
             } else {
                 for (std::size_t i = 0; i < kept.size(); ++i) {
-                    T* const target = to + static_cast<index_t>(i) * length;
-                    for (index_t d = 0; d < length; ++d) { target[d] = from[kept[i] * row + d * step]; }
+                    T* const row_out = to + static_cast<index_t>(i) * length;
+                    for (index_t d = 0; d < length; ++d) { row_out[d] = from[kept[i] * row + d * step]; }
                 }
             }
         } else {

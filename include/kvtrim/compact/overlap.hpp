@@ -10,6 +10,7 @@
 //             of the keys; or both are one tensor): moved once, with the outer rows
 //   else      refused: errc::views_overlap. So is a view whose own rows overlap (a stride of 0, or below the row length)
 //
+// Calls that write elsewhere than where they read: cache/check_outputs.hpp.
 // What a view's rows occupy is known of strided views, and of others that say it: memory(), an array of strided_bytes with
 // all that move_row() writes (cache/strided_bytes.hpp). Of a view that does not, nothing is checked, and it is moved.
 // Source of the fault: llama.cpp#8862, ik_llama.cpp#400 (caches whose V is a part of K).
@@ -66,24 +67,6 @@ struct moved_views {
         return {errc::views_overlap,
                 "keys and values share memory, but not the same rows: moving one would destroy the other"};
     }
-    return {};
-}
-
-/// Whether `bytes` bytes at `out` may be written while rows of a view are read. A view whose memory is not a few strided
-/// pieces answers with overlaps(strided_bytes).
-template <class V>
-[[nodiscard]] status check_output(const V& view, const void* out, index_t bytes) {
-    const strided_bytes written{.first = out, .bytes = bytes};
-    bool shares = false;
-    if constexpr (requires { view.overlaps(written); }) {
-        shares = view.overlaps(written);
-    } else {
-        for (const strided_bytes& m : memory_of(view)) {
-            if (const status s = m.validate(); !s.ok()) { return s; }
-            shares = shares || overlap(m, written);
-        }
-    }
-    if (shares) { return {errc::views_overlap, "the output lies in the memory of the rows that are read"}; }
     return {};
 }
 

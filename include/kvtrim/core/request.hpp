@@ -177,4 +177,13 @@ struct eviction_request {
     return request;
 }
 
+/// The request that evicts from the suffix alone: the first `prefix_tokens` rows stay as they are, so that other sequences
+/// may go on reading them and a prefix cache may hand them out again. The budget counts them, as all that is protected:
+/// per_head(prefix_tokens + n) leaves n rows of the suffix. A negative number is refused by valid_protection().
+[[nodiscard]] constexpr eviction_request keeping_prefix(eviction_request request, index_t prefix_tokens) {
+    auto& p = request.protect;
+    p.pinned_tokens = prefix_tokens < 0 ? prefix_tokens : std::max(p.pinned_tokens, prefix_tokens);
+    return request;
+}
+
 } // namespace KVTRIM_NAMESPACE

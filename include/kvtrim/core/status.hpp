@@ -8,10 +8,11 @@
 // What is trusted: one rule for the whole library.
 //
 //   trusted      memory behind a view: that it holds the elements that extents, strides and tables name, and that no
-//                other thread writes it meanwhile; indices passed to plain accessors (row(i), view(i, j, k)), as a vector's
+//                other thread writes it meanwhile; that nothing else uses the memory of a workspace; indices passed to plain accessors (row(i), view(i, j, k)), as a vector's
 //   not trusted  every number, length, table and byte: extents, budgets, counts, page tables, index lists, plans, offsets,
-//                positions, saved states, options. A wrong one is answered with a status, never with an abort, before
-//                anything is written: outputs, caches and states are as they were
+//                positions, saved states, options; that outputs lie apart from what is read (cache/check_outputs.hpp); that
+//                two sequences of a batch write two plans. A wrong one is answered with a status, never with an abort,
+//                before anything is written: outputs, caches and states are as they were
 //
 // Failed allocations: workspaces are the caller's, and too small a one is a status; only the tables of plans and states and
 // growing_workspace allocate, and what the allocator throws passes through with the plan or the state as it was, but for a
@@ -57,7 +58,7 @@ enum class errc : std::uint8_t {
     pages_too_few, ///< fewer free pages than copies need; needed: pages
     no_room,       ///< a cache whose memory is full; needed: rows of memory
     workspace_too_small, ///< needed: bytes
-    views_overlap, ///< rows to be moved share bytes with others, so that moving them would destroy those
+    views_overlap, ///< rows to be moved, or an output, share bytes with others that would be destroyed before they are read
 };
 
 /// The answer of a call: ok, or a code with a text and a number.

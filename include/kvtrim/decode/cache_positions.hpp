@@ -205,14 +205,12 @@ class cache_positions {
         const index_t newest = rows.droppable_tokens();
         if (newest > end) { return false; }
         for (index_t g = 0; g < rows.kv_heads(); ++g) {
-            index_t last = -1;
-            for (const position p : rows.row(g)) {
-                if (p <= last || p >= end) { return false; }
-                last = p;
-            }
+            const auto row = rows.row(g);
+            if (row.empty()) { continue; } // and no token can be undone
+            const auto descends = [&](std::size_t i) { return row[i] >= row[i + 1]; };
+            if (row.front() < 0 || row.back() >= end || any_wrong(row.size() - 1, descends)) { return false; }
             // Ascending, they can only be the numbers from here to the end.
-            if (newest > 0 &&
-                rows.row(g)[static_cast<std::size_t>(rows.tokens(g) - newest)] != end - newest) {
+            if (newest > 0 && row[static_cast<std::size_t>(rows.tokens(g) - newest)] != end - newest) {
                 return false;
             }
         }

@@ -28,6 +28,7 @@
 // Cost: keys and values read once; 2 * (head_dim + value head_dim) flops per row and query. Up to four query heads of a
 // group cost as much as one.
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/for_each_item.hpp>
@@ -173,7 +174,8 @@ template <class Inputs>
 }
 
 template <class Inputs, class Output>
-[[nodiscard]] status validate_output(const Inputs& in, const Output& out, std::span<float> log_sum_exp) {
+[[nodiscard]] status validate_output(const Inputs& in, const attention_options& attention, const Output& out,
+                                     std::span<float> log_sum_exp) {
     if (const status s = kvtrim::validate(out); !s.ok()) { return s; }
     const index_t rows = extent(in.queries, 0) * extent(in.queries, 1);
     if (extent(out, 0) != extent(in.queries, 0) || extent(out, 1) != extent(in.queries, 1) ||
@@ -185,7 +187,7 @@ template <class Inputs, class Output>
         return {errc::invalid_parameter, "ragged_attention: log_sum_exp must be empty or [q_heads * queries]",
                 rows};
     }
-    return {};
+    return check_outputs(std::array{bytes_of(out), bytes_of(log_sum_exp)}, in, attention.sink_logits);
 }
 
 } // namespace detail
@@ -205,8 +207,8 @@ template <class Inputs, class Executor = serial_executor>
 }
 
 /// Writes `out`, and log_sum_exp where it is not empty. Returns what inputs.validate() and valid_attention() say,
-/// heads_not_divisible, invalid_parameter for an output or a log_sum_exp of other extents, or workspace_too_small, with
-/// nothing written.
+/// heads_not_divisible, invalid_parameter for an output or a log_sum_exp of other extents, views_overlap (check_outputs), or
+/// workspace_too_small, with nothing written.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status ragged_attention(const Inputs& in, const attention_options& attention, const Output& out,
                                       std::span<float> log_sum_exp, workspace& scratch, Executor&& ex = {}) {
@@ -220,7 +222,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
     const index_t q_heads = extent(in.queries, 0);
     const index_t queries = extent(in.queries, 1);
     if (const status s = detail::validate_decode(in, attention); !s.ok()) { return s; }
-    if (const status s = detail::validate_output(in, out, log_sum_exp); !s.ok()) { return s; }
+    if (const status s = detail::validate_output(in, attention, out, log_sum_exp); !s.ok()) { return s; }
     if (queries == 0) { return {}; }
     const index_t bytes = ragged_attention_bytes(in, attention, ex);
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }

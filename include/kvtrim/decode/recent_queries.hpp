@@ -22,6 +22,7 @@
 // A value: copies are forks; save() and restore() work (core/plain_memory.hpp). Cost: one copy of each query.
 // Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory.
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/plain_memory.hpp>
@@ -58,8 +59,8 @@ class recent_queries {
     [[nodiscard]] index_t held() const { return shape_.held; }
 
     /// Takes the newest queries [q_heads, any number, head_dim], oldest first. Returns the answer of a view that is not
-    /// valid, invalid_parameter for other heads or head_dim, rows_differ for heads with different numbers of queries, with
-    /// nothing changed.
+    /// valid, invalid_parameter for other heads or head_dim, rows_differ for heads with different numbers of queries,
+    /// views_overlap for a view() of this object, with nothing changed.
     template <cache_view Queries>
     [[nodiscard]] status append(const Queries& chunk) {
         for (const status s : {validity_, kvtrim::validate(chunk)}) {
@@ -74,6 +75,9 @@ class recent_queries {
             if (row_count(chunk, h) != count) {
                 return {errc::rows_differ, "recent_queries: every head must have the same number of queries"};
             }
+        }
+        if (const status s = check_outputs(std::array{bytes_of(std::span(rows_))}, chunk); !s.ok()) {
+            return s;
         }
         const index_t taken = std::min(count, capacity());
         for (index_t done = 0; done < taken;) {
@@ -205,6 +209,10 @@ class query_ring_view {
         const index_t older = std::min(count, ring_->capacity() - slot); // queries before the ring wraps
         copy_rows(rows_from(head, slot), older, length, tile);
         copy_rows(rows_from(head, 0), count - older, length, tile + older * length);
+    }
+    /// Whether the object's memory shares a byte with other memory.
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        return overlap(bytes_of(std::span(ring_->rows_)), other);
     }
 
   private:

@@ -13,11 +13,10 @@
 //     ... plan with eviction_policy{scores.scorer(), uniform{}, by_importance{}}, then: s = scores.compact(plan);
 //
 // A sum grows with every query, so new tokens have the lowest sums and would be evicted first. The scorer therefore refuses
-// sums without request.protect.window_tokens (needed: half of the budget, as H2O). The window must also cover the tokens
-// whose queries were not added; sums divided by their queries (score_lifetime::normalised) need that alone.
+// sums without request.protect.window_tokens (needed: half of the budget, as H2O). The window must cover tokens whose queries
+// were not added; sums divided by their queries (score_lifetime::normalised) need that alone.
 //
-// Source: H2O, arXiv:2306.14048 (sum; half of the budget is the protected window of newest tokens);
-// kvpress@8bb29b9 observed_attention_press.py (divided by the queries that saw a token: the sum favours old tokens).
+// Source: H2O, arXiv:2306.14048 (sums); kvpress@8bb29b9 observed_attention_press.py (over the queries that saw a token).
 // Departures: one sum per KV head, a mean over its group; attention is that of the cache as it is, after evictions too.
 // With rollback_tokens = R the last R single queries can be undone exactly, by R + 1 versions of the sums; a prompt cannot.
 // Cost: add() one addition per token and head; update() that of window_attention: two sweeps over the keys, so give it
@@ -197,8 +196,9 @@ class running_scores {
             return false;
         }
         for (index_t g = 0; g < kv_heads(); ++g) {
-            const auto impossible = [&](query_number first) { return first < 0 || first > queries_; };
-            if (std::ranges::any_of(std::as_const(first_).row(g), impossible)) { return false; }
+            const auto row = std::as_const(first_).row(g);
+            const auto is_wrong = [&](std::size_t i) { return row[i] < 0 || row[i] > queries_; };
+            if (any_wrong(row.size(), is_wrong)) { return false; }
         }
         sums_.clear();
         for (index_t version = 0; version < versions; ++version) { // as many as there are bytes for
@@ -318,18 +318,13 @@ class running_scores {
         for (index_t g = 0; g < kv_heads(); ++g) {
             const auto before = sums(g);
             const auto after = sums_[static_cast<std::size_t>(next)].row(g);
-            for (index_t t = 0; t < tokens(g); ++t) {
-                const float weight = attention(g, t);
-                const bool counts = weight > 0 && weight <= std::numeric_limits<float>::max();
-                after[static_cast<std::size_t>(t)] =
-                    before[static_cast<std::size_t>(t)] + (counts ? weight : 0.0f);
-            }
+            detail::add_weights(
+                before.data(), tokens(g), [&](index_t t) { return attention(g, t); }, after.data());
             // A new token is seen from its own query on.
             const auto first = first_.row(g);
             for (index_t i = newer; i < unseen_; ++i) {
                 const index_t skipped = std::max<index_t>(0, queries - 1 - (i - newer));
-                first[first.size() - 1 - static_cast<std::size_t>(i)] =
-                    static_cast<query_number>(queries_ + skipped);
+                first.end()[-1 - i] = static_cast<query_number>(queries_ + skipped);
             }
         }
         version_ = next;

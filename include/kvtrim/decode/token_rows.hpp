@@ -17,6 +17,7 @@
 // that cannot be served changes nothing.
 
 #include <kvtrim/compact/check_plan.hpp>
+#include <kvtrim/core/in_blocks.hpp>
 #include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/saturated.hpp>
 
@@ -227,5 +228,23 @@ class token_rows {
     std::vector<index_t> lengths_; // [kv_heads]
     std::vector<T> values_;        // [kv_heads, capacity]
 };
+
+namespace detail {
+
+// after [count] = before + weight_of(i), where that is positive and finite.
+template <class Fn>
+void add_weights(const float* before, index_t count, const Fn& weight_of, float* after) {
+    in_blocks(count, [&](index_t first, auto n) {
+        float weights[64], sums[64]; // apart from other memory, so that no compiler has to ask
+        for (index_t i = 0; i < n; ++i) { weights[i] = weight_of(first + i); }
+        std::copy_n(before + first, index_t{n}, sums);
+        for (index_t i = 0; i < n; ++i) {
+            sums[i] += weights[i] > 0 && weights[i] <= std::numeric_limits<float>::max() ? weights[i] : 0.0f;
+        }
+        std::copy_n(sums, index_t{n}, after + first);
+    });
+}
+
+} // namespace detail
 
 } // namespace KVTRIM_NAMESPACE

@@ -56,8 +56,14 @@ template <class Inputs>
 /// Whether a ragged view of these inputs reads its offsets from a plan, which can then not be written.
 template <class Inputs>
 [[nodiscard]] bool reads_tables_of(const Inputs& in, const keep_plan& plan) {
-    if constexpr (requires { in.keys.offsets().data() == plan.offsets().data(); }) {
-        return plan.rows() > 0 && in.keys.offsets().data() == plan.offsets().data();
+    const auto is_read_by = [&](const auto& view) {
+        if constexpr (requires { view.offsets().data() == plan.offsets().data(); }) {
+            return plan.rows() > 0 && view.offsets().data() == plan.offsets().data();
+        }
+        return false;
+    };
+    if constexpr (requires { in.keys; }) {
+        return is_read_by(in.keys) || is_read_by(in.values) || is_read_by(in.queries);
     }
     return false;
 }

@@ -13,6 +13,7 @@
 //   aggregator  see aggregate/attention_tile.hpp (attention_aggregator)
 //   allocator   static constexpr bool is_uniform
 //               status allocate(score_rows, total, budgets, workspace) const
+//               optional: static constexpr bool keeps_less: a cache within the budget is scored and may be cut, too
 //               optional: status validate() const; index_t workspace_bytes(rows, candidates) const
 //   reranker    static constexpr bool allocate_by_attention, needs_uniform_budgets
 //               optional: status before_allocation(scores, total, workspace) const

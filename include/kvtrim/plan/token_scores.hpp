@@ -15,6 +15,7 @@
 // Column c of row r is cache row candidates(protect, tokens(r)).begin + c. Order: higher first, then the
 // lower flat index; NaN ranks below everything; +infinity marks a token that no finite score outranks.
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 
@@ -136,8 +137,8 @@ template <class Scorer, class Inputs, class Executor>
 }
 
 /// What a scorer asks first, so that it may also be called without a policy: whether all that it reads is valid, and all
-/// that it writes has room. Returns what validate_candidates() or the scorer's own validate() says, or invalid_parameter.
-/// O(kv_heads).
+/// that it writes has room and lies apart from what is read. Returns what validate_candidates(), check_outputs() or the
+/// scorer's own validate() says, or invalid_parameter. O(kv_heads), of paged rows O(pages).
 template <class Scorer, class Inputs>
 [[nodiscard]] status validate_scoring(const Scorer& scorer, const Inputs& in, const eviction_request& request,
                                       const token_scores& out) {
@@ -154,6 +155,9 @@ template <class Scorer, class Inputs>
         return {errc::invalid_parameter, "scores: protected_mass must have one entry per row, or none",
                 out.rows()};
     }
+    const auto attention = Scorer::writes_attention ? out.attention : std::span<float>{};
+    const std::array written{bytes_of(out.importance), bytes_of(attention), bytes_of(out.protected_mass)};
+    if (const status s = check_outputs(written, in, out.offsets, out.protected_tokens); !s.ok()) { return s; }
     if constexpr (requires { scorer.validate(in, request); }) { return scorer.validate(in, request); }
     return {};
 }
@@ -168,7 +172,8 @@ template <class Scorer, class Inputs>
 }
 
 /// What every allocator asks first, so that an engine may call it directly: `total` is at most the number of candidates, and
-/// each row has a budget. Returns invalid_table or invalid_parameter. O(rows).
+/// each row has a budget, in memory apart from the scores. Returns invalid_table, invalid_parameter or views_overlap.
+/// O(rows).
 [[nodiscard]] inline status validate_total(const score_rows& scores, index_t total,
                                            std::span<const index_t> budgets) {
     if (const status s = validate(scores); !s.ok()) { return s; }
@@ -179,7 +184,8 @@ template <class Scorer, class Inputs>
         return {errc::invalid_parameter, "allocate: total must be between 0 and the number of candidates",
                 scores.candidates()};
     }
-    return {};
+    return check_outputs(std::array{bytes_of(budgets)}, scores.offsets, scores.values,
+                         scores.protected_tokens);
 }
 
 /// What selection asks of budgets, from an allocator or from an engine: one per row, at most the row's candidates.

@@ -21,8 +21,11 @@
 
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/core/request.hpp>
+#include <kvtrim/plan/candidate_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
+#include <algorithm>
+#include <functional>
 #include <type_traits>
 
 namespace KVTRIM_NAMESPACE {
@@ -35,7 +38,8 @@ class batch_item {
     batch_item(Policy&& policy, Inputs&& in, const eviction_request& request, keep_plan& out)
         : policy_(&policy), inputs_(&in), plans_(&out, 1), request_(request),
           bytes_(bytes_of_one<std::remove_cvref_t<Policy>, std::remove_cvref_t<Inputs>>),
-          plan_(plan_one<std::remove_cvref_t<Policy>, std::remove_cvref_t<Inputs>>) {
+          plan_(plan_one<std::remove_cvref_t<Policy>, std::remove_cvref_t<Inputs>>),
+          reads_(reads_any<std::remove_cvref_t<Inputs>>) {
         static_assert(std::is_lvalue_reference_v<Policy> && std::is_lvalue_reference_v<Inputs>,
                       "kvtrim: a batch_item refers to its policy and inputs: pass variables that outlive it, "
                       "no temporaries; see policy/batch.hpp");
@@ -47,7 +51,7 @@ class batch_item {
                std::span<keep_plan> out)
         : policy_(&policy), inputs_(layers.data()), layers_(layers.size()), plans_(out), request_(request),
           bytes_(bytes_of_all<std::remove_cvref_t<Policy>, Inputs>),
-          plan_(plan_all<std::remove_cvref_t<Policy>, Inputs>) {
+          plan_(plan_all<std::remove_cvref_t<Policy>, Inputs>), reads_(reads_any<Inputs>) {
         static_assert(std::is_lvalue_reference_v<Policy>,
                       "kvtrim: a batch_item refers to its policy: pass a variable that outlives it, no "
                       "temporary; see policy/batch.hpp");
@@ -56,6 +60,9 @@ class batch_item {
     [[nodiscard]] index_t workspace_bytes() const { return bytes_(*this); } ///< what the policy needs for it
     /// Plans it. Returns what the policy answers.
     [[nodiscard]] status plan(workspace& scratch) const { return plan_(*this, scratch); }
+    [[nodiscard]] std::span<const keep_plan> plans() const { return plans_; } ///< what it writes
+    /// Whether a ragged view of its inputs reads its offsets from this plan.
+    [[nodiscard]] bool reads(const keep_plan& plan) const { return reads_(*this, plan); }
 
   private:
     template <class T>
@@ -84,6 +91,13 @@ class batch_item {
         return as<Policy>(i.policy_).plan(i.layers<Inputs>(), i.request_, i.plans_, scratch);
     }
 
+    template <class Inputs>
+    [[nodiscard]] static bool reads_any(const batch_item& i, const keep_plan& plan) {
+        const auto layers = i.layers<Inputs>();
+        return std::any_of(layers.begin(), layers.end(),
+                           [&](const Inputs& in) { return reads_tables_of(in, plan); });
+    }
+
     const void* policy_;
     const void* inputs_;
     std::size_t layers_ = 1;
@@ -91,6 +105,7 @@ class batch_item {
     eviction_request request_;
     index_t (*bytes_)(const batch_item&);
     status (*plan_)(const batch_item&, workspace&);
+    bool (*reads_)(const batch_item&, const keep_plan&);
 };
 
 namespace detail {
@@ -111,26 +126,60 @@ template <class BytesOf, class Executor>
     return counting.needed_bytes();
 }
 
-// plan(i, scratch) answers for sequence i.
-template <class BytesOf, class Plan, class Executor>
+// Whether sequences that run at the same time would write one plan, or one would write what another reads. plans_of(i) is
+// what sequence i writes, reads(i, plan) whether it reads that. A sequence that reads a plan of its own is what its policy
+// refuses. order [sequences] is scratch. O(sequences * log(sequences)), and sequences * plans where inputs can read plans.
+template <class PlansOf, class Reads>
+[[nodiscard]] status check_sequences(std::span<sized_sequence> order, PlansOf&& plans_of, Reads&& reads) {
+    const auto begin_of = [&](const sized_sequence& s) { return plans_of(s.sequence).data(); };
+    for (std::size_t i = 0; i < order.size(); ++i) { order[i] = {0, static_cast<index_t>(i)}; }
+    std::sort(order.begin(), order.end(), [&](const sized_sequence& a, const sized_sequence& b) {
+        return std::less<>{}(begin_of(a), begin_of(b));
+    });
+    const keep_plan* end = nullptr; // of the plans so far
+    for (const sized_sequence& s : order) {
+        const auto plans = plans_of(s.sequence);
+        if (plans.empty()) { continue; }
+        if (end != nullptr && std::less<>{}(plans.data(), end)) {
+            return {errc::invalid_parameter, "plan_batch: two sequences have the same output plan"};
+        }
+        end = plans.data() + plans.size();
+    }
+    for (const sized_sequence& writer : order) {
+        for (const keep_plan& plan : plans_of(writer.sequence)) {
+            const bool is_read = std::any_of(order.begin(), order.end(), [&](const sized_sequence& reader) {
+                return reader.sequence != writer.sequence && reads(reader.sequence, plan);
+            });
+            if (is_read) {
+                return {errc::invalid_parameter,
+                        "plan_batch: an output is a plan that a ragged view of another sequence reads"};
+            }
+        }
+    }
+    return {};
+}
+
+// plan(i, scratch) answers for sequence i; plans_of and reads as above.
+template <class BytesOf, class Plan, class PlansOf, class Reads, class Executor>
 [[nodiscard]] status plan_sequences(std::span<status> answers, BytesOf&& bytes_of, Plan&& plan,
-                                    workspace& scratch, Executor& ex) {
+                                    PlansOf&& plans_of, Reads&& reads, workspace& scratch, Executor& ex) {
     const index_t sequences = std::ssize(answers);
     const index_t bytes = batch_bytes(sequences, bytes_of, ex);
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
     if (sequences == 0) { return {}; }
     const workspace::frame frame(scratch);
     const auto order = scratch.take<sized_sequence>(sequences);
+    if (const status s = check_sequences(order, plans_of, reads); !s.ok()) { return s; }
     for (index_t i = 0; i < sequences; ++i) { order[static_cast<std::size_t>(i)] = {bytes_of(i), i}; }
     std::sort(order.begin(), order.end(), [](const sized_sequence& a, const sized_sequence& b) {
         return a.bytes > b.bytes || (a.bytes == b.bytes && a.sequence < b.sequence);
     });
-    const status s =
+    const status done =
         for_each_item(sequences, order.front().bytes, scratch, ex, [&](index_t item, workspace& own) {
             const index_t i = order[static_cast<std::size_t>(item)].sequence;
             answers[static_cast<std::size_t>(i)] = plan(i, own);
         });
-    if (!s.ok()) { return s; }
+    if (!done.ok()) { return done; }
     const auto refused =
         std::find_if_not(answers.begin(), answers.end(), [](const status& a) { return a.ok(); });
     return refused == answers.end() ? status{} : *refused;
@@ -158,8 +207,8 @@ template <class Policy, class Inputs, class Executor = serial_executor>
 }
 
 /// Plans every sequence. Returns the answer of the first one that was refused, or ok: answers [sequences] has them all.
-/// Returns invalid_parameter (needed: sequences) for another number of answers, or workspace_too_small, with no plan made
-/// and no answer given. Requires plans that are not inputs or outputs of another sequence.
+/// Returns invalid_parameter for another number of answers (needed: sequences), and for a plan that two sequences write, or one
+/// writes and a ragged view of another reads; or workspace_too_small; with no plan made and no answer given.
 template <class Executor = serial_executor>
 [[nodiscard]] status plan_batch(std::span<const batch_item> items, std::span<status> answers,
                                 workspace& scratch, Executor&& ex = {}) {
@@ -170,7 +219,8 @@ template <class Executor = serial_executor>
     const auto at = [&](index_t i) -> const batch_item& { return items[static_cast<std::size_t>(i)]; };
     return detail::plan_sequences(
         answers, [&](index_t i) { return at(i).workspace_bytes(); },
-        [&](index_t i, workspace& own) { return at(i).plan(own); }, scratch, ex);
+        [&](index_t i, workspace& own) { return at(i).plan(own); }, [&](index_t i) { return at(i).plans(); },
+        [&](index_t i, const keep_plan& plan) { return at(i).reads(plan); }, scratch, ex);
 }
 
 /// The same for sequences of one kind; invalid_parameter also for another number of requests or plans.
@@ -189,7 +239,8 @@ template <class Policy, class Inputs, class Executor = serial_executor>
         [&](index_t i, workspace& own) {
             return policy.plan(inputs[at(i)], requests[at(i)], plans[at(i)], own);
         },
-        scratch, ex);
+        [&](index_t i) { return std::span<const keep_plan>(plans).subspan(at(i), 1); },
+        [&](index_t i, const keep_plan& plan) { return reads_tables_of(inputs[at(i)], plan); }, scratch, ex);
 }
 
 /// The same with a workspace that grows on first use and then stays.

@@ -42,8 +42,8 @@ namespace detail {
 } // namespace detail
 
 /// Writes pages, the scores of one row's pages, from those of its tokens; maximum ignores NaN. Returns invalid_parameter,
-/// with nothing written, for page_tokens that are not positive or another number of pages than the tokens make (needed:
-/// pages).
+/// for page_tokens that are not positive or another number of pages than the tokens make (needed: pages), views_overlap for
+/// pages among the tokens; with nothing written.
 [[nodiscard]] inline status score_pages(std::span<const float> tokens, index_t page_tokens,
                                         page_reduction reduction, std::span<float> pages) {
     if (page_tokens <= 0) { return {errc::invalid_parameter, "score_pages: page_tokens must be positive"}; }
@@ -51,6 +51,7 @@ namespace detail {
         std::ssize(pages) != count) {
         return {errc::invalid_parameter, "score_pages: there must be one score per page", count};
     }
+    if (const status s = check_outputs(std::array{bytes_of(pages)}, tokens); !s.ok()) { return s; }
     for (std::size_t b = 0; b < pages.size(); ++b) {
         const std::size_t begin = b * static_cast<std::size_t>(page_tokens);
         const auto page =

@@ -12,8 +12,8 @@
 //
 //   rows   [layers * kv_heads], row l * kv_heads + g is KV head g of layer l; allocators treat all rows alike
 //
-// A cache within the budget is kept whole, without being scored; so is a layer of protected tokens alone, whatever its
-// scorer says of the window. Errors leave every plan as it was.
+// A cache within the budget is kept whole, without being scored (unless the allocator keeps_less); so is a layer of protected
+// tokens alone, whatever its scorer says of the window. Errors leave every plan as it was.
 // Memory: the scores of all layers, tables of 6 numbers a row, and the scratch of the largest stage.
 
 #include <kvtrim/plan/candidate_rows.hpp>
@@ -58,6 +58,16 @@ template <class Stage>
         return stage.workspace_bytes(rows, candidates);
     }
     return 0;
+}
+
+// Whether a budget of `total` keeps `tokens` tokens without a look at them.
+template <class Policy>
+[[nodiscard]] constexpr bool keeps_whole(index_t total, index_t tokens) {
+    using allocator = std::remove_cvref_t<decltype(Policy::allocator)>;
+    if constexpr (requires { requires allocator::keeps_less; }) {
+        return total == std::numeric_limits<index_t>::max(); // keeping_all()
+    }
+    return total >= tokens;
 }
 
 // What the scorer says of a layer that has something to score.
@@ -107,7 +117,8 @@ template <class Policy, class Inputs>
     if (const status s = validate_budget(request, all, total); !s.ok()) { return s; }
     for (const Inputs& in : layers) {
         // A layer that is not scored may be shorter than the window; all other errors are returned.
-        const bool unscored = total >= all.tokens || count_lengths(in, p).candidates() == 0;
+        const bool unscored =
+            keeps_whole<Policy>(total, all.tokens) || count_lengths(in, p).candidates() == 0;
         const status s = validate_scorer(policy, in, request);
         if (!s.ok() && !(unscored && s.code() == errc::window_exceeds_tokens)) { return s; }
     }
@@ -175,9 +186,9 @@ template <class Policy, class Inputs, class Executor>
                                      const eviction_request& request, const Executor& ex) {
     const index_t heads = kv_heads_of(layers);
     const cache_lengths all = count_lengths(layers, request.protect);
-    const bool keeps_all = request.budget.total(heads, std::ssize(layers)) >= all.tokens;
+    const index_t total = request.budget.total(heads, std::ssize(layers));
     workspace counting = workspace::counting();
-    if (keeps_all) {
+    if (keeps_whole<Policy>(total, all.tokens)) {
         static_cast<void>(counting.take<index_t>(heads));
         return counting.needed_bytes();
     }
@@ -225,10 +236,12 @@ template <class Policy, class Inputs, class Executor, class Observer>
     const index_t heads = kv_heads_of(layers);
     const cache_lengths all = count_lengths(layers, request.protect);
     const index_t total = request.budget.total(heads, std::ssize(layers));
-    if (total >= all.tokens) { return plan_everything(layers, scratch.take<index_t>(heads), out); }
+    if (keeps_whole<Policy>(total, all.tokens)) {
+        return plan_everything(layers, scratch.take<index_t>(heads), out);
+    }
     const tables_of<Policy> t(std::ssize(layers), heads, all.candidates(), scratch);
     t.begin(layers, request.protect);
-    const index_t kept = total - all.protected_tokens;
+    const index_t kept = std::min(total, all.tokens) - all.protected_tokens;
     for (std::size_t l = 0; l < layers.size(); ++l) {
         const token_scores own = t.layer(l);
         if (own.importance.empty()) { continue; }

@@ -25,33 +25,44 @@
 
 namespace KVTRIM_NAMESPACE {
 
+/// KVzip's selection in one layer, arXiv:2505.23416: the rows of all heads compete for the layer's budget. safeguard_ratio
+/// (0 to 1): share of an even budget that every head keeps.
 [[nodiscard]] constexpr auto replay(double safeguard_ratio = 0.0) {
     return eviction_policy{replayed{}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}};
 }
 
+/// KVzip's non-uniform selection, arXiv:2505.23416: the rows of all (layer, KV head) compete for the model's budget.
+/// safeguard_ratio as above.
 [[nodiscard]] constexpr auto layer_replay(double safeguard_ratio = 0.0) {
     return layer_wise{replay(safeguard_ratio)};
 }
 
+/// KVzip's uniform selection, arXiv:2505.23416: every head keeps as many rows, the best of its own.
 [[nodiscard]] constexpr auto replay_uniform() {
     return eviction_policy{replayed{}, uniform{}, by_importance{}};
 }
 
-/// nearest: that of add_own(). Sums of squares are meant (token_loss::output_square_sum), with W_O over the length of the stream.
+/// What the prompt's own queries want from afar; the rows of all (layer, KV head) compete. nearest, in tokens: that of
+/// replay_scores::add_own(). Sums of squares are meant (token_loss::output_square_sum), with W_O divided by the length of the
+/// residual stream. safeguard_ratio as above.
 [[nodiscard]] constexpr auto layer_afar(index_t nearest = 64, double safeguard_ratio = 0.0) {
     return layer_wise{
         eviction_policy{replayed{nearest}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}}};
 }
 
-/// budgets: of a table over all (layer, KV head) rows, which must outlive the policy.
+/// The same inside each row; how many tokens a row keeps is what the table says of the model (allocate/row_profile.hpp).
+/// budgets: of a row_profile over all (layer, KV head) rows, which must outlive the policy. nearest as above.
 [[nodiscard]] constexpr auto profiled(const profiled_budgets& budgets, index_t nearest = 64) {
     return layer_wise{eviction_policy{replayed{nearest}, budgets, by_importance{}}};
 }
 
+/// DropKV in one layer, openreview MqfNzH3TVH: what the newest queries' outputs lose without a token. Inputs are a layer with
+/// values and queries, and W_O where it is there. safeguard_ratio as above.
 [[nodiscard]] constexpr auto dropkv(const single_eviction& scorer = {}, double safeguard_ratio = 0.0) {
     return eviction_policy{scorer, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}};
 }
 
+/// The same; the rows of all (layer, KV head) compete for the model's budget.
 [[nodiscard]] constexpr auto layer_dropkv(const single_eviction& scorer = {}, double safeguard_ratio = 0.0) {
     return layer_wise{dropkv(scorer, safeguard_ratio)};
 }

@@ -114,7 +114,7 @@ template <class Executor>
 /// Fills `out` with the bounds of rows [first_block * rows_per_block, rows) of every head; blocks before are left as
 /// they are, so that a growing cache pays for its new rows only (begin at the last block that was not whole).
 /// Returns the answer of a view that is not valid, invalid_parameter (rows that not every head has, a negative first_block,
-/// or what block_bounds::validate() says) or workspace_too_small, with nothing written.
+/// or what block_bounds::validate() says), views_overlap (check_outputs) or workspace_too_small, with nothing written.
 template <cache_view View, class Executor>
 [[nodiscard]] status compute_block_bounds(const View& view, index_t rows, index_t rows_per_block,
                                           index_t first_block, const block_bounds& out, workspace& scratch,
@@ -127,6 +127,8 @@ template <cache_view View, class Executor>
         return {errc::invalid_parameter, "block bounds: every head must have the rows",
                 layer(view).shortest_row()};
     }
+    const std::array written{bytes_of(out.maximum), bytes_of(out.minimum)};
+    if (const status s = check_outputs(written, view); !s.ok()) { return s; }
     const index_t blocks = block_count(rows, rows_per_block);
     const index_t bytes = detail::bounds_tile_bytes(head_dim);
     return for_each_item(heads, bytes, scratch, ex, [&](index_t head, workspace& own) {

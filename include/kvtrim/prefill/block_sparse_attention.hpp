@@ -26,6 +26,7 @@
 // Memory: per worker 1024 query rows and a tile of keys, 1.2 MiB at head_dim 128; nothing grows with the tokens.
 // Cost: 2 * (head_dim + value head_dim) flops per planned query-key pair and query head (prune_plan::planned_pairs).
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/for_each_item.hpp>
@@ -260,7 +261,7 @@ template <class Inputs, class Output>
     if (plan.kv_heads() != in.kv_heads() || grid.tokens() != queries || in.shortest_row() < grid.end_token) {
         return {errc::plan_mismatch, "the prune plan was made for other queries or another cache"};
     }
-    return {};
+    return check_outputs(std::array{bytes_of(out), bytes_of(log_sum_exp)}, in, attention.sink_logits);
 }
 
 } // namespace detail
@@ -280,8 +281,8 @@ template <class Inputs, class Output, class Executor = serial_executor>
 
 /// Writes `out`, and log_sum_exp where it is not empty.
 /// Returns what in.validate() or the view `out` say, invalid_parameter (an output or log_sum_exp of another shape, bad
-/// attention options), heads_not_divisible, plan_mismatch (also for rows without check_invariants()) or workspace_too_small,
-/// with nothing written.
+/// attention options), heads_not_divisible, plan_mismatch (also for rows without check_invariants()), views_overlap
+/// (check_outputs) or workspace_too_small, with nothing written.
 template <class Inputs, class Output, class Executor = serial_executor>
 [[nodiscard]] status block_sparse_attention(const Inputs& in, const prune_plan& plan,
                                             const attention_options& attention, const Output& out,

@@ -83,7 +83,7 @@ template <cache_view W, class Executor>
 
 /// Writes out [q_heads, latent_dim, hidden]. Returns what validate() says of the matrices, invalid_parameter for matrices
 /// that do not agree in q_heads and value_dim, no_room for an output that is too short (needed: elements),
-/// workspace_too_small (needed: combine_projections_bytes()); with nothing written.
+/// views_overlap (check_outputs), workspace_too_small (needed: combine_projections_bytes()); with nothing written.
 template <cache_view Up, cache_view W, element T, executor Executor>
 [[nodiscard]] status combine_projections(const Up& w_uv, const W& w_o, std::span<T> out, workspace& scratch,
                                          Executor&& ex) {
@@ -103,6 +103,8 @@ template <cache_view Up, cache_view W, element T, executor Executor>
         return {errc::no_room, "combine_projections: out must hold q_heads * latent_dim * hidden elements",
                 detail::fits_in_memory(shape, sizeof(T)) ? q_heads * latent_dim * hidden : 0};
     }
+    const auto written = out.first(static_cast<std::size_t>(q_heads * latent_dim * hidden));
+    if (const status s = check_outputs(std::array{bytes_of(written)}, w_uv, w_o); !s.ok()) { return s; }
     return for_each_item(q_heads, detail::combined_projection_scratch::bytes(value_dim, hidden), scratch, ex,
                          [&](index_t h, workspace& own) {
                              const detail::combined_projection_scratch memory(value_dim, hidden, own);

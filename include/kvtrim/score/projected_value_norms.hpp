@@ -38,6 +38,8 @@ struct known_norms {
 
     /// What validate() of the rows says.
     [[nodiscard]] status validate() const { return rows.validate(); }
+    /// Whether the norms share a byte with `other`.
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const { return shares_bytes(rows, other); }
 };
 
 namespace detail {
@@ -243,12 +245,16 @@ template <class Inputs, class Executor = serial_executor>
 }
 
 /// Writes norms [offsets[kv_heads]], those of the candidates of every KV head, in the layout of `norms.offsets`.
-/// Returns what validate_projection() or validate_candidates() says, or workspace_too_small, with nothing written.
+/// Returns what validate_projection() or validate_candidates() says, views_overlap (check_outputs) or workspace_too_small,
+/// with nothing written.
 template <class Inputs, executor Executor>
 [[nodiscard]] status projected_value_norms(const Inputs& in, const protection& protect,
                                            const score_rows& norms, workspace& scratch, Executor& ex) {
     if (const status s = validate_projection(in); !s.ok()) { return s; }
     if (const status s = validate_candidates(in, protect, norms); !s.ok()) { return s; }
+    if (const status s = check_outputs(std::array{bytes_of(norms.values)}, in, norms.offsets); !s.ok()) {
+        return s;
+    }
     return detail::compute_projected_norms(
         in, [&](index_t g) { return candidates(protect, in.tokens(g)); },
         [&](index_t g) { return norms.row(g); }, scratch, ex);
@@ -257,8 +263,8 @@ template <class Inputs, executor Executor>
 /// Writes norms [kv_heads, count], those of the newest `count` tokens of every KV head: the same as if all were taken at
 /// once.
 /// Returns what validate_projection() says, invalid_parameter for a count that not every head has or for norms that are not
-/// [kv_heads, count] and one after the other in a head, or workspace_too_small (projected_value_norms_bytes); with nothing
-/// written.
+/// [kv_heads, count] and one after the other in a head, views_overlap (check_outputs), or workspace_too_small
+/// (projected_value_norms_bytes); with nothing written.
 template <class Inputs, executor Executor>
 [[nodiscard]] status newest_value_norms(const Inputs& in, index_t count, const strided<float, 2>& norms,
                                         workspace& scratch, Executor& ex) {
@@ -273,6 +279,7 @@ template <class Inputs, executor Executor>
                 "newest_value_norms: norms must be [kv_heads, count], one after the other in a head"};
     }
     if (count == 0) { return {}; }
+    if (const status s = check_outputs(std::array{bytes_of(norms)}, in); !s.ok()) { return s; }
     return detail::compute_projected_norms(
         in,
         [&](index_t g) {

@@ -37,12 +37,15 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// The rows that one add() is about.
+/// The cache rows that one add() is about.
 struct replay_part {
-    token_range rows = {0, std::numeric_limits<index_t>::max()}; // which are scored, and seen by the queries
-    index_t sink_tokens = 0;                                     // first rows, seen beside them
+    token_range rows = {0,
+                        std::numeric_limits<index_t>::max()}; ///< which are scored, and seen by the queries
+    index_t sink_tokens = 0;                                  ///< first rows, seen beside them
 };
 
+/// A layer's scores [kv_heads, tokens], folded over chunks of queries. A value: copies are independent; save() and restore()
+/// take it (core/plain_memory.hpp).
 class replay_scores {
   public:
     /// `tokens` rows in every head. Not valid, and empty: negative numbers or more than memory can hold.
@@ -66,19 +69,21 @@ class replay_scores {
 
     // ---- As the inputs of a policy ----
 
-    [[nodiscard]] status validate() const { return validity_; }
-    [[nodiscard]] token_loss loss() const { return loss_; }
-    [[nodiscard]] index_t kv_heads() const { return std::ssize(offsets_) - 1; }
+    [[nodiscard]] status validate() const { return validity_; }                 ///< ok, or why it is empty
+    [[nodiscard]] token_loss loss() const { return loss_; }                     ///< what a score is
+    [[nodiscard]] index_t kv_heads() const { return std::ssize(offsets_) - 1; } ///< 0 where it is not valid
+    /// Rows of a head; the head is not checked.
     [[nodiscard]] index_t tokens(index_t kv_head) const {
         const auto g = static_cast<std::size_t>(kv_head);
         return offsets_[g + 1] - offsets_[g];
     }
+    /// Rows of the longest head. O(kv_heads).
     [[nodiscard]] index_t longest_row() const {
         index_t longest = 0;
         for (index_t g = 0; g < kv_heads(); ++g) { longest = std::max(longest, tokens(g)); }
         return longest;
     }
-    /// Of a cache row; 0 where no query saw it.
+    /// Of a cache row; 0 where no query saw it. Neither index is checked.
     [[nodiscard]] float score(index_t kv_head, index_t token) const {
         const float x =
             scores_[static_cast<std::size_t>(offsets_[static_cast<std::size_t>(kv_head)] + token)];
@@ -105,6 +110,7 @@ class replay_scores {
                 {{std::min(part.sink_tokens, scored.begin), scored.begin}, {scored.end, tokens(g)}}};
         });
     }
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status add(const Inputs& in, const attention_options& attention, growing_workspace& memory,
                              const replay_part& part = {}, Executor&& ex = {}) {
@@ -131,6 +137,7 @@ class replay_scores {
             return observed_by{tokens(g) - queries, {0, tokens(g)}, {}, nearest};
         });
     }
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status add_own(const Inputs& in, const attention_options& attention, index_t nearest,
                                  growing_workspace& memory, Executor&& ex = {}) {
@@ -202,6 +209,7 @@ class replay_scores {
         return {};
     }
 
+    /// Writes the state, for save() (core/plain_memory.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         out.put(loss_);
@@ -209,6 +217,7 @@ class replay_scores {
         out.put(std::span<const index_t>(offsets_));
         out.put(std::span<const float>(scores_));
     }
+    /// Reads it back, for restore(). False for bytes that are no such state; this object is then not to be used.
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0;
         index_t heads = 0;
@@ -224,8 +233,8 @@ class replay_scores {
         }
         scores_.resize(static_cast<std::size_t>(offsets_.back()));
         validity_ = {};
-        return in.get(std::span(scores_)) &&
-               std::none_of(scores_.begin(), scores_.end(), [](float x) { return !(x >= 0); });
+        const auto impossible = [&](std::size_t i) { return !(scores_[i] >= 0); }; // NaN too
+        return in.get(std::span(scores_)) && !any_wrong(scores_.size(), impossible);
     }
 
   private:

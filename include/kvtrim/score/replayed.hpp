@@ -11,14 +11,16 @@
 
 namespace KVTRIM_NAMESPACE {
 
+/// The scorer over a replay_scores: importance is the state's own score of each candidate.
 struct replayed {
-    // >= 0: of the own pass of a prompt that was not cut, with this as its `nearest`. A row early in the prompt was looked at more
-    // often than a late one; a sum is divided by how often.
+    /// Not negative: the scores are of the own pass of a prompt that was not cut, with this as its `nearest`, in tokens
+    /// (replay_scores::add_own). A row early in the prompt was seen by more queries than a late one; sums of squares are
+    /// therefore divided by how many saw it. -1: of a replay, where all rows were seen alike.
     index_t own_nearest = -1;
 
-    static constexpr bool writes_attention = false;
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
-    /// Returns what validate_scoring() says, with nothing written.
+    /// Writes the importance of every candidate. Returns what validate_scoring() says, with nothing written.
     template <executor Executor>
     [[nodiscard]] status score(const replay_scores& in, const eviction_request& request,
                                const token_scores& out, workspace&, Executor&) const {

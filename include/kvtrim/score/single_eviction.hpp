@@ -16,11 +16,11 @@
 // Source: DropKV, openreview MqfNzH3TVH; kvpress issue 284 and pull request 285 (sum of squares over the newest queries).
 // Departures: W_O is counted where it is given; the maximum is kvtrim's own.
 // Cost: the logits twice or three times (once where they are kept), and two products more of the same size for o and <v, o>.
-// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float; of a weight above 1 - 2^-8, whose o is v but for
-// rounding, the error is A ||v W_O||. A query whose output is not finite counts as nothing.
+// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float. Queries with outputs not finite count nothing.
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/kernels/eviction_errors.hpp>
 #include <kvtrim/kernels/pooled_maximum.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
@@ -32,11 +32,11 @@
 
 namespace KVTRIM_NAMESPACE {
 
-// What a token is worth to the queries of all heads that read its KV head.
+/// What a token is worth to the queries of all heads that read its KV head.
 enum class token_loss : std::uint8_t {
-    attention_maximum, // the most attention that one of them pays it
-    output_maximum,    // the most that one output changes when it is evicted
-    output_square_sum, // root of the sum of squares of what all outputs change
+    attention_maximum, ///< the most attention that one of them pays it, 0 to 1
+    output_maximum,    ///< the most that one output changes when it is evicted, in the output's unit
+    output_square_sum, ///< root of the sum of squares of what all outputs change
 };
 
 namespace detail {
@@ -240,8 +240,8 @@ class token_losses {
         for_each_head(rows, [&](index_t head, index_t begin, index_t end) {
             const float* const squares =
                 squares_.data() + (has_metric ? head * range_.size() : 0) + (first - range_.begin);
-            steps.eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
-                                  squares_of_outputs_.data());
+            kernels::eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
+                                     squares_of_outputs_.data());
         });
     }
 
@@ -288,11 +288,10 @@ void add_losses(const Inputs& in, const attention_options& options, token_loss l
 
 /// The scorer over the observation window: the newest queries of the prompt.
 struct single_eviction {
-    token_loss loss = token_loss::output_square_sum;
-    index_t newest_queries = 0;                   // use only this many newest of the given queries; 0: all
-    index_t kept_logit_bytes = index_t{48} << 20; // as in score/window_attention.hpp
-
-    static constexpr bool writes_attention = false;
+    token_loss loss = token_loss::output_square_sum; ///< what a score is
+    index_t newest_queries = 0;                   ///< use only this many newest of the given queries; 0: all
+    index_t kept_logit_bytes = index_t{48} << 20; ///< as in score/window_attention.hpp
+    static constexpr bool writes_attention = false; ///< whether score() also writes attention
 
     /// Returns window_exceeds_tokens, heads_not_divisible or invalid_parameter.
     template <class Inputs>
@@ -307,6 +306,7 @@ struct single_eviction {
         return detail::validate_loss(in, loss);
     }
 
+    /// Bytes of workspace for score(), at the full width of this executor; 0 for inputs that validate() refuses.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -315,7 +315,7 @@ struct single_eviction {
                                    detail::token_loss_bytes(in, loss, in.longest_row(), logit_floats(in)));
     }
 
-    /// Returns what validate_scoring() says or errc::workspace_too_small, with nothing written.
+    /// Writes the importance of every candidate. Returns what validate_scoring() says or workspace_too_small, with none written.
     template <class Inputs, executor Executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
