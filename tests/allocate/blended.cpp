@@ -35,6 +35,14 @@ TEST_CASE("blended: budgets equal counts of the sorted rows blended with an even
     CHECK(compared > 560);
 }
 
+TEST_CASE("blended: a row without attention is weighted as it is, and keeps its place among equals",
+          "[allocate][odd]") {
+    // Rows of zeros only have no mass to be weighted by: their zeros tie with others', and the earlier row wins.
+    const oracle::matrix rows{{0, 0, 0, 0}, {8, 0, 0, 0}};
+    const blended blend{.floor_ratio = 0.0, .weight_by_kept_mass = true};
+    CHECK(allocate(blend, rows, 4) == oracle::counts{3, 1});
+}
+
 TEST_CASE("blended: NaN and infinite scores still give budgets that sum to the total", "[allocate][odd]") {
     support::random r(112);
     for (int i = 0; i < 200; ++i) {

@@ -177,6 +177,30 @@ TEST_CASE("flat_cache: it takes over what compact_to_flat left, and spreads into
     CHECK(flat_cache(0).append(5).ok());
 }
 
+TEST_CASE("flat_cache: spread over less memory, down to the rows themselves, every head holds its rows",
+          "[compact]") {
+    std::vector<int> rows(30);
+    flat_cache table(3);
+    const auto move = [&](index_t from, index_t to, index_t n) {
+        std::memmove(rows.data() + to, rows.data() + from, static_cast<std::size_t>(n) * sizeof(int));
+    };
+    REQUIRE(table.spread(30, move).ok());
+    REQUIRE(table.append(4).ok());
+    for (int g = 0; g < 3; ++g) {
+        for (int i = 0; i < 4; ++i) { rows[static_cast<std::size_t>(table.row(g, i))] = 10 * g + i; }
+    }
+    for (const index_t less : {20, 12}) {
+        REQUIRE(table.spread(less, move).ok());
+        CHECK(table.capacity() == less);
+        for (int g = 0; g < 3; ++g) {
+            for (int i = 0; i < 4; ++i) {
+                CHECK(rows[static_cast<std::size_t>(table.row(g, i))] == 10 * g + i);
+            }
+        }
+    }
+    CHECK(table.room() == 0);
+}
+
 TEST_CASE("flat_cache: too little memory, too much, and plans of other caches change nothing",
           "[compact][errors]") {
     flat_cache table(support::plan_of({{0, 1}, {0, 1, 2}}), 1.0);

@@ -234,6 +234,29 @@ TEST_CASE("plan_page_moves: a shared page stays whole, or its survivors are copi
     CHECK(list(ordered.released_pages()) == int32s{0, 2});
 }
 
+TEST_CASE("plan_page_moves: a plan made again says nothing of what it said before", "[compact]") {
+    const one_row row(16, 4);
+    const int32s ref_counts{2, 1, 3, 1, 1, 1}, free_pages{5, 4};
+    const keep_plan cut = plan_of({{1, 4, 5, 6, 7, 12, 13}}), other = plan_of({{0, 9}});
+    const page_pool shared{.pages = 6, .page_tokens = 4, .ref_counts = ref_counts, .free_pages = free_pages};
+    const page_pool own{.pages = 4, .page_tokens = 4};
+    growing_workspace memory;
+    const auto plan_into = [&](move_plan& out, const keep_plan& kept, const page_pool& pool,
+                               shared_pages rule) {
+        workspace scratch = memory.of_bytes(plan_page_moves_bytes(row.table(), pool));
+        REQUIRE(plan_page_moves(kept, row.table(), pool, {.shared = rule}, out, scratch).ok());
+    };
+    move_plan fresh, again;
+    plan_into(fresh, other, own, shared_pages::stay_whole);
+    plan_into(again, cut, shared, shared_pages::stay_whole);
+    CHECK(again.extra_tokens() == 3);
+    plan_into(again, other, own, shared_pages::stay_whole);
+    CHECK(again == fresh);
+    plan_into(again, cut, shared, shared_pages::copied);
+    plan_into(again, other, own, shared_pages::stay_whole);
+    CHECK(again == fresh);
+}
+
 TEST_CASE("plan_page_moves: copies that owned pages cannot hold take free pages, and say how many they need",
           "[compact]") {
     const one_row row(12, 4);

@@ -200,7 +200,7 @@ TEST_CASE("recent queries: made with sizes that cannot be a ring is empty, and s
                                                     {1, most, 0, most}, {most, 1, 0, 0},
                                                     {most, most, 1, 0}, {1 << 20, 1 << 20, 1 << 24, 0},
                                                     {1, 1, most, 0},    {4, 1, most, 0},
-                                                    {most, 1, most, 0}};
+                                                    {most, 1, most, 0}, {(1 << 20) + 1, 1, 0, 0}};
     for (const auto& [heads, window, dim, rollback] : sizes) {
         recent_queries<> ring(heads, window, dim, rollback);
         CAPTURE(heads, window, dim, rollback);

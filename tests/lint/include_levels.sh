@@ -28,6 +28,8 @@ while IFS=: read -r file include; do
 done < <(grep -r --include='*.hpp' --include='*.inl' '^ *# *include <kvtrim/' */)
 tsort <<<"$arrows" >/dev/null || fail "headers include each other"
 
+while read -r file; do fail "$file: open namespace KVTRIM_NAMESPACE (simd/region.hpp)"; done < <(
+    grep -rlE '^namespace kvtrim\b' .)
 while read -r file; do fail "$file: write #include <kvtrim/...>"; done < <(grep -rl '^ *# *include "' .)
 while read -r file; do fail "$file: Eigen is for adapter/eigen.hpp only"; done < <(
     grep -rl 'include <\(unsupported/\)\?Eigen/' . | grep -v '^./adapter/eigen.hpp$')

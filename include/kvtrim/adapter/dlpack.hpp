@@ -23,7 +23,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A view of nothing, to be overwritten.
 template <element T>
@@ -97,4 +97,4 @@ template <element T>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

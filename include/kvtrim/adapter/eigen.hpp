@@ -19,7 +19,7 @@
 
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Eigen's f16 as an element.
 template <>
@@ -97,4 +97,4 @@ template <class M>
                               {saturated_product(head_dim, m.colStride()), m.colStride(), m.rowStride()});
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -31,7 +31,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Which axis of the tensor is axis 0, 1 and 2 of the view: heads, rows, elements of a row.
 struct ggml_axes {
@@ -156,4 +156,4 @@ template <class View>
     return detail::view_ggml(detail::rows_of(tensor, heads), out);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -14,7 +14,7 @@
 #include <omp.h>
 #endif
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Runs pieces of work on OpenMP's threads, each on the next free one.
 struct openmp_executor {
@@ -40,4 +40,4 @@ struct openmp_executor {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,7 +23,7 @@
 #include <concepts>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Shape of the fold over one KV head.
 struct attention_head {
@@ -109,4 +109,4 @@ concept attention_aggregator = requires(const A& a, const attention_tile& tile, 
     a.finish(head, floats, floats, floats);
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

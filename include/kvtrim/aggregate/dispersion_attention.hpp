@@ -21,7 +21,7 @@
 
 #include <cmath>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -140,4 +140,4 @@ struct dispersion_attention {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

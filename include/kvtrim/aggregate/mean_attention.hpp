@@ -24,7 +24,7 @@
 
 #include <cstdint>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Whether query heads are pooled before or after they are reduced to one row.
 enum class pooling_order : std::uint8_t {
@@ -119,4 +119,4 @@ struct mean_attention {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -19,7 +19,7 @@
 #include <cstdint>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How a score is pooled over its neighbours.
 enum class pooling : std::uint8_t { none, average, maximum };
@@ -57,4 +57,4 @@ enum class pooling : std::uint8_t { none, average, maximum };
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -21,7 +21,7 @@
 #include <kvtrim/kernels/pooled_maximum.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Highest pooled attention of a token over all query rows, with a floor (DefensiveKV).
 struct worst_case_attention {
@@ -95,4 +95,4 @@ struct worst_case_attention {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -18,7 +18,7 @@
 
 #include <numeric>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Each row keeps what scores above a threshold, within the budget of all rows together.
 struct above_threshold {
@@ -55,4 +55,4 @@ struct above_threshold {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -21,7 +21,7 @@
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/top_k.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Ada-KV: all rows compete for one budget, apart from a safeguard per row.
 struct adaptive {
@@ -73,4 +73,4 @@ struct adaptive {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

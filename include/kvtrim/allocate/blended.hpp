@@ -22,7 +22,7 @@
 
 #include <cstdint>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How blended rounds: exact sums to the total, authors is the rounding of the published code.
 enum class budget_rounding : std::uint8_t { exact, authors };
@@ -118,4 +118,4 @@ struct blended {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -26,7 +26,7 @@
 
 #include <numeric>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The published forms of the pyramid.
 enum class pyramid_schedule : std::uint8_t {
@@ -310,4 +310,4 @@ struct preference {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

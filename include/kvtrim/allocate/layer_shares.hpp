@@ -20,7 +20,7 @@
 #include <kvtrim/allocate/layer_budgets.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -105,4 +105,4 @@ struct layer_shares {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -16,7 +16,7 @@
 #include <cmath>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Rounds `ideal` to whole numbers out, at most `caps`, that sum to `total`; all three have one length. Where the floors of
 /// `ideal` sum to more than `total`, out are these floors, at most the caps.
@@ -66,4 +66,4 @@ namespace kvtrim {
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -33,7 +33,7 @@
 #include <limits>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The allocator: refers to a row_profile, which must outlive it.
 struct profiled_budgets {
@@ -198,4 +198,4 @@ class row_profile {
     index_t prompts_ = 0;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

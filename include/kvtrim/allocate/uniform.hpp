@@ -13,7 +13,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The same budget for every row.
 struct uniform {
@@ -48,4 +48,4 @@ struct uniform {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,7 +23,7 @@
 #include <cstdint>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// To which number of pages a row is rounded: up, down, or by largest remainder so that the sum is kept.
 enum class page_rounding : std::uint8_t { up, down, dealt };
@@ -141,4 +141,4 @@ struct whole_pages {
 template <class Allocator, class... Fields>
 whole_pages(Allocator, Fields...) -> whole_pages<Allocator>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

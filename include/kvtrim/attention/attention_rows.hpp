@@ -29,7 +29,7 @@
 #include <limits>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Attention rows of one KV head, a block of rows at a time. Views the inputs and the workspace.
 template <class Inputs>
@@ -327,4 +327,4 @@ class attention_rows {
     std::span<double> mass_;    // the same of the candidates
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

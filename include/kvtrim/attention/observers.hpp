@@ -9,7 +9,7 @@
 
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Checks the queries [q_heads, queries, head_dim] whose attention over the keys is computed, wherever they stand. Sink logits
 /// may be any float. Returns what in.validate() or valid_attention() says, heads_not_divisible for q_heads that are no positive
@@ -55,4 +55,4 @@ struct observed_by {
     index_t nearest = 0; ///< rows between a query's own row and the newest one that it scores, at least
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

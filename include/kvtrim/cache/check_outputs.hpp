@@ -21,7 +21,7 @@
 #include <iterator>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The bytes of a strided view's elements.
 template <class V>
@@ -71,4 +71,4 @@ template <class Outputs, class... Read>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -16,7 +16,7 @@
 #include <algorithm>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A growing cache as a view of rank 3 whose heads have lengths of their own.
 template <element T>
@@ -78,4 +78,4 @@ class filled {
     index_t longest_ = 0;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -36,7 +36,7 @@
 #include <limits>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A cache of blocks: a row_source (cache/row_source.hpp) that moves its own rows unless Block is const. Block is one of the
 /// block_... types of kernels/quant_blocks.hpp and kernels/quant_formats.hpp.
@@ -225,4 +225,4 @@ class ggml_rows {
     const char* problem_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -21,7 +21,7 @@
 
 #include <variant>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -248,4 +248,4 @@ class ggml_tensor_rows {
     detail::all_ggml_views::any view_ = strided<float, 3>(nullptr, {0, 0, 0});
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

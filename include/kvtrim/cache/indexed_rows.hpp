@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Returns invalid_table for an index outside [0, slots). O(tokens).
 [[nodiscard]] inline status validate_indices(std::span<const std::int32_t> indices, index_t slots) {
@@ -140,4 +140,4 @@ class indexed_rows {
     status validity_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

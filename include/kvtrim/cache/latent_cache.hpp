@@ -23,7 +23,7 @@
 
 #include <kvtrim/cache/tensor_view.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Channels [begin, begin + length) of a row.
 struct channel_range {
@@ -90,4 +90,4 @@ class latent_cache {
     const char* problem_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -22,7 +22,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How the query heads that share a KV head are reduced to one row.
 enum class group_reduction : std::uint8_t { mean, maximum, sum };
@@ -184,4 +184,4 @@ template <class Keys, class Values>
     return {keys, values, {}, {}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

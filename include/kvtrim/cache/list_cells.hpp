@@ -22,7 +22,7 @@
 #include <limits>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How the sequence in question uses a cell.
 enum class cell_use : std::uint8_t {
@@ -81,4 +81,4 @@ template <class Use>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -24,7 +24,7 @@
 #include <limits>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Where the slots of a pool lie in memory. Strides count elements; with two of them swapped it is NHD or HND.
 struct page_layout {
@@ -184,4 +184,4 @@ namespace detail {
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

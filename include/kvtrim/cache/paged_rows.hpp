@@ -25,7 +25,7 @@
 #include <algorithm>
 #include <array>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A block table [requests, most_pages] with lengths in tokens (vLLM).
 struct block_table {
@@ -347,4 +347,4 @@ template <class T>
 paged_head_rows(T*, const page_layout&, const page_table&, index_t, index_t, index_t)
     -> paged_head_rows<std::remove_const_t<T>, T>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A row_source (cache/row_source.hpp) whose heads follow each other, each with a length of its own.
 template <element T>
@@ -114,4 +114,4 @@ class ragged {
     index_t longest_ = 0;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -20,7 +20,7 @@
 #include <cstdint>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Which channels are rotated together.
 enum class rope_pairing : std::uint8_t {
@@ -61,4 +61,4 @@ struct rope {
     return {errc::invalid_parameter, "rope: frequencies must be finite, the attention factor above 0"};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

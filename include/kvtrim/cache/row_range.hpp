@@ -9,7 +9,7 @@
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A row_source (cache/row_source.hpp) of neighbouring rows of a view.
 template <cache_view V>
@@ -84,4 +84,4 @@ class row_range {
     status validity_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -26,7 +26,7 @@
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/simd/convert.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Copies rows to tile [count, length], as floats or as the elements in memory.
 template <class T, class Out>
@@ -219,4 +219,4 @@ void for_each_row(const V& view, index_t head, token_range range, const row_tile
     });
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

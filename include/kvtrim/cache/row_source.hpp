@@ -37,7 +37,7 @@
 #include <cstring>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A view that copies its rows itself: load_rows(head, first, count, float* tile). Optional members: above.
 template <class V>
@@ -188,4 +188,4 @@ template <cache_view V>
     }
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -31,7 +31,7 @@
 #include <cstddef>
 #include <cstring>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Scales of a cache, and zero points with the same strides unless null.
 template <class Float>
@@ -196,4 +196,4 @@ class scaled_rows {
     const char* problem_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

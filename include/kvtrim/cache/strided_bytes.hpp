@@ -22,7 +22,7 @@
 #include <numeric>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The bytes of a view's elements, in up to four dimensions.
 struct strided_bytes {
@@ -234,4 +234,4 @@ inline status strided_bytes::validate() const {
     return inside(offset) && inside(offset + last);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -21,7 +21,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Element (i...) of any view, spelled v(i...) or v[i...].
 template <class V, class... I>
@@ -248,4 +248,4 @@ strided(T*, const index_t (&)[Rank]) -> strided<T, Rank>;
 template <class T, std::size_t Rank>
 strided(T*, const index_t (&)[Rank], const index_t (&)[Rank]) -> strided<T, Rank>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -7,7 +7,7 @@
 #include <kvtrim/cache/row_source.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Bytes of key or value rows, all heads together: of the cache before, and of the survivors where they are now. What was
 /// freed is the difference.
@@ -60,4 +60,4 @@ template <class View>
     return {rows * before, plan.total_tokens() * after};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

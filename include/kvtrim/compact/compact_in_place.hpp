@@ -24,7 +24,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A cache of another kind that can be compacted in place: row counts per head, and rows (or whole tokens) that it moves
 /// itself.
@@ -190,4 +190,4 @@ template <class K, class V>
     return s;
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -24,7 +24,7 @@
 #include <kvtrim/compact/overlap.hpp>
 #include <kvtrim/kernels/row_mover.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Whether a view is a ragged one.
 template <class V>
@@ -215,4 +215,4 @@ template <class T>
 template <class T>
 ragged<T> flat_view(T* data, keep_plan&& plan, index_t head_dim) = delete;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

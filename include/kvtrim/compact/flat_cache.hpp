@@ -39,7 +39,7 @@
 #include <limits>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The table of a flat ragged cache: where each head's rows start and how many there are. The memory is the caller's.
 class flat_cache {
@@ -319,4 +319,4 @@ template <class K, class V>
     });
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

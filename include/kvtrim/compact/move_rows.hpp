@@ -24,7 +24,7 @@
 #include <cstring>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The memory of a pool: what one layer keeps as keys, for instance.
 template <class T>
@@ -136,4 +136,4 @@ template <class T, class U, executor Executor = serial_executor>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

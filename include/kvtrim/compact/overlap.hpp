@@ -18,7 +18,7 @@
 
 #include <kvtrim/cache/row_source.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Whether rows in this memory may move at all. Returns invalid_parameter or views_overlap.
 [[nodiscard]] inline status check_movable(std::span<const strided_bytes> memory) {
@@ -70,4 +70,4 @@ struct moved_views {
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

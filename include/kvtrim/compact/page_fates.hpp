@@ -15,7 +15,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Which survivors move where; see compact/plan_page_moves.hpp.
 enum class move_order : std::uint8_t { fewest, from_tail, in_order };
@@ -298,4 +298,4 @@ class page_fates {
 
 } // namespace detail
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -42,7 +42,7 @@
 #include <bit>
 #include <numeric>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -339,4 +339,4 @@ class page_planner {
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

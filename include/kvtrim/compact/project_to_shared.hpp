@@ -21,7 +21,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Selects the union of the heads' tokens.
 struct any_head_t {};
@@ -125,4 +125,4 @@ template <class Fn>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

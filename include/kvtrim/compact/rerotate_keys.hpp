@@ -52,7 +52,7 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -205,4 +205,4 @@ template <class V, class Executor = serial_executor>
     return detail::rerotate(keys, r, from, new_position, scratch, ex);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -17,7 +17,7 @@
 #include <bit>
 #include <cmath>
 
-namespace kvtrim::detail {
+namespace KVTRIM_NAMESPACE::detail {
 
 // R(distance) = R(coarse * block) R(fine) with 0 <= fine < block: a table of the fine turns for all heads, and one
 // coarse turn per head, computed anew when a row needs another one. Survivors ascend, so it changes once in `block`
@@ -155,4 +155,4 @@ void rotate_head(const V& rows, index_t head, const rope& r, std::span<const std
     }
 }
 
-} // namespace kvtrim::detail
+} // namespace KVTRIM_NAMESPACE::detail

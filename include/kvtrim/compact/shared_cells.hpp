@@ -30,7 +30,7 @@
 #include <kvtrim/compact/cell_scores.hpp>
 #include <kvtrim/compact/project_to_shared.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Tokens at positions [begin, end) get position + delta.
 struct position_shift {
@@ -252,4 +252,4 @@ template <class Remove, class Shift>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

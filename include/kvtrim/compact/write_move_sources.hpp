@@ -29,7 +29,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Columns that write_move_sources() writes for these plans: the tokens of one head that move, summed over requests.
 /// 0 for what it refuses.
@@ -113,4 +113,4 @@ namespace detail {
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

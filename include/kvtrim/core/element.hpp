@@ -22,7 +22,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// IEEE 754 binary16, as bits.
 struct f16 {
@@ -149,4 +149,4 @@ template <element T>
     return element_traits<std::remove_cv_t<T>>::to_float(x);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -6,7 +6,7 @@
 
 #include <kvtrim/core/status.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Rows of one head in memory: row t starts at data + t * stride, its elements follow each other.
 template <class Element>
@@ -22,4 +22,4 @@ struct element_rows {
 /// Rows of floats.
 using float_rows = element_rows<float>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

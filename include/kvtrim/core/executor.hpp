@@ -12,7 +12,7 @@
 
 #include <utility>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Calls in the calling thread, one after the other.
 struct serial_executor {
@@ -40,4 +40,4 @@ concept executor = requires(E& ex, const detail::executor_probe& fn) {
     ex(index_t{1}, fn);
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -17,7 +17,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Workers of an executor that does not say how many it runs.
 inline constexpr index_t untold_workers = 16;
@@ -61,4 +61,4 @@ template <executor Executor, class Fn>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

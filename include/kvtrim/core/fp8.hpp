@@ -18,7 +18,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// 4 bits of exponent, 3 of mantissa ("e4m3fn").
 struct f8_e4m3 {
@@ -81,4 +81,4 @@ struct element_traits<f8_e4m3> {
     static constexpr f8_e4m3 from_float(float x) { return {detail::narrow_to_f8<3, 7>(x, 0x7eu, 0x7fu)}; }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Calls f(first, count) for elements [first, first + count) of `elements`, ascending: count is a
 /// std::integral_constant, 64, for all blocks but the last, where it is the index_t that is left.
@@ -21,4 +21,4 @@ void in_blocks(index_t elements, Fn&& f) {
     if (first < elements) { f(first, elements - first); }
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

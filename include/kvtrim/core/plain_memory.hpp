@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Where a state writes its numbers. Beyond the end of the output it only counts bytes.
 class memory_writer {
@@ -143,4 +143,4 @@ template <class State>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

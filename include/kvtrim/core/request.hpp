@@ -19,7 +19,7 @@
 #include <limits>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Tokens that always stay. Ranges may overlap and may cover the whole cache.
 struct protection {
@@ -186,4 +186,4 @@ struct eviction_request {
     return request;
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

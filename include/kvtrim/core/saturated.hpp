@@ -9,7 +9,7 @@
 
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// a + b where index_t holds it, else the largest or the smallest index_t.
 [[nodiscard]] constexpr index_t saturated_sum(index_t a, index_t b) {
@@ -29,4 +29,4 @@ namespace kvtrim {
     return (a > 0 ? b < least / a : a < least / b) ? least : a * b;
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,6 +23,8 @@
 // so that reading it reads nothing, and its validate() says why. Calls that take views ask them first. An object whose
 // constructor got a wrong number is empty likewise, and every call on it answers that status.
 
+#include <kvtrim/simd/region.hpp>
+
 #include <cstdint>
 
 // A key that is NaN has to be told from the others, and equal keys have to get equal scores. Under -ffinite-math-only no
@@ -34,7 +36,7 @@
     "kvtrim: NaN keys and ties need IEEE arithmetic: compile this file with -fno-fast-math behind -ffast-math or -Ofast"
 #endif
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Counts and positions of tokens, heads and bytes are signed 64-bit everywhere but in the CSR tables.
 using index_t = std::int64_t;
@@ -87,4 +89,4 @@ class [[nodiscard]] status {
     errc code_ = errc::ok;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -19,7 +19,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Scratch memory of the caller, handed out block by block. Holds plain data only.
 class workspace {
@@ -124,4 +124,4 @@ class growing_workspace {
     std::vector<std::byte> bytes_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

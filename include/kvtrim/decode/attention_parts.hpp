@@ -15,7 +15,7 @@
 
 #include <cmath>
 
-namespace kvtrim::detail {
+namespace KVTRIM_NAMESPACE::detail {
 
 inline constexpr float nothing_seen = -std::numeric_limits<float>::infinity(); // log of an empty sum
 
@@ -104,4 +104,4 @@ inline float merge_parts(const decode_partials& found, index_t kv_head, index_t 
     return sum > 0 ? highest + static_cast<float>(std::log(sum)) : nothing_seen;
 }
 
-} // namespace kvtrim::detail
+} // namespace KVTRIM_NAMESPACE::detail

@@ -26,7 +26,7 @@
 #include <cstdint>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How keys are closed up.
 struct close_up_options {
@@ -228,4 +228,4 @@ class cache_positions {
     index_t next_ = 0;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

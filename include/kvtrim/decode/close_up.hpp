@@ -29,7 +29,7 @@
 #include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -89,4 +89,4 @@ template <class Keys, class Values, class Executor = serial_executor>
     return close_up(keys, positions, r, options, scratch, ex);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -40,7 +40,7 @@
 #include <kvtrim/decode/cache_positions.hpp>
 #include <kvtrim/plan/candidate_rows.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A policy that runs each time the cache has grown by a buffer of tokens. No state: one object serves all layers and
 /// sequences.
@@ -160,4 +160,4 @@ interval_policy(Policy, eviction_request) -> interval_policy<Policy>;
 template <class Policy>
 interval_policy(Policy, eviction_request, index_t) -> interval_policy<Policy>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

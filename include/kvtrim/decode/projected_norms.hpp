@@ -18,7 +18,7 @@
 #include <kvtrim/decode/token_rows.hpp>
 #include <kvtrim/score/projected_value_norms.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The projected value norms of the cached tokens of one layer of one sequence. A plain value.
 class projected_norms {
@@ -106,4 +106,4 @@ class projected_norms {
     token_rows<float> rows_; // [kv_heads, tokens]
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

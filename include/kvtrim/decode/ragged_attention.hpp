@@ -36,7 +36,7 @@
 #include <kvtrim/decode/attention_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -266,4 +266,4 @@ template <class Inputs, class Output, class Executor = serial_executor>
     return ragged_attention(in, attention, out, log_sum_exp, scratch, ex);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,6 +23,7 @@
 // Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory.
 
 #include <kvtrim/cache/check_outputs.hpp>
+#include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/saturated.hpp>
@@ -30,7 +31,7 @@
 #include <algorithm>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 template <element T>
 class query_ring_view;
@@ -40,7 +41,8 @@ template <element T = float>
 class recent_queries {
   public:
     /// window: how many queries a scorer sees. rollback_tokens: how many may be undone without one of them missing.
-    /// Not valid, and empty: no window, another number below 0, more than memory can hold or than 2^31 - 1 heads or queries.
+    /// Not valid, and empty: no window, another number below 0, more than memory can hold, than most_heads (cache/layer.hpp),
+    /// or than 2^31 - 1 queries.
     recent_queries(index_t q_heads, index_t window, index_t head_dim, index_t rollback_tokens = 0)
         : shape_{q_heads, window, head_dim, saturated_sum(window, rollback_tokens), 0, 0},
           validity_(shape_.validate()) {
@@ -148,7 +150,7 @@ class recent_queries {
                 return {errc::invalid_parameter,
                         "recent_queries: the window must be positive, the other sizes not negative"};
             }
-            if (q_heads > most || capacity > most ||
+            if (q_heads > most_heads || capacity > most ||
                 saturated_product(q_heads * capacity, head_dim) > most_elements) {
                 return {errc::invalid_parameter, "recent_queries: more queries than memory can hold"};
             }
@@ -238,4 +240,4 @@ class query_ring_view {
     status validity_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

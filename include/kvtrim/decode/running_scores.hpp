@@ -29,7 +29,7 @@
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Whether a sum is divided by the number of queries that saw the token.
 enum class score_lifetime : std::uint8_t { ignored, normalised };
@@ -342,4 +342,4 @@ class running_scores {
     index_t unseen_ = 0;  // newest tokens whose queries were not added
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -24,7 +24,7 @@
 #include <algorithm>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// One number per cached token and KV head. A plain value.
 template <class T>
@@ -247,4 +247,4 @@ void add_weights(const float* before, index_t count, const Fn& weight_of, float*
 
 } // namespace detail
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -16,7 +16,7 @@
 
 #define KVTRIM_INLINE_AVX512 __attribute__((always_inline)) KVTRIM_TARGET_AVX512 inline
 
-namespace kvtrim::kernels::amx {
+namespace KVTRIM_NAMESPACE::kernels::amx {
 
 inline constexpr index_t step = 32;       ///< of the inner dimension, and the edge of C
 inline constexpr index_t block = 16 * 32; ///< elements of a tile of bf16
@@ -108,4 +108,4 @@ KVTRIM_TARGET_AMX void multiply_panel(const rows_in& a, index_t first, const bf1
 
 #endif // KVTRIM_HAS_X86
 
-} // namespace kvtrim::kernels::amx
+} // namespace KVTRIM_NAMESPACE::kernels::amx

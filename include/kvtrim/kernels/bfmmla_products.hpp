@@ -26,7 +26,7 @@
 
 #if KVTRIM_HAS_NEON
 
-namespace kvtrim::kernels::bfmmla {
+namespace KVTRIM_NAMESPACE::kernels::bfmmla {
 
 inline constexpr index_t edge = 8; ///< rows and columns of C, and elements of a step of `inner`
 
@@ -212,6 +212,6 @@ inline void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* pa
 
 KVTRIM_END_REGION
 
-} // namespace kvtrim::kernels::bfmmla
+} // namespace KVTRIM_NAMESPACE::kernels::bfmmla
 
 #endif // KVTRIM_HAS_NEON

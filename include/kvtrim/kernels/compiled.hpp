@@ -9,7 +9,7 @@
 
 #include <kvtrim/kernels/dispatch.hpp>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 template const window_kernels& window_kernels_of<float>(cpu_level);
 template const window_kernels& window_kernels_of<bf16>(cpu_level);
@@ -18,4 +18,4 @@ template const product_kernels& product_kernels_of<void>(cpu_level);
 template const row_kernels& row_kernels_of<void>(cpu_level);
 template const selection_kernels& selection_kernels_of<void>(cpu_level);
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

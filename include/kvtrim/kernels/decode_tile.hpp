@@ -20,7 +20,7 @@
 #include <cmath>
 #include <type_traits>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// The memory of one tile, a view of the caller's scratch. Sizes do not depend on the target.
 struct decode_tile {
@@ -73,12 +73,12 @@ struct decode_kernels {
     void (*finish)(const decode_tile& tile, index_t count, float* out, float* log_sum_exp);
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/decode_tile.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// The kernels of the active CPU level.
 template <class Key, class Value>
@@ -86,4 +86,4 @@ template <class Key, class Value>
     return KVTRIM_CHOOSE(active_cpu_level(), decode_table<Key, Value>);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

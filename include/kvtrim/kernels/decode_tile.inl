@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace kvtrim::kernels::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
@@ -206,4 +206,4 @@ template <class Key, class Value>
 inline constexpr decode_kernels<Key, Value> decode_table{begin_decode<Key>, attend_decode<Key, Value>,
                                                          finish_decode<Value>};
 
-} // namespace kvtrim::kernels::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

@@ -36,7 +36,7 @@
 #include <limits>
 #include <type_traits>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 namespace detail {
 
@@ -230,4 +230,4 @@ void encode_with_scales(const float* x, index_t count, Code* codes, const code_s
     }
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

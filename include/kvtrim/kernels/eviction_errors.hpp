@@ -14,7 +14,7 @@
 #define KVTRIM_BODY <kvtrim/kernels/eviction_errors.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Turns attention [tokens, rows] into errors, for the rows [begin, end): |v|^2 = squares [tokens], <v, o> = products
 /// [tokens, rows], |o|^2 = outputs [rows].
@@ -24,4 +24,4 @@ inline void eviction_errors(float* attention, const float* products, index_t tok
                                                          squares, outputs);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

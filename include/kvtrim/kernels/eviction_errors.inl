@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace kvtrim::kernels::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
@@ -39,4 +39,4 @@ inline void eviction_errors(float* attention, const float* products, index_t tok
     for_all_rows<4>(end - begin, eviction_step{attention, products, tokens, rows, begin, squares, outputs});
 }
 
-} // namespace kvtrim::kernels::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

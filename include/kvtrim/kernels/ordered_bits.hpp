@@ -18,7 +18,7 @@
 #include <cstdint>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// An integer with the order of the scores; 0 for NaN.
 [[nodiscard]] constexpr std::uint32_t ordered_bits(float score) {
@@ -88,12 +88,12 @@ struct selection_kernels {
 
 } // namespace kernels
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE
 
 #define KVTRIM_BODY <kvtrim/kernels/ordered_bits.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// The kernels of a level.
 template <class = void>
@@ -126,4 +126,4 @@ inline std::int32_t* write_above(std::span<const float> row, top_k_cut& cut, std
     return active_selection_kernels().write_above(row, cut, first_index, out);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

@@ -17,7 +17,7 @@
 
 #include <limits>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// A matrix operand: element (i, k) is data[i * row + k * step].
 struct matrix_in {
@@ -47,7 +47,7 @@ struct logit_rules {
     index_t sliding_window; ///< 0: all
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/panel_product.inl>
 #include <kvtrim/simd/for_each_target.inl>

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace kvtrim::kernels::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
@@ -208,4 +208,4 @@ inline void cap_logits(float* logits, index_t count, const logit_cap& cap) {
     rest.store(logits + i, cap(rest.load(logits + i)));
 }
 
-} // namespace kvtrim::kernels::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

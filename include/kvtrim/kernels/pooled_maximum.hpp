@@ -15,7 +15,7 @@
 #define KVTRIM_BODY <kvtrim/kernels/pooled_maximum.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// best [tokens] = max(best, pooled attention), as above.
 inline void raise_to_pooled(const float* attention, index_t tokens, index_t before, index_t after,
@@ -24,4 +24,4 @@ inline void raise_to_pooled(const float* attention, index_t tokens, index_t befo
                                                          best);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

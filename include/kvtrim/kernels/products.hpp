@@ -15,7 +15,7 @@
 #include <kvtrim/kernels/tile_size.hpp>
 #include <kvtrim/simd/choose.hpp>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Products of one instruction set. Rows of C are out_row floats apart.
 struct product_kernels {
@@ -27,12 +27,12 @@ struct product_kernels {
                 float* out, index_t out_row);
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/products.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// The kernels of a level.
 template <class = void>
@@ -84,4 +84,4 @@ inline void add_gram(const float* projection, index_t projection_stride, index_t
                                  {projection, 1, projection_stride}, columns, head_dim, gram, head_dim);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

@@ -21,7 +21,7 @@
 
 #include <cmath>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Floats of a packed matrix: whole panels, of 32 columns at most.
 [[nodiscard]] constexpr index_t panel_floats(index_t inner, index_t columns) {
@@ -61,12 +61,12 @@ struct projection_kernels {
                         index_t columns, float* scratch, float* norms) = nullptr;
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/projection_ops.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// The kernels of a level.
 template <class = void>
@@ -100,4 +100,4 @@ extern template const projection_kernels& projection_kernels_of<void>(cpu_level)
     return projection_kernels_of(active_cpu_level());
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

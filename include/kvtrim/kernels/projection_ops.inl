@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace kvtrim::kernels::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
@@ -89,4 +89,4 @@ inline void add_forms(const float* x, index_t x_stride, index_t rows, const floa
 
 inline constexpr projection_kernels projection_table{pack_matrix, add_l1, add_gram_l2, add_forms};
 
-} // namespace kvtrim::kernels::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

@@ -16,7 +16,7 @@
 
 #if KVTRIM_HAS_X86
 
-namespace kvtrim::kernels::amx {
+namespace KVTRIM_NAMESPACE::kernels::amx {
 
 /// projection_kernels::pack_bf16. Packs two rows at a time: first_row is even, and so is count unless the matrix ends there.
 KVTRIM_TARGET_AVX512 inline void pack_matrix(const float* rows, index_t stride, index_t first_row,
@@ -72,6 +72,6 @@ KVTRIM_TARGET_AMX void add_l1(const bf16* x, index_t x_stride, index_t rows, con
     }
 }
 
-} // namespace kvtrim::kernels::amx
+} // namespace KVTRIM_NAMESPACE::kernels::amx
 
 #endif // KVTRIM_HAS_X86

@@ -16,7 +16,7 @@
 #include <array>
 #include <cstddef>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// ggml's block of 8-bit codes, layout-compatible; may lie at any even address.
 struct block_q8_0 {
@@ -35,12 +35,12 @@ struct block_q4_0 {
 };
 static_assert(sizeof(block_q4_0) == 18);
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE
 
 #define KVTRIM_BODY <kvtrim/kernels/quant_blocks.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Prefetches blocks that will soon be decoded.
 template <class Block>
@@ -57,4 +57,4 @@ void decode_blocks(const Block* blocks, index_t count, float* to) {
     (KVTRIM_CHOOSE(active_cpu_level(), decode<Block>))(blocks, count, to);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

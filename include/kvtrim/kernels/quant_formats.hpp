@@ -21,7 +21,7 @@
 #include <bit>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// ggml's block of 4-bit codes with a minimum, layout-compatible on a little-endian machine; may lie at any even address.
 struct block_q4_1 {
@@ -57,9 +57,9 @@ struct block_iq4_nl {
 };
 static_assert(sizeof(block_iq4_nl) == 18);
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 namespace detail {
 
@@ -218,4 +218,4 @@ void decode_slice(const Block* blocks, index_t skip, index_t count, float* to) {
     }
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

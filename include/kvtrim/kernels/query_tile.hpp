@@ -25,7 +25,7 @@
 
 #include <cmath>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Keys and values of consecutive cache rows; row t of each starts at t * stride.
 template <class Element>
@@ -93,7 +93,7 @@ void add_other_values(const key_tile& tile, index_t value_dim, query_table<const
     }
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/query_tile.inl>
 #include <kvtrim/simd/for_each_target.inl>

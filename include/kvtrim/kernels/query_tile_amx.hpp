@@ -24,7 +24,7 @@
 
 #if KVTRIM_HAS_X86
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 namespace amx {
 
@@ -259,6 +259,6 @@ decltype(auto) call_with_query_tile(Fn& fn) {
 
 } // namespace amx
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #endif // KVTRIM_HAS_X86

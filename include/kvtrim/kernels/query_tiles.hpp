@@ -8,7 +8,7 @@
 #include <kvtrim/kernels/query_tile_amx.hpp>
 #include <kvtrim/simd/choose.hpp>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Returns fn<Tile>() with the class for float queries, keys and values.
 template <class Fn>
@@ -24,4 +24,4 @@ decltype(auto) with_bf16_query_tile(Fn&& fn) {
                                 with_float_query_tile<Fn&>))(fn);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

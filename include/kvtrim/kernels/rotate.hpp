@@ -10,7 +10,7 @@
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// The angles of one rotation.
 struct turn_row {
@@ -18,12 +18,12 @@ struct turn_row {
     const double* sine;   ///< [pairs]
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/rotate.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Rotates the pairs (row[i], row[pairs + i]) by both turns together.
 inline void rotate_half_split(turn_row a, turn_row b, index_t pairs, float* row) {
@@ -35,4 +35,4 @@ inline void rotate_interleaved(turn_row a, turn_row b, index_t pairs, float* row
     (KVTRIM_CHOOSE(active_cpu_level(), rotate<true>))(a, b, pairs, row);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

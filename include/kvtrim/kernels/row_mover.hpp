@@ -18,7 +18,7 @@
 #include <emmintrin.h>
 #endif
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// From this total on, rows are written past the caches.
 inline constexpr index_t streamed_bytes = index_t{4} << 20;
@@ -90,4 +90,4 @@ struct row_move {
     void* to;         ///< destination
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

@@ -13,7 +13,7 @@
 #include <cmath>
 #include <type_traits>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// One implementation of every step per instruction set.
 struct row_kernels {
@@ -51,12 +51,12 @@ struct row_kernels {
     void (*softmax)(float* row, index_t count);
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/row_ops.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// The kernels of a level.
 template <class = void>
@@ -109,4 +109,4 @@ inline void softmax(float* row, index_t count) {
     active_row_kernels().softmax(row, count);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace kvtrim::kernels::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
@@ -179,4 +179,4 @@ inline constexpr row_kernels row_table{dots,       add_absolute, condition_logit
                                        add_row,    raise_row,    weigh_row,        scale_rows,
                                        deviations, fold_bounds,  corner_bound,     softmax};
 
-} // namespace kvtrim::kernels::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

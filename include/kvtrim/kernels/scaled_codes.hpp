@@ -12,7 +12,7 @@
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Scales and zero points of a row.
 struct code_scales {
@@ -21,12 +21,12 @@ struct code_scales {
     index_t step;       ///< 0: one for the row, 1: one per channel
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/scaled_codes.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// to [count] = the floats of codes [count]. Requires count > 0 and step 0 or 1. `to` may be `codes` if these are floats.
 template <class Code>
@@ -34,4 +34,4 @@ void scale_codes(const Code* codes, index_t count, const code_scales& by, float*
     (KVTRIM_CHOOSE(active_cpu_level(), scale_row<Code>))(codes, count, by, to);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

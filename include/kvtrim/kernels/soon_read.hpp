@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Memory that will be read soon, to be prefetched by the current computation.
 struct soon_read {
@@ -37,4 +37,4 @@ class even_prefetch {
     index_t step_bytes_;
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

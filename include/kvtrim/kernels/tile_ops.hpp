@@ -10,7 +10,7 @@
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/kernels/window_ops.hpp>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Softmax statistics of the query rows over the tiles seen so far, relative to the running maximum.
 struct row_statistics {
@@ -44,4 +44,4 @@ inline void add_projected_l1(const float* values, index_t value_stride, index_t 
     active_row_kernels().add_absolute(product, columns, tokens, columns, norms);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

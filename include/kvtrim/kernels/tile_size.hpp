@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Most query rows of a tile.
 inline constexpr index_t tile_query_rows = 128;
@@ -27,4 +27,4 @@ inline constexpr index_t most_tile_tokens = 256;
     return tile_tokens(head_dim);
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

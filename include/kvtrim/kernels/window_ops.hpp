@@ -20,7 +20,7 @@
 #include <kvtrim/kernels/window_ops_amx.hpp>
 #include <kvtrim/simd/choose.hpp>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// Query rows with padding, as a level packs them: whole panels, of 32 at most.
 [[nodiscard]] constexpr index_t rows_packed(index_t rows) {
@@ -62,12 +62,12 @@ struct window_kernels {
                         soon_read next) = nullptr;
 };
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/window_ops.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::kernels {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// The kernels of a level for queries and keys of Element, products of bf16 for bf16 alone: a program that has none does
 /// not compile them. A template that is not inline, so that a program that links to the compiled kernels compiles none.
@@ -108,4 +108,4 @@ template <class Element = float>
     return window_kernels_of<Element>(active_cpu_level());
 }
 
-} // namespace kvtrim::kernels
+} // namespace KVTRIM_NAMESPACE::kernels

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace kvtrim::kernels::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
@@ -162,4 +162,4 @@ inline void add_row_sums(const float* attention, index_t tokens, index_t rows, i
 inline constexpr window_kernels window_table{pack_queries,     logits,    raise_maximum,
                                              add_exponentials, attention, add_row_sums};
 
-} // namespace kvtrim::kernels::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

@@ -20,7 +20,7 @@
 
 #if KVTRIM_HAS_X86
 
-namespace kvtrim::kernels::amx {
+namespace KVTRIM_NAMESPACE::kernels::amx {
 
 /// window_kernels::pack_bf16_queries.
 inline void pack_queries(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
@@ -70,6 +70,6 @@ KVTRIM_TARGET_AMX void logits(const bf16* keys, index_t key_stride, index_t toke
     if (soft_cap > 0) { avx512::cap_logits(out, tokens * rows, {soft_cap}); }
 }
 
-} // namespace kvtrim::kernels::amx
+} // namespace KVTRIM_NAMESPACE::kernels::amx
 
 #endif // KVTRIM_HAS_X86

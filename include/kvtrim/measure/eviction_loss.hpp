@@ -30,7 +30,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// What measure_eviction() found; symbols as above.
 struct eviction_loss {
@@ -234,4 +234,4 @@ template <class Inputs>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -15,7 +15,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Lengths summed over the KV heads of a layer.
 struct cache_lengths {
@@ -148,4 +148,4 @@ template <class Inputs>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

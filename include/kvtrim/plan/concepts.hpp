@@ -33,7 +33,7 @@
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A scorer for these inputs.
 template <class S, class Inputs>
@@ -58,4 +58,4 @@ concept token_reranker = requires {
     { S::needs_uniform_budgets } -> std::convertible_to<bool>;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

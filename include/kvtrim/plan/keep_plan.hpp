@@ -18,7 +18,7 @@
 #include <span>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -162,4 +162,4 @@ class keep_plan {
     std::vector<table_index> kept_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -21,7 +21,7 @@
 
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// One copy between slots of the pool.
 struct slot_move {
@@ -130,4 +130,4 @@ class move_plan {
     std::vector<std::int32_t> released_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

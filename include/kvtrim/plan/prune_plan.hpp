@@ -23,7 +23,7 @@
 #include <span>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A chunk of new tokens, divided into segments of queries over blocks of keys.
 struct segment_grid {
@@ -224,4 +224,4 @@ class prune_plan {
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -13,7 +13,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Positions of rows, a view.
 struct row_positions {
@@ -51,4 +51,4 @@ struct row_positions {
 /// Not of a temporary plan, whose tables are freed before the view is read.
 row_positions positions_of(const keep_plan&& plan) = delete;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -14,7 +14,7 @@
 
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Scores that own their memory. A value: copies are independent.
 class score_table {
@@ -55,4 +55,4 @@ class score_table {
     std::vector<float> protected_mass_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

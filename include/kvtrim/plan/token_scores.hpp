@@ -23,7 +23,7 @@
 #include <limits>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Ragged rows of floats.
 struct score_rows {
@@ -206,4 +206,4 @@ template <class Scorer, class Inputs>
     return {};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

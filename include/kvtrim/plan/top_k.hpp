@@ -18,7 +18,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -123,4 +123,4 @@ void for_each_above(std::span<const float> row, top_k_cut& cut, Fn&& fn) {
     return n.above + taken;
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

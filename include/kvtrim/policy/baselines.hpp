@@ -26,7 +26,7 @@
 #include <kvtrim/score/key_norm.hpp>
 #include <kvtrim/score/query_free.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// StreamingLLM, arXiv:2309.17453: the newest tokens and the protected sinks.
 [[nodiscard]] constexpr auto streaming_llm() {
@@ -76,4 +76,4 @@ struct summed_attention : window_attention<mean_attention> {
     return eviction_policy{random_score{seed}, uniform{}, by_importance{}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -28,7 +28,7 @@
 #include <functional>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A sequence of a batch: refers to its policy, inputs and plan, which must outlive it. Nothing is allocated.
 class batch_item {
@@ -259,4 +259,4 @@ template <class Policy, class Inputs, class Executor = serial_executor>
     return plan_batch(policy, inputs, requests, plans, answers, scratch, ex);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

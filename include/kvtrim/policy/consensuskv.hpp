@@ -16,7 +16,7 @@
 #include <kvtrim/rerank/shared.hpp>
 #include <kvtrim/score/consensus.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Settings of both policies.
 struct consensuskv_config {
@@ -36,4 +36,4 @@ struct consensuskv_config {
                            shared{}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -18,7 +18,7 @@
 #include <kvtrim/rerank/two_stage.hpp>
 #include <kvtrim/score/projected_norm_weighted.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Settings of both policies.
 struct criticalkv_config {
@@ -44,4 +44,4 @@ template <class Allocator = adaptive>
                            allocator, two_stage{.first_ratio = c.first_ratio}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

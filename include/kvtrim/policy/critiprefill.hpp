@@ -20,7 +20,7 @@
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/prefill/block_pruner.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The authors' estimate, the same budget for each KV head.
 [[nodiscard]] constexpr auto critiprefill(const pruning_options& options = {}) {
@@ -37,4 +37,4 @@ namespace kvtrim {
     return block_pruner<mid_query, adaptive>{.options = options};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -32,7 +32,7 @@
 #include <kvtrim/score/projected_norm_weighted.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Settings of defensivekv().
 struct defensivekv_config {
@@ -51,4 +51,4 @@ struct defensivekv_config {
         two_stage_by_mass{.attention_mass = c.attention_mass, .first_at_most = c.first_at_most}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

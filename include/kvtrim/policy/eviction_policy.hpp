@@ -17,7 +17,7 @@
 
 #include <utility>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A policy for one layer: scorer, allocator and reranker (plan/concepts.hpp).
 template <class Scorer, class Allocator, class Reranker>
@@ -114,4 +114,4 @@ class eviction_policy {
 template <class Scorer, class Allocator, class Reranker>
 eviction_policy(Scorer, Allocator, Reranker) -> eviction_policy<Scorer, Allocator, Reranker>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -17,7 +17,7 @@
 #include <kvtrim/score/expected_attention_score.hpp>
 #include <kvtrim/score/value_norm_weighted.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Settings of expected_attention().
 struct expected_attention_config {
@@ -36,4 +36,4 @@ template <class Allocator = uniform>
                            by_importance{}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -13,11 +13,11 @@
 #include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/lag_score.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// LagKV, arXiv:2504.04704. Needs values and no queries.
 [[nodiscard]] constexpr auto lagkv(const lag_score& score = {}) {
     return eviction_policy{score, uniform{}, by_importance{}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

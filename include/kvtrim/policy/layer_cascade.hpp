@@ -29,7 +29,7 @@
 #include <numeric>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The tokens that stay under one budget over the layers pushed so far.
 class layer_cascade {
@@ -266,4 +266,4 @@ class layer_cascade {
     std::vector<entry> gone_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -20,7 +20,7 @@
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/policy/layer_cascade.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// A policy whose budget is shared by all layers.
 template <class Scorer, class Allocator, class Reranker>
@@ -164,4 +164,4 @@ class layer_wise {
 template <class Scorer, class Allocator, class Reranker>
 layer_wise(eviction_policy<Scorer, Allocator, Reranker>) -> layer_wise<Scorer, Allocator, Reranker>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -28,7 +28,7 @@
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 inline constexpr double layer_safeguard_ratio = 0.7; ///< share of an even budget that is safe in every row
 
@@ -63,4 +63,4 @@ template <class Scorer, class Allocator, class Reranker>
     return layer_wise{eviction_policy{policy.scorer, layer_shares{shares}, policy.reranker}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -27,7 +27,7 @@
 
 #include <cmath>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How the scores of a page's tokens become one.
 enum class page_reduction : std::uint8_t { sum, mean, maximum };
@@ -161,4 +161,4 @@ template <class Fn>
     return counting.needed_bytes();
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

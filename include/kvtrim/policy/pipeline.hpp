@@ -23,7 +23,7 @@
 #include <limits>
 #include <numeric>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The moments at which a policy calls its observer, with what is known by then.
 enum class plan_stage : std::uint8_t { scored, allocated, selected };
@@ -285,4 +285,4 @@ template <class Policy, class Inputs, class Executor, class Observer>
 
 } // namespace detail
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,7 +23,7 @@
 #include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/replayed.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// KVzip's selection in one layer, arXiv:2505.23416: the rows of all heads compete for the layer's budget. safeguard_ratio
 /// (0 to 1): share of an even budget that every head keeps.
@@ -67,4 +67,4 @@ namespace kvtrim {
     return layer_wise{dropkv(scorer, safeguard_ratio)};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -13,7 +13,7 @@
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/redundancy_aware.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Settings of rkv().
 struct rkv_config {
@@ -33,4 +33,4 @@ template <class Allocator = uniform>
                            allocator, by_importance{}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -19,7 +19,7 @@
 #include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// SnapKV, arXiv:2404.14469: the same budget for each KV head. Needs queries.
 [[nodiscard]] constexpr auto snapkv(const mean_attention& aggregator = {}) {
@@ -33,4 +33,4 @@ template <class Allocator = adaptive>
     return eviction_policy{window_attention{aggregator}, allocator, by_importance{}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

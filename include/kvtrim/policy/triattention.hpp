@@ -14,7 +14,7 @@
 #include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/trig_series_score.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Settings of triattention().
 struct triattention_config {
@@ -31,4 +31,4 @@ template <class Allocator = uniform>
                            by_importance{}};
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -19,7 +19,7 @@
 
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Blocks that hold `rows` rows, the last one perhaps in part; 0 for rows_per_block that is not positive.
 [[nodiscard]] constexpr index_t block_count(index_t rows, index_t rows_per_block) {
@@ -142,4 +142,4 @@ template <cache_view View, class Executor>
     });
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -32,7 +32,7 @@
 #include <mutex>
 #include <numeric>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Plans which cache blocks each query segment of a prefill chunk attends, layer by layer.
 template <class Estimator = mid_query, class Allocator = uniform>
@@ -330,4 +330,4 @@ class block_pruner {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

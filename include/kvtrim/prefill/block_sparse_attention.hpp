@@ -34,7 +34,7 @@
 #include <kvtrim/kernels/query_tiles.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -317,4 +317,4 @@ template <class Inputs, class Output, class Executor = serial_executor>
     return block_sparse_attention(in, plan, attention, out, log_sum_exp, scratch, ex);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

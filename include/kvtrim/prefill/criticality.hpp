@@ -28,7 +28,7 @@
 
 #include <cmath>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// An estimator: out [segments.blocks, blocks.blocks] is an unscaled estimate per segment and key block of one query head;
 /// spare has spare_floats() floats.
@@ -126,4 +126,4 @@ void block_logits(const Estimator& estimator, const criticality_options& options
     kernels::condition_logits(logits, count, 0);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -22,7 +22,7 @@
 #include <span>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How a layer's estimate is mixed with that of the layer before.
 struct fusion_options {
@@ -99,4 +99,4 @@ class layer_fusion {
     std::vector<float> fused_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -13,7 +13,7 @@
 
 #include <kvtrim/plan/prune_plan.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Sizes and budget of block pruning.
 struct pruning_options {
@@ -103,4 +103,4 @@ struct segment_range {
     return pruned;
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -14,7 +14,9 @@
 // A token that must stay gets importance +infinity, which no finite score and no norm can outrank. by_importance
 // needs neither.
 
-namespace kvtrim {
+#include <kvtrim/simd/region.hpp>
+
+namespace KVTRIM_NAMESPACE {
 
 /// Leaves importance and budgets as they are.
 struct by_importance {
@@ -23,4 +25,4 @@ struct by_importance {
     static constexpr bool needs_uniform_budgets = false; ///< whether the allocator must be uniform
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -21,7 +21,7 @@
 #include <algorithm>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -171,4 +171,4 @@ struct chunked {
     [[nodiscard]] chunked_per_head each_row() const { return {chunk_tokens, kept_chunks}; }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -13,7 +13,7 @@
 
 #include <cmath>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The smallest count whose `count` highest scores sum to at least `mass`; 0 for mass <= 0 or NaN, the row's length
 /// if the whole row holds less. One infinite score holds any mass, an infinite one included.
@@ -56,4 +56,4 @@ namespace kvtrim {
     return above; // not reached: one of the passes above returns
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -23,7 +23,7 @@
 #include <limits>
 #include <numeric>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// How rows are folded into one: their sum, their maximum, or the votes of their best columns.
 enum class head_reduction : std::uint8_t { sum, maximum, votes };
@@ -91,4 +91,4 @@ class row_fold {
     std::span<index_t> order_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

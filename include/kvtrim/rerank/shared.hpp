@@ -12,7 +12,7 @@
 
 #include <kvtrim/rerank/row_fold.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Gives all rows the same importance, and all the smallest budget, so that every head keeps the same tokens.
 struct shared {
@@ -54,4 +54,4 @@ struct shared {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -26,7 +26,7 @@
 #include <cstdint>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -136,4 +136,4 @@ struct two_stage_by_mass {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

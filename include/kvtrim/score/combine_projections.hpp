@@ -25,7 +25,7 @@
 #include <array>
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -112,4 +112,4 @@ template <cache_view Up, cache_view W, element T, executor Executor>
                          });
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

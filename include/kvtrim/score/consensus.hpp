@@ -23,7 +23,7 @@
 
 #include <cmath>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Adds to each head's normalised scores, weighted by lambda, the sum of those of all KV heads of the layer.
 template <class Scorer>
@@ -110,4 +110,4 @@ consensus(Scorer) -> consensus<Scorer>;
 template <class Scorer>
 consensus(Scorer, float) -> consensus<Scorer>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

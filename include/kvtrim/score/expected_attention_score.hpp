@@ -32,7 +32,7 @@
 #include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/query_statistics.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Scores by the attention that the next queries are expected to pay, given statistics of the earlier ones.
 struct expected_attention_score {
@@ -228,4 +228,4 @@ struct expected_attention_score {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -25,7 +25,7 @@
 #include <cmath>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -149,4 +149,4 @@ struct key_diff_score {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -32,7 +32,7 @@
 #include <limits>
 #include <utility>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Scores by how far key and value deviate from the extremes of the next partition. Needs values.
 struct lag_score {
@@ -192,4 +192,4 @@ struct lag_score {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -20,7 +20,7 @@
 
 #include <cmath>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Measures how much of the cache a layer should get, from the attention of its window queries.
 struct layer_preference {
@@ -93,4 +93,4 @@ struct layer_preference {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -20,7 +20,7 @@
 
 #include <algorithm>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Scores the window with the maximum of the inner scores + 1. To reproduce published kvpress runs.
 template <class Scorer>
@@ -91,4 +91,4 @@ struct padded {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -19,7 +19,7 @@
 #include <array>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// View of the Gram matrices of W_O: data [q_heads, head_dim, head_dim]. Pass it as the output projection to choose the L2
 /// form.
@@ -208,4 +208,4 @@ class packed_projection {
     std::vector<bf16> blocks_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -28,7 +28,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// What a projected value norm is divided by: nothing, its sum over the head's candidates, or its sum over the KV heads.
 enum class norm_scope : std::uint8_t { raw, per_head, per_token };
@@ -139,4 +139,4 @@ struct projected_norm_weighted {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

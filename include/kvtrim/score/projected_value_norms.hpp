@@ -30,7 +30,7 @@
 
 #include <span>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Norms that are known already, [kv_heads, tokens or more], rows without gaps. Pass them as the output projection.
 struct known_norms {
@@ -289,4 +289,4 @@ template <class Inputs, executor Executor>
         ex);
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

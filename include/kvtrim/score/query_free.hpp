@@ -21,7 +21,7 @@
 #include <algorithm>
 #include <type_traits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -150,4 +150,4 @@ struct given_scores {
 template <class View>
 given_scores(View) -> given_scores<View>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

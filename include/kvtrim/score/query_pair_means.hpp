@@ -25,7 +25,7 @@
 #include <span>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Mean query, and mean length of each rotated pair, per query head of one layer. Plain data: a copy is a fork.
 struct query_pair_means {
@@ -135,4 +135,4 @@ struct query_pair_means {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

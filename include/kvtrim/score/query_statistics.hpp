@@ -30,7 +30,7 @@
 #include <span>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Mean and covariance of the queries of one layer of one sequence, before RoPE. Plain data: a copy is a fork.
 struct query_statistics {
@@ -183,4 +183,4 @@ struct query_statistics {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

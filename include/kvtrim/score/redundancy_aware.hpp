@@ -37,7 +37,7 @@
 #include <cmath>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -239,4 +239,4 @@ struct redundancy_aware {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -35,7 +35,7 @@
 #include <limits>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The cache rows that one add() is about.
 struct replay_part {
@@ -342,4 +342,4 @@ class replay_scores {
     std::vector<float> scores_;      // [offsets_.back()]; squares where the loss is an output's
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -9,7 +9,7 @@
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/replay.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The scorer over a replay_scores: importance is the state's own score of each candidate.
 struct replayed {
@@ -35,4 +35,4 @@ struct replayed {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -30,7 +30,7 @@
 
 #include <cmath>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// What a token is worth to the queries of all heads that read its KV head.
 enum class token_loss : std::uint8_t {
@@ -347,4 +347,4 @@ struct single_eviction {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

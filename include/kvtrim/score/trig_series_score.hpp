@@ -34,7 +34,7 @@
 
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Scores by the expected logits of the mean query, at many distances.
 struct trig_series_score {
@@ -202,4 +202,4 @@ struct trig_series_score {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -15,7 +15,7 @@
 
 #include <kvtrim/score/key_norm.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// The inner scores times the L2 norms of the values. Needs values.
 template <class Scorer>
@@ -71,4 +71,4 @@ struct value_norm_weighted {
     }
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

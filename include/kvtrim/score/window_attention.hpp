@@ -23,7 +23,7 @@
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Scores by the attention of the observed queries, folded by an aggregator (aggregate/attention_tile.hpp). Needs queries.
 template <class Aggregator>
@@ -178,4 +178,4 @@ window_attention(Aggregator, index_t) -> window_attention<Aggregator>;
 template <class Aggregator>
 window_attention(Aggregator, index_t, index_t) -> window_attention<Aggregator>;
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

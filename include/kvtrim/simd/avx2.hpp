@@ -19,7 +19,7 @@
 
 KVTRIM_BEGIN_AVX2
 
-namespace kvtrim::simd::avx2 {
+namespace KVTRIM_NAMESPACE::simd::avx2 {
 
 using floats = __m256;
 using mask = __m256; // all bits of a lane, or none
@@ -259,7 +259,7 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 #include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
-} // namespace kvtrim::simd::avx2
+} // namespace KVTRIM_NAMESPACE::simd::avx2
 
 KVTRIM_END_REGION
 

@@ -12,7 +12,7 @@
 
 KVTRIM_BEGIN_AVX512
 
-namespace kvtrim::simd::avx512 {
+namespace KVTRIM_NAMESPACE::simd::avx512 {
 
 using floats = __m512;
 using mask = __mmask16;
@@ -247,7 +247,7 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 #include <kvtrim/simd/common.inl>
 #undef KVTRIM_SIMD_TARGET
 
-} // namespace kvtrim::simd::avx512
+} // namespace KVTRIM_NAMESPACE::simd::avx512
 
 KVTRIM_END_REGION
 

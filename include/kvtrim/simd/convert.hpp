@@ -12,7 +12,7 @@
 #define KVTRIM_BODY <kvtrim/simd/convert.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace kvtrim::simd {
+namespace KVTRIM_NAMESPACE::simd {
 
 /// to [count] = the floats of elements [count], exact; double is rounded.
 template <class T>
@@ -26,4 +26,4 @@ void narrow(const float* from, index_t count, T* to) {
     (KVTRIM_CHOOSE(active_cpu_level(), narrow_row<T>))(from, count, to);
 }
 
-} // namespace kvtrim::simd
+} // namespace KVTRIM_NAMESPACE::simd

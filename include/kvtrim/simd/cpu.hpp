@@ -30,7 +30,7 @@
 #endif
 #endif
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Instruction sets, each level above those before it that the architecture has.
 enum class cpu_level : std::uint8_t {
@@ -156,4 +156,4 @@ inline cpu_level set_cpu_level(cpu_level level) {
     return "unknown";
 }
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

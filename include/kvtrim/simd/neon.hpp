@@ -17,7 +17,7 @@
 
 #include <arm_neon.h>
 
-namespace kvtrim::simd::neon {
+namespace KVTRIM_NAMESPACE::simd::neon {
 
 using floats = float32x4_t;
 using ints = int32x4_t;
@@ -183,6 +183,6 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 #include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
-} // namespace kvtrim::simd::neon
+} // namespace KVTRIM_NAMESPACE::simd::neon
 
 #endif // KVTRIM_HAS_NEON

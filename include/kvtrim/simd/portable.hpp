@@ -17,7 +17,7 @@
 #include <emmintrin.h>
 #endif
 
-namespace kvtrim::simd::portable {
+namespace KVTRIM_NAMESPACE::simd::portable {
 
 using floats = float __attribute__((vector_size(16)));
 using ints = std::int32_t __attribute__((vector_size(16)));
@@ -200,4 +200,4 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 #include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
-} // namespace kvtrim::simd::portable
+} // namespace KVTRIM_NAMESPACE::simd::portable

@@ -10,6 +10,28 @@
 // A function of a region is never inlined into one outside of it, so code outside calls it through a table of function
 // pointers (simd/choose.hpp). Standard headers are included before a region begins.
 
+#include <kvtrim/version.hpp>
+
+// All names are in an inline namespace with the version and, where the program compiles the kernels itself, what it is compiled
+// for: copies of kvtrim that differ in one of them share no inline function, of which a linker would keep either one's
+// (docs/compatibility.md). Every header opens `namespace KVTRIM_NAMESPACE`.
+#if !defined(KVTRIM_NAMESPACE_TAG)
+#if defined(KVTRIM_COMPILED_KERNELS)
+#define KVTRIM_COMPILED_FOR _compiled
+#elif defined(__AVX512F__)
+#define KVTRIM_COMPILED_FOR _avx512
+#elif defined(__AVX2__)
+#define KVTRIM_COMPILED_FOR _avx2
+#else
+#define KVTRIM_COMPILED_FOR
+#endif
+#define KVTRIM_JOIN_(major, minor, patch, built) v##major##_##minor##_##patch##built
+#define KVTRIM_JOIN(...) KVTRIM_JOIN_(__VA_ARGS__)
+#define KVTRIM_NAMESPACE_TAG                                                                                 \
+    KVTRIM_JOIN(KVTRIM_VERSION_MAJOR, KVTRIM_VERSION_MINOR, KVTRIM_VERSION_PATCH, KVTRIM_COMPILED_FOR)
+#endif
+#define KVTRIM_NAMESPACE kvtrim::inline KVTRIM_NAMESPACE_TAG
+
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define KVTRIM_HAS_X86 1
 #else

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The quickstart, and the conformance tool over the golden vectors, compiled with the single header alone.
+#   single_header.sh CHECKOUT FOLDER COMPILER [flags of the compiler]
+set -euo pipefail
+checkout=$1 folder=$2 compiler=("${@:3}")
+rm -rf "$folder"
+mkdir -p "$folder/sources/tests"
+python3 "$checkout/packaging/amalgamate.py" "$folder/kvtrim_single.hpp"
+cp "$checkout"/examples/quickstart.cpp "$folder/sources"
+cp -r "$checkout"/tests/conformance "$folder/sources/tests"
+find "$folder/sources" -type f -exec sed -i '/#include <kvtrim\//d' {} +
+
+compile() { # OUTPUT SOURCES
+    "${compiler[@]}" -std=c++20 -O1 -Wall -Wextra -Werror -include "$folder/kvtrim_single.hpp" "${@:2}" -o "$1"
+}
+compile "$folder/quickstart" "$folder/sources/quickstart.cpp"
+"$folder/quickstart"
+compile "$folder/conformance" "$folder"/sources/tests/conformance/*.cpp
+"$folder/conformance" "$checkout/tests/golden"

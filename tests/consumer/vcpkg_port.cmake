@@ -1,0 +1,47 @@
+# Runs the vcpkg port's steps without vcpkg: its functions do here what their documentation says of a header-only package. The result
+# is a prefix for a consumer, as vcpkg installs it (share/kvtrim, include).
+#   cmake -DPORT=<folder of the port> -DPREFIX=<folder> -DGENERATOR=<name> -DCXX=<compiler> -P vcpkg_port.cmake
+
+file(REMOVE_RECURSE "${PREFIX}" "${PREFIX}-build")
+set(CURRENT_PACKAGES_DIR "${PREFIX}")
+
+function(run)
+    execute_process(COMMAND ${ARGN} COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+function(vcpkg_cmake_configure)
+    cmake_parse_arguments(PARSE_ARGV 0 arg "" "SOURCE_PATH" "OPTIONS")
+    run("${CMAKE_COMMAND}" -S "${arg_SOURCE_PATH}" -B "${PREFIX}-build" -G "${GENERATOR}"
+        "-DCMAKE_CXX_COMPILER=${CXX}" "-DCMAKE_INSTALL_PREFIX=${PREFIX}" ${arg_OPTIONS})
+endfunction()
+function(vcpkg_cmake_install)
+    run("${CMAKE_COMMAND}" --build "${PREFIX}-build" --target install)
+endfunction()
+# Moves the package's CMake files to share/<port>, and tells them that they lie a folder less deep.
+function(vcpkg_cmake_config_fixup)
+    cmake_parse_arguments(PARSE_ARGV 0 arg "" "CONFIG_PATH" "")
+    file(RENAME "${PREFIX}/${arg_CONFIG_PATH}" "${PREFIX}/share/kvtrim")
+    file(GLOB targets "${PREFIX}/share/kvtrim/*-targets.cmake")
+    foreach(file IN LISTS targets)
+        file(READ "${file}" text)
+        set(up "get_filename_component(_IMPORT_PREFIX \"\${_IMPORT_PREFIX}\" PATH)\n")
+        string(REPLACE "${up}${up}${up}" "${up}${up}" text "${text}")
+        file(WRITE "${file}" "${text}")
+    endforeach()
+endfunction()
+function(vcpkg_fixup_pkgconfig)
+    if(NOT EXISTS "${PREFIX}/share/pkgconfig/kvtrim.pc")
+        message(FATAL_ERROR "no kvtrim.pc")
+    endif()
+endfunction()
+function(vcpkg_install_copyright)
+    cmake_parse_arguments(PARSE_ARGV 0 arg "" "" "FILE_LIST")
+    file(COPY_FILE "${arg_FILE_LIST}" "${PREFIX}/share/kvtrim/copyright")
+endfunction()
+
+file(READ "${PORT}/vcpkg.json" manifest)
+string(JSON version GET "${manifest}" version-semver)
+if(NOT version STREQUAL "${VERSION}")
+    message(FATAL_ERROR "vcpkg.json says ${version}, kvtrim is ${VERSION}")
+endif()
+set(CMAKE_CURRENT_LIST_DIR "${PORT}")
+include("${PORT}/portfile.cmake")
