@@ -14,9 +14,9 @@ measured quantity outside of such a block and names neither a `./dev` command no
 
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
-times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch, extra(row) a peer's memory. From docs/results:
+times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
 kl(policy, keep), right(policy, keep) share of answers, perplexity(policy, keep), full() perplexity of the full cache. Of every
-file: data, the JSON itself; two(x), two significant digits; pct(x), per cent.
+file: data, the JSON itself; two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent.
 """
 
 import argparse
@@ -46,14 +46,22 @@ def two(x):
     return f"{x:.{digits}f}"
 
 
+def n(x):
+    """Two significant digits below 100, else a whole number."""
+    return two(x) if x < 100 else f"{x:.0f}"
+
+
 def duration(milliseconds):
-    return f"{two(milliseconds)} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.3g} s"
+    if milliseconds < 999.5:
+        return f"{n(milliseconds)} ms"
+    seconds = milliseconds / 1000
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s" if seconds < 99.5 else f"{seconds:.0f} s"
 
 
 def names(file):
     """What the expressions of a block may use."""
     data = json.loads((markdown.ROOT / file).read_text())
-    known = {"data": data, "two": two, "pct": lambda x: f"{two(100 * x)} %"}
+    known = {"data": data, "two": two, "n": n, "pct": lambda x: f"{two(100 * x)} %"}
 
     def one(rows, what):
         if len(rows) != 1:
