@@ -41,7 +41,8 @@ def collect(language):
         for match in PART.finditer(text):
             if match["how"] == "page":
                 if language == "cpp":
-                    part, found = without_includes(match["preamble"] or "")
+                    line = text.count("\n", 0, match.start("preamble")) + 1
+                    part, found = without_includes(f'#line {line} "{markdown.name(page)}"\n{match["preamble"] or ""}')
                     includes += found
                     parts.append(part)
                 continue
@@ -77,7 +78,7 @@ def main():
     arguments.add_argument("--keep", action="store_true", help="print the translation units")
     options = arguments.parse_args()
     failed = False
-    flags = ["-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-unused"]
+    flags = ["-fsyntax-only", "-DKVTRIM_COMPILED_KERNELS", "-Wall", "-Wextra", "-Werror", "-Wno-unused"]
     flags += [f"-I{markdown.ROOT / 'include'}"] + [f for i in options.include if i for f in ("-isystem", i)]
     for language, command in (("cpp", [options.cxx, "-std=c++20", "-x", "c++"]), ("c", [options.cc, "-std=c11", "-x", "c"])):
         source, count = collect(language)

@@ -23,8 +23,7 @@ def broken_in_pages():
         path = markdown.ROOT / other
         pages += sorted(path.rglob("*.md")) if path.is_dir() else [path] if path.exists() else []
     for page in pages:
-        text = re.sub(r"^( *)```.*?^ *```", "", page.read_text(), flags=re.S | re.M)
-        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+        for target in re.findall(r"\]\(([^)\s]+)\)", markdown.without_code(page.read_text())):
             if OTHER_HOST.match(target):
                 continue
             path, _, anchor = target.partition("#")

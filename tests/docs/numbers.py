@@ -10,7 +10,7 @@
     <!-- end -->
 
 The check fails where the lower text is not what the upper one gives (--write writes it), and where a section holds a
-measured quantity outside of such a block and names neither a `./dev` command nor a file of results.
+measured quantity outside of such a block and names neither a `./dev` command (or a test, `ctest -R`) nor links to a file of results.
 
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
@@ -31,7 +31,7 @@ BLOCK = re.compile(r"(?P<head><!-- results (?P<file>\S+)\n(?P<template>.*?)-->\n
 # What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a table of fractions.
 MEASURED = re.compile(
     r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|MiB|GiB|GFLOP/s|GB/s|times as (?:fast|long))(?![\w/])"
-    r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|\| *-?[0-9]*\.[0-9]+ *\|")
+    r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|\| *-?[0-9]{0,3}\.[0-9]+ *\|")
 # Pages that say themselves, before their first table, how everything in them was made.
 WHOLE_PAGE = {"docs/tried.md", "docs/quality.md"}
 
@@ -123,7 +123,7 @@ def without_source(page, text):
     if markdown.name(page) in WHOLE_PAGE:
         return
     for line, section in sections(text):
-        if re.search(r"`\./dev [a-z]|^\./dev [a-z]|results/[\w.-]+\.(json|md)\)", section, flags=re.M):
+        if re.search(r"\./dev [a-z]|ctest -R|results/[\w.-]+\.(json|md)\)", section, flags=re.M):
             continue
         bare = BLOCK.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), section)
         for match in MEASURED.finditer(markdown.without_code(bare)):
