@@ -18,7 +18,8 @@
 // The shares of cake() are each layer's preference (score/layer_preference.hpp), measured when the layer's prompt has run.
 //
 // The first two keep the best `safeguard_ratio` of an even share in every row. The authors keep none beyond the window;
-// with few, specialised layers some of them keep too little (README, Measured).
+// with few, specialised layers some of them keep too little (docs/demo-results.md). On a real model it is the reverse
+// (docs/quality.md).
 
 #include <kvtrim/aggregate/dispersion_attention.hpp>
 #include <kvtrim/allocate/layer_shares.hpp>
