@@ -105,7 +105,7 @@ typedef struct kvtrim_plan kvtrim_plan;
 KVTRIM_API int32_t kvtrim_api_version(void);
 /** "major.minor.patch" of kvtrim; never null, never freed. */
 KVTRIM_API const char* kvtrim_version(void);
-/** "portable", "avx2", "avx512" or "amx": the kernels in use. */
+/** "portable", "neon_bf16", "avx2", "avx512" or "amx": the kernels in use. */
 KVTRIM_API const char* kvtrim_cpu_level(void);
 
 /** Makes a policy with default options. Names: snapkv, ada_snapkv, criticalkv, ada_criticalkv, defensivekv, tova, key_norm,

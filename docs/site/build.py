@@ -58,6 +58,7 @@ def readable(text):
     for i in range(0, len(parts), 2):
         part = re.sub(r"<!--.*?-->\n?", "\n", parts[i], flags=re.S)
         part = re.sub(r"^((?:  )+)(?=\S)", r"\1\1", part, flags=re.M)
+        part = re.sub(r"(\n\n(?:    .+\n)+)(?=- )", r"\1\n", part)
         parts[i] = re.sub(r"^(?! *[-|>]| *\d+\.)(?=\S)(.+)\n(?=- )", r"\1\n\n", part, flags=re.M)
     return "".join(parts)
 

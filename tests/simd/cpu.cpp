@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <string>
 
 using namespace kvtrim;
@@ -34,6 +36,7 @@ TEST_CASE("cpu_level: a scope of the tests restores the level", "[kernels]") {
 
 TEST_CASE("cpu_level: levels have names", "[kernels]") {
     CHECK(std::string(name_of(cpu_level::portable)) == "portable");
+    CHECK(std::string(name_of(cpu_level::neon_bf16)) == "neon_bf16");
     CHECK(std::string(name_of(cpu_level::avx2)) == "avx2");
     CHECK(std::string(name_of(cpu_level::avx512)) == "avx512");
     CHECK(std::string(name_of(cpu_level::amx)) == "amx");
@@ -46,6 +49,29 @@ TEST_CASE("cpu_level: detection stays below what is asked for", "[kernels]") {
         CHECK(detail::detect_cpu_level(highest) == std::min(highest, best_cpu_level()));
     }
 }
+
+TEST_CASE("cpu_level: a level of another architecture is never used", "[kernels]") {
+    const support::cpu_level_guard guard(active_cpu_level());
+#if KVTRIM_HAS_X86
+    CHECK(set_cpu_level(cpu_level::neon_bf16) == cpu_level::portable);
+#else
+    CHECK(best_cpu_level() <= cpu_level::neon_bf16);
+    CHECK(set_cpu_level(cpu_level::avx2) == best_cpu_level());
+#endif
+}
+
+#if KVTRIM_HAS_NEON && defined(__linux__)
+TEST_CASE("cpu_level: neon_bf16 means that the system reports products of bf16", "[kernels]") {
+    std::ifstream info("/proc/cpuinfo");
+    const std::string text{std::istreambuf_iterator<char>(info), {}};
+    if (text.find("Features") == std::string::npos) {
+        WARN(
+            "no features in /proc/cpuinfo on this machine: not tested"); // under qemu it is the build machine's
+        return;
+    }
+    CHECK((best_cpu_level() == cpu_level::neon_bf16) == (text.find(" bf16") != std::string::npos));
+}
+#endif
 
 #if KVTRIM_HAS_X86
 TEST_CASE("cpu_level: amx means that the processor has tiles and the system lets us use them", "[kernels]") {
@@ -62,6 +88,7 @@ TEST_CASE("cpu_level: the environment names a level, and what it does not name i
         return detail::wanted_cpu_level();
     };
     CHECK(wanted("portable") == cpu_level::portable);
+    CHECK(wanted("neon_bf16") == cpu_level::neon_bf16);
     CHECK(wanted("avx2") == cpu_level::avx2);
     CHECK(wanted("avx512") == cpu_level::avx512);
     CHECK(wanted("amx") == cpu_level::amx);

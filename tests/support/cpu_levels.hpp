@@ -27,9 +27,9 @@ class cpu_level_guard {
 
 inline std::vector<kvtrim::cpu_level> cpu_levels() {
     std::vector<kvtrim::cpu_level> levels;
-    for (const auto level : {kvtrim::cpu_level::portable, kvtrim::cpu_level::avx2, kvtrim::cpu_level::avx512,
-                             kvtrim::cpu_level::amx}) {
-        if (level <= kvtrim::best_cpu_level()) { levels.push_back(level); }
+    for (const auto level : {kvtrim::cpu_level::portable, kvtrim::cpu_level::neon_bf16,
+                             kvtrim::cpu_level::avx2, kvtrim::cpu_level::avx512, kvtrim::cpu_level::amx}) {
+        if (kvtrim::detail::detect_cpu_level(level) == level) { levels.push_back(level); }
     }
     return levels;
 }

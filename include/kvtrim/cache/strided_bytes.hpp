@@ -105,13 +105,14 @@ class bounded_sum {
         const index_t least = t.low == 0 ? 0 : t.step * t.low;
         lo_ -= least;
         hi_ -= least;
-        if (varies) { terms_[count_++] = {t.step, 0, t.high - t.low}; }
+        if (!varies) { return; }
+        std::size_t at = count_++; // in the order of the steps
+        for (; at > 0 && terms_[at - 1].step > t.step; --at) { terms_[at] = terms_[at - 1]; }
+        terms_[at] = {t.step, 0, t.high - t.low};
     }
 
     [[nodiscard]] bool has_solution() {
         const auto terms = std::span(terms_).first(count_);
-        std::sort(terms.begin(), terms.end(),
-                  [](const bounded_term& a, const bounded_term& b) { return a.step < b.step; });
         std::size_t used = 0;
         for (const bounded_term& t : terms) {
             if (t.step <= hi_ - lo_ + 1) { // the interval moved by steps leaves no gap: it only widens

@@ -41,6 +41,11 @@ inline constexpr index_t block_row_bytes = 64;
     return static_cast<__mmask32>((std::uint64_t{1} << std::clamp<index_t>(count, 0, 32)) - 1);
 }
 
+/// The first `count` elements of a row of 32 bf16, and zeros.
+KVTRIM_INLINE_AVX512 __m512i load_row(const bf16* from, index_t count) {
+    return _mm512_maskz_loadu_epi16(first_lanes(count), from);
+}
+
 /// C = 0.
 template <class Tiles>
 KVTRIM_TARGET_AMX void zero_c() {
@@ -93,10 +98,9 @@ KVTRIM_TARGET_AMX void multiply_panel(const rows_in& a, index_t first, const bf1
             multiply_step<Tiles>(from, from + 16 * a.stride, row_bytes, b);
             continue;
         }
-        const __mmask32 columns = first_lanes(a.length - d);
         for (index_t t = 0; t < step; ++t) {
-            const __mmask32 lanes = first + t < a.count ? columns : 0;
-            _mm512_store_si512(part + t * step, _mm512_maskz_loadu_epi16(lanes, from + t * a.stride));
+            const index_t length = first + t < a.count ? a.length - d : 0;
+            _mm512_store_si512(part + t * step, load_row(from + t * a.stride, length));
         }
         multiply_step<Tiles>(part, part + block, block_row_bytes, b);
     }

@@ -48,14 +48,21 @@ inline void multiply(const matrix_in& a, const float* b, index_t inner, const pa
         if constexpr (Accumulate) { x = x + some.load(to); }
         some.store(to, x);
     };
-    const bool whole = c.columns >= Vectors * lanes; // else only the first half of the vectors is whole
+    if (c.columns >= Vectors * lanes) {
+        KVTRIM_UNROLL
+        for (index_t n = 0; n < Rows * Vectors; ++n) {
+            put(first + n / Vectors * row + n % Vectors * lanes, sum[n], all_lanes{});
+        }
+        return;
+    }
     KVTRIM_UNROLL
     for (index_t n = 0; n < Rows * Vectors; ++n) {
         const index_t column = n % Vectors * lanes;
         float* const to = first + n / Vectors * row + column;
-        if (n % Vectors < Vectors / 2 || whole) {
+        if (n % Vectors <
+            Vectors / 2) { // these are whole: with fewer columns the caller takes half as many vectors
             put(to, sum[n], all_lanes{});
-        } else if (column < c.columns) {
+        } else {
             put(to, sum[n], first_lanes(c.columns - column));
         }
     }

@@ -13,6 +13,7 @@
 // no other row, nor on its address.
 
 #include <kvtrim/core/element.hpp>
+#include <kvtrim/kernels/bfmmla_products.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/projection_ops_amx.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
@@ -78,6 +79,14 @@ template <class = void>
         return steps;
     }();
     if (level >= cpu_level::amx) { return tiles; }
+#elif KVTRIM_HAS_NEON
+    static constexpr projection_kernels products = [] {
+        projection_kernels steps = neon::projection_table;
+        steps.pack_bf16 = bfmmla::pack_matrix;
+        steps.add_bf16_l1 = bfmmla::add_l1;
+        return steps;
+    }();
+    if (level >= cpu_level::neon_bf16) { return products; }
 #endif
     return KVTRIM_CHOOSE(level, projection_table);
 }

@@ -28,39 +28,27 @@ namespace kvtrim::kernels {
 
 namespace amx {
 
-/// Transposes 16 vectors: lane j of x[i] and lane i of x[j] are exchanged, first within quarters of four lanes, then by
-/// quarters.
-KVTRIM_INLINE_AVX512 void transpose(__m512i (&x)[16]) {
-    __m512i y[16];
+/// Transposes 16 vectors: lane j of x[i] and lane i of x[j] are exchanged. Seen as one row of 256 lanes, each round is a
+/// perfect shuffle of its halves, which rotates the bits of a lane's number by one; four rounds exchange row and column.
+KVTRIM_INLINE_AVX512 void transpose(avx512::floats (&x)[16]) {
     KVTRIM_UNROLL
-    for (std::size_t i = 0; i < 16; i += 2) {
-        y[i] = _mm512_maskz_unpacklo_epi32(0xffff, x[i], x[i + 1]);
-        y[i + 1] = _mm512_maskz_unpackhi_epi32(0xffff, x[i], x[i + 1]);
-    }
-    KVTRIM_UNROLL
-    for (std::size_t i = 0; i < 16; i += 4) {
-        x[i] = _mm512_maskz_unpacklo_epi64(0xff, y[i], y[i + 2]);
-        x[i + 1] = _mm512_maskz_unpackhi_epi64(0xff, y[i], y[i + 2]);
-        x[i + 2] = _mm512_maskz_unpacklo_epi64(0xff, y[i + 1], y[i + 3]);
-        x[i + 3] = _mm512_maskz_unpackhi_epi64(0xff, y[i + 1], y[i + 3]);
-    }
-    KVTRIM_UNROLL
-    for (std::size_t i = 0; i < 4; ++i) { // quarter q of x[4 r + i] belongs to quarter r of row 4 q + i
-        const __m512i even_low = _mm512_maskz_shuffle_i32x4(0xffff, x[i], x[4 + i], 0x88);
-        const __m512i even_high = _mm512_maskz_shuffle_i32x4(0xffff, x[8 + i], x[12 + i], 0x88);
-        const __m512i odd_low = _mm512_maskz_shuffle_i32x4(0xffff, x[i], x[4 + i], 0xdd);
-        const __m512i odd_high = _mm512_maskz_shuffle_i32x4(0xffff, x[8 + i], x[12 + i], 0xdd);
-        x[i] = _mm512_maskz_shuffle_i32x4(0xffff, even_low, even_high, 0x88);
-        x[4 + i] = _mm512_maskz_shuffle_i32x4(0xffff, odd_low, odd_high, 0x88);
-        x[8 + i] = _mm512_maskz_shuffle_i32x4(0xffff, even_low, even_high, 0xdd);
-        x[12 + i] = _mm512_maskz_shuffle_i32x4(0xffff, odd_low, odd_high, 0xdd);
+    for (int round = 0; round < 4; ++round) {
+        avx512::floats y[16];
+        KVTRIM_UNROLL
+        for (std::size_t i = 0; i < 8; ++i) {
+            y[2 * i] = avx512::zip_low(x[i], x[i + 8]);
+            y[2 * i + 1] = avx512::zip_high(x[i], x[i + 8]);
+        }
+        KVTRIM_UNROLL
+        for (std::size_t i = 0; i < 16; ++i) { x[i] = y[i]; }
     }
 }
 
-/// Stores a block of 16 rows of 32 bf16.
-KVTRIM_INLINE_AVX512 void store_block(const __m512i (&rows)[16], bf16* to) {
+/// Writes the transposed of 16 rows as a block of bf16, two in each lane.
+KVTRIM_INLINE_AVX512 void store_transposed(avx512::floats (&rows)[16], bf16* to) {
+    transpose(rows);
     KVTRIM_UNROLL
-    for (std::size_t i = 0; i < 16; ++i) { _mm512_storeu_si512(to + i * step, rows[i]); }
+    for (std::size_t i = 0; i < 16; ++i) { _mm512_storeu_ps(to + i * step, rows[i]); }
 }
 
 /// A row of 32 bf16 from two vectors of weights [16], lane by lane: w0[0], w1[0], w0[1], ...
@@ -117,16 +105,15 @@ class basic_query_tile_amx {
                                  const logit_rules&) {
         bf16* to = queries_;
         for (index_t d = 0; d < head_dim_; d += amx::step) {
-            const __mmask32 dims = amx::first_lanes(head_dim_ - d);
             for (index_t half = 0; half < max_queries; half += 16, to += amx::block) {
-                __m512i rows[16];
+                avx512::floats rows[16];
                 KVTRIM_UNROLL
                 for (index_t i = 0; i < 16; ++i) {
                     const index_t r = half + i;
-                    rows[i] = _mm512_maskz_loadu_epi16(r < count ? dims : 0, queries + r * query_stride + d);
+                    rows[i] = _mm512_castsi512_ps(
+                        amx::load_row(queries + r * query_stride + d, r < count ? head_dim_ - d : 0));
                 }
-                amx::transpose(rows);
-                amx::store_block(rows, to);
+                amx::store_transposed(rows, to);
             }
         }
         softmax_.begin(sink_logit);
@@ -176,10 +163,9 @@ class basic_query_tile_amx {
     KVTRIM_TARGET_AMX static void pack_keys(const key_tile& tile, index_t head_dim, bf16* to) {
         for (index_t first = 0; first < amx::whole_steps(tile.count); first += 16) {
             for (index_t d = 0; d < head_dim; d += amx::step) {
-                const __mmask32 dims = amx::first_lanes(head_dim - d);
                 for (index_t t = first; t < first + 16; ++t, to += amx::step) {
                     const bf16* const key = tile.keys + t * tile.key_stride + d;
-                    _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(t < tile.count ? dims : 0, key));
+                    _mm512_storeu_si512(to, amx::load_row(key, t < tile.count ? head_dim - d : 0));
                 }
             }
         }
@@ -195,14 +181,13 @@ class basic_query_tile_amx {
                     return _mm512_maskz_cvtepu16_epi32(
                         0xffff, _mm256_maskz_loadu_epi16(t < tile.count ? dims : 0, value));
                 };
-                __m512i rows[16];
+                avx512::floats rows[16];
                 KVTRIM_UNROLL
                 for (index_t i = 0; i < 16; ++i) {
-                    const __m512i even = half_row(first + 2 * i), odd = half_row(first + 2 * i + 1);
-                    rows[i] = _mm512_or_si512(even, _mm512_maskz_slli_epi32(0xffff, odd, 16));
+                    const auto even = half_row(first + 2 * i), odd = half_row(first + 2 * i + 1);
+                    rows[i] = _mm512_castsi512_ps(even | _mm512_maskz_slli_epi32(0xffff, odd, 16));
                 }
-                amx::transpose(rows);
-                amx::store_block(rows, to + d * most_keys + first * 16);
+                amx::store_transposed(rows, to + d * most_keys + first * 16);
             }
         }
     }
@@ -239,19 +224,17 @@ class basic_query_tile_amx {
     // Turns sixteen lanes of logits [keys], which times scale are in units of log 2, into weights; keys are whole steps.
     KVTRIM_TARGET_AMX void make_weights(index_t keys, float scale, index_t half) {
         const float* const logits = shared_.logits + half;
-        const __m512 unit = _mm512_set1_ps(scale);
-        const __m512 maximum = softmax_.raise(half, _mm512_mul_ps(unit, avx512::highest_of(logits, keys)));
-        __m512 sum = _mm512_setzero_ps();
+        const avx512::floats unit = avx512::broadcast(scale);
+        const avx512::floats maximum = softmax_.raise(half, unit * avx512::highest_of(logits, keys));
+        const auto weights_of = [&](index_t t) __attribute__((always_inline)) KVTRIM_TARGET_AMX {
+            return avx512::binary_weight_of(unit * avx512::load(logits + t * max_queries), maximum);
+        };
+        avx512::floats sum = avx512::broadcast(0.0f);
         for (index_t t = 0; t < keys; t += 2) {
-            const float* const l = logits + t * max_queries;
-            const __m512 w0 = avx512::binary_weight_of(_mm512_mul_ps(unit, _mm512_loadu_ps(l)), maximum);
-            const __m512 w1 =
-                avx512::binary_weight_of(_mm512_mul_ps(unit, _mm512_loadu_ps(l + max_queries)), maximum);
-            sum = _mm512_add_ps(sum, _mm512_add_ps(w0, w1));
-            // Block (t / 32, half), row t % 32 / 2.
-            bf16* const to =
-                shared_.weights + t / amx::step * 2 * amx::block + half * amx::step + t % amx::step * 16;
-            _mm512_storeu_si512(to, amx::pair_up(w0, w1));
+            const avx512::floats even = weights_of(t), odd = weights_of(t + 1);
+            sum = sum + (even + odd);
+            const index_t block = t / amx::step * 2 * amx::block + half * amx::step;
+            _mm512_storeu_si512(shared_.weights + block + t % amx::step * 16, amx::pair_up(even, odd));
         }
         softmax_.add(half, sum);
     }

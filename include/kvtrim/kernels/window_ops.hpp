@@ -13,6 +13,7 @@
 // exponential is 2^(x log2 e) with relative error 3e-7 for x > -10 and 6e-8 |x| beyond; a weight below e^-75 is exactly 0.
 // The result of a step for a row or a token depends on nothing else in the tile, nor on its address.
 
+#include <kvtrim/kernels/bfmmla_products.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/soon_read.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
@@ -52,11 +53,6 @@ struct window_kernels {
     /// sums [tokens] += sum over the rows [begin, end) of attention [tokens, rows].
     void (*add_row_sums)(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
                          float* sums);
-    /// attention [tokens, rows], for the rows [begin, end), becomes the square of what the output changes when that token
-    /// alone is evicted: (p / (1 - p))^2 |v - o|^2 for a weight p, with |v|^2 = squares [tokens], <v, o> = products
-    /// [tokens, rows] and |o|^2 = outputs [rows]. Of a weight above 1 - 2^-8, whose o is v but for rounding: p^2 |v|^2. NaN is 0.
-    void (*eviction_errors)(float* attention, const float* products, index_t tokens, index_t rows,
-                            index_t begin, index_t end, const float* squares, const float* outputs);
     /// `pack_queries` for queries of bf16, not scaled; null if the level has no products of bf16.
     void (*pack_bf16_queries)(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
                               index_t head_dim, bf16* packed) = nullptr;
@@ -86,6 +82,16 @@ template <class Element = float>
             return steps;
         }();
         if (level >= cpu_level::amx) { return tiles; }
+    }
+#elif KVTRIM_HAS_NEON
+    if constexpr (std::is_same_v<Element, bf16>) {
+        static constexpr window_kernels products = [] {
+            window_kernels steps = neon::window_table;
+            steps.pack_bf16_queries = bfmmla::pack_queries;
+            steps.bf16_logits = bfmmla::logits;
+            return steps;
+        }();
+        if (level >= cpu_level::neon_bf16) { return products; }
     }
 #endif
     return KVTRIM_CHOOSE(level, window_table);

@@ -22,11 +22,11 @@ KVTRIM_INLINE void for_all_rows(index_t rows, const Step& step) {
 // Vectors of exponentials at a time: of four lanes in 16 registers no more than two, which leave room for what is between.
 inline constexpr index_t exponential_vectors = lanes > 4 || product_registers > 12 ? 4 : 2;
 
-struct maximum_step {
+// found [rows] = the highest logit of each row; NaN counts as masked.
+struct highest_step {
     const float* tile;
     index_t tokens, rows;
-    float* maximum;
-    float* rescale;
+    float* found;
 
     template <index_t Vectors, class Lanes>
     void run(index_t first, Lanes some) const {
@@ -40,15 +40,7 @@ struct maximum_step {
             }
         }
         KVTRIM_UNROLL
-        for (index_t v = 0; v < Vectors; ++v) {
-            const index_t row = first + lanes * v;
-            const floats old = some.load(maximum + row);
-            const floats raised = min(max(highest[v], old), broadcast(largest_logit));
-            // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
-            const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
-            some.store(maximum + row, raised);
-            some.store(rescale + row, factor);
-        }
+        for (index_t v = 0; v < Vectors; ++v) { some.store(found + first + lanes * v, highest[v]); }
     }
 };
 
@@ -136,7 +128,16 @@ inline void logits(const float* keys, index_t key_stride, index_t tokens, const 
 }
 
 inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
-    for_all_rows<4>(rows, maximum_step{tile, tokens, rows, maximum, rescale});
+    for_all_rows<4>(rows, highest_step{tile, tokens, rows, rescale});
+    for_each_vector(
+        rows, [&](index_t r, auto some) __attribute__((always_inline)) {
+            const floats old = some.load(maximum + r), found = some.load(rescale + r);
+            const floats raised = min(max(found, old), broadcast(largest_logit));
+            // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
+            const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
+            some.store(maximum + r, raised);
+            some.store(rescale + r, factor);
+        });
 }
 
 inline void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum,
@@ -158,41 +159,7 @@ inline void add_row_sums(const float* attention, index_t tokens, index_t rows, i
         [&](index_t t, float sum) __attribute__((always_inline)) { sums[t] += sum; });
 }
 
-struct eviction_step {
-    float* attention;
-    const float* products;
-    index_t tokens, rows, begin;
-    const float* squares;
-    const float* outputs;
-
-    template <index_t Vectors, class Lanes>
-    void run(index_t first, Lanes some) const {
-        const floats one = broadcast(1.0f), least = broadcast(0x1p-8f), none = broadcast(0.0f);
-        registers<Vectors> output;
-        KVTRIM_UNROLL
-        for (index_t v = 0; v < Vectors; ++v) { output[v] = some.load(outputs + begin + first + lanes * v); }
-        for (index_t t = 0; t < tokens; ++t) {
-            const floats square = broadcast(squares[t]);
-            KVTRIM_UNROLL
-            for (index_t v = 0; v < Vectors; ++v) {
-                const index_t at = t * rows + begin + first + lanes * v;
-                const floats p = some.load(attention + at), rest = max(one - p, least);
-                const floats product = some.load(products + at);
-                const floats distance = max((square - product) + (output[v] - product), none);
-                const floats ratio = p / rest, error = ratio * ratio * distance;
-                const floats loss = select(greater(rest, least), error, p * p * square);
-                some.store(attention + at, max(loss, none));
-            }
-        }
-    }
-};
-
-inline void eviction_errors(float* attention, const float* products, index_t tokens, index_t rows,
-                            index_t begin, index_t end, const float* squares, const float* outputs) {
-    for_all_rows<4>(end - begin, eviction_step{attention, products, tokens, rows, begin, squares, outputs});
-}
-
-inline constexpr window_kernels window_table{pack_queries, logits,       raise_maximum,  add_exponentials,
-                                             attention,    add_row_sums, eviction_errors};
+inline constexpr window_kernels window_table{pack_queries,     logits,    raise_maximum,
+                                             add_exponentials, attention, add_row_sums};
 
 } // namespace kvtrim::kernels::KVTRIM_TARGET

@@ -14,7 +14,6 @@
 #include <kvtrim/core/request.hpp>
 
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <span>
 #include <vector>
@@ -22,6 +21,15 @@
 namespace kvtrim {
 
 namespace detail {
+
+// Whether a pointer points to an element. By integers: pointers into different arrays have no order, and <functional>,
+// which would give them one, costs each file 0.1 s.
+template <class T>
+[[nodiscard]] bool points_into(const T* at, std::span<const T> elements) {
+    const auto address = [](const T* p) { return reinterpret_cast<std::uintptr_t>(p); };
+    return address(at) >= address(elements.data()) &&
+           address(at) < address(elements.data() + elements.size());
+}
 
 // out[i] = positions[tokens[i]], or a status.
 template <class Position>
@@ -37,7 +45,7 @@ template <class Position>
                     index_t{token} + 1};
         }
         const Position* const read = positions.data() + token;
-        if (!std::less<>{}(read, out.data()) && std::less<>{}(read, out.data() + i)) {
+        if (points_into(read, std::span<const Position>(out.data(), i))) {
             return {errc::views_overlap,
                     "gather_positions: a position would be written over before it is read"};
         }

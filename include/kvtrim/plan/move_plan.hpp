@@ -19,7 +19,6 @@
 #include <kvtrim/cache/page_table.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
-#include <functional>
 #include <vector>
 
 namespace kvtrim {
@@ -95,12 +94,11 @@ class move_plan {
 
     /// Whether a list begins in a table of this plan, so that making the plan again would overwrite it.
     [[nodiscard]] bool holds(std::span<const std::int32_t> list) const {
-        const auto begins_in = [&](const std::vector<std::int32_t>& own) {
-            return !std::less<>{}(list.data(), own.data()) &&
-                   std::less<>{}(list.data(), own.data() + own.size());
+        const auto is_in = [&](std::span<const std::int32_t> own) {
+            return detail::points_into(list.data(), own);
         };
-        return !list.empty() && (begins_in(indptr_) || begins_in(indices_) || begins_in(last_page_len_) ||
-                                 begins_in(freed_) || begins_in(released_) || begins_in(origins_));
+        return !list.empty() && (is_in(indptr_) || is_in(indices_) || is_in(last_page_len_) ||
+                                 is_in(freed_) || is_in(released_) || is_in(origins_));
     }
 
     friend bool operator==(const move_plan&, const move_plan&) = default;

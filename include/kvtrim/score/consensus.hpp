@@ -16,6 +16,7 @@
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/core/executor.hpp>
+#include <kvtrim/core/in_blocks.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/token_scores.hpp>
@@ -71,13 +72,21 @@ struct consensus {
         for (index_t g = 0; g < out.rows(); ++g) {
             const auto row = out.importance_rows().row(g);
             normalise(row);
-            for (std::size_t c = 0; c < row.size(); ++c) {
-                sums[c] += std::isfinite(row[c]) ? static_cast<double>(row[c]) : 0.0;
-            }
+            in_blocks(std::ssize(row), [&](index_t first, auto count) {
+                const float* const from = row.data() + first;
+                double* const to = sums.data() + first;
+                for (index_t c = 0; c < count; ++c) {
+                    to[c] += std::isfinite(from[c]) ? static_cast<double>(from[c]) : 0.0;
+                }
+            });
         }
         for (index_t g = 0; g < out.rows(); ++g) {
             const auto row = out.importance_rows().row(g);
-            for (std::size_t c = 0; c < row.size(); ++c) { row[c] += lambda * static_cast<float>(sums[c]); }
+            in_blocks(std::ssize(row), [&](index_t first, auto count) {
+                const double* const from = sums.data() + first;
+                float* const to = row.data() + first;
+                for (index_t c = 0; c < count; ++c) { to[c] += lambda * static_cast<float>(from[c]); }
+            });
         }
         return {};
     }
@@ -87,7 +96,12 @@ struct consensus {
         double sum = 0;
         for (const float x : row) { sum += std::isfinite(x) ? static_cast<double>(x) : 0.0; }
         if (!(sum > 0)) { return; }
-        for (float& x : row) { x = std::isfinite(x) ? static_cast<float>(static_cast<double>(x) / sum) : x; }
+        in_blocks(std::ssize(row), [&](index_t first, auto count) { // what is not finite stays so
+            float* const x = row.data() + first;
+            for (index_t c = 0; c < count; ++c) {
+                x[c] = static_cast<float>(static_cast<double>(x[c]) / sum);
+            }
+        });
     }
 };
 

@@ -16,11 +16,11 @@
 // Source: DropKV, openreview MqfNzH3TVH; kvpress issue 284 and pull request 285 (sum of squares over the newest queries).
 // Departures: W_O is counted where it is given; the maximum is kvtrim's own.
 // Cost: the logits twice or three times (once where they are kept), and two products more of the same size for o and <v, o>.
-// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float; of a weight above 1 - 2^-8, whose o is v but for
-// rounding, the error is A ||v W_O||. A query whose output is not finite counts as nothing.
+// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float. Queries with outputs not finite count nothing.
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/kernels/eviction_errors.hpp>
 #include <kvtrim/kernels/pooled_maximum.hpp>
 #include <kvtrim/kernels/products.hpp>
 #include <kvtrim/kernels/projection_ops.hpp>
@@ -240,8 +240,8 @@ class token_losses {
         for_each_head(rows, [&](index_t head, index_t begin, index_t end) {
             const float* const squares =
                 squares_.data() + (has_metric ? head * range_.size() : 0) + (first - range_.begin);
-            steps.eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
-                                  squares_of_outputs_.data());
+            kernels::eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
+                                     squares_of_outputs_.data());
         });
     }
 

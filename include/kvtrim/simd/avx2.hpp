@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 
 #if KVTRIM_HAS_X86
@@ -187,8 +188,9 @@ KVTRIM_INLINE unsigned lanes_of(mask m) {
 inline constexpr auto chosen_lanes = [] {
     std::array<std::uint64_t, 256> numbers{};
     for (unsigned chosen = 0; chosen < 256; ++chosen) {
-        for (unsigned lane = 0, place = 0; lane < 8; ++lane) {
-            if ((chosen >> lane & 1u) != 0) { numbers[chosen] |= std::uint64_t{lane} << 8 * place++; }
+        int place = 0;
+        for (unsigned rest = chosen; rest != 0; rest &= rest - 1) {
+            numbers[chosen] |= static_cast<std::uint64_t>(std::countr_zero(rest)) << 8 * place++;
         }
     }
     return numbers;

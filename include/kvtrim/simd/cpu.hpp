@@ -5,7 +5,7 @@
 // The instruction set that the kernels use, detected at run time, so that a program compiled for plain x86-64 runs the
 // best path of the machine it is on.
 //
-// KVTRIM_CPU_LEVEL=portable|avx2|avx512|amx in the environment, or set_cpu_level(), lowers the level; a level that the
+// KVTRIM_CPU_LEVEL=portable|neon_bf16|avx2|avx512|amx in the environment, or set_cpu_level(), lowers the level; a level that the
 // machine lacks is never used. Levels differ in speed, and in results within rounding.
 // portable is what every processor of the architecture has: SSE2 on x86-64, NEON on aarch64.
 //
@@ -19,6 +19,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#if KVTRIM_HAS_NEON && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 #if KVTRIM_HAS_X86
 #include <cpuid.h>
 #if defined(__linux__)
@@ -29,12 +32,13 @@
 
 namespace kvtrim {
 
-/// Instruction sets, each level above the one before.
+/// Instruction sets, each level above those before it that the architecture has.
 enum class cpu_level : std::uint8_t {
-    portable, ///< of every processor of the architecture: SSE2, NEON
-    avx2,     ///< AVX2 with FMA and F16C
-    avx512,   ///< AVX-512 F, BW, DQ and VL
-    amx,      ///< bf16 tiles, with AVX-512 for all else
+    portable,  ///< of every processor of the architecture: SSE2, NEON
+    neon_bf16, ///< ARM's products of bf16 matrices, with NEON for all else
+    avx2,      ///< AVX2 with FMA and F16C
+    avx512,    ///< AVX-512 F, BW, DQ and VL
+    amx,       ///< bf16 tiles, with AVX-512 for all else
 };
 
 namespace detail {
@@ -88,6 +92,11 @@ namespace detail {
                                                                             : cpu_level::avx512;
     }
     if (highest >= cpu_level::avx2 && has_avx2()) { return cpu_level::avx2; }
+#elif KVTRIM_HAS_NEON && defined(__linux__)
+    constexpr unsigned long bf16_products = 1ul << 14; // HWCAP2_BF16, which old headers do not name
+    if (highest >= cpu_level::neon_bf16 && (getauxval(AT_HWCAP2) & bf16_products) != 0) {
+        return cpu_level::neon_bf16;
+    }
 #endif
     static_cast<void>(highest);
     return cpu_level::portable;
@@ -97,6 +106,7 @@ namespace detail {
     const char* variable = std::getenv("KVTRIM_CPU_LEVEL");
     const auto is = [&](const char* name) { return variable != nullptr && std::strcmp(variable, name) == 0; };
     if (is("portable")) { return cpu_level::portable; }
+    if (is("neon_bf16")) { return cpu_level::neon_bf16; }
     if (is("avx2")) { return cpu_level::avx2; }
     return is("avx512") ? cpu_level::avx512 : cpu_level::amx;
 }
@@ -124,7 +134,7 @@ namespace detail {
 
 /// Sets the active level, at most to best_cpu_level(), and returns it. Thread-safe; a call that is running keeps its level.
 inline cpu_level set_cpu_level(cpu_level level) {
-    cpu_level possible = level < best_cpu_level() ? level : best_cpu_level();
+    cpu_level possible = detail::detect_cpu_level(level < best_cpu_level() ? level : best_cpu_level());
     __atomic_store(&detail::current_cpu_level(), &possible, __ATOMIC_RELAXED);
     return possible;
 }
@@ -134,6 +144,8 @@ inline cpu_level set_cpu_level(cpu_level level) {
     switch (level) {
     case cpu_level::portable:
         return "portable";
+    case cpu_level::neon_bf16:
+        return "neon_bf16";
     case cpu_level::avx2:
         return "avx2";
     case cpu_level::avx512:

@@ -44,15 +44,6 @@ KVTRIM_INLINE mask at_most(uints a, uints b) {
 KVTRIM_INLINE uints add_one(mask m, uints x) {
     return x - m;
 }
-KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
-    if (chosen == 0) { return to; }
-    KVTRIM_UNROLL
-    for (int i = 0; i < 4; ++i) {
-        *to = x[i];
-        to += chosen >> i & 1u;
-    }
-    return to;
-}
 KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x) {
     std::uint32_t all[lanes];
     __builtin_memcpy(all, &x, sizeof(x));
@@ -95,10 +86,4 @@ KVTRIM_INLINE floats zip_low(floats a, floats b) {
 }
 KVTRIM_INLINE floats zip_high(floats a, floats b) {
     return __builtin_shufflevector(a, b, 2, 6, 3, 7);
-}
-KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
-                                    double sign) {
-    floats x;
-    for (int i = 0; i < 4; ++i) { x[i] = static_cast<float>(a[i] * b[i] + sign * (c[i] * d[i])); }
-    return x;
 }

@@ -9,6 +9,7 @@
 #include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstring>
 
@@ -120,6 +121,7 @@ KVTRIM_INLINE floats centred(uint8x8_t nibbles) {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(codes))));
 }
 KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
+    KVTRIM_UNROLL
     for (int i = 0; i < 4; ++i) {
         const uint8x8_t bytes = load_bytes(from + 4 * i);
         to[i] = centred(vand_u8(bytes, vdup_n_u8(15)));
@@ -139,6 +141,39 @@ KVTRIM_INLINE void store(bf16* to, floats x) {
 }
 KVTRIM_INLINE floats broadcast(f16 x) {
     return from_f16(vdup_n_u16(x.bits));
+}
+
+// For each set of lanes the bytes of the lanes in it, and how many these are: without a table a population count goes to a
+// vector register and back, and the next vector waits for it.
+struct alignas(32) lane_set {
+    std::uint8_t bytes[16], count;
+};
+inline constexpr auto chosen_lanes = [] {
+    std::array<lane_set, 16> sets{};
+    for (unsigned chosen = 0; chosen < 16; ++chosen) {
+        for (unsigned lane = 0; lane < 4; ++lane) {
+            if ((chosen >> lane & 1u) == 0) { continue; }
+            for (unsigned i = 0; i < 4; ++i) {
+                sets[chosen].bytes[4 * sets[chosen].count + i] = static_cast<std::uint8_t>(4 * lane + i);
+            }
+            ++sets[chosen].count;
+        }
+    }
+    return sets;
+}();
+KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
+    const lane_set& set = chosen_lanes[chosen];
+    const uint8x16_t packed = vqtbl1q_u8(vreinterpretq_u8_u32(x), vld1q_u8(set.bytes));
+    vst1q_u32(to, vreinterpretq_u32_u8(packed));
+    return to + set.count;
+}
+KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
+                                    double sign) {
+    const auto half = [&](int i) __attribute__((always_inline)) {
+        const float64x2_t other = vmulq_f64(vld1q_f64(c + i), vld1q_f64(d + i));
+        return vfmaq_f64(vmulq_n_f64(other, sign), vld1q_f64(a + i), vld1q_f64(b + i));
+    };
+    return vcvt_high_f32_f64(vcvt_f32_f64(half(0)), half(2));
 }
 
 #define KVTRIM_SIMD_TARGET neon

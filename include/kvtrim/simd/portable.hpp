@@ -177,6 +177,22 @@ KVTRIM_INLINE floats broadcast(f16 x) {
     return broadcast(to_float(x));
 }
 
+KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
+    if (chosen == 0) { return to; }
+    KVTRIM_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        *to = x[i];
+        to += chosen >> i & 1u;
+    }
+    return to;
+}
+KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
+                                    double sign) {
+    floats x;
+    for (int i = 0; i < 4; ++i) { x[i] = static_cast<float>(a[i] * b[i] + sign * (c[i] * d[i])); }
+    return x;
+}
+
 #define KVTRIM_SIMD_TARGET portable
 #include <kvtrim/simd/four_lanes.inl>
 

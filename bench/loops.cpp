@@ -1,0 +1,20 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+
+// The hot loops of every target, one function each, for bench/loops.py: it compiles this file and counts instructions.
+
+#include <kvtrim/kernels/decode_tile.hpp>
+#include <kvtrim/kernels/ordered_bits.hpp>
+#include <kvtrim/kernels/projection_ops.hpp>
+#include <kvtrim/kernels/quant_blocks.hpp>
+#include <kvtrim/kernels/query_tile.hpp>
+#include <kvtrim/kernels/rotate.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/window_ops.hpp>
+#include <kvtrim/simd/convert.hpp>
+
+// A function that calls none, so that its loops are its own.
+#define KVTRIM_LOOP __attribute__((flatten))
+
+#define KVTRIM_BODY <bench/loops.inl>
+#include <kvtrim/simd/for_each_target.inl>
