@@ -82,7 +82,7 @@ def stage(headers):
             file.write_text(f"# {name.name}\n\n`{name}`\n\n````{language}\n{source.read_text()}````\n")
             continue
 
-        def link(match):
+        def link(match, source=source, page=page):
             target, _, anchor = match[1].partition("#")
             if not target or "://" in target:
                 return match[0]
@@ -98,7 +98,12 @@ def stage(headers):
             return f"]({relative(page_of(there), page)}{'#' + anchor if anchor else ''})"
 
         file.write_text(re.sub(r"\]\(([^)\s]+)\)", link, readable(source.read_text())))
-    shutil.copy(ROOT / "llms.txt", PAGES)
+    # Its links are those of the repository; here they lead to the pages.
+    def in_site(match):
+        name = match[1].removeprefix("include/")
+        return f"]({'api/' + headers[name] if name in headers else page_of(ROOT / match[1]).removesuffix('.md') + '.html'})"
+
+    (PAGES / "llms.txt").write_text(re.sub(r"\]\(([^)\s]+)\)", in_site, (ROOT / "llms.txt").read_text()))
     shutil.copytree(DOXYGEN / "html", PAGES / "api")
     # Doxygen lists sections at the top of a page that it leaves out below when all of them are private.
     section = re.compile(r'<a href="#nested-classes">[^<]*</a>(?: &#124;\s*)?')

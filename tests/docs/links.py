@@ -56,6 +56,9 @@ def broken_in_site(site):
             pages[file] = Page(file.read_text(errors="replace"))
         return pages[file]
 
+    for target in re.findall(r"\]\(([^)\s]+)\)", (site / "llms.txt").read_text()):
+        if not (site / target).exists():
+            yield f"llms.txt: {target}: no such file"
     for file in sorted(site.rglob("*.html")):
         if file.name == "404.html":  # its links are absolute, for a server
             continue
