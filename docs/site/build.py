@@ -18,8 +18,8 @@ FOLDER = pathlib.Path(sys.argv[1]).resolve()
 PAGES, SITE, DOXYGEN = FOLDER / "pages", FOLDER / "site", FOLDER / "doxygen"
 PICTURE = (".svg", ".png")
 LANGUAGE = {".cpp": "cpp", ".hpp": "cpp", ".inl": "cpp", ".c": "c", ".h": "c", ".py": "python", ".json": "json", ".sh": "sh"}
-# Defaulted or defined in one line, they say what their names say.
-SAYS_ITSELF = re.compile(r"Member operator\S+\(.*is not documented")
+# Defaulted operators, deduction guides and specialisations of documented templates say what their names say.
+SAYS_ITSELF = re.compile(r"Member (operator\S+\(|.*\) -> \S|\w+< .* > \(variable\)).*is not documented")
 
 
 def reference():
@@ -32,7 +32,8 @@ def reference():
     if warnings:
         sys.exit("\n".join([*warnings, f"reference: {len(warnings)} warnings"]))
     files = xml.etree.ElementTree.parse(DOXYGEN / "tags.xml").iterfind("compound[@kind='file']")
-    return {f.findtext("path") + f.findtext("name"): f.findtext("filename") for f in files}
+    path = lambda f: (f.findtext("path") + f.findtext("name")).removeprefix(f"{ROOT}/include/")
+    return {path(f): f.findtext("filename") for f in files}
 
 
 def page_of(source):
