@@ -16,7 +16,7 @@ import xml.etree.ElementTree
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = pathlib.Path(sys.argv[1]).resolve()
 PAGES, SITE, DOXYGEN = FOLDER / "pages", FOLDER / "site", FOLDER / "doxygen"
-PICTURE = (".svg", ".png")
+AS_IT_IS = (".svg", ".png", ".json")
 LANGUAGE = {".cpp": "cpp", ".hpp": "cpp", ".inl": "cpp", ".c": "c", ".h": "c", ".py": "python", ".json": "json", ".sh": "sh"}
 # Defaulted operators, deduction guides and specialisations of documented templates say what their names say.
 SAYS_ITSELF = re.compile(r"Member (operator\S+\(|.*\) -> \S|\w+< .* > \(variable\)).*is not documented")
@@ -43,7 +43,7 @@ def page_of(source):
         return "index.md"
     if name.startswith("docs/"):
         return name.removeprefix("docs/")
-    if source.suffix in PICTURE:
+    if source.suffix in AS_IT_IS:
         return "files/" + name
     return "files/" + name + ("" if name.endswith(".md") else ".md")
 
@@ -74,7 +74,7 @@ def stage(headers):
         page = page_of(source)
         file = PAGES / page
         file.parent.mkdir(parents=True, exist_ok=True)
-        if source.suffix in PICTURE:
+        if source.suffix in AS_IT_IS:
             shutil.copy(source, file)
             continue
         if source.suffix != ".md":

@@ -16,8 +16,8 @@ kvtrim::row_profile calibrate(const llama_model& model, std::span<const token_id
                               const std::vector<token_id>& lead) {
     session sequence(model, cache_format::f32, std::ssize(text), {lead, nullptr});
     (void)sequence.prefill(text, 1);
-    const std::vector<kvtrim::replay_scores> scores =
-        sequence.score(scoring_pass::replay, kvtrim::token_loss::output_square_sum);
+    const kvtrim::token_loss loss = kvtrim::token_loss::output_square_sum;
+    const session::layer_scores scores = sequence.score(scoring_pass::replay, {&loss, 1}).front();
     kvtrim::row_profile profile;
     kvtrim::status added;
     kvtrim::growing_workspace memory;

@@ -8,6 +8,7 @@
 #include <kvtrim/kvtrim.hpp>
 
 #include <chrono>
+#include <cmath>
 #include <stdexcept>
 
 namespace lm {
@@ -265,7 +266,10 @@ named_policy layer_dropkv(std::string name, kvtrim::token_loss loss) {
             }};
 }
 
-named_policy variant(named_policy p) {
+// Another safeguard than the default, which every row keeps of an even share: layer_defensivekv_2 is 0.2.
+named_policy with_safeguard(double ratio) {
+    named_policy p = layer_wise("layer_defensivekv_" + std::to_string(std::lround(10 * ratio)),
+                                kvtrim::layer_defensivekv({.safeguard_ratio = ratio}));
     p.is_variant = true;
     return p;
 }
@@ -309,8 +313,11 @@ const std::vector<named_policy>& all_policies() {
         of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),
         profiled_policy("profiled_random", kvtrim::random_score{}),
-        variant(layer_wise("layer_defensivekv_0", kvtrim::layer_defensivekv({.safeguard_ratio = 0}))),
-        variant(layer_wise("layer_defensivekv_2", kvtrim::layer_defensivekv({.safeguard_ratio = 0.2}))),
+        with_safeguard(0.0),
+        with_safeguard(0.2),
+        with_safeguard(0.5),
+        with_safeguard(0.7),
+        with_safeguard(0.9),
     };
     return policies;
 }

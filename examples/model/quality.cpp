@@ -5,6 +5,7 @@
 
 #include "calibrate.hpp"
 #include "load_model.hpp"
+#include "quality_dump.hpp"
 #include "quality_report.hpp"
 #include "quality_speed.hpp"
 #include "threads.hpp"
@@ -35,7 +36,7 @@ struct options {
                      "layer_defensivekv", "layer_defensivekv_0", "consensuskv", "expected_attention", "lagkv",
                      "key_diff", "streaming_llm"},
         .kept_ratios = {0.5, 0.2, 0.1},
-        .tasks = {"single", "multikey", "multivalue", "multiquery", "text"},
+        .tasks = {"single", "multikey", "multiquery", "multivalue", "text"},
         .values = {needle_values::numbers, needle_values::words},
         .question_seen = {false, true},
         .tokens = {1024},
@@ -48,6 +49,7 @@ struct options {
     std::string json_file;
     std::vector<std::string> results;
     std::string plot_data;
+    std::string dump_folder;
     bool check = false;
     bool speed = false;
     std::vector<index_t> prefill_budgets{256, 512, 1024};
@@ -105,6 +107,12 @@ int measure(options& chosen) {
             throw std::runtime_error(fmt::format("{} tokens and what follows, but the model's context is {}",
                                                  tokens, model.config.context));
         }
+    }
+    if (!chosen.dump_folder.empty()) {
+        const running_text text =
+            source->text(request.tokens.front(), request.next_tokens, request.first_seed);
+        dump_prompt(model, text.context, request, chosen.dump_folder);
+        return 0;
     }
     if (words) { request.aids.replay_lead = replay_lead(*words); }
     kvtrim::row_profile profile;
@@ -223,6 +231,10 @@ int main(int argc, char** argv) {
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
     app.add_flag("--check", chosen.check, "fails unless a cache that keeps everything loses nothing");
+    app.add_option("--dump", chosen.dump_folder,
+                   "measures nothing: writes the layers of one running text, and what policies keep, to this "
+                   "folder")
+        ->check(CLI::ExistingDirectory);
     app.add_option("--results", chosen.results, "measures nothing: tables of these files of --json")
         ->check(CLI::ExistingFile);
     app.add_option("--plot-data", chosen.plot_data, "of --results: writes STEM.*.dat for quality.gnuplot");

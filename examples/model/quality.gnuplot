@@ -1,7 +1,7 @@
 # Pictures of ./dev quality: gnuplot -e "stem='x'" quality.gnuplot reads x.kl.dat, x.accuracy.dat and x.budget.dat, and draws x-kl.svg,
 # x-accuracy.svg and x-budget.svg. A block of the first two is a policy: its name, then lines of share in percent, mean and standard
-# error; of the last its name and share, then a line of heads for each layer, in shares of the rows. Colours and greys are such that the
-# pictures can be read on white and on black; their own ground is transparent.
+# error; of the last its name and share as a comment, then a line of heads for each layer, in shares of the rows. Colours and greys are such
+# that the pictures can be read on white and on black; their own ground is transparent.
 
 set border 3 lc rgb "#808890"
 set tics nomirror textcolor rgb "#808890"
@@ -10,8 +10,9 @@ set key outside right center textcolor rgb "#808890" samplen 2 spacing 1.3
 
 array colours[8] = ["#1f8fd0", "#e07b1f", "#2fa35a", "#c75fb5", "#d9493f", "#9a8a2a", "#7a6fd8", "#3fa9a0"]
 array points[3] = [7, 5, 9]
-escaped = "gsub(\"_\", \"-\")"
+escaped = "sub(\"^# \", \"\"); gsub(\"_\", \"-\")"
 name(file, i) = system(sprintf("awk -v want=%d 'BEGIN { start = 1 } /^$/ { start = 1; next } start { ++seen; start = 0; if (seen == want) { %s; print } }' '%s'", i + 1, escaped, file))
+blocks(file) = int(system("awk 'BEGIN { start = 1 } /^$/ { start = 1; next } start { ++seen; start = 0 } END { print seen }' '".file."'"))
 colour(i) = colours[i % 8 + 1]
 
 set logscale x 2
@@ -21,37 +22,36 @@ set xlabel "cache kept, %" textcolor rgb "#808890"
 
 if (system("test -s '".stem.".kl.dat' && echo 1") eq "1") {
     file = stem.".kl.dat"
-    stats file using 0 nooutput
     set terminal svg size 820,480 font "sans-serif,13" dynamic
     set output stem."-kl.svg"
     set title "Running text: KL of the next tokens, against the full cache" textcolor rgb "#808890"
     set ylabel "mean KL, nats a token" textcolor rgb "#808890"
     set logscale y 10
-    plot for [i = 0:STATS_blocks - 1] file index i every ::1 using 1:2:3 with yerrorlines lw 2 pt points[i / 8 + 1] ps 0.6 dt i / 8 + 1 lc rgb colour(i) title name(file, i)
+    plot for [i = 0:blocks(file) - 1] file index i every ::1 using 1:2:3 with yerrorlines lw 2 pt points[i / 8 + 1] ps 0.6 dt i / 8 + 1 lc rgb colour(i) title name(file, i)
     unset logscale y
 }
 
 if (system("test -s '".stem.".accuracy.dat' && echo 1") eq "1") {
     file = stem.".accuracy.dat"
-    stats file using 0 nooutput
     set terminal svg size 820,480 font "sans-serif,13" dynamic
     set output stem."-accuracy.svg"
     set title "Needles of numbers, question unseen: answers that stay right" textcolor rgb "#808890"
     set ylabel "share, mean over the tasks" textcolor rgb "#808890"
     set yrange [0:1]
-    plot for [i = 0:STATS_blocks - 1] file index i every ::1 using 1:2:3 with yerrorlines lw 2 pt points[i / 8 + 1] ps 0.6 dt i / 8 + 1 lc rgb colour(i) title name(file, i)
+    plot for [i = 0:blocks(file) - 1] file index i every ::1 using 1:2:3 with yerrorlines lw 2 pt points[i / 8 + 1] ps 0.6 dt i / 8 + 1 lc rgb colour(i) title name(file, i)
     unset yrange
 }
 
 if (system("test -s '".stem.".budget.dat' && echo 1") eq "1") {
     file = stem.".budget.dat"
-    stats file using 0 nooutput
+    pictures = blocks(file)
     unset logscale x
     unset grid
     unset key
     set xrange [*:*]
+    set autoscale fix
     set xtics autofreq
-    set terminal svg size 820,130 + 190 * STATS_blocks font "sans-serif,13" dynamic
+    set terminal svg size 820,130 + 190 * pictures font "sans-serif,13" dynamic
     set output stem."-budget.svg"
     set palette defined (0 "#ffffff", 0.5 "#1f8fd0", 1 "#102040")
     set cbtics textcolor rgb "#808890"
@@ -59,10 +59,10 @@ if (system("test -s '".stem.".budget.dat' && echo 1") eq "1") {
     set xlabel "layer" textcolor rgb "#808890"
     set ylabel "KV head" textcolor rgb "#808890"
     set ytics 1
-    set multiplot layout STATS_blocks, 1
-    do for [i = 0:STATS_blocks - 1] {
+    set multiplot layout pictures, 1
+    do for [i = 0:pictures - 1] {
         set title "share of each head's rows that ".name(file, i)." keeps" textcolor rgb "#808890"
-        plot file index i every ::1 matrix using 2:1:3 with image
+        plot file index i matrix using 2:1:3 with image
     }
     unset multiplot
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <stdexcept>
 
 namespace lm {
@@ -45,43 +46,19 @@ class measurement {
         }
     }
 
-    void needles(const needle_sample& sample, quality_key key) {
-        std::vector<token_id> cached = sample.context;
-        std::span<const asked_question> questions = sample.questions;
-        if (key.question_seen) {
-            questions = questions.first(1);
-            cached.insert(cached.end(), questions[0].question.begin(), questions[0].question.end());
-        }
-        session sequence(model_, request_.format, std::ssize(cached), request_.aids);
-        const matrix last = sequence.prefill(cached, observed_tokens(std::ssize(cached)));
-
-        std::vector<std::vector<bool>> full;
-        double right = 0, asked = 0;
-        for (const asked_question& q : questions) {
-            full.push_back(answers(sequence.copy(), sequence.tokens(), q, key.question_seen, last));
-            right += static_cast<double>(std::count(full.back().begin(), full.back().end(), true));
-            asked += static_cast<double>(full.back().size());
-        }
-        quality_cell& whole = cell_of(key, "full", 1);
-        whole.right.push_back(right);
-        whole.asked.push_back(asked);
-
-        each_cut(sequence, key, [&](std::span<const kvtrim::keep_plan> plans, quality_cell& cell) {
-            double kept = 0;
-            for (std::size_t i = 0; i < questions.size(); ++i) {
-                if (std::find(full[i].begin(), full[i].end(), true) == full[i].end()) { continue; }
-                const std::vector<bool> now =
-                    answers(sequence.copy(plans), sequence.tokens(), questions[i], key.question_seen, last);
-                for (std::size_t v = 0; v < now.size(); ++v) { kept += now[v] && full[i][v] ? 1 : 0; }
-            }
-            cell.right.push_back(kept);
-            cell.asked.push_back(right);
-        });
+    void needles(const needle_sample& sample, const quality_key& key) {
+        prefilled& context = prefilled_context(sample.context);
+        if (!key.question_seen) { return needles(sample.questions, context, key); }
+        const std::vector<token_id>& question = sample.questions.front().question;
+        const index_t tokens = std::ssize(sample.context) + std::ssize(question);
+        prefilled whole{{}, context.sequence.fork(std::ssize(question)), {}, {}};
+        whole.last = whole.sequence.prefill(question, observed_tokens(tokens));
+        needles(std::span(sample.questions).first(1), whole, key);
     }
 
     void text(const running_text& sample, const quality_key& key) {
-        session sequence(model_, request_.format, std::ssize(sample.context), request_.aids);
-        (void)sequence.prefill(sample.context, observed_tokens(std::ssize(sample.context)));
+        prefilled& whole_context = prefilled_context(sample.context);
+        const session& sequence = whole_context.sequence;
 
         // The full cache, and what its attention works on.
         std::vector<attention_inputs> next;
@@ -107,7 +84,7 @@ class measurement {
         whole.kl.push_back(0);
         whole.nll.push_back(mean_nll(full, sample.next));
 
-        each_cut(sequence, key, [&](std::span<const kvtrim::keep_plan> plans, quality_cell& cell) {
+        each_cut(whole_context, key, [&](std::span<const kvtrim::keep_plan> plans, quality_cell& cell) {
             add_errors(sequence.copy(plans), next, attended, whole_norms, cell);
             std::vector<kv_cache> caches = sequence.copy(plans);
             matrix cut = decode(model_, caches, sample.next, sequence.tokens(), logit_rows::all);
@@ -125,6 +102,56 @@ class measurement {
     }
 
   private:
+    // What was prefilled, and what each policy keeps of it.
+    struct prefilled {
+        std::vector<token_id> tokens;
+        session sequence;
+        matrix last; // its last token's logits
+        std::map<std::pair<const named_policy*, double>, std::vector<kvtrim::keep_plan>> plans;
+    };
+
+    // The newest context stays, for the next sample that asks about the same one.
+    prefilled& prefilled_context(const std::vector<token_id>& tokens) {
+        if (!context_ || context_->tokens != tokens) {
+            context_.reset(); // before there is another
+            const index_t count = std::ssize(tokens);
+            context_.emplace(
+                prefilled{tokens, session(model_, request_.format, count, request_.aids), {}, {}});
+            context_->last = context_->sequence.prefill(tokens, observed_tokens(count));
+        }
+        return *context_;
+    }
+
+    void needles(std::span<const asked_question> questions, prefilled& from, const quality_key& key) {
+        const session& sequence = from.sequence;
+        const matrix* const last = key.question_seen ? &from.last : nullptr;
+        std::vector<std::vector<bool>> full;
+        double right = 0, asked = 0;
+        for (const asked_question& q : questions) {
+            full.push_back(right_values(model_, sequence.copy(), sequence.tokens(), q, last));
+            right += static_cast<double>(std::count(full.back().begin(), full.back().end(), true));
+            asked += static_cast<double>(full.back().size());
+        }
+        quality_cell& whole = cell_of(key, "full", 1);
+        whole.right.push_back(right);
+        whole.asked.push_back(asked);
+
+        each_cut(
+            from, key,
+            [&](std::span<const kvtrim::keep_plan> plans, quality_cell& cell) {
+                double kept = 0;
+                for (std::size_t i = 0; i < questions.size(); ++i) {
+                    if (std::find(full[i].begin(), full[i].end(), true) == full[i].end()) { continue; }
+                    const std::vector<bool> now =
+                        right_values(model_, sequence.copy(plans), sequence.tokens(), questions[i], last);
+                    for (std::size_t v = 0; v < now.size(); ++v) { kept += now[v] && full[i][v] ? 1 : 0; }
+                }
+                cell.right.push_back(kept);
+                cell.asked.push_back(right);
+            },
+            right > 0);
+    }
+
     struct norms { // [layers * q_heads]
         std::vector<double> own;
         std::vector<double> projected;
@@ -143,37 +170,20 @@ class measurement {
         return results_.cells[key];
     }
 
+    // use(plans, cell) for every policy and share; without plans where nothing would be learnt from them.
     template <class Use>
-    void each_cut(const session& sequence, const quality_key& key, const Use& use) {
+    void each_cut(prefilled& from, const quality_key& key, const Use& use, bool plans_matter = true) {
+        if (plans_matter) { from.sequence.score_for(policies_); }
         for (const named_policy* policy : policies_) {
             for (const double share : request_.kept_ratios) {
-                const std::vector<kvtrim::keep_plan> plans =
-                    sequence.plan(*policy, {share, request_.sink_tokens, request_.window_tokens});
+                std::vector<kvtrim::keep_plan>& plans = from.plans[{policy, share}];
+                if (plans_matter && plans.empty()) {
+                    plans =
+                        from.sequence.plan(*policy, {share, request_.sink_tokens, request_.window_tokens});
+                }
                 use(plans, cell_of(key, policy->name, share));
             }
         }
-    }
-
-    // Which values of the answer are right.
-    [[nodiscard]] std::vector<bool> answers(std::vector<kv_cache> caches, index_t position,
-                                            const asked_question& q, bool seen, const matrix& last) const {
-        std::vector<token_id> tokens;
-        if (!seen) { tokens = q.question; }
-        tokens.insert(tokens.end(), q.answer.begin(), q.answer.end() - 1);
-        matrix logits(0, 0);
-        if (!tokens.empty()) { logits = decode(model_, caches, tokens, position, logit_rows::all); }
-        const index_t first =
-            seen ? -1 : std::ssize(q.question) - 1; // the row that predicts the answer's first token
-        std::vector<bool> right;
-        for (const token_range& value : q.values) {
-            bool all = true;
-            for (index_t i = value.begin; i < value.end; ++i) {
-                const index_t likeliest = first + i < 0 ? argmax(last, 0) : argmax(logits, first + i);
-                all = all && likeliest == q.answer[static_cast<std::size_t>(i)];
-            }
-            right.push_back(all);
-        }
-        return right;
     }
 
     // Per query head, sum |x| of [tokens, q_heads * head_dim], and of x W_O's products with the head's part of W_O.
@@ -210,6 +220,7 @@ class measurement {
     const quality_request& request_;
     quality_results& results_;
     std::vector<const named_policy*> policies_;
+    std::optional<prefilled> context_;
 };
 
 } // namespace
@@ -250,6 +261,27 @@ estimate ratio_of(const std::vector<double>& parts, const std::vector<double>& w
     return {mean, samples < 2 ? 0 : std::sqrt(squares * samples / (samples - 1)) / whole};
 }
 
+std::vector<bool> right_values(const llama_model& model, std::vector<kv_cache> caches, index_t position,
+                               const asked_question& q, const matrix* behind_question) {
+    std::vector<token_id> tokens;
+    if (behind_question == nullptr) { tokens = q.question; }
+    // The row that predicts the answer's first token.
+    const index_t first = std::ssize(tokens) - 1;
+    tokens.insert(tokens.end(), q.answer.begin(), q.answer.end() - 1);
+    matrix logits(0, 0);
+    if (!tokens.empty()) { logits = decode(model, caches, tokens, position, logit_rows::all); }
+    std::vector<bool> right;
+    for (const token_range& value : q.values) {
+        bool all = true;
+        for (index_t i = value.begin; i < value.end; ++i) {
+            const index_t found = first + i < 0 ? argmax(*behind_question, 0) : argmax(logits, first + i);
+            all = all && found == q.answer[static_cast<std::size_t>(i)];
+        }
+        right.push_back(all);
+    }
+    return right;
+}
+
 quality_results measure_quality(const llama_model& model, const sample_source& source,
                                 const quality_request& request, const quality_progress& progress) {
     const auto start = std::chrono::steady_clock::now();
@@ -259,16 +291,19 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
     };
     std::vector<part> parts;
     for (const index_t tokens : request.tokens) {
-        for (const std::string& task : request.tasks) {
-            if (task == "text") {
-                parts.push_back({{.tokens = tokens, .task = task, .values = "", .policy = ""}, {}});
-                continue;
-            }
-            for (const needle_values values : request.values) {
-                const std::string name = values == needle_values::numbers ? "numbers" : "words";
+        if (std::find(request.tasks.begin(), request.tasks.end(), "text") != request.tasks.end()) {
+            parts.push_back({{.tokens = tokens, .task = "text", .values = "", .policy = ""}, {}});
+        }
+        // In an order in which samples of the same context are neighbours.
+        for (const needle_values values : request.values) {
+            const std::string name = values == needle_values::numbers ? "numbers" : "words";
+            for (const std::string_view task : needle_tasks) {
+                if (std::find(request.tasks.begin(), request.tasks.end(), task) == request.tasks.end()) {
+                    continue;
+                }
                 for (const bool seen : request.question_seen) {
                     parts.push_back({{.tokens = tokens,
-                                      .task = task,
+                                      .task = std::string(task),
                                       .values = name,
                                       .question_seen = seen,
                                       .policy = ""},

@@ -4,7 +4,8 @@
 
 // What a cut costs, against the full cache: answers, the distribution of the next token, the attention's output.
 //
-// A context is prefilled once; every policy and every share then cuts a copy of its caches.
+// A context is prefilled once, replayed once for all policies, and planned once for all tasks that ask about it; every policy and
+// every share then cuts a copy of its caches. A question that is seen is prefilled behind a copy of it.
 //   answers     teacher forcing: a value is right if each of its tokens is the likeliest one behind the question and the
 //               right tokens so far. It then is in greedy decoding, too.
 //   KL, nll     mean over the next tokens of sum_w p(w) log(p(w) / q(w)), p with the full cache, q with the cut one; mean of
@@ -79,6 +80,12 @@ void log_softmax(matrix& logits);
 
 // Mean over the rows of sum p log(p / q).
 [[nodiscard]] double mean_kl(const matrix& log_p, const matrix& log_q);
+
+// Which values of an answer are right, token by token behind the question, from caches of `position` tokens; with the logits behind
+// the question if the caches hold it.
+[[nodiscard]] std::vector<bool> right_values(const llama_model& model, std::vector<kv_cache> caches,
+                                             index_t position, const asked_question& q,
+                                             const matrix* behind_question = nullptr);
 
 struct quality_results {
     std::map<quality_key, quality_cell> cells;

@@ -106,6 +106,12 @@ double mean(const std::vector<double>& numbers) {
     return numbers.empty() ? 0 : sum / static_cast<double>(numbers.size());
 }
 
+// Of one sample there is no error to speak of.
+std::string with_error(const estimate& e, std::size_t samples, int digits) {
+    return samples < 2 ? fmt::format("{:.{}f}", e.mean, digits)
+                       : fmt::format("{:.{}f} ± {:.{}f}", e.mean, digits, e.standard_error, digits);
+}
+
 std::string percent(double share) {
     return fmt::format("{:g} %", std::round(share * 1e4) / 1e2);
 }
@@ -153,8 +159,7 @@ std::string text_table(const quality_results& results, index_t tokens) {
     out += table_of(axes, [&](const std::string& policy, double share) {
         const quality_cell* cell = find(results, key, policy, share);
         if (cell == nullptr) { return std::string(); }
-        const estimate kl = mean_of(cell->kl);
-        return fmt::format("{:.4f} ± {:.4f}", kl.mean, kl.standard_error);
+        return with_error(mean_of(cell->kl), cell->kl.size(), 4);
     });
     out += "\nPerplexity; output error before / after W_O, mean over heads; heads whose error after W_O is "
            "below that of "
@@ -209,15 +214,17 @@ std::string needle_table(const quality_results& results, index_t tokens, const s
     out += " Of these, mean over the tasks ± its standard error (each task):\n\n";
     out += table_of(axes, [&](const std::string& policy, double share) {
         std::string each;
+        std::size_t samples = 0;
         for (const std::string& task : tasks) {
             const quality_cell* cell = find(results, {tokens, task, values, seen, "", 0}, policy, share);
+            if (cell != nullptr) { samples = std::max(samples, cell->right.size()); }
             each += cell == nullptr || mean(cell->asked) == 0
                         ? " -"
                         : fmt::format(" {:.2f}", ratio_of(cell->right, cell->asked).mean);
         }
         const estimate all = mean_over_tasks(results, {tokens, "", values, seen, policy, share});
         if (all.mean < 0) { return std::string(); }
-        return fmt::format("{:.2f} ± {:.2f} ({})", all.mean, all.standard_error, each.substr(1));
+        return fmt::format("{} ({})", with_error(all, samples, 2), each.substr(1));
     });
     return out + "\n";
 }
@@ -313,7 +320,7 @@ void write_plot_data(const quality_results& results, const std::string& stem) {
             heads += fmt::format("{:.4f}{}", rows[i] / static_cast<double>(tokens),
                                  (static_cast<index_t>(i) + 1) % results.kv_heads == 0 ? '\n' : ' ');
         }
-        block(budget, fmt::format("{} at {}", policy, percent(nearest)), heads);
+        block(budget, fmt::format("# {} at {}", policy, percent(nearest)), heads);
     }
 
     const auto in_needles = [&](const quality_key& k) {

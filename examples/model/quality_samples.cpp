@@ -114,7 +114,9 @@ class texts final : public sample_source {
         if (std::find(needle_tasks.begin(), needle_tasks.end(), task) == needle_tasks.end()) {
             throw std::invalid_argument("no task " + std::string(task));
         }
-        draws draw(seed, std::string(task) + (values == needle_values::numbers ? " numbers" : " words"));
+        // Two tasks ask about the same text.
+        draws draw(seed, std::string(task == "multiquery" ? "multikey" : task) +
+                             (values == needle_values::numbers ? " numbers" : " words"));
         const std::size_t half = seed < first_judging_seed ? 0 : 1;
         const std::string kind = values == needle_values::numbers ? "number" : "word";
         const std::size_t count = is_single ? 1 : needles_of_many;

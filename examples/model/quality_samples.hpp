@@ -8,8 +8,8 @@
 // places of running text, whose values are numbers of seven digits, or words.
 //   single      one key and value                        one question
 //   multikey    four keys, a value each                  a question for each
+//   multiquery  the text of multikey                     one question for all keys
 //   multivalue  one key with four values                 one question, all values in the order of the text
-//   multiquery  four keys, a value each                  one question for all keys
 //
 // A seed names the same sample on every machine. Seeds below `first_judging_seed` are for choosing, those from there on for
 // judging: they draw on another text, other keys and other words, so that what was chosen cannot know them.
@@ -27,8 +27,8 @@ namespace lm {
 
 inline constexpr std::uint64_t first_judging_seed = 1000;
 
-inline constexpr std::array<std::string_view, 4> needle_tasks{"single", "multikey", "multivalue",
-                                                              "multiquery"};
+inline constexpr std::array<std::string_view, 4> needle_tasks{"single", "multikey", "multiquery",
+                                                              "multivalue"};
 
 enum class needle_values { numbers, words };
 

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <ctime>
 #include <functional>
+#include <numeric>
 
 namespace lm {
 namespace {
@@ -67,6 +68,20 @@ decode_speed time_decoding(session& sequence, std::span<const token_id> next, in
     return row;
 }
 
+// Values of a sample's questions that are right after a prefill.
+std::vector<bool> answers(const llama_model& model, const needle_sample& sample,
+                          const quality_request& request, index_t budget_tokens) {
+    block_pruning pruning{.budget_tokens = budget_tokens};
+    session sequence(model, request.format, std::ssize(sample.context));
+    (void)sequence.prefill(sample.context, 1, {}, budget_tokens == 0 ? nullptr : &pruning);
+    std::vector<bool> all;
+    for (const asked_question& q : sample.questions) {
+        const std::vector<bool> right = right_values(model, sequence.copy(), sequence.tokens(), q);
+        all.insert(all.end(), right.begin(), right.end());
+    }
+    return all;
+}
+
 double mean(const std::vector<double>& numbers) {
     return mean_of(numbers).mean;
 }
@@ -88,12 +103,17 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
                                        .budget_tokens = budget,
                                        .seconds = {},
                                        .processor_seconds = {},
-                                       .kl = {}});
+                                       .kl = {},
+                                       .right = {},
+                                       .asked = {}});
         }
         for (index_t s = 0; s < request.samples; ++s) {
             const running_text text =
                 source.text(tokens, request.next_tokens, request.first_seed + static_cast<std::uint64_t>(s));
+            const needle_sample needles = source.needles("multikey", needle_values::numbers, tokens,
+                                                         request.first_seed + static_cast<std::uint64_t>(s));
             matrix dense;
+            std::vector<bool> dense_answers;
             for (std::size_t b = 0; b < every.size(); ++b) {
                 prefill_speed& row = results.prefill[first_row + b];
                 progress(done++, prefills,
@@ -113,6 +133,13 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
                     if (every[b] == 0) { dense = logits; }
                     row.kl.push_back(mean_kl(dense, logits));
                 }
+                const std::vector<bool> now = answers(model, needles, request, every[b]);
+                if (every[b] == 0) { dense_answers = now; }
+                double right = 0;
+                for (std::size_t v = 0; v < now.size(); ++v) { right += now[v] && dense_answers[v] ? 1 : 0; }
+                row.right.push_back(right);
+                row.asked.push_back(every[b] == 0 ? static_cast<double>(now.size())
+                                                  : results.prefill[first_row].right.back());
                 if (every[b] > 0) { row.pairs_share = pruning.pairs / pruning.dense_pairs; }
                 if (every[b] > 0 || s > 0 || decode_steps == 0) { continue; }
 
@@ -150,7 +177,9 @@ nlohmann::json json_of(const speed_results& results) {
                            {"pairs_share", row.pairs_share},
                            {"seconds", row.seconds},
                            {"processor_seconds", row.processor_seconds},
-                           {"kl", row.kl}});
+                           {"kl", row.kl},
+                           {"right", row.right},
+                           {"asked", row.asked}});
     }
     for (const decode_speed& row : results.decode) {
         decode.push_back({{"tokens", row.tokens},
@@ -164,14 +193,16 @@ nlohmann::json json_of(const speed_results& results) {
 }
 
 std::string tables_of(const speed_results& results) {
-    std::string out =
-        "| prompt | prefill budget | pairs | first token | processor time | KL of the next tokens |\n"
-        "|---|---|---|---|---|---|\n";
+    std::string out = "| prompt | prefill budget | pairs | first token | processor time | KL of the next "
+                      "tokens | needles |\n"
+                      "|---|---|---|---|---|---|---|\n";
     for (const prefill_speed& row : results.prefill) {
-        out += fmt::format("| {} | {} | {:.1f} % | {:.2f} s | {:.2f} s | {:.4f} ± {:.4f} |\n", row.tokens,
-                           row.budget_tokens == 0 ? "dense" : fmt::format("{}", row.budget_tokens),
-                           100 * row.pairs_share, mean(row.seconds), mean(row.processor_seconds),
-                           mean(row.kl), mean_of(row.kl).standard_error);
+        out += fmt::format(
+            "| {} | {} | {:.1f} % | {:.2f} s | {:.2f} s | {:.4f} ± {:.4f} | {:.0f} of {:.0f} |\n", row.tokens,
+            row.budget_tokens == 0 ? "dense" : fmt::format("{}", row.budget_tokens), 100 * row.pairs_share,
+            mean(row.seconds), mean(row.processor_seconds), mean(row.kl), mean_of(row.kl).standard_error,
+            std::accumulate(row.right.begin(), row.right.end(), 0.0),
+            std::accumulate(row.asked.begin(), row.asked.end(), 0.0));
     }
     if (results.decode.empty()) { return out; }
     out += "\n| prompt | kept | tokens per second | processor time per token | cache | process "

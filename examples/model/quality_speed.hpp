@@ -4,8 +4,8 @@
 
 // What a smaller cache and a pruned prefill save, on the model: time and memory.
 //
-//   prefill   time to the first token, dense and with the blocks of CritiPrefill's budgets, and the mean KL of the next tokens
-//             against the dense prefill's
+//   prefill   time to the first token, dense and with the blocks of CritiPrefill's budgets; the mean KL of the next tokens against
+//             the dense prefill's; and, on contexts with needles (multikey), answers that stay right
 //   decode    tokens per second, one after the other, and the process's resident memory, with the full cache and with what
 //             SnapKV leaves of it: one sequence that is cut further and further (its choices are nested)
 // Processor time stands beside time, for machines that do other things meanwhile.
@@ -26,6 +26,8 @@ struct prefill_speed {
     std::vector<double> seconds; // to the first token, a sample each
     std::vector<double> processor_seconds;
     std::vector<double> kl;
+    std::vector<double> right; // needles, of those that the dense prefill gets right; dense: of all
+    std::vector<double> asked;
 };
 
 struct decode_speed {

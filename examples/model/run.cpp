@@ -36,6 +36,7 @@ struct options {
     index_t prefill_budget = 0;
     index_t max_tokens = 64;
     bool unseen = false; // the cut happens before the question
+    bool plain = false;  // the words alone, without a chat's turns
 };
 
 using clock = std::chrono::steady_clock;
@@ -61,7 +62,7 @@ struct prompt {
     std::vector<token_id> rest;
 };
 
-// A turn of ChatML where the model has its control tokens, else the words alone. A text without a question is continued.
+// A turn of ChatML where the model has its control tokens, else, or if asked for, the words alone. A text without a question is continued.
 prompt make_prompt(const tokenizer& words, const options& chosen) {
     prompt made;
     std::vector<token_id>* to = &made.cached;
@@ -71,7 +72,7 @@ prompt make_prompt(const tokenizer& words, const options& chosen) {
     };
     const token_id begin = words.control("<|im_start|>"), end = words.control("<|im_end|>");
     const std::string text = chosen.text_file.empty() ? "" : read_text(chosen.text_file);
-    const bool is_chat = !chosen.question.empty() && begin >= 0 && end >= 0;
+    const bool is_chat = !chosen.plain && !chosen.question.empty() && begin >= 0 && end >= 0;
     if (is_chat) {
         if (!chosen.system.empty()) {
             to->push_back(begin);
@@ -216,6 +217,7 @@ int main(int argc, char** argv) {
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
     app.add_option("--system", chosen.system, "what the model is told first");
+    app.add_flag("--plain", chosen.plain, "no turns of a chat: the model continues the question itself");
     app.add_flag("--unseen", chosen.unseen, "cut before the question is known, not after it");
     CLI11_PARSE(app, argc, argv);
     try {

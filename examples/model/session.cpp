@@ -35,11 +35,20 @@ matrix session::prefill(std::span<const token_id> prompt, index_t observed_token
         throw std::invalid_argument("a pruned prefill must be the first");
     }
     bool ends_prompt = false;
-    queries_.clear();
-    for (index_t layer = 0; layer < c.layers; ++layer) {
-        queries_.emplace_back(c.q_heads, std::min(observed_tokens, std::ssize(prompt)), c.head_dim);
+    // Queries of what came before are observed too, unless tokens were run since then.
+    const bool goes_on = !queries_.empty() && tokens_ == prompt_tokens_;
+    const index_t had = goes_on ? queries_.front().tokens() : 0;
+    const index_t observed = std::min(observed_tokens, had + std::ssize(prompt));
+    const index_t older = std::max<index_t>(0, observed - std::ssize(prompt));
+    queries_.resize(static_cast<std::size_t>(c.layers), head_tensor(0, 0, 0));
+    for (head_tensor& kept : queries_) {
+        head_tensor now(c.q_heads, observed, c.head_dim);
+        for (index_t h = 0; h < c.q_heads && older > 0; ++h) {
+            now.head(h).topRows(older) = kept.head(h).bottomRows(older);
+        }
+        kept = std::move(now);
     }
-    const index_t first_observed = tokens_ + std::ssize(prompt) - queries_.front().tokens();
+    const index_t first_observed = tokens_ + std::ssize(prompt) - observed;
     const auto attend = [&](index_t layer, const attention_inputs& inputs) {
         kv_cache& cache = caches_[static_cast<std::size_t>(layer)];
         cache.append(inputs.keys, inputs.values);
@@ -78,7 +87,7 @@ matrix session::step(std::span<const token_id> tokens) {
     return logits;
 }
 
-std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const cut_request& chosen) const {
+std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const cut_request& chosen) {
     const model_config& c = model_.config;
     const index_t budget = std::max<index_t>(1, kvtrim::kept_tokens(prompt_tokens_, chosen.kept_ratio));
     kvtrim::eviction_request request{.budget = kvtrim::per_head(budget)};
@@ -89,9 +98,8 @@ std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const c
     if (policy.needs_profile && aids_.profile == nullptr) {
         throw std::runtime_error(policy.name + " needs a table of the model's rows");
     }
-    if (policy.pass != scoring_pass::none && !scored_.contains({policy.pass, policy.loss})) {
-        scored_[{policy.pass, policy.loss}] = score(policy.pass, policy.loss);
-    }
+    const named_policy* const asked = &policy;
+    score_for({&asked, 1});
     std::vector<matrix> projections; // W_O as floats, for as long as it is needed
     std::vector<std::vector<float>> grams(caches_.size());
     for (std::size_t l = 0; l < caches_.size(); ++l) {
@@ -134,14 +142,34 @@ std::vector<float> session::gram(std::size_t layer, bool in_stream_units) const 
     return gram;
 }
 
-std::vector<kvtrim::replay_scores> session::score(scoring_pass pass, kvtrim::token_loss loss) const {
+void session::score_for(std::span<const named_policy* const> policies) {
+    for (const scoring_pass pass : {scoring_pass::own, scoring_pass::replay}) {
+        std::vector<kvtrim::token_loss> losses;
+        for (const named_policy* p : policies) {
+            const bool is_new = p->pass == pass && !scored_.contains({pass, p->loss}) &&
+                                std::find(losses.begin(), losses.end(), p->loss) == losses.end();
+            if (is_new) { losses.push_back(p->loss); }
+        }
+        if (losses.empty()) { continue; }
+        std::vector<layer_scores> scores = score(pass, losses);
+        for (std::size_t i = 0; i < losses.size(); ++i) { scored_[{pass, losses[i]}] = std::move(scores[i]); }
+    }
+}
+
+std::vector<session::layer_scores> session::score(scoring_pass pass,
+                                                  std::span<const kvtrim::token_loss> losses) const {
     constexpr std::size_t part_tokens = 512;
     const model_config& c = model_.config;
-    std::vector<kvtrim::replay_scores> scores;
+    std::vector<layer_scores> scores(losses.size());
     std::vector<std::vector<float>> grams;
+    const bool need_grams = std::any_of(losses.begin(), losses.end(), [](kvtrim::token_loss loss) {
+        return loss != kvtrim::token_loss::attention_maximum;
+    });
     for (std::size_t l = 0; l < caches_.size(); ++l) {
-        scores.emplace_back(c.kv_heads, prompt_tokens_, loss);
-        grams.push_back(loss == kvtrim::token_loss::attention_maximum ? std::vector<float>{} : gram(l, true));
+        for (std::size_t i = 0; i < losses.size(); ++i) {
+            scores[i].emplace_back(c.kv_heads, prompt_tokens_, losses[i]);
+        }
+        grams.push_back(need_grams ? gram(l, true) : std::vector<float>{});
     }
     kvtrim::growing_workspace memory;
     const auto require = [](const kvtrim::status& done) {
@@ -151,12 +179,18 @@ std::vector<kvtrim::replay_scores> session::score(scoring_pass pass, kvtrim::tok
     const auto add = [&](std::size_t l, const cache_rows& keys, const cache_rows& values,
                          const head_tensor& queries) {
         const auto seen = kvtrim::layer(keys, values).with_queries(rows_of(queries));
-        const auto feed = [&](const auto& in) {
-            require(pass == scoring_pass::own ? scores[l].add_own(in, {}, afar_tokens, memory)
-                                              : scores[l].add(in, {}, memory));
+        const auto feed = [&](kvtrim::replay_scores& to, const auto& in) {
+            require(pass == scoring_pass::own ? to.add_own(in, {}, afar_tokens, memory)
+                                              : to.add(in, {}, memory));
         };
-        if (loss == kvtrim::token_loss::attention_maximum) { return feed(seen); }
-        feed(seen.with_output_projection(kvtrim::gram_view{grams[l].data(), c.q_heads, c.head_dim}));
+        for (layer_scores& of_loss : scores) {
+            if (of_loss[l].loss() == kvtrim::token_loss::attention_maximum) {
+                feed(of_loss[l], seen);
+            } else {
+                feed(of_loss[l],
+                     seen.with_output_projection(kvtrim::gram_view{grams[l].data(), c.q_heads, c.head_dim}));
+            }
+        }
     };
     if (pass == scoring_pass::own) {
         for (std::size_t l = 0; l < caches_.size(); ++l) {
@@ -181,6 +215,17 @@ std::vector<kvtrim::replay_scores> session::score(scoring_pass pass, kvtrim::tok
         forward(model_, fed, prompt_tokens_, attend, logit_rows::none);
     }
     return scores;
+}
+
+session session::fork(index_t room) const {
+    session other(model_, format_, 0, aids_);
+    other.caches_ = copy();
+    for (kv_cache& cache : other.caches_) { cache.reserve(room); }
+    other.prompt_ = prompt_;
+    other.queries_ = queries_;
+    other.stream_power_ = stream_power_;
+    other.tokens_ = other.prompt_tokens_ = prompt_tokens_;
+    return other;
 }
 
 void session::cut(std::span<const kvtrim::keep_plan> plans, index_t room) {

@@ -34,9 +34,9 @@ class session {
     // Positions so far.
     [[nodiscard]] index_t tokens() const { return tokens_; }
 
-    // Runs a prompt at the next positions and returns its last token's logits [1, vocabulary]. Keeps its newest
-    // `observed_tokens` queries of each layer for plan(). progress(tokens) is called after each chunk. With a pruning, chunks
-    // attend the blocks that it chooses; then the prompt must be the sequence's first.
+    // Runs a prompt, or what goes on from one, at the next positions and returns its last token's logits [1, vocabulary]. Keeps
+    // the newest `observed_tokens` queries of each layer for plan(), of what was kept before too. progress(tokens) is called
+    // after each chunk. With a pruning, chunks attend the blocks that it chooses; then the prompt must be the sequence's first.
     matrix prefill(std::span<const token_id> prompt, index_t observed_tokens,
                    const std::function<void(index_t)>& progress = {}, block_pruning* pruning = nullptr);
 
@@ -44,12 +44,19 @@ class session {
     matrix step(std::span<const token_id> tokens);
 
     // What the policy keeps of the prompt. Throws std::runtime_error if kvtrim refuses.
-    [[nodiscard]] std::vector<kvtrim::keep_plan> plan(const named_policy& policy,
-                                                      const cut_request& request) const;
+    [[nodiscard]] std::vector<kvtrim::keep_plan> plan(const named_policy& policy, const cut_request& request);
 
-    // What a pass over the prompt makes of its rows, per layer. The own pass asks for all of the prompt's queries; the replay feeds
-    // the prompt again, a part at a time behind replay_lead, each part over the whole prompt.
-    [[nodiscard]] std::vector<kvtrim::replay_scores> score(scoring_pass pass, kvtrim::token_loss loss) const;
+    // What a pass over the prompt makes of its rows: for each loss, per layer. The own pass asks for all of the prompt's queries;
+    // the replay feeds the prompt again, a part at a time behind replay_lead, each part over the whole prompt.
+    using layer_scores = std::vector<kvtrim::replay_scores>;
+    [[nodiscard]] std::vector<layer_scores> score(scoring_pass pass,
+                                                  std::span<const kvtrim::token_loss> losses) const;
+
+    // Runs the passes that these policies want, each once for all of them. plan() does so for a policy that was not named here.
+    void score_for(std::span<const named_policy* const> policies);
+
+    // Another sequence that goes on from the end of the prompt, with room for so many more tokens. This one stays as it is.
+    [[nodiscard]] session fork(index_t room) const;
 
     // Goes back to the end of the prompt with the rows that the plans keep. Tokens that were run since then are gone.
     void cut(std::span<const kvtrim::keep_plan> plans, index_t room = 0);
@@ -72,7 +79,7 @@ class session {
     std::vector<head_tensor> queries_; // the prompt's newest
     std::vector<double>
         stream_power_; // per layer, sum over the prompt of 1 / x^2, x the length of the stream
-    mutable std::map<std::pair<scoring_pass, kvtrim::token_loss>, std::vector<kvtrim::replay_scores>> scored_;
+    std::map<std::pair<scoring_pass, kvtrim::token_loss>, layer_scores> scored_;
     index_t tokens_ = 0;
     index_t prompt_tokens_ = 0;
 };

@@ -241,7 +241,8 @@ TEST_CASE("A replay in parts scores every row, and leaves the sequence as it was
     const matrix logits = sequence.prefill(tokens, 700);
     const std::size_t bytes = sequence.cache_bytes();
     for (const scoring_pass pass : {scoring_pass::replay, scoring_pass::own}) {
-        const auto scores = sequence.score(pass, kvtrim::token_loss::attention_maximum);
+        const kvtrim::token_loss loss = kvtrim::token_loss::attention_maximum;
+        const auto scores = sequence.score(pass, {&loss, 1}).front();
         CHECK(sequence.cache_bytes() == bytes);
         for (const kvtrim::replay_scores& layer : scores) {
             for (index_t h = 0; h < layer.kv_heads(); ++h) {
@@ -256,6 +257,53 @@ TEST_CASE("A replay in parts scores every row, and leaves the sequence as it was
     const std::vector<token_id> further{5, 6};
     CHECK(sequence.step(further).allFinite());
     CHECK_THROWS(sequence.plan(policy_named("profiled_key_diff"), {})); // without a table
+}
+
+bool are_equal(const std::vector<kvtrim::keep_plan>& one, const std::vector<kvtrim::keep_plan>& other) {
+    return std::equal(one.begin(), one.end(), other.begin(), other.end(), [](const auto& a, const auto& b) {
+        return std::ranges::equal(a.offsets(), b.offsets()) && std::ranges::equal(a.kept(), b.kept());
+    });
+}
+
+TEST_CASE("One replay for two losses scores as one for each") {
+    const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
+    session sequence(model, cache_format::f32, 600, {{1, 2, 3}, nullptr});
+    static_cast<void>(sequence.prefill(tiny::random_tokens(600), 1));
+    const std::array both{kvtrim::token_loss::attention_maximum, kvtrim::token_loss::output_square_sum};
+    const auto together = sequence.score(scoring_pass::replay, both);
+    for (std::size_t i = 0; i < both.size(); ++i) {
+        const auto alone = sequence.score(scoring_pass::replay, {&both[i], 1}).front();
+        for (std::size_t l = 0; l < alone.size(); ++l) {
+            for (index_t t = 0; t < 600; ++t) { CHECK(together[i][l].score(0, t) == alone[l].score(0, t)); }
+        }
+    }
+}
+
+TEST_CASE("A fork that goes on from a prompt is the sequence of both in one piece, plans included") {
+    const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
+    const auto tokens = tiny::random_tokens(300);
+    const std::span<const token_id> first(tokens.data(), 290), rest(tokens.data() + 290, 10);
+    const std::vector<token_id> further{5, 6}, lead{1, 2, 3};
+    for (const char* const name : {"snapkv", "h2o", "layer_afar", "replay"}) {
+        INFO(name);
+        const named_policy& policy = policy_named(name);
+        const index_t observed = policy.queries == observed::whole_prompt ? 300 : 32;
+        session whole(model, cache_format::f32, 300, {lead, nullptr}),
+            part(model, cache_format::f32, 0, {lead, nullptr});
+        const matrix logits = whole.prefill(tokens, observed);
+        static_cast<void>(part.prefill(first, observed));
+        const std::size_t bytes = part.cache_bytes();
+        session fork = part.fork(10);
+        CHECK((fork.prefill(rest, observed) - logits).cwiseAbs().maxCoeff() < 1e-5F);
+        CHECK(fork.tokens() == 300);
+        CHECK(are_equal(fork.plan(policy, {.kept_ratio = 0.5}), whole.plan(policy, {.kept_ratio = 0.5})));
+        CHECK(part.tokens() == 290);
+        CHECK(part.cache_bytes() == bytes);
+        // Queries of tokens that were run since then are nobody's: only what follows is observed.
+        static_cast<void>(fork.step(further));
+        static_cast<void>(fork.prefill(rest, observed));
+        if (observed == 300) { CHECK_THROWS(fork.plan(policy, {.kept_ratio = 0.5})); }
+    }
 }
 
 } // namespace

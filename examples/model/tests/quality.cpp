@@ -76,6 +76,16 @@ TEST_CASE("A context has exactly as many tokens as were asked for, and every val
     CHECK_THROWS_AS(w.source->needles("most", needle_values::numbers, 1024, 0), std::invalid_argument);
 }
 
+TEST_CASE("One question for all keys is asked about the text with a question for each") {
+    const world w;
+    const needle_sample each = w.source->needles("multikey", needle_values::words, 1024, 3);
+    const needle_sample all = w.source->needles("multiquery", needle_values::words, 1024, 3);
+    CHECK(each.context == all.context);
+    CHECK(each.questions.size() == 4);
+    REQUIRE(all.questions.size() == 1);
+    CHECK(all.questions[0].values.size() == 4);
+}
+
 TEST_CASE("The values of one key are asked in the order of the text") {
     const world w;
     for (std::uint64_t seed = 0; seed < 20; ++seed) {

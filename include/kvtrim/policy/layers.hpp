@@ -17,9 +17,9 @@
 //
 // The shares of cake() are each layer's preference (score/layer_preference.hpp), measured when the layer's prompt has run.
 //
-// The first two keep the best `safeguard_ratio` of an even share in every row. The authors keep none beyond the window;
-// with few, specialised layers some of them keep too little (docs/demo-results.md). On a real model it is the reverse
-// (docs/quality.md).
+// The first two keep the best `safeguard_ratio` of an even share in every row. The authors keep none beyond the window (0), which is
+// best where layers are many; with few, specialised ones some of them keep too little. The default loses little on either kind
+// (docs/quality.md, Defaults).
 
 #include <kvtrim/aggregate/dispersion_attention.hpp>
 #include <kvtrim/allocate/layer_shares.hpp>
@@ -30,7 +30,7 @@
 
 namespace kvtrim {
 
-inline constexpr double layer_safeguard_ratio = 0.9; ///< share of an even budget that is safe in every row
+inline constexpr double layer_safeguard_ratio = 0.7; ///< share of an even budget that is safe in every row
 
 /// SnapKV's scores; all (layer, KV head) rows compete.
 [[nodiscard]] constexpr auto layer_ada_snapkv(const mean_attention& aggregator = {},
