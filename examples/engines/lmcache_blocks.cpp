@@ -11,7 +11,7 @@
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/plan_page_moves.hpp>
 #include <kvtrim/compact/rerotate_keys.hpp>
-#include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/compact/cell_scores.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 
 #include <sys/mman.h>

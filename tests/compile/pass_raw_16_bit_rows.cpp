@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// What README.md and docs/integrating.md show for rows of raw uint16_t.
+// What README.md and docs/engines/index.md show for rows of raw uint16_t.
 
 #include <kvtrim/policy/snapkv.hpp>
 

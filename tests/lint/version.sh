@@ -18,7 +18,7 @@ if [[ -e CHANGELOG.md ]]; then
         fail "CHANGELOG.md's newest release is $newest, version.hpp says $version"
 fi
 
-for file in README.md CONTRIBUTING.md; do
+for file in README.md CONTRIBUTING.md docs/*.md docs/engines/*.md; do
     [[ -e $file ]] || continue
     while read -r named; do
         [[ $version == "$named" || $version == "$named".* ]] ||

@@ -35,7 +35,9 @@ namespace KVTRIM_NAMESPACE {
 
 /// Which axis of the tensor is axis 0, 1 and 2 of the view: heads, rows, elements of a row.
 struct ggml_axes {
-    int head, row, element; ///< axes of the tensor, 0 the innermost
+    int head;    ///< axis of the tensor, 0 the innermost, that is the view's heads
+    int row;     ///< the one of rows
+    int element; ///< the one of a row's elements
 
     [[nodiscard]] static constexpr ggml_axes attended() { return {2, 1, 0}; }   ///< [head_dim, tokens, heads]
     [[nodiscard]] static constexpr ggml_axes cached() { return {1, 2, 0}; }     ///< [head_dim, heads, tokens]

@@ -45,6 +45,7 @@ class attention_rows {
                           candidates(request.protect, in.tokens(kv_head))},
                          scratch, steps) {}
 
+    /// The same for the rows and candidates that `seen` names, without a request.
     attention_rows(const Inputs& in, const attention_options& options, index_t kv_head, index_t newest,
                    index_t halo, const observed_by& seen, workspace& scratch,
                    const kernels::window_kernels& steps = steps_in_force())

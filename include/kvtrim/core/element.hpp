@@ -42,15 +42,15 @@ struct element_traits;
 /// Floats are taken as they are.
 template <>
 struct element_traits<float> {
-    static constexpr float to_float(float x) { return x; }
-    static constexpr float from_float(float x) { return x; }
+    static constexpr float to_float(float x) { return x; }   ///< the element as a float
+    static constexpr float from_float(float x) { return x; } ///< a float as the element
 };
 
 /// Doubles are rounded to float.
 template <>
 struct element_traits<double> {
-    static constexpr float to_float(double x) { return static_cast<float>(x); }
-    static constexpr double from_float(float x) { return static_cast<double>(x); }
+    static constexpr float to_float(double x) { return static_cast<float>(x); }    ///< the element as a float
+    static constexpr double from_float(float x) { return static_cast<double>(x); } ///< a float as the element
 };
 
 /// Conversion of bf16.
@@ -113,6 +113,7 @@ struct element_traits<_Float16> {
 /// compiler's one message is the one below.
 template <>
 struct element_traits<std::uint16_t> {
+    /// Does not compile, and says what to pass instead.
     template <class T>
     static constexpr float to_float(T) {
         static_assert(!std::is_same_v<T, std::uint16_t>,

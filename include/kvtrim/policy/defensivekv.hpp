@@ -23,7 +23,7 @@
 // One default is ours: stage one takes at most half of the even budget (CriticalKV's share). With the authors'
 // rule it takes nearly all of it wherever 90 % of the mass need more tokens than the budget, and little is left
 // for the defensive score to decide. On the demo's model, question unseen, 20 % kept, the cap lifts freqword
-// from 0.53 to 0.84 (README, Measured) and leaves the other tasks within their noise; at 50 % nothing changes.
+// from 0.53 to 0.84 (docs/demo-results.md) and leaves the other tasks within their noise; at 50 % nothing changes.
 
 #include <kvtrim/aggregate/worst_case_attention.hpp>
 #include <kvtrim/allocate/adaptive.hpp>

@@ -11,7 +11,7 @@
 // attention is not. A head whose scores are all 0, or not finite, adds nothing to the sum. A score that is not finite stays
 // what it is. Stage-one scores (attention) are left as they are.
 //
-// Source: kvtrim's own, shown on a small model only (README, Measured). Heads must have equal lengths.
+// Source: kvtrim's own, shown on a small model only (docs/demo-results.md). Heads must have equal lengths.
 // Cost: three passes over the scores. Workspace: one double per column.
 
 #include <kvtrim/cache/layer.hpp>

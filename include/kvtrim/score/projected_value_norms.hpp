@@ -8,7 +8,7 @@
 //   L2 (Gram)    norm[g, t] = mean over h of sqrt( v G_h v^T ),   G_h = W_O[h] * W_O[h]^T  [head_dim, head_dim]
 //
 // The Gram form needs no tokens x hidden product: hidden / head_dim times fewer flops once G is prepared. It ranks
-// by a different norm; how far the kept sets agree is reported in README. Both prepared forms, gram_projection and
+// by a different norm; how far the kept sets agree is reported in docs/demo-results.md. Both prepared forms, gram_projection and
 // packed_projection (W_O as the kernels read it), are made once per model layer.
 // W_O is [q_heads, head_dim, hidden]; a torch weight [hidden, q_heads * head_dim] is the strided view
 // {head_dim, 1, q_heads * head_dim}.

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+# Copyright (c) kvtrim authors
+# SPDX-License-Identifier: MIT
+"""Numbers of README.md and docs/ come from results files, or the section says what command makes them.
+
+    <!-- results FILE
+    text with {expressions}
+    -->
+    the same text with numbers
+    <!-- end -->
+
+The check fails where the lower text is not what the upper one gives (--write writes it), and where a section holds a
+measured quantity outside of such a block and names neither a `./dev` command (or a test, `ctest -R`) nor links to a file of results.
+
+Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
+may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
+times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
+kl(policy, keep), right(policy, keep) share of answers, perplexity(policy, keep), full() perplexity of the full cache. Of every
+file: data, the JSON itself; two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+
+import markdown
+
+BLOCK = re.compile(r"(?P<head><!-- results (?P<file>\S+)\n(?P<template>.*?)-->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.S)
+# What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a table of fractions.
+MEASURED = re.compile(
+    r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|MiB|GiB|GFLOP/s|GB/s|times as (?:fast|long))(?![\w/])"
+    r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|\| *-?[0-9]{0,3}\.[0-9]+ *\|")
+# Pages that say themselves, before their first table, how everything in them was made.
+WHOLE_PAGE = {"docs/tried.md", "docs/quality.md"}
+
+
+def two(x):
+    """Two significant digits, without an exponent."""
+    if x == 0:
+        return "0"
+    digits = max(0, 1 - math.floor(math.log10(abs(x))))
+    x = round(x, 1 - math.floor(math.log10(abs(x))))
+    digits = max(0, 1 - math.floor(math.log10(abs(x))))
+    return f"{x:.{digits}f}"
+
+
+def n(x):
+    """Two significant digits below 100, else a whole number."""
+    return two(x) if x < 100 else f"{x:.0f}"
+
+
+def duration(milliseconds):
+    if milliseconds < 999.5:
+        return f"{n(milliseconds)} ms"
+    seconds = milliseconds / 1000
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s" if seconds < 99.5 else f"{seconds:.0f} s"
+
+
+def names(file):
+    """What the expressions of a block may use."""
+    data = json.loads((markdown.ROOT / file).read_text())
+    known = {"data": data, "two": two, "n": n, "pct": lambda x: f"{two(100 * x)} %"}
+
+    def one(rows, what):
+        if len(rows) != 1:
+            raise KeyError(f"{what}: {len(rows)} rows in {file}")
+        return rows[0]
+
+    if "limits" in data:
+        def row(name):
+            name = re.sub(r"@(\d+)", r"/tokens:\1", name)
+            return one([r for r in data["rows"] if r["name"] in (name, name + "/threads:1")], name)
+
+        known |= {
+            "row": row,
+            "ms": lambda n: row(n)["ms"],
+            "s": lambda n: row(n)["ms"] / 1000,
+            "t": lambda n: duration(row(n)["ms"]),
+            "of": lambda n: f"{row(n)['of_limit']:.2f}",
+            "times": lambda n, other: row(n)["ms"] / row(other)["ms"],
+            "mib": lambda n: f"{row(n)['workspace_bytes'] / 2**20:.0f}",
+            "rate": lambda n: one([r for r in data["limits"] if r["name"] == f"limit/{n}/threads:1"], n)["rate"] / 1e9,
+        }
+    else:
+        def cell(policy, keep, **more):
+            return one([r for r in data["rows"] if r.get("policy") == policy and r.get("kept_ratio") == keep
+                        and all(r.get(k) == v for k, v in more.items())], f"{policy} {keep} {more}")
+
+        known |= {
+            "kl": lambda p, k: f"{cell(p, k, task='text')['kl_mean']:.3f}",
+            "perplexity": lambda p, k: f"{cell(p, k, task='text')['perplexity']:.1f}",
+            "right": lambda p, k, task="multikey": f"{cell(p, k, task=task)['accuracy']:.2f}",
+            "cell": cell,
+        }
+    return known
+
+
+def rendered(block, page):
+    known = names(block["file"])
+
+    def value(match):
+        try:
+            # The text of the repository's own pages, not of a stranger.
+            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "next": next}}, known)
+        except Exception as error:
+            sys.exit(f"{markdown.name(page)}: {{{match[1]}}}: {error!r}")
+        return result if isinstance(result, str) else two(result)
+
+    return re.sub(r"\{([^{}]+)\}", value, block["template"])
+
+
+def sections(text):
+    """(first line, text) from heading to heading, of any level."""
+    starts = [m.start() for m in re.finditer(r"^#+ ", markdown.without_code(text), flags=re.M)]
+    for begin, end in zip([0, *starts], [*starts, len(text)]):
+        yield text.count("\n", 0, begin) + 1, text[begin:end]
+
+
+def without_source(page, text):
+    """Measured quantities of a page that nothing vouches for."""
+    if markdown.name(page) in WHOLE_PAGE:
+        return
+    for line, section in sections(text):
+        if re.search(r"\./dev [a-z]|ctest -R|results/[\w.-]+\.(json|md)\)", section, flags=re.M):
+            continue
+        bare = BLOCK.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), section)
+        for match in MEASURED.finditer(markdown.without_code(bare)):
+            yield f"{markdown.name(page)}:{line + bare.count(chr(10), 0, match.start())}: '{match.group().strip()}' has no source in its section"
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--write", action="store_true", help="write the numbers into the pages")
+    write = arguments.parse_args().write
+    wrong, blocks = [], 0
+    for page in markdown.pages():
+        text = page.read_text()
+        if text.count("<!-- results ") != len(BLOCK.findall(text)):
+            wrong.append(f"{markdown.name(page)}: a block of results without its end")
+        new = BLOCK.sub(lambda m: m["head"] + rendered(m, page) + m["end"], text)
+        blocks += len(BLOCK.findall(text))
+        if new != text and write:
+            page.write_text(new)
+        elif new != text:
+            pairs = zip(text.splitlines(), new.splitlines())
+            where = next((f"{n}: '{a}' should be '{b}'" for n, (a, b) in enumerate(pairs, 1) if a != b), "the end")
+            wrong.append(f"{markdown.name(page)}:{where}; ./dev docs --write")
+        wrong += without_source(page, new)
+    print("\n".join(wrong), file=sys.stderr) if wrong else print(f"numbers: {blocks} blocks agree with their results")
+    sys.exit(bool(wrong))
+
+
+main()
