@@ -25,7 +25,7 @@
 #include <cstring>
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
@@ -208,4 +208,4 @@ class ggml_output_projection {
     status validity_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -32,7 +32,7 @@
 #include <map>
 #include <numeric>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// What was seen of one layer.
 struct llama_layer {
@@ -225,4 +225,4 @@ class llama_graph {
     status problem_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

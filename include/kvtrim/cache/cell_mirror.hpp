@@ -25,7 +25,7 @@
 
 #include <vector>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Position and sequences of every cell. Calls that are refused change nothing.
 class cell_mirror {
@@ -180,4 +180,4 @@ class cell_mirror {
     status validity_;
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE

@@ -21,7 +21,7 @@
 #include <algorithm>
 #include <limits>
 
-namespace kvtrim {
+namespace KVTRIM_NAMESPACE {
 
 /// Folds the scores of all layers into one token set for all heads and layers.
 class cell_scores {
@@ -133,4 +133,4 @@ class cell_scores {
     score_table table_; // of the layer that is added
 };
 
-} // namespace kvtrim
+} // namespace KVTRIM_NAMESPACE
