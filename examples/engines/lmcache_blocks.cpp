@@ -8,10 +8,10 @@
 #include "numbers.hpp"
 
 #include <kvtrim/cache/paged_rows.hpp>
+#include <kvtrim/compact/cell_scores.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/plan_page_moves.hpp>
 #include <kvtrim/compact/rerotate_keys.hpp>
-#include <kvtrim/compact/cell_scores.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 
 #include <sys/mman.h>
