@@ -20,10 +20,7 @@
 #include <vector>
 
 // C, so without the warnings about C casts.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wold-style-cast" // it is C
 #include "support.h"
-#pragma GCC diagnostic pop
 
 namespace {
 
