@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 INCLUDE = Path(__file__).resolve().parents[1] / "include"
-OTHERS = {"adapter/dlpack.hpp", "adapter/eigen.hpp", "adapter/ggml.hpp", "kernels/compiled.hpp"}
+OTHERS = {"adapter/dlpack.hpp", "adapter/eigen.hpp", "adapter/ggml.hpp", "adapter/ggml_any_rows.hpp",
+          "adapter/llama_graph.hpp", "kernels/compiled.hpp"}
 LICENCE = "// Copyright (c) kvtrim authors\n// SPDX-License-Identifier: MIT\n"
 
 
