@@ -147,7 +147,9 @@ void hidden_cells_are_as_removed(const language_model& m, const tokens& text) {
     cut.on_logits = nullptr;
     for (const std::int32_t p : some) { cut.remove(0, p, p + 1); }
     const auto some_removed = predictions(cut, next);
-    check(distance(some_hidden, some_removed) < rounding && distance(some_removed, moved) > 2 * rounding,
+    // Of what a mirror that has lost its cells would be off by, sums in another order may make a tenth.
+    check(distance(some_removed, moved) > 2 * rounding &&
+              distance(some_hidden, some_removed) < distance(some_removed, moved) / 10,
           fmt::format("the mirror follows cells that move: {:.2g} of {:.2g}",
                       distance(some_hidden, some_removed), distance(some_removed, moved)));
 }
