@@ -92,15 +92,7 @@ int main() {
                              {head_dim * cells, 1, cells}); // transposed
         const auto in = layer(indexed_rows(keys, list.cells), indexed_rows(values, list.cells))
                             .with_queries(strided(q.data(), {q_heads, window, head_dim}));
-        keep_plan of_layer; // its scores are what is wanted
-        status added;
-        s = snapkv().plan(in, {.budget = per_head(kept), .protect = asked.protect}, of_layer, memory,
-                          serial_executor{}, [&](const plan_progress& now) {
-                              if (now.stage == plan_stage::scored) {
-                                  added = all_layers.add(now.scores.importance_rows());
-                              }
-                          });
-        if (s.ok()) { s = added; }
+        s = all_layers.add(snapkv(), in, {}, memory);
     }
     keep_plan plan;
     if (s.ok()) { s = all_layers.plan(plan); }

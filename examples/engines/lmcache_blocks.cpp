@@ -96,10 +96,7 @@ status choose(shared_memory& m, const page_table& table, keep_plan& out) {
         // The newest queries, token-major as they were handed over.
         const strided queries(m.queries[l] + (tokens - window) * q_heads * head_dim,
                               {q_heads, window, head_dim}, {head_dim, q_heads * head_dim, 1});
-        score_table scores;
-        s = snapkv().score(layer(keys, values).with_queries(queries),
-                           {.budget = per_head(asked.kept_tokens), .protect = asked.protect}, scores, memory);
-        if (s.ok()) { s = fold.add(scores.scores().importance_rows()); }
+        s = fold.add(snapkv(), layer(keys, values).with_queries(queries), {}, memory);
     }
     return s.ok() ? fold.plan(out) : s;
 }

@@ -7,6 +7,7 @@
 
 #include "support/catch.hpp"
 #include "support/cpu_levels.hpp"
+#include "support/ggml_memory.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -18,15 +19,7 @@ namespace {
 
 using namespace kvtrim;
 
-// A tensor of ggml over bytes of its own that a test may spoil.
-struct context {
-    ggml_context* c = ggml_init({1u << 20, nullptr, false});
-
-    context() = default;
-    context(const context&) = delete;
-    context& operator=(const context&) = delete;
-    ~context() { ggml_free(c); }
-};
+using support::ggml_memory;
 
 template <class T>
 bool is_refused(const ggml_tensor& tensor, ggml_axes axes = ggml_axes::attended()) {
@@ -40,7 +33,7 @@ bool is_refused(const ggml_tensor& tensor, ggml_axes axes = ggml_axes::attended(
 // blocks.
 struct cache {
     index_t dim, heads, tokens = 50;
-    context own;
+    ggml_memory own;
     ggml_tensor* tensor;
     std::vector<float> decoded = std::vector<float>(static_cast<std::size_t>(dim * heads * tokens));
 
@@ -146,7 +139,7 @@ TEST_CASE("view_ggml: any bits of a block, by ggml's own conversion", "[adapter]
     for (const ggml_type type :
          {GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL}) {
         CAPTURE(ggml_type_name(type));
-        const context own;
+        const ggml_memory own;
         ggml_tensor* tensor = ggml_new_tensor_2d(own.c, type, 32, blocks);
         std::uint32_t seed = 1;
         for (std::size_t i = 0; i < ggml_nbytes(tensor); ++i) {
@@ -210,7 +203,7 @@ TEST_CASE("view_ggml: blocks that it can not view", "[adapter]") {
 }
 
 TEST_CASE("view_ggml: element (head, token, channel) wherever ggml says it is", "[adapter]") {
-    const context own;
+    const ggml_memory own;
     constexpr index_t dim = 5, tokens = 4, heads = 3;
     ggml_tensor* flat = ggml_new_tensor_3d(own.c, GGML_TYPE_F32, dim, heads, tokens); // as cached
     auto* data = static_cast<float*>(flat->data);
@@ -236,7 +229,7 @@ TEST_CASE("view_ggml: element (head, token, channel) wherever ggml says it is", 
 }
 
 TEST_CASE("view_ggml: a view of part of a cache, in 16 bits", "[adapter]") {
-    const context own;
+    const ggml_memory own;
     ggml_tensor* all = ggml_new_tensor_3d(own.c, GGML_TYPE_BF16, 2, 10, 3);
     for (index_t i = 0; i < 60; ++i) { static_cast<bf16*>(all->data)[i] = {static_cast<std::uint16_t>(i)}; }
     ggml_tensor* part = ggml_view_3d(own.c, all, 2, 4, 3, all->nb[1], all->nb[2], 3 * all->nb[1]);
@@ -247,7 +240,7 @@ TEST_CASE("view_ggml: a view of part of a cache, in 16 bits", "[adapter]") {
 }
 
 TEST_CASE("view_ggml: what it can not view, it refuses", "[adapter]") {
-    const context own;
+    const ggml_memory own;
     ggml_tensor* good = ggml_new_tensor_3d(own.c, GGML_TYPE_F16, 32, 2, 2);
     CHECK_FALSE(is_refused<f16>(*good));
     CHECK(is_refused<float>(*good));

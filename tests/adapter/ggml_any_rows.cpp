@@ -6,6 +6,7 @@
 #include <kvtrim/cache/indexed_rows.hpp>
 
 #include "support/catch.hpp"
+#include "support/ggml_memory.hpp"
 
 #include <cmath>
 #include <limits>
@@ -15,14 +16,7 @@ namespace {
 
 using namespace kvtrim;
 
-struct context {
-    ggml_context* c = ggml_init({1u << 20, nullptr, false});
-
-    context() = default;
-    context(const context&) = delete;
-    context& operator=(const context&) = delete;
-    ~context() { ggml_free(c); }
-};
+using support::ggml_memory;
 
 std::vector<float> numbers(std::size_t count) {
     std::vector<float> all(count);
@@ -61,7 +55,7 @@ TEST_CASE("ggml_any_rows: every type that ggml decodes is read as ggml reads it,
           "[adapter]") {
     for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0, GGML_TYPE_Q5_1,
                                  GGML_TYPE_Q8_0, GGML_TYPE_IQ4_NL, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K}) {
-        const context own;
+        const ggml_memory own;
         ggml_tensor* t = ggml_new_tensor_4d(own.c, type, 256, 5, 3, 2);
         const std::vector<float> expected = fill(*t);
         CAPTURE(ggml_type_name(type));
@@ -77,7 +71,7 @@ TEST_CASE("ggml_any_rows: every type that ggml decodes is read as ggml reads it,
 
 TEST_CASE("ggml_any_rows: a transposed V is read in runs of neighbouring tokens and token by token",
           "[adapter]") {
-    const context own;
+    const ggml_memory own;
     constexpr index_t tokens = 150, dim = 8, heads = 2;
     ggml_tensor* t = ggml_new_tensor_3d(own.c, GGML_TYPE_F16, tokens, dim, heads);
     const std::vector<float> stored = fill(*t);
@@ -103,7 +97,7 @@ TEST_CASE("ggml_any_rows: a transposed V is read in runs of neighbouring tokens 
 }
 
 TEST_CASE("ggml_any_rows: a tensor that cannot be read is refused, and empty", "[adapter]") {
-    const context own;
+    const ggml_memory own;
     const auto is_refused = [](const ggml_tensor& t, ggml_axes axes = ggml_axes::attended(),
                                index_t stream = 0) {
         const ggml_any_rows rows(t, axes, stream);
@@ -143,7 +137,7 @@ TEST_CASE("ggml_any_rows: a tensor that cannot be read is refused, and empty", "
 
 TEST_CASE("ggml_output_projection: W_O is read of any type, and turned for values that lie rotated",
           "[adapter]") {
-    const context own;
+    const ggml_memory own;
     constexpr index_t heads = 3, dim = 64, hidden = 10, inputs = heads * dim;
     ggml_tensor* t = ggml_new_tensor_2d(own.c, GGML_TYPE_Q8_0, inputs, hidden);
     const std::vector<float> w = fill(*t);

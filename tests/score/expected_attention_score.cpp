@@ -20,15 +20,6 @@ query_statistics statistics_of(const layer_data& layer, index_t skip) {
     return statistics;
 }
 
-std::vector<float> frequencies_of(index_t pairs) {
-    std::vector<float> table;
-    for (index_t i = 0; i < pairs; ++i) {
-        table.push_back(
-            static_cast<float>(std::pow(1e4, -static_cast<double>(i) / static_cast<double>(pairs))));
-    }
-    return table;
-}
-
 oracle::rotation to_oracle(const rope& r) {
     return {oracle::row(r.inverse_frequencies.begin(), r.inverse_frequencies.end()),
             r.pairing == rope_pairing::interleaved, static_cast<double>(r.attention_factor)};
@@ -54,7 +45,7 @@ TEST_CASE("expected_attention: scores equal the formulas for random shapes, rope
         query_statistics statistics = statistics_of(layer, r.between(0, 3));
         statistics.positions = r.one_of({shape.tokens, shape.queries, index_t{5000}});
         const std::vector<float> table =
-            frequencies_of(r.chance(0.7) ? shape.head_dim / 2 : shape.head_dim / 4);
+            rope_frequencies(r.chance(0.7) ? shape.head_dim / 2 : shape.head_dim / 4);
         const rope model{.inverse_frequencies = table,
                          .attention_factor = r.chance(0.5) ? 1.0f : 1.2f,
                          .pairing = r.chance(0.5) ? rope_pairing::half_split : rope_pairing::interleaved};
@@ -120,7 +111,7 @@ TEST_CASE("expected_attention: frequency 0 turns nothing, and a whole turn per p
 TEST_CASE("expected_attention: a NaN key scores 0 and costs no other token its score", "[score][odd]") {
     layer_data layer = small_layer();
     const query_statistics statistics = statistics_of(layer, 4);
-    const std::vector<float> table = frequencies_of(4);
+    const std::vector<float> table = rope_frequencies(4);
     const expected_attention_score scorer{&statistics, {table}};
     layer.key(0, 7)[3] = std::numeric_limits<float>::quiet_NaN();
     const auto got = score_layer(scorer, layer.inputs(), {}).importance;

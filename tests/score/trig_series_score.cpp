@@ -15,15 +15,6 @@ namespace {
 
 using pair = std::complex<double>;
 
-std::vector<float> frequencies_of(index_t pairs) {
-    std::vector<float> table;
-    for (index_t i = 0; i < pairs; ++i) {
-        table.push_back(
-            static_cast<float>(std::pow(1e4, -static_cast<double>(i) / static_cast<double>(pairs))));
-    }
-    return table;
-}
-
 query_pair_means means_of(const layer_data& layer, const rope& r) {
     query_pair_means means(layer.shape.q_heads(), layer.shape.head_dim, r);
     growing_workspace memory;
@@ -112,7 +103,7 @@ TEST_CASE(
         const layer_data plain = random_layer(shape, 7100 + seed);
         const eviction_request request = random_request(r, shape, sinks);
         const std::vector<float> table =
-            frequencies_of(r.chance(0.7) ? shape.head_dim / 2 : shape.head_dim / 4);
+            rope_frequencies(r.chance(0.7) ? shape.head_dim / 2 : shape.head_dim / 4);
         const rope model{.inverse_frequencies = table,
                          .attention_factor = r.chance(0.5) ? 1.0f : 1.2f,
                          .pairing = r.chance(0.5) ? rope_pairing::half_split : rope_pairing::interleaved};
@@ -150,7 +141,7 @@ TEST_CASE(
 
 TEST_CASE("triattention: a key that is not finite ranks last and leaves the others' scores alone",
           "[score][odd]") {
-    const std::vector<float> table = frequencies_of(4);
+    const std::vector<float> table = rope_frequencies(4);
     const rope model{table};
     layer_data layer =
         random_layer({.kv_heads = 1, .group = 2, .tokens = 20, .head_dim = 8, .queries = 9}, 5);
@@ -169,7 +160,7 @@ TEST_CASE("triattention: a key that is not finite ranks last and leaves the othe
 
 TEST_CASE("query_pair_means: any cut into chunks gives the same, and a query that is not finite is left out",
           "[score]") {
-    const std::vector<float> table = frequencies_of(4);
+    const std::vector<float> table = rope_frequencies(4);
     const rope model{table};
     const layer_data layer =
         random_layer({.kv_heads = 2, .group = 2, .tokens = 30, .head_dim = 8, .queries = 30}, 6);
@@ -189,7 +180,7 @@ TEST_CASE("query_pair_means: any cut into chunks gives the same, and a query tha
 }
 
 TEST_CASE("triattention: wrong shapes and numbers are refused, and nothing is written", "[score][errors]") {
-    const std::vector<float> table = frequencies_of(4);
+    const std::vector<float> table = rope_frequencies(4);
     const rope model{table};
     const layer_data layer = random_layer({.kv_heads = 2, .group = 2, .tokens = 30, .head_dim = 8}, 6);
     const query_pair_means means = means_of(layer, model), three(3, 8, model), wide(4, 16, model);

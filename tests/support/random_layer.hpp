@@ -431,4 +431,14 @@ struct shuffling_executor {
     }
 };
 
+// Inverse frequencies of RoPE with base 10000.
+inline std::vector<float> rope_frequencies(index_t pairs) {
+    std::vector<float> table;
+    for (index_t i = 0; i < pairs; ++i) {
+        table.push_back(
+            static_cast<float>(std::pow(1e4, -static_cast<double>(i) / static_cast<double>(pairs))));
+    }
+    return table;
+}
+
 } // namespace support
