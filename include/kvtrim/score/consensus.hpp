@@ -16,7 +16,6 @@
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/core/in_blocks.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/token_scores.hpp>
@@ -72,21 +71,13 @@ struct consensus {
         for (index_t g = 0; g < out.rows(); ++g) {
             const auto row = out.importance_rows().row(g);
             normalise(row);
-            in_blocks(std::ssize(row), [&](index_t first, auto count) {
-                const float* const from = row.data() + first;
-                double* const to = sums.data() + first;
-                for (index_t c = 0; c < count; ++c) {
-                    to[c] += std::isfinite(from[c]) ? static_cast<double>(from[c]) : 0.0;
-                }
-            });
+            for (std::size_t c = 0; c < row.size(); ++c) {
+                sums[c] += std::isfinite(row[c]) ? static_cast<double>(row[c]) : 0.0;
+            }
         }
         for (index_t g = 0; g < out.rows(); ++g) {
             const auto row = out.importance_rows().row(g);
-            in_blocks(std::ssize(row), [&](index_t first, auto count) {
-                const double* const from = sums.data() + first;
-                float* const to = row.data() + first;
-                for (index_t c = 0; c < count; ++c) { to[c] += lambda * static_cast<float>(from[c]); }
-            });
+            for (std::size_t c = 0; c < row.size(); ++c) { row[c] += lambda * static_cast<float>(sums[c]); }
         }
         return {};
     }
@@ -96,12 +87,7 @@ struct consensus {
         double sum = 0;
         for (const float x : row) { sum += std::isfinite(x) ? static_cast<double>(x) : 0.0; }
         if (!(sum > 0)) { return; }
-        in_blocks(std::ssize(row), [&](index_t first, auto count) { // what is not finite stays so
-            float* const x = row.data() + first;
-            for (index_t c = 0; c < count; ++c) {
-                x[c] = static_cast<float>(static_cast<double>(x[c]) / sum);
-            }
-        });
+        for (float& x : row) { x = std::isfinite(x) ? static_cast<float>(static_cast<double>(x) / sum) : x; }
     }
 };
 

@@ -20,7 +20,6 @@
 // tokens with zero values and overflows above 1). An all-zero scope leaves w = 0 instead of 0/0.
 // Cost: see score/projected_value_norms.hpp. Workspace: one float per candidate and the norms' tiles.
 
-#include <kvtrim/core/in_blocks.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/score/projected_value_norms.hpp>
 
@@ -124,17 +123,11 @@ struct projected_norm_weighted {
                 for (float& x : norms.row(g)) { x = divide(x, sum); }
             }
         } else if (scope == norm_scope::per_token) {
-            in_blocks(norms.length(0), [&](index_t first, auto count) {
-                double sums[64] = {};
-                for (index_t g = 0; g < norms.rows(); ++g) {
-                    const float* const norm = norms.row(g).data() + first;
-                    for (index_t c = 0; c < count; ++c) { sums[c] += finite_or_zero(norm[c]); }
-                }
-                for (index_t g = 0; g < norms.rows(); ++g) {
-                    float* const norm = norms.row(g).data() + first;
-                    for (index_t c = 0; c < count; ++c) { norm[c] = divide(norm[c], sums[c]); }
-                }
-            });
+            for (std::size_t c = 0; c < norms.row(0).size(); ++c) {
+                double sum = 0;
+                for (index_t g = 0; g < norms.rows(); ++g) { sum += finite_or_zero(norms.row(g)[c]); }
+                for (index_t g = 0; g < norms.rows(); ++g) { norms.row(g)[c] = divide(norms.row(g)[c], sum); }
+            }
         }
     }
 };
