@@ -18,7 +18,6 @@
 
 #include <kvtrim/cache/row_source.hpp>
 
-#include <iterator>
 #include <type_traits>
 
 namespace KVTRIM_NAMESPACE {
