@@ -116,6 +116,19 @@ TEST_CASE("row_profile: saved bytes are the table, and hostile ones are refused"
     }
 }
 
+TEST_CASE("row_profile: a mean that rounding would let rise along its curve is saved and restored",
+          "[allocate][regression]") {
+    const std::vector<index_t> offsets{0, 2};
+    std::vector<float> near{0x1.8608d2p-1f, 0x1.8608dp-1f}, equal{0x1.a8p-6f, 0x1.a8p-6f};
+    row_profile profile;
+    REQUIRE(profile.add({offsets, near}).ok());
+    REQUIRE(profile.add({offsets, equal}).ok());
+    std::vector<std::byte> bytes(static_cast<std::size_t>(saved_bytes(profile)));
+    REQUIRE(save(profile, bytes).ok());
+    row_profile other;
+    CHECK(restore(other, bytes).ok());
+}
+
 TEST_CASE("row_profile: rows of all layers get their tokens from the table, whatever the prompt's scores",
           "[allocate][policy]") {
     const oracle::matrix known{oracle::row(50, 8.0), oracle::row(50, 1.0), oracle::row(50, 2.0),

@@ -146,3 +146,18 @@ TEST_CASE("for_each_item: what it took is given back", "[core]") {
         CHECK(for_each_item(10, 200, scratch, ex, [](index_t, workspace&) {}).ok());
     }
 }
+
+TEST_CASE("for_each_item: an executor that calls nothing is answered, not taken for one that did the work",
+          "[core][errors]") {
+    const auto lazy = [](index_t, const auto&) {};
+    auto memory = memory_for(serial_executor{}, 10, 200);
+    workspace scratch(memory);
+    int calls = 0;
+    const auto count = [&](index_t, workspace&) { ++calls; };
+    CHECK(for_each_item(10, 200, scratch, lazy, count).code() == errc::invalid_parameter);
+    CHECK(calls == 0);
+    CHECK(for_each_item(0, 200, scratch, lazy, count).ok());
+    serial_executor serial;
+    CHECK(for_each_item(10, 200, scratch, serial, count).ok());
+    CHECK(calls == 10);
+}

@@ -216,3 +216,25 @@ TEST_CASE("kept_tokens: a ratio that is none, or less than no tokens, is no budg
         CHECK(kept_tokens_kvpress(tokens, 0.5) == 0);
     }
 }
+
+TEST_CASE("protection: negative numbers, which are refused, name no rows either", "[core][errors]") {
+    constexpr index_t least = std::numeric_limits<index_t>::min(), most = std::numeric_limits<index_t>::max();
+    for (const index_t odd : {index_t{-1}, least}) {
+        CHECK(candidates({.sink_tokens = odd}, 20) == token_range{0, 20});
+        CHECK(candidates({.pinned_tokens = odd}, 20) == token_range{0, 20});
+        CHECK(candidates({.window_tokens = odd}, 20) == token_range{0, 20});
+        CHECK(candidates({.window_tokens = 5, .rollback_tokens = odd}, 20) == token_range{0, 15});
+    }
+    CHECK(candidates({.window_tokens = most, .rollback_tokens = most}, 20) == token_range{0, 0});
+}
+
+TEST_CASE("keeping_live_window: a negative number stays as it is, to be refused", "[core][errors]") {
+    constexpr index_t least = std::numeric_limits<index_t>::min();
+    eviction_request request{.budget = per_head(8)};
+    request.attention.sliding_window = least;
+    CHECK(keeping_live_window(request).protect.window_tokens == 0);
+    request.attention.sliding_window = 16;
+    CHECK(keeping_live_window(request).protect.window_tokens == 15);
+    request.protect.window_tokens = -5;
+    CHECK(keeping_live_window(request).protect.window_tokens == -5);
+}

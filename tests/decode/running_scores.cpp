@@ -385,6 +385,16 @@ TEST_CASE("running scores: made with sizes that cannot be they are empty, and sa
     }
 }
 
+TEST_CASE("running scores: the scorer answers for a cache without heads, whatever the budget",
+          "[decode][errors]") {
+    const running_scores scores(0);
+    const float none = 0;
+    const auto in = kvtrim::layer(strided(&none, {0, 20, 8}));
+    for (const index_t tokens : {index_t{-5}, index_t{0}, std::numeric_limits<index_t>::min()}) {
+        CHECK(scores.scorer().validate(in, {.budget = over_all_heads(tokens)}).ok()); // nothing can leave
+    }
+}
+
 // VeloxQuant#141: with sums and no protected window a new token, whose sum is 0 or that of its own query, is always the
 // smallest, so that it leaves at once and the prompt stays for ever.
 TEST_CASE("running scores: sums without a protected window are refused, and with the window that is named "

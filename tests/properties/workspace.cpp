@@ -4,9 +4,12 @@
 #include "support/named_policies.hpp"
 #include "support/policy_oracle.hpp"
 
+#include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/prefill/block_pruner.hpp>
 
 using namespace kvtrim;
 using namespace support;
@@ -83,6 +86,45 @@ TEST_CASE("bytes asked for a serial executor serve one of any width, and the pla
         check(defensivekv());
         check(key_diff());
     });
+}
+
+TEST_CASE("bytes asked for a serial executor serve attention, batches and pruning of any width",
+          "[properties][workspace]") {
+    const layer_data layer = random_layer(
+        {.kv_heads = 4, .group = 2, .tokens = 64, .head_dim = 8, .value_dim = 8, .queries = 64}, 443);
+    const auto in = layer.inputs();
+    // call(scratch, executor); bytes: what was asked for a serial one
+    const auto check = [](index_t bytes, auto&& call) {
+        std::vector<std::byte> memory(static_cast<std::size_t>(bytes));
+        for (const int width : {1, 2, 5, 64}) {
+            CAPTURE(width);
+            workspace scratch(memory);
+            CHECK(call(scratch, counted_executor{width}).code() == errc::ok);
+        }
+    };
+    std::vector<float> out(layer.q.size());
+    check(ragged_attention_bytes(in, {}), [&](workspace& scratch, const counted_executor& ex) {
+        return ragged_attention(in, {}, strided<float, 3>(out.data(), {8, 64, 8}), {}, scratch, ex);
+    });
+    const block_pruner<> pruner{.options = {.segment_tokens = 16, .block_tokens = 4, .budget_tokens = 8}};
+    const prefill_chunk chunk{.layer = 3};
+    check(pruner.workspace_bytes(layer.queries(), layer.keys(), chunk),
+          [&](workspace& scratch, const counted_executor& ex) {
+              layer_fusion state;
+              prune_plan plan;
+              return pruner.plan(layer.queries(), layer.keys(), chunk, state, plan, scratch, ex);
+          });
+    const std::vector inputs(5, in);
+    const std::vector<eviction_request> requests(5, {.budget = per_head(20)});
+    std::vector<keep_plan> plans(5);
+    std::vector<status> answers(5);
+    const auto policy = key_norm();
+    const std::span<const std::remove_const_t<decltype(in)>> sequences(inputs);
+    check(plan_batch_bytes(policy, sequences, std::span(requests)),
+          [&](workspace& scratch, const counted_executor& ex) {
+              return plan_batch(policy, sequences, std::span(requests), std::span(plans), std::span(answers),
+                                scratch, ex);
+          });
 }
 
 TEST_CASE("a byte less than workspace_bytes, aligned, is refused with that number and the plan unchanged",

@@ -21,7 +21,7 @@ layer_data prompt(index_t tokens, std::uint64_t seed) {
 
 } // namespace
 
-// kvpress 8bb29b9, CriticalAdaKVPress sums head budgets over the batch; DefensiveKV 9251b95 takes a maximum over it (D7).
+// kvpress 8bb29b9, CriticalAdaKVPress sums head budgets over the batch; DefensiveKV 9251b95 takes a maximum over it.
 TEST_CASE("the plan of one sequence does not depend on other sequences", "[regression]") {
     const layer_data mine = prompt(200, 1);
     layer_data loud = prompt(150, 2);

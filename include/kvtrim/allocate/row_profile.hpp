@@ -144,8 +144,11 @@ class row_profile {
             }
         }
         constexpr index_t points = profiled_budgets::points;
-        curves_.resize(static_cast<std::size_t>(scores.rows() * points));
+        index_t longest = 0;
+        for (index_t r = 0; r < scores.rows(); ++r) { longest = std::max(longest, scores.length(r)); }
         std::vector<float> sorted;
+        sorted.reserve(static_cast<std::size_t>(longest));
+        curves_.resize(static_cast<std::size_t>(scores.rows() * points)); // the last line that may throw
         for (index_t r = 0; r < scores.rows(); ++r) {
             const auto row = scores.row(r);
             sorted.assign(row.begin(), row.end());
@@ -156,8 +159,10 @@ class row_profile {
             std::sort(sorted.begin(), sorted.end(), std::greater<>());
             for (index_t i = 0; i < points; ++i) {
                 const auto at = static_cast<std::size_t>(i * (std::ssize(sorted) - 1) / (points - 1));
-                float& mean = curves_[static_cast<std::size_t>(r * points + i)];
-                mean += (std::log(sorted[at]) - mean) / static_cast<float>(prompts_ + 1);
+                float* const mean = curves_.data() + r * points + i;
+                *mean += (std::log(sorted[at]) - *mean) / static_cast<float>(prompts_ + 1);
+                // Rounding may put the mean of lower scores a unit in the last place above that of higher ones.
+                if (i > 0) { *mean = std::min(*mean, mean[-1]); }
             }
         }
         ++prompts_;

@@ -18,7 +18,7 @@
 // Cost: each moved row read and written once; the checks are O(1).
 
 #include <kvtrim/compact/overlap.hpp>
-#include <kvtrim/core/executor.hpp>
+#include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/plan/move_plan.hpp>
 
 #include <cstring>
@@ -100,9 +100,10 @@ template <class T>
 
 // Moves in a pool that was checked.
 template <class T, class Executor>
-void move_checked(const paged_memory<T>& memory, const move_plan& plan, Executor& ex) {
-    if (memory.row_length == 0 || memory.heads == 0) { return; }
-    ex(plan.rows(), [&](index_t row) {
+[[nodiscard]] status move_checked(const paged_memory<T>& memory, const move_plan& plan, Executor& ex) {
+    if (memory.row_length == 0 || memory.heads == 0) { return {}; }
+    workspace none({});
+    return for_each_item(plan.rows(), 0, none, ex, [&](index_t row, workspace&) {
         const index_t head = row % plan.heads();
         move_slots(memory, plan.moves(row), head, plan.heads() == 1 ? memory.heads : 1);
     });
@@ -117,8 +118,7 @@ template <class T, executor Executor = serial_executor>
     if (const status s = detail::check_pool(memory, plan); !s.ok()) { return s; }
     const std::array bytes{detail::bytes_of_pages(memory, plan.pages_touched())};
     if (const status s = check_movable(bytes); !s.ok()) { return s; }
-    detail::move_checked(memory, plan, ex);
-    return {};
+    return detail::move_checked(memory, plan, ex);
 }
 
 /// Moves the rows of two pools by one plan; both, and what memory they share, are checked before either is changed.
@@ -131,9 +131,10 @@ template <class T, class U, executor Executor = serial_executor>
     const std::array value_bytes{detail::bytes_of_pages(values, plan.pages_touched())};
     moved_views moved;
     if (const status s = check_movable(key_bytes, value_bytes, moved); !s.ok()) { return s; }
-    if (moved.first) { detail::move_checked(keys, plan, ex); }
-    if (moved.second) { detail::move_checked(values, plan, ex); }
-    return {};
+    if (moved.first) {
+        if (const status s = detail::move_checked(keys, plan, ex); !s.ok()) { return s; }
+    }
+    return moved.second ? detail::move_checked(values, plan, ex) : status{};
 }
 
 } // namespace KVTRIM_NAMESPACE

@@ -39,7 +39,8 @@ template <class Executor>
 }
 
 /// Calls fn(item, workspace&) once for every item, in ascending order on each worker.
-/// Returns errc::workspace_too_small (needed: bytes for one worker), with no call made.
+/// Returns errc::workspace_too_small (needed: bytes for one worker), with no call made, or invalid_parameter for an executor
+/// that returns before all items were taken, because it called nothing.
 template <executor Executor, class Fn>
 [[nodiscard]] status for_each_item(index_t items, index_t worker_bytes, workspace& scratch, Executor& ex,
                                    Fn&& fn) {
@@ -58,6 +59,10 @@ template <executor Executor, class Fn>
             fn(item, item_scratch);
         }
     });
+    if (next < items) {
+        return {errc::invalid_parameter,
+                "the executor returned without a call: it must call fn(i) for each i"};
+    }
     return {};
 }
 

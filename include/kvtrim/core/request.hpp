@@ -28,12 +28,13 @@ struct protection {
     index_t window_tokens = 0;   ///< the observation window (SnapKV w: 32 or 64)
     index_t rollback_tokens = 0; ///< speculative draft tokens after the window, which may be undone
 
-    /// Protected tokens at the front of the cache.
-    [[nodiscard]] constexpr index_t prefix() const { return std::max(sink_tokens, pinned_tokens); }
-    /// Protected tokens at the end of the cache.
+    /// Protected tokens at the front of the cache. A negative number, which valid_protection() refuses, counts as 0.
+    [[nodiscard]] constexpr index_t prefix() const {
+        return std::max({index_t{0}, sink_tokens, pinned_tokens});
+    }
+    /// Protected tokens at the end of the cache; likewise.
     [[nodiscard]] constexpr index_t suffix() const {
-        constexpr index_t most = std::numeric_limits<index_t>::max();
-        return window_tokens > most - rollback_tokens ? most : window_tokens + rollback_tokens;
+        return saturated_sum(std::max<index_t>(0, window_tokens), std::max<index_t>(0, rollback_tokens));
     }
 };
 
@@ -170,10 +171,12 @@ struct eviction_request {
 }
 /// The request that also protects the sliding_window - 1 newest rows before a rollback tail, so that the next query's output
 /// does not change.
-/// A budget below them is refused (budget_below_protection). Without a sliding window it is the request itself.
+/// A budget below them is refused (budget_below_protection). Without a sliding window, or with a negative number, which is
+/// refused later, it is the request itself.
 [[nodiscard]] constexpr eviction_request keeping_live_window(eviction_request request) {
     auto& p = request.protect;
-    p.window_tokens = std::max(p.window_tokens, request.attention.sliding_window - 1);
+    const index_t window = request.attention.sliding_window;
+    if (window > 0 && p.window_tokens >= 0) { p.window_tokens = std::max(p.window_tokens, window - 1); }
     return request;
 }
 

@@ -192,7 +192,8 @@ template <class Inputs, class Output>
 
 } // namespace detail
 
-/// Bytes of workspace for ragged_attention with this executor, at the active CPU level; 0 for inputs that it refuses.
+/// Bytes of workspace for ragged_attention at the full width of this executor and the active CPU level; those for one worker
+/// are enough. 0 for inputs that it refuses.
 template <class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t ragged_attention_bytes(const Inputs& in, const attention_options& attention,
                                              const Executor& ex = {}) {
@@ -224,7 +225,7 @@ template <class Inputs, class Output, class Executor = serial_executor>
     if (const status s = detail::validate_decode(in, attention); !s.ok()) { return s; }
     if (const status s = detail::validate_output(in, attention, out, log_sum_exp); !s.ok()) { return s; }
     if (queries == 0) { return {}; }
-    const index_t bytes = ragged_attention_bytes(in, attention, ex);
+    const index_t bytes = ragged_attention_bytes(in, attention);
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
     const workspace::frame frame(scratch);
     const auto found = detail::take_partials(in, attention, scratch);

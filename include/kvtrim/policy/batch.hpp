@@ -164,7 +164,7 @@ template <class BytesOf, class Plan, class PlansOf, class Reads, class Executor>
 [[nodiscard]] status plan_sequences(std::span<status> answers, BytesOf&& bytes_of, Plan&& plan,
                                     PlansOf&& plans_of, Reads&& reads, workspace& scratch, Executor& ex) {
     const index_t sequences = std::ssize(answers);
-    const index_t bytes = batch_bytes(sequences, bytes_of, ex);
+    const index_t bytes = batch_bytes(sequences, bytes_of, serial_executor{}); // enough for any
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
     if (sequences == 0) { return {}; }
     const workspace::frame frame(scratch);
@@ -187,7 +187,8 @@ template <class BytesOf, class Plan, class PlansOf, class Reads, class Executor>
 
 } // namespace detail
 
-/// Bytes of workspace for plan_batch with this executor; 0 where it has not one request per sequence.
+/// Bytes of workspace for plan_batch at the full width of this executor; those for one worker are enough. 0 where it has not one
+/// request per sequence.
 template <class Executor = serial_executor>
 [[nodiscard]] index_t plan_batch_bytes(std::span<const batch_item> items, const Executor& ex = {}) {
     return detail::batch_bytes(

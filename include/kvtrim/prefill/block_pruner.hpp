@@ -68,7 +68,8 @@ class block_pruner {
                              layer(keys).shortest_row());
     }
 
-    /// Bytes of workspace that plan() needs with this executor; 0 for inputs it refuses.
+    /// Bytes of workspace for plan(), at the full width of this executor; those for one worker are enough. 0 for inputs it
+    /// refuses.
     template <class Queries, class Keys, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Queries& queries, const Keys& keys,
                                           const prefill_chunk& chunk, const Executor& ex = {}) const {
@@ -93,7 +94,7 @@ class block_pruner {
             cache_view<Queries> && cache_view<Keys>,
             "kvtrim: queries and keys must be views [heads, tokens, head_dim]; see cache/row_source.hpp");
         if (const status s = validate(queries, keys, chunk); !s.ok()) { return s; }
-        const index_t bytes = workspace_bytes(queries, keys, chunk, ex);
+        const index_t bytes = workspace_bytes(queries, keys, chunk);
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const layout l = layout_of(queries, keys, chunk);
         const workspace::frame frame(scratch);

@@ -55,7 +55,7 @@ template <class Inputs>
     index_t tokens = 0;
     for (index_t g = 0; g < in.kv_heads(); ++g) { tokens += in.tokens(g); }
     const index_t total = request.budget.total(in.kv_heads());
-    if (request.protect.window_tokens >= least || total >= tokens) { return {}; }
+    if (request.protect.window_tokens >= least || tokens == 0 || total >= tokens) { return {}; }
     return {errc::invalid_parameter,
             "sums of attention put the newest tokens last: protect them with request.protect.window_tokens, "
             "half of the budget in H2O",
