@@ -57,7 +57,7 @@ def kl_of_sample(seed):
         kt.forward(model, context, cache, 0)
     plans = kt.plan(model, cache, queries, policy, budget=int(TOKENS * given.keep), sink_tokens=SINKS)
     full = kt.forward(model, following, cache, TOKENS).log_softmax(-1)
-    cache.crop(TOKENS)
+    cache.crop(-NEXT)
     with kt.masked(model, cache, plans):  # kt.cut() does as well where kt.uniform(plans)
         less = kt.forward(model, following, cache, TOKENS).log_softmax(-1)
     return (full.exp() * (full - less)).sum(-1).mean().item()

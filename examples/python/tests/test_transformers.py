@@ -46,6 +46,10 @@ def prefilled(model, chunks=(PROMPT,)):
     return prompt, cache, queries
 
 
+def rewind(cache):
+    cache.crop(PROMPT - cache.get_seq_length())
+
+
 def following(count=5):
     torch.manual_seed(3)
     return torch.randint(97, (count,))
@@ -89,11 +93,11 @@ def test_a_uniform_cut_gives_the_outputs_of_a_mask(model):
     plans = kt.plan(model, cache, queries, "snapkv", budget=20, sink_tokens=2)
     assert kt.uniform(plans) and not np.array_equal(plans[0][0], plans[0][1])
     full = kt.forward(model, following(), cache, PROMPT)
-    cache.crop(PROMPT)
+    rewind(cache)
     with kt.masked(model, cache, plans):
         first = kt.forward(model, following(), cache, PROMPT)
         second = kt.forward(model, following(1), cache, PROMPT + 5)
-    cache.crop(PROMPT)
+    rewind(cache)
     before = [layer.keys.clone() for layer in cache.layers]
     kt.cut(cache, plans)
     assert cache.get_seq_length() == 20
@@ -114,7 +118,7 @@ def test_masks_hide_of_each_head_what_its_plan_drops(model):
         kt.cut(cache, plans)
     with kt.masked(model, cache, plans):
         logits = kt.forward(model, following(), cache, PROMPT)
-    cache.crop(PROMPT)
+    rewind(cache)
     for plan, layer in zip(plans, cache.layers):
         for head, row in enumerate(plan.mask(PROMPT)):
             hidden = torch.from_numpy(~row)
@@ -122,7 +126,7 @@ def test_masks_hide_of_each_head_what_its_plan_drops(model):
             layer.values[0, head, hidden] = 1e6
     with kt.masked(model, cache, plans):
         torch.testing.assert_close(kt.forward(model, following(), cache, PROMPT), logits)
-    cache.crop(PROMPT)
+    rewind(cache)
     assert (kt.forward(model, following(), cache, PROMPT) - logits).abs().max() > 1e-2  # hooks are gone
 
 
@@ -130,7 +134,7 @@ def test_a_mask_that_hides_nothing_changes_nothing(model):
     _, cache, _ = prefilled(model)
     everything = [kvtrim.Plan([0, PROMPT, 2 * PROMPT], np.tile(np.arange(PROMPT), 2))] * 3
     full = kt.forward(model, following(), cache, PROMPT)
-    cache.crop(PROMPT)
+    rewind(cache)
     with kt.masked(model, cache, everything):
         torch.testing.assert_close(kt.forward(model, following(), cache, PROMPT), full, rtol=1e-4, atol=1e-4)
 
