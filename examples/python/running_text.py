@@ -42,6 +42,7 @@ def first_paragraph(seed, paragraphs):
 
 tokenizer = AutoTokenizer.from_pretrained(given.model.parent, gguf_file=given.model.name)
 model = AutoModelForCausalLM.from_pretrained(given.model.parent, gguf_file=given.model.name, dtype=torch.float32).eval()
+LEAD = tokenizer("\n\nRepeat the previous context exactly.\n", add_special_tokens=False)["input_ids"]
 paragraphs = [line for line in TEXT.read_text().splitlines() if line]
 policy = kvtrim.Policy(given.policy, **dict(option.split("=") for option in given.option))
 
@@ -55,7 +56,8 @@ def kl_of_sample(seed):
     context, following, cache = tokens[:TOKENS], tokens[TOKENS:TOKENS + NEXT], DynamicCache()
     with kt.observe(model, WINDOW) as queries:
         kt.forward(model, context, cache, 0)
-    plans = kt.plan(model, cache, queries, policy, budget=int(TOKENS * given.keep), sink_tokens=SINKS)
+    replays = kt.replay(model, cache, context, LEAD) if kvtrim.Needs.REPLAY in policy.info.needs else None
+    plans = kt.plan(model, cache, queries, policy, replays=replays, budget=int(TOKENS * given.keep), sink_tokens=SINKS)
     full = kt.forward(model, following, cache, TOKENS).log_softmax(-1)
     cache.crop(-NEXT)
     with kt.masked(model, cache, plans):  # kt.cut() does as well where kt.uniform(plans)

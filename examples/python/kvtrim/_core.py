@@ -53,8 +53,11 @@ class Refused(ValueError):
     """
 
     def __init__(self, code: int, text: str, needed: int = 0) -> None:
-        super().__init__(f"{text} (needed: {needed})" if needed else text)
-        self.code, self.needed = Code(code), needed
+        super().__init__(code, text, needed)  # all of it, so that it can be pickled
+        self.code, self.text, self.needed = Code(code), text, needed
+
+    def __str__(self) -> str:
+        return f"{self.text} (needed: {self.needed})" if self.needed else self.text
 
 
 def check(status: _c.Status) -> None:

@@ -13,7 +13,7 @@
         with masked(model, cache, plans):                   # same outputs as a cache of ragged heads, no memory saved
             logits = forward(model, tokens, cache, len(prompt))
 
-For models whose attention has q_proj, o_proj and a rotary embedding (Llama, Mistral, Qwen2, Qwen3, SmolLM, Gemma, ...), one sequence at a
+For models whose attention has q_proj, o_proj and a rotary embedding (Llama, Mistral, Qwen2, Qwen3, SmolLM, ...), one sequence at a
 time, on the CPU, with "sdpa" or "eager" attention and without sliding windows.
 """
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Sequence
 import torch
 
 from . import _core
-from ._core import Layer, Plan, PolicyLike, gather
+from ._core import Layer, Plan, PolicyLike, Replay, gather
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,7 +44,7 @@ def _window_queries(attention: Any, hidden: Any, rotation: tuple[Any, Any], wind
     """[q_heads, window or fewer, head_dim], RoPE applied by the model's own function."""
     newest = hidden[:, -window_tokens:]
     queries = attention.q_proj(newest).unflatten(-1, (-1, attention.head_dim))
-    if hasattr(attention, "q_norm"):  # Qwen3, Gemma 3
+    if hasattr(attention, "q_norm"):  # Qwen3
         queries = attention.q_norm(queries)
     queries = queries.transpose(1, 2)
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
@@ -85,25 +85,41 @@ def observe(model: Any, window_tokens: int = 32) -> Iterator[dict[int, Any]]:
         yield queries
 
 
-def layers(model: Any, cache: Any, queries: dict[int, Any]) -> list[Layer]:
-    """The model's layers for kvtrim.plan_layers(): views of the cache, the observed queries, W_O; nothing is copied.
+def layers(model: Any, cache: Any, queries: dict[int, Any], replays: Sequence[Replay] | None = None) -> list[Layer]:
+    """The model's layers for kvtrim.plan_layers(): views of the cache, the observed queries, W_O, replays; nothing is copied.
     Error: TypeError for caches that are not transformers' DynamicCache without sliding windows."""
     found = []
-    for attention, cached in zip(attentions(model), cache.layers, strict=True):
+    for index, (attention, cached) in enumerate(zip(attentions(model), cache.layers, strict=True)):
         if getattr(cached, "is_sliding", False) or type(cached).__name__ != "DynamicLayer":
             raise TypeError(f"a layer of the cache is a {type(cached).__name__}, not a DynamicLayer")
         wo = attention.o_proj.weight.detach()
         found.append(Layer(keys=cached.keys[0], values=cached.values[0], queries=queries.get(attention.layer_idx),
-                           output_projection=wo.unflatten(1, (-1, attention.head_dim)).permute(1, 2, 0)))
+                           output_projection=wo.unflatten(1, (-1, attention.head_dim)).permute(1, 2, 0),
+                           replay=replays[index] if replays else None))
     return found
 
 
-def plan(model: Any, cache: Any, queries: dict[int, Any], policy: PolicyLike, **request: Unpack[_core.Request]) -> list[Plan]:
-    """A plan for each layer of the cache; the request is that of kvtrim.plan(), with the model's own scale and soft cap."""
-    attention = attentions(model)[0]
-    request.setdefault("scale", float(getattr(attention, "scaling", 0)))
-    request.setdefault("soft_cap", float(getattr(attention, "attn_logit_softcapping", None) or 0))
-    return _core.plan_layers(policy, layers(model, cache, queries), **request)
+def replay(model: Any, cache: Any, prompt: Any, lead: Sequence[int] = (), loss: str = "attention_maximum",
+           chunk_tokens: int = 512) -> list[Replay]:
+    """Feeds the prompt once more behind the cache that it left, in chunks behind the tokens `lead` ("Repeat the previous context
+    exactly."), and returns what each layer's cached tokens were wanted for, for plan(). The cache is as before in the end."""
+    modules, tokens, prompt = attentions(model), cache.get_seq_length(), torch.as_tensor(prompt)
+    replays = [Replay(layer.keys.shape[1], tokens, loss) for layer in cache.layers]
+    for part in prompt.split(chunk_tokens):
+        fed = torch.cat([torch.as_tensor(lead, dtype=part.dtype), part])
+        with observe(model, len(fed)) as queries:
+            forward(model, fed, cache, tokens)
+        for scores, layer in zip(replays, layers(model, cache, queries)):
+            scores.add(layer, scale=modules[0].scaling)
+        cache.crop(-len(fed))
+    return replays
+
+
+def plan(model: Any, cache: Any, queries: dict[int, Any], policy: PolicyLike, *, replays: Sequence[Replay] | None = None,
+         **request: Unpack[_core.Request]) -> list[Plan]:
+    """A plan for each layer of the cache; the request is that of kvtrim.plan(), with the scale of the model's own attention."""
+    request.setdefault("scale", attentions(model)[0].scaling)
+    return _core.plan_layers(policy, layers(model, cache, queries, replays), **request)
 
 
 def uniform(plans: Sequence[Plan]) -> bool:

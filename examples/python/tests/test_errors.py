@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 """What does not fit is an exception that says so, with nothing written."""
 import concurrent.futures
+import pickle
 
 import numpy as np
 import pytest
@@ -22,6 +23,13 @@ def test_refusals_have_a_code_and_a_sentence(layer, code, change):
         kvtrim.plan("snapkv", layer[0], **{"queries": layer[1], "budget": 20, "sink_tokens": 4} | change)
     assert refused.value.code is kvtrim.Code[code]
     assert len(str(refused.value)) > 10
+
+
+def test_refusals_can_be_pickled():
+    with pytest.raises(kvtrim.Refused) as refused:
+        kvtrim.Policy("snapkv", kernel=5)
+    again = pickle.loads(pickle.dumps(refused.value))
+    assert (again.code, again.needed, str(again)) == (refused.value.code, refused.value.needed, str(refused.value))
 
 
 def test_needed_is_what_would_have_been_enough(layer):

@@ -16,17 +16,22 @@ import kvtrim.transformers as kt
 PROMPT, WINDOW = 60, 8
 
 
-@pytest.fixture(params=["sdpa", "eager"])
-def model(request):
+def random_model(attention="sdpa", family="Llama"):
     torch.manual_seed(1)
-    config = transformers.LlamaConfig(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6,
-                                      num_key_value_heads=2, head_dim=8, max_position_embeddings=256)
-    config._attn_implementation = request.param
-    made = transformers.LlamaForCausalLM(config).eval()
+    kind = getattr(transformers, f"{family}Config")
+    config = kind(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+                  head_dim=8, max_position_embeddings=256, sliding_window=None)
+    config._attn_implementation = attention
+    made = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(4)  # attention that tells tokens apart
     return made
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def model(request):
+    return random_model(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +60,9 @@ def following(count=5):
     return torch.randint(97, (count,))
 
 
-def test_observed_queries_are_those_that_attention_uses(model, monkeypatch):
-    seen = []
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_observed_queries_are_those_that_attention_uses(family, monkeypatch):
+    model, seen = random_model(family=family), []
     module = sys.modules[type(kt.attentions(model)[0]).__module__]
     original = module.ALL_ATTENTION_FUNCTIONS.get_interface
 
@@ -108,6 +114,40 @@ def test_a_uniform_cut_gives_the_outputs_of_a_mask(model):
     torch.testing.assert_close(kt.forward(model, following(), cache, PROMPT), first, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(kt.forward(model, following(1), cache, PROMPT + 5), second, rtol=1e-4, atol=1e-4)
     assert (first - full).abs().max() > 1e-2  # and of another cache than the full one
+
+
+def test_logits_are_scaled_as_the_model_does(model):
+    _, cache, queries = prefilled(model)
+    plain = kt.plan(model, cache, queries, "snapkv", budget=20)
+    for attention in kt.attentions(model):
+        attention.scaling *= 4
+    scaled = kt.plan(model, cache, queries, "snapkv", budget=20)
+    alone = kvtrim.plan("snapkv", cache.layers[0].keys[0], queries[0], budget=20, scale=4 / 8**0.5)
+    np.testing.assert_array_equal(scaled[0].indices, alone.indices)
+    assert not np.array_equal(scaled[0].indices, plain[0].indices)
+
+
+@pytest.mark.parametrize("loss", kvtrim.Replay.LOSSES)
+def test_a_replay_scores_what_it_reads_of_the_cache(model, loss):
+    prompt, cache, queries = prefilled(model)
+    replays = kt.replay(model, cache, prompt, lead=[1, 2, 3], loss=loss, chunk_tokens=40)
+    assert cache.get_seq_length() == PROMPT
+    plans = kt.plan(model, cache, queries, "layer_replay", replays=replays, budget=20)
+    assert sum(len(plan.indices) for plan in plans) == 3 * 2 * 20
+    if loss != "attention_maximum" or model.config._attn_implementation != "eager":
+        return
+    expected = torch.zeros(3, 2, PROMPT)
+    for part in prompt.split(40):
+        fed = torch.cat([torch.tensor([1, 2, 3]), part])[None]
+        positions = torch.arange(PROMPT, PROMPT + fed.shape[1])[None]
+        weights = model(fed, position_ids=positions, past_key_values=cache, output_attentions=True).attentions
+        cache.crop(-fed.shape[1])
+        for layer, of_layer in enumerate(weights):
+            largest = of_layer[0, :, :, :PROMPT].amax(1).unflatten(0, (2, 3)).amax(1)
+            expected[layer] = torch.maximum(expected[layer], largest)
+    for layer, scores in enumerate(replays):
+        for head in range(2):
+            np.testing.assert_allclose(scores.scores(head, PROMPT), expected[layer, head], rtol=1e-3, atol=1e-6)
 
 
 def test_masks_hide_of_each_head_what_its_plan_drops(model):
