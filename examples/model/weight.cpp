@@ -195,7 +195,9 @@ KVTRIM_TARGET_AVX512 void multiply_token(const weight& w, const float* x, index_
 #endif
 
 // Whether it was done.
-bool multiply_token_in_registers(const weight& w, const float* x, index_t first, index_t end, float* out) {
+bool multiply_token_in_registers([[maybe_unused]] const weight& w, [[maybe_unused]] const float* x,
+                                 [[maybe_unused]] index_t first, [[maybe_unused]] index_t end,
+                                 [[maybe_unused]] float* out) {
 #if KVTRIM_HAS_X86
     if (kvtrim::active_cpu_level() < kvtrim::cpu_level::avx512) { return false; }
     switch (w.format()) {

@@ -13,6 +13,7 @@
 // Cost: a fold per row. Workspace: rerank/row_fold.hpp; add(policy, ...) takes its own from `memory`.
 
 #include <kvtrim/core/executor.hpp>
+#include <kvtrim/plan/candidate_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/plan/score_table.hpp>
 #include <kvtrim/plan/top_k.hpp>
@@ -83,13 +84,13 @@ class cell_scores {
     [[nodiscard]] status add(const score_rows& layer) {
         if (!status_.ok()) { return status_; }
         if (const status s = kvtrim::validate(layer); !s.ok()) { return s; }
+        const std::uint32_t selected = ordered_bits(std::numeric_limits<float>::infinity());
         for (index_t r = 0; r < layer.rows(); ++r) {
             if (layer.length(r) != asked_.range().size()) {
                 return {errc::rows_differ, "one token set for all heads needs rows of one length"};
             }
             const auto row = layer.row(r);
-            if (asked_.reduction != head_reduction::votes &&
-                std::find(row.begin(), row.end(), std::numeric_limits<float>::infinity()) != row.end()) {
+            if (asked_.reduction != head_reduction::votes && kernels::compare(row, selected).equal > 0) {
                 return {errc::invalid_parameter,
                         "cell_scores: +infinity marks a selected token; add the scores before selection"};
             }
@@ -116,13 +117,9 @@ class cell_scores {
         const token_range range = asked_.range();
         const index_t kept = std::min(asked_.kept_tokens, asked_.tokens);
         if (const status s = out.reset(std::span(&kept, 1)); !s.ok()) { return s; }
-        auto next = out.writable_row(0).begin();
-        const auto keep = [&](index_t t) { *next++ = static_cast<keep_plan::table_index>(t); };
         const auto importance = fold_.finish(asked_.budget());
-        for (index_t t = 0; t < range.begin; ++t) { keep(t); }
-        top_k_cut cut = find_top_k(importance, asked_.budget());
-        for_each_above(importance, cut, [&](index_t c) { keep(range.begin + c); });
-        for (index_t t = range.end; t < asked_.tokens; ++t) { keep(t); }
+        const top_k_cut cut = find_top_k(importance, asked_.budget());
+        detail::write_survivors(importance, cut, range, asked_.tokens, out.writable_row(0).data());
         return {};
     }
 

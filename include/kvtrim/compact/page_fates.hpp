@@ -139,15 +139,17 @@ class page_fates {
         }
     }
 
+    // Pages of the row that may be shared.
+    [[nodiscard]] std::size_t sharable() const { return pool_.ref_counts.empty() ? 0 : pages_.size(); }
+
     // Tokens of each head that stay, and survivors of each page, with those of shared pages that stay whole.
     [[nodiscard]] status count_kept(const keep_plan& plan, index_t row) {
         const auto extends = [&](std::size_t j) {
             return options_.shared == shared_pages::stay_whole && is_shared(j) && survivors_[j] > 0;
         };
-        const std::size_t sharable = pool_.ref_counts.empty() ? 0 : pages_.size();
         for (index_t head = 0; head < pool_.heads; ++head) {
             index_t kept = plan.kept_tokens(row * pool_.heads + head);
-            for (std::size_t j = 0; j < sharable; ++j) {
+            for (std::size_t j = 0; j < sharable(); ++j) {
                 if (extends(j)) { kept += page_length(j) - (first(head)[j + 1] - first(head)[j]); }
             }
             if (head > 0 && kept != kept_) {
@@ -155,7 +157,7 @@ class page_fates {
             }
             kept_ = kept;
         }
-        for (std::size_t j = 0; j < sharable; ++j) {
+        for (std::size_t j = 0; j < sharable(); ++j) {
             if (extends(j)) { survivors_[j] = static_cast<std::int32_t>(page_length(j) * pool_.heads); }
         }
         return {};
@@ -188,13 +190,13 @@ class page_fates {
     }
 
     [[nodiscard]] status decide_by_holes(const keep_plan& plan, index_t row) {
-        index_t owned = 0;
+        std::fill_n(fates_.begin(), pages_.size(), page_fate::leaves);
+        index_t owned = std::ssize(pages_);
         index_t needed = new_pages_;
-        for (std::size_t j = 0; j < pages_.size(); ++j) {
-            fates_[j] = page_fate::leaves;
-            if (!is_shared(j)) {
-                ++owned;
-            } else if (survivors_[j] == page_tokens_ * pool_.heads) {
+        for (std::size_t j = 0; j < sharable(); ++j) {
+            if (!is_shared(j)) { continue; }
+            --owned;
+            if (survivors_[j] == page_tokens_ * pool_.heads) {
                 fates_[j] = page_fate::stays;
                 --needed;
             } else if (survivors_[j] == 0 || options_.shared == shared_pages::copied) {

@@ -93,6 +93,7 @@ class page_planner {
         std::fill(named_.begin(), named_.end(), 0);
         for (const std::int32_t page : table_.indices) {
             const auto p = static_cast<std::size_t>(page);
+            highest_page_ = std::max(highest_page_, page);
             const std::int32_t owners = pool_.ref_counts.empty() ? 1 : pool_.ref_counts[p];
             if (++named_[p] > owners) {
                 return {errc::invalid_table, "page table: a page stands in it more often than it has owners"};
@@ -115,10 +116,7 @@ class page_planner {
     void clear(move_plan& out) const {
         out.heads_ = pool_.heads;
         out.page_tokens_ = tokens_;
-        out.highest_slot_ = -1; // named by the table too: a page that stays must not be overwritten
-        for (const std::int32_t page : table_.indices) {
-            out.highest_slot_ = std::max(out.highest_slot_, page * tokens_ + tokens_ - 1);
-        }
+        out.highest_page_ = highest_page_;
         out.taken_ = 0;
         out.extra_ = 0;
         out.moves_.clear();
@@ -131,7 +129,11 @@ class page_planner {
 
     // The pages of the current row, before and after.
     void write_pages(move_plan& out) const {
-        const auto take = [&] { return pool_.free_pages[static_cast<std::size_t>(out.taken_++)]; };
+        const auto take = [&] {
+            const std::int32_t page = pool_.free_pages[static_cast<std::size_t>(out.taken_++)];
+            out.highest_page_ = std::max(out.highest_page_, page);
+            return page;
+        };
         const index_t taken_before = out.taken_;
         std::int32_t last = -1;
         for (std::size_t j = 0; j < row_.pages(); ++j) {
@@ -172,93 +174,75 @@ class page_planner {
         const slot_move* const end = options_.order == move_order::in_order
                                          ? close_up(kept.data(), head, new_pages, origin, moves)
                                          : fill_holes(kept.data(), head, new_pages, origin, moves);
-        for (const slot_move* move = moves; move != end; ++move) {
-            out.highest_slot_ = std::max<index_t>(out.highest_slot_, std::max(move->from, move->to));
-        }
         out.moves_.resize(moves_before + static_cast<std::size_t>(end - moves));
         out.move_offsets_.push_back(static_cast<std::int32_t>(out.moves_.size()));
         out.origin_offsets_.push_back(static_cast<std::int32_t>(out.origins_.size()));
         out.extra_ += row_.kept() - std::ssize(kept);
     }
 
-    // Survivors that have to move, in the order of the table.
-    struct movers {
-        const page_planner& planner;
-        const std::int32_t* kept;
-        const std::int32_t* first;
-        std::size_t page = 0; // the next page to be read
-        const std::int32_t* next = nullptr;
-        const std::int32_t* end = nullptr;
-        std::int32_t shift = 0; // from a token to its slot
-
-        // The slot of the next survivor that has to move.
-        std::int32_t take(std::int32_t& token) {
-            while (next == end) { open(page++); }
-            token = *next++;
-            return token + shift;
-        }
-
-      private:
-        void open(std::size_t j) {
-            next = kept + first[j];
-            end = kept + first[j + 1];
-            shift = planner.shift(j);
-            const page_fate fate = planner.row_[j];
-            if (fate == page_fate::stays) { next = end; }
-            if (fate == page_fate::ends_row) {
-                next = std::lower_bound(next, end, planner.first_token(j) + planner.row_.used_of_last());
-            }
-        }
-    };
-
     [[nodiscard]] index_t first_token(std::size_t j) const { return static_cast<index_t>(j) * tokens_; }
     [[nodiscard]] std::int32_t shift(std::size_t j) const {
         return static_cast<std::int32_t>(row_.page(j) * tokens_ - first_token(j));
     }
 
-    // Survivors in used slots of pages that stay are in place; the others fill the empty slots there.
+    // Survivors in used slots of pages that stay are in place; the others fill the empty slots there. Until one is found, a
+    // move's `from` is the hole's place among the origins.
     slot_move* fill_holes(const std::int32_t* kept, index_t head, std::span<const std::int32_t> new_pages,
-                          std::int32_t* origin, slot_move* move) const {
+                          std::int32_t* const origins, slot_move* const moves) const {
         const std::int32_t* const first = row_.first(head);
-        movers others{*this, kept, first};
-        const auto fill = [&](index_t slot, std::int32_t& hole) {
-            *move++ = {others.take(hole), static_cast<std::int32_t>(slot)};
-        };
-        const auto keep_page = [&](std::size_t j, index_t used) {
+        slot_move* hole = moves;
+        std::int32_t origin = 0;
+        // The page that ends the row comes after the others, wherever it stands in the table.
+        std::size_t last = row_.pages();
+        for (std::size_t n = 0; n <= row_.pages(); ++n) {
+            const bool is_last = n == row_.pages();
+            const std::size_t j = is_last ? last : n;
+            if (j == row_.pages()) { break; }
+            if (!is_last && row_[j] == page_fate::ends_row) { last = j; }
+            if (!is_last && row_[j] != page_fate::stays) { continue; }
+            const auto used = static_cast<std::int32_t>(is_last ? row_.used_of_last() : tokens_);
             const auto begin = static_cast<std::int32_t>(first_token(j));
             if (row_.is_shared(j)) {
-                std::iota(origin, origin + used, begin);
+                std::iota(origins + origin, origins + origin + used, begin);
                 origin += used;
-                return;
+                continue;
             }
             const std::int32_t* next = kept + first[j];
             const std::int32_t* const end = kept + first[j + 1];
-            for (index_t part = 0; part < used; part += 64) { // a bit for each hole
-                const index_t count = std::min<index_t>(64, used - part);
+            for (std::int32_t part = 0; part < used; part += 64) { // a bit for each hole
+                const std::int32_t count = std::min(64, used - part);
                 std::uint64_t holes = ~std::uint64_t{0} >> (64 - count);
                 for (; next != end && *next - begin < part + count; ++next) {
-                    const index_t i = *next - begin - part;
-                    origin[i] = *next;
+                    const std::int32_t i = *next - begin - part;
+                    origins[origin + i] = *next;
                     holes &= ~(std::uint64_t{1} << i);
                 }
-                const index_t slot = row_.page(j) * tokens_ + part;
+                const std::int32_t slot = begin + shift(j) + part;
                 for (; holes != 0; holes &= holes - 1) {
-                    const index_t i = std::countr_zero(holes);
-                    fill(slot + i, origin[i]);
+                    const std::int32_t i = std::countr_zero(holes);
+                    *hole++ = {origin + i, slot + i};
                 }
                 origin += count;
             }
-        };
-        std::size_t last = row_.pages();
-        for (std::size_t j = 0; j < row_.pages(); ++j) {
-            if (row_[j] == page_fate::stays) { keep_page(j, tokens_); }
-            if (row_[j] == page_fate::ends_row) { last = j; }
         }
-        if (last < row_.pages()) { keep_page(last, row_.used_of_last()); }
         for (index_t fresh = row_.fresh_pages(); fresh > 0; --fresh) {
             const std::int32_t page = new_pages[new_pages.size() - static_cast<std::size_t>(fresh)];
             const index_t used = fresh == 1 ? row_.used_of_last() : tokens_;
-            for (index_t i = 0; i < used; ++i) { fill(page * tokens_ + i, *origin++); }
+            const auto slot = static_cast<std::int32_t>(page * tokens_);
+            for (std::int32_t i = 0; i < used; ++i) { *hole++ = {origin++, slot + i}; }
+        }
+        slot_move* move = moves;
+        for (std::size_t j = 0; j < row_.pages(); ++j) {
+            if (row_[j] == page_fate::stays) { continue; }
+            const std::int32_t* next = kept + first[j];
+            const std::int32_t* const end = kept + first[j + 1];
+            if (row_[j] == page_fate::ends_row) {
+                next = std::lower_bound(next, end, first_token(j) + row_.used_of_last());
+            }
+            for (const std::int32_t slots = shift(j); next != end; ++next, ++move) {
+                origins[move->from] = *next;
+                move->from = *next + slots;
+            }
         }
         return move;
     }
@@ -294,8 +278,9 @@ class page_planner {
     const page_table& table_;
     const page_pool& pool_;
     const page_move_options& options_;
-    index_t tokens_;                // of a page
-    std::span<std::int32_t> named_; // [pages] times the table names each page
+    index_t tokens_;                 // of a page
+    std::int32_t highest_page_ = -1; // of the table
+    std::span<std::int32_t> named_;  // [pages] times the table names each page
     page_fates row_;
 };
 

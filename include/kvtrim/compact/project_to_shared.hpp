@@ -46,9 +46,8 @@ namespace detail {
     if (const status s = out.reset(counts); !s.ok()) { return s; }
     if (out.rows() == 0) { return {}; }
     const auto first = out.writable_row(0);
-    auto next = first.begin();
     top_k_cut cut = find_top_k(votes, kept_tokens);
-    for_each_above(votes, cut, [&](index_t t) { *next++ = static_cast<keep_plan::table_index>(t); });
+    kernels::write_above(votes, cut, 0, first.data());
     for (index_t r = 1; r < out.rows(); ++r) {
         std::copy(first.begin(), first.end(), out.writable_row(r).begin());
     }

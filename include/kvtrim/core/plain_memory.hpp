@@ -89,23 +89,6 @@ class memory_reader {
     std::span<const std::byte> in_;
 };
 
-/// Whether is_wrong(i) holds of an index below `count`: what read() asks of every number that it took. Blocks of fixed length
-/// without a branch, so that compilers make vectors of it at -O2 too.
-template <class IsWrong>
-[[nodiscard]] bool any_wrong(std::size_t count, IsWrong&& is_wrong) {
-    constexpr std::size_t block = 64;
-    std::size_t i = 0;
-    for (; i + block <= count; i += block) {
-        std::uint32_t wrong = 0;
-        for (std::size_t j = 0; j < block; ++j) { wrong |= is_wrong(i + j) ? 1u : 0u; }
-        if (wrong != 0) { return true; }
-    }
-    for (; i < count; ++i) {
-        if (is_wrong(i)) { return true; }
-    }
-    return false;
-}
-
 /// Bytes that save() writes for this state.
 template <class State>
 [[nodiscard]] index_t saved_bytes(const State& state) {

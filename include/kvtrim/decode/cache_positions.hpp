@@ -21,6 +21,7 @@
 // A value: copies are forks; save() and restore() work (core/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8
 // once keys were closed up.
 
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/decode/token_rows.hpp>
 
 #include <cstdint>
@@ -208,7 +209,7 @@ class cache_positions {
             const auto row = rows.row(g);
             if (row.empty()) { continue; } // and no token can be undone
             const auto descends = [&](std::size_t i) { return row[i] >= row[i + 1]; };
-            if (row.front() < 0 || row.back() >= end || any_wrong(row.size() - 1, descends)) { return false; }
+            if (row.front() < 0 || row.back() >= end || any_index(row.size() - 1, descends)) { return false; }
             // Ascending, they can only be the numbers from here to the end.
             if (newest > 0 && row[static_cast<std::size_t>(rows.tokens(g) - newest)] != end - newest) {
                 return false;

@@ -25,6 +25,7 @@
 
 #include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/cache/row_range.hpp>
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/decode/token_rows.hpp>
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/window_attention.hpp>
@@ -198,7 +199,7 @@ class running_scores {
         for (index_t g = 0; g < kv_heads(); ++g) {
             const auto row = std::as_const(first_).row(g);
             const auto is_wrong = [&](std::size_t i) { return row[i] < 0 || row[i] > queries_; };
-            if (any_wrong(row.size(), is_wrong)) { return false; }
+            if (any_index(row.size(), is_wrong)) { return false; }
         }
         sums_.clear();
         for (index_t version = 0; version < versions; ++version) { // as many as there are bytes for

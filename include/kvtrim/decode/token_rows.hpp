@@ -131,8 +131,8 @@ class token_rows {
         for (index_t head = 0; head < kv_heads(); ++head) {
             const index_t first = tokens(head);
             lengths_[static_cast<std::size_t>(head)] += count;
-            const auto grown = row(head);
-            for (index_t i = 0; i < count; ++i) { grown[static_cast<std::size_t>(first + i)] = fn(i); }
+            index_t i = 0;
+            for (T& entry : row(head).subspan(static_cast<std::size_t>(first))) { entry = fn(i++); }
         }
         droppable_ += count;
         return {};

@@ -14,6 +14,7 @@
 #include <kvtrim/plan/top_k.hpp>
 
 #include <algorithm>
+#include <numeric>
 
 namespace KVTRIM_NAMESPACE {
 
@@ -114,6 +115,20 @@ template <class Inputs>
     return {};
 }
 
+namespace detail {
+
+// The tokens before the candidates, the candidates of the cut, the tokens behind them.
+inline void write_survivors(std::span<const float> importance, top_k_cut cut, token_range range,
+                            index_t tokens, keep_plan::table_index* out) {
+    const auto begin = static_cast<keep_plan::table_index>(range.begin);
+    const auto end = static_cast<keep_plan::table_index>(range.end);
+    std::iota(out, out + begin, 0);
+    out = kernels::write_above(importance, cut, begin, out + begin);
+    std::iota(out, out + (tokens - end), end);
+}
+
+} // namespace detail
+
 /// Makes the plan that keeps the protected prefix, the `budgets` [kv_heads] best candidates and the protected suffix of each
 /// row, ascending. counts [kv_heads] is scratch. Returns what validate_budgets() says or errc::index_overflow, with out
 /// unchanged.
@@ -134,16 +149,12 @@ template <class Inputs>
     bool is_shared = false;
     for (index_t g = 0; g < in.kv_heads(); ++g) {
         const token_range range = candidates(protect, in.tokens(g));
-        keep_plan::table_index* next = out.writable_row(g).data();
-        const auto keep = [&](index_t token) { *next++ = static_cast<keep_plan::table_index>(token); };
-        for (index_t token = 0; token < range.begin; ++token) { keep(token); }
         const auto row = importance.row(g);
         const index_t budget = budgets[static_cast<std::size_t>(g)];
         top_k_cut cut = may_share ? find_top_k(row, budget, shared_bits) : find_top_k(row, budget);
         is_shared = is_shared || (g > 0 && cut.bits == shared_bits);
         if (!is_shared) { shared_bits = cut.bits; }
-        next = kernels::write_above(row, cut, static_cast<keep_plan::table_index>(range.begin), next);
-        for (index_t token = range.end; token < in.tokens(g); ++token) { keep(token); }
+        detail::write_survivors(row, cut, range, in.tokens(g), out.writable_row(g).data());
     }
     return {};
 }

@@ -11,6 +11,7 @@
 // their capacity, so that a plan that is made again for the same shape allocates nothing.
 // An engine may fill one through reset() and writable_row(): what it keeps is checked by every call that takes a plan.
 
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/request.hpp>
 
 #include <cstdint>
@@ -132,11 +133,11 @@ class keep_plan {
     template <class TokensOfRow>
     [[nodiscard]] bool check_invariants(TokensOfRow&& tokens_of_row) const {
         for (index_t r = 0; r < rows(); ++r) {
-            index_t next = 0;
-            for (const table_index token : row(r)) {
-                if (token < next || token >= static_cast<index_t>(tokens_of_row(r))) { return false; }
-                next = index_t{token} + 1;
-            }
+            const auto kept = row(r);
+            if (kept.empty()) { continue; }
+            const bool in_range = kept.front() >= 0 && kept.back() < static_cast<index_t>(tokens_of_row(r));
+            const auto descends = [&](std::size_t i) { return kept[i + 1] <= kept[i]; };
+            if (!in_range || any_index(kept.size() - 1, descends)) { return false; }
         }
         return true;
     }

@@ -53,9 +53,7 @@ class move_plan {
     /// Tokens of a page of the pool that the plan was made for; 0 for a plan never made.
     [[nodiscard]] index_t page_tokens() const { return page_tokens_; }
     /// Pages that a pool must have for the table, and all moves, to lie in it.
-    [[nodiscard]] index_t pages_touched() const {
-        return moves_.empty() ? 0 : highest_slot_ / page_tokens_ + 1;
-    }
+    [[nodiscard]] index_t pages_touched() const { return moves_.empty() ? 0 : index_t{highest_page_} + 1; }
 
     /// The page table after the moves, a view of this plan's memory.
     [[nodiscard]] page_table table() const& { return {indptr_, indices_, last_page_len_}; }
@@ -116,7 +114,7 @@ class move_plan {
 
     index_t heads_ = 1;
     index_t page_tokens_ = 0;
-    index_t highest_slot_ = -1;
+    std::int32_t highest_page_ = -1; // that the tables before and after name
     index_t taken_ = 0;
     index_t extra_ = 0;
     std::vector<slot_move> moves_;

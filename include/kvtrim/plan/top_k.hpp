@@ -40,6 +40,7 @@ template <class UseRow>
         }
         next -= scores.length(r);
     }
+    if (count == 0) { return {}; }
     const double share = static_cast<double>(k) / static_cast<double>(length);
     const double rank = share * static_cast<double>(count);
     const double margin = 2 + 3 * std::sqrt(rank * (1 - share)); // three standard deviations

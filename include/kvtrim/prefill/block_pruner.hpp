@@ -298,13 +298,12 @@ class block_pruner {
             return {errc::invalid_parameter, "prefill: the allocator deals out more blocks than there are",
                     total};
         }
-        auto next = t.selected.begin() + (segment - l.first_pruned) * total;
+        std::int32_t* next = t.selected.data() + (segment - l.first_pruned) * total;
         for (index_t g = 0; g < l.kv_heads; ++g) {
             const index_t budget = p.budgets[static_cast<std::size_t>(g)];
             t.counts[static_cast<std::size_t>(g * l.grid.segments() + segment)] = budget;
             top_k_cut cut = find_top_k(rows.row(g), budget);
-            for_each_above(rows.row(g), cut,
-                           [&](index_t b) { *next++ = static_cast<prune_plan::table_index>(b); });
+            next = kernels::write_above(rows.row(g), cut, 0, next);
         }
         return {};
     }

@@ -12,13 +12,15 @@
 // what it is. Stage-one scores (attention) are left as they are.
 //
 // Source: kvtrim's own, shown on a small model only (docs/demo-results.md). Heads must have equal lengths.
-// Cost: three passes over the scores. Workspace: one double per column.
+// Cost: three passes over the scores. Workspace: a double and a float per column.
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/core/executor.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/plan/token_scores.hpp>
+#include <kvtrim/score/finite_sum.hpp>
 
 #include <cmath>
 
@@ -54,6 +56,7 @@ struct consensus {
                                           const Executor& ex = {}) const {
         workspace counting = workspace::counting();
         static_cast<void>(counting.take<double>(in.longest_row()));
+        static_cast<void>(counting.take<float>(in.longest_row()));
         static_cast<void>(counting.take<std::byte>(scoring_bytes(scorer, in, request, ex)));
         return counting.needed_bytes();
     }
@@ -66,6 +69,7 @@ struct consensus {
         if (const status s = validate_scoring(*this, in, request, out, scratch); !s.ok()) { return s; }
         const workspace::frame frame(scratch);
         const auto sums = scratch.take<double>(in.longest_row());
+        const auto added = scratch.take<float>(in.longest_row());
         if (const status s = scorer.score(in, request, out, scratch, ex); !s.ok()) { return s; }
         std::fill(sums.begin(), sums.end(), 0.0);
         for (index_t g = 0; g < out.rows(); ++g) {
@@ -75,17 +79,17 @@ struct consensus {
                 sums[c] += std::isfinite(row[c]) ? static_cast<double>(row[c]) : 0.0;
             }
         }
+        for (std::size_t c = 0; c < sums.size(); ++c) { added[c] = lambda * static_cast<float>(sums[c]); }
         for (index_t g = 0; g < out.rows(); ++g) {
             const auto row = out.importance_rows().row(g);
-            for (std::size_t c = 0; c < row.size(); ++c) { row[c] += lambda * static_cast<float>(sums[c]); }
+            kernels::active_row_kernels().add_row(added.data(), std::ssize(row), row.data());
         }
         return {};
     }
 
   private:
     static void normalise(std::span<float> row) {
-        double sum = 0;
-        for (const float x : row) { sum += std::isfinite(x) ? static_cast<double>(x) : 0.0; }
+        const double sum = sum_of_finite(row).sum;
         if (!(sum > 0)) { return; }
         for (float& x : row) { x = std::isfinite(x) ? static_cast<float>(static_cast<double>(x) / sum) : x; }
     }

@@ -21,6 +21,7 @@
 // Cost: see score/projected_value_norms.hpp. Workspace: one float per candidate and the norms' tiles.
 
 #include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/score/finite_sum.hpp>
 #include <kvtrim/score/projected_value_norms.hpp>
 
 #include <algorithm>
@@ -91,26 +92,14 @@ struct projected_norm_weighted {
         scale_norms(norms);
         for (index_t g = 0; g < out.rows(); ++g) {
             const auto row = out.importance_rows().row(g);
-            const float added = epsilon * (epsilon_relative ? mean_of(row) : 1.0f);
+            const float added =
+                epsilon * (epsilon_relative ? static_cast<float>(sum_of_finite(row).mean()) : 1.0f);
             kernels::active_row_kernels().weigh_row(row.data(), std::ssize(row), added, norms.row(g).data());
         }
         return {};
     }
 
   private:
-    static double finite_or_zero(float x) { return std::isfinite(x) ? static_cast<double>(x) : 0.0; }
-
-    // Mean of the finite scores of a row.
-    static float mean_of(std::span<const float> row) {
-        double sum = 0;
-        index_t count = 0;
-        for (const float x : row) {
-            sum += finite_or_zero(x);
-            count += std::isfinite(x) ? 1 : 0;
-        }
-        return count == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(count));
-    }
-
     void scale_norms(const score_rows& norms) const {
         const auto divide = [](float x, double sum) {
             if (!std::isfinite(x)) { return x; }
@@ -118,14 +107,16 @@ struct projected_norm_weighted {
         };
         if (scope == norm_scope::per_head) {
             for (index_t g = 0; g < norms.rows(); ++g) {
-                double sum = 0;
-                for (const float x : norms.row(g)) { sum += finite_or_zero(x); }
+                const double sum = sum_of_finite(norms.row(g)).sum;
                 for (float& x : norms.row(g)) { x = divide(x, sum); }
             }
         } else if (scope == norm_scope::per_token) {
             for (std::size_t c = 0; c < norms.row(0).size(); ++c) {
                 double sum = 0;
-                for (index_t g = 0; g < norms.rows(); ++g) { sum += finite_or_zero(norms.row(g)[c]); }
+                for (index_t g = 0; g < norms.rows(); ++g) {
+                    const float x = norms.row(g)[c];
+                    sum += std::isfinite(x) ? static_cast<double>(x) : 0.0;
+                }
                 for (index_t g = 0; g < norms.rows(); ++g) { norms.row(g)[c] = divide(norms.row(g)[c], sum); }
             }
         }

@@ -33,6 +33,7 @@
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
 #include <kvtrim/plan/token_scores.hpp>
+#include <kvtrim/score/finite_sum.hpp>
 
 #include <cmath>
 #include <limits>
@@ -216,13 +217,7 @@ struct redundancy_aware {
 
     // Mean of the magnitudes of the finite values.
     static double mean_of(std::span<const float> values) {
-        double sum = 0;
-        index_t count = 0;
-        for (const float x : values) {
-            sum += std::isfinite(x) ? std::abs(static_cast<double>(x)) : 0.0;
-            count += std::isfinite(x) ? 1 : 0;
-        }
-        return count == 0 ? 0.0 : sum / static_cast<double>(count);
+        return sum_of_finite(values, [](double x) { return std::abs(x); }).mean();
     }
 
     void mix(std::span<const float> redundancy, token_range range, std::span<float> importance) const {

@@ -27,6 +27,7 @@
 // decode/running_scores.hpp is another thing: sums over a growing cache's own tokens, each of which can be undone.
 // Cost: per chunk that of score/single_eviction.hpp, for all rows. Memory: 4 bytes per row.
 
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
@@ -234,7 +235,7 @@ class replay_scores {
         scores_.resize(static_cast<std::size_t>(offsets_.back()));
         validity_ = {};
         const auto impossible = [&](std::size_t i) { return !(scores_[i] >= 0); }; // NaN too
-        return in.get(std::span(scores_)) && !any_wrong(scores_.size(), impossible);
+        return in.get(std::span(scores_)) && !any_index(scores_.size(), impossible);
     }
 
   private:

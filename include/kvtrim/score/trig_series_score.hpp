@@ -30,6 +30,7 @@
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/plan/token_scores.hpp>
+#include <kvtrim/score/finite_sum.hpp>
 #include <kvtrim/score/query_pair_means.hpp>
 
 #include <limits>
@@ -146,7 +147,9 @@ struct trig_series_score {
             });
         std::fill(scores.begin(), scores.end(), std::numeric_limits<float>::quiet_NaN());
         for (index_t h = 0; h < group; ++h) {
-            raise_normalised(memory.series.data() + h * range.size(), scores);
+            raise_normalised(
+                std::span(memory.series).subspan(static_cast<std::size_t>(h) * scores.size(), scores.size()),
+                scores);
         }
     }
 
@@ -182,18 +185,11 @@ struct trig_series_score {
     }
 
     // scores = max(scores, (series - mean) / deviation), where NaN counts as absent.
-    static void raise_normalised(const float* series, std::span<float> scores) {
-        double sum = 0, squares = 0;
-        index_t count = 0;
-        for (std::size_t t = 0; t < scores.size(); ++t) {
-            if (std::isfinite(series[t])) { sum += static_cast<double>(series[t]), ++count; }
-        }
-        const double mean = count == 0 ? 0 : sum / static_cast<double>(count);
-        for (std::size_t t = 0; t < scores.size(); ++t) {
-            const double distance = static_cast<double>(series[t]) - mean;
-            if (std::isfinite(series[t])) { squares += distance * distance; }
-        }
-        const double scale = squares > 0 ? 1 / std::sqrt(squares / static_cast<double>(count)) : 0;
+    static void raise_normalised(std::span<const float> series, std::span<float> scores) {
+        const double mean = sum_of_finite(series).mean();
+        const double variance =
+            sum_of_finite(series, [&](double x) { return (x - mean) * (x - mean); }).mean();
+        const double scale = variance > 0 ? 1 / std::sqrt(variance) : 0;
         for (std::size_t t = 0; t < scores.size(); ++t) {
             if (!std::isfinite(series[t])) { continue; }
             const auto z = static_cast<float>((static_cast<double>(series[t]) - mean) * scale);
