@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: MIT
 """One row of docs/quality.md's table of running text, measured with transformers in place of kvtrim's own engine.
 
-    ./dev run -p "" >/dev/null; pip install './examples/python[gguf]'     # the weights; the package with torch
+    ./dev run -p "Who are you?" && pip install './examples/python[gguf]'    # fetches the weights; the package with torch
     python examples/python/running_text.py layer_defensivekv --option safeguard_ratio=0 --keep 0.2
 """
 import argparse
