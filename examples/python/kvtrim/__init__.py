@@ -1,0 +1,26 @@
+# Copyright (c) kvtrim authors
+# SPDX-License-Identifier: MIT
+"""KV-cache eviction policies for LLM inference, over NumPy arrays and tensors of any framework, without a copy.
+
+    plan = kvtrim.plan("ada_snapkv", keys, queries, budget=200, sink_tokens=4)   # which rows of each KV head stay
+    kvtrim.compact_in_place(plan, keys, values)                                  # they are the first ones of each head now
+
+keys, values [kv_heads, tokens, head_dim]; queries [q_heads, window, head_dim], the newest ones, RoPE applied. policies() lists what
+there is; kvtrim.transformers cuts the caches of transformers' models. What the library refuses is a `Refused`, with nothing written.
+
+Through ctypes over the library's C interface: nothing is compiled against Python, so one wheel serves every version of it, and a view is
+a pointer with strides either way.
+"""
+from ._c import lib as _lib
+from ._core import (Code, Layer, Needs, Option, Plan, Policy, PolicyInfo, Refused, Replay, Request, Rope, Scores, Statistics,
+                    compact_in_place, compact_to_flat, gather, plan, plan_layers, policies, scores)
+from ._rows import Rows, RowsLike, SupportsDLPack
+
+__version__: str = _lib.kvtrim_version().decode()
+cpu_level: str = _lib.kvtrim_cpu_level().decode()
+
+__all__ = [
+    "Code", "Layer", "Needs", "Option", "Plan", "Policy", "PolicyInfo", "Refused", "Replay", "Request", "Rope", "Rows", "RowsLike",
+    "Scores", "Statistics", "SupportsDLPack", "compact_in_place", "compact_to_flat", "cpu_level", "gather", "plan", "plan_layers",
+    "policies", "scores",
+]

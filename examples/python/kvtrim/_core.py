@@ -1,0 +1,527 @@
+# Copyright (c) kvtrim authors
+# SPDX-License-Identifier: MIT
+"""Policies, plans, scores and what is done with them: kvtrim_c.h as Python objects."""
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import enum
+import functools
+import operator
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Iterator, Sequence, TypeAlias, TypedDict, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _c
+from ._c import lib
+from ._rows import Rows, RowsLike, SupportsDLPack, memory_of, rows_of, view_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Required, Unpack
+
+
+class Code(enum.IntEnum):
+    """Why a call was refused: the codes of kvtrim_c.h."""
+
+    BUDGET_ZERO = 1
+    BUDGET_BELOW_PROTECTION = 2
+    WINDOW_EXCEEDS_TOKENS = 3
+    HEADS_NOT_DIVISIBLE = 4
+    RATIO_OUT_OF_RANGE = 5
+    INVALID_PARAMETER = 6
+    ROWS_DIFFER = 7
+    PLAN_MISMATCH = 8
+    INDEX_OVERFLOW = 9
+    INVALID_TABLE = 10
+    PAGE_SHARED = 11
+    PAGES_TOO_FEW = 12
+    NO_ROOM = 13
+    WORKSPACE_TOO_SMALL = 14
+    VIEWS_OVERLAP = 15
+    OUT_OF_MEMORY = 100
+    FAILED = 101
+
+
+class Refused(ValueError):
+    """The library refused a call, and nothing was written: arrays, plans and states are as they were.
+
+    code    why
+    needed  how much would have been enough, 0 where no number applies
+    """
+
+    def __init__(self, code: int, text: str, needed: int = 0) -> None:
+        super().__init__(code, text, needed)  # all of it, so that it can be pickled
+        self.code, self.text, self.needed = Code(code), text, needed
+
+    def __str__(self) -> str:
+        return f"{self.text} (needed: {self.needed})" if self.needed else self.text
+
+
+def check(status: _c.Status) -> None:
+    if status.code:
+        raise Refused(status.code, status.text.decode(), status.needed)
+
+
+class Handle:
+    """An object of the library, destroyed when nothing refers to it."""
+
+    def __init__(self, kind: str, *arguments: Any) -> None:
+        made = ctypes.c_void_p()
+        check(getattr(lib, f"kvtrim_{kind}_create")(*arguments, ctypes.byref(made)))
+        self._as_parameter_ = made
+        weakref.finalize(self, getattr(lib, f"kvtrim_{kind}_destroy"), made)
+
+    def array(self, pointer: Any, count: int, kind: Any) -> npt.NDArray[Any]:
+        """The `count` numbers at a pointer that this object handed out: read-only, and the object lives as long."""
+        if count == 0:
+            return np.empty(0, dtype=kind)
+        memory = (kind * count).from_address(ctypes.addressof(pointer.contents))
+        memory.owner = self
+        numbers = np.frombuffer(memory, dtype=kind)
+        numbers.flags.writeable = False
+        return numbers
+
+
+_of_thread = threading.local()
+
+
+def context() -> Handle:
+    """Scratch memory, one for each thread: it grows with the largest call and stays."""
+    if not hasattr(_of_thread, "context"):
+        _of_thread.context = Handle("context", None)
+    found: Handle = _of_thread.context
+    return found
+
+
+# ---- Policies ----
+
+
+class Needs(enum.IntFlag):
+    """What a policy reads beside keys, and what it can do."""
+
+    VALUES = 1
+    QUERIES = 2
+    OUTPUT_PROJECTION = 4
+    REPLAY = 8
+    STATISTICS = 16
+    RUNNING = 32
+    LAYER_SHARES = 64
+    TAKES_LAYERS = 128
+    TAKES_CASCADE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of a policy: `choices` where it is one of several words, else the range [lowest, highest]."""
+
+    name: str
+    text: str
+    default: float | int | str
+    lowest: float = 0
+    highest: float = 0
+    choices: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyInfo:
+    """A policy of the library: what it is and where it is from, what it reads, its options."""
+
+    name: str
+    text: str
+    needs: Needs
+    options: tuple[Option, ...]
+
+
+def _option(policy: int, index: int) -> Option:
+    o = _c.OptionInfo()
+    check(lib.kvtrim_policy_describe_option(policy, index, ctypes.byref(o)))
+    name, text = o.name.decode(), o.text.decode()
+    if o.type == _c.CHOICE:
+        choices = tuple(o.choices.decode().split("|"))
+        return Option(name, text, choices[int(o.by_default)], choices=choices)
+    number = int if o.type == _c.INTEGER else float
+    return Option(name, text, number(o.by_default), number(o.lowest), number(o.highest))
+
+
+@functools.cache
+def _policies() -> dict[str, PolicyInfo]:
+    found = {}
+    for index in range(lib.kvtrim_policy_count()):
+        p = _c.PolicyInfo()
+        check(lib.kvtrim_policy_describe(index, ctypes.byref(p)))
+        options = tuple(_option(index, i) for i in range(p.option_count))
+        found[p.name.decode()] = PolicyInfo(p.name.decode(), p.text.decode(), Needs(p.needs), options)
+    return found
+
+
+def policies() -> dict[str, PolicyInfo]:
+    """All policies by name, as the library lists them."""
+    return dict(_policies())
+
+
+class Policy(Handle):
+    """A policy by its name, with options: Policy("ada_snapkv", kernel_tokens=7, pooling="maximum").
+
+    Errors: Refused for a name, an option or a value that policies() does not have.
+    """
+
+    def __init__(self, name: str, **options: float | int | str) -> None:
+        values = {key: int(value) if isinstance(value, bool) else value for key, value in options.items()}
+        text = " ".join(f"{key}={value}" for key, value in values.items())
+        super().__init__("policy", name.encode(), text.encode())
+        self.name, self.options = name, options
+
+    @property
+    def info(self) -> PolicyInfo:
+        return _policies()[self.name]
+
+    def __repr__(self) -> str:
+        return f"Policy({', '.join([repr(self.name), *(f'{k}={v!r}' for k, v in self.options.items())])})"
+
+
+PolicyLike: TypeAlias = Union[Policy, str]
+
+
+def policy_of(policy: PolicyLike) -> Policy:
+    return Policy(policy) if isinstance(policy, str) else policy
+
+
+# ---- Layers and requests ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """A model's rotary embedding: inverse_frequencies [pairs], radians per position; `interleaved` where channels 2 i and 2 i + 1
+    are a pair, and not i and i + pairs."""
+
+    inverse_frequencies: Sequence[float] | npt.NDArray[Any]
+    attention_factor: float = 1
+    interleaved: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One attention layer, RoPE applied. What a policy does not read may be left out (policies() says it).
+
+    keys               [kv_heads, tokens, head_dim]
+    values             [kv_heads, tokens, value_dim]
+    queries            [q_heads, queries, head_dim], the newest ones
+    output_projection  [q_heads, value_dim, hidden]: W_O. Of torch: o_proj.weight.detach().view(hidden, q_heads, -1).permute(1, 2, 0)
+    """
+
+    keys: RowsLike | None = None
+    queries: RowsLike | None = None
+    values: RowsLike | None = None
+    output_projection: RowsLike | None = None
+    replay: "Replay | None" = None
+    statistics: "Statistics | None" = None
+    rope: Rope | None = None
+
+
+class Options(TypedDict, total=False):
+    """What a request may say beside its budget. Counts are tokens.
+
+    sink_tokens      first tokens, which always stay
+    pinned_tokens    a shared prefix
+    window_tokens    newest tokens, which always stay: as many as there are queries, if not given
+    rollback_tokens  speculative tokens behind the window
+    scale            of the logits, 1 / sqrt(head_dim) if not given
+    soft_cap, sliding_window, sink_logits [q_heads]   of the model's attention
+    layer_shares     [layers], for policies that take them
+    """
+
+    sink_tokens: int
+    pinned_tokens: int
+    window_tokens: int
+    rollback_tokens: int
+    scale: float
+    soft_cap: float
+    sliding_window: int
+    sink_logits: Sequence[float] | npt.NDArray[Any]
+    layer_shares: Sequence[float] | npt.NDArray[Any]
+
+
+class Request(Options, total=False):
+    """What is asked of a policy: Options, and
+
+    budget  tokens that stay, protected ones included: of each KV head on average, or as `scope` says
+    scope   "head", "layer" or "model": what the budget is of
+    """
+
+    budget: Required[int]
+    scope: str
+
+
+_SCOPES = ("head", "layer", "model")
+_TABLES = {"sink_logits": ctypes.c_float, "layer_shares": ctypes.c_double}
+
+
+def _numbers(given: Any, kind: Any, keep: list[Any]) -> tuple[Any, int]:
+    table = np.ascontiguousarray(given, dtype=kind).reshape(-1)
+    keep.append(table)
+    return table.ctypes.data_as(ctypes.POINTER(kind)), table.size
+
+
+def _c_layer(layer: Layer, keep: list[Any]) -> _c.Layer:
+    made = _c.Layer()
+    for name in ("keys", "values", "queries", "output_projection"):
+        view = view_of(getattr(layer, name), keep)
+        if view is not None:
+            setattr(made, name, view)
+    for name in ("replay", "statistics"):
+        state = getattr(layer, name)
+        if state is not None:
+            setattr(made, name, state._as_parameter_)
+    if layer.rope is not None:
+        pointer, pairs = _numbers(layer.rope.inverse_frequencies, ctypes.c_float, keep)
+        made.rope = ctypes.pointer(_c.Rope(inverse_frequencies=pointer, pairs=pairs, interleaved=layer.rope.interleaved,
+                                           attention_factor=layer.rope.attention_factor))
+    keep.append(layer)
+    return made
+
+
+def _c_request(first: _c.Layer, options: dict[str, Any], keep: list[Any]) -> _c.Request:
+    request = _c.Request()
+    if first.queries:
+        request.window_tokens = first.queries.contents.extents[1]
+    for name, value in options.items():
+        if name not in Request.__annotations__:
+            raise TypeError(f"a request has no {name!r}; it has {', '.join(Request.__annotations__)}")
+        if name == "scope":
+            if value not in _SCOPES:
+                raise ValueError(f"scope is one of {', '.join(_SCOPES)}, not {value!r}")
+            request.budget_scope = _SCOPES.index(value)
+        elif name in _TABLES:
+            pointer, count = _numbers(value, _TABLES[name], keep)
+            setattr(request, name, pointer)
+            setattr(request, f"{name}_count", count)
+        elif name in ("scale", "soft_cap"):
+            setattr(request, name, value)
+        else:  # NumPy refuses what 64 bits cannot hold; ctypes would cut it
+            setattr(request, "budget_tokens" if name == "budget" else name, int(np.int64(operator.index(value))))
+    return request
+
+
+# ---- Plans ----
+
+
+class Plan:
+    """Which rows of each KV head stay; it never changes. Kept rows of head h are indices[indptr[h]:indptr[h + 1]], ascending.
+
+    indptr   [kv_heads + 1] int32, the cumulative lengths of the cut cache
+    indices  [kept rows of all heads] int32
+    Both are the library's own memory, read-only.
+    """
+
+    def __init__(self, indptr: Sequence[int] | npt.NDArray[Any], indices: Sequence[int] | npt.NDArray[Any]) -> None:
+        """A plan from tables of your own. Errors: Refused (INVALID_TABLE) for rows that do not ascend."""
+        offsets, kept = (np.ascontiguousarray(table, dtype=np.int32) for table in (indptr, indices))
+        if offsets.ndim != 1 or kept.ndim != 1 or offsets.size == 0 or offsets[-1] > kept.size:
+            raise Refused(Code.INVALID_TABLE, "a plan of tables: indptr [kv_heads + 1], indices [indptr[-1]]")
+        handle = Handle("plan")
+        pointers = (table.ctypes.data_as(_c.Int32s) for table in (offsets, kept))
+        check(lib.kvtrim_plan_assign(handle, next(pointers), offsets.size - 1, next(pointers)))
+        self._take(handle)
+
+    @classmethod
+    def _of(cls, handle: Handle) -> Plan:
+        plan = cls.__new__(cls)
+        plan._take(handle)
+        return plan
+
+    def _take(self, handle: Handle) -> None:
+        self._handle = handle
+        rows = lib.kvtrim_plan_rows(handle)
+        self.indptr = handle.array(lib.kvtrim_plan_offsets(handle), rows + 1, ctypes.c_int32)
+        self.indices = handle.array(lib.kvtrim_plan_kept(handle), int(self.indptr[-1]), ctypes.c_int32)
+
+    def __len__(self) -> int:
+        """KV heads."""
+        return len(self.indptr) - 1
+
+    def __getitem__(self, head: int) -> npt.NDArray[np.int32]:
+        """Kept rows of a KV head."""
+        head = range(len(self))[head]
+        return self.indices[self.indptr[head]: self.indptr[head + 1]]
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.int32]]:
+        return (self[head] for head in range(len(self)))
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """[kv_heads] kept rows of each."""
+        return np.diff(self.indptr)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all heads keep equally many rows."""
+        lengths = self.lengths
+        return bool((lengths == lengths[:1]).all())
+
+    def mask(self, tokens: int) -> npt.NDArray[np.bool_]:
+        """[kv_heads, tokens]: true where a row stays. Error: Refused (PLAN_MISMATCH) if a kept row is beyond."""
+        if self.indices.size and int(self.indices.max()) >= tokens:
+            raise Refused(Code.PLAN_MISMATCH, "the plan keeps rows that the cache does not have", int(self.indices.max()) + 1)
+        kept = np.zeros((len(self), tokens), dtype=bool)
+        kept[np.repeat(np.arange(len(self)), self.lengths), self.indices] = True
+        return kept
+
+    def share(self, tokens: int, kept_tokens: int = 0) -> Plan:
+        """One token set for all heads of caches of `tokens` rows: the kept_tokens that most heads keep; 0: all that some head keeps."""
+        handle = Handle("plan")
+        check(lib.kvtrim_plan_share(self._handle, tokens, kept_tokens, handle, context()))
+        return Plan._of(handle)
+
+    def __repr__(self) -> str:
+        return f"<Plan: {len(self)} KV heads keep {self.lengths.tolist()} rows>"
+
+
+def plan_layers(policy: PolicyLike, layers: Sequence[Layer], **request: Unpack[Request]) -> list[Plan]:
+    """Decides which rows of each layer stay, under one budget for all of them where the policy takes layers; other policies plan each
+    layer alone, with the same request.
+
+    Errors: Refused for numbers, shapes and views that do not fit; TypeError for an unknown member of the request.
+    """
+    policy = policy_of(policy)
+    keep: list[Any] = []
+    made = [_c_layer(layer, keep) for layer in layers]
+    calls = [made] if Needs.TAKES_LAYERS in policy.info.needs else [[layer] for layer in made]
+    plans: list[Handle] = []
+    for call in calls:
+        c_request = _c_request(call[0] if call else _c.Layer(), dict(request), keep)
+        handles = [Handle("plan") for _ in call]
+        pointers = (ctypes.c_void_p * len(call))(*(handle._as_parameter_.value for handle in handles))
+        check(lib.kvtrim_plan_layers(policy, (_c.Layer * len(call))(*call), len(call), ctypes.byref(c_request),
+                                     pointers, len(call), context()))
+        plans += handles
+    return [Plan._of(handle) for handle in plans]
+
+
+def plan(policy: PolicyLike, keys: RowsLike | None = None, queries: RowsLike | None = None, values: RowsLike | None = None,
+         output_projection: RowsLike | None = None, *, replay: Replay | None = None, statistics: Statistics | None = None,
+         rope: Rope | None = None, **request: Unpack[Request]) -> Plan:
+    """Decides which rows of one layer stay: plan("snapkv", keys, queries, budget=200, sink_tokens=4). Shapes: those of Layer;
+    errors: those of plan_layers."""
+    layer = Layer(keys, queries, values, output_projection, replay, statistics, rope)
+    return plan_layers(policy, [layer], **request)[0]
+
+
+class Scores:
+    """Scores of one layer's candidates, read-only: candidate c of KV head h is cache row `first` + c.
+
+    indptr      [kv_heads + 1] int64
+    importance  [candidates of all heads] float32
+    first       sink_tokens or pinned_tokens of the request, the larger one
+    """
+
+    def __init__(self, handle: Handle, first: int) -> None:
+        rows = lib.kvtrim_scores_rows(handle)
+        self.first = first
+        self.indptr = handle.array(lib.kvtrim_scores_offsets(handle), rows + 1, ctypes.c_int64)
+        self.importance = handle.array(lib.kvtrim_scores_importance(handle), int(self.indptr[-1]), ctypes.c_float)
+
+    def __len__(self) -> int:
+        """KV heads."""
+        return len(self.indptr) - 1
+
+    def __getitem__(self, head: int) -> npt.NDArray[np.float32]:
+        """Scores of a KV head's candidates."""
+        head = range(len(self))[head]
+        return self.importance[self.indptr[head]: self.indptr[head + 1]]
+
+
+def scores(policy: PolicyLike, keys: RowsLike | None = None, queries: RowsLike | None = None, values: RowsLike | None = None,
+           output_projection: RowsLike | None = None, *, replay: Replay | None = None, statistics: Statistics | None = None,
+           rope: Rope | None = None, **request: Unpack[Options]) -> Scores:
+    """The scores alone, of one layer; arguments and errors are those of plan(), but for the budget, which is not needed."""
+    keep: list[Any] = []
+    layer = _c_layer(Layer(keys, queries, values, output_projection, replay, statistics, rope), keep)
+    asked = _c_request(layer, dict(request), keep)
+    handle = Handle("scores")
+    check(lib.kvtrim_score_layer(policy_of(policy), ctypes.byref(layer), ctypes.byref(asked), handle, context()))
+    return Scores(handle, max(asked.sink_tokens, asked.pinned_tokens))
+
+
+# ---- Plans carried out ----
+
+
+def compact_in_place(plan: Plan, keys: RowsLike, values: RowsLike | None = None) -> None:
+    """Moves the survivors of each head to its first rows: of head h they are [h, :plan.lengths[h]] then, to be described by
+    Rows(keys, lengths=plan.lengths). Errors: Refused (PLAN_MISMATCH, VIEWS_OVERLAP), ValueError for read-only arrays."""
+    keep: list[Any] = []
+    check(lib.kvtrim_compact_in_place(view_of(keys, keep, written=True), view_of(values, keep, written=True), plan._handle))
+
+
+def compact_to_flat(plan: Plan, keys: RowsLike, values: RowsLike | None = None) -> None:
+    """Moves all survivors to the front of the buffer, head by head: for contiguous arrays [heads, tokens, channels] they are
+    keys.reshape(-1, channels)[:plan.indptr[-1]] then, to be described by Rows(..., indptr=plan.indptr). Errors: as compact_in_place."""
+    keep: list[Any] = []
+    check(lib.kvtrim_compact_to_flat(view_of(keys, keep, written=True), view_of(values, keep, written=True), plan._handle))
+
+
+def gather(plan: Plan, rows: RowsLike, out: npt.NDArray[Any] | SupportsDLPack | None = None) -> Any:
+    """Copies all survivors, head by head, to `out` [plan.indptr[-1], channels], contiguous, float32, float16 or bfloat16; bits are
+    copied where both have one element. Without `out`: to a new NumPy array of float32. Returns `out`.
+    Errors: Refused (PLAN_MISMATCH, NO_ROOM), ValueError for another shape or a read-only array."""
+    rows = rows_of(rows)
+    shape = (int(plan.indptr[-1]), int(rows.view.extents[2]))
+    if out is None:
+        out = np.empty(shape, dtype=np.float32)
+    to = memory_of(out)
+    size = 4 if to.element == _c.F32 else 2
+    contiguous = to.strides == (shape[1] * size, size) or 0 in shape
+    if to.shape != shape or not contiguous or not to.writable:
+        raise ValueError(f"out must be contiguous and writable, of shape {shape}")
+    keep: list[Any] = []
+    check(lib.kvtrim_gather(view_of(rows, keep), plan._handle, to.element, to.address, shape[0] * shape[1] * size))
+    return out
+
+
+# ---- What some policies read beside a layer ----
+
+
+class Replay(Handle):
+    """What a second pass over the prompt wants of each cached token (KVzip), for the policies that need a replay; one per layer.
+
+    loss  "attention_maximum", "output_maximum" or "output_square_sum"; the two of outputs read values and, if given, W_O
+    """
+
+    LOSSES = ("attention_maximum", "output_maximum", "output_square_sum")
+
+    def __init__(self, kv_heads: int, tokens: int, loss: str = "attention_maximum") -> None:
+        if loss not in self.LOSSES:
+            raise ValueError(f"loss is one of {', '.join(self.LOSSES)}, not {loss!r}")
+        super().__init__("replay", kv_heads, tokens, self.LOSSES.index(loss))
+
+    def add(self, layer: Layer, **request: Unpack[Options]) -> None:
+        """Adds the next queries of the replay and the cache they saw; of the request only attention options are read."""
+        keep: list[Any] = []
+        asked = _c_request(_c.Layer(), dict(request), keep)
+        check(lib.kvtrim_replay_add(self, ctypes.byref(_c_layer(layer, keep)), ctypes.byref(asked), context()))
+
+    def add_own(self, layer: Layer, nearest: int = 64, **request: Unpack[Options]) -> None:
+        """Adds the prompt's own queries, those of the newest rows; they score rows at least `nearest` before their own."""
+        keep: list[Any] = []
+        asked = _c_request(_c.Layer(), dict(request), keep)
+        check(lib.kvtrim_replay_add_own(self, ctypes.byref(_c_layer(layer, keep)), ctypes.byref(asked), nearest, context()))
+
+    def scores(self, head: int, tokens: int) -> npt.NDArray[np.float32]:
+        """[tokens] of a head, a copy. Error: Refused (NO_ROOM) if it has more."""
+        out = np.zeros(tokens, dtype=np.float32)
+        check(lib.kvtrim_replay_scores(self, head, out.ctypes.data_as(_c.Floats), tokens))
+        return out
+
+
+class Statistics(Handle):
+    """Mean and covariance of the queries before RoPE, from position skip_positions on, for "expected_attention"; one per layer."""
+
+    def __init__(self, q_heads: int, head_dim: int, skip_positions: int = 0) -> None:
+        super().__init__("statistics", q_heads, head_dim, skip_positions)
+
+    def add(self, queries: RowsLike) -> None:
+        """Adds the sequence's next queries [q_heads, any number, head_dim], before RoPE."""
+        keep: list[Any] = []
+        check(lib.kvtrim_statistics_add(self, view_of(queries, keep), context()))
