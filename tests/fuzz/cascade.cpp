@@ -83,7 +83,7 @@ void run(fuzz::input& in) {
             FUZZ_CHECK(cascade.held_tokens() == held_before && cascade.layers() == l);
             index_t safe = 0;
             for (const auto& list : {rows, added}) {
-                for (const row& r : list) { safe += std::min(safeguard, std::ssize(r.scores)); }
+                for (const row& r : list) { safe += std::clamp<index_t>(safeguard, 0, std::ssize(r.scores)); }
             }
             FUZZ_CHECK(!cascade.validate().ok() || offsets != true_offsets || safe > total);
             keep_plan plan;
