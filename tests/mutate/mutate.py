@@ -288,7 +288,9 @@ def build(headers, test_folders, skipped, compiler):
                 bad |= {(h, int(n)) for h, n in found}
                 break
         if not bad:
-            subprocess.run([*compiler, *objects, "-o", str(BUILD / "tests")], check=True)
+            program = BUILD / "tests"
+            if not program.exists() or any(Path(o).stat().st_mtime > program.stat().st_mtime for o in objects):
+                subprocess.run([*compiler, *objects, "-o", str(program)], check=True)
             return mutants
         before = len(skipped)
         for header, line in bad:
@@ -311,14 +313,15 @@ def limit_memory():
 
 def run_tests(names, seconds, **environment):
     """'' if all pass, else how they failed."""
-    chosen_file = BUILD / "chosen.txt"
-    chosen_file.write_text("".join(f'"{name}"\n' for name in names))
+    selection = ",".join(re.sub(r'([\\,\[\]"])', r"\\\1", name) for name in names)
     try:
-        done = subprocess.run([str(BUILD / "tests"), "--abort", *(["--input-file", str(chosen_file)] if names else [])], cwd=ROOT,
+        done = subprocess.run([str(BUILD / "tests"), "--abort", *([selection] if names else [])], cwd=ROOT,
                               timeout=seconds, env={**os.environ, **environment}, preexec_fn=limit_memory,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except subprocess.TimeoutExpired:
         return "time"
+    if b"Invalid Filter" in done.stdout or b"No test" in done.stdout:
+        sys.exit(f"no such tests: {selection}")
     if done.returncode < 0:
         return "crash"
     if done.returncode:
@@ -373,6 +376,18 @@ def read_table(path):
     return {"\t".join(r[:5]): r[5] for r in rows}
 
 
+def write_summary(path, ran, results, equivalent):
+    row = lambda name, of: "| {} | {} | {} | {} | {} |\n".format(
+        name, len(of), sum(not results[m.key].startswith("survived") for m in of),
+        sum(results[m.key].startswith("survived") and m.key in equivalent for m in of),
+        sum(results[m.key].startswith("survived") and m.key not in equivalent for m in of))
+    headers = sorted({m.header for m in ran})
+    command = " ".join(["./dev mutate", *(a for a in sys.argv[1:])])
+    path.write_text(f"Mutants of the core against the unit tests: `{command}`, {time.strftime('%Y-%m-%d')}.\n\n"
+                    "| header | run | killed | no test can tell | not noticed |\n|---|---|---|---|---|\n"
+                    + row("**all**", ran) + "".join(row(h, [m for m in ran if m.header == h]) for h in headers))
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--per-header", type=int, default=5, help="mutants of each header, at most")
@@ -381,6 +396,7 @@ def main():
     options.add_argument("--headers", default="*", help="only headers whose path matches")
     options.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
     options.add_argument("--thorough", action="store_true", help="survivors face all tests, with those of properties and regressions")
+    options.add_argument("--summary", type=Path, help="write the figures of each header to a file")
     options.add_argument("--list", action="store_true", help="only say which mutants there are")
     options.add_argument("--compiler", default="clang++", help="of clang's command line; g++ takes twice as long at -O0")
     given = options.parse_args()
@@ -397,7 +413,8 @@ def main():
         print(f"{total} mutants in {len(headers)} headers")
         return
     (BUILD / "objects").mkdir(parents=True, exist_ok=True)
-    (BUILD / "kernels.cpp").write_text("#include <kvtrim/kernels/compiled.hpp>\n")
+    if not (BUILD / "kernels.cpp").exists():
+        (BUILD / "kernels.cpp").write_text("#include <kvtrim/kernels/compiled.hpp>\n")
     skipped_file = BUILD / "not_compiled.txt"
     skipped = {(h, int(n)) for h, n in (l.split() for l in skipped_file.read_text().splitlines())} if skipped_file.exists() else set()
     compiler = (["ccache"] if subprocess.run(["which", "ccache"], capture_output=True).returncode == 0 else []) + [given.compiler]
@@ -442,6 +459,8 @@ def main():
     print(f"{len(ran)} mutants in {len({m.header for m in ran})} headers: {killed} killed, {len(survivors)} survived, of which "
           f"{len(explained)} cannot be told from the original (tests/mutate/equivalent.tsv); "
           f"{100 * killed / max(1, len(ran) - len(explained)):.1f} % of the others killed; {time.monotonic() - started:.0f} s")
+    if given.summary:
+        write_summary(given.summary, ran, results, equivalent)
     (BUILD / "survivors.tsv").write_text("".join(f"{m.header}:{m.line}:{m.column}\t{m.key}\n" for m in survivors if m.key not in equivalent))
 
 
