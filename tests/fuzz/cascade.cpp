@@ -63,7 +63,7 @@ void run(fuzz::input& in) {
     // Numbers that are refused, or small: a plan has an entry for each protected token.
     const auto around = [&] {
         const index_t n = in.hostile(in.between(0, 3), 4);
-        return n > 4096 && n < std::numeric_limits<std::int32_t>::max() ? index_t{3} : n;
+        return n > 4096 && n <= std::numeric_limits<std::int32_t>::max() ? index_t{3} : n;
     };
     const index_t prefix = around(), suffix = around();
     layer_cascade cascade(total, safeguard);

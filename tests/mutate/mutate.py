@@ -24,6 +24,7 @@ import hashlib
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -306,9 +307,13 @@ def text_line(name, site):
 
 # ---- Runs --------------------------------------------------------------------------------------------------------------
 
-def limit_memory():
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def limits_of(seconds):
+    """Memory, and the processor's time, which does not depend on what else runs there."""
+    def set_limits():
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
+    return set_limits
 
 
 def run_tests(names, seconds, **environment):
@@ -316,14 +321,14 @@ def run_tests(names, seconds, **environment):
     selection = ",".join(re.sub(r'([\\,\[\]"])', r"\\\1", name) for name in names)
     try:
         done = subprocess.run([str(BUILD / "tests"), "--abort", *([selection] if names else [])], cwd=ROOT,
-                              timeout=seconds, env={**os.environ, **environment}, preexec_fn=limit_memory,
+                              timeout=20 * seconds, env={**os.environ, **environment}, preexec_fn=limits_of(seconds),
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except subprocess.TimeoutExpired:
         return "time"
     if b"Invalid Filter" in done.stdout or b"No test" in done.stdout:
         sys.exit(f"no such tests: {selection}")
     if done.returncode < 0:
-        return "crash"
+        return "time" if -done.returncode in (signal.SIGXCPU, signal.SIGKILL) else "crash"
     if done.returncode:
         failed = re.search(rb"\n-{20,}\n(.*)\n", done.stdout)
         return "test: " + (failed.group(1).decode(errors="replace").strip()[:90] if failed else "?")
@@ -440,7 +445,7 @@ def main():
                 break
             answer = ""
             for names, seconds in in_batches(tests[m.id], Path(m.header).stem) if m.id in tests else []:
-                if answer := run_tests(names, 10 * seconds + 5, KVTRIM_MUTANT=str(m.id)):
+                if answer := run_tests(names, 3 * seconds + 2, KVTRIM_MUTANT=str(m.id)):
                     break
             said = answer or ("survived" if m.id in tests else "survived, not reached")
             results[m.key] = said
