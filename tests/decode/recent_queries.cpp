@@ -241,3 +241,14 @@ TEST_CASE("recent queries: other queries and too long a rollback are refused, th
     }
     CHECK(bytes_of(ring) == before);
 }
+
+TEST_CASE("recent queries: a saved ring whose next slot lies behind its end is refused", "[decode]") {
+    const recent_queries<float> ring(1, 2, 1, 1);
+    recent_queries<float> restored(1, 2, 1, 1);
+    auto bytes = bytes_of(ring);
+    const std::size_t next = sizeof(std::uint32_t) + 4 * sizeof(index_t);
+    bytes[next] = std::byte{2};
+    CHECK(restore(restored, bytes).ok());
+    bytes[next] = std::byte{3}; // of three slots
+    CHECK(restore(restored, bytes).code() == errc::invalid_parameter);
+}

@@ -238,6 +238,41 @@ TEST_CASE("running scores: an eviction while drafts are pending can be followed 
     CHECK(bytes_of(drafting) == before);
 }
 
+TEST_CASE(
+    "running scores: drafts of which the engine added only the newest query take that query alone along",
+    "[decode]") {
+    const std::vector<float> ones(2 * 10, 1.0f);
+    const matrix_view attention(ones.data(), {2, 10});
+    running_scores scores(2, 3);
+    const auto step = [&](running_scores& of, index_t tokens) {
+        REQUIRE(of.append(tokens).ok());
+        REQUIRE(of.add(attention).ok());
+    };
+    step(scores, 1);
+    step(scores, 1);
+    const running_scores before = scores;
+    step(scores, 3);
+    const running_scores drafted = scores;
+    for (const index_t rejected : {index_t{1}, index_t{2}, index_t{3}}) {
+        scores = drafted;
+        REQUIRE(scores.rollback(rejected).ok());
+        running_scores sure = before;
+        REQUIRE(sure.append(3 - rejected).ok()); // accepted ones, without their queries
+        CHECK(sums_of(scores) == sums_of(sure));
+        CHECK(observers_of(scores) == observers_of(sure));
+        running_scores restored(0);
+        REQUIRE(restore(restored, bytes_of(scores)).ok());
+        for (running_scores* state : {&scores, &sure, &restored}) {
+            REQUIRE(state->append(1).ok());
+            REQUIRE(state->add(attention, 4 - rejected).ok()); // the queries of all that are left
+            CHECK_FALSE(state->add(attention).ok());
+        }
+        CHECK(sums_of(scores) == sums_of(sure));
+        CHECK(observers_of(scores) == observers_of(sure));
+        CHECK(observers_of(restored) == observers_of(sure));
+    }
+}
+
 TEST_CASE("running scores: a copy is a fork, saved bytes restore it, damaged ones do no harm", "[decode]") {
     const layer_data layer = all_queries(20, 7);
     running_scores scores(2, 2);
@@ -277,7 +312,7 @@ TEST_CASE("running scores: saved sums that can be undone less far than their que
           "[decode]") {
     running_scores scores(1, 1), restored(1);
     REQUIRE(scores.append(4).ok());
-    auto bytes = bytes_of(scores);
+    const auto bytes = bytes_of(scores);
     // Of each of three tables, 4 tokens of one head: heads, longest row, how many can be undone, a length, 4 numbers.
     const std::size_t table = 4 * sizeof(index_t) + 4 * sizeof(float);
     for (const std::size_t of : {std::size_t{1}, std::size_t{2}}) {
@@ -285,10 +320,30 @@ TEST_CASE("running scores: saved sums that can be undone less far than their que
         damaged[bytes.size() - of * table + 2 * sizeof(index_t)] = std::byte{3}; // of the sums
         CHECK(restore(restored, damaged).code() == errc::invalid_parameter);
     }
-    for (std::size_t of = 1; of <= 3; ++of) {
-        bytes[bytes.size() - of * table + 2 * sizeof(index_t)] ^= std::byte{4};
+    CHECK(restore(restored, bytes).ok());
+}
+
+TEST_CASE("running scores: saved numbers of queries that no sequence can have are refused", "[decode]") {
+    const std::vector<float> ones(2 * 4, 1.0f);
+    running_scores scores(2, 0), restored(1);
+    for (int token = 0; token < 4; ++token) {
+        REQUIRE(scores.append(1).ok());
+        REQUIRE(scores.add(matrix_view(ones.data(), {2, 4})).ok());
     }
-    CHECK(restore(restored, bytes).code() == errc::invalid_parameter); // 4 unseen tokens, none to be undone
+    const auto bytes = bytes_of(scores);
+    // Before the sums, a table as large: heads, longest row, how many can be undone, two lengths, and for each head 0 1 2 3.
+    const std::size_t table = 5 * sizeof(index_t) + 2 * 4 * sizeof(float);
+    const std::size_t numbers = bytes.size() - table - 2 * 4 * sizeof(std::int32_t);
+    const auto changed = [&](std::size_t number, int to) {
+        auto other = bytes;
+        REQUIRE(other[numbers + number * sizeof(std::int32_t)] == static_cast<std::byte>(number % 4));
+        other[numbers + number * sizeof(std::int32_t)] = static_cast<std::byte>(to);
+        return restore(restored, other);
+    };
+    CHECK(changed(2, 2).ok());
+    CHECK(changed(1, 3).code() == errc::invalid_parameter); // older than token 2, and seen later
+    CHECK(changed(3, 5).code() == errc::invalid_parameter); // a query to come
+    CHECK(changed(6, 1).code() == errc::invalid_parameter); // in one head another than in the other
 }
 
 TEST_CASE("running scores: update refuses what it cannot serve and changes nothing", "[decode]") {

@@ -60,7 +60,12 @@ std::vector<std::vector<std::int32_t>> best_of(const std::vector<row>& rows, ind
 void run(fuzz::input& in) {
     const index_t layers = in.between(1, 6), heads = in.between(0, 3);
     const index_t total = in.hostile(in.between(0, 120), 4), safeguard = in.hostile(in.between(0, 6), 4);
-    const index_t prefix = in.hostile(in.between(0, 3), 4), suffix = in.hostile(in.between(0, 3), 4);
+    // Numbers that are refused, or small: a plan has an entry for each protected token.
+    const auto around = [&] {
+        const index_t n = in.hostile(in.between(0, 3), 4);
+        return n > 4096 && n <= std::numeric_limits<std::int32_t>::max() ? index_t{3} : n;
+    };
+    const index_t prefix = around(), suffix = around();
     layer_cascade cascade(total, safeguard);
     FUZZ_CHECK(cascade.validate().ok() == (total >= 0 && safeguard >= 0));
     std::vector<row> rows;
@@ -83,7 +88,7 @@ void run(fuzz::input& in) {
             FUZZ_CHECK(cascade.held_tokens() == held_before && cascade.layers() == l);
             index_t safe = 0;
             for (const auto& list : {rows, added}) {
-                for (const row& r : list) { safe += std::min(safeguard, std::ssize(r.scores)); }
+                for (const row& r : list) { safe += std::clamp<index_t>(safeguard, 0, std::ssize(r.scores)); }
             }
             FUZZ_CHECK(!cascade.validate().ok() || offsets != true_offsets || safe > total);
             keep_plan plan;

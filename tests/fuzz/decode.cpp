@@ -34,9 +34,16 @@ struct model {
     std::vector<float> queries; // one number each, of all tokens so far
     index_t next = 0;           // rotary
     index_t intact = 0;         // newest tokens that no head has lost
-    std::size_t added = 0;      // times that attention was added
+    struct addition {
+        index_t tokens, queries; // tokens of the sequence by then, and how many of the newest ones' queries
+    };
+    std::vector<addition> added;
 
     [[nodiscard]] index_t seen() const { return std::ssize(queries); }
+    // Newest tokens that no query saw.
+    [[nodiscard]] index_t unadded() const {
+        return std::min(intact, seen() - (added.empty() ? 0 : added.back().tokens));
+    }
 };
 
 struct library {
@@ -112,8 +119,8 @@ void append(library& l, model& m, index_t count, std::uint32_t& next_number) {
         const auto number = static_cast<float>(++next_number);
         chunk.push_back(number);
         for (std::size_t g = 0; g < m.heads.size(); ++g) {
-            m.heads[g].push_back(
-                {m.seen(), m.next, number + static_cast<float>(g) / 8, std::vector<float>(m.added + 1)});
+            m.heads[g].push_back({m.seen(), m.next, number + static_cast<float>(g) / 8,
+                                  std::vector<float>(m.added.size() + 1)});
         }
         m.queries.push_back(number);
         ++m.next;
@@ -137,13 +144,12 @@ void run(fuzz::input& in) {
     library l(heads, window, drafts);
     model m;
     m.heads.resize(static_cast<std::size_t>(heads));
-    index_t held = 0, unadded = 0,
-            undoable = 0; // queries in the ring; newest tokens without attention; versions
+    index_t held = 0, undoable = 0; // queries in the ring; versions
     std::uint32_t next_number = 0;
     library saved_library = l;
     std::vector<std::byte> saved_positions, saved_queries, saved_scores;
     model saved_model = m;
-    index_t saved_counts[3] = {0, 0, 0};
+    index_t saved_counts[2] = {0, 0};
     bool is_saved = false;
 
     for (int step = 0; step < 40 && !in.is_empty(); ++step) {
@@ -154,10 +160,10 @@ void run(fuzz::input& in) {
             const index_t count = in.between(0, 4);
             append(l, m, count, next_number);
             held = std::min(held + count, window + drafts);
-            unadded += count;
             break;
         }
         case 2: { // attention of the newest token's query, or of several
+            const index_t unadded = m.unadded();
             const index_t queries = in.hostile(in.chance(64) ? unadded : 1, 8);
             index_t longest = 0;
             for (const auto& head : m.heads) { longest = std::max(longest, std::ssize(head)); }
@@ -178,20 +184,23 @@ void run(fuzz::input& in) {
                                    (w > 0 && w <= std::numeric_limits<float>::max() ? w : 0.0f));
                 }
             }
-            ++m.added;
+            m.added.push_back({m.seen(), queries});
             undoable = queries == 1 ? std::min(undoable + 1, drafts) : 0;
-            unadded = 0;
             break;
         }
         case 3: { // rejected drafts
             const index_t count = in.hostile(in.between(0, 3), 8);
-            const index_t undone = count > unadded ? count - unadded : 0;
-            const bool possible = count >= 0 && count <= m.intact && undone <= undoable && count <= held;
+            const bool can_drop = count >= 0 && count <= m.intact;
+            index_t undone = 0; // additions, which were of a token that goes
+            while (can_drop && undone < std::ssize(m.added) &&
+                   m.added[m.added.size() - 1 - static_cast<std::size_t>(undone)].tokens > m.seen() - count) {
+                ++undone;
+            }
+            const bool possible = can_drop && undone <= undoable && count <= held;
             library kept = l;
             const bool positions_ok = kept.positions.rollback(count).ok();
-            FUZZ_CHECK(positions_ok == (count >= 0 && count <= m.intact));
-            FUZZ_CHECK(kept.scores.rollback(count).ok() ==
-                       (count >= 0 && count <= m.intact && undone <= undoable));
+            FUZZ_CHECK(positions_ok == can_drop);
+            FUZZ_CHECK(kept.scores.rollback(count).ok() == (can_drop && undone <= undoable));
             FUZZ_CHECK(kept.queries.rollback(count).ok() == (count >= 0 && count <= held));
             if (!possible) { break; } // a step of one state alone is not the cache's
             std::vector<index_t> counts;
@@ -209,10 +218,9 @@ void run(fuzz::input& in) {
             FUZZ_CHECK(kept.table.compact(plan).ok());
             l = kept;
             m.queries.resize(m.queries.size() - static_cast<std::size_t>(count));
-            m.added -= static_cast<std::size_t>(undone);
+            m.added.resize(m.added.size() - static_cast<std::size_t>(undone));
             m.next -= count;
             m.intact -= count;
-            unadded -= count - undone;
             undoable -= undone;
             held -= count;
             break;
@@ -257,7 +265,6 @@ void run(fuzz::input& in) {
                 for (const auto t : kept[g]) { left.push_back(m.heads[g][static_cast<std::size_t>(t)]); }
                 m.heads[g] = left;
             }
-            unadded = std::min(unadded, m.intact);
             break;
         }
         case 5: { // keys closed up
@@ -294,8 +301,7 @@ void run(fuzz::input& in) {
             saved_library = l; // a fork
             saved_model = m;
             saved_counts[0] = held;
-            saved_counts[1] = unadded;
-            saved_counts[2] = undoable;
+            saved_counts[1] = undoable;
             is_saved = true;
             break;
         default: // back to what was saved, read from the bytes or the fork itself
@@ -310,8 +316,7 @@ void run(fuzz::input& in) {
             }
             m = saved_model;
             held = saved_counts[0];
-            unadded = saved_counts[1];
-            undoable = saved_counts[2];
+            undoable = saved_counts[1];
         }
         check_same(l, m, window);
 

@@ -66,8 +66,11 @@ class input {
     index_t hostile(index_t good, int of_256 = 16) {
         if (!chance(of_256)) { return good; }
         constexpr index_t most = std::numeric_limits<index_t>::max(), most32 = 0x7fffffff;
-        const index_t odd[] = {0,        -1,       1,         good + 1,       good - 1,
-                               -good,    most,     -most - 1, most32,         most32 + 1,
+        const auto bits = static_cast<std::uint64_t>(good); // which may be hostile itself
+        const auto more = static_cast<index_t>(bits + 1), less = static_cast<index_t>(bits - 1),
+                   negative = static_cast<index_t>(0 - bits);
+        const index_t odd[] = {0,        -1,       1,         more,           less,
+                               negative, most,     -most - 1, most32,         most32 + 1,
                                most / 2, most / 4, -most / 8, 2 * most32 + 1, index_t{1} << 56,
                                65536};
         return chance(64) ? number<index_t>() : odd[byte() % std::size(odd)];

@@ -10,12 +10,12 @@ time, and run once per mutant, with its number in the environment. Operators:
   operand    the right side of && or || left out                statement  an assignment or a call left out
   number     + 1 and - 1 become + 0 and + 2; = 0 becomes 1      extremum   std::min and std::max exchanged
 
-A mutant is killed by a test that fails, crashes, or runs past its time. First the test file that mirrors the header is
-run, then all of its folder. A mutant that does not compile is taken out and counted apart. Results are kept in
-build/mutate/results.tsv, by place and text, so that a run that was stopped goes on; survivors that are understood stand,
-with the reason, in tests/mutate/equivalent.tsv.
+A mutant is killed by a test that fails, crashes, or runs past its time. One run of all tests says which of them run through
+which mutants; a mutant then faces those alone, the fast ones and those that mirror its header first. A mutant that does not
+compile is taken out and counted apart. Results are kept in build/mutate/results.tsv, by place and text, so that a run that
+was stopped goes on; survivors that are understood stand, with the reason, in tests/mutate/equivalent.tsv.
 
-  mutate.py [--per-header N] [--all] [--again] [--thorough] [--headers PATTERN] [--seconds S]
+  mutate.py [--per-header N] [--all] [--again] [--thorough] [--headers PATTERN] [--seconds S] [--summary FILE]
 """
 
 import argparse
@@ -24,6 +24,7 @@ import hashlib
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +33,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutate"
 CORE = ("score", "allocate", "rerank", "plan", "compact", "decode")
-TEST_FOLDERS = CORE + ("properties", "regression")
+MOST_OF_HEADER = 512
+MORE_TESTS = ("properties", "regression") # compiled where they are run: --thorough
 
 
 # ---- Mutants of one header ---------------------------------------------------------------------------------------------
@@ -235,7 +237,9 @@ def instrument(path, places, out):
 # ---- The program of all tests ------------------------------------------------------------------------------------------
 
 def compile_command(source, out, compiler):
-    return [*compiler, "-std=c++20", "-O0", "-g0", "-w", "-ftemplate-depth=2000", "-D_GLIBCXX_ASSERTIONS", "-DCATCH_CONFIG_FAST_COMPILE",
+    has_mutants = source != BUILD / "kernels.cpp" # without them optimised: the tests spend their time there
+    return [*compiler, "-std=c++20", "-O0" if has_mutants else "-O1", "-g0", "-w", "-ftemplate-depth=2000", "-ferror-limit=0",
+            "-D_GLIBCXX_ASSERTIONS", "-DCATCH_CONFIG_FAST_COMPILE",
             "-DKVTRIM_COMPILED_KERNELS", "-include", str(ROOT / "tests/mutate/mutants.hpp"),
             f"-I{BUILD}/include", f"-I{ROOT}/include", f"-I{ROOT}/tests", "-isystem", "/usr/include/eigen3",
             "-MMD", "-MF", f"{out}.d", "-c", str(source), "-o", str(out)]
@@ -249,11 +253,12 @@ def is_current(out):
     return all(Path(n).exists() and Path(n).stat().st_mtime <= made for n in names)
 
 
-def build(headers, skipped, compiler):
+def build(headers, test_folders, skipped, compiler):
     """Compiles until no mutant stands where it does not compile. Returns all mutants that are in the program."""
     while True:
-        mutants, places, number = [], {}, 0
-        for name in headers:
+        mutants, places = [], {}
+        for place, name in enumerate(headers): # numbers of its own: a change of one header leaves the others' objects as they are
+            number = place * MOST_OF_HEADER
             kept = []
             for site, own in mutants_of(ROOT / "include/kvtrim" / name, name):
                 for mutant in own: # counted where it is left out too: all others keep their numbers
@@ -266,8 +271,8 @@ def build(headers, skipped, compiler):
             instrument(ROOT / "include/kvtrim" / name, kept, BUILD / "include/kvtrim" / name)
         bad = set()
         objects = []
-        sources = [ROOT / "tests/support/main.cpp", ROOT / "tests/support/named_policies.cpp", BUILD / "kernels.cpp"]
-        sources += [s for f in TEST_FOLDERS for s in sorted((ROOT / "tests" / f).glob("*.cpp"))]
+        sources = [ROOT / "tests/mutate/reached.cpp", ROOT / "tests/support/main.cpp", ROOT / "tests/support/named_policies.cpp", BUILD / "kernels.cpp"]
+        sources += [s for f in test_folders for s in sorted((ROOT / "tests" / f).glob("*.cpp"))]
         for source in sources:
             out = BUILD / "objects" / (str(source.relative_to(ROOT)).replace("/", "_") + ".o")
             objects.append(str(out))
@@ -284,7 +289,9 @@ def build(headers, skipped, compiler):
                 bad |= {(h, int(n)) for h, n in found}
                 break
         if not bad:
-            subprocess.run([*compiler, *objects, "-o", str(BUILD / "tests")], check=True)
+            program = BUILD / "tests"
+            if not program.exists() or any(Path(o).stat().st_mtime > program.stat().st_mtime for o in objects):
+                subprocess.run([*compiler, *objects, "-o", str(program)], check=True)
             return mutants
         before = len(skipped)
         for header, line in bad:
@@ -300,36 +307,61 @@ def text_line(name, site):
 
 # ---- Runs --------------------------------------------------------------------------------------------------------------
 
-def limit_memory():
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def limits_of(seconds):
+    """Memory, and the processor's time, which does not depend on what else runs there."""
+    def set_limits():
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
+    return set_limits
 
 
-def run_tests(selection, seconds, **environment):
+def run_tests(names, seconds, **environment):
     """'' if all pass, else how they failed."""
+    selection = ",".join(re.sub(r'([\\,\[\]"])', r"\\\1", name) for name in names)
     try:
-        done = subprocess.run([str(BUILD / "tests"), "--filenames-as-tags", "--abort", *selection], cwd=ROOT, timeout=seconds,
-                              env={**os.environ, **environment}, preexec_fn=limit_memory,
+        done = subprocess.run([str(BUILD / "tests"), "--abort", *([selection] if names else [])], cwd=ROOT,
+                              timeout=20 * seconds, env={**os.environ, **environment}, preexec_fn=limits_of(seconds),
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except subprocess.TimeoutExpired:
         return "time"
+    if b"Invalid Filter" in done.stdout or b"No test" in done.stdout:
+        sys.exit(f"no such tests: {selection}")
     if done.returncode < 0:
-        return "crash"
+        return "time" if -done.returncode in (signal.SIGXCPU, signal.SIGKILL) else "crash"
     if done.returncode:
         failed = re.search(rb"\n-{20,}\n(.*)\n", done.stdout)
         return "test: " + (failed.group(1).decode(errors="replace").strip()[:90] if failed else "?")
     return ""
 
 
-def reached_by(selection, seconds):
-    log = BUILD / "reached.txt"
-    log.unlink(missing_ok=True)
-    begin = time.monotonic()
-    answer = run_tests(selection, seconds, KVTRIM_MUTANTS_REACHED=str(log))
-    if answer:
-        sys.exit(f"the tests {selection} fail without a mutant: {answer}")
-    numbers = {int(n) for n in log.read_text().split()} if log.exists() else set()
-    return numbers, time.monotonic() - begin
+def tests_by_mutant():
+    """Of each mutant the tests that run through it: (name, stem of its file, seconds), from a run of all of them."""
+    log = BUILD / "reached.tsv"
+    if not log.exists() or log.stat().st_mtime < (BUILD / "tests").stat().st_mtime:
+        partial = BUILD / "reached.part"
+        partial.unlink(missing_ok=True)
+        if answer := run_tests([], 7200, KVTRIM_MUTANTS_REACHED=str(partial)):
+            sys.exit(f"the tests fail without a mutant: {answer}")
+        partial.rename(log)
+    found = {}
+    for line in log.read_text().splitlines():
+        name, file, seconds, numbers = line.split("\t")
+        for number in numbers.split():
+            found.setdefault(int(number), []).append((name, Path(file).stem, float(seconds)))
+    return found
+
+
+def in_batches(tests, stem):
+    """Fast tests first, those of the file that mirrors the header ten times as soon; so many in one process as take 3 s."""
+    batches = [([], 0.0)]
+    for name, file, seconds in sorted(tests, key=lambda t: t[2] * (0.1 if t[1] == stem else 1)):
+        names, total = batches[-1]
+        if names and total + seconds > 3:
+            batches.append(([name], seconds))
+        else:
+            batches[-1] = (names + [name], total + seconds)
+    return batches
 
 
 def chosen(mutants, per_header):
@@ -342,21 +374,23 @@ def chosen(mutants, per_header):
     return [m for rank, _, m in sorted(ranked, key=lambda r: r[:2]) if per_header is None or rank < per_header]
 
 
-def selections(header, thorough):
-    """Which tests are run, one selection after the other: those that mirror the header, then those of its folder, then all."""
-    folder, stem = header.split("/")[0], Path(header).stem
-    if (ROOT / "tests" / folder / f"{stem}.cpp").exists():
-        yield f"[#{stem}]"
-    yield ",".join(f"[#{t.stem}]" for t in sorted((ROOT / "tests" / folder).glob("*.cpp")))
-    if thorough:
-        yield "*"
-
-
 def read_table(path):
     if not path.exists():
         return {}
     rows = [line.rstrip("\n").split("\t") for line in path.read_text().splitlines() if line and not line.startswith("#")]
     return {"\t".join(r[:5]): r[5] for r in rows}
+
+
+def write_summary(path, ran, results, equivalent):
+    row = lambda name, of: "| {} | {} | {} | {} | {} |\n".format(
+        name, len(of), sum(not results[m.key].startswith("survived") for m in of),
+        sum(results[m.key].startswith("survived") and m.key in equivalent for m in of),
+        sum(results[m.key].startswith("survived") and m.key not in equivalent for m in of))
+    headers = sorted({m.header for m in ran})
+    command = " ".join(["./dev mutate", *(a for a in sys.argv[1:])])
+    path.write_text(f"Mutants of the core against the unit tests: `{command}`, {time.strftime('%Y-%m-%d')}.\n\n"
+                    "| header | run | killed | no test can tell | not noticed |\n|---|---|---|---|---|\n"
+                    + row("**all**", ran) + "".join(row(h, [m for m in ran if m.header == h]) for h in headers))
 
 
 def main():
@@ -367,8 +401,9 @@ def main():
     options.add_argument("--headers", default="*", help="only headers whose path matches")
     options.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many")
     options.add_argument("--thorough", action="store_true", help="survivors face all tests, with those of properties and regressions")
+    options.add_argument("--summary", type=Path, help="write the figures of each header to a file")
     options.add_argument("--list", action="store_true", help="only say which mutants there are")
-    options.add_argument("--compiler", default="g++")
+    options.add_argument("--compiler", default="clang++", help="of clang's command line; g++ takes twice as long at -O0")
     given = options.parse_args()
     started = time.monotonic()
 
@@ -383,11 +418,12 @@ def main():
         print(f"{total} mutants in {len(headers)} headers")
         return
     (BUILD / "objects").mkdir(parents=True, exist_ok=True)
-    (BUILD / "kernels.cpp").write_text("#include <kvtrim/kernels/compiled.hpp>\n")
+    if not (BUILD / "kernels.cpp").exists():
+        (BUILD / "kernels.cpp").write_text("#include <kvtrim/kernels/compiled.hpp>\n")
     skipped_file = BUILD / "not_compiled.txt"
     skipped = {(h, int(n)) for h, n in (l.split() for l in skipped_file.read_text().splitlines())} if skipped_file.exists() else set()
     compiler = (["ccache"] if subprocess.run(["which", "ccache"], capture_output=True).returncode == 0 else []) + [given.compiler]
-    mutants = build(headers, skipped, compiler)
+    mutants = build(headers, CORE + (MORE_TESTS if given.thorough else ()), skipped, compiler)
     skipped_file.write_text("".join(f"{h} {n}\n" for h, n in sorted(skipped)))
     not_compiled = sum(len(own) for name in headers for site, own in mutants_of(ROOT / "include/kvtrim" / name, name)
                        if (name, text_line(name, site)) in skipped)
@@ -399,12 +435,7 @@ def main():
     print(f"{len(mutants)} mutants in {len({m.header for m in mutants})} headers, {not_compiled} more do not compile; "
           f"{len(sample)} are run", flush=True)
 
-    stages = {} # selection -> mutants that it reaches, seconds
-    def reach(selection):
-        if selection not in stages:
-            stages[selection] = reached_by([selection], 3600)
-        return stages[selection]
-
+    tests = tests_by_mutant() if sample else {}
     with results_file.open("a") as out:
         for m in sample:
             if m.key in results and not (given.again and results[m.key].startswith("survived")):
@@ -412,15 +443,11 @@ def main():
             if time.monotonic() - started > given.seconds:
                 print("time is up; the next run goes on from here")
                 break
-            answer, is_reached = "", False
-            for selection in selections(m.header, given.thorough):
-                reached, seconds = reach(selection)
-                if m.id in reached:
-                    is_reached = True
-                    answer = run_tests([selection], 10 * seconds + 5, KVTRIM_MUTANT=str(m.id))
-                if answer:
+            answer = ""
+            for names, seconds in in_batches(tests[m.id], Path(m.header).stem) if m.id in tests else []:
+                if answer := run_tests(names, 3 * seconds + 2, KVTRIM_MUTANT=str(m.id)):
                     break
-            said = answer or ("survived" if is_reached else "survived, not reached")
+            said = answer or ("survived" if m.id in tests else "survived, not reached")
             results[m.key] = said
             out.write(f"{m.key}\t{said}\n")
             out.flush()
@@ -437,6 +464,8 @@ def main():
     print(f"{len(ran)} mutants in {len({m.header for m in ran})} headers: {killed} killed, {len(survivors)} survived, of which "
           f"{len(explained)} cannot be told from the original (tests/mutate/equivalent.tsv); "
           f"{100 * killed / max(1, len(ran) - len(explained)):.1f} % of the others killed; {time.monotonic() - started:.0f} s")
+    if given.summary:
+        write_summary(given.summary, ran, results, equivalent)
     (BUILD / "survivors.tsv").write_text("".join(f"{m.header}:{m.line}:{m.column}\t{m.key}\n" for m in survivors if m.key not in equivalent))
 
 

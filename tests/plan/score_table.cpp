@@ -58,6 +58,17 @@ TEST_CASE("policy.score: asks for no budget, and a cache of protected tokens alo
     CHECK(table.importance().empty());
 }
 
+TEST_CASE("score_table: takes over all that scores say, the attention of protected tokens too", "[plan]") {
+    const std::vector<index_t> offsets{0, 2, 3};
+    std::vector<float> importance{1, 2, 3}, attention{4, 5, 6}, protected_mass{0.5f, 0.25f};
+    score_table table;
+    table.assign({offsets, importance, attention, protected_mass});
+    CHECK(std::ranges::equal(table.scores().importance, importance));
+    CHECK(std::ranges::equal(table.scores().attention, attention));
+    CHECK(std::ranges::equal(table.scores().protected_mass, protected_mass));
+    CHECK(std::ranges::equal(table.scores().offsets, offsets));
+}
+
 TEST_CASE("policy.score: a refusal leaves the table as it was", "[policy][errors]") {
     const layer_data layer = random_layer({.tokens = 30, .queries = 4}, 4303);
     score_table table;

@@ -77,6 +77,19 @@ TEST_CASE("given_scores: the engine's own scores are taken as they are", "[score
     }
 }
 
+TEST_CASE("given_scores: scores are read by their strides, token by token where heads lie side by side",
+          "[score]") {
+    const layer_data layer = random_layer({.kv_heads = 2, .tokens = 50}, 1);
+    std::vector<float> stored;
+    for (int i = 0; i < 2 * 50; ++i) { stored.push_back(static_cast<float>(i)); }
+    const strided<const float, 2> by_token(stored.data(), {2, 50}, {1, 2});
+    const auto scores = score_layer(given_scores{by_token}, layer.inputs(), middle).importance;
+    for (std::size_t c = 0; c < 42; ++c) {
+        CHECK(scores[c] == static_cast<float>(2 * (3 + c)));
+        CHECK(scores[42 + c] == static_cast<float>(2 * (3 + c) + 1));
+    }
+}
+
 TEST_CASE("given_scores: scores of another shape are refused, with nothing written", "[score][errors]") {
     const layer_data layer = random_layer({.kv_heads = 2, .tokens = 50}, 1);
     const std::vector<float> floats(200);

@@ -64,10 +64,8 @@ class running_scores {
             if (!s.ok()) { return s; }
         }
         for (auto& sums : sums_) { static_cast<void>(sums.reserve(count)); } // all before one changes
-        for (auto& sums : sums_) {                                           // as long as first_
-            static_cast<void>(sums.append(count, [](index_t) { return 0.0f; }));
-        }
-        unseen_ += count;
+        const auto zero = [](index_t) { return 0.0f; };
+        for (auto& sums : sums_) { static_cast<void>(sums.append(count, zero)); } // as long as first_
         return first_.append(count, [&](index_t) { return static_cast<query_number>(queries_); });
     }
 
@@ -82,8 +80,7 @@ class running_scores {
         }
         const index_t rows = extent(attention, 0);
         if (kv_heads() == 0 || rows <= 0 || rows % kv_heads() != 0) {
-            return {errc::heads_not_divisible,
-                    "running_scores: attention must have a row per KV head or per query head"};
+            return {errc::heads_not_divisible, "running_scores: attention has a row per KV or query head"};
         }
         if (extent(attention, 1) < first_.longest_row()) {
             return {errc::invalid_parameter, "running_scores: attention must cover the cached tokens",
@@ -145,17 +142,15 @@ class running_scores {
         for (const status s : {validity_, first_.can_drop(count)}) {
             if (!s.ok()) { return s; }
         }
-        const index_t undone = std::max<index_t>(0, count - unseen_);
+        const index_t undone = queries_ - first_of_newest(count);
         if (undone > undoable_) {
             return {errc::invalid_parameter,
-                    "running_scores: only the last rollback_tokens queries that were added one at a time can "
-                    "be undone"};
+                    "running_scores: only the last rollback_tokens queries, added one by one, can be undone"};
         }
         for (auto& sums : sums_) { static_cast<void>(sums.drop_newest(count)); } // as long as first_
         version_ = (version_ + std::ssize(sums_) - undone) % std::ssize(sums_);
         undoable_ -= undone;
         queries_ -= undone;
-        unseen_ -= count - undone;
         return first_.drop_newest(count);
     }
 
@@ -164,7 +159,6 @@ class running_scores {
         if (!validity_.ok()) { return validity_; }
         if (const status s = first_.compact(plan); !s.ok()) { return s; }
         for (auto& sums : sums_) { static_cast<void>(sums.compact(plan)); } // as long as first_
-        unseen_ = std::min(unseen_, first_.droppable_tokens());
         return {};
     }
 
@@ -178,9 +172,7 @@ class running_scores {
     /// Writes the state, for save() (core/plain_memory.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
-        for (const index_t number : {std::ssize(sums_), version_, undoable_, queries_, unseen_}) {
-            out.put(number);
-        }
+        for (const index_t number : {std::ssize(sums_), version_, undoable_, queries_}) { out.put(number); }
         first_.write(out);
         for (const auto& sums : sums_) { sums.write(out); }
     }
@@ -189,17 +181,23 @@ class running_scores {
         std::uint32_t kind = 0;
         index_t versions = 0;
         if (!in.get(kind) || kind != tag) { return false; }
-        for (index_t* number : {&versions, &version_, &undoable_, &queries_, &unseen_}) {
+        for (index_t* number : {&versions, &version_, &undoable_, &queries_}) {
             if (!in.get(*number) || *number < 0) { return false; }
         }
         if (version_ >= versions || undoable_ >= versions || undoable_ > queries_ ||
-            queries_ > most_queries || !first_.read(in) || unseen_ > first_.droppable_tokens()) {
+            queries_ > most_queries || !first_.read(in)) {
             return false;
         }
+        const auto newest = static_cast<std::size_t>(first_.droppable_tokens());
         for (index_t g = 0; g < kv_heads(); ++g) {
             const auto row = std::as_const(first_).row(g);
-            const auto is_wrong = [&](std::size_t i) { return row[i] < 0 || row[i] > queries_; };
-            if (any_index(row.size(), is_wrong)) { return false; }
+            const auto is_wrong = [&](std::size_t i) {
+                return row[i] < 0 || row[i] > queries_ || (i > 0 && row[i] < row[i - 1]);
+            };
+            if (any_index(row.size(), is_wrong) ||
+                !std::ranges::equal(row.last(newest), std::as_const(first_).row(0).last(newest))) {
+                return false;
+            }
         }
         sums_.clear();
         for (index_t version = 0; version < versions; ++version) { // as many as there are bytes for
@@ -220,7 +218,7 @@ class running_scores {
         [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
             if (const status s = state->validate_tokens(in); !s.ok()) { return s; }
             const index_t drafts = std::max<index_t>(0, request.protect.rollback_tokens);
-            const index_t least = state->unseen_ - drafts;
+            const index_t least = state->unseen_tokens() - drafts;
             if (lifetime == score_lifetime::ignored) {
                 return detail::validate_sum_window(in, request, std::max<index_t>(least, 1));
             }
@@ -229,9 +227,7 @@ class running_scores {
                 return {};
             }
             return {errc::invalid_parameter,
-                    "running_scores: request.protect.window_tokens must cover the tokens whose "
-                    "queries were not added",
-                    least};
+                    "running_scores: the window must cover the tokens whose queries were not added", least};
         }
 
         template <class Inputs, executor Executor>
@@ -249,7 +245,7 @@ class running_scores {
     };
     static constexpr window_attention<mean_attention> attention_of_queries{
         {.pool = pooling::none, .queries = query_normalisation::sum}};
-    static constexpr std::uint32_t tag = 0x31734B54;
+    static constexpr std::uint32_t tag = 0x32734B54;
     static constexpr index_t most_queries = std::numeric_limits<query_number>::max();
 
     [[nodiscard]] const token_rows<float>& newest() const {
@@ -260,10 +256,19 @@ class running_scores {
         return sums.droppable_tokens() == first_.droppable_tokens() &&
                std::ranges::equal(sums.lengths(), first_.lengths());
     }
+    // The first query that saw the oldest of the newest `count` tokens: it and those after it are of these tokens.
+    [[nodiscard]] index_t first_of_newest(index_t count) const {
+        return count == 0 || kv_heads() == 0 ? queries_ : first_.row(0).end()[-count];
+    }
+    // Newest tokens whose queries were not added: no query saw them.
+    [[nodiscard]] index_t unseen_tokens() const {
+        index_t count = kv_heads() == 0 ? first_.droppable_tokens() : 0;
+        while (count < first_.droppable_tokens() && first_of_newest(count + 1) == queries_) { ++count; }
+        return count;
+    }
     [[nodiscard]] index_t undo_capacity() const { return std::ssize(sums_) - 1; }
-    [[nodiscard]] static status valid_sizes(index_t kv_heads, index_t rollback_tokens,
-                                            index_t reserved_tokens) {
-        const status s = token_rows<float>::valid_size(kv_heads, reserved_tokens);
+    [[nodiscard]] static status valid_sizes(index_t kv_heads, index_t rollback_tokens, index_t reserved) {
+        const status s = token_rows<float>::valid_size(kv_heads, reserved);
         return s.ok() ? token_rows<float>::valid_size(0, rollback_tokens) : s;
     }
     template <class Inputs>
@@ -274,9 +279,9 @@ class running_scores {
         return {errc::invalid_parameter, "running_scores: the state must have as many tokens as the cache"};
     }
     [[nodiscard]] status validate_new(index_t queries) const {
-        if (queries < 1 || queries > unseen_) {
+        if (queries < 1 || queries > unseen_tokens()) {
             return {errc::invalid_parameter,
-                    "running_scores: each added query must be that of a new token: append() first"};
+                    "running_scores: a query is that of a new token: append() first"};
         }
         if (queries > most_queries - queries_) {
             return {errc::index_overflow, "running_scores: at most 2^31 - 1 queries", queries_ + queries};
@@ -315,7 +320,7 @@ class running_scores {
     // attention(g, t), summed over the `queries` tokens before the newest `newer`.
     template <class Fn>
     void add_queries(index_t queries, index_t newer, Fn&& attention) {
-        const index_t next = (version_ + 1) % std::ssize(sums_);
+        const index_t next = (version_ + 1) % std::ssize(sums_), unseen = unseen_tokens();
         for (index_t g = 0; g < kv_heads(); ++g) {
             const auto before = sums(g);
             const auto after = sums_[static_cast<std::size_t>(next)].row(g);
@@ -323,15 +328,14 @@ class running_scores {
                 before.data(), tokens(g), [&](index_t t) { return attention(g, t); }, after.data());
             // A new token is seen from its own query on.
             const auto first = first_.row(g);
-            for (index_t i = newer; i < unseen_; ++i) {
-                const index_t skipped = std::max<index_t>(0, queries - 1 - (i - newer));
+            for (index_t i = 0; i < unseen; ++i) {
+                const index_t skipped = std::clamp<index_t>(queries - 1 - (i - newer), 0, queries);
                 first.end()[-1 - i] = static_cast<query_number>(queries_ + skipped);
             }
         }
         version_ = next;
         undoable_ = queries == 1 ? std::min(undoable_ + 1, undo_capacity()) : 0;
         queries_ += queries;
-        unseen_ = newer;
     }
 
     status validity_;
@@ -340,7 +344,6 @@ class running_scores {
     index_t version_ = 0;
     index_t undoable_ = 0;
     index_t queries_ = 0; // added so far
-    index_t unseen_ = 0;  // newest tokens whose queries were not added
 };
 
 } // namespace KVTRIM_NAMESPACE
