@@ -127,9 +127,9 @@ typedef struct kvtrim_view {
     void* data;         /**< row 0 of head 0, of page 0, of slot 0 */
     int64_t extents[3]; /**< heads, rows, channels; PAGED and RAGGED: rows are not read, tables say them */
     int64_t strides[3]; /**< bytes from head to head, row to row, channel to channel; RAGGED: not read */
-    const int64_t* lengths; /**< STRIDED: [heads] rows that are filled, or null: all */
-    const int32_t* indices; /**< INDEXED: [index_count] slots; PAGED: [index_count] pages */
-    int64_t index_count;
+    const int64_t* lengths;   /**< STRIDED: [heads] rows that are filled, or null: all */
+    const int32_t* indices;   /**< INDEXED: [index_count] slots; PAGED: [index_count] pages */
+    int64_t index_count;      /**< entries of indices */
     const int32_t* indptr;    /**< PAGED: [table_rows + 1]; RAGGED: [heads + 1] */
     const int32_t* last_page; /**< PAGED: [table_rows] tokens in the last page of each row */
     int64_t table_rows;       /**< PAGED: rows of the table: sequences, or sequences * heads */
@@ -166,6 +166,7 @@ typedef struct kvtrim_executor {
     size_t size;     /**< sizeof(kvtrim_executor) */
     int64_t workers; /**< that may run at the same time, 1 ... 4096 */
     void* user;      /**< passed on */
+    /** Calls task(argument, i) for each i in [0, count). */
     void (*run)(void* user, int64_t count, void (*task)(void* argument, int64_t index), void* argument);
 } kvtrim_executor;
 
@@ -194,26 +195,26 @@ enum {
 
 /** A policy of the table. Strings are never freed. */
 typedef struct kvtrim_policy_info {
-    size_t size; /**< sizeof(kvtrim_policy_info), set by the caller */
-    const char* name;
-    const char* text; /**< what it is, and where it is from */
-    int32_t needs;    /**< KVTRIM_NEEDS_..., KVTRIM_TAKES_... */
-    int32_t option_count;
+    size_t size;          /**< sizeof(kvtrim_policy_info), set by the caller */
+    const char* name;     /**< what kvtrim_policy_create takes */
+    const char* text;     /**< what it is, and where it is from */
+    int32_t needs;        /**< KVTRIM_NEEDS_..., KVTRIM_TAKES_... */
+    int32_t option_count; /**< options that it has */
 } kvtrim_policy_info;
 
 enum { KVTRIM_INTEGER = 0, KVTRIM_REAL = 1, KVTRIM_CHOICE = 2 };
 
 /** An option of a policy. */
 typedef struct kvtrim_option_info {
-    size_t size; /**< sizeof(kvtrim_option_info), set by the caller */
-    const char* name;
-    const char* text;
+    size_t size;         /**< sizeof(kvtrim_option_info), set by the caller */
+    const char* name;    /**< by which it is set */
+    const char* text;    /**< what it does */
     const char* choices; /**< CHOICE: "none|average|maximum"; else null */
     int32_t type;        /**< KVTRIM_INTEGER, KVTRIM_REAL or KVTRIM_CHOICE */
-    int32_t reserved;
-    double by_default; /**< CHOICE: the number of the choice, from 0 */
-    double lowest;
-    double highest;
+    int32_t reserved;    /**< 0 */
+    double by_default;   /**< CHOICE: the number of the choice, from 0 */
+    double lowest;       /**< number that it takes */
+    double highest;      /**< number that it takes */
 } kvtrim_option_info;
 
 /** Policies of the table. */
@@ -253,31 +254,31 @@ typedef struct kvtrim_layer {
     const kvtrim_view* values;            /**< [kv_heads, tokens, value_dim] */
     const kvtrim_view* queries;           /**< [q_heads, queries, head_dim], the newest ones */
     const kvtrim_view* output_projection; /**< [q_heads, value_dim, hidden] */
-    const kvtrim_replay* replay;
-    const kvtrim_running* running;
-    const kvtrim_statistics* statistics;
-    const kvtrim_rope* rope;
+    const kvtrim_replay* replay;          /**< for KVTRIM_NEEDS_REPLAY, else null */
+    const kvtrim_running* running;        /**< for policies that read running scores, else null */
+    const kvtrim_statistics* statistics;  /**< for policies that read query statistics, else null */
+    const kvtrim_rope* rope;              /**< for policies that rotate, else null */
 } kvtrim_layer;
 
 enum { KVTRIM_PER_HEAD = 0, KVTRIM_PER_LAYER = 1, KVTRIM_PER_MODEL = 2 };
 
 /** What is asked. All 0 but size and budget_tokens: nothing is protected, attention is plain. */
 typedef struct kvtrim_request {
-    size_t size;           /**< sizeof(kvtrim_request) */
-    int64_t budget_tokens; /**< protected tokens included */
-    int32_t budget_scope;  /**< KVTRIM_PER_HEAD (on average), KVTRIM_PER_LAYER, KVTRIM_PER_MODEL */
-    float scale;           /**< of the logits; 0: 1 / sqrt(head_dim) */
-    float soft_cap;        /**< 0: none */
-    int32_t reserved;
-    int64_t sink_tokens;      /**< first tokens, which always stay */
-    int64_t pinned_tokens;    /**< a shared prefix */
-    int64_t window_tokens;    /**< the newest tokens: as many as there are queries */
-    int64_t rollback_tokens;  /**< speculative tokens behind the window */
-    int64_t sliding_window;   /**< 0: all */
-    const float* sink_logits; /**< [q_heads], or null */
-    int64_t sink_logits_count;
+    size_t size;                /**< sizeof(kvtrim_request) */
+    int64_t budget_tokens;      /**< protected tokens included */
+    int32_t budget_scope;       /**< KVTRIM_PER_HEAD (on average), KVTRIM_PER_LAYER, KVTRIM_PER_MODEL */
+    float scale;                /**< of the logits; 0: 1 / sqrt(head_dim) */
+    float soft_cap;             /**< 0: none */
+    int32_t reserved;           /**< 0 */
+    int64_t sink_tokens;        /**< first tokens, which always stay */
+    int64_t pinned_tokens;      /**< a shared prefix */
+    int64_t window_tokens;      /**< the newest tokens: as many as there are queries */
+    int64_t rollback_tokens;    /**< speculative tokens behind the window */
+    int64_t sliding_window;     /**< 0: all */
+    const float* sink_logits;   /**< [q_heads], or null */
+    int64_t sink_logits_count;  /**< entries of sink_logits */
     const double* layer_shares; /**< [layers] for KVTRIM_NEEDS_LAYER_SHARES, or null */
-    int64_t layer_shares_count;
+    int64_t layer_shares_count; /**< entries of layer_shares */
 } kvtrim_request;
 
 /** Sets all members to 0, and `size`. */
@@ -310,14 +311,14 @@ KVTRIM_API kvtrim_status kvtrim_plan_layers(const kvtrim_policy* policy, const k
 
 /** A sequence of a batch: the arguments of kvtrim_plan_layers, and its answer. */
 typedef struct kvtrim_batch_item {
-    size_t size; /**< sizeof(kvtrim_batch_item) */
-    const kvtrim_policy* policy;
-    const kvtrim_layer* layers;
-    int64_t layer_count;
-    const kvtrim_request* request;
-    kvtrim_plan* const* plans;
-    int64_t plan_count;
-    kvtrim_status answer; /**< out: what kvtrim_plan_layers would say */
+    size_t size;                   /**< sizeof(kvtrim_batch_item) */
+    const kvtrim_policy* policy;   /**< as kvtrim_plan_layers takes it */
+    const kvtrim_layer* layers;    /**< [layer_count] */
+    int64_t layer_count;           /**< layers of the sequence */
+    const kvtrim_request* request; /**< of this sequence */
+    kvtrim_plan* const* plans;     /**< [plan_count], one for each layer */
+    int64_t plan_count;            /**< plans that are written */
+    kvtrim_status answer;          /**< out: what kvtrim_plan_layers would say */
 } kvtrim_batch_item;
 
 /** Plans every sequence, spread over the context's threads. One that is refused keeps its plans and does not stop the others.
@@ -378,27 +379,27 @@ enum { KVTRIM_FEWEST = 0, KVTRIM_FROM_TAIL = 1, KVTRIM_IN_ORDER = 2 };
 
 /** A page table and its pool, for the moves of a plan. */
 typedef struct kvtrim_page_pool {
-    size_t size;            /**< sizeof(kvtrim_page_pool) */
-    const int32_t* indptr;  /**< [table_rows + 1] */
-    const int32_t* indices; /**< [index_count] */
-    int64_t index_count;
+    size_t size;              /**< sizeof(kvtrim_page_pool) */
+    const int32_t* indptr;    /**< [table_rows + 1] */
+    const int32_t* indices;   /**< [index_count] */
+    int64_t index_count;      /**< entries of indices */
     const int32_t* last_page; /**< [table_rows] */
-    int64_t table_rows;
-    int64_t pages; /**< of the pool */
-    int64_t page_tokens;
+    int64_t table_rows;       /**< sequences, or sequences * heads */
+    int64_t pages;            /**< of the pool */
+    int64_t page_tokens;      /**< slots of a page */
     int64_t
         heads; /**< that share pages, with token sets of their own; 1: a slot moves with all that it holds */
     const int32_t* ref_counts; /**< [pages], or null: no page is shared */
     const int32_t* free_pages; /**< [free_count] for copies of shared pages, or null */
-    int64_t free_count;
-    int32_t order;       /**< KVTRIM_FEWEST, KVTRIM_FROM_TAIL, KVTRIM_IN_ORDER */
-    int32_t copy_shared; /**< shared pages that are kept in part: 0 stay whole, 1 are copied */
+    int64_t free_count;        /**< entries of free_pages */
+    int32_t order;             /**< KVTRIM_FEWEST, KVTRIM_FROM_TAIL, KVTRIM_IN_ORDER */
+    int32_t copy_shared;       /**< shared pages that are kept in part: 0 stay whole, 1 are copied */
 } kvtrim_page_pool;
 
 /** Tables of ints that an object holds. */
 typedef struct kvtrim_ints {
-    const int32_t* data;
-    int64_t count;
+    const int32_t* data; /**< [count], memory of the object */
+    int64_t count;       /**< entries */
 } kvtrim_ints;
 
 /** Copies between slots, the table afterwards, and pages that become free. */
@@ -459,8 +460,8 @@ typedef struct kvtrim_interval {
     size_t size;                   /**< sizeof(kvtrim_interval) */
     const kvtrim_policy* policy;   /**< one for a single layer */
     const kvtrim_request* request; /**< its budget is what a cut leaves */
-    int64_t buffer_tokens;
-    int64_t pending_drafts; /**< newest tokens that may be undone: they stay beside the budget */
+    int64_t buffer_tokens;         /**< tokens of each KV head beyond the budget, on average */
+    int64_t pending_drafts;        /**< newest tokens that may be undone: they stay beside the budget */
 } kvtrim_interval;
 
 /** *due: whether `incoming` more tokens need a cut first. KVTRIM_NO_ROOM where no cut makes room for them (needed: tokens). */
@@ -535,16 +536,16 @@ typedef struct kvtrim_pruning {
     size_t size; /**< sizeof(kvtrim_pruning) */
     int32_t
         estimate; /**< KVTRIM_MID_QUERY (the authors'), KVTRIM_CORNER_QUERY (Quest's bound), ..._ADAPTIVE (Ada-KV) */
-    int32_t dense_last_segment;
-    int64_t segment_tokens;
-    int64_t block_tokens;
-    int64_t budget_tokens;
-    int64_t dense_below_tokens;
-    int64_t dense_layers;
-    int64_t sink_blocks;
-    int64_t local_blocks;
-    double previous_weight; /**< of the layer before */
-    int64_t first_fused_layer;
+    int32_t dense_last_segment; /**< whether the last segment attends all blocks: 0 or 1 */
+    int64_t segment_tokens;     /**< queries of a segment */
+    int64_t block_tokens;       /**< tokens of a block */
+    int64_t budget_tokens;      /**< tokens that a segment attends, per KV head */
+    int64_t dense_below_tokens; /**< segments that begin before it attend all blocks */
+    int64_t dense_layers;       /**< first layers that attend all blocks */
+    int64_t sink_blocks;        /**< first blocks, always attended */
+    int64_t local_blocks;       /**< blocks before the segment, always attended */
+    double previous_weight;     /**< of the layer before */
+    int64_t first_fused_layer;  /**< first layer to which previous_weight applies */
 } kvtrim_pruning;
 
 /** The authors' numbers. */

@@ -172,6 +172,7 @@ class ggml_output_projection {
         return none;
     }
 
+    /// Why it is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
 
     /// [q_heads, head_dim, hidden], for with_output_projection().

@@ -43,7 +43,8 @@ class cell_mirror {
         sequences_.assign(static_cast<std::size_t>(cells), 0);
     }
 
-    [[nodiscard]] status validate() const { return validity_; }
+    [[nodiscard]] status validate() const { return validity_; } ///< why it is not valid, or ok
+    /// Cells of the cache.
     [[nodiscard]] index_t cells() const { return std::ssize(positions_); }
     /// [cells] -1 where a cell is free.
     [[nodiscard]] std::span<const std::int32_t> positions() const { return positions_; }
