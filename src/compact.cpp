@@ -47,7 +47,7 @@ status read_flat(const kvtrim_view* given, flat_cache_view& out) {
     });
 }
 
-// Copies survivors of any rows through floats.
+// Copies survivors of rows that are kept as other elements.
 template <class T>
 void gather_converted(const any_rows& rows, const keep_plan& plan, T* out) {
     const index_t length = rows.extent(2);
@@ -82,8 +82,8 @@ status gather_as(const any_rows& rows, const keep_plan& plan, void* out, index_t
         using view = std::remove_cvref_t<decltype(v)>;
         if constexpr (std::is_same_v<view, ggml_tensor_rows>) {
             if (const auto* same = v.template as<strided<T, 3>>()) { return gather(*same, plan, target); }
-        } else if constexpr (std::is_same_v<view, ragged<T>>) {
-            return gather(v, plan, target);
+        } else if constexpr (std::is_same_v<T, float> || std::is_same_v<T, stored_element<view>>) {
+            if (std::is_same_v<T, float> || keeps<T>(v)) { return gather(v, plan, target); }
         }
         gather_converted(rows, plan, target.data());
         return {};

@@ -4,6 +4,9 @@
 #include <kvtrim/compact/compact_to_flat.hpp>
 
 #include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/cache/indexed_rows.hpp>
+#include <kvtrim/cache/paged_rows.hpp>
+#include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/score/query_free.hpp>
@@ -155,6 +158,40 @@ TEST_CASE("gather: sources that are not memory are read as floats", "[compact]")
     std::vector<float> decoded(12);
     REQUIRE(gather(support::decoding_source(layer.keys()), plan, std::span(decoded)).ok());
     CHECK(decoded[11] == layer.keys()(1, 2, 3));
+}
+
+TEST_CASE("gather: rows behind pages and indices keep their bits, or are read as floats", "[compact]") {
+    support::random r(33);
+    const std::vector<bf16> pool = support::random_elements<bf16>(r, 5 * 4 * 2 * 3);
+    const page_layout pages{
+        .page_tokens = 4, .page_stride = 24, .token_stride = 6, .head_stride = 3, .pages = 5};
+    const std::vector<std::int32_t> indptr{0, 3}, indices{4, 0, 2}, last{2};
+    const paged_rows<bf16> paged(pool.data(), pages, {indptr, indices, last}, 0, 2, 3);
+    const std::vector<std::int32_t> slots{7, 1, 2, 19, 0, 3, 4, 12, 9, 8};
+    const strided<const bf16, 3> all_slots(pool.data(), {2, 20, 3}, {3, 6, 1});
+    const indexed_rows<strided<const bf16, 3>> indexed(all_slots, slots);
+    const keep_plan plan = support::plan_of({{0, 3, 4, 9}, {2, 8}});
+    const auto check = [&](const auto& cache, auto&& slot_of) {
+        std::vector<bf16> expected;
+        std::vector<float> floats;
+        for (index_t g = 0; g < 2; ++g) {
+            for (const auto token : plan.row(g)) {
+                for (index_t d = 0; d < 3; ++d) {
+                    expected.push_back(pool[static_cast<std::size_t>(slot_of(token) * 6 + g * 3 + d)]);
+                    floats.push_back(to_float(expected.back()));
+                }
+            }
+        }
+        std::vector<bf16> out(expected.size());
+        REQUIRE(gather(cache, plan, std::span(out)).ok());
+        CHECK(support::bytes_of(out) == support::bytes_of(expected));
+        std::vector<float> read(floats.size());
+        REQUIRE(gather(cache, plan, std::span(read)).ok());
+        CHECK(support::bytes_of(read) == support::bytes_of(floats));
+    };
+    check(paged, [&](index_t t) { return indices[static_cast<std::size_t>(t / 4)] * 4 + t % 4; });
+    check(indexed, [&](index_t t) { return index_t{slots[static_cast<std::size_t>(t)]}; });
+    check(row_range(all_slots, 5, 10), [](index_t t) { return t + 5; });
 }
 
 TEST_CASE("gather, compact_to_flat: a plan for another cache is refused with nothing written", "[compact]") {

@@ -1,4 +1,4 @@
-// expect: kvtrim: this cache is read as floats: gather into float
+// expect: kvtrim: gather needs an output of floats, or of the cache's own elements
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 

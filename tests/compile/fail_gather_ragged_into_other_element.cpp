@@ -1,4 +1,4 @@
-// expect: kvtrim: gather needs an output of the cache's own element type
+// expect: kvtrim: gather needs an output of floats, or of the cache's own elements
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 

@@ -32,16 +32,44 @@ inline constexpr bool is_ragged = false;
 template <class T>
 inline constexpr bool is_ragged<ragged<T>> = true;
 
-/// Copies the survivors of a cache into out. A strided or ragged cache needs out of its own element type, and
-/// bits are copied; any other source is read as floats. out holds total_tokens * head_dim elements, and is not in the
-/// cache's memory: compact_to_flat is for that.
+namespace detail {
+
+// Copies the survivors of a head to `to`: rows that lie there as such elements are moved, others are read one by one.
+template <class V, class T>
+void gather_head(const V& cache, index_t head, std::span<const keep_plan::table_index> kept,
+                 const kernels::row_mover& mover, T* to) {
+    const index_t length = extent(cache, 2);
+    if constexpr (std::is_same_v<stored_element<V>, T>) {
+        const element_rows<T> rows = rows_in_place(cache, head, 0, row_count(cache, head));
+        if (rows.data != nullptr) {
+            mover.move(kept.size(), [&](std::size_t i) {
+                return kernels::row_move{rows.row(kept[i]), to + static_cast<index_t>(i) * length};
+            });
+            return;
+        }
+    }
+    for (const auto token : kept) {
+        load_rows(cache, head, token, 1, to);
+        to += length;
+    }
+}
+
+} // namespace detail
+
+/// Copies the survivors of a cache into out: bit for bit where the cache keeps elements of out's type, else as floats, and out
+/// is of floats. out holds total_tokens * head_dim elements, and is not in the cache's memory: compact_to_flat is for that.
 /// The report sets what the source's rows occupy against what was written; a source of floats that does not say what a
 /// row occupies (row_bytes()) counts as if it held them.
 template <class V, class T>
     requires(cache_view<V>)
 [[nodiscard]] status gather(const V& cache, const keep_plan& plan, std::span<T> out,
                             compaction_report* report = nullptr) {
+    static_assert(std::is_same_v<T, float> || std::is_same_v<T, stored_element<V>>,
+                  "kvtrim: gather needs an output of floats, or of the cache's own elements");
     if (const status s = check_plan(cache, plan); !s.ok()) { return s; }
+    if (!std::is_same_v<T, float> && !keeps<T>(cache)) {
+        return {errc::invalid_parameter, "gather: the cache keeps other elements than the output has"};
+    }
     const index_t length = extent(cache, 2);
     if (length > 0 && plan.total_tokens() > std::ssize(out) / length) {
         return {errc::invalid_parameter, "gather: out must hold total_tokens * head_dim elements",
@@ -59,37 +87,7 @@ template <class V, class T>
     for (index_t g = 0; g < heads; ++g) {
         const auto kept = plan.row(g);
         if (kept.empty()) { continue; }
-        if constexpr (is_ragged<V>) {
-            using element = std::remove_cvref_t<decltype(*cache.row(g, 0))>;
-            static_assert(std::is_same_v<element, T>,
-                          "kvtrim: gather needs an output of the cache's own element type");
-            mover.move(kept.size(), [&](std::size_t i) {
-                return kernels::row_move{cache.row(g, kept[i]), to + static_cast<index_t>(i) * length};
-            });
-        } else if constexpr (strided_view<V, 3>) {
-            using element = std::remove_cvref_t<decltype(*cache.data_handle())>;
-            static_assert(std::is_same_v<element, T>,
-                          "kvtrim: gather needs an output of the cache's own element type");
-            const auto step = static_cast<index_t>(cache.stride(2));
-            const auto row = static_cast<index_t>(cache.stride(1));
-            const auto* const from = cache.data_handle() + g * static_cast<index_t>(cache.stride(0));
-            if (step == 1) {
-                mover.move(kept.size(), [&](std::size_t i) {
-                    return kernels::row_move{from + kept[i] * row, to + static_cast<index_t>(i) * length};
-                });
-            } else {
-                for (std::size_t i = 0; i < kept.size(); ++i) {
-                    T* const row_out = to + static_cast<index_t>(i) * length;
-                    for (index_t d = 0; d < length; ++d) { row_out[d] = from[kept[i] * row + d * step]; }
-                }
-            }
-        } else {
-            static_assert(std::is_same_v<T, float>,
-                          "kvtrim: this cache is read as floats: gather into float");
-            for (std::size_t i = 0; i < kept.size(); ++i) {
-                load_rows(cache, g, kept[i], 1, to + static_cast<index_t>(i) * length);
-            }
-        }
+        detail::gather_head(cache, g, kept, mover, to);
         to += std::ssize(kept) * length;
     }
     if (report != nullptr) {
