@@ -408,6 +408,10 @@ TEST_CASE("interval policy: no budget, no buffer and more tokens at a time than 
     CHECK(answer(0, 4, 1).code() == errc::budget_zero);
     CHECK(answer(10, 0, 1).code() == errc::invalid_parameter);
     CHECK(answer(10, -3, -5).code() == errc::invalid_parameter);
+    CHECK(answer(10, -3, -5).needed() >= 0);
+    const interval_policy undone{streaming_llm(), {.budget = per_head(10)}, 4};
+    CHECK(undone.with_rollback(-5).validate().code() == errc::invalid_parameter);
+    CHECK(undone.with_rollback(-5).validate().needed() >= 0);
     CHECK(answer(10, 4, 5).code() == errc::invalid_parameter);
     CHECK(answer(10, 4, 5).needed() == 5);
     // What the policy refuses it refuses here too, with nothing written.
