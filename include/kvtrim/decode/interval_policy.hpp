@@ -133,8 +133,9 @@ struct interval_policy {
         if (request.budget.tokens <= 0) {
             return {errc::budget_zero, "the budget must be at least one token"};
         }
-        const index_t room = saturated_sum(pending_drafts, incoming);
-        if (pending_drafts < 0 || buffer_tokens < room || buffer_tokens < 0) {
+        const index_t room =
+            saturated_sum(std::max<index_t>(0, pending_drafts), std::max<index_t>(0, incoming));
+        if (pending_drafts < 0 || buffer_tokens < room) {
             return {
                 errc::invalid_parameter,
                 "interval_policy: the buffer must hold the tokens that come at a time, and pending drafts",
