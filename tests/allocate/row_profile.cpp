@@ -107,6 +107,13 @@ TEST_CASE("row_profile: saved bytes are the table, and hostile ones are refused"
     for (std::size_t cut = 0; cut < bytes.size(); cut += 1 + cut / 4) {
         CHECK(!restore(other, std::span(bytes).first(cut)).ok());
     }
+    const std::size_t first = bytes.size() - 4 * profiled_budgets::points * sizeof(float); // of the curves
+    for (const float odd :
+         {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+        std::vector<std::byte> spoilt = bytes;
+        std::memcpy(spoilt.data() + first, &odd, sizeof odd);
+        CHECK(restore(other, spoilt).code() == errc::invalid_parameter);
+    }
     for (int i = 0; i < 400; ++i) { // what is restored can be used
         std::vector<std::byte> spoilt = bytes;
         spoilt[r.bits() % bytes.size()] = static_cast<std::byte>(r.bits());

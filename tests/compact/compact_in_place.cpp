@@ -210,3 +210,25 @@ TEST_CASE(
     CHECK(report.bytes_after == 2 * 5 * 8);
     CHECK(compact_in_place(packed{}, plan, nullptr).ok());
 }
+
+TEST_CASE("compact_in_place: heads that move together report the bytes of whole tokens", "[compact]") {
+    struct joined { // two heads of three elements in a row of four bytes
+        bool together = true;
+
+        static index_t extent(std::size_t r) { return r == 0 ? 2 : r == 1 ? 6 : 3; }
+        static index_t row_bytes() { return 1; } // rounded down
+        static index_t token_bytes() { return 4; }
+        [[nodiscard]] bool heads_move_together() const { return together; }
+        static void load_rows(index_t, index_t, index_t, float*) {}
+        static void move_row(index_t, index_t, index_t) {}
+        static void move_token(index_t, index_t) {}
+    };
+    const keep_plan plan = support::plan_of({{0, 3, 4}, {0, 3, 4}});
+    compaction_report report;
+    REQUIRE(compact_in_place(joined{}, plan, &report).ok());
+    CHECK(report.bytes_before == 6 * 4);
+    CHECK(report.bytes_after == 3 * 4);
+    REQUIRE(compact_in_place(joined{false}, plan, &report).ok());
+    CHECK(report.bytes_before == 2 * 6 * 1);
+    CHECK(report.bytes_after == 2 * 3 * 1);
+}

@@ -190,7 +190,16 @@ TEST_CASE("flat_cache: spread over less memory, down to the rows themselves, eve
         for (int i = 0; i < 4; ++i) { rows[static_cast<std::size_t>(table.row(g, i))] = 10 * g + i; }
     }
     for (const index_t less : {20, 12}) {
-        REQUIRE(table.spread(less, move).ok());
+        index_t calls = 0;
+        REQUIRE(table
+                    .spread(less,
+                            [&](index_t from, index_t to, index_t n) {
+                                CHECK(from != to);
+                                move(from, to, n);
+                                ++calls;
+                            })
+                    .ok());
+        CHECK(calls == 2); // the first head stays where it is
         CHECK(table.capacity() == less);
         for (int g = 0; g < 3; ++g) {
             for (int i = 0; i < 4; ++i) {
@@ -273,6 +282,11 @@ TEST_CASE("flat_rows: wrong numbers make an empty view", "[compact][errors]") {
     }
     CHECK(flat_rows<float>(nullptr, table, 0).validate().ok());
     CHECK(flat_rows<float>(memory.data(), table, 1).validate().ok());
+    // So long that most_rows of them are what memory can address at most.
+    constexpr index_t longest =
+        std::numeric_limits<index_t>::max() / 16 / index_t{sizeof(float)} / flat_cache::most_rows;
+    CHECK(flat_rows<float>(memory.data(), table, longest).validate().ok());
+    CHECK(flat_rows<float>(memory.data(), table, longest + 1).validate().code() == errc::invalid_parameter);
 }
 
 TEST_CASE("spread_rows: keys and values move together, the same array twice moves once, an overlapping one "

@@ -183,6 +183,10 @@ TEST_CASE("plan_page_moves: a window of new tokens stays where it is", "[compact
     CHECK(from_tail.total_moves() == 18);
 }
 
+TEST_CASE("slot_move: one that was given no slots names the first one twice", "[compact]") {
+    CHECK(slot_move{} == slot_move{0, 0});
+}
+
 TEST_CASE("plan_page_moves: heads that share pages move their own tokens", "[compact]") {
     const one_row row(8, 4);
     const page_pool pool{.pages = 2, .page_tokens = 4, .heads = 2};
@@ -193,6 +197,10 @@ TEST_CASE("plan_page_moves: heads that share pages move their own tokens", "[com
     CHECK(list(p.plan.moves(0)) == moves{{5, 2}});
     CHECK(list(p.plan.moves(1)) == moves{{4, 0}, {6, 1}, {7, 2}});
     CHECK(list(p.plan.origins(0)) == int32s{0, 1, 5});
+    std::vector<float> slots(16); // [2 pages, 4 slots, 2 heads]
+    std::iota(slots.begin(), slots.end(), 0.0f);
+    REQUIRE(move_rows(paged_memory<float>{slots.data(), nhd_pages(4, 2, 1), 2, 1}, p.plan).ok());
+    CHECK(std::vector<float>(slots.begin(), slots.begin() + 6) == std::vector<float>{0, 9, 2, 13, 10, 15});
     CHECK(list(p.plan.table().indices) == int32s{0});
     // Four survivors in the second page, two in the first.
     const auto fewest = plan_moves(plan_of({{0, 1, 5}, {4, 6, 7}}), row.table(), pool);

@@ -455,7 +455,10 @@ TEST_CASE("cell_scores: bad input is named, rows of another length and a small w
           errc::budget_below_protection);
     CHECK(cell_scores::request{10, 3, {.window_tokens = 4}}.validate().needed() == 4);
     CHECK(cell_scores::request{-1, 3, {}}.validate().code() == errc::invalid_parameter);
-    CHECK(cell_scores::request{10, 3, {.sink_tokens = -1}}.validate().code() == errc::invalid_parameter);
+    for (const protection wrong : {protection{.sink_tokens = -1}, protection{.pinned_tokens = -1},
+                                   protection{.window_tokens = -1}, protection{.rollback_tokens = -1}}) {
+        CHECK(cell_scores::request{10, 3, wrong}.validate().code() == errc::invalid_parameter);
+    }
     CHECK(cell_scores::request{index_t{1} << 31, 3, {}}.validate().code() == errc::index_overflow);
     CHECK(cell_scores::request{10, 0, {}}.workspace_bytes() == 0);
 

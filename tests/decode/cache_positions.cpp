@@ -105,7 +105,11 @@ TEST_CASE("cache positions: wrong numbers are named with nothing changed", "[dec
     REQUIRE(cached.append(most_positions).ok());
     CHECK(cached.append(1).code() == errc::index_overflow);
     CHECK(cached.append(1).needed() == most_positions + 1);
-    CHECK(cached.append(std::numeric_limits<index_t>::max()).code() == errc::index_overflow);
+    constexpr index_t most = std::numeric_limits<index_t>::max();
+    CHECK(cached.append(most).code() == errc::index_overflow);
+    CHECK(cached.append(most).needed() == most);
+    CHECK(cached.append(most - most_positions).needed() == most);
+    CHECK(cached.append(most - most_positions - 1).needed() == most - 1);
     CHECK(cached.append(-1).code() == errc::invalid_parameter);
     CHECK(cached.next_position() == most_positions);
     for (const auto& [heads, reserved] :

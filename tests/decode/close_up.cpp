@@ -291,6 +291,18 @@ TEST_CASE("close_up: positions without heads or tokens have nothing to close", "
     CHECK(no_tokens.seen_tokens() == 3);
 }
 
+TEST_CASE("cut_and_close: a plan may keep the pinned tokens alone", "[decode][close_up]") {
+    support::random r(5);
+    life one(r);
+    one.push(r, 20);
+    const keep_plan plan =
+        plan_of(std::vector<oracle::token_set>(static_cast<std::size_t>(one.heads), {0, 1}));
+    REQUIRE(one.cut_and_close(plan, 2).ok());
+    one.forget(plan);
+    one.check();
+    CHECK(one.positions.next_position() == 2);
+}
+
 TEST_CASE("cut_and_close: bad input is named with keys, values and positions unchanged",
           "[decode][close_up][errors]") {
     support::random r(4);

@@ -359,6 +359,7 @@ TEST_CASE("interval policy: pending drafts stay beside the budget, within the sa
         const auto wrong = decode.with_rollback(drafts);
         CHECK(wrong.plan(cache.inputs(), cache.plan, cache.memory).code() == errc::invalid_parameter);
         CHECK(wrong.admits(cache.positions, 0).code() == errc::invalid_parameter);
+        CHECK(wrong.admits(cache.positions, 0).needed() == std::max<index_t>(0, drafts)); // never below 0
         CHECK(wrong.workspace_bytes(cache.inputs()) == 0);
         CHECK(cache.plan == made_before());
     }

@@ -50,6 +50,15 @@ TEST_CASE("token rows: every head grows by the same tokens and loses those that 
     CHECK(std::vector<index_t>(rows.lengths().begin(), rows.lengths().end()) == std::vector<index_t>{4, 5});
 }
 
+TEST_CASE("token rows: tokens that memory was reserved for move none that are there", "[decode]") {
+    token_rows<int> rows(2, 8);
+    append(rows, 1, 0);
+    const int* const second = rows.row(1).data();
+    CHECK(second == rows.row(0).data() + 8);
+    append(rows, 7, 1);
+    CHECK(rows.row(1).data() == second);
+}
+
 TEST_CASE("token rows: a plan for another cache is refused, nothing changes", "[decode]") {
     token_rows<int> rows(2);
     append(rows, 3, 0);

@@ -25,7 +25,10 @@ void fold(fuzz::input& in) {
     const index_t tokens = in.between(0, 30), layers = in.between(0, 4), heads = in.between(1, 3);
     constexpr head_reduction reductions[] = {head_reduction::sum, head_reduction::maximum,
                                              head_reduction::votes};
-    const cell_scores::request asked{in.hostile(tokens, 8),
+    // Refused, or few: a plan has an entry for each cell that is kept.
+    const index_t any = in.hostile(tokens, 8);
+    const bool is_many = any > 4096 && any <= std::numeric_limits<std::int32_t>::max();
+    const cell_scores::request asked{is_many ? tokens : any,
                                      in.hostile(in.between(0, 31), 8),
                                      {.sink_tokens = in.hostile(in.between(0, 4), 8),
                                       .pinned_tokens = in.hostile(in.between(0, 4), 8),

@@ -201,7 +201,8 @@ void run(fuzz::input& in) {
         if (queries.validate().ok()) { FUZZ_CHECK(made.append(queries).ok()); }
         return restore_and_use(in, made, [&](recent_queries<float>& q) {
             const auto view = q.view(in.hostile(0));
-            if (view.validate().ok() && view.extent(1) <= most_bytes) { // rows of no elements may be many
+            // Rows of no elements may be many, and long ones where there are no heads.
+            if (view.validate().ok() && view.extent(0) > 0 && view.extent(1) <= most_bytes) {
                 std::vector<float> tile(static_cast<std::size_t>(view.extent(1) * view.extent(2)));
                 for (index_t h = 0; h < view.extent(0); ++h) {
                     view.load_rows(h, 0, view.extent(1), tile.data());

@@ -41,6 +41,14 @@ TEST_CASE("token_scores: stage one ranks by attention where there is one, else b
     CHECK(two.importance_rows().values.data() == importance.data());
 }
 
+TEST_CASE("token_scores: without a number of heads all rows are one layer's", "[core]") {
+    std::vector<float> importance{1, 2, 3};
+    const std::array<index_t, 4> offsets{0, 1, 2, 3};
+    const score_rows rows = token_scores{offsets, importance}.importance_rows();
+    CHECK(rows.rows_of_a_layer() == 3);
+    CHECK(rows.layers() == 1);
+}
+
 TEST_CASE("score_rows: candidates are those of all rows", "[core]") {
     std::vector<float> values(7);
     const std::array<index_t, 3> offsets{2, 4, 7};

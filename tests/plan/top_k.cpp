@@ -231,6 +231,14 @@ TEST_CASE("find_top_k: plus and minus zero tie, NaN of either sign is last", "[a
     CHECK(selected(scores.get(), 6, every_row) == flat_indices{0, 1, 2, 3, 4, 5});
 }
 
+TEST_CASE("find_top_k: of rows that are sampled nothing behind their end is read", "[attention]") {
+    std::vector<float> row(128 * 128); // the last sample is a whole step from the end
+    for (std::size_t i = 0; i < row.size(); ++i) { row[i] = static_cast<float>(i * 7919 % row.size()); }
+    rows scores;
+    scores.add(row);
+    CHECK(selected(scores.get(), 5000, every_row) == naive(scores.get(), 5000, every_row));
+}
+
 TEST_CASE("find_top_k: none of none is nothing", "[attention]") {
     rows scores;
     scores.add({});

@@ -147,6 +147,8 @@ TEST_CASE("expected_attention: bad input is named", "[score][errors]") {
           errc::invalid_parameter);
     const query_statistics three(3, 8);
     CHECK(expected_attention_score{&three}.validate(layer.inputs(), {}).code() == errc::heads_not_divisible);
+    const auto no_heads = kvtrim::layer(view(layer.k.data(), {0, 40, 8}));
+    CHECK(good.validate(no_heads, {}).ok());
 }
 
 TEST_CASE("expected_attention: missing or foreign statistics are refused", "[score][errors]") {

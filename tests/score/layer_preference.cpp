@@ -61,3 +61,19 @@ TEST_CASE("layer_preference: bad input leaves the preference as it was", "[score
     CHECK(s.needed() == layer_preference{}.workspace_bytes(data.inputs(), request));
     CHECK(preference == 7);
 }
+
+TEST_CASE("layer_preference: what its workspace held before does not matter", "[score]") {
+    const layer_data data = random_layer({.tokens = 40, .queries = 4}, 953);
+    const eviction_request request{.budget = per_head(20), .protect = {.window_tokens = 4}};
+    double expected = -1;
+    growing_workspace memory;
+    REQUIRE(layer_preference{}.measure(data.inputs(), request, expected, memory).ok());
+    for (const std::byte before : {std::byte{0x01}, std::byte{0xff}}) {
+        const index_t size = layer_preference{}.workspace_bytes(data.inputs(), request) + 64;
+        std::vector<std::byte> bytes(static_cast<std::size_t>(size), before);
+        workspace scratch(bytes);
+        double got = -1;
+        CHECK(layer_preference{}.measure(data.inputs(), request, got, scratch).ok());
+        CHECK(got == expected);
+    }
+}

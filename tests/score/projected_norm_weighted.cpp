@@ -189,13 +189,15 @@ TEST_CASE("projected_norm_weighted: bad input is named", "[score][errors]") {
 
     mean_weighted per_token;
     per_token.scope = norm_scope::per_token;
-    const ragged_cache keys(layer.keys(), {40, 30});
-    const ragged_cache values(layer.values(), {40, 30});
-    const auto in = kvtrim::layer(keys.get(), values.get())
-                        .with_queries(layer.queries())
-                        .with_output_projection(layer.projection());
-    CHECK(per_token.validate(in, request).code() == errc::rows_differ);
-    CHECK(mean_weighted{}.validate(in, request).ok());
+    for (const std::vector<index_t>& lengths : {std::vector<index_t>{40, 30}, std::vector<index_t>{30, 40}}) {
+        const ragged_cache keys(layer.keys(), lengths);
+        const ragged_cache values(layer.values(), lengths);
+        const auto in = kvtrim::layer(keys.get(), values.get())
+                            .with_queries(layer.queries())
+                            .with_output_projection(layer.projection());
+        CHECK(per_token.validate(in, request).code() == errc::rows_differ);
+        CHECK(mean_weighted{}.validate(in, request).ok());
+    }
 }
 
 TEST_CASE("projected_norm_weighted: a workspace that is too small is refused with nothing written",

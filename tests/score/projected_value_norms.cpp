@@ -253,6 +253,7 @@ TEST_CASE("prepared projections: a W_O that cannot be read gives an empty one th
         return std::string(validate_projection(layer.inputs().with_output_projection(w_o)).what());
     };
     CHECK(text(gram_view{nullptr, 6, 8}) == "strided: data must not be null");
+    for (const std::size_t r : {0u, 1u, 2u}) { CHECK(gram_view{}.extent(r) == 0); }
     CHECK(text(packed_view{layer.w.data(), nullptr, 6, 8, 24, nullptr}) ==
           "packed_view: the kernels that it was packed for are missing");
 }

@@ -194,3 +194,18 @@ TEST_CASE(
     refuses([](auto& s) { s.positions = -1; });
     refuses([](auto& s) { s.q_heads = 1; });
 }
+
+TEST_CASE("query_statistics: what its workspace held before does not matter", "[score]") {
+    support::random r(533);
+    const std::vector<float> q = random_queries(r, 2, 30, 8);
+    const view queries(q.data(), {2, 30, 8});
+    query_statistics expected(2, 8), got(2, 8);
+    add(expected, queries);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(got.workspace_bytes()) + 64,
+                                 std::byte{0xff}); // NaN
+    workspace scratch(bytes);
+    REQUIRE(got.add(queries, scratch).ok());
+    CHECK(got.counts == std::vector<index_t>{30, 30});
+    CHECK(got.means == expected.means);
+    CHECK(got.co_moments == expected.co_moments);
+}

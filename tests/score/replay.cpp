@@ -326,6 +326,9 @@ TEST_CASE("replay_scores: wrong numbers are answered, with nothing changed", "[s
         keep_plan plan;
         CHECK(!replay().plan(bad, {.budget = per_head(3)}, plan, memory).ok());
     }
+    // As many floats as memory can address at most are a length that no plan can have, more are no memory.
+    CHECK(replay_scores(1, huge / 4).validate().code() == errc::index_overflow);
+    CHECK(replay_scores(1, huge / 4 + 1).validate().code() == errc::invalid_parameter);
     replay_scores scores = fed(layer, token_loss::output_maximum, {20});
     const replay_scores before = scores;
     CHECK(scores.add(layer.inputs(0, 20, false), {.sliding_window = 5}, memory).code() ==

@@ -198,6 +198,11 @@ TEST_CASE("triattention: wrong shapes and numbers are refused, and nothing is wr
     query_pair_means broken = means;
     broken.counts[0] = -1;
     CHECK(answer({&broken, model}) == errc::invalid_parameter);
+    for (const auto sums : {&query_pair_means::sums, &query_pair_means::length_sums}) {
+        broken = means;
+        (broken.*sums)[0] = std::numeric_limits<double>::quiet_NaN();
+        CHECK(broken.validate().code() == errc::invalid_parameter);
+    }
     CHECK_FALSE(query_pair_means(4, 6, model).validate().ok());
     query_pair_means mine(4, 8, model);
     growing_workspace memory;
