@@ -20,8 +20,8 @@
 // Departures: one sum per KV head, a mean over its group; attention is that of the cache as it is, after evictions too.
 // With rollback_tokens = R the last R single queries can be undone exactly, by R + 1 versions of the sums; a prompt cannot.
 // Cost: add() one addition per token and head; update() that of window_attention: two sweeps over the keys, so give it
-// several queries at a time where nothing has to be undone. Memory: 4 (R + 2) bytes per token and KV head.
-// Numerics: sums in float. A weight that is NaN, infinite or negative counts as 0.
+// several queries at a time where nothing has to be undone. Memory: 4 (R + 2) bytes per token and KV head. Numerics: float; a
+// weight that is NaN, infinite or negative counts as 0.
 
 #include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/cache/row_range.hpp>
@@ -87,10 +87,12 @@ class running_scores {
                     first_.longest_row()};
         }
         const index_t group = rows / kv_heads();
-        add_queries(queries, 0, [&](index_t g, index_t t) {
-            float sum = 0;
-            for (index_t h = g * group; h < (g + 1) * group; ++h) { sum += to_float(at(attention, h, t)); }
-            return sum / static_cast<float>(group);
+        add_queries(queries, 0, [&](index_t g, index_t first, index_t n, float* means) {
+            std::fill_n(means, n, 0.0f);
+            for (index_t h = g * group; h < (g + 1) * group; ++h) {
+                for (index_t i = 0; i < n; ++i) { means[i] += to_float(at(attention, h, first + i)); }
+            }
+            for (index_t i = 0; i < n; ++i) { means[i] /= static_cast<float>(group); }
         });
         return {};
     }
@@ -280,8 +282,7 @@ class running_scores {
     }
     [[nodiscard]] status validate_new(index_t queries) const {
         if (queries < 1 || queries > unseen_tokens()) {
-            return {errc::invalid_parameter,
-                    "running_scores: a query is that of a new token: append() first"};
+            return {errc::invalid_parameter, "running_scores: a query is a new token's: append() first"};
         }
         if (queries > most_queries - queries_) {
             return {errc::index_overflow, "running_scores: at most 2^31 - 1 queries", queries_ + queries};
@@ -307,25 +308,25 @@ class running_scores {
             offsets[g] = offsets[g - 1] + std::max<index_t>(0, tokens(static_cast<index_t>(g) - 1) - newer);
         }
         const score_rows rows{offsets, scratch.take<float>(offsets.back())};
-        const eviction_request request{
-            .budget = {}, .protect = {.rollback_tokens = newer}, .attention = attention};
-        const status s = attention_of_queries.score(in, request, {rows.offsets, rows.values}, scratch, ex);
+        const protection behind{.rollback_tokens = newer};
+        const eviction_request asked{.budget = {}, .protect = behind, .attention = attention};
+        const status s = attention_of_queries.score(in, asked, {rows.offsets, rows.values}, scratch, ex);
         if (!s.ok()) { return s; }
-        add_queries(extent(in.queries, 1), newer, [&](index_t g, index_t t) {
-            return t < rows.length(g) ? rows.row(g)[static_cast<std::size_t>(t)] : 0.0f;
+        add_queries(extent(in.queries, 1), newer, [&](index_t g, index_t first, index_t n, float* weights) {
+            const index_t from = std::min(first, rows.length(g)), seen = std::min(n, rows.length(g) - from);
+            std::fill_n(std::copy_n(rows.row(g).data() + from, seen, weights), n - seen, 0.0f);
         });
         return {};
     }
 
-    // attention(g, t), summed over the `queries` tokens before the newest `newer`.
+    // attention(g, first, n, out): that of tokens [first, first + n), summed over the `queries` tokens before the newest `newer`.
     template <class Fn>
     void add_queries(index_t queries, index_t newer, Fn&& attention) {
         const index_t next = (version_ + 1) % std::ssize(sums_), unseen = unseen_tokens();
         for (index_t g = 0; g < kv_heads(); ++g) {
-            const auto before = sums(g);
             const auto after = sums_[static_cast<std::size_t>(next)].row(g);
-            detail::add_weights(
-                before.data(), tokens(g), [&](index_t t) { return attention(g, t); }, after.data());
+            const auto weights = [&](auto... part) { attention(g, part...); };
+            detail::add_weights(sums(g).data(), tokens(g), weights, after.data());
             // A new token is seen from its own query on.
             const auto first = first_.row(g);
             for (index_t i = 0; i < unseen; ++i) {

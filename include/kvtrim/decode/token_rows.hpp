@@ -230,15 +230,15 @@ class token_rows {
 
 namespace detail {
 
-// after [count] = before + weight_of(i), where that is positive and finite. In blocks of one size, whose sums compilers turn
-// into vectors at -O2, too.
-template <class Fn>
-void add_weights(const float* before, index_t count, const Fn& weight_of, float* after) {
+// after [count] = before + weights, where these are positive and finite; write(first, n, weights) gives n of them. In blocks of
+// one size, whose sums compilers turn into vectors at -O2, too.
+template <class Write>
+void add_weights(const float* before, index_t count, const Write& write, float* after) {
     constexpr index_t block = 64;
     float weights[block] = {}, sums[block] = {}; // apart from other memory, so that no compiler has to ask
     for (index_t first = 0; first < count; first += block) {
         const index_t n = std::min(block, count - first);
-        for (index_t i = 0; i < n; ++i) { weights[i] = weight_of(first + i); }
+        write(first, n, weights);
         std::copy_n(before + first, n, sums);
         for (index_t i = 0; i < block; ++i) {
             sums[i] += weights[i] > 0 && weights[i] <= std::numeric_limits<float>::max() ? weights[i] : 0.0f;

@@ -7,13 +7,24 @@ using namespace simd::KVTRIM_TARGET;
 
 inline void dots(const float* rows, index_t stride, index_t count, index_t length, const float* other,
                  float* out) {
+    // Two loops, because a compiler takes the choice out of one at -O3 alone.
+    const auto take = [&](index_t i, float sum) __attribute__((always_inline)) { out[i] = sum; };
+    if (other == nullptr) {
+        sum_rows(
+            count, length,
+            [&](index_t i, floats sum, index_t d, auto some) __attribute__((always_inline)) {
+                const floats x = some.load(rows + i * stride + d);
+                return fma(x, x, sum);
+            },
+            take);
+        return;
+    }
     sum_rows(
         count, length,
         [&](index_t i, floats sum, index_t d, auto some) __attribute__((always_inline)) {
-            const floats x = some.load(rows + i * stride + d);
-            return fma(x, other != nullptr ? some.load(other + d) : x, sum);
+            return fma(some.load(rows + i * stride + d), some.load(other + d), sum);
         },
-        [&](index_t i, float sum) __attribute__((always_inline)) { out[i] = sum; });
+        take);
 }
 
 inline void add_absolute(const float* rows, index_t stride, index_t count, index_t length, float* out) {
