@@ -8,7 +8,9 @@ using namespace simd::KVTRIM_TARGET;
 inline void dots(const float* rows, index_t stride, index_t count, index_t length, const float* other,
                  float* out) {
     // Two loops, because a compiler takes the choice out of one at -O3 alone.
-    const auto take = [&](index_t i, float sum) __attribute__((always_inline)) { out[i] = sum; };
+    const auto take = [&](index_t i, float sum) __attribute__((always_inline)) {
+        out[i] = sum;
+    };
     if (other == nullptr) {
         sum_rows(
             count, length,
