@@ -1,6 +1,6 @@
-# Runs NEEDLE with ARGUMENTS; passes if it fails with MESSAGE on stderr and prints nothing else.
+# Runs NEEDLE (behind an emulator, where there is one) with ARGUMENTS; passes if it fails with MESSAGE on stderr and prints nothing else.
 
-execute_process(COMMAND "${NEEDLE}" ${ARGUMENTS}
+execute_process(COMMAND ${NEEDLE} ${ARGUMENTS}
     RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE errors
 )
 string(FIND "${errors}" "${MESSAGE}" found)
