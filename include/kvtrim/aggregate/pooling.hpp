@@ -30,6 +30,20 @@ enum class pooling : std::uint8_t { none, average, maximum };
     return {errc::invalid_parameter, "a pooling kernel must be odd and positive"};
 }
 
+namespace detail {
+
+// out [columns] = fold(the columns of `in` at most `half` away).
+template <class Fold>
+void fold_windows(index_t half, std::span<const float> in, std::span<float> out, const Fold& fold) {
+    const auto columns = static_cast<index_t>(in.size());
+    for (index_t c = 0; c < columns; ++c) {
+        const index_t first = std::max<index_t>(0, c - half), end = std::min(columns, c + half + 1);
+        out[static_cast<std::size_t>(c)] = fold(in.data() + first, end - first);
+    }
+}
+
+} // namespace detail
+
 /// out [columns] = in [columns] pooled; pooling::none copies.
 /// Returns invalid_parameter for a kernel that is not odd and positive, or an output of another length, with nothing
 /// written.
@@ -39,21 +53,21 @@ enum class pooling : std::uint8_t { none, average, maximum };
     if (in.size() != out.size()) {
         return {errc::invalid_parameter, "pool: in and out must have the same length", std::ssize(in)};
     }
-    const auto columns = static_cast<index_t>(in.size());
     const index_t half = kind == pooling::none ? 0 : kernel_tokens / 2;
-    for (index_t c = 0; c < columns; ++c) {
-        const auto window = in.subspan(
-            static_cast<std::size_t>(std::max<index_t>(0, c - half)),
-            static_cast<std::size_t>(std::min(columns, c + half + 1) - std::max<index_t>(0, c - half)));
-        float pooled = window[0];
-        if (kind == pooling::maximum) {
-            for (const float x : window) { pooled = std::fmax(pooled, x); }
-        } else {
-            for (const float x : window.subspan(1)) { pooled += x; }
-            if (kind == pooling::average) { pooled /= static_cast<float>(kernel_tokens); }
-        }
-        out[static_cast<std::size_t>(c)] = pooled;
+    if (kind == pooling::maximum) {
+        detail::fold_windows(half, in, out, [](const float* window, index_t count) {
+            float highest = window[0];
+            for (index_t i = 1; i < count; ++i) { highest = std::fmax(highest, window[i]); }
+            return highest;
+        });
+        return {};
     }
+    const float divisor = kind == pooling::average ? static_cast<float>(kernel_tokens) : 1.0f;
+    detail::fold_windows(half, in, out, [&](const float* window, index_t count) {
+        float sum = window[0];
+        for (index_t i = 1; i < count; ++i) { sum += window[i]; }
+        return sum / divisor;
+    });
     return {};
 }
 
