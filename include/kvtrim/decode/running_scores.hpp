@@ -87,12 +87,11 @@ class running_scores {
                     first_.longest_row()};
         }
         const index_t group = rows / kv_heads();
-        add_queries(queries, 0, [&](index_t g, index_t first, index_t n, float* means) {
-            std::fill_n(means, n, 0.0f);
+        add_queries(queries, 0, group, [&](index_t g, index_t first, index_t n, float* sums) {
+            std::fill_n(sums, n, 0.0f);
             for (index_t h = g * group; h < (g + 1) * group; ++h) {
-                for (index_t i = 0; i < n; ++i) { means[i] += to_float(at(attention, h, first + i)); }
+                for (index_t i = 0; i < n; ++i) { sums[i] += to_float(at(attention, h, first + i)); }
             }
-            for (index_t i = 0; i < n; ++i) { means[i] /= static_cast<float>(group); }
         });
         return {};
     }
@@ -312,21 +311,22 @@ class running_scores {
         const eviction_request asked{.budget = {}, .protect = behind, .attention = attention};
         const status s = attention_of_queries.score(in, asked, {rows.offsets, rows.values}, scratch, ex);
         if (!s.ok()) { return s; }
-        add_queries(extent(in.queries, 1), newer, [&](index_t g, index_t first, index_t n, float* weights) {
+        const auto copy = [&](index_t g, index_t first, index_t n, float* out) {
             const index_t from = std::min(first, rows.length(g)), seen = std::min(n, rows.length(g) - from);
-            std::fill_n(std::copy_n(rows.row(g).data() + from, seen, weights), n - seen, 0.0f);
-        });
+            std::fill_n(std::copy_n(rows.row(g).data() + from, seen, out), n - seen, 0.0f);
+        };
+        add_queries(extent(in.queries, 1), newer, 1, copy);
         return {};
     }
 
-    // attention(g, first, n, out): that of tokens [first, first + n), summed over the `queries` tokens before the newest `newer`.
+    // attention(g, first, n, out): of tokens first + i, summed over `group` rows and the `queries` tokens before the newest `newer`.
     template <class Fn>
-    void add_queries(index_t queries, index_t newer, Fn&& attention) {
+    void add_queries(index_t queries, index_t newer, index_t group, Fn&& attention) {
         const index_t next = (version_ + 1) % std::ssize(sums_), unseen = unseen_tokens();
         for (index_t g = 0; g < kv_heads(); ++g) {
             const auto after = sums_[static_cast<std::size_t>(next)].row(g);
             const auto weights = [&](auto... part) { attention(g, part...); };
-            detail::add_weights(sums(g).data(), tokens(g), weights, after.data());
+            detail::add_weights(sums(g).data(), tokens(g), static_cast<float>(group), weights, after.data());
             // A new token is seen from its own query on.
             const auto first = first_.row(g);
             for (index_t i = 0; i < unseen; ++i) {

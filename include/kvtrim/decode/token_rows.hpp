@@ -230,10 +230,10 @@ class token_rows {
 
 namespace detail {
 
-// after [count] = before + weights, where these are positive and finite; write(first, n, weights) gives n of them. In blocks of
-// one size, whose sums compilers turn into vectors at -O2, too.
+// after [count] = before + weights / divisor, where these are positive and finite; write(first, n, weights) gives n of them. In
+// blocks of one size, whose sums compilers turn into vectors at -O2, too.
 template <class Write>
-void add_weights(const float* before, index_t count, const Write& write, float* after) {
+void add_weights(const float* before, index_t count, float divisor, const Write& write, float* after) {
     constexpr index_t block = 64;
     float weights[block] = {}, sums[block] = {}; // apart from other memory, so that no compiler has to ask
     for (index_t first = 0; first < count; first += block) {
@@ -241,7 +241,8 @@ void add_weights(const float* before, index_t count, const Write& write, float* 
         write(first, n, weights);
         std::copy_n(before + first, n, sums);
         for (index_t i = 0; i < block; ++i) {
-            sums[i] += weights[i] > 0 && weights[i] <= std::numeric_limits<float>::max() ? weights[i] : 0.0f;
+            const float weight = weights[i] / divisor;
+            sums[i] += weight > 0 && weight <= std::numeric_limits<float>::max() ? weight : 0.0f;
         }
         std::copy_n(sums, n, after + first);
     }
