@@ -243,9 +243,11 @@ TEST_CASE("plan_dense: a grid that is refused or too large leaves the plan uncha
         CHECK(plan_dense({8, 4, 0, 8}, kv_heads, plan).code() == errc::index_overflow);
     }
     for (const segment_grid& far : {segment_grid{1, 1, most - 8, most}, segment_grid{1, 1, 0, most},
-                                    segment_grid{most, most, 0, most}, segment_grid{most, 1, 0, most},
-                                    segment_grid{64, 64, 0, std::numeric_limits<std::int32_t>::max()}}) {
+                                    segment_grid{most, most, 0, most}, segment_grid{most, 1, 0, most}}) {
         CHECK(plan_dense(far, 1, plan).code() == errc::index_overflow);
     }
+    // As many tokens as a table can address, but more blocks.
+    const segment_grid longest{64, 64, 0, std::numeric_limits<std::int32_t>::max()};
+    CHECK(valid_table_size(longest, 1).code() == errc::index_overflow);
     CHECK(plan == planned_before());
 }
