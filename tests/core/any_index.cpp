@@ -5,6 +5,7 @@
 
 #include "support/catch.hpp"
 
+#include <limits>
 #include <vector>
 
 namespace {
@@ -25,4 +26,21 @@ TEST_CASE("any_index: one wrong number is found wherever it stands, and none whe
             numbers[at] = 1;
         }
     }
+}
+
+TEST_CASE("any_outside: an entry is at least 0 and below the size, whatever 64-bit number that is",
+          "[core]") {
+    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+    constexpr std::int32_t highest = std::numeric_limits<std::int32_t>::max();
+    for (const std::int32_t entry : {-highest - 1, -1, 0, 6, 7, highest}) {
+        for (const std::int64_t size : {-most - 1, std::int64_t{-1}, std::int64_t{0}, std::int64_t{7},
+                                        std::int64_t{1} << 31, std::int64_t{1} << 32, most}) {
+            for (const std::size_t length : {std::size_t{1}, std::size_t{64}, std::size_t{130}}) {
+                std::vector<std::int32_t> table(length, 0);
+                table[length / 2] = entry;
+                REQUIRE(any_outside(table, size) == (size <= 0 || entry < 0 || entry >= size));
+            }
+        }
+    }
+    CHECK_FALSE(any_outside({}, 0));
 }

@@ -308,7 +308,21 @@ def _c_request(first: _c.Layer, options: dict[str, Any], keep: list[Any]) -> _c.
 # ---- Plans ----
 
 
-class Plan:
+class _RaggedRows:
+    """One row per KV head, of different lengths, behind each other."""
+
+    indptr: npt.NDArray[np.int32] | npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """KV heads."""
+        return len(self.indptr) - 1
+
+    def _row(self, head: int) -> slice:
+        head = range(len(self))[head]
+        return slice(self.indptr[head], self.indptr[head + 1])
+
+
+class Plan(_RaggedRows):
     """Which rows of each KV head stay; it never changes. Kept rows of head h are indices[indptr[h]:indptr[h + 1]], ascending.
 
     indptr   [kv_heads + 1] int32, the cumulative lengths of the cut cache
@@ -338,14 +352,9 @@ class Plan:
         self.indptr = handle.array(lib.kvtrim_plan_offsets(handle), rows + 1, ctypes.c_int32)
         self.indices = handle.array(lib.kvtrim_plan_kept(handle), int(self.indptr[-1]), ctypes.c_int32)
 
-    def __len__(self) -> int:
-        """KV heads."""
-        return len(self.indptr) - 1
-
     def __getitem__(self, head: int) -> npt.NDArray[np.int32]:
         """Kept rows of a KV head."""
-        head = range(len(self))[head]
-        return self.indices[self.indptr[head]: self.indptr[head + 1]]
+        return self.indices[self._row(head)]
 
     def __iter__(self) -> Iterator[npt.NDArray[np.int32]]:
         return (self[head] for head in range(len(self)))
@@ -409,7 +418,7 @@ def plan(policy: PolicyLike, keys: RowsLike | None = None, queries: RowsLike | N
     return plan_layers(policy, [layer], **request)[0]
 
 
-class Scores:
+class Scores(_RaggedRows):
     """Scores of one layer's candidates, read-only: candidate c of KV head h is cache row `first` + c.
 
     indptr      [kv_heads + 1] int64
@@ -423,14 +432,9 @@ class Scores:
         self.indptr = handle.array(lib.kvtrim_scores_offsets(handle), rows + 1, ctypes.c_int64)
         self.importance = handle.array(lib.kvtrim_scores_importance(handle), int(self.indptr[-1]), ctypes.c_float)
 
-    def __len__(self) -> int:
-        """KV heads."""
-        return len(self.indptr) - 1
-
     def __getitem__(self, head: int) -> npt.NDArray[np.float32]:
         """Scores of a KV head's candidates."""
-        head = range(len(self))[head]
-        return self.importance[self.indptr[head]: self.indptr[head + 1]]
+        return self.importance[self._row(head)]
 
 
 def scores(policy: PolicyLike, keys: RowsLike | None = None, queries: RowsLike | None = None, values: RowsLike | None = None,

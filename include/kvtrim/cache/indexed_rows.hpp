@@ -11,6 +11,7 @@
 // The indices must live as long as the source. Runs of neighbouring slots are read at once.
 
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/any_index.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -21,10 +22,8 @@ namespace KVTRIM_NAMESPACE {
 
 /// Returns invalid_table for an index outside [0, slots). O(tokens).
 [[nodiscard]] inline status validate_indices(std::span<const std::int32_t> indices, index_t slots) {
-    for (const std::int32_t slot : indices) {
-        if (slot < 0 || slot >= slots) {
-            return {errc::invalid_table, "row indices: a slot lies outside the pool"};
-        }
+    if (any_outside(indices, slots)) {
+        return {errc::invalid_table, "row indices: a slot lies outside the pool"};
     }
     return {};
 }

@@ -21,7 +21,6 @@
 #include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/saturated.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -125,10 +124,7 @@ struct page_table {
 namespace detail {
 
 [[nodiscard]] inline status validate_pages(std::span<const std::int32_t> pages, index_t most_pages) {
-    const auto most =
-        static_cast<std::uint32_t>(std::min(most_pages, index_t{1} << 31)); // so that negative ones exceed it
-    if (any_index(pages.size(),
-                  [&](std::size_t i) { return static_cast<std::uint32_t>(pages[i]) >= most; })) {
+    if (any_outside(pages, most_pages)) {
         return {errc::invalid_table, "page table: a page lies outside the pool"};
     }
     return {};

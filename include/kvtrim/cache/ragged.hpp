@@ -114,4 +114,10 @@ class ragged {
     index_t longest_ = 0;
 };
 
+/// Whether a view is a ragged one.
+template <class V>
+inline constexpr bool is_ragged = false;
+template <class T>
+inline constexpr bool is_ragged<ragged<T>> = true;
+
 } // namespace KVTRIM_NAMESPACE

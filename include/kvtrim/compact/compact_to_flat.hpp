@@ -26,12 +26,6 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// Whether a view is a ragged one.
-template <class V>
-inline constexpr bool is_ragged = false;
-template <class T>
-inline constexpr bool is_ragged<ragged<T>> = true;
-
 namespace detail {
 
 // Copies the survivors of a head to `to`: rows that lie there as such elements are moved, others are read one by one.

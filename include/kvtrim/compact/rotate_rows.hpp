@@ -77,11 +77,6 @@ template <class V>
         std::bit_ceil(static_cast<std::uint64_t>(std::clamp(balanced, 16.0, 1024.0))));
 }
 
-template <class T>
-inline constexpr bool is_ragged = false;
-template <class T>
-inline constexpr bool is_ragged<ragged<T>> = true;
-
 // Calls fn(view, head) with a view whose rows are the rotary channels of this head.
 template <class V, class Fn>
 void with_rotary_rows(const V& keys, index_t head, const rope& r, Fn&& fn) {

@@ -9,8 +9,10 @@
 
 #include <kvtrim/simd/region.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace KVTRIM_NAMESPACE {
 
@@ -28,6 +30,14 @@ template <class Holds>
         if (holds(i)) { return true; }
     }
     return false;
+}
+
+/// Whether an entry of a table lies outside [0, size); any does where size is not positive.
+[[nodiscard]] constexpr bool any_outside(std::span<const std::int32_t> table, std::int64_t size) {
+    // At most 2^31, which negative entries exceed.
+    const auto most = static_cast<std::uint32_t>(std::clamp<std::int64_t>(size, 0, std::int64_t{1} << 31));
+    return any_index(table.size(),
+                     [&](std::size_t i) { return static_cast<std::uint32_t>(table[i]) >= most; });
 }
 
 } // namespace KVTRIM_NAMESPACE

@@ -148,8 +148,7 @@ struct trig_series_score {
         std::fill(scores.begin(), scores.end(), std::numeric_limits<float>::quiet_NaN());
         for (index_t h = 0; h < group; ++h) {
             raise_normalised(
-                std::span(memory.series).subspan(static_cast<std::size_t>(h) * scores.size(), scores.size()),
-                scores);
+                memory.series.subspan(static_cast<std::size_t>(h) * scores.size(), scores.size()), scores);
         }
     }
 
