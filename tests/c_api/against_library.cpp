@@ -1,8 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Every policy of the C interface with its defaults, and with options, plans what the library's own function plans; the library's
-// on one thread, C's on three.
+// Every policy of the C interface with its defaults, and with options, plans what the library's own function plans.
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
 #include <kvtrim/decode/running_scores.hpp>
@@ -40,6 +39,7 @@ kvtrim_statistics* c_statistics = nullptr;
 const std::vector<float> frequencies(DIM / 2, 0.1f);
 const std::vector<double> shares = {1, 3};
 
+// The engine's: C's calls run on three threads, the library's on one.
 void run_on_threads(void*, int64_t count, void (*task)(void*, int64_t), void* argument) {
     std::atomic<int64_t> next{0};
     const auto work = [&] {
