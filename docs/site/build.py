@@ -18,9 +18,9 @@ FOLDER = pathlib.Path(sys.argv[1]).resolve()
 PAGES, SITE, DOXYGEN = FOLDER / "pages", FOLDER / "site", FOLDER / "doxygen"
 AS_IT_IS = (".svg", ".png", ".json")
 LANGUAGE = {".cpp": "cpp", ".hpp": "cpp", ".inl": "cpp", ".c": "c", ".h": "c", ".py": "python", ".json": "json", ".sh": "sh"}
-# Defaulted operators, deduction guides and specialisations of documented templates say what their names say; of C's objects the
-# header's first comment says how they are made and freed.
-SAYS_ITSELF = re.compile(r"Member (operator\S+\(|.*\) -> \S|\w+< .* > \(variable\)|kvtrim_\w+_(create|destroy)\().*is not documented")
+# Defaulted operators, deduction guides and specialisations of documented templates say what their names say; of C's objects
+# the header says for all of them how they are made, freed and saved.
+SAYS_ITSELF = re.compile(r"Member (operator\S+\(|.*\) -> \S|\w+< .* > \(variable\)|kvtrim_\w+_(create|destroy|save|restore|rollback|compact)\(|kvtrim_\w+ \(typedef\)).*is not documented")
 
 
 def reference():
