@@ -730,7 +730,8 @@ class caller {
         p.free_count = in.hostile(std::ssize(free_pages), 4);
         p.order = static_cast<std::int32_t>(in.hostile(in.between(0, 2), 4));
         p.copy_shared = static_cast<std::int32_t>(in.hostile(in.between(0, 1), 4));
-        p.indices = counted(table.indices, p.index_count), p.indptr = counted(table.indptr, p.table_rows + 1);
+        p.indices = counted(table.indices, p.index_count);
+        p.indptr = p.table_rows < 4096 ? counted(table.indptr, p.table_rows + 1) : nullptr;
         p.last_page = counted(table.last_page, p.table_rows), p.ref_counts = counted(references, p.pages);
         if (in.chance(64)) { p.ref_counts = nullptr; }
         p.free_pages = counted(free_pages, p.free_count);
