@@ -377,18 +377,6 @@ TEST_CASE("paged rows: a table that does not fit its pool, its request or 32 bit
     CHECK(with([](auto& t) { t.head_dim = index_t{1} << 60; }) == errc::invalid_parameter);
 }
 
-TEST_CASE("page layout: of a pool that no table can number the needed pages are never negative",
-          "[cache][paged][errors]") {
-    constexpr index_t many = index_t{1} << 31;
-    for (const auto& [pages, needed] :
-         {std::pair{page_layout::unknown_pages, index_t{1}}, {index_t{0}, index_t{1}}, {many, many}}) {
-        page_layout layout = nhd_pages(16, 2, 3, pages);
-        layout.page_tokens = many;
-        CHECK(layout.validate().code() == errc::index_overflow);
-        CHECK(layout.validate().needed() == needed);
-    }
-}
-
 TEST_CASE("paged head rows: every head's own row of the table is checked", "[cache][paged][errors]") {
     const auto with = [](auto&& change) {
         small_table t;

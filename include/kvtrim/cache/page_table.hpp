@@ -42,8 +42,8 @@ struct page_layout {
     [[nodiscard]] constexpr index_t most_pages() const {
         return pages != unknown_pages ? pages : std::numeric_limits<std::int32_t>::max() / page_tokens;
     }
-    /// Returns invalid_parameter for pages without tokens or a negative number of pages, index_overflow (needed: pages, one
-    /// where they are not known) for a pool of more than 2^31 - 1 slots.
+    /// Returns invalid_parameter for pages without tokens or a negative number of pages, index_overflow (needed: pages) for
+    /// a pool of more than 2^31 - 1 slots.
     [[nodiscard]] constexpr status validate() const {
         if (page_tokens <= 0 || pages < unknown_pages) {
             return {errc::invalid_parameter,
@@ -51,8 +51,7 @@ struct page_layout {
         }
         constexpr index_t most = std::numeric_limits<std::int32_t>::max();
         if (page_tokens > most || pages > most / page_tokens) {
-            return {errc::index_overflow, "page layout: a pool has at most 2^31 - 1 slots",
-                    pages > 0 ? pages : 1};
+            return {errc::index_overflow, "page layout: a pool has at most 2^31 - 1 slots", pages};
         }
         return {};
     }
