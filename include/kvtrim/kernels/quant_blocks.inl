@@ -58,14 +58,10 @@ KVTRIM_INLINE void decode_block(const Block& block, float* to) {
     std::int8_t codes[32];
     take_codes(block, codes);
     const floats scale = broadcast(block.scale);
+    floats minimum = broadcast(-0.0f); // changes no number, not even -0
+    if constexpr (requires { block.minimum; }) { minimum = broadcast(block.minimum); }
     KVTRIM_UNROLL
-    for (index_t i = 0; i < 32; i += lanes) {
-        if constexpr (requires { block.minimum; }) {
-            store(to + i, fma(scale, load(codes + i), broadcast(block.minimum)));
-        } else {
-            store(to + i, scale * load(codes + i));
-        }
-    }
+    for (index_t i = 0; i < 32; i += lanes) { store(to + i, fma(scale, load(codes + i), minimum)); }
 }
 
 template <class Block>
