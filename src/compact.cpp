@@ -106,15 +106,13 @@ status read_page_pool(const kvtrim_page_pool* given, kvtrim_page_pool& out) {
 
 // The bytes of a pool, of which neither table nor element matters: rows are bytes.
 status read_memory(const kvtrim_view* given, const move_plan& plan, paged_memory<std::byte>& out) {
-    constexpr index_t sizes[] = {4, 2, 2, 34, 18, 20, 22, 24, 18, 1, 1, 1},
-                      values[] = {1, 1, 1, 32, 32, 32, 32, 32, 32, 1, 1, 1};
     kvtrim_view v = {};
     if (const status s = read_struct(given, v); !s.ok()) { return s; }
     if (v.layout != KVTRIM_PAGED && v.layout != KVTRIM_PAGED_PER_HEAD) {
         return invalid("moves_run: PAGED or PAGED_PER_HEAD memory");
     }
-    if (v.element < 0 || v.element >= std::ssize(sizes)) { return invalid("view: no such element"); }
-    const index_t size = sizes[v.element], block = values[v.element];
+    if (v.element < 0 || v.element >= std::ssize(elements)) { return invalid("view: no such element"); }
+    const index_t size = elements[v.element].bytes, block = elements[v.element].values;
     if (v.extents[2] < 0 || v.extents[2] % block != 0 || v.strides[2] != size || v.extents[0] < 0 ||
         v.extents[0] > most_heads) {
         return invalid("moves_run: rows of whole elements or blocks, one after the other");

@@ -28,24 +28,26 @@ status read_call(const kvtrim_policy* policy, const kvtrim_layer* layers, index_
     if ((row.needs & KVTRIM_TAKES_LAYERS) == 0 && count != 1) {
         return {errc::invalid_parameter, "this policy plans one layer at a time", 1};
     }
+    kvtrim_layer first = {};
+    if (const status s = read_struct(layers, first); !s.ok()) { return s; }
     const bool reads_shares = (row.needs & KVTRIM_NEEDS_LAYER_SHARES) != 0;
     if (reads_shares && std::ssize(out.asked.layer_shares) != count) {
         return {errc::invalid_parameter, "this policy needs request.layer_shares [layers]", count};
     }
-    out.layers.resize(static_cast<std::size_t>(count));
-    for (index_t l = 0; l < count; ++l) {
-        layer_parts& in = out.layers[static_cast<std::size_t>(l)];
-        int wanted = row.needs;
-        if (row.reads_output_projection && out.layers[0].given.output_projection != nullptr) {
-            wanted |= KVTRIM_NEEDS_OUTPUT_PROJECTION; // in every layer, as in the first
-        }
-        if (const status s = read_layer(layers + l, wanted, in); !s.ok()) { return s; }
-        if (l == 0 && row.reads_output_projection && in.given.output_projection != nullptr) {
-            in.output_projection = any_rows::of(in.given.output_projection);
-        }
+    if ((row.needs & KVTRIM_NEEDS_PROFILE) != 0 && out.asked.profile == nullptr) {
+        return invalid("this policy needs request.profile");
     }
-    const kvtrim_layer& first = out.layers[0].given;
+    out.layers.resize(static_cast<std::size_t>(count));
+    for (index_t l = 0; l < count; ++l) { // what the first gives, every layer must
+        layer_parts& in = out.layers[static_cast<std::size_t>(l)];
+        if (const status s = read_layer(layers, row.wanted(first), in, l); !s.ok()) { return s; }
+    }
     call_state state{.layer_shares = out.asked.layer_shares};
+    if ((row.needs & KVTRIM_NEEDS_PROFILE) != 0) { state.profile = out.asked.profile->state.budgets(); }
+    if ((row.needs & KVTRIM_NEEDS_MEANS) != 0) {
+        state.means = &first.means->state;
+        if (const status s = read_rope(first.rope, state.rope); !s.ok()) { return s; }
+    }
     if ((row.needs & KVTRIM_NEEDS_RUNNING) != 0) { state.running = &first.running->state; }
     if ((row.needs & KVTRIM_NEEDS_STATISTICS) != 0) {
         state.statistics = &first.statistics->state;
@@ -278,7 +280,7 @@ kvtrim_status kvtrim_score_layer(const kvtrim_policy* policy, const kvtrim_layer
         }
         call in;
         if (const status s = c::read_call(policy, layer, 1, request, in); !s.ok()) { return s; }
-        return in.policy->score(in.asked.value, scores->table, context->memory, context->executor);
+        return in.policy->score(0, in.asked.value, scores->table, context->memory, context->executor);
     });
 }
 
