@@ -141,11 +141,12 @@ template <class Struct>
 /// Reads it.
 template <class Struct>
 [[nodiscard]] status read_struct_at(const Struct* first, index_t i, Struct& out) {
+    if (i == 0) { return read_struct(first, out); }
     constexpr std::size_t most = 4096; // of any version
-    const bool of_array = i == 0 || (first->size <= most && first->size % alignof(Struct) == 0 &&
-                                     struct_at(first, i)->size == first->size);
-    if (!of_array) { return invalid("structs of an array have one size: sizeof the struct"); }
-    return read_struct(struct_at(first, i), out);
+    const bool of_array =
+        first->size <= most && first->size % alignof(Struct) == 0 && struct_at(first, i)->size == first->size;
+    return of_array ? read_struct(struct_at(first, i), out)
+                    : invalid("structs of an array have one size: sizeof the struct");
 }
 
 template <class T>
@@ -210,12 +211,12 @@ template <class Inputs>
     Inputs made{in.keys, {}, {}, {}};
     if constexpr (Inputs::has_values) { made.values = in.values; }
     if constexpr (Inputs::has_queries) { made.queries = in.queries; }
-    if constexpr (std::is_same_v<Inputs, with_norms>) {
-        made.output_projection = in.given.norms->state.view();
-    } else if constexpr (Inputs::has_output_projection) {
-        made.output_projection = in.output_projection;
-    }
+    if constexpr (Inputs::has_output_projection) { made.output_projection = in.output_projection; }
     return made;
+}
+template <>
+[[nodiscard]] inline with_norms inputs_of<with_norms>(const layer_parts& in) {
+    return {in.keys, in.values, in.queries, in.given.norms->state.view()};
 }
 
 /// A strided output of floats or halves: calls fn(strided<T, 3>).
@@ -237,6 +238,13 @@ template <class Fn>
 [[nodiscard]] inline status valid_heads(index_t heads) {
     if (heads >= 0 && heads <= most_heads) { return {}; }
     return {errc::invalid_parameter, "heads must not be negative, and at most 2^20", most_heads};
+}
+/// Channels of queries that a caller keeps: more would only take memory.
+inline constexpr index_t most_channels = index_t{1} << 24;
+[[nodiscard]] inline status valid_queries(index_t q_heads, index_t head_dim) {
+    if (const status s = valid_heads(q_heads); !s.ok()) { return s; }
+    if (head_dim >= 0 && head_dim <= most_channels) { return {}; }
+    return {errc::invalid_parameter, "head_dim must not be negative, and at most 2^24", most_channels};
 }
 /// *out = a new object of a state that says of itself that it is valid.
 template <class Handle, class State>

@@ -5,6 +5,8 @@
 // The library's plain tables of queries as states that save themselves (core/plain_memory.hpp). Their fields are public and checked by
 // validate(); here they become bytes, and are read back within what there is.
 
+#include "c_api.hpp"
+
 #include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/score/query_pair_means.hpp>
 #include <kvtrim/score/query_statistics.hpp>
@@ -32,7 +34,7 @@ struct saved_statistics : query_statistics {
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0;
         if (!in.get(kind) || kind != tag || !in.get(q_heads) || !in.get(head_dim) ||
-            !in.get(skip_positions) || !in.get(positions) || q_heads > most_heads) {
+            !in.get(skip_positions) || !in.get(positions) || !valid_queries(q_heads, head_dim).ok()) {
             return false;
         }
         return read_list(in, q_heads, 1, counts) && read_list(in, q_heads, head_dim, means) &&
@@ -57,7 +59,7 @@ struct saved_means : query_pair_means {
     [[nodiscard]] bool read(memory_reader& in) {
         std::uint32_t kind = 0, pairs_of = 0;
         if (!in.get(kind) || kind != tag || !in.get(pairs_of) || pairs_of > 1 || !in.get(q_heads) ||
-            !in.get(head_dim) || !in.get(pairs) || q_heads > most_heads) {
+            !in.get(head_dim) || !in.get(pairs) || !valid_queries(q_heads, head_dim).ok()) {
             return false;
         }
         pairing = static_cast<rope_pairing>(pairs_of);

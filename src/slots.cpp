@@ -169,7 +169,7 @@ std::array<strided_bytes, 3> pooled_rows::memory_of_pages(index_t first, index_t
     const auto table = [&](const float* floats) {
         strided_bytes bytes{
             .first = pages_from(floats, v_.scale_page_stride),
-            .extents = {count, v_.page_tokens, is_ragged() ? heads_ : heads,
+            .extents = {count, v_.page_tokens, is_ragged() && v_.scale_strides[0] != 0 ? heads_ : heads,
                         v_.scale_strides[2] == 0 ? 1 : v_.extents[2]},
             .strides = {v_.scale_page_stride, v_.scale_strides[1], v_.scale_strides[0], sizeof(float)},
             .bytes = sizeof(float)};

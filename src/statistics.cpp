@@ -16,7 +16,7 @@ extern "C" {
 kvtrim_status kvtrim_statistics_create(int64_t q_heads, int64_t head_dim, int64_t skip_positions,
                                        kvtrim_statistics** statistics) {
     return guarded([&]() -> status {
-        if (const status s = valid_heads(q_heads); !s.ok()) { return s; }
+        if (const status s = valid_queries(q_heads, head_dim); !s.ok()) { return s; }
         return make_valid(statistics, saved_statistics(q_heads, head_dim, skip_positions));
     });
 }
@@ -51,7 +51,7 @@ kvtrim_status kvtrim_means_create(int64_t q_heads, int64_t head_dim, const kvtri
                                   kvtrim_means** means) {
     return guarded([&]() -> status {
         kvtrim::rope turn;
-        if (const status s = valid_heads(q_heads); !s.ok()) { return s; }
+        if (const status s = valid_queries(q_heads, head_dim); !s.ok()) { return s; }
         if (const status s = read_rope(rope, turn); !s.ok()) { return s; }
         return make_valid(means, saved_means(q_heads, head_dim, turn));
     });

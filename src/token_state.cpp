@@ -85,7 +85,7 @@ extern "C" {
 kvtrim_status kvtrim_queries_create(int64_t q_heads, int64_t window, int64_t head_dim,
                                     int64_t rollback_tokens, int32_t element, kvtrim_queries** queries) {
     return guarded([&]() -> status {
-        if (const status s = valid_heads(q_heads); !s.ok()) { return s; }
+        if (const status s = valid_queries(q_heads, head_dim); !s.ok()) { return s; }
         if (rollback_tokens < 0) { return invalid("queries: rollback_tokens must not be negative"); }
         const auto make_of = [&]<class T>(T state) {
             const status s = state.validate();
