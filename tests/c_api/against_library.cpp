@@ -61,7 +61,7 @@ strided<float, 2> scores_of(index_t l) {
     for (std::size_t i = of.size(); i < std::size_t{KV_HEADS} * TOKENS; ++i) {
         of.push_back(number(i * 3 + 99 * static_cast<std::size_t>(l)) + 2.25f);
     }
-    return {of.data(), {KV_HEADS, TOKENS}};
+    return {of.data(), {index_t{KV_HEADS}, index_t{TOKENS}}};
 }
 auto queries_view() {
     return rows_of(queries, Q_HEADS, WINDOW, DIM);
@@ -399,7 +399,7 @@ void cells_and_pages() {
            "pages");
     }
     check(scores == c_scores, "C scores as the library does", "pages");
-    const strided<float, 2> view(scores.data(), {KV_HEADS, pages});
+    const strided<float, 2> view(scores.data(), {index_t{KV_HEADS}, pages});
     const protection protect{.sink_tokens = 1, .window_tokens = 2};
     workspace scratch = memory.of_bytes(plan_pages_bytes(view, 9, protect));
     keep_plan expected;
