@@ -9,7 +9,7 @@
 struct kvtrim_queries {
     std::variant<kvtrim::recent_queries<float>, kvtrim::recent_queries<kvtrim::f16>,
                  kvtrim::recent_queries<kvtrim::bf16>>
-        state;                       // in the order of KVTRIM_F32, ...
+        state;                            // in the order of KVTRIM_F32, ...
     std::vector<std::int32_t> order = {}; // of the last view: its rows as slots of the ring
 };
 struct kvtrim_projection {
