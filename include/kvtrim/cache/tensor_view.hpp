@@ -248,4 +248,28 @@ strided(T*, const index_t (&)[Rank]) -> strided<T, Rank>;
 template <class T, std::size_t Rank>
 strided(T*, const index_t (&)[Rank], const index_t (&)[Rank]) -> strided<T, Rank>;
 
+namespace detail {
+
+// The elements of row i where they are floats that lie side by side; else null.
+template <tensor_view<2> V>
+[[nodiscard]] const float* floats_in_place(const V& view, index_t i) {
+    if constexpr (strided_view<V, 2>) {
+        if constexpr (std::is_same_v<std::remove_cv_t<std::remove_pointer_t<decltype(view.data_handle())>>,
+                                     float>) {
+            if (view.stride(1) == 1) { return view.data_handle() + i * static_cast<index_t>(view.stride(0)); }
+        }
+    }
+    return nullptr;
+}
+
+// Elements first .. first + count - 1 of row i as floats: where they lie, or the copy that is made.
+template <tensor_view<2> V>
+[[nodiscard]] const float* read_floats(const V& view, index_t i, index_t first, index_t count, float* copy) {
+    if (const float* const row = floats_in_place(view, i); row != nullptr) { return row + first; }
+    for (index_t t = 0; t < count; ++t) { copy[t] = to_float(at(view, i, first + t)); }
+    return copy;
+}
+
+} // namespace detail
+
 } // namespace KVTRIM_NAMESPACE

@@ -64,14 +64,14 @@ class page_planner {
         }
         if (const status s = check_pages(); !s.ok()) { return s; }
         index_t fresh_pages = 0;
-        index_t total_tokens = 0;
+        total_tokens_ = 0;
         for (index_t row = 0; row < table_.rows(); ++row) {
             if (const status s = row_.check(plan, row); !s.ok()) { return s; }
             fresh_pages += row_.fresh_pages();
-            total_tokens += row_.kept() * pool_.heads;
+            total_tokens_ += row_.kept() * pool_.heads;
         }
-        if (total_tokens > std::numeric_limits<std::int32_t>::max()) {
-            return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total_tokens};
+        if (total_tokens_ > std::numeric_limits<std::int32_t>::max()) {
+            return {errc::index_overflow, "a plan holds at most 2^31 - 1 tokens", total_tokens_};
         }
         return check_free_pages(fresh_pages);
     }
@@ -79,13 +79,27 @@ class page_planner {
     // Writes the plan that was checked.
     void write(const keep_plan& plan, move_plan& out) {
         clear(out);
+        out.origins_.resize(static_cast<std::size_t>(total_tokens_));
+        out.moves_.resize(static_cast<std::size_t>(total_tokens_)); // at most
+        std::int32_t* origin = out.origins_.data();
+        slot_move* move = out.moves_.data();
         for (index_t row = 0; row < table_.rows(); ++row) {
             static_cast<void>(row_.decide(plan, row));
             write_pages(out);
+            const auto first_page = static_cast<std::size_t>(out.indptr_.end()[-2]);
+            const std::span<const std::int32_t> new_pages = std::span(out.indices_).subspan(first_page);
             for (index_t head = 0; head < pool_.heads; ++head) {
-                write_moves(plan.row(row * pool_.heads + head), head, out);
+                const auto kept = plan.row(row * pool_.heads + head);
+                move = options_.order == move_order::in_order
+                           ? close_up(kept.data(), head, new_pages, origin, move)
+                           : fill_holes(kept.data(), head, new_pages, origin, move);
+                origin += row_.kept();
+                out.move_offsets_.push_back(static_cast<std::int32_t>(move - out.moves_.data()));
+                out.origin_offsets_.push_back(static_cast<std::int32_t>(origin - out.origins_.data()));
+                out.extra_ += row_.kept() - std::ssize(kept);
             }
         }
+        out.moves_.resize(static_cast<std::size_t>(move - out.moves_.data()));
     }
 
   private:
@@ -113,14 +127,13 @@ class page_planner {
         return {};
     }
 
+    // All but the moves and origins, which are written over.
     void clear(move_plan& out) const {
         out.heads_ = pool_.heads;
         out.page_tokens_ = tokens_;
         out.highest_page_ = highest_page_;
         out.taken_ = 0;
         out.extra_ = 0;
-        out.moves_.clear();
-        out.origins_.clear();
         for (auto* table : {&out.move_offsets_, &out.origin_offsets_, &out.indptr_}) { table->assign(1, 0); }
         for (auto* list : {&out.indices_, &out.last_page_len_, &out.freed_, &out.released_}) {
             list->clear();
@@ -160,24 +173,6 @@ class page_planner {
         if (last >= 0) { out.indices_.push_back(last); }
         out.indptr_.push_back(static_cast<std::int32_t>(out.indices_.size()));
         out.last_page_len_.push_back(static_cast<std::int32_t>(row_.used_of_last()));
-    }
-
-    void write_moves(std::span<const std::int32_t> kept, index_t head, move_plan& out) const {
-        const std::size_t origins_before = out.origins_.size();
-        const std::size_t moves_before = out.moves_.size();
-        out.origins_.resize(origins_before + static_cast<std::size_t>(row_.kept()));
-        out.moves_.resize(moves_before + static_cast<std::size_t>(row_.kept())); // at most
-        std::int32_t* const origin = out.origins_.data() + origins_before;
-        slot_move* const moves = out.moves_.data() + moves_before;
-        const auto first_page = static_cast<std::size_t>(out.indptr_.end()[-2]);
-        const std::span<const std::int32_t> new_pages = std::span(out.indices_).subspan(first_page);
-        const slot_move* const end = options_.order == move_order::in_order
-                                         ? close_up(kept.data(), head, new_pages, origin, moves)
-                                         : fill_holes(kept.data(), head, new_pages, origin, moves);
-        out.moves_.resize(moves_before + static_cast<std::size_t>(end - moves));
-        out.move_offsets_.push_back(static_cast<std::int32_t>(out.moves_.size()));
-        out.origin_offsets_.push_back(static_cast<std::int32_t>(out.origins_.size()));
-        out.extra_ += row_.kept() - std::ssize(kept);
     }
 
     [[nodiscard]] index_t first_token(std::size_t j) const { return static_cast<index_t>(j) * tokens_; }
@@ -280,6 +275,7 @@ class page_planner {
     const page_move_options& options_;
     index_t tokens_;                 // of a page
     std::int32_t highest_page_ = -1; // of the table
+    index_t total_tokens_ = 0;       // of all heads after the moves
     std::span<std::int32_t> named_;  // [pages] times the table names each page
     page_fates row_;
 };

@@ -27,6 +27,7 @@
 #include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/core/any_index.hpp>
 #include <kvtrim/decode/token_rows.hpp>
+#include <kvtrim/kernels/row_ops.hpp>
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
@@ -86,11 +87,12 @@ class running_scores {
             return {errc::invalid_parameter, "running_scores: attention must cover the cached tokens",
                     first_.longest_row()};
         }
+        const auto& steps = kernels::active_row_kernels();
+        float copy[detail::weights_block];
         const index_t group = rows / kv_heads();
         add_queries(queries, 0, group, [&](index_t g, index_t first, index_t n, float* sums) {
-            std::fill_n(sums, n, 0.0f);
             for (index_t h = g * group; h < (g + 1) * group; ++h) {
-                for (index_t i = 0; i < n; ++i) { sums[i] += to_float(at(attention, h, first + i)); }
+                steps.add_row(detail::read_floats(attention, h, first, n, copy), n, sums);
             }
         });
         return {};
@@ -195,10 +197,8 @@ class running_scores {
             const auto is_wrong = [&](std::size_t i) {
                 return row[i] < 0 || row[i] > queries_ || (i > 0 && row[i] < row[i - 1]);
             };
-            if (any_index(row.size(), is_wrong) ||
-                !std::ranges::equal(row.last(newest), std::as_const(first_).row(0).last(newest))) {
-                return false;
-            }
+            const auto last = row.last(newest), first_row = std::as_const(first_).row(0).last(newest);
+            if (any_index(row.size(), is_wrong) || !std::ranges::equal(last, first_row)) { return false; }
         }
         sums_.clear();
         for (index_t version = 0; version < versions; ++version) { // as many as there are bytes for
@@ -312,8 +312,8 @@ class running_scores {
         const status s = attention_of_queries.score(in, asked, {rows.offsets, rows.values}, scratch, ex);
         if (!s.ok()) { return s; }
         const auto copy = [&](index_t g, index_t first, index_t n, float* out) {
-            const index_t from = std::min(first, rows.length(g)), seen = std::min(n, rows.length(g) - from);
-            std::fill_n(std::copy_n(rows.row(g).data() + from, seen, out), n - seen, 0.0f);
+            const index_t from = std::min(first, rows.length(g));
+            std::copy_n(rows.row(g).data() + from, std::min(n, rows.length(g) - from), out);
         };
         add_queries(extent(in.queries, 1), newer, 1, copy);
         return {};

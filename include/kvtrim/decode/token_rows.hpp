@@ -230,14 +230,17 @@ class token_rows {
 
 namespace detail {
 
-// after [count] = before + weights / divisor, where these are positive and finite; write(first, n, weights) gives n of them. In
+inline constexpr index_t weights_block = 256; // most weights that add_weights() asks for at once
+
+// after [count] = before + weights / divisor, where these are positive and finite; write(first, n, weights) adds n of them to zeros. In
 // blocks of one size, whose sums compilers turn into vectors at -O2, too.
 template <class Write>
 void add_weights(const float* before, index_t count, float divisor, const Write& write, float* after) {
-    constexpr index_t block = 64;
-    float weights[block] = {}, sums[block] = {}; // apart from other memory, so that no compiler has to ask
+    constexpr index_t block = weights_block;
+    float weights[block], sums[block] = {}; // apart from other memory, so that no compiler has to ask
     for (index_t first = 0; first < count; first += block) {
         const index_t n = std::min(block, count - first);
+        std::fill_n(weights, block, 0.0f);
         write(first, n, weights);
         std::copy_n(before + first, n, sums);
         for (index_t i = 0; i < block; ++i) {

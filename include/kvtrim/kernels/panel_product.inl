@@ -90,7 +90,23 @@ inline void multiply_rows(const matrix_in& a, const float* b, index_t inner, con
     multiply_rows_of<Accumulate, Vectors>(a, b, inner, c, rows);
 }
 
-// panel [inner][panel_columns] = the first `columns` of B, padded with zeros.
+// Lane j of x[i] and lane i of x[j] are exchanged. Seen as one row of lanes * lanes elements, each round is a perfect shuffle of
+// its halves, which rotates the bits of an element's number by one; log2(lanes) rounds exchange row and column.
+KVTRIM_INLINE void transpose(registers<lanes>& x) {
+    KVTRIM_UNROLL
+    for (index_t round = 1; round < lanes; round *= 2) {
+        registers<lanes> y;
+        KVTRIM_UNROLL
+        for (index_t i = 0; i < lanes / 2; ++i) {
+            y[2 * i] = zip_low(x[i], x[i + lanes / 2]);
+            y[2 * i + 1] = zip_high(x[i], x[i + lanes / 2]);
+        }
+        KVTRIM_UNROLL
+        for (index_t i = 0; i < lanes; ++i) { x[i] = y[i]; }
+    }
+}
+
+// panel [inner][panel_columns] = the first `columns` of B, padded with zeros. Rows or columns of B have no gaps.
 inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float* panel) {
     if (b.step == 1) {
         const auto copy = [&](auto lanes_of) __attribute__((always_inline)) {
@@ -109,10 +125,23 @@ inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float
         }
         return;
     }
-    if (columns < panel_columns) { std::fill_n(panel, inner * panel_columns, 0.0f); }
-    for (index_t j = 0; j < std::min(columns, panel_columns); ++j) {
-        const float* const column = b.data + j * b.step;
-        for (index_t k = 0; k < inner; ++k) { panel[k * panel_columns + j] = column[k * b.row]; }
+    for (index_t j = 0; j < panel_columns; j += lanes) {
+        const auto turn = [&](index_t k, index_t count, auto some) __attribute__((always_inline)) {
+            registers<lanes> x;
+            KVTRIM_UNROLL
+            for (index_t i = 0; i < lanes; ++i) {
+                x[i] = j + i < columns ? some.load(b.data + (j + i) * b.step + k) : broadcast(0.0f);
+            }
+            transpose(x);
+            float* to = panel + k * panel_columns + j;
+            KVTRIM_UNROLL
+            for (index_t i = 0; i < lanes; ++i, to += panel_columns) {
+                if (i < count) { store(to, x[i]); }
+            }
+        };
+        index_t k = 0;
+        for (; k + lanes <= inner; k += lanes) { turn(k, lanes, all_lanes{}); }
+        if (k < inner) { turn(k, inner - k, first_lanes(inner - k)); }
     }
 }
 

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Products of matrices in memory, of any size and layout.
+// Products of matrices in memory, of any size.
 //
 //   C [rows, columns] = (or +=) A [rows, inner] * B [inner, columns]
 //
@@ -17,7 +17,7 @@
 
 namespace KVTRIM_NAMESPACE::kernels {
 
-/// Products of one instruction set. Rows of C are out_row floats apart.
+/// Products of one instruction set. Rows of C are out_row floats apart; the rows of B or its columns have no gaps.
 struct product_kernels {
     /// C = A * B.
     void (*multiply)(const matrix_in& a, index_t rows, const matrix_in& b, index_t inner, index_t columns,

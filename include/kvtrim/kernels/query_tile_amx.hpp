@@ -28,25 +28,9 @@ namespace KVTRIM_NAMESPACE::kernels {
 
 namespace amx {
 
-/// Transposes 16 vectors: lane j of x[i] and lane i of x[j] are exchanged. Seen as one row of 256 lanes, each round is a
-/// perfect shuffle of its halves, which rotates the bits of a lane's number by one; four rounds exchange row and column.
-KVTRIM_INLINE_AVX512 void transpose(avx512::floats (&x)[16]) {
-    KVTRIM_UNROLL
-    for (int round = 0; round < 4; ++round) {
-        avx512::floats y[16];
-        KVTRIM_UNROLL
-        for (std::size_t i = 0; i < 8; ++i) {
-            y[2 * i] = avx512::zip_low(x[i], x[i + 8]);
-            y[2 * i + 1] = avx512::zip_high(x[i], x[i + 8]);
-        }
-        KVTRIM_UNROLL
-        for (std::size_t i = 0; i < 16; ++i) { x[i] = y[i]; }
-    }
-}
-
 /// Writes the transposed of 16 rows as a block of bf16, two in each lane.
 KVTRIM_INLINE_AVX512 void store_transposed(avx512::floats (&rows)[16], bf16* to) {
-    transpose(rows);
+    avx512::transpose(rows);
     KVTRIM_UNROLL
     for (std::size_t i = 0; i < 16; ++i) { _mm512_storeu_ps(to + i * step, rows[i]); }
 }

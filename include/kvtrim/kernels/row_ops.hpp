@@ -40,9 +40,12 @@ struct row_kernels {
     /// scale [length]. In double.
     void (*deviations)(const float* rows, index_t stride, index_t count, index_t length, const double* low,
                        const double* scale, double* out);
-    /// maximum, minimum [length] folded with `count` rows; NaN elements count as absent.
-    void (*fold_bounds)(const float* rows, index_t stride, index_t count, index_t length, float* maximum,
-                        float* minimum);
+    /// The bounds of `count` rows: maximum, minimum [length], folded with what is there unless these rows are the first. NaN
+    /// elements count as absent: without a number maximum < minimum.
+    void (*fold_bounds)(const float* rows, index_t stride, index_t count, index_t length, bool are_first,
+                        float* maximum, float* minimum);
+    /// Bounds without a number become 0.
+    void (*clear_empty_bounds)(index_t length, float* maximum, float* minimum);
     /// The largest <q, k> over all q between q_minimum and q_maximum and all k between k_minimum and k_maximum, channel by
     /// channel [channels]: the best of the four corners.
     float (*corner_bound)(const float* q_maximum, const float* q_minimum, const float* k_maximum,
@@ -90,12 +93,6 @@ inline void condition_logits(float* logits, index_t count, float soft_cap) {
 /// sums [query_rows] += the sum over tokens of tile [tokens, query_rows]. Float within the tile.
 inline void add_over_tokens(const float* tile, index_t tokens, index_t query_rows, double* sums) {
     active_row_kernels().add_over_rows(tile, query_rows, tokens, query_rows, nullptr, sums);
-}
-
-/// maximum, minimum [columns] folded with `count` rows; NaN elements count as absent.
-inline void fold_bounds(const float* rows, index_t row_stride, index_t count, index_t columns, float* maximum,
-                        float* minimum) {
-    active_row_kernels().fold_bounds(rows, row_stride, count, columns, maximum, minimum);
 }
 
 /// The largest <q, k> of queries and keys within these bounds [channels].

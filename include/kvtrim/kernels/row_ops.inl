@@ -144,11 +144,12 @@ inline void deviations(const float* rows, index_t stride, index_t count, index_t
     }
 }
 
-inline void fold_bounds(const float* rows, index_t stride, index_t count, index_t length, float* maximum,
-                        float* minimum) {
+inline void fold_bounds(const float* rows, index_t stride, index_t count, index_t length, bool are_first,
+                        float* maximum, float* minimum) {
     for_each_vector(
         length, [&](index_t c, auto some) __attribute__((always_inline)) {
-            floats high = some.load(maximum + c), low = some.load(minimum + c);
+            floats high = are_first ? broadcast(masked_logit) : some.load(maximum + c);
+            floats low = are_first ? broadcast(-masked_logit) : some.load(minimum + c);
             for (index_t t = 0; t < count; ++t) { // max and min give their second operand for NaN
                 const floats x = some.load(rows + t * stride + c);
                 high = max(x, high);
@@ -156,6 +157,16 @@ inline void fold_bounds(const float* rows, index_t stride, index_t count, index_
             }
             some.store(maximum + c, high);
             some.store(minimum + c, low);
+        });
+}
+
+inline void clear_empty_bounds(index_t length, float* maximum, float* minimum) {
+    for_each_vector(
+        length, [&](index_t c, auto some) __attribute__((always_inline)) {
+            const floats high = some.load(maximum + c), low = some.load(minimum + c), zero = broadcast(0.0f);
+            const auto is_empty = greater(low, high);
+            some.store(maximum + c, select(is_empty, zero, high));
+            some.store(minimum + c, select(is_empty, zero, low));
         });
 }
 
@@ -188,8 +199,8 @@ inline void softmax(float* row, index_t count) {
         });
 }
 
-inline constexpr row_kernels row_table{dots,       add_absolute, condition_logits, add_over_rows,
-                                       add_row,    raise_row,    weigh_row,        scale_rows,
-                                       deviations, fold_bounds,  corner_bound,     softmax};
+inline constexpr row_kernels row_table{
+    dots,       add_absolute, condition_logits, add_over_rows,      add_row,      raise_row, weigh_row,
+    scale_rows, deviations,   fold_bounds,      clear_empty_bounds, corner_bound, softmax};
 
 } // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

@@ -17,8 +17,6 @@
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/kernels/row_ops.hpp>
 
-#include <limits>
-
 namespace KVTRIM_NAMESPACE {
 
 /// Blocks that hold `rows` rows, the last one perhaps in part; 0 for rows_per_block that is not positive.
@@ -91,16 +89,13 @@ template <class View>
 void bound_block(const View& view, index_t head, index_t begin, index_t end, float* tile, float* maximum,
                  float* minimum) {
     const index_t head_dim = extent(view, 2);
-    std::fill_n(maximum, head_dim, -std::numeric_limits<float>::infinity());
-    std::fill_n(minimum, head_dim, std::numeric_limits<float>::infinity());
+    const auto& steps = kernels::active_row_kernels();
     for (index_t t = begin; t < end; t += bounds_tile_rows) {
         const index_t count = std::min(bounds_tile_rows, end - t);
         const float_rows rows = read_rows(view, head, t, count, tile);
-        kernels::fold_bounds(rows.data, rows.stride, count, head_dim, maximum, minimum);
+        steps.fold_bounds(rows.data, rows.stride, count, head_dim, t == begin, maximum, minimum);
     }
-    for (index_t d = 0; d < head_dim; ++d) {
-        if (maximum[d] < minimum[d]) { maximum[d] = minimum[d] = 0; } // NaN only
-    }
+    steps.clear_empty_bounds(head_dim, maximum, minimum);
 }
 
 } // namespace detail

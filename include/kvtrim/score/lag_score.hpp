@@ -30,7 +30,6 @@
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <cmath>
-#include <limits>
 #include <utility>
 
 namespace KVTRIM_NAMESPACE {
@@ -159,13 +158,11 @@ struct lag_score {
     template <class View>
     void take_extremes(const View& view, index_t head, index_t first, const head_scratch& memory) const {
         const auto length = static_cast<std::size_t>(extent(view, 2));
-        constexpr float infinity = std::numeric_limits<float>::infinity();
-        std::fill(memory.minimum.begin(), memory.minimum.end(), infinity);
-        std::fill(memory.maximum.begin(), memory.maximum.end(), -infinity);
         for_each_tile(view, head, {first, first + lag}, memory.rows,
-                      [&](index_t, index_t count, const float_rows& rows) {
-                          kernels::fold_bounds(rows.data, rows.stride, count, extent(view, 2),
-                                               memory.maximum.data(), memory.minimum.data());
+                      [&](index_t t, index_t count, const float_rows& rows) {
+                          kernels::active_row_kernels().fold_bounds(
+                              rows.data, rows.stride, count, extent(view, 2), t == first,
+                              memory.maximum.data(), memory.minimum.data());
                       });
         for (std::size_t d = 0; d < length; ++d) {
             const auto low = static_cast<double>(memory.minimum[d]);

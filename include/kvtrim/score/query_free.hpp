@@ -132,14 +132,10 @@ struct given_scores {
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace&, Executor&) const {
         if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(at(scores, 0, 0))>, float> &&
-                      strided_view<View, 2>) {
-            if (scores.stride(1) == 1) {
-                detail::copy_scores(in, request, out, [&](index_t g) {
-                    return scores.data_handle() + g * static_cast<index_t>(scores.stride(0));
-                });
-                return {};
-            }
+        if (detail::floats_in_place(scores, 0) != nullptr) {
+            detail::copy_scores(in, request, out,
+                                [&](index_t g) { return detail::floats_in_place(scores, g); });
+            return {};
         }
         detail::fill_scores(in, request, out,
                             [&](index_t g, index_t t) { return to_float(at(scores, g, t)); });
