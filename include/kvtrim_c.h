@@ -82,6 +82,12 @@ KVTRIM_API const char* kvtrim_version(void);
 /** "portable", "neon_bf16", "avx2", "avx512" or "amx": the kernels in use. */
 KVTRIM_API const char* kvtrim_cpu_level(void);
 
+/** Tables of ints that an object holds. */
+typedef struct kvtrim_ints {
+    const int32_t* data; /**< [count], memory of the object */
+    int64_t count;       /**< entries */
+} kvtrim_ints;
+
 /* ---- Views ---- */
 
 /** What rows consist of. Blocks are ggml's, 32 channels each. */
@@ -107,7 +113,7 @@ enum {
  *   PAGED           data + page * page_stride + slot * strides[1] + h * strides[0]: slot t % page_tokens of the page
  *                   indices[indptr[row] + t / page_tokens]
  *   PAGED_PER_HEAD  the same with a row of the table, and so a length, for each head: row * heads + h
- *   RAGGED          heads one after the other: row indptr[h] + t of all
+ *   RAGGED          heads one after the other: row indptr[h] + t of all; with lengths there is room behind the rows of each
  *
  * Channel d is strides[2] bytes behind channel d - 1; blocks follow each other, and strides[2] is the size of one. In PAGED and
  * RAGGED rows channels follow each other. Scales of codes lie as the codes do, at strides of their own; those of RAGGED rows at
@@ -128,7 +134,7 @@ typedef struct kvtrim_view {
     void* data;         /**< row 0 of head 0, of page 0, of slot 0 */
     int64_t extents[3]; /**< heads, rows, channels; PAGED and RAGGED: rows are not read, tables say them */
     int64_t strides[3]; /**< bytes from head to head, row to row, channel to channel; RAGGED: not read */
-    const int64_t* lengths;   /**< STRIDED: [heads] rows that are filled, or null: all */
+    const int64_t* lengths;   /**< STRIDED, RAGGED: [heads] rows that are filled, or null: all */
     const int32_t* indices;   /**< INDEXED: [index_count] slots; PAGED: [index_count] pages */
     int64_t index_count;      /**< entries of indices */
     const int32_t* indptr;    /**< PAGED: [table_rows + 1]; RAGGED: [heads + 1] */
@@ -160,6 +166,34 @@ KVTRIM_API kvtrim_status kvtrim_view_read(const kvtrim_view* view, int64_t head,
 KVTRIM_API kvtrim_status kvtrim_list_cells(const int32_t* positions, const int32_t* uses, int64_t cell_count,
                                            int32_t skip_shared, int32_t* cells, int64_t room, int64_t* listed,
                                            int64_t* shared_prefix);
+
+/** What each cell holds, beside an engine that does not tell (llama.cpp). Every call is one that the program makes of the engine, and
+ * repeats here. Sequences are numbered 0 ... 63. */
+typedef struct kvtrim_mirror kvtrim_mirror;
+KVTRIM_API kvtrim_status kvtrim_mirror_create(int64_t cells, kvtrim_mirror** mirror);
+KVTRIM_API void kvtrim_mirror_destroy(kvtrim_mirror* mirror);
+/** Token i of a sequence was written to cells[i], at positions[i]. */
+KVTRIM_API kvtrim_status kvtrim_mirror_fill(kvtrim_mirror* mirror, int32_t sequence, const int64_t* cells,
+                                            const int32_t* positions, int64_t count);
+/** llama_memory_seq_rm: positions [begin, end) of a sequence; an end below 0: all behind. */
+KVTRIM_API kvtrim_status kvtrim_mirror_remove(kvtrim_mirror* mirror, int32_t sequence, int64_t begin,
+                                              int64_t end);
+/** llama_memory_seq_add. */
+KVTRIM_API kvtrim_status kvtrim_mirror_shift(kvtrim_mirror* mirror, int32_t sequence, int64_t begin,
+                                             int64_t end, int64_t delta);
+/** llama_memory_seq_cp of a whole sequence in a unified cache. */
+KVTRIM_API kvtrim_status kvtrim_mirror_copy(kvtrim_mirror* mirror, int32_t from, int32_t to);
+/** State of a sequence saved, removed and set again: its cells are the first free ones then. */
+KVTRIM_API kvtrim_status kvtrim_mirror_restore(kvtrim_mirror* mirror, int32_t sequence);
+/** The cells of a sequence; the other arguments are those of kvtrim_list_cells. */
+KVTRIM_API kvtrim_status kvtrim_mirror_list(const kvtrim_mirror* mirror, int32_t sequence,
+                                            int32_t skip_shared, int32_t* cells, int64_t room,
+                                            int64_t* listed, int64_t* shared_prefix);
+/** [cells] positions, -1 where a cell is free. */
+KVTRIM_API kvtrim_ints kvtrim_mirror_positions(const kvtrim_mirror* mirror);
+/** Cells of a sequence; one past the highest cell in use by any. */
+KVTRIM_API int64_t kvtrim_mirror_used(const kvtrim_mirror* mirror, int32_t sequence);
+KVTRIM_API int64_t kvtrim_mirror_end_of_use(const kvtrim_mirror* mirror);
 
 /* ---- Contexts ---- */
 
@@ -246,6 +280,7 @@ typedef struct kvtrim_running kvtrim_running;
 typedef struct kvtrim_statistics kvtrim_statistics;
 typedef struct kvtrim_means kvtrim_means;
 typedef struct kvtrim_norms kvtrim_norms;
+typedef struct kvtrim_projection kvtrim_projection;
 typedef struct kvtrim_profile kvtrim_profile;
 
 /** A model's rotary embedding. */
@@ -272,6 +307,8 @@ typedef struct kvtrim_layer {
     const kvtrim_means* means; /**< for KVTRIM_NEEDS_MEANS, else null */
     const kvtrim_norms*
         norms; /**< of the values of all tokens, for KVTRIM_TAKES_NORMS; null: by output_projection */
+    const kvtrim_projection*
+        projection; /**< W_O prepared, where norms and replays read it; null: output_projection */
 } kvtrim_layer;
 
 enum { KVTRIM_PER_HEAD = 0, KVTRIM_PER_LAYER = 1, KVTRIM_PER_MODEL = 2 };
@@ -420,14 +457,37 @@ KVTRIM_API kvtrim_status kvtrim_edit_cells(const kvtrim_plan* plan, kvtrim_cell_
 KVTRIM_API kvtrim_status kvtrim_plan_whole_positions(const kvtrim_plan* plan, const int32_t* positions,
                                                      int64_t position_count, kvtrim_plan* out);
 
-/** Moves the survivors of each head to its first rows. STRIDED views; `values` may be null. Rows of values that lie inside those
- * of keys (MLA, one tensor) move once. Error: KVTRIM_VIEWS_OVERLAP, KVTRIM_PLAN_MISMATCH. */
+/** Moves the survivors of each head to its first rows. STRIDED views, and RAGGED ones, of which `lengths` are the plan's then;
+ * `values` may be null. Rows of values that lie inside those of keys (MLA, one tensor) move once. Error: KVTRIM_VIEWS_OVERLAP,
+ * KVTRIM_PLAN_MISMATCH. */
 KVTRIM_API kvtrim_status kvtrim_compact_in_place(const kvtrim_view* keys, const kvtrim_view* values,
                                                  const kvtrim_plan* plan);
 /** Moves all survivors to the front of the buffer, head by head: a RAGGED view with the plan's offsets then. Contiguous STRIDED
  * views, or RAGGED ones, of f32, f16 and bf16; `values` may be null. */
 KVTRIM_API kvtrim_status kvtrim_compact_to_flat(const kvtrim_view* keys, const kvtrim_view* values,
                                                 const kvtrim_plan* plan);
+/** The table of a flat cache that grows: behind the rows of each head there is room, so that a new token moves no other row. The
+ * memory is the engine's: RAGGED views of kvtrim_flat_view. */
+typedef struct kvtrim_flat kvtrim_flat;
+/** growth: share of the mean row count that is reserved; 0: 0.25. */
+KVTRIM_API kvtrim_status kvtrim_flat_create(int64_t kv_heads, double growth, kvtrim_flat** flat);
+KVTRIM_API void kvtrim_flat_destroy(kvtrim_flat* flat);
+/** Becomes the cache that kvtrim_compact_to_flat or kvtrim_gather left: rows without room. */
+KVTRIM_API kvtrim_status kvtrim_flat_assign(kvtrim_flat* flat, const kvtrim_plan* plan);
+/** Room for `count` new tokens in every head: the last rows of each. KVTRIM_NO_ROOM (needed: rows of memory, for _spread). */
+KVTRIM_API kvtrim_status kvtrim_flat_append(kvtrim_flat* flat, int64_t count);
+/** The rows were cut by kvtrim_compact_in_place: each head keeps its place, and what it lost as room. */
+KVTRIM_API kvtrim_status kvtrim_flat_compact(kvtrim_flat* flat, const kvtrim_plan* plan);
+/** Divides memory of `rows` rows anew: *needed / 3 triples from, to, count of rows to be moved in this order, with memmove, in all
+ * arrays. Arguments as kvtrim_plan_removed; only with room for the list is anything changed. */
+KVTRIM_API kvtrim_status kvtrim_flat_spread(kvtrim_flat* flat, int64_t rows, int64_t* out, int64_t out_count,
+                                            int64_t* needed);
+/** [kv_heads + 1] where heads begin, the last is the capacity; [kv_heads] rows of each. */
+KVTRIM_API kvtrim_ints kvtrim_flat_begins(const kvtrim_flat* flat);
+KVTRIM_API kvtrim_ints kvtrim_flat_lengths(const kvtrim_flat* flat);
+/** Makes a view of an array, from kvtrim_view_init, RAGGED by these tables: valid until the object changes. */
+KVTRIM_API kvtrim_status kvtrim_flat_view(const kvtrim_flat* flat, kvtrim_view* view);
+
 /** Copies all survivors of any view to out [total, channels] of `element` (f32, f16, bf16), head by head; bits are copied where
  * the rows of the view are such elements. out_bytes: of `out`; KVTRIM_NO_ROOM (needed: bytes). */
 KVTRIM_API kvtrim_status kvtrim_gather(const kvtrim_view* cache, const kvtrim_plan* plan, int32_t element,
@@ -483,12 +543,6 @@ KVTRIM_API kvtrim_status kvtrim_page_table(const int32_t* pages, int64_t request
 KVTRIM_API kvtrim_status kvtrim_move_sources(const kvtrim_plan* const* plans, int64_t plan_count,
                                              const int64_t* first_destinations, int32_t* offsets,
                                              int32_t* sources, int64_t source_count, int64_t* columns);
-
-/** Tables of ints that an object holds. */
-typedef struct kvtrim_ints {
-    const int32_t* data; /**< [count], memory of the object */
-    int64_t count;       /**< entries */
-} kvtrim_ints;
 
 /** Copies between slots, the table afterwards, and pages that become free. */
 typedef struct kvtrim_moves kvtrim_moves;
@@ -600,11 +654,10 @@ KVTRIM_API kvtrim_status kvtrim_queries_save(const kvtrim_queries* queries, void
 KVTRIM_API kvtrim_status kvtrim_queries_restore(kvtrim_queries* queries, const void* bytes,
                                                 int64_t byte_count);
 
-/** W_O prepared once per model layer for kvtrim_norms_append. */
-typedef struct kvtrim_projection kvtrim_projection;
+/** W_O prepared once per model layer: kvtrim_layer.projection. */
 enum { KVTRIM_PACKED = 0, KVTRIM_GRAM = 1 };
-/** form: PACKED as the kernels read it, the same norms; GRAM: an L2 norm in place of L1, at hidden / value_dim times fewer
- * operations. */
+/** form: PACKED as the kernels read it, for norms, which are the same; GRAM: norms are L2 in place of L1, at hidden / value_dim times
+ * fewer operations, and replays of outputs need not prepare it for each chunk. */
 KVTRIM_API kvtrim_status kvtrim_projection_create(const kvtrim_view* output_projection, int32_t form,
                                                   kvtrim_projection** projection);
 KVTRIM_API void kvtrim_projection_destroy(kvtrim_projection* projection);
@@ -612,10 +665,8 @@ KVTRIM_API void kvtrim_projection_destroy(kvtrim_projection* projection);
 /** Norms of the cached tokens' values behind W_O, taken when tokens come: kvtrim_layer.norms. */
 KVTRIM_API kvtrim_status kvtrim_norms_create(int64_t kv_heads, kvtrim_norms** norms);
 KVTRIM_API void kvtrim_norms_destroy(kvtrim_norms* norms);
-/** Takes those of the newest `count` tokens of each head, which the layer got at its end: keys, values, and W_O, prepared
- * (`projection`) or the layer's. */
-KVTRIM_API kvtrim_status kvtrim_norms_append(kvtrim_norms* norms, const kvtrim_layer* layer,
-                                             const kvtrim_projection* projection, int64_t count,
+/** Takes those of the newest `count` tokens of each head, which the layer got at its end: keys, values, and W_O, prepared or not. */
+KVTRIM_API kvtrim_status kvtrim_norms_append(kvtrim_norms* norms, const kvtrim_layer* layer, int64_t count,
                                              kvtrim_context* context);
 KVTRIM_API kvtrim_status kvtrim_norms_rollback(kvtrim_norms* norms, int64_t count);
 KVTRIM_API kvtrim_status kvtrim_norms_compact(kvtrim_norms* norms, const kvtrim_plan* plan);

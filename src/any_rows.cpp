@@ -92,7 +92,7 @@ any_rows::any_rows(const any_view& view, std::span<const index_t> lengths) : vie
     lengths_ = lengths;
 }
 
-any_rows any_rows::of(const kvtrim_view* given) {
+any_rows any_rows::of(const kvtrim_view* given, bool to_move) {
     kvtrim_view v = {};
     if (const status s = read_struct(given, v); !s.ok()) { return invalid(s); }
     if (v.element < 0 || v.element >= std::ssize(elements)) { return refuse("view: no such element"); }
@@ -107,7 +107,8 @@ any_rows any_rows::of(const kvtrim_view* given) {
     case KVTRIM_PAGED_PER_HEAD:
         return is_plain(v.element) ? of_pages(v) : any_rows::any_view(pooled_rows(v));
     case KVTRIM_RAGGED:
-        return is_plain(v.element) ? of_ragged(v) : any_rows::any_view(pooled_rows(v));
+        return is_plain(v.element) && v.lengths == nullptr && !to_move ? of_ragged(v)
+                                                                       : any_rows::any_view(pooled_rows(v));
     default:
         return refuse("view: no such layout");
     }

@@ -28,7 +28,8 @@ class any_rows {
                      indexed_rows<scaled<f8_e4m3>>, indexed_rows<scaled<f8_e5m2>>, pooled_rows>;
 
     /// What a C view says. Not valid, and empty: what the typed view refuses, and structs that are none.
-    [[nodiscard]] static any_rows of(const kvtrim_view* view);
+    /// to_move: as rows that move in place, where there is a choice.
+    [[nodiscard]] static any_rows of(const kvtrim_view* view, bool to_move = false);
 
     any_rows() = default;
     any_rows(const any_view& view) : view_(view) {} // NOLINT: a conversion
@@ -125,7 +126,10 @@ class any_rows {
 
     /// Whether survivors can move to the first rows: memory whose row t is found by strides.
     [[nodiscard]] bool moves_rows() const {
-        return visit([](const auto& v) { return movable_rows<std::remove_cvref_t<decltype(v)>>; });
+        return visit([](const auto& v) {
+            if constexpr (requires { v.moves_rows(); }) { return v.moves_rows(); }
+            return movable_rows<std::remove_cvref_t<decltype(v)>>;
+        });
     }
     status move_row(index_t head, index_t from, index_t to) const {
         return visit([&](const auto& v) -> status {

@@ -4,7 +4,6 @@
 // Versions, contexts, and the structs of a call read into kvtrim's own types.
 #include "c_api.hpp"
 
-#include <kvtrim/cache/list_cells.hpp>
 #include <kvtrim/simd/cpu.hpp>
 #include <kvtrim/version.hpp>
 
@@ -127,30 +126,6 @@ void kvtrim_request_init(kvtrim_request* request) {
     if (request == nullptr) { return; }
     *request = {};
     request->size = sizeof(kvtrim_request);
-}
-
-kvtrim_status kvtrim_list_cells(const int32_t* positions, const int32_t* uses, int64_t cell_count,
-                                int32_t skip_shared, int32_t* cells, int64_t room, int64_t* listed,
-                                int64_t* shared_prefix) {
-    return guarded([&]() -> status {
-        if (cell_count < 0 || room < 0 || listed == nullptr ||
-            (cell_count > 0 && (positions == nullptr || uses == nullptr)) || (cells == nullptr && room > 0)) {
-            return invalid("list_cells: positions and uses [cell_count], cells [room], listed");
-        }
-        const auto use = counted(uses, cell_count);
-        if (std::any_of(use.begin(), use.end(), [](int32_t u) { return u < 0 || u > 2; })) {
-            return {errc::invalid_table, "list_cells: a use is 0, 1 or 2"};
-        }
-        cell_list list;
-        const status s = list_cells(
-            counted(positions, cell_count),
-            [&](index_t cell) { return static_cast<cell_use>(use[static_cast<std::size_t>(cell)]); },
-            counted(cells, room), list, {.skip_shared = skip_shared != 0});
-        if (!s.ok()) { return s; }
-        *listed = std::ssize(list.cells);
-        if (shared_prefix != nullptr) { *shared_prefix = list.shared_prefix; }
-        return {};
-    });
 }
 
 } // extern "C"

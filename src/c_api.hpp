@@ -36,6 +36,9 @@ struct kvtrim_replay {
 struct kvtrim_norms {
     kvtrim::projected_norms state;
 };
+struct kvtrim_projection {
+    std::variant<kvtrim::packed_projection, kvtrim::gram_projection> state;
+};
 
 namespace kvtrim::c {
 

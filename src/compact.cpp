@@ -28,8 +28,8 @@ strided<bf16, 3> as_bits(const strided<f16, 3>& v) {
 status read_flat(const kvtrim_view* given, flat_cache_view& out) {
     const any_rows rows = any_rows::of(given);
     if (const status s = rows.validate(); !s.ok()) { return s; }
-    if (given->layout == KVTRIM_STRIDED && given->lengths != nullptr) {
-        return invalid("compact_to_flat: heads of a STRIDED view are filled to the end");
+    if (given->lengths != nullptr && (given->layout == KVTRIM_STRIDED || given->layout == KVTRIM_RAGGED)) {
+        return invalid("compact_to_flat: heads are filled to the end");
     }
     return rows.visit([&](const auto& v) -> status {
         using view = std::remove_cvref_t<decltype(v)>;
@@ -141,11 +141,11 @@ kvtrim_status kvtrim_compact_in_place(const kvtrim_view* keys, const kvtrim_view
                                       const kvtrim_plan* plan) {
     return guarded([&]() -> status {
         if (plan == nullptr) { return invalid("the plan must not be null"); }
-        const any_rows k = any_rows::of(keys);
-        const any_rows v = values == nullptr ? k : any_rows::of(values);
+        const any_rows k = any_rows::of(keys, true);
+        const any_rows v = values == nullptr ? k : any_rows::of(values, true);
         for (const any_rows* rows : {&k, &v}) {
             if (const status s = rows->validate(); !s.ok()) { return s; }
-            if (!rows->moves_rows()) { return invalid("compact_in_place: STRIDED views"); }
+            if (!rows->moves_rows()) { return invalid("compact_in_place: STRIDED or RAGGED views"); }
         }
         return compact_in_place(k, v, plan->table); // one tensor as both moves once
     });

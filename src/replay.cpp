@@ -16,6 +16,12 @@ status with_replay_inputs(const replay_scores& state, const kvtrim_layer* layer,
     const int values = outputs ? KVTRIM_NEEDS_VALUES : 0;
     if (const status s = read_layer(layer, KVTRIM_NEEDS_QUERIES | values, parts); !s.ok()) { return s; }
     if (!outputs) { return fn(inputs_of<with_queries>(parts)); }
+    if (const kvtrim_projection* prepared = parts.given.projection; prepared != nullptr) {
+        const auto* const gram = std::get_if<gram_projection>(&prepared->state);
+        if (gram == nullptr) { return invalid("replay: W_O is read as it is, or prepared as KVTRIM_GRAM"); }
+        using with_gram = layer_inputs<any_rows, any_rows, any_rows, gram_view>;
+        return fn(with_gram{parts.keys, parts.values, parts.queries, gram->view()});
+    }
     if (parts.given.output_projection == nullptr) { return fn(inputs_of<with_both>(parts)); }
     parts.output_projection = any_rows::of(parts.given.output_projection);
     return fn(inputs_of<with_all>(parts));

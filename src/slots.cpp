@@ -79,6 +79,12 @@ status pooled_rows::check_ragged() {
     if (offsets.empty() || offsets.front() != 0 || !std::is_sorted(offsets.begin(), offsets.end())) {
         return {errc::invalid_table, "view: indptr [heads + 1] must start with 0, and not decrease"};
     }
+    for (index_t h = 0; v_.lengths != nullptr && h < heads_; ++h) {
+        if (v_.lengths[h] < 0 ||
+            v_.lengths[h] > offsets[static_cast<std::size_t>(h + 1)] - offsets[static_cast<std::size_t>(h)]) {
+            return invalid("view: a length must be between 0 and the rows there are");
+        }
+    }
     v_.pages = 1;
     v_.page_tokens = offsets.back();
     v_.page_stride = v_.scale_page_stride = v_.strides[0] = 0;
@@ -153,6 +159,20 @@ bool pooled_rows::writes_rows() const {
         },
         slots_of_head(0));
 }
+void pooled_rows::move_row(index_t head, index_t from, index_t to) const {
+    from += v_.indptr[head], to += v_.indptr[head];
+    std::visit(
+        [&](const auto& rows) {
+            if constexpr (std::is_same_v<std::remove_cvref_t<decltype(rows)>, ggml_tensor_rows>) {
+                std::byte* const data = static_cast<std::byte*>(v_.data); // contiguous rows
+                std::memmove(data + to * v_.strides[1], data + from * v_.strides[1],
+                             static_cast<std::size_t>(v_.strides[1]));
+            } else {
+                rows.move_row(0, from, to);
+            }
+        },
+        slots_of_head(head));
+}
 pooled_rows pooled_rows::first_channels(index_t count) const {
     pooled_rows channels = *this;
     channels.v_.extents[2] = std::visit(
@@ -172,7 +192,8 @@ std::array<strided_bytes, 3> pooled_rows::memory_of_pages(index_t first, index_t
             .extents = {count, v_.page_tokens, is_ragged() && v_.scale_strides[0] != 0 ? heads_ : heads,
                         v_.scale_strides[2] == 0 ? 1 : v_.extents[2]},
             .strides = {v_.scale_page_stride, v_.scale_strides[1], v_.scale_strides[0], sizeof(float)},
-            .bytes = sizeof(float)};
+            .bytes = sizeof(float),
+            .table = v_.indptr};
         const bool is_read = e.ggml_type < 0 && floats != nullptr && (all || v_.scale_strides[1] != 0);
         if (!is_read) { bytes.extents[3] = 0; }
         return bytes;
@@ -180,7 +201,8 @@ std::array<strided_bytes, 3> pooled_rows::memory_of_pages(index_t first, index_t
     return {strided_bytes{.first = pages_from(v_.data, v_.page_stride),
                           .extents = {count, v_.page_tokens, heads, v_.extents[2] / e.values},
                           .strides = {v_.page_stride, v_.strides[1], v_.strides[0], e.bytes},
-                          .bytes = e.bytes},
+                          .bytes = e.bytes,
+                          .table = v_.indptr},
             table(v_.scales), table(v_.zeros)};
 }
 
@@ -191,7 +213,7 @@ bool pooled_rows::overlaps(const strided_bytes& other) const {
                            [&](const strided_bytes& m) { return overlap(m, other); });
     };
     if (overlap(bytes_of(pages_), other) || overlap(bytes_of(offsets()), other)) { return true; }
-    if (is_ragged()) { return any(0, 1); }
+    if (is_ragged()) { return any(0, 1) || overlap(bytes_of(counted(v_.lengths, heads_)), other); }
     return std::any_of(pages_.begin(), pages_.end(), [&](std::int32_t page) { return any(page, 1); });
 }
 

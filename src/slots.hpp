@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Rows at strides of any element, and rows of blocks or 8-bit codes that a table finds in a pool: pages of all heads or of each, and
-// heads one after the other. Those of f32, f16 and bf16 are the library's own paged_rows and ragged.
+// Rows at strides of any element, and rows that a table finds in a pool: pages of all heads or of each, and heads one after the other,
+// with or without room behind them. Where elements are f32, f16 or bf16, the library's own paged_rows and ragged read most of these.
 //
 // A pool is read through the strided view [pages, slots of a page, channels] of a head, made anew for each call: O(1), as dear as a
 // few rows. RAGGED is a pool of one page.
@@ -40,7 +40,7 @@ using slots = std::variant<ggml_tensor_rows, scaled<std::int8_t>, scaled<f8_e4m3
 /// Strides of bytes are whole units of a type, and data is aligned to it.
 [[nodiscard]] bool whole_units(std::initializer_list<index_t> byte_strides, const void* data, index_t unit);
 
-/// Blocks or codes in pages or ragged: a row source (cache/row_source.hpp).
+/// Rows in pages or ragged: a row source (cache/row_source.hpp).
 class pooled_rows {
   public:
     /// Of a PAGED, PAGED_PER_HEAD or RAGGED view whose struct, element and heads were checked, and whose tables are null or as long
@@ -52,7 +52,9 @@ class pooled_rows {
         return r == 0 ? v_.extents[0] : r == 1 ? longest_ : v_.extents[2];
     }
     [[nodiscard]] index_t rows(index_t head) const {
-        if (is_ragged()) { return v_.indptr[head + 1] - v_.indptr[head]; }
+        if (is_ragged()) {
+            return v_.lengths != nullptr ? v_.lengths[head] : v_.indptr[head + 1] - v_.indptr[head];
+        }
         return table_.tokens(table_row(head), v_.page_tokens);
     }
     [[nodiscard]] index_t row_bytes() const;
@@ -82,6 +84,9 @@ class pooled_rows {
     /// The bytes of all slots: codes, and scales and zero points that are the tokens' own.
     [[nodiscard]] std::array<strided_bytes, 3> memory() const { return memory_of_pages(0, v_.pages, false); }
     [[nodiscard]] bool overlaps(const strided_bytes& other) const;
+    /// Whether a head's rows are neighbours, so that survivors can move to its first ones.
+    [[nodiscard]] bool moves_rows() const { return is_ragged(); }
+    void move_row(index_t head, index_t from, index_t to) const;
 
   private:
     [[nodiscard]] bool is_ragged() const { return v_.layout == KVTRIM_RAGGED; }

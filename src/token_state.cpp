@@ -12,9 +12,6 @@ struct kvtrim_queries {
         state;                            // in the order of KVTRIM_F32, ...
     std::vector<std::int32_t> order = {}; // of the last view: its rows as slots of the ring
 };
-struct kvtrim_projection {
-    std::variant<kvtrim::packed_projection, kvtrim::gram_projection> state;
-};
 
 namespace kvtrim::c {
 namespace {
@@ -65,10 +62,10 @@ void describe(const query_ring_view<T>& rows, int32_t element, std::vector<std::
     out.index_count = count;
 }
 
-template <class Inputs>
-status append_norms(projected_norms& norms, const layer_parts& in, const auto& w_o, index_t count,
+template <class Projection>
+status append_norms(projected_norms& norms, const layer_parts& in, const Projection& w_o, index_t count,
                     kvtrim_context& context) {
-    const Inputs made{in.keys, in.values, {}, w_o};
+    const layer_inputs<any_rows, any_rows, not_given, Projection> made{in.keys, in.values, {}, w_o};
     return norms.append(made, count, context.memory, context.executor);
 }
 
@@ -182,25 +179,19 @@ kvtrim_status kvtrim_norms_create(int64_t kv_heads, kvtrim_norms** norms) {
 void kvtrim_norms_destroy(kvtrim_norms* norms) {
     delete norms;
 }
-kvtrim_status kvtrim_norms_append(kvtrim_norms* norms, const kvtrim_layer* layer,
-                                  const kvtrim_projection* projection, int64_t count,
+kvtrim_status kvtrim_norms_append(kvtrim_norms* norms, const kvtrim_layer* layer, int64_t count,
                                   kvtrim_context* context) {
     return guarded([&]() -> status {
         if (norms == nullptr || context == nullptr) { return no_handle(); }
         layer_parts in;
-        const int w_o = projection == nullptr ? KVTRIM_NEEDS_OUTPUT_PROJECTION : 0;
-        if (const status s = read_layer(layer, KVTRIM_NEEDS_VALUES | w_o, in); !s.ok()) { return s; }
-        if (projection == nullptr) {
-            using inputs = layer_inputs<any_rows, any_rows, not_given, any_rows>;
-            return append_norms<inputs>(norms->state, in, in.output_projection, count, *context);
+        if (const status s = read_layer(layer, KVTRIM_NEEDS_VALUES, in); !s.ok()) { return s; }
+        if (in.given.projection == nullptr) {
+            if (in.given.output_projection == nullptr) { return invalid("layer: this call needs W_O"); }
+            return append_norms(norms->state, in, any_rows::of(in.given.output_projection), count, *context);
         }
         return std::visit(
-            [&](const auto& prepared) {
-                using view = decltype(prepared.view());
-                using inputs = layer_inputs<any_rows, any_rows, not_given, view>;
-                return append_norms<inputs>(norms->state, in, prepared.view(), count, *context);
-            },
-            projection->state);
+            [&](const auto& w_o) { return append_norms(norms->state, in, w_o.view(), count, *context); },
+            in.given.projection->state);
     });
 }
 kvtrim_status kvtrim_norms_rollback(kvtrim_norms* norms, int64_t count) {

@@ -58,6 +58,7 @@ struct Layer {
     scores: *const View,
     means: *const c_void,
     norms: *const c_void,
+    projection: *const c_void,
 }
 
 #[repr(C)]

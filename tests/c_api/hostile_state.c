@@ -100,7 +100,7 @@ static void wrong_states(void) {
     for (i = 0; i < 4; ++i) {
         no(kvtrim_queries_rollback(queries_of, numbers[i]), "queries");
         no(kvtrim_queries_view(queries_of, numbers[i], &view), "queries");
-        no(kvtrim_norms_append(norms, &good.layer, NULL, numbers[i], context), "tokens");
+        no(kvtrim_norms_append(norms, &good.layer, numbers[i], context), "tokens");
         no(kvtrim_norms_rollback(norms, numbers[i]), "tokens");
         no(kvtrim_profile_add(profile, layered, &layer, numbers[i], &request, context), "layers");
         check(kvtrim_norms_of_head(norms, numbers[i], &n) == NULL && n == 0, "no such head", "norms");
@@ -111,12 +111,12 @@ static void wrong_states(void) {
     no(kvtrim_queries_append(queries_of, &good.keys), "other heads");
     no(kvtrim_queries_rollback(NULL, 0), "null"), no(kvtrim_queries_view(NULL, 0, &view), "null");
     no(kvtrim_queries_view(queries_of, 0, NULL), "null");
-    no(kvtrim_norms_append(NULL, &good.layer, NULL, TOKENS, context), "null");
-    no(kvtrim_norms_append(norms, NULL, NULL, TOKENS, context), "null");
-    no(kvtrim_norms_append(norms, &good.layer, NULL, TOKENS, NULL), "null");
-    no(kvtrim_norms_append(norms, &good.layer, NULL, TOKENS - 1, context), "fewer tokens than came");
+    no(kvtrim_norms_append(NULL, &good.layer, TOKENS, context), "null");
+    no(kvtrim_norms_append(norms, NULL, TOKENS, context), "null");
+    no(kvtrim_norms_append(norms, &good.layer, TOKENS, NULL), "null");
+    no(kvtrim_norms_append(norms, &good.layer, TOKENS - 1, context), "fewer tokens than came");
     layer.output_projection = NULL;
-    no(kvtrim_norms_append(norms, &layer, NULL, TOKENS, context), "no W_O");
+    no(kvtrim_norms_append(norms, &layer, TOKENS, context), "no W_O");
     no(kvtrim_norms_compact(norms, NULL), "null"), no(kvtrim_norms_compact(NULL, plan), "null");
     no(kvtrim_norms_compact(norms, plan), "another cache");
     no(kvtrim_replay_weigh(NULL, norms), "null"), no(kvtrim_replay_weigh(replay, NULL), "null");

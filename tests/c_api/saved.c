@@ -144,14 +144,18 @@ static void norms_of_values(void) {
     ok(kvtrim_projection_create(&t.projection, KVTRIM_PACKED, &prepared), "packed");
     ok(kvtrim_projection_create(&t.projection, KVTRIM_GRAM, &matrices), "Gram");
     t.keys.extents[1] = t.values.extents[1] = 60; /* of TOKENS rows that are there */
-    ok(kvtrim_norms_append(norms, &t.layer, NULL, 60, context), "a prompt");
-    ok(kvtrim_norms_append(packed, &t.layer, prepared, 60, context), "a prompt");
+    ok(kvtrim_norms_append(norms, &t.layer, 60, context), "a prompt");
+    t.layer.projection = prepared;
+    ok(kvtrim_norms_append(packed, &t.layer, 60, context), "a prompt");
+    t.layer.projection = NULL;
     t.keys.extents[1] = t.values.extents[1] = TOKENS;
-    refused(kvtrim_norms_append(norms, &t.layer, NULL, TOKENS - 61, context), KVTRIM_INVALID_PARAMETER,
-            "a gap");
-    ok(kvtrim_norms_append(norms, &t.layer, NULL, TOKENS - 60, context), "its end");
-    ok(kvtrim_norms_append(packed, &t.layer, prepared, TOKENS - 60, context), "its end");
-    ok(kvtrim_norms_append(gram, &t.layer, matrices, TOKENS, context), "all at once");
+    refused(kvtrim_norms_append(norms, &t.layer, TOKENS - 61, context), KVTRIM_INVALID_PARAMETER, "a gap");
+    ok(kvtrim_norms_append(norms, &t.layer, TOKENS - 60, context), "its end");
+    t.layer.projection = prepared;
+    ok(kvtrim_norms_append(packed, &t.layer, TOKENS - 60, context), "its end");
+    t.layer.projection = matrices;
+    ok(kvtrim_norms_append(gram, &t.layer, TOKENS, context), "all at once");
+    t.layer.projection = NULL;
     for (h = 0; h < KV_HEADS; ++h) {
         for (i = 0; i < TOKENS; ++i) {
             double l1 = 0, l2 = 0; /* means over the group's query heads */
@@ -233,7 +237,7 @@ static void replays_in_parts(void) {
     check(memcmp(a, b, sizeof a) == 0, "as saved", "replay");
     ok(kvtrim_norms_create(KV_HEADS, &norms), "norms");
     refused(kvtrim_replay_weigh(whole, norms), KVTRIM_INVALID_PARAMETER, "norms of no tokens");
-    ok(kvtrim_norms_append(norms, &t.layer, NULL, TOKENS, context), "norms");
+    ok(kvtrim_norms_append(norms, &t.layer, TOKENS, context), "norms");
     ok(kvtrim_replay_weigh(whole, norms), "weigh");
     ok(kvtrim_replay_scores(whole, 1, b, TOKENS), "scores");
     for (i = 0; i < TOKENS; ++i) {

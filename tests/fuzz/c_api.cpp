@@ -494,11 +494,19 @@ class caller {
     kvtrim_layer make_layer(std::size_t number, const kvtrim_rope* rope) {
         const auto& l = layers[number];
         const auto some = [&](const kvtrim_view& v) { return in.chance(4) ? nullptr : &v; };
-        kvtrim_layer made = {
-            sizeof made,       some(l.keys.v),       some(l.values.v),
-            some(l.queries.v), some(l.projection.v), replay.get(in),
-            running.get(in),   statistics.get(in),   rope,
-            some(l.scores.v),  means.get(in),        in.chance(128) ? norms.get(in) : nullptr};
+        kvtrim_layer made = {sizeof made,
+                             some(l.keys.v),
+                             some(l.values.v),
+                             some(l.queries.v),
+                             some(l.projection.v),
+                             replay.get(in),
+                             running.get(in),
+                             statistics.get(in),
+                             rope,
+                             some(l.scores.v),
+                             means.get(in),
+                             in.chance(128) ? norms.get(in) : nullptr,
+                             nullptr};
         damage_size(in, made);
         return made;
     }
@@ -978,8 +986,7 @@ class caller {
             return restore(newest.get(in), kvtrim_queries_save, kvtrim_queries_restore);
         case 9:
             done(access::reads, [&] {
-                return kvtrim_norms_append(norms.get(in), c.all.data(), nullptr, asked(in, tokens),
-                                           context.get(in));
+                return kvtrim_norms_append(norms.get(in), c.all.data(), asked(in, tokens), context.get(in));
             });
             break;
         case 10:

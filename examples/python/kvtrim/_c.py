@@ -63,7 +63,7 @@ class Layer(_Sized):
         ("size", c_size_t), ("keys", POINTER(View)), ("values", POINTER(View)), ("queries", POINTER(View)),
         ("output_projection", POINTER(View)), ("replay", c_void_p), ("running", c_void_p),
         ("statistics", c_void_p), ("rope", POINTER(Rope)), ("scores", POINTER(View)), ("means", c_void_p),
-        ("norms", c_void_p),
+        ("norms", c_void_p), ("projection", c_void_p),
     ]
 
 
