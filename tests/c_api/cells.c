@@ -253,12 +253,49 @@ static void sources_of_moves(void) {
     for (p = 0; p < 3; ++p) { kvtrim_plan_destroy(plans[p]); }
 }
 
+/* What llama.cpp does to its cells, repeated. */
+static void mirrored_cells(void) {
+    static const int64_t at[] = {5, 6, 1}, more[] = {0, 2};
+    static const int32_t first[] = {0, 1, 2}, next[] = {3, 4};
+    kvtrim_mirror* mirror = NULL;
+    int32_t cells[8];
+    int64_t listed = 0, shared = 0;
+    ok(kvtrim_mirror_create(8, &mirror), "a mirror");
+    ok(kvtrim_mirror_fill(mirror, 0, at, first, 3), "a prompt");
+    ok(kvtrim_mirror_copy(mirror, 0, 1), "a fork");
+    ok(kvtrim_mirror_fill(mirror, 1, more, next, 2), "its own tokens");
+    check(kvtrim_mirror_used(mirror, 0) == 3 && kvtrim_mirror_used(mirror, 1) == 5 &&
+              kvtrim_mirror_end_of_use(mirror) == 7,
+          "cells in use", "mirror");
+    ok(kvtrim_mirror_list(mirror, 1, 0, cells, 8, &listed, &shared), "cells of the fork");
+    check(listed == 5 && shared == 3 && cells[0] == 5 && cells[2] == 1 && cells[3] == 0 && cells[4] == 2,
+          "in the order of the text", "mirror");
+    ok(kvtrim_mirror_list(mirror, 1, 1, cells, 8, &listed, NULL), "its own");
+    check(listed == 2 && cells[0] == 0, "without those of others", "mirror");
+    ok(kvtrim_mirror_remove(mirror, 1, 1, 2), "a position goes");
+    ok(kvtrim_mirror_shift(mirror, 1, 3, -1, -1), "the rest closes up");
+    check(kvtrim_mirror_positions(mirror).count == 8 && kvtrim_mirror_positions(mirror).data[0] == 2 &&
+              kvtrim_mirror_positions(mirror).data[6] == 1 && kvtrim_mirror_positions(mirror).data[7] == -1,
+          "the other sequence has it still", "mirror");
+    ok(kvtrim_mirror_remove(mirror, 0, 0, -1), "a sequence goes");
+    check(kvtrim_mirror_positions(mirror).data[6] == -1 && kvtrim_mirror_used(mirror, 0) == 0,
+          "its cell is free", "mirror");
+    ok(kvtrim_mirror_restore(mirror, 1), "saved, removed, set again");
+    ok(kvtrim_mirror_list(mirror, 1, 0, cells, 8, &listed, &shared), "cells");
+    check(listed == 4 && shared == 0 && kvtrim_mirror_end_of_use(mirror) == 4, "the first cells", "mirror");
+    refused(kvtrim_mirror_list(mirror, 1, 0, cells, 3, &listed, &shared), KVTRIM_NO_ROOM, "room for 3");
+    refused(kvtrim_mirror_fill(mirror, 64, at, first, 3), KVTRIM_INVALID_PARAMETER, "a sequence");
+    refused(kvtrim_mirror_shift(mirror, 1, 0, -1, -9), KVTRIM_INVALID_TABLE, "positions below 0");
+    kvtrim_mirror_destroy(mirror);
+}
+
 int main(void) {
     use_all();
     fill();
     context = make_context();
     layers_fold_into_one_set();
     policies_score_cells();
+    mirrored_cells();
     edits();
     whole_pages();
     block_tables();

@@ -311,6 +311,77 @@ static void wrong_cells_and_pages(void) {
     kvtrim_policy_destroy(snapkv);
 }
 
+static void wrong_flat_caches_and_mirrors(void) {
+    static const int64_t at[] = {0, 9};
+    static const int32_t positions[] = {0, -1};
+    kvtrim_flat* flat = NULL;
+    kvtrim_mirror* mirror = NULL;
+    kvtrim_view view = good.keys, before;
+    int64_t list[6], needed = -7, listed = -7;
+    int32_t cells[4] = {-7, -7, -7, -7};
+    size_t i;
+    for (i = 0; i < 4; ++i) {
+        no(kvtrim_flat_create(numbers[i], 0, &flat), "heads");
+        no(kvtrim_mirror_create(numbers[i], &mirror), "cells");
+    }
+    no(kvtrim_flat_create(1, -1, &flat), "a growth"), no(kvtrim_flat_create(1, NAN, &flat), "a growth");
+    no(kvtrim_flat_create(1, HUGE_VAL, &flat), "a growth"), no(kvtrim_flat_create(1, 0, NULL), "null");
+    no(kvtrim_mirror_create(1, NULL), "null");
+    check(flat == NULL && mirror == NULL, "nothing was made", "create");
+    ok(kvtrim_flat_create(KV_HEADS, 0, &flat), "a flat cache"),
+        ok(kvtrim_flat_assign(flat, plan), "a plan's");
+    ok(kvtrim_mirror_create(4, &mirror), "a mirror");
+    for (i = 0; i < 4; ++i) {
+        no(kvtrim_flat_append(flat, numbers[i]), "tokens");
+        no(kvtrim_flat_spread(flat, numbers[i], list, 6, &needed), "rows");
+        if (i < 2) {
+            no(kvtrim_mirror_fill(mirror, 0, at, positions, numbers[i]), "a count");
+            no(kvtrim_mirror_list(mirror, 0, 0, cells, numbers[i], &listed, NULL), "room");
+        }
+    }
+    no(kvtrim_mirror_list(mirror, -1, 0, cells, 4, &listed, NULL), "a sequence"),
+        no(kvtrim_mirror_list(mirror, 64, 0, cells, 4, &listed, NULL), "a sequence");
+    no(kvtrim_mirror_list(mirror, 0, 0, cells, 4, NULL, NULL), "null");
+    no(kvtrim_flat_append(NULL, 1), "null"), no(kvtrim_flat_assign(NULL, plan), "null"),
+        no(kvtrim_flat_assign(flat, NULL), "null");
+    no(kvtrim_flat_compact(NULL, plan), "null"), no(kvtrim_flat_compact(flat, NULL), "null");
+    no(kvtrim_flat_spread(NULL, 999, list, 6, &needed), "null"),
+        no(kvtrim_flat_spread(flat, 999, NULL, 6, &needed), "null");
+    no(kvtrim_flat_spread(flat, 999, list, 6, NULL), "null"),
+        no(kvtrim_flat_spread(flat, 1, list, 6, &needed), "fewer rows than there are");
+    check(kvtrim_flat_begins(flat).data[KV_HEADS] == kvtrim_plan_offsets(plan)[KV_HEADS] &&
+              kvtrim_flat_begins(NULL).count == 0 && kvtrim_flat_lengths(NULL).count == 0,
+          "the table is as it was", "flat");
+    before = view;
+    no(kvtrim_flat_view(NULL, &view), "null"), no(kvtrim_flat_view(flat, NULL), "null");
+    check(memcmp(&view, &before, sizeof view) == 0, "the view is as it was", "flat");
+    view.size = 5, no(kvtrim_flat_view(flat, &view), "a size");
+    no(kvtrim_mirror_fill(NULL, 0, at, positions, 1), "null"),
+        no(kvtrim_mirror_fill(mirror, 0, NULL, positions, 1), "null");
+    no(kvtrim_mirror_fill(mirror, 0, at, NULL, 1), "null"),
+        no(kvtrim_mirror_fill(mirror, -1, at, positions, 1), "a sequence");
+    no(kvtrim_mirror_fill(mirror, 0, at, positions, 2), "a cell outside"),
+        no(kvtrim_mirror_fill(mirror, 0, at, positions + 1, 1), "a position");
+    no(kvtrim_mirror_remove(NULL, 0, 0, 1), "null"), no(kvtrim_mirror_remove(mirror, 64, 0, 1), "a sequence");
+    no(kvtrim_mirror_shift(NULL, 0, 0, 1, 1), "null"),
+        no(kvtrim_mirror_shift(mirror, INT32_MIN, 0, 1, 1), "a sequence");
+    no(kvtrim_mirror_copy(NULL, 0, 1), "null"), no(kvtrim_mirror_copy(mirror, 0, 64), "a sequence"),
+        no(kvtrim_mirror_copy(mirror, -1, 0), "a sequence");
+    no(kvtrim_mirror_restore(NULL, 0), "null"), no(kvtrim_mirror_restore(mirror, 64), "a sequence");
+    ok(kvtrim_mirror_fill(mirror, 0, at, positions, 1), "a token");
+    no(kvtrim_mirror_shift(mirror, 0, 0, -1, INT64_MAX), "far"),
+        no(kvtrim_mirror_shift(mirror, 0, 0, -1, INT64_MIN), "far");
+    no(kvtrim_mirror_list(NULL, 0, 0, cells, 4, &listed, NULL), "null"),
+        no(kvtrim_mirror_list(mirror, 0, 0, NULL, 4, &listed, NULL), "null");
+    check(kvtrim_mirror_positions(mirror).data[0] == 0 && kvtrim_mirror_used(mirror, 0) == 1 &&
+              kvtrim_mirror_used(mirror, 64) == 0 && kvtrim_mirror_used(NULL, 0) == 0 &&
+              kvtrim_mirror_end_of_use(NULL) == 0 && kvtrim_mirror_positions(NULL).count == 0,
+          "the mirror is as it was", "mirror");
+    check(listed == -7 && needed == -7 && cells[0] == -7, "outputs are as they were", "out");
+    kvtrim_flat_destroy(flat), kvtrim_flat_destroy(NULL), kvtrim_mirror_destroy(mirror),
+        kvtrim_mirror_destroy(NULL);
+}
+
 /* Rows of blocks and codes that a table finds. */
 static void wrong_pools(void) {
     static unsigned char pool[6 * 16 * 64];
@@ -352,6 +423,9 @@ static void wrong_pools(void) {
             if (element < KVTRIM_I8) { BAD(extents[2], 33, "part of a block"); }
             BAD(indptr, NULL, "no indptr");
             if (layout == KVTRIM_RAGGED) {
+                static const int64_t too_long[] = {4, 5}, below[] = {0, -1};
+                BAD(lengths, too_long, "a length");
+                BAD(lengths, below, "a length");
                 BAD(indptr, fall, "offsets that fall");
                 BAD(indptr, from_one, "offsets from 1 on");
             } else {
@@ -409,6 +483,7 @@ int main(void) {
     wrong_states();
     wrong_parts_of_layers();
     wrong_cells_and_pages();
+    wrong_flat_caches_and_mirrors();
     wrong_pools();
     printf("%lld wrong calls\n", (long long)asked);
     kvtrim_plan_destroy(plan), kvtrim_plan_destroy(plan_before);

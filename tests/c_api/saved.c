@@ -262,6 +262,38 @@ static void replays_in_parts(void) {
     kvtrim_norms_destroy(norms);
 }
 
+/* W_O as its Gram matrices, made once: the losses are those behind W_O. */
+static void replays_behind_prepared_projections(void) {
+    kvtrim_replay *plain = NULL, *prepared = NULL;
+    kvtrim_projection *gram = NULL, *packed = NULL;
+    kvtrim_request r = make_request();
+    static float a[TOKENS], b[TOKENS];
+    layer_of_test t;
+    double sum = 0;
+    int64_t i;
+    make_layer(&t);
+    ok(kvtrim_projection_create(&t.projection, KVTRIM_GRAM, &gram), "Gram");
+    ok(kvtrim_projection_create(&t.projection, KVTRIM_PACKED, &packed), "packed");
+    ok(kvtrim_replay_create(KV_HEADS, TOKENS, KVTRIM_OUTPUT_SQUARE_SUM, &plain), "a replay");
+    ok(kvtrim_replay_create(KV_HEADS, TOKENS, KVTRIM_OUTPUT_SQUARE_SUM, &prepared), "a replay");
+    ok(kvtrim_replay_add(plain, &t.layer, &r, context), "behind W_O");
+    t.layer.output_projection = NULL;
+    t.layer.projection = gram;
+    ok(kvtrim_replay_add(prepared, &t.layer, &r, context), "behind its Gram matrices");
+    ok(kvtrim_replay_scores(plain, 0, a, TOKENS), "scores");
+    ok(kvtrim_replay_scores(prepared, 0, b, TOKENS), "scores");
+    for (i = 0; i < TOKENS; ++i) {
+        check(fabsf(a[i] - b[i]) <= 1e-4f * a[i] + 1e-6f, "the same losses", "Gram");
+        sum += (double)a[i];
+    }
+    check(sum > 0, "there are some", "Gram");
+    t.layer.projection = packed;
+    refused(kvtrim_replay_add(prepared, &t.layer, &r, context), KVTRIM_INVALID_PARAMETER,
+            "W_O packed for norms");
+    kvtrim_replay_destroy(plain), kvtrim_replay_destroy(prepared);
+    kvtrim_projection_destroy(gram), kvtrim_projection_destroy(packed);
+}
+
 static void statistics_and_means(void) {
     kvtrim_statistics *statistics = NULL, *kept = NULL;
     kvtrim_means *means = NULL, *of_file = NULL;
@@ -388,6 +420,7 @@ int main(void) {
     the_ring_plans_as_its_queries();
     norms_of_values();
     replays_in_parts();
+    replays_behind_prepared_projections();
     statistics_and_means();
     profiles_and_preferences();
     kvtrim_context_destroy(context);
