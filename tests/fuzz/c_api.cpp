@@ -1031,6 +1031,7 @@ class caller {
             return kvtrim_plan_whole_positions(plans[1].get(in), e.positions, e.position_count,
                                                plans[0].get(in));
         });
+        use_flat_and_mirror();
         const index_t page_tokens = in.hostile(in.between(1, 4));
         done(access::reads, [&] {
             return kvtrim_plan_removed(plans[0].get(in), in.hostile(0), asked(in, tokens, 64), list.data(),
@@ -1053,6 +1054,63 @@ class caller {
             return kvtrim_move_sources(moved, asked(in, in.between(0, 2), 2, most_heads + 1), first,
                                        offsets.data(), sources.data(), places, &needed);
         });
+    }
+    // Tables that are made for this step: a refused call leaves them as they were.
+    void use_flat_and_mirror() {
+        owner<kvtrim_flat> flat{kvtrim_flat_destroy};
+        owner<kvtrim_mirror> mirror{kvtrim_mirror_destroy};
+        const auto tables = [&] {
+            bytes all;
+            for (const kvtrim_ints list : {kvtrim_flat_begins(flat.handle), kvtrim_flat_lengths(flat.handle),
+                                           kvtrim_mirror_positions(mirror.handle)}) {
+                append_ints(all, list);
+            }
+            return all;
+        };
+        const auto kept_if_refused = [&](auto&& call) {
+            const bytes before = tables();
+            const bool is_done = ok(call());
+            FUZZ_CHECK(is_done || tables() == before);
+            return is_done;
+        };
+        std::vector<index_t> list(64), cells{2, 0, 5, 3};
+        index_t needed = -1;
+        static_cast<void>(
+            ok(kvtrim_flat_create(asked(in, heads, most_rows, most_heads + 1), 0, &flat.handle)));
+        static_cast<void>(ok(kvtrim_mirror_create(asked(in, 8), &mirror.handle)));
+        kept_if_refused([&] { return kvtrim_flat_assign(flat.get(in), plans[0].get(in)); });
+        for (int i = 0; i < 2; ++i) {
+            kept_if_refused([&] { return kvtrim_flat_append(flat.get(in), in.hostile(1)); });
+            const index_t rows = in.hostile(64), room = std::min<index_t>(64, in.hostile(64));
+            if (kept_if_refused(
+                    [&] { return kvtrim_flat_spread(flat.get(in), rows, list.data(), room, &needed); })) {
+                for (index_t m = 0; m < needed; m += 3) {
+                    const auto at = static_cast<std::size_t>(m);
+                    FUZZ_CHECK(list[at] >= 0 && list[at + 1] >= 0 && list[at + 1] + list[at + 2] <= rows);
+                }
+            }
+            kept_if_refused([&] { return kvtrim_flat_compact(flat.get(in), plans[in.chance(128)].get(in)); });
+        }
+        int32s at{0, 1, 2, 3};
+        damage(in, cells), damage(in, at);
+        const auto sequence = [&] { return static_cast<std::int32_t>(in.hostile(in.between(0, 1), 8)); };
+        const index_t count = std::min<index_t>(4, in.hostile(4));
+        kept_if_refused(
+            [&] { return kvtrim_mirror_fill(mirror.get(in), sequence(), cells.data(), at.data(), count); });
+        kept_if_refused([&] { return kvtrim_mirror_copy(mirror.get(in), sequence(), sequence()); });
+        kept_if_refused([&] {
+            return kvtrim_mirror_shift(mirror.get(in), sequence(), in.hostile(1), in.hostile(-1),
+                                       in.hostile(1));
+        });
+        kept_if_refused(
+            [&] { return kvtrim_mirror_remove(mirror.get(in), sequence(), in.hostile(0), in.hostile(2)); });
+        kept_if_refused([&] { return kvtrim_mirror_restore(mirror.get(in), sequence()); });
+        int32s listed(8);
+        index_t found = -1;
+        const index_t places = std::min<index_t>(8, in.hostile(8));
+        const bool is_listed =
+            ok(kvtrim_mirror_list(mirror.get(in), sequence(), 0, listed.data(), places, &found, &needed));
+        FUZZ_CHECK(is_listed == (found != -1));
     }
     void use_cascade() {
         call_layers c;
