@@ -574,9 +574,9 @@ class caller {
                 last = kvtrim_plan_kept(plan)[i];
             }
             std::vector<float> row(most_rows);
-            const kvtrim_view* const read = (needs & KVTRIM_NEEDS_SCORES) != 0 ? layer.scores : layer.keys;
+            const kvtrim_view* const rows = (needs & KVTRIM_NEEDS_SCORES) != 0 ? layer.scores : layer.keys;
             FUZZ_CHECK((needs & KVTRIM_NEEDS_REPLAY) != 0 || last < 0 ||
-                       ok(kvtrim_view_read(read, h, last, 1, row.data(), most_rows)));
+                       ok(kvtrim_view_read(rows, h, last, 1, row.data(), most_rows)));
         }
     }
 
