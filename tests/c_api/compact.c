@@ -189,7 +189,8 @@ static void flat_caches_grow(const kvtrim_plan* plan) {
     check(memcmp(row, keys + 79 * DIM, sizeof row) == 0, "is the second row", "flat");
     ok(kvtrim_view_read(&view, 1, 0, 1, row, DIM), "a survivor");
     check(memcmp(row, keys + (TOKENS + 21) * DIM, sizeof row) == 0, "is the first row of its head", "flat");
-    ok(kvtrim_flat_append(flat, 30), "there is room for many tokens");
+    ok(kvtrim_flat_append(flat, 27), "what went is room"); /* 28 rows of head 1, of which it has one */
+    refused(kvtrim_flat_append(flat, 1), KVTRIM_NO_ROOM, "and no more");
     refused(kvtrim_flat_compact(flat, plan), KVTRIM_PLAN_MISMATCH, "a plan of another cache");
     kvtrim_flat_destroy(flat);
     kvtrim_plan_destroy(second);
