@@ -75,25 +75,22 @@ struct mean_attention {
     /// Writes importance [candidates] from accumulators [lanes, candidates], which it overwrites.
     void finish(const attention_head& head, std::span<float> accumulators, std::span<float> importance,
                 std::span<float> /*attention*/) const {
-        const index_t lane_count = lanes(head.group_size);
+        index_t lane_count = lanes(head.group_size);
         const auto columns = static_cast<std::size_t>(head.candidates);
         const auto lane = [&](index_t l) {
             return accumulators.subspan(static_cast<std::size_t>(l) * columns, columns);
         };
-        for (index_t l = 0; l < lane_count; ++l) { normalise(head, lane(l)); }
-        if (order == pooling_order::group_then_pool) {
-            for (index_t l = 1; l < lane_count; ++l) { reduce(lane(l), lane(0)); }
-            static_cast<void>(
-                kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has checked the kernel
-            return;
+        for (index_t l = 0; l < lane_count; ++l) {
+            normalise(head, lane(l));
+            if (order == pooling_order::group_then_pool && l > 0) { reduce(lane(l), lane(0)); }
         }
-        static_cast<void>(
-            kvtrim::pool(pool, kernel_tokens, lane(0), importance)); // validate() has checked the kernel
-        for (index_t l = 1; l < lane_count; ++l) {
+        if (order == pooling_order::group_then_pool) { lane_count = 1; }
+        for (index_t l = 0; l < lane_count; ++l) {
             // The lane before is no longer needed, so the pooled row is written to its memory.
+            const std::span<float> pooled = l == 0 ? importance : lane(l - 1);
             static_cast<void>(
-                kvtrim::pool(pool, kernel_tokens, lane(l), lane(l - 1))); // validate() has checked the kernel
-            reduce(lane(l - 1), importance);
+                kvtrim::pool(pool, kernel_tokens, lane(l), pooled)); // validate() has checked the kernel
+            if (l > 0) { reduce(pooled, importance); }
         }
     }
 

@@ -130,30 +130,46 @@ class bounded_sum {
             reach += terms_[i].step * terms_[i].high;
             divisor_[i] = divisor = std::gcd(divisor, terms_[i].step);
         }
-        tries_ = most_tries;
-        return search(used, lo_, hi_);
+        return search(used);
     }
 
   private:
     static constexpr index_t floor_div(index_t a, index_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
-    // With the first `count` terms, from the largest step down.
-    [[nodiscard]] bool search(std::size_t count, index_t lo, index_t hi) {
-        if (count == 0) { return lo <= 0 && hi >= 0; }
-        if (--tries_ < 0) { return true; }
-        const bounded_term& t = terms_[count - 1];
-        if (floor_div(hi, divisor_[count - 1]) * divisor_[count - 1] < lo) { return false; }
-        const index_t from = std::max<index_t>(0, -floor_div(reach_[count - 1] - lo, t.step));
-        const index_t to = std::min(t.high, floor_div(hi, t.step));
-        for (index_t x = from; x <= to; ++x) {
-            if (search(count - 1, lo - x * t.step, hi - x * t.step)) { return true; }
+    // With the first `count` terms, from the largest step down. Depth first, without recursion, which compilers unfold.
+    [[nodiscard]] bool search(std::size_t count) {
+        struct level {
+            index_t lo, hi;    // of the terms with smaller steps and this one
+            index_t next, end; // x of this one that remain
+        };
+        std::array<level, 9> levels;
+        const auto open = [&](std::size_t n, index_t lo, index_t hi) {
+            levels[n] = {lo, hi, 0, 0};
+            if (n == 0) { return lo <= 0 && hi >= 0; }
+            const bounded_term& t = terms_[n - 1];
+            if (floor_div(hi, divisor_[n - 1]) * divisor_[n - 1] < lo) { return false; }
+            levels[n].next = std::max<index_t>(0, -floor_div(reach_[n - 1] - lo, t.step));
+            levels[n].end = std::min(t.high, floor_div(hi, t.step)) + 1;
+            return false;
+        };
+        std::size_t n = count;
+        bool found = open(n, lo_, hi_);
+        for (index_t tries = 1; !found && n <= count; ++tries) {
+            level& at = levels[n];
+            if (at.next >= at.end) {
+                ++n;
+                continue;
+            }
+            if (tries > most_tries) { return true; }
+            const index_t moved = at.next++ * terms_[n - 1].step;
+            --n;
+            found = open(n, at.lo - moved, at.hi - moved);
         }
-        return false;
+        return found;
     }
 
     index_t lo_;
     index_t hi_;
-    index_t tries_ = 0;
     std::size_t count_ = 0;
     std::array<bounded_term, 8> terms_;
     std::array<index_t, 8> reach_;   // of the terms with smaller steps
