@@ -146,9 +146,8 @@ typedef struct kvtrim_view {
     int64_t pages; /**< PAGED: of the pool; -1: not known, page numbers are then not checked against it */
     float* scales; /**< 8-bit codes: x = scale * (code - zero) */
     float* zeros;  /**< 8-bit codes: with the strides of scales, or null */
-    int64_t scale_strides[3]; /**< 8-bit codes: bytes; 0: one scale for all heads, rows or channels */
-    int64_t
-        scale_page_stride; /**< PAGED 8-bit codes: bytes from page to page of scales; 0: one for all pages */
+    int64_t scale_strides[3];  /**< 8-bit codes: bytes; 0: one scale for all heads, rows or channels */
+    int64_t scale_page_stride; /**< PAGED 8-bit codes: bytes from page to page of scales; 0: none */
 } kvtrim_view;
 
 /** A contiguous STRIDED view [heads, rows, channels], head by head, to be changed as needed. Numbers are checked where it is used. */
@@ -305,10 +304,8 @@ typedef struct kvtrim_layer {
     const kvtrim_rope* rope;              /**< for policies that rotate, else null */
     const kvtrim_view* scores; /**< [kv_heads, tokens, 1] of the engine's own, for KVTRIM_NEEDS_SCORES */
     const kvtrim_means* means; /**< for KVTRIM_NEEDS_MEANS, else null */
-    const kvtrim_norms*
-        norms; /**< of the values of all tokens, for KVTRIM_TAKES_NORMS; null: by output_projection */
-    const kvtrim_projection*
-        projection; /**< W_O prepared, where norms and replays read it; null: output_projection */
+    const kvtrim_norms* norms; /**< of all values, for KVTRIM_TAKES_NORMS; null: by output_projection */
+    const kvtrim_projection* projection; /**< W_O prepared, for norms and replays; null: as it is */
 } kvtrim_layer;
 
 enum { KVTRIM_PER_HEAD = 0, KVTRIM_PER_LAYER = 1, KVTRIM_PER_MODEL = 2 };
@@ -436,17 +433,14 @@ enum { KVTRIM_KEEP_POSITIONS = 0, KVTRIM_TOWARDS_FIRST = 1, KVTRIM_TOWARDS_HORIZ
 
 /** How the cells of a sequence are cut by an engine that edits positions (llama.cpp). */
 typedef struct kvtrim_cell_edit {
-    size_t size; /**< sizeof(kvtrim_cell_edit) */
-    const int32_t*
-        positions; /**< [position_count] of the sequence's cells, not descending; kvtrim_plan's rows are these */
-    int64_t position_count; /**< entries of positions */
-    int64_t horizon; /**< tokens at this position or behind stay as they are; below 0: there are none */
-    int32_t
-        close; /**< KVTRIM_KEEP_POSITIONS, KVTRIM_TOWARDS_FIRST, KVTRIM_TOWARDS_HORIZON: what happens to gaps */
-    int32_t reserved;   /**< 0 */
-    int64_t kept_cells; /**< out: all that stay */
-    int64_t
-        shared_cells; /**< out: of these, cells that the plan evicts; they share a position with one that it keeps */
+    size_t size;              /**< sizeof(kvtrim_cell_edit) */
+    const int32_t* positions; /**< [position_count] of the cells that the plan counts, not descending */
+    int64_t position_count;   /**< entries of positions */
+    int64_t horizon;          /**< tokens at this position or behind stay as they are; below 0: none do */
+    int32_t close;            /**< KVTRIM_KEEP_POSITIONS, ...: what happens to gaps */
+    int32_t reserved;         /**< 0 */
+    int64_t kept_cells;       /**< out: all that stay */
+    int64_t shared_cells;     /**< out: of these, evicted ones at the position of one that is kept */
 } kvtrim_cell_edit;
 
 /** Writes the calls of the engine in their order, *needed / 3 triples begin, end, delta: delta 0 removes the positions
@@ -646,7 +640,8 @@ KVTRIM_API kvtrim_status kvtrim_queries_append(kvtrim_queries* queries, const kv
 KVTRIM_API kvtrim_status kvtrim_queries_rollback(kvtrim_queries* queries, int64_t count);
 /** Queries held. */
 KVTRIM_API int64_t kvtrim_queries_held(const kvtrim_queries* queries);
-/** For kvtrim_layer.queries: the newest `window` before the newest rollback_tokens, as a view of the object's own memory. */
+/** For kvtrim_layer.queries: the newest `window` before the newest rollback_tokens, as a view of the object's
+ * own memory: valid until the object changes, or is asked again. */
 KVTRIM_API kvtrim_status kvtrim_queries_view(kvtrim_queries* queries, int64_t rollback_tokens,
                                              kvtrim_view* view);
 KVTRIM_API kvtrim_status kvtrim_queries_save(const kvtrim_queries* queries, void* out, int64_t out_bytes,
