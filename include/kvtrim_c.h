@@ -147,7 +147,7 @@ typedef struct kvtrim_view {
     float* scales; /**< 8-bit codes: x = scale * (code - zero) */
     float* zeros;  /**< 8-bit codes: with the strides of scales, or null */
     int64_t scale_strides[3];  /**< 8-bit codes: bytes; 0: one scale for all heads, rows or channels */
-    int64_t scale_page_stride; /**< PAGED 8-bit codes: bytes from page to page of scales; 0: none */
+    int64_t scale_page_stride; /**< PAGED 8-bit codes: from page to page of scales, bytes; 0: shared */
 } kvtrim_view;
 
 /** A contiguous STRIDED view [heads, rows, channels], head by head, to be changed as needed. Numbers are checked where it is used. */
