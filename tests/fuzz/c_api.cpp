@@ -1038,9 +1038,10 @@ class caller {
                                        room, &needed);
         });
         done(access::reads, [&] {
-            return kvtrim_score_pages(weights.data(), asked(in, tokens), page_tokens,
-                                      static_cast<std::int32_t>(in.hostile(in.between(0, 2), 8)), out.data(),
-                                      asked(in, 4));
+            const index_t count = in.hostile(tokens), pages = in.hostile(4);
+            return kvtrim_score_pages(counted(weights, count), count, page_tokens,
+                                      static_cast<std::int32_t>(in.hostile(in.between(0, 2), 8)),
+                                      pages > std::ssize(out) ? nullptr : out.data(), pages);
         });
         done(access::reads, [&] {
             return kvtrim_expand_pages(plans[0].get(in), page_tokens, asked(in, tokens), plans[1].get(in),
