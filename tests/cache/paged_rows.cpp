@@ -377,6 +377,14 @@ TEST_CASE("paged rows: a table that does not fit its pool, its request or 32 bit
     CHECK(with([](auto& t) { t.head_dim = index_t{1} << 60; }) == errc::invalid_parameter);
 }
 
+TEST_CASE("page layout: pages too large for a pool of unknown size answer no negative number of pages",
+          "[cache][paged][errors]") {
+    const page_layout unknown{.page_tokens = index_t{1} << 40};
+    CHECK(unknown.validate().code() == errc::index_overflow);
+    CHECK(unknown.validate().needed() == 0);
+    CHECK(page_layout{.page_tokens = 1 << 20, .pages = 1 << 20}.validate().needed() == 1 << 20);
+}
+
 TEST_CASE("paged head rows: every head's own row of the table is checked", "[cache][paged][errors]") {
     const auto with = [](auto&& change) {
         small_table t;

@@ -51,7 +51,8 @@ struct page_layout {
         }
         constexpr index_t most = std::numeric_limits<std::int32_t>::max();
         if (page_tokens > most || pages > most / page_tokens) {
-            return {errc::index_overflow, "page layout: a pool has at most 2^31 - 1 slots", pages};
+            const index_t asked = pages == unknown_pages ? 0 : pages;
+            return {errc::index_overflow, "page layout: a pool has at most 2^31 - 1 slots", asked};
         }
         return {};
     }
