@@ -6,7 +6,7 @@
 
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
-#include <kvtrim/kernels/quant_formats.hpp>
+#include <kvtrim/kernels/quant_blocks.hpp>
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/simd/convert.hpp>

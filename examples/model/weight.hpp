@@ -15,7 +15,7 @@
 
 #include "tensor.hpp"
 
-#include <kvtrim/kernels/quant_formats.hpp>
+#include <kvtrim/kernels/quant_blocks.hpp>
 
 #include <cstddef>
 #include <memory>

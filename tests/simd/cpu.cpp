@@ -10,6 +10,7 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <vector>
 
 using namespace kvtrim;
 
@@ -32,6 +33,23 @@ TEST_CASE("cpu_level: a scope of the tests restores the level", "[kernels]") {
     CHECK(active_cpu_level() == before);
     support::at_each_cpu_level([] { CHECK(active_cpu_level() <= best_cpu_level()); });
     CHECK(active_cpu_level() == before);
+}
+
+// What "at each level" leaves out: a level that the machine lacks is skipped here, by its name.
+#if KVTRIM_HAS_X86
+TEMPLATE_TEST_CASE_SIG("cpu_level: tests at each level run at this one", "[kernels]",
+                       ((cpu_level Level), Level), cpu_level::avx2, cpu_level::avx512, cpu_level::amx) {
+#else
+TEMPLATE_TEST_CASE_SIG("cpu_level: tests at each level run at this one", "[kernels]",
+                       ((cpu_level Level), Level), cpu_level::neon_bf16) {
+#endif
+    if (Level > best_cpu_level()) {
+        WARN("no " << name_of(Level) << " on this machine: tests at each level are not tested at this one");
+        return;
+    }
+    std::vector<cpu_level> seen;
+    support::at_each_cpu_level([&] { seen.push_back(active_cpu_level()); });
+    CHECK(std::count(seen.begin(), seen.end(), Level) == 1);
 }
 
 TEST_CASE("cpu_level: levels have names", "[kernels]") {

@@ -21,13 +21,13 @@
 // A cache that was multiplied by a rotation before it was quantised (llama.cpp does so for some types) has other values:
 // products with queries rotated alike and L2 norms are the same, projected L1 norms only with W_O rotated too.
 //
-// Cost: heads that begin or end inside a block decode it whole. Numerics: kernels/quant_blocks.hpp and
-// kernels/quant_formats.hpp; every policy gives the bits that it gives over the decoded floats.
+// Cost: heads that begin or end inside a block decode it whole. Numerics: kernels/quant_blocks.hpp; every
+// policy gives the bits that it gives over the decoded floats.
 
 #include <kvtrim/cache/strided_bytes.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
 #include <kvtrim/kernels/encode.hpp>
-#include <kvtrim/kernels/quant_formats.hpp>
+#include <kvtrim/kernels/quant_blocks.hpp>
 
 #include <array>
 #include <cstddef>
@@ -39,7 +39,7 @@
 namespace KVTRIM_NAMESPACE {
 
 /// A cache of blocks: a row_source (cache/row_source.hpp) that moves its own rows unless Block is const. Block is one of the
-/// block_... types of kernels/quant_blocks.hpp and kernels/quant_formats.hpp.
+/// block_... types of kernels/quant_blocks.hpp.
 template <class Block>
 class ggml_rows {
   public:

@@ -149,6 +149,14 @@ KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
         to[2 * i + 1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8)));
     }
 }
+KVTRIM_INLINE void look_up(const std::int8_t* table, std::int8_t* places) {
+    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    KVTRIM_UNROLL
+    for (int i = 0; i < 32; i += 16) {
+        auto* const at = reinterpret_cast<__m128i*>(places + i);
+        _mm_storeu_si128(at, _mm_shuffle_epi8(values, _mm_loadu_si128(at)));
+    }
+}
 KVTRIM_INLINE void store(f16* to, floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -128,6 +128,13 @@ KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
         to[4 + i] = centred(vshr_n_u8(bytes, 4));
     }
 }
+KVTRIM_INLINE void look_up(const std::int8_t* table, std::int8_t* places) {
+    const int8x16_t values = vld1q_s8(table);
+    KVTRIM_UNROLL
+    for (int i = 0; i < 32; i += 16) {
+        vst1q_s8(places + i, vqtbl1q_s8(values, vreinterpretq_u8_s8(vld1q_s8(places + i))));
+    }
+}
 KVTRIM_INLINE void store(f16* to, floats x) {
     vst1_u16(reinterpret_cast<std::uint16_t*>(to), vreinterpret_u16_f16(vcvt_f16_f32(x)));
 }

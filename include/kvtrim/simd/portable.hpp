@@ -169,6 +169,9 @@ KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
         to[4 + i] = __builtin_convertvector(reinterpret_cast<ints>(high >> 28) - 8, floats);
     }
 }
+KVTRIM_INLINE void look_up(const std::int8_t* table, std::int8_t* places) {
+    for (int i = 0; i < 32; ++i) { places[i] = table[places[i]]; }
+}
 KVTRIM_INLINE void store(bf16* to, floats x) { // as element_traits<bf16>
     const uints bits = reinterpret_cast<uints>(x), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     store_high(to, reinterpret_cast<ints>(bits & 0x7fffffffu) > 0x7f800000 ? bits | 0x400000u : rounded);

@@ -15,6 +15,7 @@
 //   absolute(x), sum_of_lanes(x), highest_of_lanes(x)
 //   exp2(x)                                 2^x for -126 < x < 127 with error 1.5e-7 relative (2.2e-7 if fma rounds twice)
 //   load_nibbles(p, x)                      x [32 / lanes] = 4 bits minus 8: the low halves of 16 bytes, then the high ones
+//   look_up(table, p)                       p [32] = table [16] at p [32], all of 8 bits
 //   even_lanes(a, b), odd_lanes(a, b)       of both, one behind the other; zip_low(a, b), zip_high(a, b) are the inverse
 //   load_two(p, a, b)                       two vectors of elements, in order, or its even and its odd ones (splits_pairs)
 //   load_first_of_two(p, n, a, b)           load_two() of the first n elements, and zeros

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/kernels/quant_formats.hpp>
+#include <kvtrim/kernels/quant_blocks.hpp>
 
 #include "support/catch.hpp"
 #include "support/cpu_levels.hpp"
@@ -40,7 +40,7 @@ std::vector<unsigned char> all_scales() {
 
 } // namespace
 
-TEMPLATE_TEST_CASE("block_formats: every scale and minimum decodes to the rounded number, at every level",
+TEMPLATE_TEST_CASE("quant_blocks: every scale and minimum decodes to the rounded number, at every level",
                    "[kernels]", block_q4_0, block_q4_1, block_q5_0, block_q5_1, block_q8_0, block_iq4_nl) {
     constexpr oracle::ggml_format format = support::format_of<TestType>();
     const std::vector<unsigned char> bytes = all_scales<TestType>();
@@ -56,7 +56,7 @@ TEMPLATE_TEST_CASE("block_formats: every scale and minimum decodes to the rounde
     });
 }
 
-TEMPLATE_TEST_CASE("block_formats: a slice is the elements between any two, and nothing is written beside it",
+TEMPLATE_TEST_CASE("quant_blocks: a slice is the elements between any two, and nothing is written beside it",
                    "[kernels]", block_q4_0, block_q5_1) {
     support::random r(2);
     constexpr oracle::ggml_format format = support::format_of<TestType>();
