@@ -121,8 +121,8 @@ class pooled_rows {
             slots_of_head(head));
     }
 
-    kvtrim_view
-        v_; // pages: of the pool, or up to the last that is read; of a ragged view 1, with page_tokens rows
+    // pages: up to the last that is read; of a ragged view one, with all rows as its page_tokens
+    kvtrim_view v_;
     page_table table_;
     std::span<const std::int32_t> pages_; // of all heads
     index_t heads_;                       // that have rows of the table
