@@ -688,7 +688,8 @@ class caller {
         void* const target = in.chance(4)   ? nullptr
                              : in.chance(4) ? static_cast<void*>(arena.data())
                                             : out.data();
-        done(access::reads,
+        // Pages of the arena that the view does not read may be written.
+        done(target == arena.data() ? access::writes : access::reads,
              [&] { return kvtrim_gather(&layers[0].keys.v, plans[0].get(in), element, target, size); });
     }
     // Positions of rows that keys have, and of which there are as many as the offsets say.
