@@ -1,19 +1,11 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Plans, scores, batches and cascades: calls of a policy of the table.
+// Plans, scores and batches: calls of a policy of the table.
 #include "policies.hpp"
 
 #include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/policy/batch.hpp>
-
-struct kvtrim_cascade {
-    kvtrim_policy policy;
-    kvtrim::eviction_request request;
-    std::vector<float> sink_logits; // the request's, which need not outlive its call
-    kvtrim::index_t layers;
-    kvtrim::layer_cascade state;
-};
 
 namespace kvtrim::c {
 
@@ -281,61 +273,6 @@ kvtrim_status kvtrim_score_layer(const kvtrim_policy* policy, const kvtrim_layer
         call in;
         if (const status s = c::read_call(policy, layer, 1, request, in); !s.ok()) { return s; }
         return in.policy->score(0, in.asked.value, scores->table, context->memory, context->executor);
-    });
-}
-
-kvtrim_status kvtrim_cascade_create(const kvtrim_policy* policy, const kvtrim_layer* layer,
-                                    const kvtrim_request* request, int64_t layers, kvtrim_cascade** cascade) {
-    return guarded([&]() -> status {
-        call in;
-        if (const status s = c::read_call(policy, layer, 1, request, in); !s.ok()) { return s; }
-        layer_cascade state = in.policy->begin(in.asked.value, layers);
-        if (const status s = state.validate(); !s.ok()) { return s; }
-        const auto logits = in.asked.value.attention.sink_logits;
-        if (const status s = make(cascade, *policy, in.asked.value,
-                                  std::vector<float>(logits.begin(), logits.end()), layers, std::move(state));
-            !s.ok()) {
-            return s;
-        }
-        (*cascade)->request.attention.sink_logits = (*cascade)->sink_logits;
-        return {};
-    });
-}
-void kvtrim_cascade_destroy(kvtrim_cascade* cascade) {
-    delete cascade;
-}
-
-kvtrim_status kvtrim_cascade_push(kvtrim_cascade* cascade, const kvtrim_layer* layer,
-                                  kvtrim_context* context) {
-    return guarded([&]() -> status {
-        if (cascade == nullptr || context == nullptr) {
-            return invalid("cascade and context must not be null");
-        }
-        if (cascade->state.layers() >= cascade->layers) {
-            return {errc::invalid_parameter, "cascade_push: all layers were pushed", cascade->layers};
-        }
-        kvtrim_request plain = {};
-        kvtrim_request_init(&plain);
-        plain.budget_tokens = 1; // the cascade's own request is used
-        call in;
-        if (const status s = c::read_call(&cascade->policy, layer, 1, &plain, in); !s.ok()) { return s; }
-        return in.policy->push(cascade->request, cascade->layers, cascade->state, context->memory,
-                               context->executor);
-    });
-}
-
-int64_t kvtrim_cascade_layers(const kvtrim_cascade* cascade) {
-    return cascade == nullptr ? 0 : cascade->state.layers();
-}
-
-kvtrim_status kvtrim_cascade_plan(const kvtrim_cascade* cascade, int64_t layer, kvtrim_plan* plan,
-                                  int32_t* changed) {
-    return guarded([&]() -> status {
-        if (cascade == nullptr || plan == nullptr) { return invalid("cascade and plan must not be null"); }
-        const protection& p = cascade->request.protect;
-        const status s = cascade->state.plan(layer, p.prefix(), p.suffix(), plan->table);
-        if (s.ok() && changed != nullptr) { *changed = cascade->state.changed(layer) ? 1 : 0; }
-        return s;
     });
 }
 

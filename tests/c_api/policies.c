@@ -308,6 +308,33 @@ static void cascades_end_as_one_shot(kvtrim_plan** plans, kvtrim_context* contex
     kvtrim_policy_destroy(other);
 }
 
+/* A prompt that is shorter than what is protected stays whole; heads of different lengths then are refused. */
+static void cascades_of_short_layers(kvtrim_context* context) {
+    enum { SHORT = 6 };
+    static const int64_t lengths[] = {SHORT, SHORT - 1};
+    kvtrim_policy* policy = make_policy("layer_given", NULL);
+    kvtrim_cascade* cascade = NULL;
+    kvtrim_plan* plan = make_plan();
+    kvtrim_request r = make_request(); /* protects 10 tokens */
+    kvtrim_view view;
+    kvtrim_layer layer;
+    int32_t changed = 7;
+    kvtrim_view_init(&view, KVTRIM_F32, scores[0], KV_HEADS, SHORT, 1);
+    memset(&layer, 0, sizeof layer);
+    layer.size = sizeof layer, layer.scores = &view;
+    ok(kvtrim_cascade_create(policy, &layer, &r, 2, &cascade), "a cascade");
+    ok(kvtrim_cascade_push(cascade, &layer, context), "a short layer");
+    ok(kvtrim_cascade_plan(cascade, 0, plan, &changed), "its plan");
+    check(changed == 0 && kept_of(plan, 0) == SHORT && kept_of(plan, 1) == SHORT &&
+              row_of(plan, 1)[SHORT - 1] == SHORT - 1,
+          "all rows stay, and no others", "cascade");
+    view.lengths = lengths;
+    refused(kvtrim_cascade_push(cascade, &layer, context), KVTRIM_ROWS_DIFFER, "heads of different lengths");
+    check(kvtrim_cascade_layers(cascade) == 1, "nothing was pushed", "cascade");
+    kvtrim_cascade_destroy(cascade);
+    kvtrim_policy_destroy(policy), kvtrim_plan_destroy(plan);
+}
+
 static int64_t tasks_run = 0;
 static void run_backwards(void* user, int64_t count, void (*task)(void*, int64_t), void* argument) {
     *(int64_t*)user += count;
@@ -340,6 +367,7 @@ int main(void) {
     batches_plan_as_alone(context);
     scores_rank_what_plans_keep(plans, context);
     cascades_end_as_one_shot(plans, context);
+    cascades_of_short_layers(context);
     threads_do_not_change_plans(plans, context);
     for (l = 0; l < LAYERS; ++l) {
         kvtrim_plan_destroy(plans[l]);
