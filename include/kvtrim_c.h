@@ -274,8 +274,11 @@ KVTRIM_API void kvtrim_policy_destroy(kvtrim_policy* policy);
 
 /* ---- Layers, requests, plans ---- */
 
+/** What a second pass over the prompt wants of each cached token (kvtrim_replay_create). */
 typedef struct kvtrim_replay kvtrim_replay;
+/** Attention that each cached token received so far (kvtrim_running_create). */
 typedef struct kvtrim_running kvtrim_running;
+/** Mean and covariance of queries (kvtrim_statistics_create). */
 typedef struct kvtrim_statistics kvtrim_statistics;
 typedef struct kvtrim_means kvtrim_means;
 typedef struct kvtrim_norms kvtrim_norms;
@@ -380,7 +383,9 @@ KVTRIM_API kvtrim_status kvtrim_scores_create(kvtrim_scores** scores);
 KVTRIM_API void kvtrim_scores_destroy(kvtrim_scores* scores);
 /** KV heads; candidate c of head h is cache row max(sink, pinned) + c, importance[offsets[h] + c]. */
 KVTRIM_API int64_t kvtrim_scores_rows(const kvtrim_scores* scores);
+/** [rows + 1]; null before the first scores. */
 KVTRIM_API const int64_t* kvtrim_scores_offsets(const kvtrim_scores* scores);
+/** [offsets[rows]]; higher stays. */
 KVTRIM_API const float* kvtrim_scores_importance(const kvtrim_scores* scores);
 /** The scores alone, of one layer; the budget is not read. */
 KVTRIM_API kvtrim_status kvtrim_score_layer(const kvtrim_policy* policy, const kvtrim_layer* layer,
@@ -551,11 +556,15 @@ KVTRIM_API int64_t kvtrim_moves_rows(const kvtrim_moves* moves);
 KVTRIM_API kvtrim_ints kvtrim_moves_of_row(const kvtrim_moves* moves, int64_t row);
 /** The cache row that each slot of a row holds afterwards. */
 KVTRIM_API kvtrim_ints kvtrim_moves_origins(const kvtrim_moves* moves, int64_t row);
-/** The new table, and pages that it no longer names: freed (owned before), released (shared: one reference less each). */
+/** Of the new table: [rows + 1] into its pages. */
 KVTRIM_API kvtrim_ints kvtrim_moves_indptr(const kvtrim_moves* moves);
+/** Pages of the new table, row after row. */
 KVTRIM_API kvtrim_ints kvtrim_moves_indices(const kvtrim_moves* moves);
+/** Tokens in the last page of each row of the new table. */
 KVTRIM_API kvtrim_ints kvtrim_moves_last_page(const kvtrim_moves* moves);
+/** Pages that the table owned and no longer names. */
 KVTRIM_API kvtrim_ints kvtrim_moves_freed(const kvtrim_moves* moves);
+/** Shared pages that it no longer names: one reference less each. */
 KVTRIM_API kvtrim_ints kvtrim_moves_released(const kvtrim_moves* moves);
 /** Free pages that the table took, from the first on. */
 KVTRIM_API int64_t kvtrim_moves_taken(const kvtrim_moves* moves);
@@ -573,21 +582,28 @@ KVTRIM_API kvtrim_status kvtrim_moves_run(const kvtrim_moves* moves, const kvtri
 typedef struct kvtrim_positions kvtrim_positions;
 KVTRIM_API kvtrim_status kvtrim_positions_create(int64_t kv_heads, kvtrim_positions** positions);
 KVTRIM_API void kvtrim_positions_destroy(kvtrim_positions* positions);
+/** The cache got `count` new tokens at its end, in every head. */
 KVTRIM_API kvtrim_status kvtrim_positions_append(kvtrim_positions* positions, int64_t count);
+/** The newest `count` tokens were undone (rejected drafts). */
 KVTRIM_API kvtrim_status kvtrim_positions_rollback(kvtrim_positions* positions, int64_t count);
+/** Keeps the rows of the plan, which compaction moved in the cache. */
 KVTRIM_API kvtrim_status kvtrim_positions_compact(kvtrim_positions* positions, const kvtrim_plan* plan);
-/** Of a head: in the text, and what keys are rotated to. Empty for no such head. */
+/** Positions in the text of a head. Empty for no such head. */
 KVTRIM_API kvtrim_ints kvtrim_positions_text(const kvtrim_positions* positions, int64_t head);
+/** What keys of a head are rotated to. Empty for no such head. */
 KVTRIM_API kvtrim_ints kvtrim_positions_rotary(const kvtrim_positions* positions, int64_t head);
-/** What the next token is rotated to; tokens that the sequence has had. */
+/** What the next token is rotated to. */
 KVTRIM_API int64_t kvtrim_positions_next(const kvtrim_positions* positions);
+/** Tokens that the sequence has had. */
 KVTRIM_API int64_t kvtrim_positions_seen(const kvtrim_positions* positions);
 /** Rotates the keys so that gaps between rotary positions close behind the first pinned rows, and records it. */
 KVTRIM_API kvtrim_status kvtrim_positions_close_up(kvtrim_positions* positions, const kvtrim_view* keys,
                                                    const kvtrim_rope* rope, int64_t pinned_tokens,
                                                    kvtrim_context* context);
+/** *needed bytes to `out`, or KVTRIM_NO_ROOM; out null and out_bytes 0 asks. */
 KVTRIM_API kvtrim_status kvtrim_positions_save(const kvtrim_positions* positions, void* out,
                                                int64_t out_bytes, int64_t* needed);
+/** What save wrote. */
 KVTRIM_API kvtrim_status kvtrim_positions_restore(kvtrim_positions* positions, const void* bytes,
                                                   int64_t byte_count);
 
@@ -612,6 +628,7 @@ KVTRIM_API kvtrim_status kvtrim_interval_plan(const kvtrim_interval* interval, c
 KVTRIM_API kvtrim_status kvtrim_running_create(int64_t kv_heads, int64_t rollback_tokens,
                                                kvtrim_running** running);
 KVTRIM_API void kvtrim_running_destroy(kvtrim_running* running);
+/** Appends `count` new tokens to every head. */
 KVTRIM_API kvtrim_status kvtrim_running_append(kvtrim_running* running, int64_t count);
 /** Adds attention [rows, columns] that the engine has, row-major; rows: kv_heads or q_heads; of the newest `queries` tokens. */
 KVTRIM_API kvtrim_status kvtrim_running_add(kvtrim_running* running, const float* attention, int64_t rows,
@@ -619,12 +636,16 @@ KVTRIM_API kvtrim_status kvtrim_running_add(kvtrim_running* running, const float
 /** The same from keys and the newest queries of a layer. Attention options are those of the request. */
 KVTRIM_API kvtrim_status kvtrim_running_update(kvtrim_running* running, const kvtrim_layer* layer,
                                                const kvtrim_request* request, kvtrim_context* context);
+/** Undoes the newest `count` tokens and their queries, bit for bit. */
 KVTRIM_API kvtrim_status kvtrim_running_rollback(kvtrim_running* running, int64_t count);
+/** Keeps the rows of the plan. */
 KVTRIM_API kvtrim_status kvtrim_running_compact(kvtrim_running* running, const kvtrim_plan* plan);
 /** Sums of a head, *count of them; null for no such head. */
 KVTRIM_API const float* kvtrim_running_sums(const kvtrim_running* running, int64_t head, int64_t* count);
+/** *needed bytes to `out`, or KVTRIM_NO_ROOM; out null and out_bytes 0 asks. */
 KVTRIM_API kvtrim_status kvtrim_running_save(const kvtrim_running* running, void* out, int64_t out_bytes,
                                              int64_t* needed);
+/** What save wrote. */
 KVTRIM_API kvtrim_status kvtrim_running_restore(kvtrim_running* running, const void* bytes,
                                                 int64_t byte_count);
 
@@ -690,7 +711,9 @@ KVTRIM_API kvtrim_status kvtrim_replay_add_part(kvtrim_replay* replay, const kvt
 KVTRIM_API kvtrim_status kvtrim_replay_add_own(kvtrim_replay* replay, const kvtrim_layer* layer,
                                                const kvtrim_request* request, int64_t nearest,
                                                kvtrim_context* context);
+/** The cache got `count` new tokens at its end, in every head; their scores are 0. */
 KVTRIM_API kvtrim_status kvtrim_replay_append(kvtrim_replay* replay, int64_t count);
+/** Keeps the rows of the plan. */
 KVTRIM_API kvtrim_status kvtrim_replay_compact(kvtrim_replay* replay, const kvtrim_plan* plan);
 /** Multiplies every score by the norm of its token's value, after the last add: for KVTRIM_ATTENTION_MAXIMUM. */
 KVTRIM_API kvtrim_status kvtrim_replay_weigh(kvtrim_replay* replay, const kvtrim_norms* norms);
@@ -778,8 +801,9 @@ KVTRIM_API kvtrim_status kvtrim_prefill_plan(kvtrim_prefill* prefill, const kvtr
                                              const kvtrim_layer* layer, int64_t layer_index,
                                              int64_t first_token, int32_t ends_prompt,
                                              kvtrim_context* context);
-/** Segments of the planned chunk, and the blocks of one of a KV head, ascending. */
+/** Segments of the planned chunk. */
 KVTRIM_API int64_t kvtrim_prefill_segments(const kvtrim_prefill* prefill);
+/** Blocks that a segment attends in a KV head, ascending. */
 KVTRIM_API kvtrim_ints kvtrim_prefill_blocks(const kvtrim_prefill* prefill, int64_t kv_head, int64_t segment);
 /** Attention of the chunk over its blocks and itself; arguments as kvtrim_ragged_attention. */
 KVTRIM_API kvtrim_status kvtrim_prefill_attention(const kvtrim_prefill* prefill, const kvtrim_layer* layer,

@@ -18,8 +18,9 @@ FOLDER = pathlib.Path(sys.argv[1]).resolve()
 PAGES, SITE, DOXYGEN = FOLDER / "pages", FOLDER / "site", FOLDER / "doxygen"
 AS_IT_IS = (".svg", ".png", ".json")
 LANGUAGE = {".cpp": "cpp", ".hpp": "cpp", ".inl": "cpp", ".c": "c", ".h": "c", ".py": "python", ".json": "json", ".sh": "sh"}
-# Defaulted operators, deduction guides and specialisations of documented templates say what their names say.
-SAYS_ITSELF = re.compile(r"Member (operator\S+\(|.*\) -> \S|\w+< .* > \(variable\)).*is not documented")
+# Defaulted operators, deduction guides and specialisations of documented templates say what their names say; of C's objects
+# the header says for all of them how they are made, freed and saved.
+SAYS_ITSELF = re.compile(r"Member (operator\S+\(|.*\) -> \S|\w+< .* > \(variable\)|kvtrim_\w+_(create|destroy|save|restore|rollback|compact)\(|kvtrim_\w+ \(typedef\)).*is not documented")
 
 
 def reference():
@@ -105,6 +106,7 @@ def stage(headers):
         return f"]({'api/' + headers[name] if name in headers else page_of(ROOT / match[1]).removesuffix('.md') + '.html'})"
 
     (PAGES / "llms.txt").write_text(re.sub(r"\]\(([^)\s]+)\)", in_site, (ROOT / "llms.txt").read_text()))
+    shutil.copy(ROOT / "docs/site/site.css", PAGES)
     shutil.copytree(DOXYGEN / "html", PAGES / "api")
     # Doxygen lists sections at the top of a page that it leaves out below when all of them are private.
     section = re.compile(r'<a href="#nested-classes">[^<]*</a>(?: &#124;\s*)?')

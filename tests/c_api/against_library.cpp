@@ -20,8 +20,10 @@
 #include <kvtrim/rerank/chunked.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 
+#include <atomic>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 // C, so without the warnings about C casts.
@@ -43,6 +45,17 @@ kvtrim_means* c_means = nullptr;
 kvtrim_profile* c_profile = nullptr;
 const std::vector<float> frequencies(DIM / 2, 0.1f);
 const std::vector<double> shares = {1, 3};
+
+// The engine's: C's calls run on three threads, the library's on one.
+void run_on_threads(void*, int64_t count, void (*task)(void*, int64_t), void* argument) {
+    std::atomic<int64_t> next{0};
+    const auto work = [&] {
+        for (int64_t i = next++; i < count; i = next++) { task(argument, i); }
+    };
+    std::thread more[] = {std::thread(work), std::thread(work)};
+    work();
+    for (std::thread& t : more) { t.join(); }
+}
 
 eviction_request library_request(index_t budget) {
     return {.budget = per_head(budget), .protect = {.sink_tokens = 2, .window_tokens = WINDOW}};
@@ -440,7 +453,8 @@ int main() {
     use_all();
     fill();
     for (std::size_t i = 0; i < other_keys.size(); ++i) { other_keys[i] = number(i + 7777); }
-    context = make_context();
+    const kvtrim_executor threads{sizeof threads, 3, nullptr, run_on_threads};
+    ok(kvtrim_context_create(&threads, &context), "a context with threads");
     policies_of_one_layer();
     policies_of_layers();
     policies_with_state();

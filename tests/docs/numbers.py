@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: MIT
 """Numbers of README.md and docs/ come from results files, or the section says what command makes them.
 
-    <!-- results FILE
+    <!-- results FILE...
     text with {expressions}
     -->
     the same text with numbers
@@ -15,8 +15,10 @@ measured quantity outside of such a block and names neither a `./dev` command (o
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
-kl(policy, keep), right(policy, keep) share of answers, perplexity(policy, keep), full() perplexity of the full cache. Of every
-file: data, the JSON itself; two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent.
+kl(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
+below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
+answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers. Of every file: data, the JSON itself; two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
+third file the names end in _2 and _3.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import sys
 
 import markdown
 
-BLOCK = re.compile(r"(?P<head><!-- results (?P<file>\S+)\n(?P<template>.*?)-->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.S)
+BLOCK = re.compile(r"(?P<head><!-- results (?P<files>\S+(?: \S+)*)\n(?P<template>.*?)-->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.S)
 # What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a table of fractions.
 MEASURED = re.compile(
     r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|MiB|GiB|GFLOP/s|GB/s|times as (?:fast|long))(?![\w/])"
@@ -84,26 +86,55 @@ def names(file):
             "rate": lambda n: one([r for r in data["limits"] if r["name"] == f"limit/{n}/threads:1"], n)["rate"] / 1e9,
         }
     else:
+        def rows_of(policy, keep, **more):
+            return [r for r in data["rows"] if r.get("policy") == policy and r.get("kept_ratio") == keep
+                    and all(r.get(k) == v for k, v in more.items())]
+
         def cell(policy, keep, **more):
-            return one([r for r in data["rows"] if r.get("policy") == policy and r.get("kept_ratio") == keep
-                        and all(r.get(k) == v for k, v in more.items())], f"{policy} {keep} {more}")
+            return one(rows_of(policy, keep, **more), f"{policy} {keep} {more}")
+
+        policies = {r["policy"] for r in data["rows"]} - {"full"}
+        lengths = {r["tokens"] for r in data["rows"]}
+        shares = sorted({r["kept_ratio"] for r in data["rows"]} - {1.0}, reverse=True)
+
+        def mean_right(policy, keep):
+            return mean([r["accuracy"] for r in rows_of(policy, keep) if r["task"] != "text"])
+
+        def kl_of_all(keep, tokens):
+            return [cell(p, keep, task="text", tokens=tokens)["kl_mean"] for p in policies]
+
+        def errors(policy, keep):
+            return cell(policy, keep, task="text")["error_projected"]
 
         known |= {
             "kl": lambda p, k: f"{cell(p, k, task='text')['kl_mean']:.3f}",
             "perplexity": lambda p, k: f"{cell(p, k, task='text')['perplexity']:.1f}",
             "right": lambda p, k, task="multikey": f"{cell(p, k, task=task)['accuracy']:.2f}",
+            "mean_right": lambda p, k: f"{mean_right(p, k):.2f}",
+            "kls": lambda p, tokens: " / ".join(f"{cell(p, k, task='text', tokens=tokens)['kl_mean']:.4f}" for k in shares),
+            "answers": lambda p: " / ".join(f"{mean_right(p, k):.2f}" for k in shares),
+            "excess": lambda p: max(cell(p, k, task="text", tokens=t)["kl_mean"] / min(kl_of_all(k, t)) - 1 for k in shares for t in lengths),
+            "shortfall": lambda p: max(1 - mean_right(p, k) / max(mean_right(q, k) for q in policies) for k in shares),
+            "per_cent": lambda x: f"{100 * x:.0f} %",
+            "below": lambda p, other, k: f"{100 * mean([a < b for a, b in zip(errors(p, k), errors(other, k))]):.0f}",
             "cell": cell,
         }
     return known
 
 
+def mean(values):
+    return sum(values) / len(values)
+
+
 def rendered(block, page):
-    known = names(block["file"])
+    known = {}
+    for i, file in enumerate(block["files"].split(" "), 1):
+        known |= {key + (f"_{i}" if i > 1 else ""): value for key, value in names(file).items()}
 
     def value(match):
         try:
             # The text of the repository's own pages, not of a stranger.
-            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "next": next}}, known)
+            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "next": next}}, known)
         except Exception as error:
             sys.exit(f"{markdown.name(page)}: {{{match[1]}}}: {error!r}")
         return result if isinstance(result, str) else two(result)

@@ -688,9 +688,20 @@ class caller {
         void* const target = in.chance(4)   ? nullptr
                              : in.chance(4) ? static_cast<void*>(arena.data())
                                             : out.data();
-        // Pages of the arena that the view does not read may be written.
-        done(target == arena.data() ? access::writes : access::reads,
-             [&] { return kvtrim_gather(&layers[0].keys.v, plans[0].get(in), element, target, size); });
+        // An output in the arena is refused where the keys lie in it; beside them it is written, and they stay.
+        const bool in_arena = target == arena.data();
+        const kvtrim_view* const keys = &layers[0].keys.v;
+        if (done(in_arena ? access::writes : access::reads,
+                 [&] { return kvtrim_gather(keys, plans[0].get(in), element, target, size); }) &&
+            in_arena) {
+            const kvtrim_plan* const plan = plans[0].handle;
+            const index_t rows = kvtrim_plan_rows(plan),
+                          kept = rows > 0 ? kvtrim_plan_offsets(plan)[rows] : 0;
+            FUZZ_CHECK(ok(kvtrim_gather(keys, plan, element, out.data(), room)));
+            FUZZ_CHECK(
+                std::memcmp(out.data(), target,
+                            static_cast<std::size_t>(kept * keys->extents[2] * element_bytes[element])) == 0);
+        }
     }
     // Positions of rows that keys have, and of which there are as many as the offsets say.
     void rotate() {
@@ -744,7 +755,8 @@ class caller {
         p.free_count = in.hostile(std::ssize(free_pages), 4);
         p.order = static_cast<std::int32_t>(in.hostile(in.between(0, 2), 4));
         p.copy_shared = static_cast<std::int32_t>(in.hostile(in.between(0, 1), 4));
-        p.indices = counted(table.indices, p.index_count), p.indptr = counted(table.indptr, p.table_rows + 1);
+        p.indices = counted(table.indices, p.index_count);
+        p.indptr = p.table_rows < 4096 ? counted(table.indptr, p.table_rows + 1) : nullptr;
         p.last_page = counted(table.last_page, p.table_rows), p.ref_counts = counted(references, p.pages);
         if (in.chance(64)) { p.ref_counts = nullptr; }
         p.free_pages = counted(free_pages, p.free_count);

@@ -4,6 +4,15 @@
 #include "support/named_policies.hpp"
 #include "support/policy_oracle.hpp"
 
+#include <kvtrim/compact/cell_scores.hpp>
+#include <kvtrim/decode/close_up.hpp>
+#include <kvtrim/decode/interval_policy.hpp>
+#include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/layers.hpp>
+#include <kvtrim/policy/snapkv.hpp>
+#include <kvtrim/score/layer_preference.hpp>
+#include <kvtrim/score/replay.hpp>
+
 using namespace kvtrim;
 using namespace support;
 
@@ -18,6 +27,23 @@ void check_same(const trace& serial, const trace& other) {
     CHECK(other.budgets == serial.budgets);
 }
 
+// What call(executor) answers is the same on one thread, on several, and in another order.
+template <class Call>
+void check_executors(Call&& call) {
+    const auto serial = call(serial_executor{});
+    CHECK(call(thread_executor{3}) == serial);
+    CHECK(call(counted_executor{2}) == serial);
+    CHECK(call(shuffling_executor{7}) == serial);
+}
+
+struct two_layers {
+    layer_data data[2] = {random_layer(shape(), 433), random_layer(shape(), 434)};
+    std::vector<inputs> all{data[0].inputs(), data[1].inputs()};
+    eviction_request request{.budget = per_head(40), .protect = {.sink_tokens = 2, .window_tokens = 9}};
+
+    static layer_shape shape() { return {.kv_heads = 4, .group = 2, .tokens = 300, .queries = 9}; }
+};
+
 } // namespace
 
 TEST_CASE("neither the number of threads nor the order of the heads changes a bit", "[properties][threads]") {
@@ -31,4 +57,92 @@ TEST_CASE("neither the number of threads nor the order of the heads changes a bi
                 check_same(serial, policy.run(layer.inputs(), request, shuffling_executor{r.bits()}));
             }
         });
+}
+
+TEST_CASE("executors decide nothing about plans over layers, in one call or as layers come",
+          "[properties][threads]") {
+    const two_layers m;
+    const auto policy = layer_defensivekv();
+    check_executors([&](const auto& ex) {
+        std::vector<keep_plan> plans(2);
+        growing_workspace memory;
+        REQUIRE(policy.plan(std::span<const inputs>(m.all), m.request, plans, memory, ex).ok());
+        return plans;
+    });
+    check_executors([&](const auto& ex) {
+        growing_workspace memory;
+        auto cascade = policy.begin(m.all[0], m.request, 2);
+        std::vector<std::vector<layer_cascade::column_index>> kept;
+        for (const auto& in : m.all) { REQUIRE(policy.push(in, m.request, 2, cascade, memory, ex).ok()); }
+        for (const index_t row : {0, 1, 2, 3}) {
+            for (const index_t layer : {0, 1}) {
+                const auto columns = cascade.kept(layer, row);
+                kept.emplace_back(columns.begin(), columns.end());
+            }
+        }
+        return kept;
+    });
+    check_executors([&](const auto& ex) {
+        double preference = -1;
+        growing_workspace memory;
+        REQUIRE(layer_preference{}.measure(m.all[0], m.request, preference, memory, ex).ok());
+        return preference;
+    });
+}
+
+TEST_CASE("executors decide nothing about what a replay and a prompt's own pass score",
+          "[properties][threads]") {
+    const two_layers m;
+    for (const token_loss loss :
+         {token_loss::attention_maximum, token_loss::output_maximum, token_loss::output_square_sum}) {
+        for (const bool is_own : {false, true}) {
+            check_executors([&](const auto& ex) {
+                replay_scores scores(4, 300, loss);
+                growing_workspace memory;
+                REQUIRE((is_own ? scores.add_own(m.all[0], {}, 3, memory, ex)
+                                : scores.add(m.all[0], {}, memory, {}, ex))
+                            .ok());
+                std::vector<float> all;
+                for (index_t h = 0; h < 4; ++h) {
+                    for (index_t t = 0; t < 300; ++t) { all.push_back(scores.score(h, t)); }
+                }
+                return all;
+            });
+        }
+    }
+}
+
+TEST_CASE("executors decide nothing about one set of cells, an interval's cut, and keys that close up",
+          "[properties][threads]") {
+    const two_layers m;
+    check_executors([&](const auto& ex) {
+        const cell_scores::request asked{300, 40, m.request.protect, head_reduction::maximum};
+        growing_workspace memory, scoring;
+        workspace scratch = memory.of_bytes(asked.workspace_bytes());
+        cell_scores cells(asked, scratch);
+        for (const auto& in : m.all) { REQUIRE(cells.add(snapkv(), in, {}, scoring, ex).ok()); }
+        keep_plan plan;
+        REQUIRE(cells.plan(plan).ok());
+        return plan;
+    });
+    check_executors([&](const auto& ex) {
+        const interval_policy cut{ada_snapkv(), m.request, 32};
+        growing_workspace memory;
+        keep_plan plan;
+        REQUIRE(cut.plan(m.all[0], plan, memory, ex).ok());
+        return plan;
+    });
+    check_executors([&](const auto& ex) {
+        const trace t = run(ada_snapkv(), m.all[0], m.request);
+        const std::vector<float> table = rope_frequencies(8);
+        std::vector<float> k = m.data[0].k, v = m.data[0].v;
+        const strided keys(k.data(), {4, 300, 16}), values(v.data(), {4, 300, 16});
+        cache_positions positions(4);
+        REQUIRE(positions.append(300).ok());
+        growing_workspace memory;
+        workspace scratch = memory.of_bytes(rerotate_keys_bytes(keys, {table}, ex));
+        REQUIRE(
+            cut_and_close(keys, values, positions, t.plan, {table}, {.pinned_tokens = 2}, scratch, ex).ok());
+        return k;
+    });
 }

@@ -34,6 +34,14 @@ inline std::vector<kvtrim::cpu_level> cpu_levels() {
     return levels;
 }
 
+// The best level at which products of 16-bit elements sum as those of their floats do: the others multiply bf16 in pairs.
+inline kvtrim::cpu_level level_of_float_sums() {
+    const kvtrim::cpu_level best = kvtrim::active_cpu_level();
+    return best == kvtrim::cpu_level::amx         ? kvtrim::cpu_level::avx512
+           : best == kvtrim::cpu_level::neon_bf16 ? kvtrim::cpu_level::portable
+                                                  : best;
+}
+
 // Whether the vector part of what multiplies in tiles of bf16 runs here, whatever multiplies: AVX-512 with bf16. Printed, so
 // that a log shows what was not tested.
 inline bool runs_bf16_vectors() {

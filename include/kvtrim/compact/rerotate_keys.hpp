@@ -132,7 +132,7 @@ template <class V, class Executor = serial_executor>
     const bool empty = extent(keys, 0) == 0 || extent(keys, 1) == 0 || r.rotary_dim() == 0;
     if (empty || r.rotary_dim() > extent(keys, 2) || !validate(keys).ok()) { return 0; }
     workspace counting = workspace::counting();
-    static_cast<void>(detail::turn_table(detail::turn_block(keys), r.pairs(), counting));
+    static_cast<void>(detail::turn_table(detail::count_fine_turns(keys), r.pairs(), counting));
     static_cast<void>(counting.take<std::uint64_t>(detail::seen_words(detail::written_places(keys))));
     const index_t of_head = detail::rotation_scratch::bytes(r, detail::rotary_row_length(keys, r));
     static_cast<void>(counting.take<std::byte>(for_each_item_bytes(ex, extent(keys, 0), of_head)));
@@ -154,7 +154,7 @@ template <class V, class Positions, class NewPosition, class Executor>
         if (bytes == 0) { return {}; }
         if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
         const workspace::frame frame(scratch);
-        const turn_table table(turn_block(keys), r.pairs(), scratch);
+        const turn_table table(count_fine_turns(keys), r.pairs(), scratch);
         const place_range range = written_places(keys);
         if (is_any_place_twice(range, scratch.take<std::uint64_t>(seen_words(range)))) {
             return {errc::invalid_table,

@@ -19,18 +19,20 @@
 
 namespace KVTRIM_NAMESPACE::detail {
 
-// R(distance) = R(coarse * block) R(fine) with 0 <= fine < block: a table of the fine turns for all heads, and one
-// coarse turn per head, computed anew when a row needs another one. Survivors ascend, so it changes once in `block`
+// R(distance) = R(coarse * fine_turns) R(fine) with 0 <= fine < fine_turns: a table of the fine turns for all heads, and one
+// coarse turn per head, computed anew when a row needs another one. Survivors ascend, so it changes once in `fine_turns`
 // positions.
 class turn_table {
   public:
-    turn_table(index_t block, index_t pairs, workspace& scratch)
-        : block_(block), pairs_(pairs), fine_(scratch.take<double>(block * 2 * pairs)) {}
+    turn_table(index_t fine_turns, index_t pairs, workspace& scratch)
+        : fine_turns_(fine_turns), pairs_(pairs), fine_(scratch.take<double>(fine_turns * 2 * pairs)) {}
 
     void fill(const rope& r) const {
-        for (index_t fine = 0; fine < block_; ++fine) { write(r, fine, fine_.data() + fine * 2 * pairs_); }
+        for (index_t fine = 0; fine < fine_turns_; ++fine) {
+            write(r, fine, fine_.data() + fine * 2 * pairs_);
+        }
     }
-    [[nodiscard]] index_t block() const { return block_; }
+    [[nodiscard]] index_t fine_turns() const { return fine_turns_; }
     [[nodiscard]] kernels::turn_row fine(index_t distance) const {
         const double* row = fine_.data() + distance * 2 * pairs_;
         return {row, row + pairs_};
@@ -46,7 +48,7 @@ class turn_table {
     }
 
   private:
-    index_t block_;
+    index_t fine_turns_;
     index_t pairs_;
     std::span<double> fine_;
 };
@@ -67,10 +69,10 @@ struct rotation_scratch {
     }
 };
 
-// The block that balances the cost of the table, filled once, with that of the coarse turns, one per `block` positions and
-// head.
+// How many fine turns balance the cost of their table, filled once, with that of the coarse turns, one a head for as many
+// positions.
 template <class V>
-[[nodiscard]] index_t turn_block(const V& keys) {
+[[nodiscard]] index_t count_fine_turns(const V& keys) {
     const double balanced =
         std::sqrt(static_cast<double>(extent(keys, 0)) * static_cast<double>(extent(keys, 1)));
     return static_cast<index_t>(
@@ -117,7 +119,7 @@ void rotate_head(const V& rows, index_t head, const rope& r, std::span<const std
         return new_position(i) - index_t{from[static_cast<std::size_t>(i)]};
     };
     const auto rotate = [&](index_t distance, float* row) {
-        const index_t fine = distance & (table.block() - 1); // of a power of two, below 0 too
+        const index_t fine = distance & (table.fine_turns() - 1); // of a power of two, below 0 too
         if (distance - fine != coarse_of) {
             coarse_of = distance - fine;
             turn_table::write(r, coarse_of, memory.coarse.data());

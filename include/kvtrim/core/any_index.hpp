@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Whether any number of a long list is a wrong one: what makes the checking of tables, plans and saved states cheap. Blocks of
+// Whether any number of a long list is a wrong one: what makes the checking of tables, plans and saved states cheap. Groups of
 // fixed length without a branch inside, of which compilers make vectors at -O2 too.
 //
-// Cost: one pass, which ends with the first block that has one.
+// Cost: one pass, which ends with the first group that has one.
 
 #include <kvtrim/simd/region.hpp>
 
@@ -19,11 +19,11 @@ namespace KVTRIM_NAMESPACE {
 /// Whether holds(i) is true of an index i below `count`.
 template <class Holds>
 [[nodiscard]] constexpr bool any_index(std::size_t count, Holds&& holds) {
-    constexpr std::size_t block = 64;
+    constexpr std::size_t group = 64;
     std::size_t i = 0;
-    for (; i + block <= count; i += block) {
+    for (; i + group <= count; i += group) {
         std::uint32_t found = 0;
-        for (std::size_t j = 0; j < block; ++j) { found |= holds(i + j) ? 1u : 0u; }
+        for (std::size_t j = 0; j < group; ++j) { found |= holds(i + j) ? 1u : 0u; }
         if (found != 0) { return true; }
     }
     for (; i < count; ++i) {

@@ -7,7 +7,7 @@
 // A stage takes its scratch at entry and then asks fits(). The same lines run over a counting workspace give
 // the bytes it needs, so that the number reported by workspace_bytes() can not drift from the number used.
 // A caller that knows that number beforehand asks holds() instead, and its status then names all bytes that are needed.
-// Every block is aligned to a cache line. Blocks taken inside a frame are freed when it ends.
+// Every array is aligned to a cache line. Arrays taken inside a frame are freed when it ends.
 
 #include <kvtrim/core/status.hpp>
 
@@ -21,10 +21,10 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// Scratch memory of the caller, handed out block by block. Holds plain data only.
+/// Scratch memory of the caller, handed out array by array. Holds plain data only.
 class workspace {
   public:
-    /// Alignment of every block.
+    /// Alignment of every array.
     static constexpr index_t alignment_bytes = 64;
 
     /// Uses the caller's bytes; their own alignment does not matter.
@@ -53,7 +53,7 @@ class workspace {
         return {reinterpret_cast<T*>(base_ + begin), static_cast<std::size_t>(count)};
     }
 
-    /// Whether all blocks now taken fitted.
+    /// Whether all arrays now taken fitted.
     [[nodiscard]] bool fits() const { return used_ <= capacity_; }
     /// Whether a stage that counted `bytes` (needed_bytes() of a counting workspace) still fits.
     [[nodiscard]] bool holds(index_t bytes) const {
@@ -63,19 +63,19 @@ class workspace {
     [[nodiscard]] index_t free_bytes() const { return std::max<index_t>(0, capacity_ - used_); }
     /// Bytes that the caller must pass for the most that was taken at any time, alignment included.
     [[nodiscard]] index_t needed_bytes() const { return with_alignment(peak_); }
-    /// The status of a stage whose scratch did not fit, asked before its frame ends; needed: bytes for the blocks taken so
+    /// The status of a stage whose scratch did not fit, asked before its frame ends; needed: bytes for the arrays taken so
     /// far.
     [[nodiscard]] status too_small() const {
         return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()",
                 with_alignment(used_)};
     }
-    /// The status of a stage that counted `bytes`; needed: bytes for all of it, beside the blocks taken before.
+    /// The status of a stage that counted `bytes`; needed: bytes for all of it, beside the arrays taken before.
     [[nodiscard]] status too_small(index_t bytes) const {
         return {errc::workspace_too_small, "the workspace is too small; ask workspace_bytes()",
                 used_ + bytes};
     }
 
-    /// Frees at its end the blocks taken during its life.
+    /// Frees at its end the arrays taken during its life.
     class frame {
       public:
         /// Of a workspace that outlives it.

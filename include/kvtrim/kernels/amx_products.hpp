@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The building blocks of the AMX kernels: blocks of bf16 as the tiles read them, and products of 32 by 32.
+// What the AMX kernels share: tiles of bf16 as the registers read them, and products of 32 by 32.
 //
 //   C [32][32] += A [32][32] * B [32][32]      C in tiles 0 to 3, rows of 16 and then columns of 16
 //
-// A is read in place, 16 rows at a time; B in two blocks of 16 columns, [16 pairs of rows][16 columns][2]. The caller pads
+// A is read in place, 16 rows at a time; B in two tiles of 16 columns, [16 pairs of rows][16 columns][2]. The caller pads
 // with zeros what is not a whole step of 32.
 // Numerics: exact products of bf16, summed in float; denormals count as 0 (kernels/amx_tiles.hpp).
 
@@ -18,10 +18,10 @@
 
 namespace KVTRIM_NAMESPACE::kernels::amx {
 
-inline constexpr index_t step = 32;       ///< of the inner dimension, and the edge of C
-inline constexpr index_t block = 16 * 32; ///< elements of a tile of bf16
-/// Bytes of a row of a block.
-inline constexpr index_t block_row_bytes = 64;
+inline constexpr index_t step = 32;               ///< of the inner dimension, and the edge of C
+inline constexpr index_t tile_elements = 16 * 32; ///< elements of a tile of bf16
+/// Bytes of a row of a tile.
+inline constexpr index_t tile_row_bytes = 64;
 
 /// The next multiple of `step`.
 [[nodiscard]] constexpr index_t whole_steps(index_t count) {
@@ -30,8 +30,8 @@ inline constexpr index_t block_row_bytes = 64;
 
 /// Index of element (inner, column) in the packed matrix that multiply_panel() reads; inner_dim: rows of the matrix.
 [[nodiscard]] constexpr index_t packed_index(index_t inner_dim, index_t inner, index_t column) {
-    return column / step * step * whole_steps(inner_dim) + inner / step * 2 * block +
-           column % step / 16 * block + inner % step / 2 * step + column % 16 * 2 + inner % 2;
+    return column / step * step * whole_steps(inner_dim) + inner / step * 2 * tile_elements +
+           column % step / 16 * tile_elements + inner % step / 2 * step + column % 16 * 2 + inner % 2;
 }
 
 #if KVTRIM_HAS_X86
@@ -69,9 +69,9 @@ KVTRIM_TARGET_AMX void store_c(float* c, index_t row_bytes) {
 template <class Tiles>
 KVTRIM_TARGET_AMX void multiply_step(const bf16* a, const bf16* a_below, index_t a_row_bytes, const bf16* b) {
     Tiles::template load<4>(a, a_row_bytes);
-    Tiles::template load<6>(b, block_row_bytes);
+    Tiles::template load<6>(b, tile_row_bytes);
     Tiles::template multiply_add<0, 4, 6>();
-    Tiles::template load<7>(b + block, block_row_bytes);
+    Tiles::template load<7>(b + tile_elements, tile_row_bytes);
     Tiles::template multiply_add<1, 4, 7>();
     Tiles::template load<5>(a_below, a_row_bytes);
     Tiles::template multiply_add<2, 5, 6>();
@@ -91,7 +91,7 @@ template <class Tiles>
 KVTRIM_TARGET_AMX void multiply_panel(const rows_in& a, index_t first, const bf16* b) {
     alignas(64) bf16 part[step * step]; // a copy, padded with zeros, of rows that are no whole step
     zero_c<Tiles>();
-    for (index_t d = 0; d < a.length; d += step, b += 2 * block) {
+    for (index_t d = 0; d < a.length; d += step, b += 2 * tile_elements) {
         const bf16* const from = a.data + first * a.stride + d;
         if (first + step <= a.count && d + step <= a.length) {
             const index_t row_bytes = a.stride * static_cast<index_t>(sizeof(bf16));
@@ -102,7 +102,7 @@ KVTRIM_TARGET_AMX void multiply_panel(const rows_in& a, index_t first, const bf1
             const index_t length = first + t < a.count ? a.length - d : 0;
             _mm512_store_si512(part + t * step, load_row(from + t * a.stride, length));
         }
-        multiply_step<Tiles>(part, part + block, block_row_bytes, b);
+        multiply_step<Tiles>(part, part + tile_elements, tile_row_bytes, b);
     }
 }
 

@@ -68,7 +68,7 @@ inline void pack_matrix(const float* rows, index_t stride, index_t first_row, in
 KVTRIM_BEGIN_NEON_BF16
 
 /// C [4 pairs of rows][4 pairs of columns], each [2][2].
-using block = float32x4_t[16];
+using sums_of_panel = float32x4_t[16];
 
 /// Not the compilers' intrinsic, which clang 14 has only where the whole program may use it.
 KVTRIM_INLINE void multiply_add(float32x4_t& c, uint16x8_t a, uint16x8_t b) {
@@ -80,7 +80,8 @@ KVTRIM_INLINE uint16x8_t load_eight(const bf16* from) {
 }
 
 /// C += so many elements of eight rows times 8 [inner] of a panel.
-KVTRIM_INLINE void multiply_step(const bf16* const (&rows)[8], index_t at, const bf16* panel, block& c) {
+KVTRIM_INLINE void multiply_step(const bf16* const (&rows)[8], index_t at, const bf16* panel,
+                                 sums_of_panel& c) {
     uint64x2_t low[4], high[4]; // elements 0 to 3, and 4 to 7, of a pair of rows
     KVTRIM_UNROLL
     for (int p = 0; p < 4; ++p) {
@@ -108,7 +109,7 @@ struct rows_in {
 };
 
 /// C = rows [first, first + 8) of A times a panel; rows behind the last one repeat it.
-KVTRIM_INLINE void multiply_panel(const rows_in& a, index_t first, const bf16* panel, block& c) {
+KVTRIM_INLINE void multiply_panel(const rows_in& a, index_t first, const bf16* panel, sums_of_panel& c) {
     const bf16* rows[8];
     KVTRIM_UNROLL
     for (int i = 0; i < 8; ++i) { rows[i] = a.data + std::min(first + i, a.count - 1) * a.stride; }
@@ -133,7 +134,7 @@ inline void logits(const bf16* keys, index_t key_stride, index_t tokens, const b
     for (index_t t = 0; t < tokens; t += edge) {
         soon.step();
         for (index_t r = 0; r < rows; r += edge) {
-            block c;
+            sums_of_panel c;
             multiply_panel({keys, key_stride, tokens, head_dim}, t, packed + r * whole_steps(head_dim), c);
             float* const to = out + t * rows + r;
             const auto put = [&](index_t token, index_t column, float64x2_t x, auto some)
@@ -164,7 +165,7 @@ inline void logits(const bf16* keys, index_t key_stride, index_t tokens, const b
 
 /// sums [4 pairs of rows][2][2] += |C|, of as many columns as there are: 0 times an infinite element of the row is NaN, so
 /// padding is left out.
-KVTRIM_INLINE void fold_absolute(const block& c, index_t columns, float* sums) {
+KVTRIM_INLINE void fold_absolute(const sums_of_panel& c, index_t columns, float* sums) {
     const auto fold_all = [&](auto kept) __attribute__((always_inline)) {
         KVTRIM_UNROLL
         for (int p = 0; p < 4; ++p) {
@@ -187,7 +188,7 @@ KVTRIM_INLINE void fold_absolute(const block& c, index_t columns, float* sums) {
 /// The same of eight rows of A from `first` on times a panel. Not inlined: in the loops of its caller g++ 12 spills row pointers.
 __attribute__((noinline)) inline void fold_panel(const rows_in& a, index_t first, const bf16* panel,
                                                  index_t columns, float* sums) {
-    block c;
+    sums_of_panel c;
     multiply_panel(a, first, panel, c);
     fold_absolute(c, columns, sums);
 }

@@ -33,7 +33,7 @@ struct decode_tile {
     index_t head_dim, value_dim; ///< channels of keys and values
     double* sum;                 ///< [4]
     float* maximum;              ///< [vector / 4][4], repeated in every four lanes; units of log 2
-    float* queries;              ///< [blocks of two vectors of channels][4][block], scaled
+    float* queries;              ///< [pairs of vectors of channels][4][of a pair], scaled
     float* out;                  ///< [4][value_dim, padded]
     float* logits;               ///< [max_keys][4]
 

@@ -8,7 +8,7 @@
 //   out     [value_dim][32] += V^T [value_dim][keys] * weights
 //
 // Both products are one kernel, C [32][32] += A * B on four tiles: A row by row, B as pairs of rows with 32 queries
-// beside each other. pack() copies keys and transposed values to blocks of 16 rows of 32, once for all query tiles that
+// beside each other. pack() copies keys and transposed values to tiles of 16 rows of 32, once for all query tiles that
 // share them, and pads with zeros: any head_dim, value_dim and count work, multiples of 32 at full speed.
 // The three phases of attend() - logits, weights, products with values - each find what they need in the L1 cache.
 //
@@ -28,7 +28,7 @@ namespace KVTRIM_NAMESPACE::kernels {
 
 namespace amx {
 
-/// Writes the transposed of 16 rows as a block of bf16, two in each lane.
+/// Writes the transposed of 16 rows as a tile of bf16, two in each lane.
 KVTRIM_INLINE_AVX512 void store_transposed(avx512::floats (&rows)[16], bf16* to) {
     avx512::transpose(rows);
     KVTRIM_UNROLL
@@ -89,7 +89,7 @@ class basic_query_tile_amx {
                                  const logit_rules&) {
         bf16* to = queries_;
         for (index_t d = 0; d < head_dim_; d += amx::step) {
-            for (index_t half = 0; half < max_queries; half += 16, to += amx::block) {
+            for (index_t half = 0; half < max_queries; half += 16, to += amx::tile_elements) {
                 avx512::floats rows[16];
                 KVTRIM_UNROLL
                 for (index_t i = 0; i < 16; ++i) {
@@ -179,8 +179,8 @@ class basic_query_tile_amx {
     // C += A * B in tiles 0 to 3. a [2][steps][16][32], the second half a_half elements behind the first;
     // b [steps][2][16][16][2].
     KVTRIM_TARGET_AMX static void multiply(const bf16* a, index_t a_half, const bf16* b, index_t steps) {
-        for (index_t s = 0; s < steps; ++s, a += amx::block, b += 2 * amx::block) {
-            amx::multiply_step<Tiles>(a, a + a_half, amx::block_row_bytes, b);
+        for (index_t s = 0; s < steps; ++s, a += amx::tile_elements, b += 2 * amx::tile_elements) {
+            amx::multiply_step<Tiles>(a, a + a_half, amx::tile_row_bytes, b);
         }
     }
 
@@ -217,8 +217,8 @@ class basic_query_tile_amx {
         for (index_t t = 0; t < keys; t += 2) {
             const avx512::floats even = weights_of(t), odd = weights_of(t + 1);
             sum = sum + (even + odd);
-            const index_t block = t / amx::step * 2 * amx::block + half * amx::step;
-            _mm512_storeu_si512(shared_.weights + block + t % amx::step * 16, amx::pair_up(even, odd));
+            const index_t at = t / amx::step * 2 * amx::tile_elements + half * amx::step;
+            _mm512_storeu_si512(shared_.weights + at + t % amx::step * 16, amx::pair_up(even, odd));
         }
         softmax_.add(half, sum);
     }

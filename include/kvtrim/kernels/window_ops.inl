@@ -152,6 +152,13 @@ inline void attention(const float* tile, index_t tokens, index_t rows, const flo
 
 inline void add_row_sums(const float* attention, index_t tokens, index_t rows, index_t begin, index_t end,
                          float* sums) {
+    if (end - begin < lanes) { // the few rows of one query: its lanes are found once
+        const first_lanes some(end - begin);
+        for (index_t t = 0; t < tokens; ++t) {
+            sums[t] += sum_of_lanes(some.load(attention + t * rows + begin));
+        }
+        return;
+    }
     sum_rows(
         tokens, end - begin,
         [&](index_t t, floats sum, index_t r, auto some)
