@@ -7,7 +7,7 @@
  *   kvtrim_layer      the views of one attention layer        kvtrim_request   budget, protected tokens, attention
  *   kvtrim_context    scratch memory that grows and stays, and the engine's threads: one per calling thread
  *   kvtrim_policy     a method by name, with options          kvtrim_plan      which rows of each KV head stay
- *   kvtrim_scores, kvtrim_replay, kvtrim_positions, ...       state that a caller keeps, one per layer and sequence
+ *   kvtrim_scores, kvtrim_replay, kvtrim_positions, ...       state that a caller keeps, one per layer and sequence, saved as bytes
  *
  *     kvtrim_context* context; kvtrim_policy* policy; kvtrim_plan* plan; kvtrim_view keys, queries; ...
  *     kvtrim_context_create(NULL, &context);
@@ -21,7 +21,7 @@
  * are null, or they point, aligned as their type, to what extents, strides, tables and counts say; handles came from this library,
  * or are null, which is answered too.
  * Structs begin with `size`: set it to sizeof the struct, or start from its _init(). Later versions add members at the end, and
- * take a shorter struct as one whose missing members are 0.
+ * take a struct as it was before as one whose missing members are 0; in an array all have one size.
  * Objects: made by _create, freed by _destroy (null: does nothing). Pointers that an object hands out are valid until it changes.
  * Calls that share no object they change may run at the same time; policies never change. Equal inputs give equal plans.
  */
@@ -82,6 +82,12 @@ KVTRIM_API const char* kvtrim_version(void);
 /** "portable", "neon_bf16", "avx2", "avx512" or "amx": the kernels in use. */
 KVTRIM_API const char* kvtrim_cpu_level(void);
 
+/** Tables of ints that an object holds. */
+typedef struct kvtrim_ints {
+    const int32_t* data; /**< [count], memory of the object */
+    int64_t count;       /**< entries */
+} kvtrim_ints;
+
 /* ---- Views ---- */
 
 /** What rows consist of. Blocks are ggml's, 32 channels each. */
@@ -95,7 +101,7 @@ enum {
     KVTRIM_Q5_0 = 6,
     KVTRIM_Q5_1 = 7,
     KVTRIM_IQ4_NL = 8, /**< read only */
-    KVTRIM_I8 = 9,     /**< 8-bit codes with `scales`: STRIDED and INDEXED */
+    KVTRIM_I8 = 9,     /**< 8-bit codes with `scales` */
     KVTRIM_F8_E4M3 = 10,
     KVTRIM_F8_E5M2 = 11
 };
@@ -107,10 +113,11 @@ enum {
  *   PAGED           data + page * page_stride + slot * strides[1] + h * strides[0]: slot t % page_tokens of the page
  *                   indices[indptr[row] + t / page_tokens]
  *   PAGED_PER_HEAD  the same with a row of the table, and so a length, for each head: row * heads + h
- *   RAGGED          heads one after the other: row indptr[h] + t of all
+ *   RAGGED          heads one after the other: row indptr[h] + t of all; with lengths there is room behind the rows of each
  *
- * Channel d is strides[2] bytes behind channel d - 1; blocks follow each other, and strides[2] is the size of one.
- * PAGED and RAGGED rows are of f32, f16 or bf16. */
+ * Channel d is strides[2] bytes behind channel d - 1; blocks follow each other, and strides[2] is the size of one. In PAGED and
+ * RAGGED rows channels follow each other. Scales of codes lie as the codes do, at strides of their own; those of RAGGED rows at
+ * h * scale_strides[0] + (indptr[h] + t) * scale_strides[1]. */
 enum {
     KVTRIM_STRIDED = 0,
     KVTRIM_INDEXED = 1,
@@ -127,7 +134,7 @@ typedef struct kvtrim_view {
     void* data;         /**< row 0 of head 0, of page 0, of slot 0 */
     int64_t extents[3]; /**< heads, rows, channels; PAGED and RAGGED: rows are not read, tables say them */
     int64_t strides[3]; /**< bytes from head to head, row to row, channel to channel; RAGGED: not read */
-    const int64_t* lengths;   /**< STRIDED: [heads] rows that are filled, or null: all */
+    const int64_t* lengths;   /**< STRIDED, RAGGED: [heads] rows that are filled, or null: all */
     const int32_t* indices;   /**< INDEXED: [index_count] slots; PAGED: [index_count] pages */
     int64_t index_count;      /**< entries of indices */
     const int32_t* indptr;    /**< PAGED: [table_rows + 1]; RAGGED: [heads + 1] */
@@ -139,7 +146,8 @@ typedef struct kvtrim_view {
     int64_t pages; /**< PAGED: of the pool; -1: not known, page numbers are then not checked against it */
     float* scales; /**< 8-bit codes: x = scale * (code - zero) */
     float* zeros;  /**< 8-bit codes: with the strides of scales, or null */
-    int64_t scale_strides[3]; /**< 8-bit codes: bytes; 0: one scale for all heads, rows or channels */
+    int64_t scale_strides[3];  /**< 8-bit codes: bytes; 0: one scale for all heads, rows or channels */
+    int64_t scale_page_stride; /**< PAGED 8-bit codes: from page to page of scales, bytes; 0: shared */
 } kvtrim_view;
 
 /** A contiguous STRIDED view [heads, rows, channels], head by head, to be changed as needed. Numbers are checked where it is used. */
@@ -157,6 +165,34 @@ KVTRIM_API kvtrim_status kvtrim_view_read(const kvtrim_view* view, int64_t head,
 KVTRIM_API kvtrim_status kvtrim_list_cells(const int32_t* positions, const int32_t* uses, int64_t cell_count,
                                            int32_t skip_shared, int32_t* cells, int64_t room, int64_t* listed,
                                            int64_t* shared_prefix);
+
+/** What each cell holds, beside an engine that does not tell (llama.cpp). Every call is one that the program makes of the engine, and
+ * repeats here. Sequences are numbered 0 ... 63. */
+typedef struct kvtrim_mirror kvtrim_mirror;
+KVTRIM_API kvtrim_status kvtrim_mirror_create(int64_t cells, kvtrim_mirror** mirror);
+KVTRIM_API void kvtrim_mirror_destroy(kvtrim_mirror* mirror);
+/** Token i of a sequence was written to cells[i], at positions[i]. */
+KVTRIM_API kvtrim_status kvtrim_mirror_fill(kvtrim_mirror* mirror, int32_t sequence, const int64_t* cells,
+                                            const int32_t* positions, int64_t count);
+/** llama_memory_seq_rm: positions [begin, end) of a sequence; an end below 0: all behind. */
+KVTRIM_API kvtrim_status kvtrim_mirror_remove(kvtrim_mirror* mirror, int32_t sequence, int64_t begin,
+                                              int64_t end);
+/** llama_memory_seq_add. */
+KVTRIM_API kvtrim_status kvtrim_mirror_shift(kvtrim_mirror* mirror, int32_t sequence, int64_t begin,
+                                             int64_t end, int64_t delta);
+/** llama_memory_seq_cp of a whole sequence in a unified cache. */
+KVTRIM_API kvtrim_status kvtrim_mirror_copy(kvtrim_mirror* mirror, int32_t from, int32_t to);
+/** State of a sequence saved, removed and set again: its cells are the first free ones then. */
+KVTRIM_API kvtrim_status kvtrim_mirror_restore(kvtrim_mirror* mirror, int32_t sequence);
+/** The cells of a sequence; the other arguments are those of kvtrim_list_cells. */
+KVTRIM_API kvtrim_status kvtrim_mirror_list(const kvtrim_mirror* mirror, int32_t sequence,
+                                            int32_t skip_shared, int32_t* cells, int64_t room,
+                                            int64_t* listed, int64_t* shared_prefix);
+/** [cells] positions, -1 where a cell is free. */
+KVTRIM_API kvtrim_ints kvtrim_mirror_positions(const kvtrim_mirror* mirror);
+/** Cells of a sequence; one past the highest cell in use by any. */
+KVTRIM_API int64_t kvtrim_mirror_used(const kvtrim_mirror* mirror, int32_t sequence);
+KVTRIM_API int64_t kvtrim_mirror_end_of_use(const kvtrim_mirror* mirror);
 
 /* ---- Contexts ---- */
 
@@ -180,7 +216,7 @@ KVTRIM_API int64_t kvtrim_context_bytes(const kvtrim_context* context);
 
 /* ---- Policies ---- */
 
-/** What a policy reads of a layer; keys always, but for REPLAY. */
+/** What a policy reads of a layer; keys always, but for REPLAY and SCORES. */
 enum {
     KVTRIM_NEEDS_VALUES = 1,
     KVTRIM_NEEDS_QUERIES = 2,
@@ -190,7 +226,11 @@ enum {
     KVTRIM_NEEDS_RUNNING = 32,      /**< kvtrim_layer.running */
     KVTRIM_NEEDS_LAYER_SHARES = 64, /**< kvtrim_request.layer_shares */
     KVTRIM_TAKES_LAYERS = 128,      /**< one budget for all layers of a call */
-    KVTRIM_TAKES_CASCADE = 256      /**< kvtrim_cascade_* too */
+    KVTRIM_TAKES_CASCADE = 256,     /**< kvtrim_cascade_* too */
+    KVTRIM_NEEDS_SCORES = 512,      /**< kvtrim_layer.scores, and no other view */
+    KVTRIM_NEEDS_MEANS = 1024,      /**< kvtrim_layer.means and .rope */
+    KVTRIM_NEEDS_PROFILE = 2048,    /**< kvtrim_request.profile */
+    KVTRIM_TAKES_NORMS = 4096       /**< kvtrim_layer.norms in place of the output projection */
 };
 
 /** A policy of the table. Strings are never freed. */
@@ -240,6 +280,10 @@ typedef struct kvtrim_replay kvtrim_replay;
 typedef struct kvtrim_running kvtrim_running;
 /** Mean and covariance of queries (kvtrim_statistics_create). */
 typedef struct kvtrim_statistics kvtrim_statistics;
+typedef struct kvtrim_means kvtrim_means;
+typedef struct kvtrim_norms kvtrim_norms;
+typedef struct kvtrim_projection kvtrim_projection;
+typedef struct kvtrim_profile kvtrim_profile;
 
 /** A model's rotary embedding. */
 typedef struct kvtrim_rope {
@@ -261,27 +305,32 @@ typedef struct kvtrim_layer {
     const kvtrim_running* running;        /**< for policies that read running scores, else null */
     const kvtrim_statistics* statistics;  /**< for policies that read query statistics, else null */
     const kvtrim_rope* rope;              /**< for policies that rotate, else null */
+    const kvtrim_view* scores; /**< [kv_heads, tokens, 1] of the engine's own, for KVTRIM_NEEDS_SCORES */
+    const kvtrim_means* means; /**< for KVTRIM_NEEDS_MEANS, else null */
+    const kvtrim_norms* norms; /**< of all values, for KVTRIM_TAKES_NORMS; null: by output_projection */
+    const kvtrim_projection* projection; /**< W_O prepared, for norms and replays; null: as it is */
 } kvtrim_layer;
 
 enum { KVTRIM_PER_HEAD = 0, KVTRIM_PER_LAYER = 1, KVTRIM_PER_MODEL = 2 };
 
 /** What is asked. All 0 but size and budget_tokens: nothing is protected, attention is plain. */
 typedef struct kvtrim_request {
-    size_t size;                /**< sizeof(kvtrim_request) */
-    int64_t budget_tokens;      /**< protected tokens included */
-    int32_t budget_scope;       /**< KVTRIM_PER_HEAD (on average), KVTRIM_PER_LAYER, KVTRIM_PER_MODEL */
-    float scale;                /**< of the logits; 0: 1 / sqrt(head_dim) */
-    float soft_cap;             /**< 0: none */
-    int32_t reserved;           /**< 0 */
-    int64_t sink_tokens;        /**< first tokens, which always stay */
-    int64_t pinned_tokens;      /**< a shared prefix */
-    int64_t window_tokens;      /**< the newest tokens: as many as there are queries */
-    int64_t rollback_tokens;    /**< speculative tokens behind the window */
-    int64_t sliding_window;     /**< 0: all */
-    const float* sink_logits;   /**< [q_heads], or null */
-    int64_t sink_logits_count;  /**< entries of sink_logits */
-    const double* layer_shares; /**< [layers] for KVTRIM_NEEDS_LAYER_SHARES, or null */
-    int64_t layer_shares_count; /**< entries of layer_shares */
+    size_t size;                   /**< sizeof(kvtrim_request) */
+    int64_t budget_tokens;         /**< protected tokens included */
+    int32_t budget_scope;          /**< KVTRIM_PER_HEAD (on average), KVTRIM_PER_LAYER, KVTRIM_PER_MODEL */
+    float scale;                   /**< of the logits; 0: 1 / sqrt(head_dim) */
+    float soft_cap;                /**< 0: none */
+    int32_t reserved;              /**< 0 */
+    int64_t sink_tokens;           /**< first tokens, which always stay */
+    int64_t pinned_tokens;         /**< a shared prefix */
+    int64_t window_tokens;         /**< the newest tokens: as many as there are queries */
+    int64_t rollback_tokens;       /**< speculative tokens behind the window */
+    int64_t sliding_window;        /**< 0: all */
+    const float* sink_logits;      /**< [q_heads], or null */
+    int64_t sink_logits_count;     /**< entries of sink_logits */
+    const double* layer_shares;    /**< [layers] for KVTRIM_NEEDS_LAYER_SHARES, or null */
+    int64_t layer_shares_count;    /**< entries of layer_shares */
+    const kvtrim_profile* profile; /**< for KVTRIM_NEEDS_PROFILE, else null */
 } kvtrim_request;
 
 /** Sets all members to 0, and `size`. */
@@ -342,6 +391,25 @@ KVTRIM_API const float* kvtrim_scores_importance(const kvtrim_scores* scores);
 KVTRIM_API kvtrim_status kvtrim_score_layer(const kvtrim_policy* policy, const kvtrim_layer* layer,
                                             const kvtrim_request* request, kvtrim_scores* scores,
                                             kvtrim_context* context);
+/** How much of the cache a layer should get by the spread of its attention, for request.layer_shares of policy "cake":
+ * H^(1 / tau1) * V^(1 / tau2); a tau of 0: the authors' 1.6 and 0.6. */
+KVTRIM_API kvtrim_status kvtrim_layer_preference(const kvtrim_layer* layer, const kvtrim_request* request,
+                                                 double tau1, double tau2, double* preference,
+                                                 kvtrim_context* context);
+
+/** One token set for all heads and layers, for caches whose cell holds a token of all of them (llama.cpp). */
+typedef struct kvtrim_cells kvtrim_cells;
+enum { KVTRIM_FOLD_SUM = 0, KVTRIM_FOLD_MAXIMUM = 1, KVTRIM_FOLD_VOTES = 2 };
+/** For sequences of `tokens` cells, of which request.budget_tokens stay; budget_scope is not read. */
+KVTRIM_API kvtrim_status kvtrim_cells_create(const kvtrim_request* request, int64_t tokens, int32_t fold,
+                                             kvtrim_cells** cells);
+KVTRIM_API void kvtrim_cells_destroy(kvtrim_cells* cells);
+/** Adds what the policy scores in one layer ("given": the engine's own scores). Error: KVTRIM_ROWS_DIFFER for heads that are not
+ * as long as the sequence, KVTRIM_INVALID_PARAMETER for scores of +infinity, which would outweigh all others. */
+KVTRIM_API kvtrim_status kvtrim_cells_add(kvtrim_cells* cells, const kvtrim_policy* policy,
+                                          const kvtrim_layer* layer, kvtrim_context* context);
+/** Writes a plan of one row. */
+KVTRIM_API kvtrim_status kvtrim_cells_plan(const kvtrim_cells* cells, kvtrim_plan* plan);
 
 /** One budget over all layers while they arrive: after each push no layer holds more than the whole plan would. */
 typedef struct kvtrim_cascade kvtrim_cascade;
@@ -361,14 +429,64 @@ KVTRIM_API kvtrim_status kvtrim_cascade_plan(const kvtrim_cascade* cascade, int6
 
 /* ---- Plans carried out ---- */
 
-/** Moves the survivors of each head to its first rows. STRIDED views; `values` may be null. Rows of values that lie inside those
- * of keys (MLA, one tensor) move once. Error: KVTRIM_VIEWS_OVERLAP, KVTRIM_PLAN_MISMATCH. */
+/** Rows that a row of the plan does not keep of `tokens`, as *needed / 2 ascending pairs begin, end. out [out_count], or null and 0
+ * to ask; KVTRIM_NO_ROOM. */
+KVTRIM_API kvtrim_status kvtrim_plan_removed(const kvtrim_plan* plan, int64_t row, int64_t tokens,
+                                             int64_t* out, int64_t out_count, int64_t* needed);
+
+enum { KVTRIM_KEEP_POSITIONS = 0, KVTRIM_TOWARDS_FIRST = 1, KVTRIM_TOWARDS_HORIZON = 2 };
+
+/** How the cells of a sequence are cut by an engine that edits positions (llama.cpp). */
+typedef struct kvtrim_cell_edit {
+    size_t size;              /**< sizeof(kvtrim_cell_edit) */
+    const int32_t* positions; /**< [position_count] of the cells that the plan counts, not descending */
+    int64_t position_count;   /**< entries of positions */
+    int64_t horizon;          /**< tokens at this position or behind stay as they are; below 0: none do */
+    int32_t close;            /**< KVTRIM_KEEP_POSITIONS, ...: what happens to gaps */
+    int32_t reserved;         /**< 0 */
+    int64_t kept_cells;       /**< out: all that stay */
+    int64_t shared_cells;     /**< out: of these, evicted ones at the position of one that is kept */
+} kvtrim_cell_edit;
+
+/** Writes the calls of the engine in their order, *needed / 3 triples begin, end, delta: delta 0 removes the positions
+ * (llama_memory_seq_rm), another shifts them (llama_memory_seq_add). Arguments as kvtrim_plan_removed; a plan of one row. */
+KVTRIM_API kvtrim_status kvtrim_edit_cells(const kvtrim_plan* plan, kvtrim_cell_edit* edit, int64_t* out,
+                                           int64_t out_count, int64_t* needed);
+/** What that leaves: the cells of the plan's one row, and all that share a position with one of them. `out` is another plan. */
+KVTRIM_API kvtrim_status kvtrim_plan_whole_positions(const kvtrim_plan* plan, const int32_t* positions,
+                                                     int64_t position_count, kvtrim_plan* out);
+
+/** Moves the survivors of each head to its first rows. STRIDED views, and RAGGED ones, of which `lengths` are the plan's then;
+ * `values` may be null. Rows of values that lie inside those of keys (MLA, one tensor) move once. Error: KVTRIM_VIEWS_OVERLAP,
+ * KVTRIM_PLAN_MISMATCH. */
 KVTRIM_API kvtrim_status kvtrim_compact_in_place(const kvtrim_view* keys, const kvtrim_view* values,
                                                  const kvtrim_plan* plan);
 /** Moves all survivors to the front of the buffer, head by head: a RAGGED view with the plan's offsets then. Contiguous STRIDED
  * views, or RAGGED ones, of f32, f16 and bf16; `values` may be null. */
 KVTRIM_API kvtrim_status kvtrim_compact_to_flat(const kvtrim_view* keys, const kvtrim_view* values,
                                                 const kvtrim_plan* plan);
+/** The table of a flat cache that grows: behind the rows of each head there is room, so that a new token moves no other row. The
+ * memory is the engine's: RAGGED views of kvtrim_flat_view. */
+typedef struct kvtrim_flat kvtrim_flat;
+/** growth: share of the mean row count that is reserved; 0: 0.25. */
+KVTRIM_API kvtrim_status kvtrim_flat_create(int64_t kv_heads, double growth, kvtrim_flat** flat);
+KVTRIM_API void kvtrim_flat_destroy(kvtrim_flat* flat);
+/** Becomes the cache that kvtrim_compact_to_flat or kvtrim_gather left: rows without room. */
+KVTRIM_API kvtrim_status kvtrim_flat_assign(kvtrim_flat* flat, const kvtrim_plan* plan);
+/** Room for `count` new tokens in every head: the last rows of each. KVTRIM_NO_ROOM (needed: rows of memory, for _spread). */
+KVTRIM_API kvtrim_status kvtrim_flat_append(kvtrim_flat* flat, int64_t count);
+/** The rows were cut by kvtrim_compact_in_place: each head keeps its place, and what it lost as room. */
+KVTRIM_API kvtrim_status kvtrim_flat_compact(kvtrim_flat* flat, const kvtrim_plan* plan);
+/** Divides memory of `rows` rows anew: *needed / 3 triples from, to, count of rows to be moved in this order, with memmove, in all
+ * arrays. Arguments as kvtrim_plan_removed; only with room for the list is anything changed. */
+KVTRIM_API kvtrim_status kvtrim_flat_spread(kvtrim_flat* flat, int64_t rows, int64_t* out, int64_t out_count,
+                                            int64_t* needed);
+/** [kv_heads + 1] where heads begin, the last is the capacity; [kv_heads] rows of each. */
+KVTRIM_API kvtrim_ints kvtrim_flat_begins(const kvtrim_flat* flat);
+KVTRIM_API kvtrim_ints kvtrim_flat_lengths(const kvtrim_flat* flat);
+/** Makes a view of an array, from kvtrim_view_init, RAGGED by these tables: valid until the object changes. */
+KVTRIM_API kvtrim_status kvtrim_flat_view(const kvtrim_flat* flat, kvtrim_view* view);
+
 /** Copies all survivors of any view to out [total, channels] of `element` (f32, f16, bf16), head by head; bits are copied where
  * the rows of the view are such elements. out_bytes: of `out`; KVTRIM_NO_ROOM (needed: bytes). */
 KVTRIM_API kvtrim_status kvtrim_gather(const kvtrim_view* cache, const kvtrim_plan* plan, int32_t element,
@@ -401,11 +519,29 @@ typedef struct kvtrim_page_pool {
     int32_t copy_shared;       /**< shared pages that are kept in part: 0 stay whole, 1 are copied */
 } kvtrim_page_pool;
 
-/** Tables of ints that an object holds. */
-typedef struct kvtrim_ints {
-    const int32_t* data; /**< [count], memory of the object */
-    int64_t count;       /**< entries */
-} kvtrim_ints;
+enum { KVTRIM_PAGE_SUM = 0, KVTRIM_PAGE_MEAN = 1, KVTRIM_PAGE_MAXIMUM = 2 };
+
+/** Eviction in whole pages: scores of one row's pages from those of its tokens. Policy "given" then plans over [rows, pages, 1], where
+ * budget and protection count pages, and kvtrim_plan_removed lists the pages that go. */
+KVTRIM_API kvtrim_status kvtrim_score_pages(const float* tokens, int64_t token_count, int64_t page_tokens,
+                                            int32_t reduction, float* pages, int64_t page_count);
+/** The tokens of the pages that a plan keeps, of rows with `tokens` tokens. `out` is another plan. */
+KVTRIM_API kvtrim_status kvtrim_expand_pages(const kvtrim_plan* plan, int64_t page_tokens, int64_t tokens,
+                                             kvtrim_plan* out, kvtrim_context* context);
+/** A block table (vLLM): pages [requests, most_pages] and lengths in tokens [requests], as the tables of a PAGED view or a
+ * kvtrim_page_pool: indptr [requests + 1], indices [index_count], last_page [requests]. *needed: pages in use, also when
+ * index_count is less (KVTRIM_NO_ROOM). */
+KVTRIM_API kvtrim_status kvtrim_page_table(const int32_t* pages, int64_t requests, int64_t most_pages,
+                                           const int32_t* tokens, int64_t page_tokens, int32_t* indptr,
+                                           int32_t* indices, int64_t index_count, int32_t* last_page,
+                                           int64_t* needed);
+/** Plans of several requests as the table of an engine's own kernel (TensorRT-LLM): sources [kv_heads, source_count / kv_heads], of
+ * which request r has columns offsets[r] ... offsets[r + 1] (offsets [plan_count + 1]). Token sources[h, offsets[r] + i] of head h
+ * moves to first_destinations[r] + i, never forwards; tokens before first_destinations[r] stay. *columns: of all requests, also
+ * when there is no room for them (KVTRIM_NO_ROOM). Heads of a request keep equally many tokens. */
+KVTRIM_API kvtrim_status kvtrim_move_sources(const kvtrim_plan* const* plans, int64_t plan_count,
+                                             const int64_t* first_destinations, int32_t* offsets,
+                                             int32_t* sources, int64_t source_count, int64_t* columns);
 
 /** Copies between slots, the table afterwards, and pages that become free. */
 typedef struct kvtrim_moves kvtrim_moves;
@@ -513,6 +649,49 @@ KVTRIM_API kvtrim_status kvtrim_running_save(const kvtrim_running* running, void
 KVTRIM_API kvtrim_status kvtrim_running_restore(kvtrim_running* running, const void* bytes,
                                                 int64_t byte_count);
 
+/** The newest queries, across chunks and steps: what policies with a window read while a sequence grows. */
+typedef struct kvtrim_queries kvtrim_queries;
+/** `window` queries are seen, and up to rollback_tokens newer ones may be undone. element: f32, f16 or bf16. */
+KVTRIM_API kvtrim_status kvtrim_queries_create(int64_t q_heads, int64_t window, int64_t head_dim,
+                                               int64_t rollback_tokens, int32_t element,
+                                               kvtrim_queries** queries);
+KVTRIM_API void kvtrim_queries_destroy(kvtrim_queries* queries);
+/** Takes the newest queries [q_heads, any number, head_dim]. */
+KVTRIM_API kvtrim_status kvtrim_queries_append(kvtrim_queries* queries, const kvtrim_view* newest);
+KVTRIM_API kvtrim_status kvtrim_queries_rollback(kvtrim_queries* queries, int64_t count);
+/** Queries held. */
+KVTRIM_API int64_t kvtrim_queries_held(const kvtrim_queries* queries);
+/** For kvtrim_layer.queries: the newest `window` before the newest rollback_tokens, as a view of the object's
+ * own memory: valid until the object changes, or is asked again. */
+KVTRIM_API kvtrim_status kvtrim_queries_view(kvtrim_queries* queries, int64_t rollback_tokens,
+                                             kvtrim_view* view);
+KVTRIM_API kvtrim_status kvtrim_queries_save(const kvtrim_queries* queries, void* out, int64_t out_bytes,
+                                             int64_t* needed);
+KVTRIM_API kvtrim_status kvtrim_queries_restore(kvtrim_queries* queries, const void* bytes,
+                                                int64_t byte_count);
+
+/** W_O prepared once per model layer: kvtrim_layer.projection. */
+enum { KVTRIM_PACKED = 0, KVTRIM_GRAM = 1 };
+/** form: PACKED as the kernels read it, for norms, which are the same; GRAM: norms are L2 in place of L1, at hidden / value_dim times
+ * fewer operations, and replays of outputs need not prepare it for each chunk. */
+KVTRIM_API kvtrim_status kvtrim_projection_create(const kvtrim_view* output_projection, int32_t form,
+                                                  kvtrim_projection** projection);
+KVTRIM_API void kvtrim_projection_destroy(kvtrim_projection* projection);
+
+/** Norms of the cached tokens' values behind W_O, taken when tokens come: kvtrim_layer.norms. */
+KVTRIM_API kvtrim_status kvtrim_norms_create(int64_t kv_heads, kvtrim_norms** norms);
+KVTRIM_API void kvtrim_norms_destroy(kvtrim_norms* norms);
+/** Takes those of the newest `count` tokens of each head, which the layer got at its end: keys, values, and W_O, prepared or not. */
+KVTRIM_API kvtrim_status kvtrim_norms_append(kvtrim_norms* norms, const kvtrim_layer* layer, int64_t count,
+                                             kvtrim_context* context);
+KVTRIM_API kvtrim_status kvtrim_norms_rollback(kvtrim_norms* norms, int64_t count);
+KVTRIM_API kvtrim_status kvtrim_norms_compact(kvtrim_norms* norms, const kvtrim_plan* plan);
+/** Norms of a head, *count of them; null for no such head. */
+KVTRIM_API const float* kvtrim_norms_of_head(const kvtrim_norms* norms, int64_t head, int64_t* count);
+KVTRIM_API kvtrim_status kvtrim_norms_save(const kvtrim_norms* norms, void* out, int64_t out_bytes,
+                                           int64_t* needed);
+KVTRIM_API kvtrim_status kvtrim_norms_restore(kvtrim_norms* norms, const void* bytes, int64_t byte_count);
+
 enum { KVTRIM_ATTENTION_MAXIMUM = 0, KVTRIM_OUTPUT_MAXIMUM = 1, KVTRIM_OUTPUT_SQUARE_SUM = 2 };
 
 /** What a second pass over the prompt wants of each cached token (KVzip); policies "replay", "layer_replay", "replay_uniform",
@@ -524,6 +703,10 @@ KVTRIM_API void kvtrim_replay_destroy(kvtrim_replay* replay);
  * W_O. */
 KVTRIM_API kvtrim_status kvtrim_replay_add(kvtrim_replay* replay, const kvtrim_layer* layer,
                                            const kvtrim_request* request, kvtrim_context* context);
+/** The same of a part of the rows: those from `first` to before `end` are scored, and seen, beside the first sink_tokens. */
+KVTRIM_API kvtrim_status kvtrim_replay_add_part(kvtrim_replay* replay, const kvtrim_layer* layer,
+                                                const kvtrim_request* request, int64_t first, int64_t end,
+                                                int64_t sink_tokens, kvtrim_context* context);
 /** Adds the prompt's own queries, those of the newest rows; they score rows at least `nearest` before their own. */
 KVTRIM_API kvtrim_status kvtrim_replay_add_own(kvtrim_replay* replay, const kvtrim_layer* layer,
                                                const kvtrim_request* request, int64_t nearest,
@@ -532,9 +715,29 @@ KVTRIM_API kvtrim_status kvtrim_replay_add_own(kvtrim_replay* replay, const kvtr
 KVTRIM_API kvtrim_status kvtrim_replay_append(kvtrim_replay* replay, int64_t count);
 /** Keeps the rows of the plan. */
 KVTRIM_API kvtrim_status kvtrim_replay_compact(kvtrim_replay* replay, const kvtrim_plan* plan);
+/** Multiplies every score by the norm of its token's value, after the last add: for KVTRIM_ATTENTION_MAXIMUM. */
+KVTRIM_API kvtrim_status kvtrim_replay_weigh(kvtrim_replay* replay, const kvtrim_norms* norms);
 /** Scores of a head to out [out_count]; KVTRIM_NO_ROOM (needed: tokens of the head). */
 KVTRIM_API kvtrim_status kvtrim_replay_scores(const kvtrim_replay* replay, int64_t head, float* out,
                                               int64_t out_count);
+KVTRIM_API kvtrim_status kvtrim_replay_save(const kvtrim_replay* replay, void* out, int64_t out_bytes,
+                                            int64_t* needed);
+KVTRIM_API kvtrim_status kvtrim_replay_restore(kvtrim_replay* replay, const void* bytes, int64_t byte_count);
+
+/** How scores fall in each (layer, KV head) row, over prompts: made once per model; request.profile of policy "profiled". */
+KVTRIM_API kvtrim_status kvtrim_profile_create(kvtrim_profile** profile);
+KVTRIM_API void kvtrim_profile_destroy(kvtrim_profile* profile);
+/** Adds one prompt: what the policy ("layer_replay") scores in all of its layers. The budget is not read. */
+KVTRIM_API kvtrim_status kvtrim_profile_add(kvtrim_profile* profile, const kvtrim_policy* policy,
+                                            const kvtrim_layer* layers, int64_t layer_count,
+                                            const kvtrim_request* request, kvtrim_context* context);
+/** Prompts added; rows of all layers, 0 before the first. */
+KVTRIM_API int64_t kvtrim_profile_prompts(const kvtrim_profile* profile);
+KVTRIM_API int64_t kvtrim_profile_rows(const kvtrim_profile* profile);
+KVTRIM_API kvtrim_status kvtrim_profile_save(const kvtrim_profile* profile, void* out, int64_t out_bytes,
+                                             int64_t* needed);
+KVTRIM_API kvtrim_status kvtrim_profile_restore(kvtrim_profile* profile, const void* bytes,
+                                                int64_t byte_count);
 
 /** Mean and covariance of the queries before RoPE, from position skip_positions on; policy "expected_attention". */
 KVTRIM_API kvtrim_status kvtrim_statistics_create(int64_t q_heads, int64_t head_dim, int64_t skip_positions,
@@ -543,6 +746,21 @@ KVTRIM_API void kvtrim_statistics_destroy(kvtrim_statistics* statistics);
 /** Adds the sequence's next queries [q_heads, any number, head_dim]. */
 KVTRIM_API kvtrim_status kvtrim_statistics_add(kvtrim_statistics* statistics, const kvtrim_view* queries,
                                                kvtrim_context* context);
+KVTRIM_API kvtrim_status kvtrim_statistics_save(const kvtrim_statistics* statistics, void* out,
+                                                int64_t out_bytes, int64_t* needed);
+KVTRIM_API kvtrim_status kvtrim_statistics_restore(kvtrim_statistics* statistics, const void* bytes,
+                                                   int64_t byte_count);
+
+/** Mean query before RoPE, and mean length of each of its pairs, of any text: made once per model layer; policy "triattention". */
+KVTRIM_API kvtrim_status kvtrim_means_create(int64_t q_heads, int64_t head_dim, const kvtrim_rope* rope,
+                                             kvtrim_means** means);
+KVTRIM_API void kvtrim_means_destroy(kvtrim_means* means);
+/** Adds queries [q_heads, any number, head_dim]. */
+KVTRIM_API kvtrim_status kvtrim_means_add(kvtrim_means* means, const kvtrim_view* queries,
+                                          kvtrim_context* context);
+KVTRIM_API kvtrim_status kvtrim_means_save(const kvtrim_means* means, void* out, int64_t out_bytes,
+                                           int64_t* needed);
+KVTRIM_API kvtrim_status kvtrim_means_restore(kvtrim_means* means, const void* bytes, int64_t byte_count);
 
 /* ---- Attention, and a pruned prefill ---- */
 

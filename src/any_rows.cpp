@@ -9,17 +9,6 @@
 namespace kvtrim::c {
 namespace {
 
-struct element_row {
-    int ggml_type;  // -1: 8-bit codes
-    index_t bytes;  // of an element or a block
-    index_t values; // of a block
-};
-
-constexpr element_row elements[] = {
-    {0, 4, 1},   {1, 2, 1},   {30, 2, 1},   {8, 34, 32}, {2, 18, 32}, {3, 20, 32},
-    {6, 22, 32}, {7, 24, 32}, {20, 18, 32}, {-1, 1, 1},  {-1, 1, 1},  {-1, 1, 1},
-};
-
 bool is_plain(int element) {
     return element == KVTRIM_F32 || element == KVTRIM_F16 || element == KVTRIM_BF16;
 }
@@ -41,55 +30,22 @@ any_rows with_plain(const kvtrim_view& v, Fn&& fn) {
     }
 }
 
-// Stride of bytes in units of a type; what is no whole number of them, or misaligned data, is refused before.
-bool whole_units(std::initializer_list<index_t> byte_strides, const void* data, index_t unit) {
-    const bool whole = std::all_of(byte_strides.begin(), byte_strides.end(),
-                                   [&](index_t stride) { return stride % unit == 0; });
-    return whole && reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(unit) == 0;
-}
-
-any_rows finish(const kvtrim_view& v, const auto& slots) {
+any_rows finish(const kvtrim_view& v, const auto& rows) {
     if (v.layout == KVTRIM_STRIDED) {
-        if (v.lengths == nullptr) { return any_rows(any_rows::any_view(slots)); }
-        return {any_rows::any_view(slots), counted(v.lengths, v.extents[0])};
+        if (v.lengths == nullptr) { return any_rows(any_rows::any_view(rows)); }
+        return {any_rows::any_view(rows), counted(v.lengths, v.extents[0])};
     }
     if (v.index_count < 0 || (v.indices == nullptr && v.index_count > 0)) {
         return refuse("view: indices must be [index_count]");
     }
-    return any_rows::any_view(indexed_rows(slots, counted(v.indices, v.index_count)));
-}
-
-template <class Code>
-any_rows of_codes(const kvtrim_view& v) {
-    constexpr index_t size = sizeof(float);
-    const auto& s = v.scale_strides;
-    if (v.strides[2] != 1) { return refuse("view: the channels of 8-bit codes lie one after the other"); }
-    if (!whole_units({s[0], s[1], s[2]}, v.scales, size) || !whole_units({}, v.zeros, size)) {
-        return refuse("view: scales and zeros are aligned floats, at strides of whole ones");
-    }
-    return finish(v, scaled_rows<Code, float>(
-                         static_cast<Code*>(v.data), {v.extents[0], v.extents[1], v.extents[2]},
-                         {v.strides[0], v.strides[1]},
-                         scale_table<float>{v.scales, {s[0] / size, s[1] / size, s[2] / size}, v.zeros}));
+    return any_rows::any_view(indexed_rows(rows, counted(v.indices, v.index_count)));
 }
 
 any_rows of_strides(const kvtrim_view& v) {
-    switch (v.element) {
-    case KVTRIM_I8:
-        return of_codes<std::int8_t>(v);
-    case KVTRIM_F8_E4M3:
-        return of_codes<f8_e4m3>(v);
-    case KVTRIM_F8_E5M2:
-        return of_codes<f8_e5m2>(v);
-    default:
-        return finish(v, ggml_tensor_rows(elements[v.element].ggml_type, v.data,
-                                          {v.extents[0], v.extents[1], v.extents[2]},
-                                          {v.strides[0], v.strides[1], v.strides[2]}));
-    }
+    return std::visit([&](const auto& rows) { return finish(v, rows); }, slots_of(v));
 }
 
 any_rows of_pages(const kvtrim_view& v) {
-    if (!is_plain(v.element)) { return refuse("view: paged rows are of f32, f16 or bf16"); }
     const index_t bytes = elements[v.element].bytes;
     if (v.strides[2] != bytes || !whole_units({v.strides[0], v.strides[1], v.page_stride}, v.data, bytes)) {
         return refuse("view: channels of paged rows lie one after the other, strides are whole elements");
@@ -114,7 +70,6 @@ any_rows of_pages(const kvtrim_view& v) {
 }
 
 any_rows of_ragged(const kvtrim_view& v) {
-    if (!is_plain(v.element)) { return refuse("view: ragged rows are of f32, f16 or bf16"); }
     if (v.indptr == nullptr || v.extents[0] < 0) { return refuse("view: indptr must be [heads + 1]"); }
     if (!whole_units({}, v.data, elements[v.element].bytes)) { return refuse("view: data must be aligned"); }
     return with_plain(v, [&](auto* data) -> any_rows {
@@ -137,9 +92,9 @@ any_rows::any_rows(const any_view& view, std::span<const index_t> lengths) : vie
     lengths_ = lengths;
 }
 
-any_rows any_rows::of(const kvtrim_view* given) {
+any_rows any_rows::of(const kvtrim_view* given, bool to_move) {
     kvtrim_view v = {};
-    if (const status s = read_struct(given, v, "view"); !s.ok()) { return invalid(s); }
+    if (const status s = read_struct(given, v); !s.ok()) { return invalid(s); }
     if (v.element < 0 || v.element >= std::ssize(elements)) { return refuse("view: no such element"); }
     if (v.extents[0] > most_heads) {
         return invalid({errc::index_overflow, "view: at most 2^20 heads", most_heads});
@@ -150,9 +105,10 @@ any_rows any_rows::of(const kvtrim_view* given) {
         return of_strides(v);
     case KVTRIM_PAGED:
     case KVTRIM_PAGED_PER_HEAD:
-        return of_pages(v);
+        return is_plain(v.element) ? of_pages(v) : any_rows::any_view(pooled_rows(v));
     case KVTRIM_RAGGED:
-        return of_ragged(v);
+        return is_plain(v.element) && v.lengths == nullptr && !to_move ? of_ragged(v)
+                                                                       : any_rows::any_view(pooled_rows(v));
     default:
         return refuse("view: no such layout");
     }

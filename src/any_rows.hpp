@@ -8,32 +8,28 @@
 // It is a row source (cache/row_source.hpp) with all optional members; those that a layout does not have answer no at run time.
 // Cost: a branch per tile of rows. As in cache/ggml_tensor_rows.hpp, bf16 is read where it lies, and f32 is copied to a tile.
 
-#include <kvtrim_c.h>
+#include "slots.hpp"
 
 #include <kvtrim/cache/check_outputs.hpp>
-#include <kvtrim/cache/ggml_tensor_rows.hpp>
 #include <kvtrim/cache/indexed_rows.hpp>
 #include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/cache/ragged.hpp>
-#include <kvtrim/cache/scaled_rows.hpp>
 #include <kvtrim/compact/compact_in_place.hpp>
-#include <kvtrim/core/fp8.hpp>
 
 namespace kvtrim::c {
 
 class any_rows {
   public:
-    template <class Code>
-    using scaled = scaled_rows<Code, float>;
     using any_view =
         std::variant<ggml_tensor_rows, indexed_rows<ggml_tensor_rows>, ragged<float>, ragged<f16>,
                      ragged<bf16>, paged_rows<float, float>, paged_rows<f16, f16>, paged_rows<bf16, bf16>,
                      paged_head_rows<float, float>, paged_head_rows<f16, f16>, paged_head_rows<bf16, bf16>,
                      scaled<std::int8_t>, scaled<f8_e4m3>, scaled<f8_e5m2>, indexed_rows<scaled<std::int8_t>>,
-                     indexed_rows<scaled<f8_e4m3>>, indexed_rows<scaled<f8_e5m2>>>;
+                     indexed_rows<scaled<f8_e4m3>>, indexed_rows<scaled<f8_e5m2>>, pooled_rows>;
 
     /// What a C view says. Not valid, and empty: what the typed view refuses, and structs that are none.
-    [[nodiscard]] static any_rows of(const kvtrim_view* view);
+    /// to_move: as rows that move in place, where there is a choice.
+    [[nodiscard]] static any_rows of(const kvtrim_view* view, bool to_move = false);
 
     any_rows() = default;
     any_rows(const any_view& view) : view_(view) {} // NOLINT: a conversion
@@ -130,7 +126,10 @@ class any_rows {
 
     /// Whether survivors can move to the first rows: memory whose row t is found by strides.
     [[nodiscard]] bool moves_rows() const {
-        return visit([](const auto& v) { return movable_rows<std::remove_cvref_t<decltype(v)>>; });
+        return visit([](const auto& v) {
+            if constexpr (requires { v.moves_rows(); }) { return v.moves_rows(); }
+            return movable_rows<std::remove_cvref_t<decltype(v)>>;
+        });
     }
     status move_row(index_t head, index_t from, index_t to) const {
         return visit([&](const auto& v) -> status {

@@ -4,7 +4,6 @@
 // Versions, contexts, and the structs of a call read into kvtrim's own types.
 #include "c_api.hpp"
 
-#include <kvtrim/cache/list_cells.hpp>
 #include <kvtrim/simd/cpu.hpp>
 #include <kvtrim/version.hpp>
 
@@ -35,6 +34,7 @@ status read_request(const kvtrim_request* given, request& out) {
                                .sliding_window = r.sliding_window,
                                .sink_logits = counted(r.sink_logits, r.sink_logits_count)}};
     out.layer_shares = counted(r.layer_shares, r.layer_shares_count);
+    out.profile = r.profile;
     return {};
 }
 
@@ -51,8 +51,8 @@ status read_rope(const kvtrim_rope* given, rope& out) {
     return valid_rope(out);
 }
 
-status read_layer(const kvtrim_layer* given, int wanted, layer_parts& out) {
-    if (const status s = read_struct(given, out.given); !s.ok()) { return s; }
+status read_layer(const kvtrim_layer* first, int wanted, layer_parts& out, index_t l) {
+    if (const status s = read_struct_at(first, l, out.given); !s.ok()) { return s; }
     const kvtrim_layer& in = out.given;
     struct part {
         int wanted;
@@ -66,12 +66,17 @@ status read_layer(const kvtrim_layer* given, int wanted, layer_parts& out) {
                           {KVTRIM_NEEDS_REPLAY, in.replay, "layer: this call needs a replay"},
                           {KVTRIM_NEEDS_STATISTICS, in.statistics, "layer: this call needs statistics"},
                           {KVTRIM_NEEDS_STATISTICS, in.rope, "layer: this call needs a rope"},
-                          {KVTRIM_NEEDS_RUNNING, in.running, "layer: this call needs running scores"}};
+                          {KVTRIM_NEEDS_RUNNING, in.running, "layer: this call needs running scores"},
+                          {KVTRIM_NEEDS_SCORES, in.scores, "layer: this call needs scores"},
+                          {KVTRIM_NEEDS_MEANS, in.means, "layer: this call needs means"},
+                          {KVTRIM_NEEDS_MEANS, in.rope, "layer: this call needs a rope"},
+                          {needs_norms, in.norms, "layer: this call needs norms, as its first layer"}};
     for (const part& p : parts) {
         if ((wanted & p.wanted) != 0 && p.given == nullptr) { return invalid(p.missing); }
     }
     if ((wanted & KVTRIM_NEEDS_REPLAY) != 0) { return {}; }
-    out.keys = any_rows::of(in.keys);
+    const bool scores_alone = (wanted & KVTRIM_NEEDS_SCORES) != 0;
+    out.keys = any_rows::of(scores_alone ? in.scores : in.keys);
     if ((wanted & KVTRIM_NEEDS_VALUES) != 0) { out.values = any_rows::of(in.values); }
     if ((wanted & KVTRIM_NEEDS_QUERIES) != 0) { out.queries = any_rows::of(in.queries); }
     if ((wanted & KVTRIM_NEEDS_OUTPUT_PROJECTION) != 0) {
@@ -121,30 +126,6 @@ void kvtrim_request_init(kvtrim_request* request) {
     if (request == nullptr) { return; }
     *request = {};
     request->size = sizeof(kvtrim_request);
-}
-
-kvtrim_status kvtrim_list_cells(const int32_t* positions, const int32_t* uses, int64_t cell_count,
-                                int32_t skip_shared, int32_t* cells, int64_t room, int64_t* listed,
-                                int64_t* shared_prefix) {
-    return guarded([&]() -> status {
-        if (cell_count < 0 || room < 0 || listed == nullptr ||
-            (cell_count > 0 && (positions == nullptr || uses == nullptr)) || (cells == nullptr && room > 0)) {
-            return invalid("list_cells: positions and uses [cell_count], cells [room], listed");
-        }
-        const auto use = counted(uses, cell_count);
-        if (std::any_of(use.begin(), use.end(), [](int32_t u) { return u < 0 || u > 2; })) {
-            return {errc::invalid_table, "list_cells: a use is 0, 1 or 2"};
-        }
-        cell_list list;
-        const status s = list_cells(
-            counted(positions, cell_count),
-            [&](index_t cell) { return static_cast<cell_use>(use[static_cast<std::size_t>(cell)]); },
-            counted(cells, room), list, {.skip_shared = skip_shared != 0});
-        if (!s.ok()) { return s; }
-        *listed = std::ssize(list.cells);
-        if (shared_prefix != nullptr) { *shared_prefix = list.shared_prefix; }
-        return {};
-    });
 }
 
 } // extern "C"

@@ -13,9 +13,12 @@
 #include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
+#include <kvtrim/decode/projected_norms.hpp>
 #include <kvtrim/plan/score_table.hpp>
 #include <kvtrim/score/replay.hpp>
 
+#include <cstddef>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
@@ -29,6 +32,12 @@ struct kvtrim_scores {
 };
 struct kvtrim_replay {
     kvtrim::replay_scores state;
+};
+struct kvtrim_norms {
+    kvtrim::projected_norms state;
+};
+struct kvtrim_projection {
+    std::variant<kvtrim::packed_projection, kvtrim::gram_projection> state;
 };
 
 namespace kvtrim::c {
@@ -104,15 +113,43 @@ status make(Handle** out, Args&&... args) {
 
 // ---- Structs and counted pointers ----
 
-/// Copies a struct of this or a shorter version; missing members are 0. The first version is as long as today's struct.
+/// Bytes of a struct before members were added at its end; sizeof where none were.
 template <class Struct>
-[[nodiscard]] status read_struct(const Struct* given, Struct& out, const char* = nullptr) {
+inline constexpr std::size_t first_size = sizeof(Struct);
+template <>
+inline constexpr std::size_t first_size<kvtrim_view> = offsetof(kvtrim_view, scale_page_stride);
+template <>
+inline constexpr std::size_t first_size<kvtrim_layer> = offsetof(kvtrim_layer, scores);
+template <>
+inline constexpr std::size_t first_size<kvtrim_request> = offsetof(kvtrim_request, profile);
+
+/// Copies a struct of this, the first or a later version; members that it does not have are 0.
+template <class Struct>
+[[nodiscard]] status read_struct(const Struct* given, Struct& out) {
     if (given == nullptr) { return invalid("a struct that this call needs is null"); }
-    if (given->size < sizeof(Struct)) {
+    if (given->size < sizeof(Struct) && given->size != first_size<Struct>) {
         return invalid("size must be sizeof the struct: start from its _init(), or set it");
     }
-    out = *given;
+    out = {};
+    std::memcpy(&out, given, std::min(given->size, sizeof(Struct)));
     return {};
+}
+
+/// Struct i of an array whose structs are all as long as the first says, which was read.
+template <class Struct>
+[[nodiscard]] const Struct* struct_at(const Struct* first, index_t i) {
+    const auto* const bytes = reinterpret_cast<const std::byte*>(first);
+    return reinterpret_cast<const Struct*>(bytes + i * static_cast<index_t>(first->size));
+}
+/// Reads it.
+template <class Struct>
+[[nodiscard]] status read_struct_at(const Struct* first, index_t i, Struct& out) {
+    if (i == 0) { return read_struct(first, out); }
+    constexpr std::size_t most = 4096; // of any version
+    const bool of_array =
+        first->size <= most && first->size % alignof(Struct) == 0 && struct_at(first, i)->size == first->size;
+    return of_array ? read_struct(struct_at(first, i), out)
+                    : invalid("structs of an array have one size: sizeof the struct");
 }
 
 template <class T>
@@ -147,6 +184,7 @@ template <class T>
 struct request {
     eviction_request value;
     std::span<const double> layer_shares;
+    const kvtrim_profile* profile = nullptr;
 };
 [[nodiscard]] status read_request(const kvtrim_request* given, request& out);
 [[nodiscard]] status read_rope(const kvtrim_rope* given, rope& out);
@@ -158,13 +196,17 @@ using with_values = layer_inputs<any_rows, any_rows>;
 using with_queries = layer_inputs<any_rows, not_given, any_rows>;
 using with_both = layer_inputs<any_rows, any_rows, any_rows>;
 using with_all = layer_inputs<any_rows, any_rows, any_rows, any_rows>;
+using with_norms = layer_inputs<any_rows, any_rows, any_rows, known_norms>;
 
-/// A layer whose struct was read, and its views. Those that are not `wanted` (KVTRIM_NEEDS_...) stay empty; W_O may be missing.
+/// A layer whose struct was read, and its views. Those that are not `wanted` (KVTRIM_NEEDS_..., needs_norms) stay empty. Scores that
+/// are wanted stand as keys of one channel.
 struct layer_parts {
     kvtrim_layer given = {};
     any_rows keys, values, queries, output_projection;
 };
-[[nodiscard]] status read_layer(const kvtrim_layer* given, int wanted, layer_parts& out);
+inline constexpr int needs_norms = 1 << 30;
+/// Layer l of an array.
+[[nodiscard]] status read_layer(const kvtrim_layer* first, int wanted, layer_parts& out, index_t l = 0);
 
 /// The inputs of a policy that reads these parts.
 template <class Inputs>
@@ -174,6 +216,10 @@ template <class Inputs>
     if constexpr (Inputs::has_queries) { made.queries = in.queries; }
     if constexpr (Inputs::has_output_projection) { made.output_projection = in.output_projection; }
     return made;
+}
+template <>
+[[nodiscard]] inline with_norms inputs_of<with_norms>(const layer_parts& in) {
+    return {in.keys, in.values, in.queries, in.given.norms->state.view()};
 }
 
 /// A strided output of floats or halves: calls fn(strided<T, 3>).
@@ -189,6 +235,37 @@ template <class Fn>
         }
         return invalid("an output is STRIDED, of f32, f16 or bf16");
     });
+}
+
+/// Heads of a state that a caller makes.
+[[nodiscard]] inline status valid_heads(index_t heads) {
+    if (heads >= 0 && heads <= most_heads) { return {}; }
+    return {errc::invalid_parameter, "heads must not be negative, and at most 2^20", most_heads};
+}
+/// Channels of queries that a caller keeps: more would only take memory.
+inline constexpr index_t most_channels = index_t{1} << 24;
+[[nodiscard]] inline status valid_queries(index_t q_heads, index_t head_dim) {
+    if (const status s = valid_heads(q_heads); !s.ok()) { return s; }
+    if (head_dim >= 0 && head_dim <= most_channels) { return {}; }
+    return {errc::invalid_parameter, "head_dim must not be negative, and at most 2^24", most_channels};
+}
+/// *out = a new object of a state that says of itself that it is valid.
+template <class Handle, class State>
+status make_valid(Handle** out, State state) {
+    const status s = state.validate();
+    return s.ok() ? make(out, std::move(state)) : s;
+}
+
+/// Lists of numbers with room for them: *needed, and the numbers if they fit.
+template <class T>
+[[nodiscard]] status write_list(std::span<const T> list, T* out, index_t out_count, index_t* needed) {
+    if (needed == nullptr || out_count < 0 || (out == nullptr && out_count > 0)) {
+        return invalid("a list: needed must not be null, out must have its numbers");
+    }
+    *needed = std::ssize(list);
+    if (out_count < *needed) { return {errc::no_room, "the output is too small", *needed}; }
+    std::copy(list.begin(), list.end(), out);
+    return {};
 }
 
 /// Writes a state: *needed, and the bytes if they fit.

@@ -28,8 +28,8 @@ strided<bf16, 3> as_bits(const strided<f16, 3>& v) {
 status read_flat(const kvtrim_view* given, flat_cache_view& out) {
     const any_rows rows = any_rows::of(given);
     if (const status s = rows.validate(); !s.ok()) { return s; }
-    if (given->layout == KVTRIM_STRIDED && given->lengths != nullptr) {
-        return invalid("compact_to_flat: heads of a STRIDED view are filled to the end");
+    if (given->lengths != nullptr && (given->layout == KVTRIM_STRIDED || given->layout == KVTRIM_RAGGED)) {
+        return invalid("compact_to_flat: heads are filled to the end");
     }
     return rows.visit([&](const auto& v) -> status {
         using view = std::remove_cvref_t<decltype(v)>;
@@ -106,15 +106,13 @@ status read_page_pool(const kvtrim_page_pool* given, kvtrim_page_pool& out) {
 
 // The bytes of a pool, of which neither table nor element matters: rows are bytes.
 status read_memory(const kvtrim_view* given, const move_plan& plan, paged_memory<std::byte>& out) {
-    constexpr index_t sizes[] = {4, 2, 2, 34, 18, 20, 22, 24, 18, 1, 1, 1},
-                      values[] = {1, 1, 1, 32, 32, 32, 32, 32, 32, 1, 1, 1};
     kvtrim_view v = {};
     if (const status s = read_struct(given, v); !s.ok()) { return s; }
     if (v.layout != KVTRIM_PAGED && v.layout != KVTRIM_PAGED_PER_HEAD) {
         return invalid("moves_run: PAGED or PAGED_PER_HEAD memory");
     }
-    if (v.element < 0 || v.element >= std::ssize(sizes)) { return invalid("view: no such element"); }
-    const index_t size = sizes[v.element], block = values[v.element];
+    if (v.element < 0 || v.element >= std::ssize(elements)) { return invalid("view: no such element"); }
+    const index_t size = elements[v.element].bytes, block = elements[v.element].values;
     if (v.extents[2] < 0 || v.extents[2] % block != 0 || v.strides[2] != size || v.extents[0] < 0 ||
         v.extents[0] > most_heads) {
         return invalid("moves_run: rows of whole elements or blocks, one after the other");
@@ -143,11 +141,11 @@ kvtrim_status kvtrim_compact_in_place(const kvtrim_view* keys, const kvtrim_view
                                       const kvtrim_plan* plan) {
     return guarded([&]() -> status {
         if (plan == nullptr) { return invalid("the plan must not be null"); }
-        const any_rows k = any_rows::of(keys);
-        const any_rows v = values == nullptr ? k : any_rows::of(values);
+        const any_rows k = any_rows::of(keys, true);
+        const any_rows v = values == nullptr ? k : any_rows::of(values, true);
         for (const any_rows* rows : {&k, &v}) {
             if (const status s = rows->validate(); !s.ok()) { return s; }
-            if (!rows->moves_rows()) { return invalid("compact_in_place: STRIDED views"); }
+            if (!rows->moves_rows()) { return invalid("compact_in_place: STRIDED or RAGGED views"); }
         }
         return compact_in_place(k, v, plan->table); // one tensor as both moves once
     });

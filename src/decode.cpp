@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// The state of a living cache: positions, interval eviction, running scores, replays, statistics of queries.
+// The state of a living cache: positions, interval eviction, running scores.
 #include "policies.hpp"
 
 #include <kvtrim/decode/close_up.hpp>
@@ -13,18 +13,6 @@ struct kvtrim_positions {
 
 namespace kvtrim::c {
 namespace {
-
-status valid_heads(index_t heads) {
-    if (heads >= 0 && heads <= most_heads) { return {}; }
-    return {errc::invalid_parameter, "heads must not be negative, and at most 2^20", most_heads};
-}
-
-/// *out = a new object of a state that says of itself that it is valid.
-template <class Handle, class State>
-status make_valid(Handle** out, State state) {
-    const status s = state.validate();
-    return s.ok() ? make(out, std::move(state)) : s;
-}
 
 /// The policy of an interval, over a layer that was read.
 struct planned_call {
@@ -49,20 +37,6 @@ status read_interval(const kvtrim_interval* given, request& asked, interval_poli
     out.buffer_tokens = i.buffer_tokens;
     out.pending_drafts = i.pending_drafts;
     return {};
-}
-
-/// Calls fn(inputs) with what a replay reads: values and W_O only for losses of outputs.
-template <class Fn>
-status with_replay_inputs(const replay_scores& state, const kvtrim_layer* layer, Fn&& fn) {
-    const bool outputs = state.loss() != token_loss::attention_maximum;
-    if (layer == nullptr) { return invalid("the layer must not be null"); }
-    layer_parts parts;
-    const int values = outputs ? KVTRIM_NEEDS_VALUES : 0;
-    if (const status s = read_layer(layer, KVTRIM_NEEDS_QUERIES | values, parts); !s.ok()) { return s; }
-    if (!outputs) { return fn(inputs_of<with_queries>(parts)); }
-    if (parts.given.output_projection == nullptr) { return fn(inputs_of<with_both>(parts)); }
-    parts.output_projection = any_rows::of(parts.given.output_projection);
-    return fn(inputs_of<with_all>(parts));
 }
 
 } // namespace
@@ -224,86 +198,6 @@ kvtrim_status kvtrim_running_save(const kvtrim_running* running, void* out, int6
 kvtrim_status kvtrim_running_restore(kvtrim_running* running, const void* bytes, int64_t byte_count) {
     return guarded(
         [&] { return running == nullptr ? no_handle() : restore_state(running->state, bytes, byte_count); });
-}
-
-// ---- Replays ----
-
-kvtrim_status kvtrim_replay_create(int64_t kv_heads, int64_t tokens, int32_t loss, kvtrim_replay** replay) {
-    return guarded([&]() -> status {
-        if (const status s = valid_heads(kv_heads); !s.ok()) { return s; }
-        if (loss < KVTRIM_ATTENTION_MAXIMUM || loss > KVTRIM_OUTPUT_SQUARE_SUM) {
-            return invalid("replay: no such loss");
-        }
-        return make_valid(replay, replay_scores(kv_heads, tokens, static_cast<token_loss>(loss)));
-    });
-}
-void kvtrim_replay_destroy(kvtrim_replay* replay) {
-    delete replay;
-}
-kvtrim_status kvtrim_replay_add(kvtrim_replay* replay, const kvtrim_layer* layer,
-                                const kvtrim_request* request, kvtrim_context* context) {
-    return guarded([&]() -> status {
-        if (replay == nullptr || context == nullptr) { return no_handle(); }
-        c::request asked;
-        if (const status s = read_request(request, asked); !s.ok()) { return s; }
-        return with_replay_inputs(replay->state, layer, [&](const auto& in) {
-            return replay->state.add(in, asked.value.attention, context->memory, {}, context->executor);
-        });
-    });
-}
-kvtrim_status kvtrim_replay_add_own(kvtrim_replay* replay, const kvtrim_layer* layer,
-                                    const kvtrim_request* request, int64_t nearest, kvtrim_context* context) {
-    return guarded([&]() -> status {
-        if (replay == nullptr || context == nullptr) { return no_handle(); }
-        c::request asked;
-        if (const status s = read_request(request, asked); !s.ok()) { return s; }
-        return with_replay_inputs(replay->state, layer, [&](const auto& in) {
-            return replay->state.add_own(in, asked.value.attention, nearest, context->memory,
-                                         context->executor);
-        });
-    });
-}
-kvtrim_status kvtrim_replay_append(kvtrim_replay* replay, int64_t count) {
-    return guarded([&] { return replay == nullptr ? no_handle() : replay->state.append(count); });
-}
-kvtrim_status kvtrim_replay_compact(kvtrim_replay* replay, const kvtrim_plan* plan) {
-    return guarded([&] {
-        return replay == nullptr || plan == nullptr ? no_handle() : replay->state.compact(plan->table);
-    });
-}
-kvtrim_status kvtrim_replay_scores(const kvtrim_replay* replay, int64_t head, float* out, int64_t out_count) {
-    return guarded([&]() -> status {
-        if (replay == nullptr) { return no_handle(); }
-        if (head < 0 || head >= replay->state.kv_heads()) { return invalid("replay_scores: no such head"); }
-        const index_t tokens = replay->state.tokens(head);
-        if (out_count < tokens || (out == nullptr && tokens > 0)) {
-            return {errc::no_room, "replay_scores: out must hold the head's tokens", tokens};
-        }
-        for (index_t t = 0; t < tokens; ++t) { out[t] = replay->state.score(head, t); }
-        return {};
-    });
-}
-
-// ---- Statistics of queries ----
-
-kvtrim_status kvtrim_statistics_create(int64_t q_heads, int64_t head_dim, int64_t skip_positions,
-                                       kvtrim_statistics** statistics) {
-    return guarded([&]() -> status {
-        if (const status s = valid_heads(q_heads); !s.ok()) { return s; }
-        return make_valid(statistics, query_statistics(q_heads, head_dim, skip_positions));
-    });
-}
-void kvtrim_statistics_destroy(kvtrim_statistics* statistics) {
-    delete statistics;
-}
-kvtrim_status kvtrim_statistics_add(kvtrim_statistics* statistics, const kvtrim_view* queries,
-                                    kvtrim_context* context) {
-    return guarded([&]() -> status {
-        if (statistics == nullptr || context == nullptr) { return no_handle(); }
-        const any_rows rows = any_rows::of(queries);
-        workspace scratch = context->memory.of_bytes(statistics->state.workspace_bytes(context->executor));
-        return statistics->state.add(rows, scratch, context->executor);
-    });
 }
 
 } // extern "C"

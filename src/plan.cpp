@@ -1,19 +1,11 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Plans, scores, batches and cascades: calls of a policy of the table.
+// Plans, scores and batches: calls of a policy of the table.
 #include "policies.hpp"
 
 #include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/policy/batch.hpp>
-
-struct kvtrim_cascade {
-    kvtrim_policy policy;
-    kvtrim::eviction_request request;
-    std::vector<float> sink_logits; // the request's, which need not outlive its call
-    kvtrim::index_t layers;
-    kvtrim::layer_cascade state;
-};
 
 namespace kvtrim::c {
 
@@ -28,24 +20,26 @@ status read_call(const kvtrim_policy* policy, const kvtrim_layer* layers, index_
     if ((row.needs & KVTRIM_TAKES_LAYERS) == 0 && count != 1) {
         return {errc::invalid_parameter, "this policy plans one layer at a time", 1};
     }
+    kvtrim_layer first = {};
+    if (const status s = read_struct(layers, first); !s.ok()) { return s; }
     const bool reads_shares = (row.needs & KVTRIM_NEEDS_LAYER_SHARES) != 0;
     if (reads_shares && std::ssize(out.asked.layer_shares) != count) {
         return {errc::invalid_parameter, "this policy needs request.layer_shares [layers]", count};
     }
-    out.layers.resize(static_cast<std::size_t>(count));
-    for (index_t l = 0; l < count; ++l) {
-        layer_parts& in = out.layers[static_cast<std::size_t>(l)];
-        int wanted = row.needs;
-        if (row.reads_output_projection && out.layers[0].given.output_projection != nullptr) {
-            wanted |= KVTRIM_NEEDS_OUTPUT_PROJECTION; // in every layer, as in the first
-        }
-        if (const status s = read_layer(layers + l, wanted, in); !s.ok()) { return s; }
-        if (l == 0 && row.reads_output_projection && in.given.output_projection != nullptr) {
-            in.output_projection = any_rows::of(in.given.output_projection);
-        }
+    if ((row.needs & KVTRIM_NEEDS_PROFILE) != 0 && out.asked.profile == nullptr) {
+        return invalid("this policy needs request.profile");
     }
-    const kvtrim_layer& first = out.layers[0].given;
+    out.layers.resize(static_cast<std::size_t>(count));
+    for (index_t l = 0; l < count; ++l) { // what the first gives, every layer must
+        layer_parts& in = out.layers[static_cast<std::size_t>(l)];
+        if (const status s = read_layer(layers, row.wanted(first), in, l); !s.ok()) { return s; }
+    }
     call_state state{.layer_shares = out.asked.layer_shares};
+    if ((row.needs & KVTRIM_NEEDS_PROFILE) != 0) { state.profile = out.asked.profile->state.budgets(); }
+    if ((row.needs & KVTRIM_NEEDS_MEANS) != 0) {
+        state.means = &first.means->state;
+        if (const status s = read_rope(first.rope, state.rope); !s.ok()) { return s; }
+    }
     if ((row.needs & KVTRIM_NEEDS_RUNNING) != 0) { state.running = &first.running->state; }
     if ((row.needs & KVTRIM_NEEDS_STATISTICS) != 0) {
         state.statistics = &first.statistics->state;
@@ -278,62 +272,7 @@ kvtrim_status kvtrim_score_layer(const kvtrim_policy* policy, const kvtrim_layer
         }
         call in;
         if (const status s = c::read_call(policy, layer, 1, request, in); !s.ok()) { return s; }
-        return in.policy->score(in.asked.value, scores->table, context->memory, context->executor);
-    });
-}
-
-kvtrim_status kvtrim_cascade_create(const kvtrim_policy* policy, const kvtrim_layer* layer,
-                                    const kvtrim_request* request, int64_t layers, kvtrim_cascade** cascade) {
-    return guarded([&]() -> status {
-        call in;
-        if (const status s = c::read_call(policy, layer, 1, request, in); !s.ok()) { return s; }
-        layer_cascade state = in.policy->begin(in.asked.value, layers);
-        if (const status s = state.validate(); !s.ok()) { return s; }
-        const auto logits = in.asked.value.attention.sink_logits;
-        if (const status s = make(cascade, *policy, in.asked.value,
-                                  std::vector<float>(logits.begin(), logits.end()), layers, std::move(state));
-            !s.ok()) {
-            return s;
-        }
-        (*cascade)->request.attention.sink_logits = (*cascade)->sink_logits;
-        return {};
-    });
-}
-void kvtrim_cascade_destroy(kvtrim_cascade* cascade) {
-    delete cascade;
-}
-
-kvtrim_status kvtrim_cascade_push(kvtrim_cascade* cascade, const kvtrim_layer* layer,
-                                  kvtrim_context* context) {
-    return guarded([&]() -> status {
-        if (cascade == nullptr || context == nullptr) {
-            return invalid("cascade and context must not be null");
-        }
-        if (cascade->state.layers() >= cascade->layers) {
-            return {errc::invalid_parameter, "cascade_push: all layers were pushed", cascade->layers};
-        }
-        kvtrim_request plain = {};
-        kvtrim_request_init(&plain);
-        plain.budget_tokens = 1; // the cascade's own request is used
-        call in;
-        if (const status s = c::read_call(&cascade->policy, layer, 1, &plain, in); !s.ok()) { return s; }
-        return in.policy->push(cascade->request, cascade->layers, cascade->state, context->memory,
-                               context->executor);
-    });
-}
-
-int64_t kvtrim_cascade_layers(const kvtrim_cascade* cascade) {
-    return cascade == nullptr ? 0 : cascade->state.layers();
-}
-
-kvtrim_status kvtrim_cascade_plan(const kvtrim_cascade* cascade, int64_t layer, kvtrim_plan* plan,
-                                  int32_t* changed) {
-    return guarded([&]() -> status {
-        if (cascade == nullptr || plan == nullptr) { return invalid("cascade and plan must not be null"); }
-        const protection& p = cascade->request.protect;
-        const status s = cascade->state.plan(layer, p.prefix(), p.suffix(), plan->table);
-        if (s.ok() && changed != nullptr) { *changed = cascade->state.changed(layer) ? 1 : 0; }
-        return s;
+        return in.policy->score(0, in.asked.value, scores->table, context->memory, context->executor);
     });
 }
 

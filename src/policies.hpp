@@ -11,10 +11,11 @@
 // The function's type is a parameter of row(): each row compiles the policy once, over any_rows.
 
 #include "c_api.hpp"
+#include "saved_tables.hpp"
 
+#include <kvtrim/allocate/row_profile.hpp>
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/policy/layer_wise.hpp>
-#include <kvtrim/score/query_statistics.hpp>
 
 #include <memory>
 
@@ -22,7 +23,13 @@ struct kvtrim_running {
     kvtrim::running_scores state;
 };
 struct kvtrim_statistics {
-    kvtrim::query_statistics state;
+    kvtrim::c::saved_statistics state;
+};
+struct kvtrim_means {
+    kvtrim::c::saved_means state;
+};
+struct kvtrim_profile {
+    kvtrim::row_profile state;
 };
 
 namespace kvtrim::c {
@@ -59,6 +66,9 @@ enum class option : int {
     loss,
     fold,
     lifetime,
+    threshold,
+    next_position,
+    octaves,
     count,
 };
 
@@ -104,8 +114,33 @@ struct settings {
 struct call_state {
     const query_statistics* statistics = nullptr;
     kvtrim::rope rope = {};
+    const query_pair_means* means = nullptr;
     const running_scores* running = nullptr;
     std::span<const double> layer_shares = {};
+    profiled_budgets profile = {};
+};
+
+/// The engine's own scores, which stand as keys of one channel.
+struct own_scores {
+    static constexpr bool writes_attention = false;
+
+    template <class Inputs>
+    [[nodiscard]] status validate(const Inputs& in, const eviction_request&) const {
+        return in.head_dim() == 1 || in.kv_heads() == 0
+                   ? status{}
+                   : invalid("layer: scores must be [kv_heads, tokens, 1]");
+    }
+    template <class Inputs, executor Executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
+                               workspace&, Executor&) const {
+        if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
+        for (index_t g = 0; g < in.kv_heads(); ++g) {
+            const token_range range = candidates(request.protect, in.tokens(g));
+            if (range.size() == 0) { continue; }
+            in.keys.load_rows(g, range.begin, range.size(), out.importance_rows().row(g).data());
+        }
+        return {};
+    }
 };
 
 /// The state of a replay as the inputs of a policy: it is never copied.
@@ -137,8 +172,9 @@ class bound_policy {
     [[nodiscard]] virtual index_t bytes(const eviction_request& r, const any_executor& ex) const = 0;
     [[nodiscard]] virtual status plan(const eviction_request& r, std::span<keep_plan> out, workspace& scratch,
                                       const any_executor& ex) const = 0;
-    [[nodiscard]] virtual status score(const eviction_request& r, score_table& out, growing_workspace& memory,
-                                       const any_executor& ex) const = 0;
+    /// Of one of the layers.
+    [[nodiscard]] virtual status score(index_t layer, const eviction_request& r, score_table& out,
+                                       growing_workspace& memory, const any_executor& ex) const = 0;
     [[nodiscard]] virtual layer_cascade begin(const eviction_request& r, index_t layers) const = 0;
     [[nodiscard]] virtual status push(const eviction_request& r, index_t layers, layer_cascade& cascade,
                                       growing_workspace& memory, const any_executor& ex) const = 0;
@@ -177,12 +213,13 @@ class bound final : public bound_policy {
             return policy_.plan(in_[0], r, out[0], scratch, ex);
         }
     }
-    status score(const eviction_request& r, score_table& out, growing_workspace& memory,
+    status score(index_t layer, const eviction_request& r, score_table& out, growing_workspace& memory,
                  const any_executor& ex) const override {
+        const Inputs& in = in_[static_cast<std::size_t>(layer)];
         if constexpr (takes_layers<Policy>) {
-            return policy_.policy.score(in_[0], r, out, memory, ex);
+            return policy_.policy.score(in, r, out, memory, ex);
         } else {
-            return policy_.score(in_[0], r, out, memory, ex);
+            return policy_.score(in, r, out, memory, ex);
         }
     }
     layer_cascade begin(const eviction_request& r, index_t layers) const override {
@@ -223,6 +260,15 @@ struct policy_row {
     std::vector<option_default> options;
     bind_function bind;
     bool reads_output_projection = false; // where it is given
+
+    /// What a call reads of its layers, by what the first of them gives.
+    [[nodiscard]] int wanted(const kvtrim_layer& first) const {
+        if ((needs & KVTRIM_TAKES_NORMS) != 0 && first.norms != nullptr) {
+            return (needs & ~KVTRIM_NEEDS_OUTPUT_PROJECTION) | needs_norms;
+        }
+        const bool reads = reads_output_projection && first.output_projection != nullptr;
+        return needs | (reads ? KVTRIM_NEEDS_OUTPUT_PROJECTION : 0);
+    }
 };
 
 template <class Make>
@@ -251,6 +297,18 @@ template <class Inputs, class Make>
     needs |= (takes_layers<policy_of<Make>> ? KVTRIM_TAKES_LAYERS : 0) |
              (takes_cascade<policy_of<Make>> ? KVTRIM_TAKES_CASCADE : 0);
     return {name, text, needs, std::move(options), bind_to<Inputs, Make>};
+}
+
+/// A policy of values behind W_O, or of their norms where the layers give them.
+template <class Make>
+[[nodiscard]] policy_row row_of_norms(const char* name, const char* text, std::vector<option_default> options,
+                                      Make make) {
+    policy_row made = row<with_all>(name, text, std::move(options), make, KVTRIM_TAKES_NORMS);
+    made.bind = [](const settings& s, const call_state& state, std::span<const layer_parts> layers) {
+        return layers[0].given.norms != nullptr ? bind_to<with_norms, Make>(s, state, layers)
+                                                : bind_to<with_all, Make>(s, state, layers);
+    };
+    return made;
 }
 
 /// A policy of outputs: behind W_O where the layers give it, else before it.

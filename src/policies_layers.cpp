@@ -4,6 +4,7 @@
 // Policies whose budget is one for all layers.
 #include "policies.hpp"
 
+#include <kvtrim/allocate/above_threshold.hpp>
 #include <kvtrim/policy/layers.hpp>
 #include <kvtrim/policy/replay.hpp>
 
@@ -23,21 +24,21 @@ policy_rows layer_policies() {
                           [](const settings& s, const call_state&) {
                               return layer_ada_snapkv(s.mean(), s.real(o::safeguard_ratio));
                           }),
-        row<with_all>("layer_defensivekv", "Layer-DefensiveKV, arXiv:2510.13334: all rows compete",
-                      {{o::kernel_tokens, 5},
-                       {o::floor_weight, 1},
-                       {o::norm_scope, 1},
-                       {o::attention_mass, 0.9},
-                       {o::first_ratio, 0.5},
-                       {o::safeguard_ratio, layer_safeguard_ratio}},
-                      [](const settings& s, const call_state&) {
-                          return layer_defensivekv(
-                              {.attention = {s.whole(o::kernel_tokens), s.single(o::floor_weight)},
-                               .scope = s.choice<norm_scope>(o::norm_scope),
-                               .attention_mass = s.real(o::attention_mass),
-                               .first_at_most = s.real(o::first_ratio),
-                               .safeguard_ratio = s.real(o::safeguard_ratio)});
-                      }),
+        row_of_norms("layer_defensivekv", "Layer-DefensiveKV, arXiv:2510.13334: all rows compete",
+                     {{o::kernel_tokens, 5},
+                      {o::floor_weight, 1},
+                      {o::norm_scope, 1},
+                      {o::attention_mass, 0.9},
+                      {o::first_ratio, 0.5},
+                      {o::safeguard_ratio, layer_safeguard_ratio}},
+                     [](const settings& s, const call_state&) {
+                         return layer_defensivekv(
+                             {.attention = {s.whole(o::kernel_tokens), s.single(o::floor_weight)},
+                              .scope = s.choice<norm_scope>(o::norm_scope),
+                              .attention_mass = s.real(o::attention_mass),
+                              .first_at_most = s.real(o::first_ratio),
+                              .safeguard_ratio = s.real(o::safeguard_ratio)});
+                     }),
         row<with_queries>("pyramidkv",
                           "PyramidKV, arXiv:2406.02069: budgets fall from the first layer to the last",
                           snapkv_options({{o::beta, 20}}),
@@ -69,11 +70,36 @@ policy_rows layer_policies() {
             "layer_replay", "KVzip, arXiv:2505.23416, as published: all rows compete",
             {{o::safeguard_ratio, 0}},
             [](const settings& s, const call_state&) { return layer_replay(s.real(o::safeguard_ratio)); }),
+        row<replay_ref>(
+            "profiled", "the scores of replays or own passes, budgets of all rows from a table of the model",
+            {{o::nearest, 64}},
+            [](const settings& s, const call_state& state) {
+                return layer_wise{
+                    eviction_policy{replayed{s.whole(o::nearest)}, state.profile, by_importance{}}};
+            },
+            KVTRIM_NEEDS_PROFILE),
         row<replay_ref>("layer_afar", "kvtrim's own: what the prompt's own queries want from afar",
                         {{o::nearest, 64}, {o::safeguard_ratio, 0}},
                         [](const settings& s, const call_state&) {
                             return layer_afar(s.whole(o::nearest), s.real(o::safeguard_ratio));
                         }),
+        row<keys_only>(
+            "layer_given", "scores of the engine's own, the rows of all (layer, KV head) compete",
+            {{o::safeguard_ratio, 0}},
+            [](const settings& s, const call_state&) {
+                return layer_wise{eviction_policy{
+                    own_scores{}, adaptive{.safeguard_ratio = s.real(o::safeguard_ratio)}, by_importance{}}};
+            },
+            KVTRIM_NEEDS_SCORES),
+        row<keys_only>(
+            "layer_above_threshold",
+            "scores of the engine's own above a threshold, the budget of all layers is a bound",
+            {{o::threshold, 0}},
+            [](const settings& s, const call_state&) {
+                return layer_wise{
+                    eviction_policy{own_scores{}, above_threshold{s.single(o::threshold)}, by_importance{}}};
+            },
+            KVTRIM_NEEDS_SCORES),
     };
 }
 

@@ -33,30 +33,30 @@ policy_rows value_policies() {
         return all;
     };
     return {
-        row<with_all>(
+        row_of_norms(
             "criticalkv", "CriticalKV, arXiv:2502.03805: attention, then attention times value norms",
             critical_options(), [](const settings& s, const call_state&) { return criticalkv(critical(s)); }),
-        row<with_all>("ada_criticalkv", "CriticalKV, heads compete for the budget",
-                      critical_options({{o::safeguard_ratio, 0.2}}),
-                      [](const settings& s, const call_state&) {
-                          return ada_criticalkv(critical(s),
-                                                adaptive{.safeguard_ratio = s.real(o::safeguard_ratio)});
-                      }),
-        row<with_all>("defensivekv", "DefensiveKV, arXiv:2510.13334: worst-case attention times value norms",
-                      {{o::kernel_tokens, 5},
-                       {o::floor_weight, 1},
-                       {o::norm_scope, 1},
-                       {o::attention_mass, 0.9},
-                       {o::first_ratio, 0.5},
-                       {o::safeguard_ratio, 0}},
-                      [](const settings& s, const call_state&) {
-                          return defensivekv(
-                              {.attention = {s.whole(o::kernel_tokens), s.single(o::floor_weight)},
-                               .scope = s.choice<norm_scope>(o::norm_scope),
-                               .attention_mass = s.real(o::attention_mass),
-                               .first_at_most = s.real(o::first_ratio),
-                               .safeguard_ratio = s.real(o::safeguard_ratio)});
-                      }),
+        row_of_norms("ada_criticalkv", "CriticalKV, heads compete for the budget",
+                     critical_options({{o::safeguard_ratio, 0.2}}),
+                     [](const settings& s, const call_state&) {
+                         return ada_criticalkv(critical(s),
+                                               adaptive{.safeguard_ratio = s.real(o::safeguard_ratio)});
+                     }),
+        row_of_norms("defensivekv", "DefensiveKV, arXiv:2510.13334: worst-case attention times value norms",
+                     {{o::kernel_tokens, 5},
+                      {o::floor_weight, 1},
+                      {o::norm_scope, 1},
+                      {o::attention_mass, 0.9},
+                      {o::first_ratio, 0.5},
+                      {o::safeguard_ratio, 0}},
+                     [](const settings& s, const call_state&) {
+                         return defensivekv(
+                             {.attention = {s.whole(o::kernel_tokens), s.single(o::floor_weight)},
+                              .scope = s.choice<norm_scope>(o::norm_scope),
+                              .attention_mass = s.real(o::attention_mass),
+                              .first_at_most = s.real(o::first_ratio),
+                              .safeguard_ratio = s.real(o::safeguard_ratio)});
+                     }),
         row_of_outputs("dropkv", "DropKV: what outputs lose without a token; behind W_O where it is given",
                        {{o::loss, 2}, {o::safeguard_ratio, 0}},
                        [](const settings& s, const call_state&) {

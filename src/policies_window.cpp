@@ -4,10 +4,13 @@
 // Policies of one layer that read keys, and attention of the newest queries.
 #include "policies.hpp"
 
+#include <kvtrim/allocate/above_threshold.hpp>
+#include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/consensuskv.hpp>
 #include <kvtrim/policy/rkv.hpp>
+#include <kvtrim/policy/triattention.hpp>
 #include <kvtrim/rerank/chunked.hpp>
 
 namespace kvtrim::c {
@@ -100,6 +103,37 @@ policy_rows window_policies() {
                                        uniform{}, by_importance{}};
             },
             KVTRIM_NEEDS_RUNNING),
+        row<keys_only>(
+            "triattention", "TriAttention, arXiv:2604.04921: logits that the mean query is expected to give",
+            {{o::next_position, -1}, {o::octaves, 17}},
+            [](const settings& s, const call_state& state) {
+                return triattention(*state.means, state.rope,
+                                    {s.whole(o::next_position), s.whole(o::octaves)});
+            },
+            KVTRIM_NEEDS_MEANS),
+        row<keys_only>(
+            "given", "scores of the engine's own, of tokens or pages; equal budgets", {},
+            [](const settings&, const call_state&) {
+                return eviction_policy{own_scores{}, uniform{}, by_importance{}};
+            },
+            KVTRIM_NEEDS_SCORES),
+        row<keys_only>(
+            "ada_given", "scores of the engine's own, heads compete for the budget",
+            {{o::safeguard_ratio, 0}},
+            [](const settings& s, const call_state&) {
+                return eviction_policy{own_scores{}, adaptive{.safeguard_ratio = s.real(o::safeguard_ratio)},
+                                       by_importance{}};
+            },
+            KVTRIM_NEEDS_SCORES),
+        row<keys_only>(
+            "above_threshold",
+            "DMS, KVzap, arXiv:2601.07891: the engine's own scores above a threshold, the budget is a bound",
+            {{o::threshold, 0}},
+            [](const settings& s, const call_state&) {
+                return eviction_policy{own_scores{}, above_threshold{s.single(o::threshold)},
+                                       by_importance{}};
+            },
+            KVTRIM_NEEDS_SCORES),
     };
 }
 

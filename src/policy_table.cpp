@@ -50,6 +50,10 @@ constexpr option_row option_rows[] = {
     {"fold", KVTRIM_CHOICE, 0, 2, "sum|maximum|votes", "how the heads are folded into one"},
     {"lifetime", KVTRIM_CHOICE, 0, 1, "ignored|normalised",
      "normalised: divided by the queries that saw a token"},
+    {"threshold", KVTRIM_REAL, -3e38, 3e38, nullptr, "what scores above it stays"},
+    {"next_position", KVTRIM_INTEGER, -1, 9007199254740992.0, nullptr,
+     "of the next query; -1: the rows of the longest head, for a cache that was never cut"},
+    {"octaves", KVTRIM_INTEGER, 1, 62, nullptr, "distances 1, 2, 4, ...: 17 end at 65536"},
 };
 static_assert(std::size(option_rows) == static_cast<std::size_t>(option::count));
 

@@ -41,6 +41,7 @@ struct View {
     scales: *mut f32,
     zeros: *mut f32,
     scale_strides: [i64; 3],
+    scale_page_stride: i64,
 }
 
 #[repr(C)]
@@ -54,6 +55,10 @@ struct Layer {
     running: *const c_void,
     statistics: *const c_void,
     rope: *const c_void,
+    scores: *const View,
+    means: *const c_void,
+    norms: *const c_void,
+    projection: *const c_void,
 }
 
 #[repr(C)]
@@ -73,6 +78,7 @@ struct Request {
     sink_logits_count: i64,
     layer_shares: *const f64,
     layer_shares_count: i64,
+    profile: *const c_void,
 }
 
 #[link(name = "kvtrim_c")]

@@ -121,6 +121,103 @@ static void flat_and_gathered(const kvtrim_plan* plan) {
     kvtrim_plan_destroy(again);
 }
 
+/* Moves rows of an array of floats as _spread says. */
+static void carry_out(float* array, const int64_t* moves, int64_t count) {
+    for (; count >= 3; moves += 3, count -= 3) {
+        memmove(array + moves[1] * DIM, array + moves[0] * DIM, (size_t)(moves[2] * DIM) * sizeof(float));
+    }
+}
+
+/* A flat cache is cut in its place, grows into the room, and is spread over more memory when there is none. */
+static void flat_caches_grow(const kvtrim_plan* plan) {
+    enum { ROWS = 2 * KV_HEADS * TOKENS };
+    static float memory[ROWS * DIM];
+    static const int32_t offsets[] = {0, 2, 3}, kept[] = {0, 39, 7};
+    kvtrim_plan* second = make_plan();
+    kvtrim_flat* flat = NULL;
+    kvtrim_view view;
+    kvtrim_status s;
+    kvtrim_ints begins, lengths;
+    int64_t moves[3 * KV_HEADS], count = -1, rows, h, i;
+    float row[DIM];
+    ok(kvtrim_flat_create(1, 0, &flat), "a flat cache");
+    memcpy(memory, keys, sizeof keys);
+    kvtrim_view_init(&view, KVTRIM_F32, memory, KV_HEADS, TOKENS, DIM);
+    ok(kvtrim_compact_to_flat(&view, NULL, plan), "flat");
+    ok(kvtrim_flat_assign(flat, plan), "its table");
+    begins = kvtrim_flat_begins(flat), lengths = kvtrim_flat_lengths(flat);
+    check(begins.count == 3 && begins.data[1] == 40 && begins.data[2] == 60 && lengths.data[0] == 40 &&
+              lengths.data[1] == 20,
+          "the plan's offsets", "flat");
+    s = kvtrim_flat_append(flat, 1);
+    refused(s, KVTRIM_NO_ROOM, "a token");
+    rows = s.needed;
+    check(rows == 60 + 2 * 8, "a quarter of the mean is reserved",
+          "flat"); /* ceil(60 / 2 / 4) for each head */
+    refused(kvtrim_flat_spread(flat, rows, NULL, 0, &count), KVTRIM_NO_ROOM, "how many moves");
+    check(count == 3 && kvtrim_flat_begins(flat).data[1] == 40, "one head moves", "flat");
+    ok(kvtrim_flat_spread(flat, rows, moves, 6, &count), "spread");
+    carry_out(memory, moves, count);
+    ok(kvtrim_flat_append(flat, 1), "a token");
+    begins = kvtrim_flat_begins(flat);
+    check(begins.data[1] == 48 && begins.data[2] == rows && kvtrim_flat_lengths(flat).data[1] == 21,
+          "room behind each head", "flat");
+    for (h = 0; h < KV_HEADS; ++h) { /* the new token, a row of threes */
+        for (i = 0; i < DIM; ++i) {
+            memory[(begins.data[h] + kvtrim_flat_lengths(flat).data[h] - 1) * DIM + i] = 3;
+        }
+    }
+    kvtrim_view_init(&view, KVTRIM_F32, memory, 0, 0, DIM);
+    ok(kvtrim_flat_view(flat, &view), "a view");
+    for (h = 0; h < KV_HEADS; ++h) {
+        for (i = 0; i < kept_of(plan, h); ++i) {
+            ok(kvtrim_view_read(&view, h, i, 1, row, DIM), "a survivor");
+            check(memcmp(row, keys + (h * TOKENS + row_of(plan, h)[i]) * DIM, sizeof row) == 0,
+                  "is where the table says", "flat");
+        }
+        ok(kvtrim_view_read(&view, h, i, 1, row, DIM), "the new token");
+        check(row[5] == 3, "is behind them", "flat");
+        refused(kvtrim_view_read(&view, h, i + 1, 1, row, DIM), KVTRIM_INVALID_PARAMETER, "room is no row");
+    }
+    ok(kvtrim_plan_assign(second, offsets, KV_HEADS, kept), "a second cut");
+    ok(kvtrim_compact_in_place(&view, NULL, second), "in its place");
+    ok(kvtrim_flat_compact(flat, second), "its table");
+    ok(kvtrim_flat_view(flat, &view), "a view");
+    check(kvtrim_flat_begins(flat).data[1] == 48 && kvtrim_flat_lengths(flat).data[0] == 2,
+          "heads keep their places", "flat");
+    ok(kvtrim_view_read(&view, 0, 1, 1, row, DIM), "a survivor");
+    check(memcmp(row, keys + 79 * DIM, sizeof row) == 0, "is the second row", "flat");
+    ok(kvtrim_view_read(&view, 1, 0, 1, row, DIM), "a survivor");
+    check(memcmp(row, keys + (TOKENS + 21) * DIM, sizeof row) == 0, "is the first row of its head", "flat");
+    ok(kvtrim_flat_append(flat, 27), "what went is room"); /* 28 rows of head 1, of which it has one */
+    refused(kvtrim_flat_append(flat, 1), KVTRIM_NO_ROOM, "and no more");
+    refused(kvtrim_flat_compact(flat, plan), KVTRIM_PLAN_MISMATCH, "a plan of another cache");
+    kvtrim_flat_destroy(flat);
+    kvtrim_plan_destroy(second);
+}
+
+/* Ragged rows of blocks and of codes with a scale each move with what belongs to them. */
+static void ragged_rows_in_place(void) {
+    static const int32_t indptr[] = {0, 3, 6}, offsets[] = {0, 2, 3}, kept[] = {0, 2, 1};
+    static signed char codes[6 * DIM];
+    static float scales[6];
+    float row[DIM];
+    kvtrim_plan* plan = make_plan();
+    kvtrim_view v;
+    int i;
+    for (i = 0; i < 6 * DIM; ++i) { codes[i] = (signed char)(i / DIM + 1); }
+    for (i = 0; i < 6; ++i) { scales[i] = (float)(i + 1); }
+    kvtrim_view_init(&v, KVTRIM_I8, codes, KV_HEADS, 0, DIM);
+    v.layout = KVTRIM_RAGGED, v.indptr = indptr, v.scales = scales, v.scale_strides[1] = 4;
+    ok(kvtrim_plan_assign(plan, offsets, KV_HEADS, kept), "a plan");
+    ok(kvtrim_compact_in_place(&v, NULL, plan), "codes");
+    ok(kvtrim_view_read(&v, 0, 1, 1, row, DIM), "a survivor");
+    check(row[0] == 9, "row 2 of head 0, 3 * 3", "ragged");
+    ok(kvtrim_view_read(&v, 1, 0, 1, row, DIM), "a survivor");
+    check(row[DIM - 1] == 25, "row 1 of head 1, 5 * 5", "ragged");
+    kvtrim_plan_destroy(plan);
+}
+
 static void shared_sets(const kvtrim_plan* plan) {
     kvtrim_plan* shared = make_plan();
     ok(kvtrim_plan_share(plan, TOKENS, 0, shared, context), "the union");
@@ -222,6 +319,8 @@ int main(void) {
     plan = some_plan();
     in_place(plan);
     flat_and_gathered(plan);
+    flat_caches_grow(plan);
+    ragged_rows_in_place();
     shared_sets(plan);
     pages();
     rotated_keys();

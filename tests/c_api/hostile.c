@@ -198,7 +198,7 @@ static void wrong_requests(void) {
         r = request, r.sink_logits_count = -1, REFUSED("a count");
         r = request, r.sink_logits_count = Q_HEADS, REFUSED("a count without logits");
         r = request, r.layer_shares_count = 1, REFUSED("a count without shares");
-        r = request, r.size = sizeof r - 8, REFUSED("a size");
+        r = request, r.size = sizeof r - 4, REFUSED("a size");
         r = request, no(kvtrim_plan_layers(every[p], &good.layer, 1, NULL, &plan, 1, context), "no request");
         check(kvtrim_scores_rows(scores) == 0, "scores are as they were", "scores");
         kvtrim_scores_destroy(scores);

@@ -14,11 +14,16 @@ static float layer_keys[LAYERS][NUMBERS];
 static kvtrim_replay* replays[LAYERS];
 static kvtrim_running* running;
 static kvtrim_statistics* statistics;
+static kvtrim_means* means;
+static kvtrim_profile* profile;
+static float scores[LAYERS][KV_HEADS * TOKENS];
+static kvtrim_view score_views[LAYERS];
 static float frequencies[DIM / 2];
 static kvtrim_rope rope;
 
 static void make_state(kvtrim_context* context) {
     kvtrim_request r = make_request();
+    kvtrim_policy* replayed;
     int l, i;
     for (l = 0; l < LAYERS; ++l) {
         make_layer(&layers[l]);
@@ -38,13 +43,23 @@ static void make_state(kvtrim_context* context) {
     rope.size = sizeof rope;
     rope.inverse_frequencies = frequencies;
     rope.pairs = DIM / 2;
+    ok(kvtrim_means_create(Q_HEADS, DIM, &rope, &means), "means");
+    ok(kvtrim_means_add(means, &layers[0].queries, context), "queries of means");
     for (l = 0; l < LAYERS; ++l) {
+        for (i = 0; i < KV_HEADS * TOKENS; ++i) { scores[l][i] = number((size_t)(i * 3 + 99 * l)) + 2.5f; }
+        kvtrim_view_init(&score_views[l], KVTRIM_F32, scores[l], KV_HEADS, TOKENS, 1);
+        layers[l].layer.scores = &score_views[l];
+        layers[l].layer.means = means;
         layers[l].layer.replay = replays[l];
         layers[l].layer.running = running;
         layers[l].layer.statistics = statistics;
         layers[l].layer.rope = &rope;
         layer_structs[l] = layers[l].layer;
     }
+    replayed = make_policy("layer_replay", NULL);
+    ok(kvtrim_profile_create(&profile), "a profile");
+    ok(kvtrim_profile_add(profile, replayed, layer_structs, LAYERS, &r, context), "scores of a profile");
+    kvtrim_policy_destroy(replayed);
 }
 
 static int is_valid_plan(const kvtrim_plan* p, int64_t heads, int64_t tokens, const kvtrim_request* r) {
@@ -73,6 +88,7 @@ static int64_t plan_with(const char* name, const char* options, int32_t needs, k
     int64_t l, total = 0;
     r.layer_shares = shares;
     r.layer_shares_count = LAYERS;
+    r.profile = profile;
     if (strcmp(name, "lagkv") == 0) { r.budget_tokens = 80; }
     ok(kvtrim_plan_layers(policy, layer_structs, count, &r, plans, count, context), name);
     for (l = 0; l < count; ++l) {
@@ -89,7 +105,7 @@ static int64_t plan_with(const char* name, const char* options, int32_t needs, k
 static void every_policy_plans(kvtrim_plan** plans, kvtrim_context* context) {
     int64_t p, o, e;
     char options[200];
-    check(kvtrim_policy_count() >= 30, "all policies are there", "count");
+    check(kvtrim_policy_count() >= 39, "all policies are there", "count");
     for (p = 0; p < kvtrim_policy_count(); ++p) {
         kvtrim_policy_info info = {sizeof info, NULL, NULL, 0, 0};
         ok(kvtrim_policy_describe(p, &info), "describe");
@@ -108,7 +124,8 @@ static void every_policy_plans(kvtrim_plan** plans, kvtrim_context* context) {
                 ok(kvtrim_policy_create(info.name, options, &policy), options);
                 kvtrim_policy_destroy(policy);
                 policy = NULL;
-                sprintf(options, "%s=%.17g", option.name, e == 0 ? value - 1 : value * 2 + 1);
+                sprintf(options, "%s=%.17g", option.name,
+                        e == 0 ? (value < 0 ? value * 2 : -1 - value) : value * 2 + 1);
                 refused(kvtrim_policy_create(info.name, options, &policy), KVTRIM_INVALID_PARAMETER, options);
                 check(policy == NULL, "nothing is made", options);
             }
@@ -147,6 +164,37 @@ static void options_change_plans(kvtrim_plan** plans, kvtrim_context* context) {
             "another's option");
     refused(kvtrim_policy_create("snappkv", NULL, &policy), KVTRIM_INVALID_PARAMETER, "a misspelt policy");
     check(policy == NULL, "nothing was made", "policy");
+}
+
+/* What scores above a threshold stays, and the budget is a bound; where it binds, the best stay. */
+static void thresholds_bound_by_a_budget(kvtrim_plan** plans, kvtrim_context* context) {
+    kvtrim_policy* policy = make_policy("above_threshold", "threshold=3.75");
+    kvtrim_request r = make_request();
+    int64_t h, i, above = 0;
+    r.budget_tokens = TOKENS;
+    ok(kvtrim_plan_layers(policy, layer_structs, 1, &r, plans, 1, context), "a threshold");
+    for (h = 0; h < KV_HEADS; ++h) {
+        int64_t next = r.sink_tokens;
+        for (i = r.sink_tokens; i < TOKENS - WINDOW; ++i) {
+            const int stays = row_of(plans[0], h)[next] == i;
+            check(stays == (scores[0][h * TOKENS + i] > 3.75f), "what scores above it stays",
+                  "above_threshold");
+            next += stays;
+            above += stays;
+        }
+        check(next + WINDOW == kept_of(plans[0], h), "and the window", "above_threshold");
+    }
+    check(above > 10, "some do", "above_threshold");
+    kvtrim_policy_destroy(policy);
+    plan_with("above_threshold", "threshold=-1e30", 0, &plans[0], context);
+    plan_with("ada_given", NULL, 0, &plans[1], context);
+    check(same_plan(plans[0], plans[1]), "a low threshold leaves the budget to the best", "above_threshold");
+    score_views[0].extents[2] = 2;
+    policy = make_policy("given", NULL);
+    refused(kvtrim_plan_layers(policy, layer_structs, 1, &r, plans, 1, context), KVTRIM_INVALID_PARAMETER,
+            "two scores for a token");
+    score_views[0].extents[2] = 1;
+    kvtrim_policy_destroy(policy);
 }
 
 static void batches_plan_as_alone(kvtrim_context* context) {
@@ -260,6 +308,33 @@ static void cascades_end_as_one_shot(kvtrim_plan** plans, kvtrim_context* contex
     kvtrim_policy_destroy(other);
 }
 
+/* A prompt that is shorter than what is protected stays whole; heads of different lengths then are refused. */
+static void cascades_of_short_layers(kvtrim_context* context) {
+    enum { SHORT = 6 };
+    static const int64_t lengths[] = {SHORT, SHORT - 1};
+    kvtrim_policy* policy = make_policy("layer_given", NULL);
+    kvtrim_cascade* cascade = NULL;
+    kvtrim_plan* plan = make_plan();
+    kvtrim_request r = make_request(); /* protects 10 tokens */
+    kvtrim_view view;
+    kvtrim_layer layer;
+    int32_t changed = 7;
+    kvtrim_view_init(&view, KVTRIM_F32, scores[0], KV_HEADS, SHORT, 1);
+    memset(&layer, 0, sizeof layer);
+    layer.size = sizeof layer, layer.scores = &view;
+    ok(kvtrim_cascade_create(policy, &layer, &r, 2, &cascade), "a cascade");
+    ok(kvtrim_cascade_push(cascade, &layer, context), "a short layer");
+    ok(kvtrim_cascade_plan(cascade, 0, plan, &changed), "its plan");
+    check(changed == 0 && kept_of(plan, 0) == SHORT && kept_of(plan, 1) == SHORT &&
+              row_of(plan, 1)[SHORT - 1] == SHORT - 1,
+          "all rows stay, and no others", "cascade");
+    view.lengths = lengths;
+    refused(kvtrim_cascade_push(cascade, &layer, context), KVTRIM_ROWS_DIFFER, "heads of different lengths");
+    check(kvtrim_cascade_layers(cascade) == 1, "nothing was pushed", "cascade");
+    kvtrim_cascade_destroy(cascade);
+    kvtrim_policy_destroy(policy), kvtrim_plan_destroy(plan);
+}
+
 static int64_t tasks_run = 0;
 static void run_backwards(void* user, int64_t count, void (*task)(void*, int64_t), void* argument) {
     *(int64_t*)user += count;
@@ -288,9 +363,11 @@ int main(void) {
     make_state(context);
     every_policy_plans(plans, context);
     options_change_plans(plans, context);
+    thresholds_bound_by_a_budget(plans, context);
     batches_plan_as_alone(context);
     scores_rank_what_plans_keep(plans, context);
     cascades_end_as_one_shot(plans, context);
+    cascades_of_short_layers(context);
     threads_do_not_change_plans(plans, context);
     for (l = 0; l < LAYERS; ++l) {
         kvtrim_plan_destroy(plans[l]);
@@ -298,6 +375,8 @@ int main(void) {
     }
     kvtrim_running_destroy(running);
     kvtrim_statistics_destroy(statistics);
+    kvtrim_means_destroy(means);
+    kvtrim_profile_destroy(profile);
     kvtrim_context_destroy(context);
     return done();
 }

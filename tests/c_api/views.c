@@ -30,6 +30,9 @@ static int code_of(float x) {
     return (int)(x * 4);
 }
 
+/* 8-bit codes of a row are those of its numbers times this, of which the scale takes it away. */
+static float code_times = 1;
+
 /* Bytes of a row of DIM channels. */
 static size_t row_bytes(int element) {
     static const size_t sizes[] = {128, 64, 64, 34, 18, 20, 22, 24, 18, 32, 32, 32};
@@ -38,7 +41,10 @@ static size_t row_bytes(int element) {
 static void write_row(int element, const float* row, unsigned char* to) {
     static const unsigned char quarter[2] = {0x00, 0x34}; /* as f16 */
     static const unsigned char minus_two[2] = {0x00, 0xc0};
+    float scaled[DIM];
     int d;
+    for (d = 0; d < DIM; ++d) { scaled[d] = row[d] * code_times; }
+    if (element >= KVTRIM_I8) { row = scaled; }
     if (element >= KVTRIM_Q8_0 && element <= KVTRIM_Q5_1) {
         memset(to, 0, row_bytes(element));
         memcpy(to, quarter, 2);
@@ -90,18 +96,24 @@ static const float* key(int64_t head, int64_t token) {
     return keys + (head * TOKENS + token) * DIM;
 }
 
+/* A key, and its scale: each row has another than its neighbours. */
+static void write_key(int element, int64_t head, int64_t token, int64_t byte, int64_t scale) {
+    code_times = (float)(1 << (head + token) % 3);
+    write_row(element, key(head, token), bytes + byte);
+    scales[scale] = (element == KVTRIM_I8 ? 0.25f : 1.0f) / code_times;
+}
+
 /* Rows head by head. */
 static kvtrim_view strided(int element) {
     kvtrim_view v;
     int64_t h, t;
     for (h = 0; h < KV_HEADS; ++h) {
         for (t = 0; t < TOKENS; ++t) {
-            write_row(element, key(h, t), bytes + (size_t)(h * TOKENS + t) * row_bytes(element));
+            write_key(element, h, t, (h * TOKENS + t) * (int64_t)row_bytes(element), h * TOKENS + t);
         }
     }
     kvtrim_view_init(&v, element, bytes, KV_HEADS, TOKENS, DIM);
     if (element >= KVTRIM_I8) {
-        for (t = 0; t < KV_HEADS * TOKENS; ++t) { scales[t] = element == KVTRIM_I8 ? 0.25f : 1.0f; }
         v.scales = scales;
         v.scale_strides[0] = TOKENS * (int64_t)sizeof(float);
         v.scale_strides[1] = (int64_t)sizeof(float);
@@ -117,7 +129,7 @@ static kvtrim_view indexed(int element) {
     for (t = 0; t < TOKENS; ++t) {
         indices[t] = (int32_t)((7 * t) % TOKENS);
         for (h = 0; h < KV_HEADS; ++h) {
-            write_row(element, key(h, t), bytes + (size_t)((indices[t] * KV_HEADS + h) * row));
+            write_key(element, h, t, (indices[t] * KV_HEADS + h) * row, h * TOKENS + indices[t]);
         }
     }
     v.layout = KVTRIM_INDEXED;
@@ -131,7 +143,7 @@ static kvtrim_view indexed(int element) {
 /* Pages of 16 tokens in reverse order. */
 static kvtrim_view paged(int element, int per_head) {
     kvtrim_view v;
-    const int64_t row = (int64_t)row_bytes(element), of_row = TOKENS / 16;
+    const int64_t row = (int64_t)row_bytes(element), of_row = TOKENS / 16, heads = per_head ? 1 : KV_HEADS;
     int64_t h, t;
     kvtrim_view_init(&v, element, bytes, KV_HEADS, 0, DIM);
     v.layout = per_head ? KVTRIM_PAGED_PER_HEAD : KVTRIM_PAGED;
@@ -149,9 +161,8 @@ static kvtrim_view paged(int element, int per_head) {
     for (h = 0; h < KV_HEADS; ++h) {
         for (t = 0; t < TOKENS; ++t) {
             const int64_t page = indices[(per_head ? h * of_row : 0) + t / 16];
-            write_row(
-                element, key(h, t),
-                bytes + (size_t)(page * v.page_stride + (t % 16) * v.strides[1] + (per_head ? 0 : h * row)));
+            const int64_t slot = page * 16 + t % 16, of_slot = per_head ? 0 : h;
+            write_key(element, h, t, slot * v.strides[1] + of_slot * row, slot * heads + of_slot);
         }
     }
     v.indices = indices;
@@ -159,6 +170,12 @@ static kvtrim_view paged(int element, int per_head) {
     v.indptr = indptr;
     v.last_page = last_page;
     v.table_rows = per_head ? KV_HEADS : 1;
+    if (element >= KVTRIM_I8) {
+        v.scales = scales;
+        v.scale_strides[0] = (int64_t)sizeof(float);
+        v.scale_strides[1] = heads * (int64_t)sizeof(float);
+        v.scale_page_stride = 16 * v.scale_strides[1];
+    }
     return v;
 }
 
@@ -169,6 +186,7 @@ static kvtrim_view ragged(int element) {
     indptr[2] = 2 * TOKENS;
     v.layout = KVTRIM_RAGGED;
     v.indptr = indptr;
+    v.scale_strides[0] = 0; /* a scale for each row of all heads */
     return v;
 }
 
@@ -192,6 +210,85 @@ static void same_as_floats(kvtrim_view view, const kvtrim_plan* expected, kvtrim
     check(same_plan(plan, expected), "the plan is that of the floats", what);
     kvtrim_plan_destroy(plan);
     kvtrim_policy_destroy(policy);
+}
+
+/* Keys of pages and of ragged rows are rotated, and gathered, as those of strided rows. */
+static void written_as_strided_rows(int element, kvtrim_context* context) {
+    static float expected[NUMBERS], rows[NUMBERS], gathered[NUMBERS];
+    static int32_t offsets[KV_HEADS + 1], from[KV_HEADS * TOKENS], kept[KV_HEADS * TOKENS];
+    static const float frequencies[DIM / 4] = {0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f, 0.01f, 0.003f, 0.001f};
+    kvtrim_rope rope = {sizeof rope, frequencies, DIM / 4, 0, 0};
+    const int is_read_only = KVTRIM_Q4_1 <= element && element <= KVTRIM_Q5_1; /* no encoder */
+    kvtrim_plan* plan = make_plan();
+    int layout;
+    int64_t i;
+    for (i = 0; i < KV_HEADS * TOKENS; ++i) {
+        kept[i] = (int32_t)(i % TOKENS);
+        from[i] = 2 * kept[i];
+    }
+    offsets[1] = TOKENS, offsets[2] = 2 * TOKENS;
+    ok(kvtrim_plan_assign(plan, offsets, KV_HEADS, kept), "all rows");
+    for (layout = 0; layout < 4; ++layout) {
+        kvtrim_view v = layout == 0   ? strided(element)
+                        : layout == 1 ? paged(element, 0)
+                        : layout == 2 ? paged(element, 1)
+                                      : ragged(element);
+        float* const to = layout == 0 ? expected : rows;
+        offsets[1] = TOKENS, offsets[2] = 2 * TOKENS; /* that of ragged() is another table */
+        if (is_read_only) {
+            refused(kvtrim_rerotate_keys(&v, &rope, offsets, from, NULL, context), KVTRIM_INVALID_PARAMETER,
+                    "blocks that are only read");
+            memcpy(expected, keys, sizeof rows);
+        } else {
+            ok(kvtrim_rerotate_keys(&v, &rope, offsets, from, NULL, context), "rotation");
+            memset(to, 0, sizeof rows);
+        }
+        for (i = 0; i < KV_HEADS; ++i) {
+            ok(kvtrim_view_read(&v, i, 0, TOKENS, to + i * TOKENS * DIM, TOKENS * DIM), "rows");
+        }
+        check(memcmp(to, expected, sizeof rows) == 0, "rotated rows are those of strided rows", "written");
+        check((memcmp(to, keys, sizeof rows) == 0) == is_read_only, "they were rotated", "written");
+        ok(kvtrim_gather(&v, plan, KVTRIM_F32, gathered, sizeof gathered), "gather");
+        check(memcmp(gathered, expected, sizeof rows) == 0, "gathered rows too", "written");
+    }
+    kvtrim_plan_destroy(plan);
+}
+
+/* What a caller that was compiled before a member came passes on. */
+static void structs_of_the_first_version(kvtrim_plan* expected, kvtrim_context* context) {
+    struct { /* as kvtrim_layer was: no scores, means, norms */
+        size_t size;
+        const void* members[8];
+    } old[2];
+    layer_of_test t;
+    kvtrim_request r = make_request();
+    kvtrim_policy *policy = make_policy("ada_snapkv", NULL), *layered = make_policy("layer_ada_snapkv", NULL);
+    kvtrim_plan* plans[2] = {make_plan(), make_plan()};
+    kvtrim_layer both[2];
+    kvtrim_plan* again[2] = {make_plan(), make_plan()};
+    make_layer(&t);
+    memcpy(&old[0], &t.layer, sizeof old[0]);
+    old[0].size = sizeof old[0];
+    old[1] = old[0];
+    t.keys.size = offsetof(kvtrim_view, scale_page_stride);
+    r.size = offsetof(kvtrim_request, profile);
+    ok(kvtrim_plan_layers(policy, (const kvtrim_layer*)(const void*)old, 1, &r, plans, 1, context),
+       "old structs");
+    check(same_plan(plans[0], expected), "they say the same", "versions");
+    ok(kvtrim_plan_layers(layered, (const kvtrim_layer*)(const void*)old, 2, &r, plans, 2, context),
+       "an array of them");
+    both[0] = both[1] = t.layer;
+    ok(kvtrim_plan_layers(layered, both, 2, &r, again, 2, context), "an array of today's");
+    check(same_plan(plans[0], again[0]) && same_plan(plans[1], again[1]), "they lie at their own distance",
+          "versions");
+    both[1].size = sizeof old[0];
+    refused(kvtrim_plan_layers(layered, both, 2, &r, again, 2, context), KVTRIM_INVALID_PARAMETER,
+            "an array of both");
+    t.keys.size -= 4;
+    refused(kvtrim_view_validate(&t.keys), KVTRIM_INVALID_PARAMETER, "a struct of no version");
+    kvtrim_plan_destroy(plans[0]), kvtrim_plan_destroy(plans[1]);
+    kvtrim_plan_destroy(again[0]), kvtrim_plan_destroy(again[1]);
+    kvtrim_policy_destroy(policy), kvtrim_policy_destroy(layered);
 }
 
 static void heads_of_different_lengths(kvtrim_context* context) {
@@ -243,11 +340,12 @@ int main(void) {
         } /* its codes hold no quarters; read in tests/cache/ggml_rows.cpp */
         same_as_floats(strided(element), expected, context, "strided");
         same_as_floats(indexed(element), expected, context, "indexed");
-        if (element > KVTRIM_BF16) { continue; }
         same_as_floats(paged(element, 0), expected, context, "paged");
         same_as_floats(paged(element, 1), expected, context, "paged per head");
         same_as_floats(ragged(element), expected, context, "ragged");
+        written_as_strided_rows(element, context);
     }
+    structs_of_the_first_version(expected, context);
     heads_of_different_lengths(context);
     cells_of_a_sequence();
     kvtrim_plan_destroy(expected);

@@ -106,7 +106,9 @@ TEST_CASE("write_move_sources: what the engine's kernel cannot carry out is refu
     refused(write({good, keeping({{0, 1}})}, {2, 0}, 9), errc::rows_differ);
     refused(write({good, keeping({{0, 2, 5}, {0, 1, 2}})}, {2, 2}, 9), errc::plan_mismatch);
     refused(write({good}, {4}, 9), errc::plan_mismatch);
-    refused(write({good}, {-1}, 9), errc::plan_mismatch);
+    refused(write({good}, {-1}, 9), errc::invalid_parameter);
+    CHECK(write({good}, {-1}, 9).answer.needed() == 0);
+    refused(write(std::vector<keep_plan>(1), {-1}, 0, 0), errc::invalid_parameter);
     refused(write({keeping({{0, 5, 5}, {0, 1, 2}})}, {1}, 9), errc::plan_mismatch);
     refused(write({keeping({{-1, 1, 2}, {0, 1, 2}})}, {1}, 9), errc::plan_mismatch);
     refused(write({good, good}, {0}, 9), errc::invalid_parameter);

@@ -175,6 +175,19 @@ TEST_CASE("recent queries: a copy is a fork, saved bytes restore it, damaged one
     CHECK(restore(other, bytes_of(ring)).code() == errc::invalid_parameter);
 }
 
+TEST_CASE("recent queries: bytes of bf16 queries are not read back as f16, nor the other way", "[decode]") {
+    const recent_queries<f16> halves(2, 3, 4);
+    recent_queries<bf16> other(2, 3, 4);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(saved_bytes(halves)));
+    REQUIRE(save(halves, bytes).ok());
+    CHECK(restore(other, bytes).code() == errc::invalid_parameter);
+    REQUIRE(save(other, bytes).ok());
+    recent_queries<f16> same(1, 1, 1);
+    CHECK(restore(same, bytes).code() == errc::invalid_parameter);
+    recent_queries<bf16> copy(1, 1, 1);
+    CHECK(restore(copy, bytes).ok());
+}
+
 TEST_CASE("recent queries: an empty ring, no heads and no channels are answered", "[decode]") {
     const recent_queries<> empty(2, 3, 4);
     CHECK(empty.view().extent(1) == 0);

@@ -108,7 +108,7 @@ reach reach_of(const view& g, index_t pages) {
     reach r;
     r.high = size;
     if (v.layout == KVTRIM_RAGGED) {
-        r.high = wide{g.indptr[static_cast<std::size_t>(v.extents[0])]} * v.extents[2] * size;
+        r.high = wide{g.indptr[static_cast<std::size_t>(v.extents[0])]} * row * size;
         return r;
     }
     r.add(row, v.strides[2]);
@@ -123,7 +123,7 @@ reach reach_of(const view& g, index_t pages) {
     return r;
 }
 
-bool keeps_promise(const view& g, const bytes& arena, index_t pages) {
+bool keeps_promise(const view& g, const bytes& arena, index_t pages_of_pool) {
     const kvtrim_view& v = g.v;
     for (const index_t extent : v.extents) {
         if (extent > most_rows) { return false; }
@@ -139,12 +139,19 @@ bool keeps_promise(const view& g, const bytes& arena, index_t pages) {
     if (v.element >= KVTRIM_I8) {
         reach r;
         r.high = sizeof(float);
-        for (std::size_t i = 0; i < 3; ++i) { r.add(v.extents[i], v.scale_strides[i]); }
+        const bool is_paged = v.layout == KVTRIM_PAGED || v.layout == KVTRIM_PAGED_PER_HEAD;
+        index_t pages = 0;
+        for (const auto page : g.indices) { pages = std::max(pages, index_t{page} + 1); }
+        const index_t rows = is_paged                    ? v.page_tokens
+                             : v.layout == KVTRIM_RAGGED ? g.indptr[static_cast<std::size_t>(v.extents[0])]
+                                                         : v.extents[1];
+        r.add(v.extents[0], v.scale_strides[0]), r.add(rows, v.scale_strides[1]);
+        r.add(v.extents[2], v.scale_strides[2]), r.add(is_paged ? pages : 1, v.scale_page_stride);
         if (!r.lies_in(v.scales, arena) || (v.zeros != nullptr && !r.lies_in(v.zeros, arena))) {
             return false;
         }
     }
-    return reach_of(g, pages).lies_in(v.data, arena);
+    return reach_of(g, pages_of_pool).lies_in(v.data, arena);
 }
 
 // ---- Everything that calls read and write ----
@@ -221,7 +228,7 @@ class caller {
     }
 
     void step() {
-        switch (in.between(0, 19)) {
+        switch (in.between(0, 21)) {
         case 0:
             return make_policy();
         case 1:
@@ -260,6 +267,10 @@ class caller {
             return use_cascade();
         case 18:
             return use_interval();
+        case 20:
+            return use_tables();
+        case 21:
+            return use_cells();
         default:
             return read();
         }
@@ -296,15 +307,11 @@ class caller {
             }
         }
         for (const bytes& state :
-             {saved(positions.handle, kvtrim_positions_save), saved(running.handle, kvtrim_running_save)}) {
+             {saved(positions.handle, kvtrim_positions_save), saved(running.handle, kvtrim_running_save),
+              saved(replay.handle, kvtrim_replay_save), saved(statistics.handle, kvtrim_statistics_save),
+              saved(means.handle, kvtrim_means_save), saved(norms.handle, kvtrim_norms_save),
+              saved(newest.handle, kvtrim_queries_save), saved(profile.handle, kvtrim_profile_save)}) {
             all.insert(all.end(), state.begin(), state.end());
-        }
-        for (index_t g = 0; replay.handle != nullptr && g < replay_heads; ++g) {
-            std::vector<float> of_head(4096);
-            const kvtrim_status s = kvtrim_replay_scores(replay.handle, g, of_head.data(), 4096);
-            FUZZ_CHECK(ok(s));
-            const auto* const x = reinterpret_cast<const std::byte*>(of_head.data());
-            all.insert(all.end(), x, x + of_head.size() * sizeof(float));
         }
         all.push_back(static_cast<std::byte>(kvtrim_cascade_layers(cascade.handle)));
         return all;
@@ -351,20 +358,24 @@ class caller {
                 g.indices.push_back(static_cast<std::int32_t>(in.between(0, rows - 1)));
             }
             v.indices = g.indices.data(), v.index_count = std::ssize(g.indices);
-        } else if (element <= KVTRIM_BF16 && layout == KVTRIM_RAGGED) {
+        } else if (layout == KVTRIM_RAGGED) {
             v.layout = layout;
+            v.scale_strides[1] *= in.chance(240) ? 1 : 0;
             g.indptr.push_back(0);
             for (index_t head = 0; head < h; ++head) {
                 g.indptr.push_back(g.indptr.back() + static_cast<std::int32_t>(in.between(0, rows)));
             }
             v.indptr = g.indptr.data();
-        } else if (element <= KVTRIM_BF16) { // pages of up to 4 slots
+        } else { // pages of up to 4 slots
             v.layout = layout;
+            const index_t row_bytes = channels / block_of[element] * size;
             v.page_tokens = in.between(1, 4), v.pages = in.chance(128) ? -1 : 8;
             const bool own = layout == KVTRIM_PAGED_PER_HEAD;
-            v.strides[0] = channels * size;
-            v.strides[1] = (own ? 1 : h) * channels * size;
+            v.strides[0] = row_bytes;
+            v.strides[1] = (own ? 1 : h) * row_bytes;
             v.page_stride = v.page_tokens * v.strides[1];
+            v.scale_strides[0] = v.scale_strides[1], v.scale_strides[1] *= own ? 1 : h;
+            v.scale_page_stride = v.page_tokens * v.scale_strides[1];
             v.table_rows = own ? h : in.between(1, 2), v.row = own ? 0 : v.table_rows - 1;
             const index_t pages = std::min<index_t>(8, (4 << 10) / std::max<index_t>(1, v.page_stride));
             g.indptr.push_back(0);
@@ -394,7 +405,8 @@ class caller {
                                         &v.strides[0],       &v.strides[1],       &v.strides[2],
                                         &v.index_count,      &v.table_rows,       &v.row,
                                         &v.page_tokens,      &v.page_stride,      &v.pages,
-                                        &v.scale_strides[0], &v.scale_strides[1], &v.scale_strides[2]};
+                                        &v.scale_strides[0], &v.scale_strides[1], &v.scale_strides[2],
+                                        &v.scale_page_stride};
             switch (in.between(0, 5)) {
             case 0:
                 v.element = static_cast<std::int32_t>(in.hostile(in.between(0, 13), 64));
@@ -446,6 +458,7 @@ class caller {
             l.values = make_view(heads, tokens, dim, (5 << 10) + own);
             l.queries = make_view(heads * group, queries, dim, (10 << 10) + own);
             l.projection = make_view(heads * group, dim, 3, (14 << 10) + own, true);
+            l.scores = make_view(heads, tokens, 1, (20 << 10) + own);
         }
     }
 
@@ -467,6 +480,7 @@ class caller {
         }
         r.layer_shares_count = in.hostile(2, 8);
         r.layer_shares = counted(shares, r.layer_shares_count);
+        r.profile = profile.get(in);
         damage_size(in, r);
         return r;
     }
@@ -480,9 +494,19 @@ class caller {
     kvtrim_layer make_layer(std::size_t number, const kvtrim_rope* rope) {
         const auto& l = layers[number];
         const auto some = [&](const kvtrim_view& v) { return in.chance(4) ? nullptr : &v; };
-        kvtrim_layer made = {sizeof made,       some(l.keys.v),       some(l.values.v),
-                             some(l.queries.v), some(l.projection.v), replay.get(in),
-                             running.get(in),   statistics.get(in),   rope};
+        kvtrim_layer made = {sizeof made,
+                             some(l.keys.v),
+                             some(l.values.v),
+                             some(l.queries.v),
+                             some(l.projection.v),
+                             replay.get(in),
+                             running.get(in),
+                             statistics.get(in),
+                             rope,
+                             some(l.scores.v),
+                             means.get(in),
+                             in.chance(128) ? norms.get(in) : nullptr,
+                             nullptr};
         damage_size(in, made);
         return made;
     }
@@ -550,8 +574,9 @@ class caller {
                 last = kvtrim_plan_kept(plan)[i];
             }
             std::vector<float> row(most_rows);
+            const kvtrim_view* const rows = (needs & KVTRIM_NEEDS_SCORES) != 0 ? layer.scores : layer.keys;
             FUZZ_CHECK((needs & KVTRIM_NEEDS_REPLAY) != 0 || last < 0 ||
-                       ok(kvtrim_view_read(layer.keys, h, last, 1, row.data(), most_rows)));
+                       ok(kvtrim_view_read(rows, h, last, 1, row.data(), most_rows)));
         }
     }
 
@@ -786,9 +811,19 @@ class caller {
                 [&](auto** s) { return kvtrim_running_create(h, asked(in, in.between(0, 3), 16, 4097), s); });
         const auto loss = static_cast<std::int32_t>(in.hostile(in.between(0, 2), 8));
         const index_t g = asked(in, heads, most_rows, most_heads + 1), t = asked(in, tokens);
-        if (replace(replay, [&](auto** s) { return kvtrim_replay_create(g, t, loss, s); })) {
-            replay_heads = g;
-        }
+        replace(replay, [&](auto** s) { return kvtrim_replay_create(g, t, loss, s); });
+        const kvtrim_rope rope = make_rope();
+        replace(means, [&](auto** s) {
+            return kvtrim_means_create(asked(in, heads * group, most_rows, most_heads + 1), asked(in, dim),
+                                       &rope, s);
+        });
+        replace(norms, [&](auto** s) { return kvtrim_norms_create(h, s); });
+        replace(newest, [&](auto** s) {
+            return kvtrim_queries_create(asked(in, heads * group, most_rows, most_heads + 1), asked(in, 2),
+                                         asked(in, dim), asked(in, 1),
+                                         static_cast<std::int32_t>(in.hostile(in.between(0, 2), 8)), s);
+        });
+        replace(profile, [&](auto** s) { return kvtrim_profile_create(s); });
         replace(statistics, [&](auto** s) {
             return kvtrim_statistics_create(asked(in, heads * group, most_rows, most_heads + 1),
                                             asked(in, dim), in.hostile(0), s);
@@ -888,7 +923,18 @@ class caller {
         fill(c);
         const kvtrim_request request = make_request();
         kvtrim_replay* const r = replay.get(in);
-        switch (in.between(0, 4)) {
+        switch (in.between(0, 6)) {
+        case 4:
+            return restore(r, kvtrim_replay_save, kvtrim_replay_restore);
+        case 5:
+            done(access::reads, [&] {
+                return kvtrim_replay_add_part(r, c.all.data(), &request, in.hostile(0), in.hostile(tokens),
+                                              in.hostile(1), context.get(in));
+            });
+            break;
+        case 6:
+            done(access::reads, [&] { return kvtrim_replay_weigh(r, norms.get(in)); });
+            break;
         case 0:
             done(access::reads,
                  [&] { return kvtrim_replay_add(r, c.all.data(), &request, context.get(in)); });
@@ -910,6 +956,175 @@ class caller {
                                             std::min(std::ssize(out), in.hostile(std::ssize(out))));
             });
         }
+    }
+    // Tables of queries and scores, and what is kept beside tokens.
+    void use_tables() {
+        call_layers c;
+        fill(c);
+        const kvtrim_request r = make_request();
+        const kvtrim_view* const q = in.chance(4) ? nullptr : &layers[0].queries.v;
+        const index_t count = asked(in, in.between(0, 3));
+        switch (in.between(0, 11)) {
+        case 0:
+            done(access::reads,
+                 [&] { return kvtrim_statistics_add(statistics.get(in), q, context.get(in)); });
+            break;
+        case 1:
+            return restore(statistics.get(in), kvtrim_statistics_save, kvtrim_statistics_restore);
+        case 2:
+            done(access::reads, [&] { return kvtrim_means_add(means.get(in), q, context.get(in)); });
+            break;
+        case 3:
+            return restore(means.get(in), kvtrim_means_save, kvtrim_means_restore);
+        case 4:
+            done(access::reads, [&] {
+                return kvtrim_profile_add(profile.get(in), policy.get(in), c.all.data(), c.count, &r,
+                                          context.get(in));
+            });
+            break;
+        case 5:
+            return restore(profile.get(in), kvtrim_profile_save, kvtrim_profile_restore);
+        case 6:
+            done(access::reads, [&] { return kvtrim_queries_append(newest.get(in), q); });
+            break;
+        case 7: {
+            kvtrim_view shown = {};
+            if (ok(kvtrim_queries_view(newest.get(in), in.hostile(0), &shown))) {
+                FUZZ_CHECK(ok(kvtrim_view_validate(&shown)));
+            }
+            break;
+        }
+        case 8:
+            done(access::reads, [&] { return kvtrim_queries_rollback(newest.get(in), count); });
+            return restore(newest.get(in), kvtrim_queries_save, kvtrim_queries_restore);
+        case 9:
+            done(access::reads, [&] {
+                return kvtrim_norms_append(norms.get(in), c.all.data(), asked(in, tokens), context.get(in));
+            });
+            break;
+        case 10:
+            done(access::reads, [&] { return kvtrim_norms_rollback(norms.get(in), count); });
+            done(access::reads, [&] { return kvtrim_norms_compact(norms.get(in), plans[0].get(in)); });
+            break;
+        default:
+            restore(norms.get(in), kvtrim_norms_save, kvtrim_norms_restore);
+        }
+    }
+    // One token set for all heads, its edits, and tables of pages and moves.
+    void use_cells() {
+        call_layers c;
+        fill(c);
+        const kvtrim_request r = make_request();
+        owner<kvtrim_cells> cells{kvtrim_cells_destroy};
+        const auto fold = static_cast<std::int32_t>(in.hostile(in.between(0, 2), 8));
+        if (ok(kvtrim_cells_create(&r, asked(in, tokens), fold, &cells.handle))) {
+            done(access::reads, [&] {
+                return kvtrim_cells_add(cells.get(in), policy.get(in), c.all.data(), context.get(in));
+            });
+            done(access::reads, [&] { return kvtrim_cells_plan(cells.get(in), plans[1].get(in)); });
+        }
+        int32s at;
+        for (index_t i = 0; i < tokens; ++i) {
+            at.push_back((i == 0 ? 0 : at.back()) + static_cast<std::int32_t>(in.between(0, 2)));
+        }
+        damage(in, at);
+        kvtrim_cell_edit e = {sizeof e, nullptr, in.hostile(tokens, 8), in.hostile(-1), 0, 0, -1, -1};
+        e.close = static_cast<std::int32_t>(in.hostile(in.between(0, 2), 8));
+        e.positions = counted(at, e.position_count);
+        damage_size(in, e);
+        std::vector<index_t> list(256);
+        index_t needed = -1;
+        const index_t room = std::min<index_t>(256, in.hostile(256));
+        const bool edited = done(access::reads, [&] {
+            return kvtrim_edit_cells(plans[1].get(in), &e, in.chance(4) ? nullptr : list.data(), room,
+                                     &needed);
+        });
+        FUZZ_CHECK(edited == (e.kept_cells != -1) && (!edited || needed % 3 == 0));
+        done(access::reads, [&] {
+            return kvtrim_plan_whole_positions(plans[1].get(in), e.positions, e.position_count,
+                                               plans[0].get(in));
+        });
+        use_flat_and_mirror();
+        const index_t page_tokens = in.hostile(in.between(1, 4));
+        done(access::reads, [&] {
+            return kvtrim_plan_removed(plans[0].get(in), in.hostile(0), asked(in, tokens, 64), list.data(),
+                                       room, &needed);
+        });
+        done(access::reads, [&] {
+            const index_t count = in.hostile(tokens), pages = in.hostile(4);
+            return kvtrim_score_pages(counted(weights, count), count, page_tokens,
+                                      static_cast<std::int32_t>(in.hostile(in.between(0, 2), 8)),
+                                      pages > std::ssize(out) ? nullptr : out.data(), pages);
+        });
+        done(access::reads, [&] {
+            return kvtrim_expand_pages(plans[0].get(in), page_tokens, asked(in, tokens), plans[1].get(in),
+                                       context.get(in));
+        });
+        const kvtrim_plan* const moved[] = {plans[0].get(in), plans[1].get(in)};
+        const index_t first[] = {in.hostile(0), in.hostile(0)};
+        int32s offsets(3), sources(256);
+        const index_t places = std::min<index_t>(256, in.hostile(256));
+        done(access::reads, [&] {
+            return kvtrim_move_sources(moved, asked(in, in.between(0, 2), 2, most_heads + 1), first,
+                                       offsets.data(), sources.data(), places, &needed);
+        });
+    }
+    // Tables that are made for this step: a refused call leaves them as they were.
+    void use_flat_and_mirror() {
+        owner<kvtrim_flat> flat{kvtrim_flat_destroy};
+        owner<kvtrim_mirror> mirror{kvtrim_mirror_destroy};
+        const auto tables = [&] {
+            bytes all;
+            for (const kvtrim_ints list : {kvtrim_flat_begins(flat.handle), kvtrim_flat_lengths(flat.handle),
+                                           kvtrim_mirror_positions(mirror.handle)}) {
+                append_ints(all, list);
+            }
+            return all;
+        };
+        const auto kept_if_refused = [&](auto&& call) {
+            const bytes before = tables();
+            const bool is_done = ok(call());
+            FUZZ_CHECK(is_done || tables() == before);
+            return is_done;
+        };
+        std::vector<index_t> list(64), cells{2, 0, 5, 3};
+        index_t needed = -1;
+        static_cast<void>(
+            ok(kvtrim_flat_create(asked(in, heads, most_rows, most_heads + 1), 0, &flat.handle)));
+        static_cast<void>(ok(kvtrim_mirror_create(asked(in, 8), &mirror.handle)));
+        kept_if_refused([&] { return kvtrim_flat_assign(flat.get(in), plans[0].get(in)); });
+        for (int i = 0; i < 2; ++i) {
+            kept_if_refused([&] { return kvtrim_flat_append(flat.get(in), in.hostile(1)); });
+            const index_t rows = in.hostile(64), room = std::min<index_t>(64, in.hostile(64));
+            if (kept_if_refused(
+                    [&] { return kvtrim_flat_spread(flat.get(in), rows, list.data(), room, &needed); })) {
+                for (index_t m = 0; m < needed; m += 3) {
+                    const auto at = static_cast<std::size_t>(m);
+                    FUZZ_CHECK(list[at] >= 0 && list[at + 1] >= 0 && list[at + 1] + list[at + 2] <= rows);
+                }
+            }
+            kept_if_refused([&] { return kvtrim_flat_compact(flat.get(in), plans[in.chance(128)].get(in)); });
+        }
+        int32s at{0, 1, 2, 3};
+        damage(in, cells), damage(in, at);
+        const auto sequence = [&] { return static_cast<std::int32_t>(in.hostile(in.between(0, 1), 8)); };
+        const index_t count = std::min<index_t>(4, in.hostile(4));
+        kept_if_refused(
+            [&] { return kvtrim_mirror_fill(mirror.get(in), sequence(), cells.data(), at.data(), count); });
+        kept_if_refused([&] { return kvtrim_mirror_copy(mirror.get(in), sequence(), sequence()); });
+        kept_if_refused([&] {
+            return kvtrim_mirror_shift(mirror.get(in), sequence(), in.hostile(1), in.hostile(-1),
+                                       in.hostile(1));
+        });
+        kept_if_refused(
+            [&] { return kvtrim_mirror_remove(mirror.get(in), sequence(), in.hostile(0), in.hostile(2)); });
+        kept_if_refused([&] { return kvtrim_mirror_restore(mirror.get(in), sequence()); });
+        int32s listed(8);
+        index_t found = -1;
+        const index_t places = std::min<index_t>(8, in.hostile(8));
+        const bool is_listed =
+            ok(kvtrim_mirror_list(mirror.get(in), sequence(), 0, listed.data(), places, &found, &needed));
+        FUZZ_CHECK(is_listed == (found != -1));
     }
     void use_cascade() {
         call_layers c;
@@ -1013,10 +1228,10 @@ class caller {
     fuzz::input& in;
     bytes arena;
     std::vector<float> out;
-    index_t heads = 0, group = 0, tokens = 0, queries = 0, dim = 0, replay_heads = 0;
+    index_t heads = 0, group = 0, tokens = 0, queries = 0, dim = 0;
     std::int32_t needs = 0;
     struct layer_views {
-        view keys, values, queries, projection;
+        view keys, values, queries, projection, scores;
     };
     std::array<layer_views, 2> layers;
     std::vector<float> logits = std::vector<float>(8, 0.5f), frequencies = {1, 0.5f, 0.25f, 0.125f},
@@ -1033,6 +1248,10 @@ class caller {
     owner<kvtrim_running> running{kvtrim_running_destroy};
     owner<kvtrim_replay> replay{kvtrim_replay_destroy};
     owner<kvtrim_statistics> statistics{kvtrim_statistics_destroy};
+    owner<kvtrim_means> means{kvtrim_means_destroy};
+    owner<kvtrim_norms> norms{kvtrim_norms_destroy};
+    owner<kvtrim_queries> newest{kvtrim_queries_destroy};
+    owner<kvtrim_profile> profile{kvtrim_profile_destroy};
     owner<kvtrim_cascade> cascade{kvtrim_cascade_destroy};
 };
 

@@ -12,15 +12,15 @@ Through ctypes over the library's C interface: nothing is compiled against Pytho
 a pointer with strides either way.
 """
 from ._c import lib as _lib
-from ._core import (Code, Layer, Needs, Option, Plan, Policy, PolicyInfo, Refused, Replay, Request, Rope, Scores, Statistics,
-                    compact_in_place, compact_to_flat, gather, plan, plan_layers, policies, scores)
+from ._core import (Code, Layer, Means, Needs, Option, Plan, Policy, PolicyInfo, Profile, Refused, Replay, Request, Rope, Scores, State,
+                    Statistics, compact_in_place, compact_to_flat, gather, layer_preference, plan, plan_layers, policies, scores)
 from ._rows import Rows, RowsLike, SupportsDLPack
 
 __version__: str = _lib.kvtrim_version().decode()
 cpu_level: str = _lib.kvtrim_cpu_level().decode()
 
 __all__ = [
-    "Code", "Layer", "Needs", "Option", "Plan", "Policy", "PolicyInfo", "Refused", "Replay", "Request", "Rope", "Rows", "RowsLike",
-    "Scores", "Statistics", "SupportsDLPack", "compact_in_place", "compact_to_flat", "cpu_level", "gather", "plan", "plan_layers",
-    "policies", "scores",
+    "Code", "Layer", "Means", "Needs", "Option", "Plan", "Policy", "PolicyInfo", "Profile", "Refused", "Replay", "Request", "Rope", "Rows",
+    "RowsLike", "Scores", "State", "Statistics", "SupportsDLPack", "compact_in_place", "compact_to_flat", "cpu_level", "gather",
+    "layer_preference", "plan", "plan_layers", "policies", "scores",
 ]

@@ -36,7 +36,7 @@ class View(_Sized):
         ("indices", POINTER(c_int32)), ("index_count", c_int64), ("indptr", POINTER(c_int32)),
         ("last_page", POINTER(c_int32)), ("table_rows", c_int64), ("row", c_int64), ("page_tokens", c_int64),
         ("page_stride", c_int64), ("pages", c_int64), ("scales", POINTER(c_float)), ("zeros", POINTER(c_float)),
-        ("scale_strides", c_int64 * 3),
+        ("scale_strides", c_int64 * 3), ("scale_page_stride", c_int64),
     ]
 
 
@@ -62,7 +62,8 @@ class Layer(_Sized):
     _fields_ = [
         ("size", c_size_t), ("keys", POINTER(View)), ("values", POINTER(View)), ("queries", POINTER(View)),
         ("output_projection", POINTER(View)), ("replay", c_void_p), ("running", c_void_p),
-        ("statistics", c_void_p), ("rope", POINTER(Rope)),
+        ("statistics", c_void_p), ("rope", POINTER(Rope)), ("scores", POINTER(View)), ("means", c_void_p),
+        ("norms", c_void_p), ("projection", c_void_p),
     ]
 
 
@@ -72,13 +73,15 @@ class Request(_Sized):
         ("soft_cap", c_float), ("reserved", c_int32), ("sink_tokens", c_int64), ("pinned_tokens", c_int64),
         ("window_tokens", c_int64), ("rollback_tokens", c_int64), ("sliding_window", c_int64),
         ("sink_logits", POINTER(c_float)), ("sink_logits_count", c_int64), ("layer_shares", POINTER(c_double)),
-        ("layer_shares_count", c_int64),
+        ("layer_shares_count", c_int64), ("profile", c_void_p),
     ]
 
 
 Int32s, Int64s, Floats = POINTER(c_int32), POINTER(c_int64), POINTER(c_float)
 Views, Layers, Requests = POINTER(View), POINTER(Layer), POINTER(Request)
 Handle, Made = c_void_p, POINTER(c_void_p)
+
+_STATES = ("replay", "statistics", "means", "profile")
 
 FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what it returns, and its arguments
     "api_version": (c_int32,),
@@ -117,6 +120,17 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what it returns, and its arguments
     "statistics_create": (Status, c_int64, c_int64, c_int64, Made),
     "statistics_destroy": (None, Handle),
     "statistics_add": (Status, Handle, Views, Handle),
+    "means_create": (Status, c_int64, c_int64, POINTER(Rope), Made),
+    "means_destroy": (None, Handle),
+    "means_add": (Status, Handle, Views, Handle),
+    "profile_create": (Status, Made),
+    "profile_destroy": (None, Handle),
+    "profile_add": (Status, Handle, Handle, Layers, c_int64, Requests, Handle),
+    "profile_prompts": (c_int64, Handle),
+    "profile_rows": (c_int64, Handle),
+    "layer_preference": (Status, Layers, Requests, c_double, c_double, POINTER(c_double), Handle),
+    **{f"{state}_save": (Status, Handle, c_void_p, c_int64, Int64s) for state in _STATES},
+    **{f"{state}_restore": (Status, Handle, c_void_p, c_int64) for state in _STATES},
 }
 
 

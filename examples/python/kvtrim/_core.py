@@ -111,6 +111,10 @@ class Needs(enum.IntFlag):
     LAYER_SHARES = 64
     TAKES_LAYERS = 128
     TAKES_CASCADE = 256
+    SCORES = 512
+    MEANS = 1024
+    PROFILE = 2048
+    TAKES_NORMS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +214,7 @@ class Layer:
     values             [kv_heads, tokens, value_dim]
     queries            [q_heads, queries, head_dim], the newest ones
     output_projection  [q_heads, value_dim, hidden]: W_O. Of torch: o_proj.weight.detach().view(hidden, q_heads, -1).permute(1, 2, 0)
+    scores             [kv_heads, tokens] of your own, for "given" and the policies of thresholds, which read nothing else
     """
 
     keys: RowsLike | None = None
@@ -219,6 +224,8 @@ class Layer:
     replay: "Replay | None" = None
     statistics: "Statistics | None" = None
     rope: Rope | None = None
+    scores: RowsLike | None = None
+    means: "Means | None" = None
 
 
 class Options(TypedDict, total=False):
@@ -231,6 +238,7 @@ class Options(TypedDict, total=False):
     scale            of the logits, 1 / sqrt(head_dim) if not given
     soft_cap, sliding_window, sink_logits [q_heads]   of the model's attention
     layer_shares     [layers], for policies that take them
+    profile          for policies that take one
     """
 
     sink_tokens: int
@@ -242,6 +250,7 @@ class Options(TypedDict, total=False):
     sliding_window: int
     sink_logits: Sequence[float] | npt.NDArray[Any]
     layer_shares: Sequence[float] | npt.NDArray[Any]
+    profile: "Profile"
 
 
 class Request(Options, total=False):
@@ -265,20 +274,27 @@ def _numbers(given: Any, kind: Any, keep: list[Any]) -> tuple[Any, int]:
     return table.ctypes.data_as(ctypes.POINTER(kind)), table.size
 
 
+def _c_rope(rope: Rope, keep: list[Any]) -> Any:
+    pointer, pairs = _numbers(rope.inverse_frequencies, ctypes.c_float, keep)
+    return ctypes.pointer(_c.Rope(inverse_frequencies=pointer, pairs=pairs, interleaved=rope.interleaved,
+                                  attention_factor=rope.attention_factor))
+
+
 def _c_layer(layer: Layer, keep: list[Any]) -> _c.Layer:
     made = _c.Layer()
     for name in ("keys", "values", "queries", "output_projection"):
         view = view_of(getattr(layer, name), keep)
         if view is not None:
             setattr(made, name, view)
-    for name in ("replay", "statistics"):
+    if layer.scores is not None:
+        rows: Any = layer.scores
+        made.scores = view_of(rows if isinstance(rows, Rows) or getattr(rows, "ndim", 3) != 2 else rows[:, :, None], keep)
+    for name in ("replay", "statistics", "means"):
         state = getattr(layer, name)
         if state is not None:
             setattr(made, name, state._as_parameter_)
     if layer.rope is not None:
-        pointer, pairs = _numbers(layer.rope.inverse_frequencies, ctypes.c_float, keep)
-        made.rope = ctypes.pointer(_c.Rope(inverse_frequencies=pointer, pairs=pairs, interleaved=layer.rope.interleaved,
-                                           attention_factor=layer.rope.attention_factor))
+        made.rope = _c_rope(layer.rope, keep)
     keep.append(layer)
     return made
 
@@ -300,6 +316,9 @@ def _c_request(first: _c.Layer, options: dict[str, Any], keep: list[Any]) -> _c.
             setattr(request, f"{name}_count", count)
         elif name in ("scale", "soft_cap"):
             setattr(request, name, value)
+        elif name == "profile":
+            keep.append(value)
+            request.profile = value._as_parameter_
         else:  # NumPy refuses what 64 bits cannot hold; ctypes would cut it
             setattr(request, "budget_tokens" if name == "budget" else name, int(np.int64(operator.index(value))))
     return request
@@ -411,10 +430,10 @@ def plan_layers(policy: PolicyLike, layers: Sequence[Layer], **request: Unpack[R
 
 def plan(policy: PolicyLike, keys: RowsLike | None = None, queries: RowsLike | None = None, values: RowsLike | None = None,
          output_projection: RowsLike | None = None, *, replay: Replay | None = None, statistics: Statistics | None = None,
-         rope: Rope | None = None, **request: Unpack[Request]) -> Plan:
+         rope: Rope | None = None, scores: RowsLike | None = None, means: Means | None = None, **request: Unpack[Request]) -> Plan:
     """Decides which rows of one layer stay: plan("snapkv", keys, queries, budget=200, sink_tokens=4). Shapes: those of Layer;
     errors: those of plan_layers."""
-    layer = Layer(keys, queries, values, output_projection, replay, statistics, rope)
+    layer = Layer(keys, queries, values, output_projection, replay, statistics, rope, scores, means)
     return plan_layers(policy, [layer], **request)[0]
 
 
@@ -439,10 +458,10 @@ class Scores(_RaggedRows):
 
 def scores(policy: PolicyLike, keys: RowsLike | None = None, queries: RowsLike | None = None, values: RowsLike | None = None,
            output_projection: RowsLike | None = None, *, replay: Replay | None = None, statistics: Statistics | None = None,
-           rope: Rope | None = None, **request: Unpack[Options]) -> Scores:
+           rope: Rope | None = None, means: Means | None = None, **request: Unpack[Options]) -> Scores:
     """The scores alone, of one layer; arguments and errors are those of plan(), but for the budget, which is not needed."""
     keep: list[Any] = []
-    layer = _c_layer(Layer(keys, queries, values, output_projection, replay, statistics, rope), keep)
+    layer = _c_layer(Layer(keys, queries, values, output_projection, replay, statistics, rope, means=means), keep)
     asked = _c_request(layer, dict(request), keep)
     handle = Handle("scores")
     check(lib.kvtrim_score_layer(policy_of(policy), ctypes.byref(layer), ctypes.byref(asked), handle, context()))
@@ -487,18 +506,41 @@ def gather(plan: Plan, rows: RowsLike, out: npt.NDArray[Any] | SupportsDLPack | 
 # ---- What some policies read beside a layer ----
 
 
-class Replay(Handle):
+class State(Handle):
+    """An object that becomes bytes and comes back: for a file, another process, a request that is swapped out. Read by the version of
+    the library that wrote them."""
+
+    _kind: str
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(self._kind, *arguments)
+
+    def save(self) -> bytes:
+        needed = ctypes.c_int64()
+        save = getattr(lib, f"kvtrim_{self._kind}_save")
+        save(self, None, 0, ctypes.byref(needed))  # asks
+        out = ctypes.create_string_buffer(needed.value)
+        check(save(self, out, needed.value, ctypes.byref(needed)))
+        return out.raw
+
+    def restore(self, saved: bytes) -> None:
+        """Error: Refused for bytes that are no such state; this one then stays as it was."""
+        check(getattr(lib, f"kvtrim_{self._kind}_restore")(self, saved, len(saved)))
+
+
+class Replay(State):
     """What a second pass over the prompt wants of each cached token (KVzip), for the policies that need a replay; one per layer.
 
     loss  "attention_maximum", "output_maximum" or "output_square_sum"; the two of outputs read values and, if given, W_O
     """
 
+    _kind = "replay"
     LOSSES = ("attention_maximum", "output_maximum", "output_square_sum")
 
     def __init__(self, kv_heads: int, tokens: int, loss: str = "attention_maximum") -> None:
         if loss not in self.LOSSES:
             raise ValueError(f"loss is one of {', '.join(self.LOSSES)}, not {loss!r}")
-        super().__init__("replay", kv_heads, tokens, self.LOSSES.index(loss))
+        super().__init__(kv_heads, tokens, self.LOSSES.index(loss))
 
     def add(self, layer: Layer, **request: Unpack[Options]) -> None:
         """Adds the next queries of the replay and the cache they saw; of the request only attention options are read."""
@@ -519,13 +561,62 @@ class Replay(Handle):
         return out
 
 
-class Statistics(Handle):
+class Statistics(State):
     """Mean and covariance of the queries before RoPE, from position skip_positions on, for "expected_attention"; one per layer."""
 
+    _kind = "statistics"
+
     def __init__(self, q_heads: int, head_dim: int, skip_positions: int = 0) -> None:
-        super().__init__("statistics", q_heads, head_dim, skip_positions)
+        super().__init__(q_heads, head_dim, skip_positions)
 
     def add(self, queries: RowsLike) -> None:
         """Adds the sequence's next queries [q_heads, any number, head_dim], before RoPE."""
         keep: list[Any] = []
         check(lib.kvtrim_statistics_add(self, view_of(queries, keep), context()))
+
+
+class Means(State):
+    """Mean query before RoPE of any text, for "triattention"; made once per model layer."""
+
+    _kind = "means"
+
+    def __init__(self, q_heads: int, head_dim: int, rope: Rope) -> None:
+        super().__init__(q_heads, head_dim, _c_rope(rope, []))
+
+    def add(self, queries: RowsLike) -> None:
+        """Adds queries [q_heads, any number, head_dim], before RoPE."""
+        keep: list[Any] = []
+        check(lib.kvtrim_means_add(self, view_of(queries, keep), context()))
+
+
+class Profile(State):
+    """How scores fall in each (layer, KV head) row, over prompts, for "profiled"; made once per model."""
+
+    _kind = "profile"
+
+    def add(self, policy: PolicyLike, layers: Sequence[Layer], **request: Unpack[Options]) -> None:
+        """Adds one prompt: what the policy ("layer_replay") scores in all of its layers."""
+        keep: list[Any] = []
+        made = [_c_layer(layer, keep) for layer in layers]
+        asked = _c_request(made[0] if made else _c.Layer(), dict(request), keep)
+        check(lib.kvtrim_profile_add(self, policy_of(policy), (_c.Layer * len(made))(*made), len(made), ctypes.byref(asked), context()))
+
+    @property
+    def prompts(self) -> int:
+        """Prompts added."""
+        return int(lib.kvtrim_profile_prompts(self))
+
+    @property
+    def rows(self) -> int:
+        """(layer, KV head) rows, 0 before the first prompt."""
+        return int(lib.kvtrim_profile_rows(self))
+
+
+def layer_preference(layer: Layer, *, tau1: float = 0, tau2: float = 0, **request: Unpack[Options]) -> float:
+    """How much of the cache a layer should get by the spread of its attention: layer_shares of "cake". A tau of 0: the authors'."""
+    keep: list[Any] = []
+    made = _c_layer(layer, keep)
+    asked = _c_request(made, dict(request), keep)
+    found = ctypes.c_double()
+    check(lib.kvtrim_layer_preference(ctypes.byref(made), ctypes.byref(asked), tau1, tau2, ctypes.byref(found), context()))
+    return found.value

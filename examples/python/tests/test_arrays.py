@@ -201,3 +201,47 @@ def test_replay_scores_choose_its_rows(layer):
     np.testing.assert_allclose(scores, (weights / weights.sum(axis=1, keepdims=True)).max(axis=0), rtol=1e-4)
     plan = kvtrim.plan("replay_uniform", replay=replay, budget=10)
     assert set(plan[0]) == set(np.argsort(-scores, kind="stable")[:10])
+
+
+def test_scores_of_ones_own_choose_rows_up_to_a_budget_or_a_threshold(rng):
+    scores = rng.random((2, 100), dtype=np.float32)
+    plan = kvtrim.plan("given", scores=scores, budget=10)
+    assert [set(row) for row in plan] == [set(np.argsort(-row)[:10]) for row in scores]
+    above = kvtrim.plan(kvtrim.Policy("above_threshold", threshold=0.75), scores=scores, budget=100)
+    assert [row.tolist() for row in above] == [np.flatnonzero(row > 0.75).tolist() for row in scores]
+    assert same(kvtrim.plan("given", scores=kvtrim.Rows(scores[:, :, None]), budget=10), plan)
+    layers = [kvtrim.Layer(scores=scores), kvtrim.Layer(scores=scores[::-1])]
+    together = kvtrim.plan_layers("layer_given", layers, budget=10)
+    assert sum(len(plan.indices) for plan in together) == 40 and same(together[0], kvtrim.plan("ada_given", scores=scores, budget=10))
+
+
+def test_states_come_back_from_their_bytes(layer):
+    keys, queries, values = layer
+    rope = kvtrim.Rope(0.1 ** np.arange(8))
+    statistics, means, replay = kvtrim.Statistics(4, 16), kvtrim.Means(4, 16, rope), kvtrim.Replay(2, 100)
+    statistics.add(queries), means.add(queries), replay.add(kvtrim.Layer(keys, queries))
+    profile = kvtrim.Profile()
+    layers = [kvtrim.Layer(replay=replay)] * 2
+    profile.add("layer_replay", layers)
+    assert (profile.prompts, profile.rows) == (1, 4)
+    others = kvtrim.Statistics(1, 1), kvtrim.Means(1, 16, rope), kvtrim.Replay(1, 1), kvtrim.Profile()
+    for state, other in zip((statistics, means, replay, profile), others):
+        with pytest.raises(kvtrim.Refused):
+            other.restore(state.save()[:-1])
+        other.restore(state.save())
+        assert other.save() == state.save()
+    plans = lambda statistics, means, replay, profile: [
+        kvtrim.plan("expected_attention", keys, values=values, statistics=statistics, rope=rope, budget=20),
+        kvtrim.plan("triattention", keys, means=means, rope=rope, budget=20),
+        kvtrim.plan("replay", replay=replay, budget=20),
+        *kvtrim.plan_layers("profiled", [kvtrim.Layer(replay=replay)] * 2, profile=profile, budget=20)]
+    assert all(map(same, plans(statistics, means, replay, profile), plans(*others)))
+
+
+def test_preferences_of_layers_are_the_shares_of_cake(layer):
+    keys, queries, _ = layer
+    layers = [kvtrim.Layer(keys, queries), kvtrim.Layer(keys * 3, queries)]  # attention that is sharper
+    shares = [kvtrim.layer_preference(layer) for layer in layers]
+    assert shares[0] != shares[1] and min(shares) > 0 and shares[0] == kvtrim.layer_preference(layers[0], tau1=1.6, tau2=0.6)
+    plans = kvtrim.plan_layers("cake", layers, budget=30, layer_shares=shares)
+    assert (len(plans[0].indices) > len(plans[1].indices)) == (shares[0] > shares[1])

@@ -55,7 +55,7 @@ def test_policies_are_listed_with_their_options():
     pooling = next(option for option in listed["snapkv"].options if option.name == "pooling")
     assert pooling.default == "average" and "maximum" in pooling.choices
     assert listed["layer_defensivekv"].needs == (kvtrim.Needs.VALUES | kvtrim.Needs.QUERIES | kvtrim.Needs.OUTPUT_PROJECTION |
-                                                 kvtrim.Needs.TAKES_LAYERS | kvtrim.Needs.TAKES_CASCADE)
+                                                 kvtrim.Needs.TAKES_LAYERS | kvtrim.Needs.TAKES_CASCADE | kvtrim.Needs.TAKES_NORMS)
 
 
 @pytest.mark.parametrize("wrong, complaint", [

@@ -55,12 +55,15 @@ namespace detail {
     const bool ascends =
         plan.check_invariants([](index_t) { return std::numeric_limits<keep_plan::table_index>::max(); });
     if (!ascends) { return {errc::plan_mismatch, "write_move_sources: the rows of a plan must ascend"}; }
+    if (first < 0) {
+        return {errc::invalid_parameter, "write_move_sources: a first destination must not be negative"};
+    }
     for (index_t h = 0; h < kv_heads; ++h) {
         if (plan.kept_tokens(h) != plan.kept_tokens(0)) {
             return {errc::rows_differ, "write_move_sources: all heads must keep equally many tokens"};
         }
         const auto row = plan.row(h);
-        if (first < 0 || first > std::ssize(row)) {
+        if (first > std::ssize(row)) {
             return {errc::plan_mismatch, "write_move_sources: a plan keeps less than the prefix", first};
         }
         // Rows ascend from 0 on, so the prefix is whole if its last token stands at its own place.

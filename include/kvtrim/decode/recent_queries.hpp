@@ -157,7 +157,9 @@ class recent_queries {
             return {};
         }
     };
-    static constexpr std::uint32_t tag = 0x30714B54 + (sizeof(T) << 24);
+    // Bytes of one element are not read as those of another.
+    static constexpr std::uint32_t tag =
+        0x30714B54 + (sizeof(T) << 24) + (std::is_same_v<T, bf16> ? std::uint32_t{1} << 24 : 0);
 
     [[nodiscard]] index_t capacity() const { return shape_.capacity; }
     [[nodiscard]] index_t slot_of(index_t number) const { return number % capacity(); }
