@@ -190,8 +190,9 @@ KVTRIM_API kvtrim_status kvtrim_mirror_list(const kvtrim_mirror* mirror, int32_t
                                             int64_t* listed, int64_t* shared_prefix);
 /** [cells] positions, -1 where a cell is free. */
 KVTRIM_API kvtrim_ints kvtrim_mirror_positions(const kvtrim_mirror* mirror);
-/** Cells of a sequence; one past the highest cell in use by any. */
+/** Cells of a sequence. */
 KVTRIM_API int64_t kvtrim_mirror_used(const kvtrim_mirror* mirror, int32_t sequence);
+/** One past the highest cell in use by any sequence. */
 KVTRIM_API int64_t kvtrim_mirror_end_of_use(const kvtrim_mirror* mirror);
 
 /* ---- Contexts ---- */
@@ -481,8 +482,9 @@ KVTRIM_API kvtrim_status kvtrim_flat_compact(kvtrim_flat* flat, const kvtrim_pla
  * arrays. Arguments as kvtrim_plan_removed; only with room for the list is anything changed. */
 KVTRIM_API kvtrim_status kvtrim_flat_spread(kvtrim_flat* flat, int64_t rows, int64_t* out, int64_t out_count,
                                             int64_t* needed);
-/** [kv_heads + 1] where heads begin, the last is the capacity; [kv_heads] rows of each. */
+/** [kv_heads + 1] where heads begin, the last is the capacity. */
 KVTRIM_API kvtrim_ints kvtrim_flat_begins(const kvtrim_flat* flat);
+/** [kv_heads] rows of each head. */
 KVTRIM_API kvtrim_ints kvtrim_flat_lengths(const kvtrim_flat* flat);
 /** Makes a view of an array, from kvtrim_view_init, RAGGED by these tables: valid until the object changes. */
 KVTRIM_API kvtrim_status kvtrim_flat_view(const kvtrim_flat* flat, kvtrim_view* view);
@@ -731,8 +733,9 @@ KVTRIM_API void kvtrim_profile_destroy(kvtrim_profile* profile);
 KVTRIM_API kvtrim_status kvtrim_profile_add(kvtrim_profile* profile, const kvtrim_policy* policy,
                                             const kvtrim_layer* layers, int64_t layer_count,
                                             const kvtrim_request* request, kvtrim_context* context);
-/** Prompts added; rows of all layers, 0 before the first. */
+/** Prompts added. */
 KVTRIM_API int64_t kvtrim_profile_prompts(const kvtrim_profile* profile);
+/** Rows of all layers, 0 before the first prompt. */
 KVTRIM_API int64_t kvtrim_profile_rows(const kvtrim_profile* profile);
 KVTRIM_API kvtrim_status kvtrim_profile_save(const kvtrim_profile* profile, void* out, int64_t out_bytes,
                                              int64_t* needed);
