@@ -89,6 +89,12 @@ struct paged_layer {
     }
 };
 
+// What asking the table costs; planning and making its moves, the rows below, ask it too.
+void check_table(benchmark::State& state) {
+    const paged_layer layer(1, 1);
+    for (auto _ : state) { check(state, kvtrim::validate(layer.table(), pages, page_tokens)); }
+}
+
 void plan_moves(benchmark::State& state, index_t sets, kvtrim::move_order order) {
     const paged_layer layer(sets, sets);
     kvtrim::growing_workspace memory;
@@ -185,6 +191,7 @@ void milliseconds(benchmark::internal::Benchmark* b) {
 }
 
 using kvtrim::move_order;
+BENCHMARK(check_table)->Name("page_moves/check_table");
 BENCHMARK_CAPTURE(plan_moves, fewest, 1, move_order::fewest)
     ->Name("page_moves/plan/fewest")
     ->Apply(milliseconds);

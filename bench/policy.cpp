@@ -48,6 +48,12 @@ void by_attention(benchmark::State& state, const Policy& policy) {
     run(state, data, data.inputs(), policy, {score_work(data)});
 }
 
+// What asking the inputs costs; each call asks them.
+void check_inputs(benchmark::State& state) {
+    const auto& data = shared_layer<element>(state.range(0));
+    for (auto _ : state) { check(state, kvtrim::snapkv().validate(data.inputs(), data.request())); }
+}
+
 template <class Policy>
 void by_gram_norms(benchmark::State& state, const Policy& policy) {
     static const kvtrim::gram_projection gram(
@@ -65,6 +71,7 @@ void by_exact_norms(benchmark::State& state, const Policy& policy) {
 }
 
 BENCHMARK_CAPTURE(by_attention, snapkv, kvtrim::snapkv())->Name("policy/snapkv")->Apply(token_counts);
+BENCHMARK(check_inputs)->Name("policy/check_inputs")->Apply(token_counts);
 BENCHMARK_CAPTURE(by_attention, ada_snapkv, kvtrim::ada_snapkv())
     ->Name("policy/ada_snapkv")
     ->Apply(token_counts);

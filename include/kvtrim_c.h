@@ -17,7 +17,8 @@
  *     if (s.code == KVTRIM_OK) { s = kvtrim_compact_in_place(&keys, &values, plan); }
  *
  * Answers: every call that can fail returns a kvtrim_status. One that fails has written nothing: outputs, caches and state are as
- * they were. No exception leaves the library, and nothing that an engine passes ends the program. Trusted are pointers alone: they
+ * they were; but where memory runs out, a kvtrim_moves is as never planned, and a kvtrim_cascade answers that it has to begin
+ * again. No exception leaves the library, and nothing that an engine passes ends the program. Trusted are pointers alone: they
  * are null, or they point, aligned as their type, to what extents, strides, tables and counts say; handles came from this library,
  * or are null, which is answered too.
  * Structs begin with `size`: set it to sizeof the struct, or start from its _init(). Later versions add members at the end, and

@@ -133,6 +133,43 @@ int main() {
         "plan_page_moves", move_plan{},
         [&](move_plan& p) { return plan_page_moves(some, table, pool, {}, p, scratch); },
         [](const move_plan& p) { return p.rows() == 0 && p.pages_touched() == 0; });
+    const std::vector<std::int32_t> owners{2, 1, 1, 0}, free{3};
+    const page_pool shared{.pages = 4, .page_tokens = 4, .ref_counts = owners, .free_pages = free};
+    workspace more = memory.of_bytes(plan_page_moves_bytes(table, shared));
+    const page_move_options copies{.order = move_order::in_order, .shared = shared_pages::copied};
+    move_plan taken;
+    must(plan_page_moves(some, table, shared, copies, taken, more));
+    // A plan that is used again keeps no number of the one before.
+    const std::vector<std::int32_t> two{0, 3, 6}, six{2, 0, 1, 3, 4, 5}, lasts{4, 4};
+    const page_table longer{two, six, lasts};
+    const page_pool large{.pages = 6, .page_tokens = 4};
+    workspace most = memory.of_bytes(plan_page_moves_bytes(longer, large));
+    const keep_plan both = plan_of({{0, 3, 5, 9, 11}, {0, 1, 2, 3, 4, 5, 6}});
+    fail_each(
+        "plan_page_moves again", taken,
+        [&](move_plan& p) { return plan_page_moves(both, longer, large, {}, p, most); },
+        [&](const move_plan& p) { return p == move_plan{}; });
+    // A cascade whose push ran out of memory answers that, whatever is asked of it.
+    std::vector<float> scores_of_layer(60);
+    for (std::size_t i = 0; i < scores_of_layer.size(); ++i) {
+        scores_of_layer[i] = static_cast<float>(i % 23);
+    }
+    const std::vector<index_t> rows_of_layer{0, 30, 60};
+    for (long nth = 0;; ++nth) {
+        layer_cascade cascade(20, 2);
+        must(cascade.push({rows_of_layer, scores_of_layer}));
+        allowed = nth;
+        try {
+            must(cascade.push({rows_of_layer, scores_of_layer}));
+            allowed = -1;
+            expect(nth > 0, "layer_cascade::push", nth);
+            break;
+        } catch (const std::bad_alloc&) { allowed = -1; }
+        keep_plan out;
+        expect(!cascade.push({rows_of_layer, scores_of_layer}).ok() && !cascade.plan(0, 0, 0, out).ok() &&
+                   !cascade.validate().ok(),
+               "layer_cascade::push", nth);
+    }
     std::printf(failures == 0 ? "ok\n" : "%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }

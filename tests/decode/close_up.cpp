@@ -9,6 +9,8 @@
 #include "oracle/expected_attention.hpp"
 #include "support/states.hpp"
 
+#include <numeric>
+
 using namespace kvtrim;
 using namespace support;
 
@@ -368,6 +370,41 @@ TEST_CASE("cut_and_close: bad input is named with keys, values and positions unc
     CHECK(other.close_up({.pinned_tokens = 2}).code() == errc::invalid_parameter);
     CHECK(other.reclaimable_positions({.pinned_tokens = 2}) == 0);
     CHECK(other.next_position() == 9);
+}
+
+TEST_CASE(
+    "cut_and_close: values over the rotated channels are refused, values in the others move with the keys",
+    "[decode][close_up][regression]") {
+    constexpr index_t tokens = 6, row = 8;
+    const std::vector<float> frequencies{1.0f, 0.5f}; // of the first four channels
+    const rope turned{frequencies};
+    const keep_plan plan = plan_of({{0, 3, 5}});
+    growing_workspace memory;
+    for (const index_t first : {0, 3, 4}) {
+        std::vector<float> rows(tokens * row);
+        std::iota(rows.begin(), rows.end(), 1.0f);
+        const auto before = rows;
+        const strided<float, 3> keys(rows.data(), {1, tokens, row});
+        const strided<float, 3> values(rows.data() + first, {1, tokens, row - first}, {tokens * row, row, 1});
+        cache_positions positions(1);
+        REQUIRE(positions.append(tokens).ok());
+        workspace scratch = memory.of_bytes(rerotate_keys_bytes(keys, turned));
+        const status s = cut_and_close(keys, values, positions, plan, turned, {}, scratch);
+        if (first < 4) {
+            CHECK(s.code() == errc::views_overlap);
+            CHECK(rows == before);
+            CHECK(positions.tokens(0) == tokens);
+            continue;
+        }
+        REQUIRE(s.ok());
+        for (index_t i = 0; i < plan.kept_tokens(0); ++i) {
+            const index_t from = plan.row(0)[static_cast<std::size_t>(i)];
+            for (index_t d = 4; d < row; ++d) {
+                CHECK(rows[static_cast<std::size_t>(i * row + d)] ==
+                      before[static_cast<std::size_t>(from * row + d)]);
+            }
+        }
+    }
 }
 
 TEST_CASE(

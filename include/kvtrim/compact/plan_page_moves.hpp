@@ -41,6 +41,7 @@
 
 #include <bit>
 #include <numeric>
+#include <utility>
 
 namespace KVTRIM_NAMESPACE {
 
@@ -314,7 +315,8 @@ class page_planner {
     const workspace::frame frame(scratch);
     detail::page_planner planner(table, pool, options, scratch);
     if (const status s = planner.check(plan); !s.ok()) { return s; }
-    move_plan made = std::move(out); // its memory; where an allocation throws, `out` has no rows
+    move_plan made =
+        std::exchange(out, {}); // its memory; where an allocation throws, `out` is a plan never made
     planner.write(plan, made);
     out = std::move(made);
     return {};

@@ -7,8 +7,9 @@
 //
 // What is trusted: one rule for the whole library.
 //
-//   trusted      memory behind a view: that it holds the elements that extents, strides and tables name, and that no
-//                other thread writes it meanwhile; that nothing else uses the memory of a workspace; indices passed to plain accessors (row(i), view(i, j, k)), as a vector's
+//   trusted      memory behind a view: that it holds the elements that extents, strides and tables name, and that no other
+//                thread writes it meanwhile; that nothing else uses the memory of a workspace; indices passed to plain
+//                accessors (row(i), view(i, j, k)), as a vector's; the caller's own executors, views and stages
 //   not trusted  every number, length, table and byte: extents, budgets, counts, page tables, index lists, plans, offsets,
 //                positions, saved states, options; that outputs lie apart from what is read (cache/check_outputs.hpp); that
 //                two sequences of a batch write two plans. A wrong one is answered with a status, never with an abort,
@@ -16,8 +17,8 @@
 //
 // Failed allocations: workspaces are the caller's, and too small a one is a status; only the tables of plans and states and
 // growing_workspace allocate, and what the allocator throws passes through with the plan or the state as it was, but for a
-// move_plan, which then has no rows, and a layer_cascade, which can then be assigned to and destroyed only. Sizes that were
-// read from saved bytes are compared with their number before memory is allocated for them.
+// move_plan, which is then one never made, and a layer_cascade, whose calls then answer that it has to begin again. Sizes
+// that were read from saved bytes are compared with their number before memory is allocated for them.
 //
 // A view checks its numbers and tables once, when it is made: O(1), O(heads) or O(pages). One with a wrong number is empty,
 // so that reading it reads nothing, and its validate() says why. Calls that take views ask them first. An object whose

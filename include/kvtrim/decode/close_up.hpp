@@ -25,6 +25,7 @@
 // unchanged: those of rerotate_keys, compact_in_place and cache_positions. Cost and workspace: rerotate_keys_bytes(keys,
 // rope).
 
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
@@ -43,6 +44,15 @@ struct rotary_rows {
         return cached.rotary_positions(head);
     }
 };
+
+// Whether rotating the keys would change the values, too.
+template <class Values, class Keys>
+[[nodiscard]] bool lies_over_rotated_channels(const Values& values, const Keys& keys, const rope& r) {
+    if (r.rotary_dim() == 0) { return false; }
+    const auto rotated = memory_of(first_channels(keys, r.rotary_dim()));
+    return std::any_of(rotated.begin(), rotated.end(),
+                       [&](const strided_bytes& m) { return shares_bytes(values, m); });
+}
 
 } // namespace detail
 
@@ -64,8 +74,9 @@ template <class Keys, class Executor = serial_executor>
     return positions.close_up(options);
 }
 
-/// Keeps what the plan keeps, and closes up. The plan must keep the pinned rows. Returns what close_up() and
-/// compact_in_place() say, with nothing changed.
+/// Keeps what the plan keeps, and closes up. The plan must keep the pinned rows. Values may lie in the keys' rows (MLA), but
+/// not over the channels that are rotated: views_overlap. Returns what close_up() and compact_in_place() say, with nothing
+/// changed.
 template <class Keys, class Values, class Executor = serial_executor>
 [[nodiscard]] status cut_and_close(const Keys& keys, const Values& values, cache_positions& positions,
                                    const keep_plan& plan, const rope& r, const close_up_options& options,
@@ -81,6 +92,10 @@ template <class Keys, class Values, class Executor = serial_executor>
     }
     if (const status s = detail::validate_rotation(keys, r, detail::rotary_rows{positions}); !s.ok()) {
         return s;
+    }
+    if (detail::lies_over_rotated_channels(values, keys, r)) {
+        return {errc::views_overlap,
+                "cut_and_close: values lie over the channels of the keys that are rotated"};
     }
     const index_t bytes = rerotate_keys_bytes(keys, r);
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }

@@ -97,11 +97,14 @@ class layer_cascade {
             return {errc::budget_below_protection,
                     "layer_cascade: the safeguarded tokens alone exceed the total", safeguarded};
         }
+        // If an allocation below throws, this is what every later call answers.
+        validity_ = {errc::invalid_parameter, "layer_cascade: a push ran out of memory: begin again"};
         for (auto& row : evicted_) { row.clear(); }
         safeguarded_ = safeguarded;
         for (index_t r = 0; r < importance.rows(); ++r) { add_row(importance.row(r)); }
         layer_begin_.push_back(std::ssize(kept_));
         shrink(total_ - safeguarded_);
+        validity_ = {};
         return {};
     }
 
@@ -110,6 +113,7 @@ class layer_cascade {
     /// Returns invalid_parameter (a layer that was not pushed, needed: layers; a negative prefix or suffix) or
     /// index_overflow (needed: tokens), with out unchanged.
     [[nodiscard]] status plan(index_t layer, index_t prefix, index_t suffix, keep_plan& out) const {
+        if (!validity_.ok()) { return validity_; }
         if (layer < 0 || layer >= layers()) {
             return {errc::invalid_parameter, "layer_cascade: this layer was not pushed", layers()};
         }
