@@ -17,10 +17,10 @@
  *     if (s.code == KVTRIM_OK) { s = kvtrim_compact_in_place(&keys, &values, plan); }
  *
  * Answers: every call that can fail returns a kvtrim_status. One that fails has written nothing: outputs, caches and state are as
- * they were; but where memory runs out, a kvtrim_moves is as never planned, and a kvtrim_cascade answers that it has to begin
- * again. No exception leaves the library, and nothing that an engine passes ends the program. Trusted are pointers alone: they
- * are null, or they point, aligned as their type, to what extents, strides, tables and counts say; handles came from this library,
- * or are null, which is answered too.
+ * they were. Where memory runs out the first of several plans may be written, a kvtrim_moves is as never planned, and a
+ * kvtrim_cascade answers that it has to begin again. No exception leaves the library, and nothing that an engine passes ends the
+ * program. Trusted are pointers alone: they are null, or they point, aligned as their type, to what extents, strides, tables and
+ * counts say; handles came from this library, or are null, which is answered too.
  * Structs begin with `size`: set it to sizeof the struct, or start from its _init(). Later versions add members at the end, and
  * take a struct as it was before as one whose missing members are 0; in an array all have one size.
  * Objects: made by _create, freed by _destroy (null: does nothing). Pointers that an object hands out are valid until it changes.

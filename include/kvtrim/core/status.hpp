@@ -16,9 +16,9 @@
 //                before anything is written: outputs, caches and states are as they were
 //
 // Failed allocations: workspaces are the caller's, and too small a one is a status; only the tables of plans and states and
-// growing_workspace allocate, and what the allocator throws passes through with the plan or the state as it was, but for a
-// move_plan, which is then one never made, and a layer_cascade, whose calls then answer that it has to begin again. Sizes
-// that were read from saved bytes are compared with their number before memory is allocated for them.
+// growing_workspace allocate, and what the allocator throws passes through with the plan or the state as it was (of several
+// plans the first may be written); a move_plan is then one never made, and a layer_cascade answers that it has to begin
+// again. Sizes that were read from saved bytes are compared with their number before memory is allocated for them.
 //
 // A view checks its numbers and tables once, when it is made: O(1), O(heads) or O(pages). One with a wrong number is empty,
 // so that reading it reads nothing, and its validate() says why. Calls that take views ask them first. An object whose
