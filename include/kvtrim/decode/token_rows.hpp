@@ -232,8 +232,8 @@ namespace detail {
 
 inline constexpr index_t weights_group = 256; // most weights that add_weights() asks for at once
 
-// after [count] = before + weights / divisor, where these are positive and finite; write(first, n, weights) adds n of them to zeros. In
-// groups of one size, whose sums compilers turn into vectors at -O2, too.
+// after [count] = before + weights / divisor, where these are positive and finite; write(first, n, weights) adds n of them
+// to zeros. In groups of one size, whose sums compilers turn into vectors at -O2, too.
 template <class Write>
 void add_weights(const float* before, index_t count, float divisor, const Write& write, float* after) {
     constexpr index_t group = weights_group;
