@@ -90,8 +90,8 @@ inline void multiply_rows(const matrix_in& a, const float* b, index_t inner, con
     multiply_rows_of<Accumulate, Vectors>(a, b, inner, c, rows);
 }
 
-// Lane j of x[i] and lane i of x[j] are exchanged. Seen as one row of lanes * lanes elements, each round is a perfect shuffle of
-// its halves, which rotates the bits of an element's number by one; log2(lanes) rounds exchange row and column.
+// Lane j of x[i] and lane i of x[j] are exchanged. Seen as one row of lanes * lanes elements, each round is a perfect shuffle
+// of its halves, which rotates the bits of an element's number by one; log2(lanes) rounds exchange row and column.
 KVTRIM_INLINE void transpose(registers<lanes>& x) {
     KVTRIM_UNROLL
     for (index_t round = 1; round < lanes; round *= 2) {

@@ -127,14 +127,7 @@ KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
     to[0] = from_nibbles(bits_of(from));
     to[1] = from_nibbles(_mm_srli_epi16(bits_of(from), 4));
 }
-KVTRIM_INLINE void look_up(const std::int8_t* table, std::int8_t* places) {
-    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
-    KVTRIM_UNROLL
-    for (int i = 0; i < 32; i += 16) {
-        auto* const at = reinterpret_cast<__m128i*>(places + i);
-        _mm_storeu_si128(at, _mm_shuffle_epi8(values, _mm_loadu_si128(at)));
-    }
-}
+using avx2::look_up; // sixteen bytes at a time as well
 KVTRIM_INLINE void store(f16* to, floats x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                         _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT));
