@@ -4,8 +4,8 @@
 #include <kvtrim/policy/triattention.hpp>
 
 #include "support/checks.hpp"
+#include "support/rotated.hpp"
 
-#include <complex>
 #include <numeric>
 
 using namespace kvtrim;
@@ -13,28 +13,12 @@ using namespace support;
 
 namespace {
 
-using pair = std::complex<double>;
-
 query_pair_means means_of(const layer_data& layer, const rope& r) {
     query_pair_means means(layer.shape.q_heads(), layer.shape.head_dim, r);
     growing_workspace memory;
     workspace scratch = memory.of_bytes(means.workspace_bytes());
     REQUIRE(means.add(layer.queries(), scratch).ok());
     return means;
-}
-
-pair at(const float* row, const rope& r, index_t i) {
-    return {static_cast<double>(row[r.first_channel(i)]), static_cast<double>(row[r.second_channel(i)])};
-}
-
-// Turns a row to a position, as the model does.
-void rotate(float* row, const rope& r, double position) {
-    for (index_t i = 0; i < r.pairs(); ++i) {
-        const pair turned =
-            at(row, r, i) * std::polar(static_cast<double>(r.attention_factor), position * r.frequency(i));
-        row[r.first_channel(i)] = static_cast<float>(turned.real());
-        row[r.second_channel(i)] = static_cast<float>(turned.imag());
-    }
 }
 
 // The paper's series of one query head: keys before RoPE, their positions, and the mean over offsets of cosines.
@@ -64,9 +48,9 @@ oracle::row series(const layer_data& unrotated, const rope& r, index_t q_head, d
             sum += mean[static_cast<std::size_t>(d)] * static_cast<double>(key[d]);
         }
         for (index_t i = 0; i < r.pairs(); ++i) {
-            const pair q{mean[static_cast<std::size_t>(r.first_channel(i))],
-                         mean[static_cast<std::size_t>(r.second_channel(i))]};
-            const pair k = at(key, r, i);
+            const complex_pair q{mean[static_cast<std::size_t>(r.first_channel(i))],
+                                 mean[static_cast<std::size_t>(r.second_channel(i))]};
+            const complex_pair k = pair_of(key, r, i);
             double cosines = 0;
             for (index_t o = 0; o < octaves; ++o) {
                 const double distance = next + std::exp2(static_cast<double>(o)) - static_cast<double>(t);
@@ -78,15 +62,6 @@ oracle::row series(const layer_data& unrotated, const rope& r, index_t q_head, d
         out.push_back(sum);
     }
     return out;
-}
-
-layer_data rotated(layer_data layer, const rope& r) {
-    for (index_t g = 0; g < layer.shape.kv_heads; ++g) {
-        for (index_t t = 0; t < layer.shape.tokens; ++t) {
-            rotate(layer.key(g, t), r, static_cast<double>(t));
-        }
-    }
-    return layer;
 }
 
 } // namespace

@@ -4,54 +4,19 @@
 
 // The rotation of one head's rows, which compact/rerotate_keys.hpp runs for all heads.
 //
-// A row is rotated by R(distance) = R(coarse) R(fine): the fine turns stand in a table that all heads share, the coarse
-// one follows the rows. Both are combined in double and rounded to float once (kernels/rotate.hpp). Rows that move are
-// read as floats, rotated and written back, up to 16 neighbours at a time; contiguous floats are rotated where they lie.
+// A row is rotated by R(distance) = R(coarse) R(fine), 0 <= fine < fine_turns: the fine turns stand in a table that all heads
+// share, the coarse one follows the rows: survivors ascend, so it changes once in fine_turns positions. Both are combined in
+// double and rounded to float once (kernels/rotate.hpp). Rows that move are read as floats, rotated and written back, up to
+// 16 neighbours at a time; contiguous floats are rotated where they lie.
 
 #include <kvtrim/cache/ragged.hpp>
-#include <kvtrim/cache/rope.hpp>
-#include <kvtrim/core/workspace.hpp>
-#include <kvtrim/kernels/rotate.hpp>
+#include <kvtrim/cache/turn_table.hpp>
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 
 namespace KVTRIM_NAMESPACE::detail {
-
-// R(distance) = R(coarse * fine_turns) R(fine) with 0 <= fine < fine_turns: a table of the fine turns for all heads, and one
-// coarse turn per head, computed anew when a row needs another one. Survivors ascend, so it changes once in `fine_turns`
-// positions.
-class turn_table {
-  public:
-    turn_table(index_t fine_turns, index_t pairs, workspace& scratch)
-        : fine_turns_(fine_turns), pairs_(pairs), fine_(scratch.take<double>(fine_turns * 2 * pairs)) {}
-
-    void fill(const rope& r) const {
-        for (index_t fine = 0; fine < fine_turns_; ++fine) {
-            write(r, fine, fine_.data() + fine * 2 * pairs_);
-        }
-    }
-    [[nodiscard]] index_t fine_turns() const { return fine_turns_; }
-    [[nodiscard]] kernels::turn_row fine(index_t distance) const {
-        const double* row = fine_.data() + distance * 2 * pairs_;
-        return {row, row + pairs_};
-    }
-
-    // turn [2, pairs]: cosines, then sines.
-    static void write(const rope& r, index_t distance, double* turn) {
-        for (index_t i = 0; i < r.pairs(); ++i) {
-            const double angle = static_cast<double>(distance) * r.frequency(i);
-            turn[i] = std::cos(angle);
-            turn[r.pairs() + i] = std::sin(angle);
-        }
-    }
-
-  private:
-    index_t fine_turns_;
-    index_t pairs_;
-    std::span<double> fine_;
-};
 
 struct rotation_scratch {
     static constexpr index_t tile_rows = 16;
@@ -114,22 +79,17 @@ void rotate_head(const V& rows, index_t head, const rope& r, std::span<const std
                  NewPosition&& new_position, const turn_table& table, const rotation_scratch& memory) {
     const double* coarse = memory.coarse.data();
     index_t coarse_of = 0;
-    turn_table::write(r, 0, memory.coarse.data());
+    turn_table::write(r, 0, 1, memory.coarse.data());
     const auto distance_of = [&](index_t i) {
         return new_position(i) - index_t{from[static_cast<std::size_t>(i)]};
     };
     const auto rotate = [&](index_t distance, float* row) {
-        const index_t fine = distance & (table.fine_turns() - 1); // of a power of two, below 0 too
+        const index_t fine = distance & (table.turns() - 1); // of a power of two, below 0 too
         if (distance - fine != coarse_of) {
             coarse_of = distance - fine;
-            turn_table::write(r, coarse_of, memory.coarse.data());
+            turn_table::write(r, coarse_of, 1, memory.coarse.data());
         }
-        const kernels::turn_row turn{coarse, coarse + r.pairs()};
-        if (r.pairing == rope_pairing::half_split) {
-            kernels::rotate_half_split(turn, table.fine(fine), r.pairs(), row);
-        } else {
-            kernels::rotate_interleaved(turn, table.fine(fine), r.pairs(), row);
-        }
+        rotate_by(r, {coarse, coarse + r.pairs()}, table[fine], row);
     };
     const index_t length = extent(rows, 2);
     const auto count = static_cast<index_t>(from.size());

@@ -10,6 +10,7 @@
 //   tova                attention of the last query, one token set for all heads               2401.06104
 //   key_norm            smallest keys                                                          2406.11430
 //   key_diff            keys unlike the average key                                            2504.15364
+//   key_diff_before_rope  the same over keys as they were before RoPE
 //   random              seeded
 //
 // h2o and observed_attention need queries [q_heads, tokens, head_dim]: O(tokens^2) work, O(tokens) memory.
@@ -23,6 +24,7 @@
 
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/rerank/shared.hpp>
+#include <kvtrim/score/before_rope.hpp>
 #include <kvtrim/score/key_norm.hpp>
 #include <kvtrim/score/query_free.hpp>
 
@@ -70,6 +72,13 @@ struct summed_attention : window_attention<mean_attention> {
 /// KeyDiff, arXiv:2504.15364: keys unlike the average key stay.
 [[nodiscard]] constexpr auto key_diff() {
     return eviction_policy{key_diff_score{}, uniform{}, by_importance{}};
+}
+/// The same over keys as they were before RoPE, which are turned back while they are read. The table of frequencies must outlive
+/// the policy. positions: of the rows of a cache that was cut (score/before_rope.hpp); they must outlive it, too.
+[[nodiscard]] constexpr auto key_diff_before_rope(const rope& model_rope,
+                                                  const row_positions& positions = {}) {
+    return eviction_policy{before_rope<key_diff_score>{{}, model_rope, positions}, uniform{},
+                           by_importance{}};
 }
 /// Random tokens; equal seeds give equal plans.
 [[nodiscard]] constexpr auto random(std::uint64_t seed = 0) {
