@@ -232,7 +232,8 @@ enum {
     KVTRIM_NEEDS_SCORES = 512,      /**< kvtrim_layer.scores, and no other view */
     KVTRIM_NEEDS_MEANS = 1024,      /**< kvtrim_layer.means and .rope */
     KVTRIM_NEEDS_PROFILE = 2048,    /**< kvtrim_request.profile */
-    KVTRIM_TAKES_NORMS = 4096       /**< kvtrim_layer.norms in place of the output projection */
+    KVTRIM_TAKES_NORMS = 4096,      /**< kvtrim_layer.norms in place of the output projection */
+    KVTRIM_NEEDS_ROPE = 8192        /**< kvtrim_layer.rope; row t has position t: a cache that was never cut */
 };
 
 /** A policy of the table. Strings are never freed. */
@@ -330,7 +331,7 @@ typedef struct kvtrim_request {
     int64_t sliding_window;        /**< 0: all */
     const float* sink_logits;      /**< [q_heads], or null */
     int64_t sink_logits_count;     /**< entries of sink_logits */
-    const double* layer_shares;    /**< [layers] for KVTRIM_NEEDS_LAYER_SHARES, or null */
+    const double* layer_shares;    /**< [layers] or [layers * kv_heads], for KVTRIM_NEEDS_LAYER_SHARES */
     int64_t layer_shares_count;    /**< entries of layer_shares */
     const kvtrim_profile* profile; /**< for KVTRIM_NEEDS_PROFILE, else null */
 } kvtrim_request;

@@ -65,11 +65,10 @@ status read_layer(const kvtrim_layer* first, int wanted, layer_parts& out, index
                            "layer: this call needs the output projection"},
                           {KVTRIM_NEEDS_REPLAY, in.replay, "layer: this call needs a replay"},
                           {KVTRIM_NEEDS_STATISTICS, in.statistics, "layer: this call needs statistics"},
-                          {KVTRIM_NEEDS_STATISTICS, in.rope, "layer: this call needs a rope"},
+                          {needs_any_rope, in.rope, "layer: this call needs a rope"},
                           {KVTRIM_NEEDS_RUNNING, in.running, "layer: this call needs running scores"},
                           {KVTRIM_NEEDS_SCORES, in.scores, "layer: this call needs scores"},
                           {KVTRIM_NEEDS_MEANS, in.means, "layer: this call needs means"},
-                          {KVTRIM_NEEDS_MEANS, in.rope, "layer: this call needs a rope"},
                           {needs_norms, in.norms, "layer: this call needs norms, as its first layer"}};
     for (const part& p : parts) {
         if ((wanted & p.wanted) != 0 && p.given == nullptr) { return invalid(p.missing); }

@@ -205,6 +205,8 @@ struct layer_parts {
     any_rows keys, values, queries, output_projection;
 };
 inline constexpr int needs_norms = 1 << 30;
+/// Policies that read a rope.
+inline constexpr int needs_any_rope = KVTRIM_NEEDS_ROPE | KVTRIM_NEEDS_STATISTICS | KVTRIM_NEEDS_MEANS;
 /// Layer l of an array.
 [[nodiscard]] status read_layer(const kvtrim_layer* first, int wanted, layer_parts& out, index_t l = 0);
 

@@ -22,10 +22,6 @@ status read_call(const kvtrim_policy* policy, const kvtrim_layer* layers, index_
     }
     kvtrim_layer first = {};
     if (const status s = read_struct(layers, first); !s.ok()) { return s; }
-    const bool reads_shares = (row.needs & KVTRIM_NEEDS_LAYER_SHARES) != 0;
-    if (reads_shares && std::ssize(out.asked.layer_shares) != count) {
-        return {errc::invalid_parameter, "this policy needs request.layer_shares [layers]", count};
-    }
     if ((row.needs & KVTRIM_NEEDS_PROFILE) != 0 && out.asked.profile == nullptr) {
         return invalid("this policy needs request.profile");
     }
@@ -35,16 +31,19 @@ status read_call(const kvtrim_policy* policy, const kvtrim_layer* layers, index_
         if (const status s = read_layer(layers, row.wanted(first), in, l); !s.ok()) { return s; }
     }
     call_state state{.layer_shares = out.asked.layer_shares};
+    const index_t shares = std::ssize(state.layer_shares);
+    if ((row.needs & KVTRIM_NEEDS_LAYER_SHARES) != 0 && shares != count &&
+        shares != saturated_product(count, extent(out.layers[0].keys, 0))) {
+        return {errc::invalid_parameter, "this policy needs request.layer_shares [layers], or of each head",
+                count};
+    }
     if ((row.needs & KVTRIM_NEEDS_PROFILE) != 0) { state.profile = out.asked.profile->state.budgets(); }
-    if ((row.needs & KVTRIM_NEEDS_MEANS) != 0) {
-        state.means = &first.means->state;
+    if ((row.needs & needs_any_rope) != 0) {
         if (const status s = read_rope(first.rope, state.rope); !s.ok()) { return s; }
     }
+    if ((row.needs & KVTRIM_NEEDS_MEANS) != 0) { state.means = &first.means->state; }
     if ((row.needs & KVTRIM_NEEDS_RUNNING) != 0) { state.running = &first.running->state; }
-    if ((row.needs & KVTRIM_NEEDS_STATISTICS) != 0) {
-        state.statistics = &first.statistics->state;
-        if (const status s = read_rope(first.rope, state.rope); !s.ok()) { return s; }
-    }
+    if ((row.needs & KVTRIM_NEEDS_STATISTICS) != 0) { state.statistics = &first.statistics->state; }
     out.policy = row.bind(policy->settings, state, out.layers);
     return {};
 }

@@ -89,6 +89,10 @@ policy_rows window_policies() {
                        [](const settings&, const call_state&) { return key_norm(); }),
         row<keys_only>("key_diff", "KeyDiff, arXiv:2504.15364: keys unlike the average key stay", {},
                        [](const settings&, const call_state&) { return key_diff(); }),
+        row<keys_only>(
+            "key_diff_before_rope", "KeyDiff on keys as they were before RoPE", {},
+            [](const settings&, const call_state& state) { return key_diff_before_rope(state.rope); },
+            KVTRIM_NEEDS_ROPE),
         row<keys_only>("streaming_llm",
                        "StreamingLLM, arXiv:2309.17453: the newest tokens, and the protected sinks", {},
                        [](const settings&, const call_state&) { return streaming_llm(); }),

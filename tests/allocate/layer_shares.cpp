@@ -6,9 +6,13 @@
 #include "support/allocate.hpp"
 #include "support/random_layer.hpp"
 
+#include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/layers.hpp>
 
+#include <iterator>
 #include <limits>
+#include <numeric>
+#include <sstream>
 
 using namespace kvtrim;
 using namespace support;
@@ -83,6 +87,62 @@ TEST_CASE("layer_shares: budgets follow the shares, are met to the token and fit
     }
 }
 
+TEST_CASE("layer_shares: a table with a share for each KV head gives each row its own, as LU-KV's does",
+          "[allocate]") {
+    // LU-KV's rule for the slice of a ratio: the whole part of share * tokens, and the largest fractions one more.
+    support::random r(8585);
+    for (int n = 0; n < 100; ++n) {
+        const index_t layers = r.between(1, 4), heads = r.between(1, 4), tokens = r.between(50, 400);
+        even_rows rows(std::vector<index_t>(static_cast<std::size_t>(layers * heads), tokens), heads);
+        std::vector<double> kept;
+        double sum = 0;
+        for (index_t row = 0; row < layers * heads; ++row) {
+            kept.push_back(r.uniform());
+            sum += kept.back() * static_cast<double>(tokens);
+        }
+        const auto total = static_cast<index_t>(std::floor(sum));
+        // The shares are scaled to the total, which here is less than a token below their sum.
+        const double scale = static_cast<double>(total) / sum;
+        const auto budgets = rows.budgets(layer_shares{kept}, total);
+        CAPTURE(n, layers, heads, tokens, total);
+        CHECK(std::accumulate(budgets.begin(), budgets.end(), index_t{0}) == total);
+        double most_left = 0, least_raised = 1;
+        for (std::size_t row = 0; row < budgets.size(); ++row) {
+            const double ideal = scale * kept[row] * static_cast<double>(tokens);
+            const double fraction = ideal - std::floor(ideal);
+            const auto whole = static_cast<index_t>(std::floor(ideal));
+            CHECK((budgets[row] == whole || budgets[row] == whole + 1));
+            if (budgets[row] == whole) {
+                most_left = std::max(most_left, fraction);
+            } else {
+                least_raised = std::min(least_raised, fraction);
+            }
+        }
+        CHECK(most_left <= least_raised + 1e-9);
+    }
+}
+
+TEST_CASE("with_layer_shares: a table read from a text file decides what each KV head of each layer keeps",
+          "[policy]") {
+    std::istringstream file("0.1 0.3\n0.9 0.7\n"); // a line for each layer
+    const std::vector<double> shares{std::istream_iterator<double>(file), {}};
+    REQUIRE(shares.size() == 4);
+    const layer_data first = random_layer({.kv_heads = 2, .group = 1, .tokens = 100, .head_dim = 8}, 1);
+    const layer_data second = random_layer({.kv_heads = 2, .group = 1, .tokens = 100, .head_dim = 8}, 2);
+    const std::vector in{kvtrim::layer(first.keys()), kvtrim::layer(second.keys())};
+    std::vector<keep_plan> plans(2);
+    growing_workspace memory;
+    const auto policy = with_layer_shares(key_diff(), shares);
+    REQUIRE(
+        policy.plan(std::span<const decltype(in)::value_type>(in), {.budget = per_head(50)}, plans, memory)
+            .ok());
+    const auto kept = [&](std::size_t l, index_t g) { return plans[l].kept_tokens(g); };
+    CHECK(kept(0, 0) == 10);
+    CHECK(kept(0, 1) == 30);
+    CHECK(kept(1, 0) == 90);
+    CHECK(kept(1, 1) == 70);
+}
+
 TEST_CASE("layer shares: wrong numbers are refused with the budgets as they were", "[allocate][errors]") {
     even_rows rows(std::vector<index_t>(4, 10), 2);
     const auto answer = [&](const auto& allocator, index_t kv_heads, index_t total, index_t bytes) {
@@ -101,6 +161,8 @@ TEST_CASE("layer shares: wrong numbers are refused with the budgets as they were
     CHECK(answer(pyramid_shares{}, 3, 8, enough).code() == errc::invalid_table);
     CHECK(answer(pyramid_shares{}, -1, 8, enough).code() == errc::invalid_table);
     CHECK(answer(pyramid_shares{}, 2, 8, enough / 2).code() == errc::workspace_too_small);
+    const std::vector<double> three{1, 2, 3};
+    CHECK(answer(layer_shares{three}, 2, 8, enough).code() == errc::invalid_parameter);
     const status s = answer(layer_shares{two}, 1, 8, enough);
     CHECK(s.code() == errc::invalid_parameter);
     CHECK(s.needed() == 4);

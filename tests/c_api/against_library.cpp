@@ -44,7 +44,7 @@ kvtrim_statistics* c_statistics = nullptr;
 kvtrim_means* c_means = nullptr;
 kvtrim_profile* c_profile = nullptr;
 const std::vector<float> frequencies(DIM / 2, 0.1f);
-const std::vector<double> shares = {1, 3};
+std::vector<double> shares = {1, 3}; // of layers
 
 // The engine's: C's calls run on three threads, the library's on one.
 void run_on_threads(void*, int64_t count, void (*task)(void*, int64_t), void* argument) {
@@ -115,7 +115,7 @@ void same(const char* name, const char* options, std::span<const keep_plan> expe
     kvtrim_request r = make_request();
     r.budget_tokens = budget;
     r.layer_shares = shares.data();
-    r.layer_shares_count = layer_count;
+    r.layer_shares_count = std::ssize(shares);
     r.profile = c_profile;
     kvtrim_policy* policy = make_policy(name, options);
     kvtrim_plan* plans[layer_count] = {make_plan(), make_plan()};
@@ -186,6 +186,7 @@ void policies_of_one_layer() {
     compare("above_threshold", of_scores(above_threshold{3.0f}), layer(keys_of(0)), "threshold=3", 80);
     compare("key_norm", key_norm(), layer(keys_of(0)));
     compare("key_diff", key_diff(), layer(keys_of(0)));
+    compare("key_diff_before_rope", key_diff_before_rope({frequencies}), layer(keys_of(0)));
     compare("streaming_llm", streaming_llm(), layer(keys_of(0)));
     compare("random", kvtrim::random(7), layer(keys_of(0)), "seed=7");
     compare("criticalkv", criticalkv(), all);
@@ -232,6 +233,9 @@ void policies_of_layers() {
     compare_layers("pyramidkv", pyramidkv({}, {.beta = 4}), in, "beta=4");
     compare_layers("cake", cake(shares), in);
     compare_layers("snapkv_by_shares", with_layer_shares(snapkv(), shares), in);
+    shares = {1, 0.5, 2, 5}; // of their heads
+    compare_layers("snapkv_by_shares", with_layer_shares(snapkv(), shares), in);
+    shares = {1, 3};
     compare_layers("layer_dropkv", layer_dropkv(), all);
     const std::vector<given_layer> given = {{layer(keys_of(0)), scores_of(0)},
                                             {layer(keys_of(1)), scores_of(1)}};

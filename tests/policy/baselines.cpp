@@ -4,6 +4,7 @@
 #include <kvtrim/policy/baselines.hpp>
 
 #include "support/policy_oracle.hpp"
+#include "support/rotated.hpp"
 
 #include <set>
 
@@ -119,6 +120,43 @@ TEST_CASE("tova: one set for all heads, by the last query's attention", "[policy
     CHECK(count.compared >= 35);
 }
 
+TEST_CASE("a tenth of the budget reserved at both boundaries of the context stays whatever the scores say",
+          "[policy][paper]") { // arXiv:2605.18053
+    const index_t tokens = 300, budget = 60, tenth = kept_tokens(budget, 0.1);
+    const layer_data layer = random_layer({.kv_heads = 3, .tokens = tokens, .queries = 4}, 5);
+    const eviction_request request{.budget = per_head(budget),
+                                   .protect = {.sink_tokens = tenth, .window_tokens = tenth}};
+    std::vector<float> least_at_the_ends(static_cast<std::size_t>(3 * tokens));
+    for (index_t g = 0; g < 3; ++g) {
+        for (index_t t = 0; t < tokens; ++t) {
+            least_at_the_ends[static_cast<std::size_t>(g * tokens + t)] =
+                static_cast<float>(std::min(t, tokens - 1 - t));
+        }
+    }
+    const given_scores by_middle{strided<const float, 2>(least_at_the_ends.data(), {3, tokens})};
+    const auto check = [&](const auto& policy, const char* name) {
+        const trace t = run(policy, layer.inputs(), request);
+        CAPTURE(name);
+        for (const oracle::token_set& row : kept_sets(t.plan)) {
+            REQUIRE(row.size() >= 12);
+            for (std::size_t i = 0; i < 6; ++i) {
+                CHECK(row[i] == i);
+                CHECK(row[row.size() - 1 - i] == static_cast<std::size_t>(tokens) - 1 - i);
+            }
+        }
+        CHECK(t.plan.total_tokens() == 3 * budget);
+        return t;
+    };
+    check(snapkv(), "snapkv");
+    check(ada_snapkv(), "ada_snapkv");
+    check(h2o(), "h2o");
+    check(kvtrim::random(), "random");
+    const trace t = check(eviction_policy{by_middle, uniform{}, by_importance{}}, "by the middle");
+    const auto row = t.plan.row(0); // without the reserve the ends would have gone first
+    CHECK(row[6] == 126);
+    CHECK(row[53] == 173);
+}
+
 TEST_CASE("key_norm, key_diff: the kept tokens are the oracle's", "[policy][oracle]") {
     comparison count;
     for_random_layers(
@@ -137,6 +175,28 @@ TEST_CASE("key_norm, key_diff: the kept tokens are the oracle's", "[policy][orac
             compare_with_oracle(key_diff(), layer, request, count, by(oracle::key_differences));
         });
     CHECK(count.compared >= 65);
+}
+
+TEST_CASE("key_diff_before_rope: the kept tokens are key_diff's of the keys before their rotation",
+          "[policy][oracle]") {
+    comparison count;
+    for_random_layers(
+        235, 30, [&](const layer_data& layer, const eviction_request& request, support::random& r) {
+            const std::vector<float> table = rope_frequencies(layer.shape.head_dim / 2);
+            const rope model{.inverse_frequencies = table,
+                             .pairing = r.chance(0.5) ? rope_pairing::half_split : rope_pairing::interleaved};
+            const auto by_plain_keys = [&](const layer_oracle&, std::size_t total, oracle::near_ties& ties) {
+                const layer_oracle plain(layer.inputs(), request);
+                oracle::matrix scores;
+                for (std::size_t g = 0; g < plain.heads(); ++g) {
+                    scores.push_back(oracle::at(oracle::key_differences(plain.keys[g]), plain.candidates(g)));
+                }
+                return best_of_rows(scores, oracle::uniform_budgets(oracle::lengths(scores), total), ties);
+            };
+            compare_with_oracle(key_diff_before_rope(model), rotated(layer, model), request, count,
+                                by_plain_keys);
+        });
+    CHECK(count.compared >= 20);
 }
 
 TEST_CASE("random: a seed is a plan, another seed is another", "[policy]") {

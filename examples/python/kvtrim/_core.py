@@ -115,6 +115,7 @@ class Needs(enum.IntFlag):
     MEANS = 1024
     PROFILE = 2048
     TAKES_NORMS = 4096
+    ROPE = 8192
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@
 //   layer_defensivekv   DefensiveKV's scores, likewise                                     2510.13334
 //   pyramidkv           SnapKV's scores; budgets fall from the first layer to the last     2406.02069
 //   cake                mean and variance of attention; budgets follow each layer's spread 2503.12491
-//   with_layer_shares   any policy for one layer; budgets follow a table of shares
+//   with_layer_shares   any policy for one layer; budgets follow a table of shares          with such: LU-KV, 2602.08585
 //
 //     auto policy = kvtrim::layer_defensivekv();
 //     policy.plan(layers, request, plans, memory);                            // every cache is there
@@ -56,7 +56,8 @@ inline constexpr double layer_safeguard_ratio = 0.7; ///< share of an even budge
     return layer_wise{eviction_policy{window_attention{aggregator}, layer_shares{shares}, by_importance{}}};
 }
 
-/// The scorer and the reranker of a policy for one layer, each layer with its share of the budget. shares as above.
+/// The scorer and the reranker of a policy for one layer, each layer with its share of the budget, or each (layer, KV head):
+/// shares [layers] or [layers * kv_heads], which must live until it plans (allocate/layer_shares.hpp).
 template <class Scorer, class Allocator, class Reranker>
 [[nodiscard]] constexpr auto with_layer_shares(const eviction_policy<Scorer, Allocator, Reranker>& policy,
                                                std::span<const double> shares) {
