@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: MIT
 
 // Allocation and selection of a fifth of the tokens from given scores, and the textbook forms with sorting.
-// Limit: three passes over the scores in cache. Checked: budgets and kept tokens against the textbook forms.
+// Limit: three passes over the scores in cache, one where a threshold stays below the bound. Checked: budgets and kept tokens
+// against the textbook forms.
 
 #include "layer.hpp"
 
@@ -86,6 +87,10 @@ const char* disagreement() {
         budgets != naive_budgets(data)) {
         return "budgets differ from those by sorting";
     }
+    if (!allocate_fifth(kvtrim::above_threshold{0.1f}, data, budgets).ok() ||
+        budgets != naive_budgets(data)) {
+        return "budgets above a bounded threshold differ from those by sorting";
+    }
     kvtrim::keep_plan plan;
     if (!plan_fifth(kvtrim::uniform{}, data.values, data.tokens, plan).ok()) { return "no plan"; }
     for (index_t g = 0; g < kv_heads; ++g) {
@@ -103,8 +108,12 @@ bool is_right(benchmark::State& state) {
     return wrong == nullptr;
 }
 
+// Of these scores; a fifth is the bound.
+constexpr kvtrim::above_threshold above_18_per_cent{0.2f}, above_25_per_cent{0.1f};
+
+// passes: over the scores.
 template <class Allocator>
-void allocate(benchmark::State& state, const Allocator& allocator) {
+void allocate(benchmark::State& state, const Allocator& allocator, double passes = 3) {
     if (!is_right(state)) { return; }
     scored data(state.range(0));
     std::vector<index_t> budgets(kv_heads);
@@ -113,7 +122,7 @@ void allocate(benchmark::State& state, const Allocator& allocator) {
         check(state, allocate_fifth(allocator, data, budgets));
         benchmark::DoNotOptimize(budgets.data());
     }
-    describe(state, {.stages = {three_passes(data.tokens)}});
+    describe(state, {.stages = {passes / 3 * three_passes(data.tokens)}});
 }
 
 // A whole plan from given scores: allocate, select, write the table.
@@ -151,9 +160,12 @@ void naive_select(benchmark::State& state) {
 
 BENCHMARK_CAPTURE(allocate, adaptive, kvtrim::adaptive{})->Apply(token_counts);
 BENCHMARK_CAPTURE(allocate, blended, kvtrim::blended{})->Apply(token_counts);
+BENCHMARK_CAPTURE(allocate, above_threshold, above_18_per_cent, 1)->Apply(token_counts);
+BENCHMARK_CAPTURE(allocate, above_threshold_bounded, above_25_per_cent)->Apply(token_counts);
 BENCHMARK(naive_allocate)->Name("allocate/naive_sort")->Apply(token_counts);
 BENCHMARK_CAPTURE(plan, given_scores_uniform, kvtrim::uniform{})->Apply(token_counts);
 BENCHMARK_CAPTURE(plan, given_scores_adaptive, kvtrim::adaptive{})->Apply(token_counts);
+BENCHMARK_CAPTURE(plan, given_scores_above_threshold, above_18_per_cent)->Apply(token_counts);
 BENCHMARK(naive_select)->Name("select/naive_nth_element")->Apply(token_counts);
 
 } // namespace

@@ -3,8 +3,8 @@
 
 // Scoring: window attention with each aggregator, scores without a window, and a naive loop beside them.
 // Limit: one product of window queries and keys, where there are any (three where outputs are asked), with the keys read once
-// (LagKV: the values, too). No two keys are similar, so that redundancy searches all it may. Checked: window scores against the
-// naive loop, levels against the portable one.
+// (LagKV: the values, too), or what the row's function says. No two keys are similar, so that redundancy searches all it may.
+// Checked: window scores against the naive loop, levels against the portable one.
 
 #include "../examples/custom_policy.hpp"
 #include "scoring.hpp"
@@ -194,6 +194,48 @@ void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double produ
                      .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}))});
 }
 
+// The same by the prompt's own newest queries: what is wanted from afar.
+void own_chunk(benchmark::State& state) {
+    const auto& data = shared_layer<float>(state.range(0));
+    kvtrim::replay_scores scores(kv_heads, data.tokens, kvtrim::token_loss::output_square_sum);
+    kvtrim::growing_workspace memory;
+    for (auto _ : state) { check(state, scores.add_own(data.inputs(), {}, 64, memory)); }
+    describe(state, {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys())}});
+}
+
+const std::vector<float>& frequencies() {
+    static const std::vector<float> table = [] {
+        std::vector<float> all;
+        for (index_t i = 0; i < head_dim / 2; ++i) {
+            all.push_back(std::pow(500000.0f, -2.0f * static_cast<float>(i) / float{head_dim}));
+        }
+        return all;
+    }();
+    return table;
+}
+
+// Of each key its product with the mean query of each head, and of the lengths of its pairs with their spread.
+void triattention(benchmark::State& state) {
+    const kvtrim::rope model{.inverse_frequencies = frequencies()};
+    const auto q = random_elements<float>(q_heads * 512 * head_dim, 6);
+    kvtrim::query_pair_means means(q_heads, head_dim, model);
+    kvtrim::growing_workspace memory;
+    kvtrim::workspace scratch = memory.of_bytes(means.workspace_bytes());
+    check(state, means.add(kvtrim::strided(q.data(), {q_heads, 512, head_dim}), scratch));
+    score<float>(state, kvtrim::trig_series_score{&means, model});
+    const auto& data = shared_layer<float>(state.range(0));
+    describe(state,
+             {.stages = {products<float>(1.5 * window_flops(data.tokens) / window, data.bytes_of_keys())}});
+}
+
+// Keys read twice, and turned back each time: four multiplications and two additions a pair.
+void key_diff_before_rope(benchmark::State& state) {
+    score<float>(state, kvtrim::before_rope<kvtrim::key_diff_score>{{}, {frequencies()}});
+    const auto& data = shared_layer<float>(state.range(0));
+    describe(state, {.stages = {products<float>(2.0 * 3 * static_cast<double>(data.k.size()),
+                                                data.bytes_of_keys())}});
+}
+
 template <class Scorer>
 void score_f32(benchmark::State& state, const Scorer& scorer) {
     score<float>(state, scorer);
@@ -255,6 +297,9 @@ BENCHMARK_CAPTURE(replay_chunk, attention, kvtrim::token_loss::attention_maximum
 BENCHMARK_CAPTURE(replay_chunk, output, kvtrim::token_loss::output_square_sum, 3.0)
     ->Name("score_f32/replay_chunk_output")
     ->Apply(token_counts);
+BENCHMARK(own_chunk)->Name("score_f32/own_chunk_output")->Apply(token_counts);
+BENCHMARK(triattention)->Name("score_f32/triattention")->Apply(token_counts);
+BENCHMARK(key_diff_before_rope)->Name("score_f32/key_diff_before_rope")->Apply(token_counts);
 BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(scaled_token_counts);
 
 } // namespace

@@ -86,25 +86,46 @@ named_policy critical_gram() {
             }};
 }
 
-// With the statistics of the whole prompt's queries, which an engine gathers during the prefill: not in the times.
-named_policy expected_attention() {
-    return {.name = "expected_attention",
+// The model's rotation, as kvtrim describes it.
+std::vector<float> frequencies_of(const model_config& config) {
+    return {config.frequencies.begin(), config.frequencies.end()};
+}
+
+// With what the whole prompt's queries are like before their rotation, which an engine gathers during the prefill: not in the
+// times. begin(config, rope) is an empty object that gathers them.
+template <class Begin, class MakePolicy>
+named_policy of_queries_before_rope(std::string name, const Begin& begin, const MakePolicy& make) {
+    return {.name = std::move(name),
             .queries = observed::whole_prompt,
-            .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
-                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
-                       stage_seconds& seconds) {
+            .plan = [begin, make](std::span<const layer_prompt> layers,
+                                  const kvtrim::eviction_request& request, kvtrim::growing_workspace& memory,
+                                  std::span<kvtrim::keep_plan> plans, stage_seconds& seconds) {
                 const model_config& config = layers.front().config;
                 const rope_table rotation = make_rope_table(config, 0, layers.front().tokens);
-                const std::vector<float> frequencies(config.frequencies.begin(), config.frequencies.end());
+                const std::vector<float> frequencies = frequencies_of(config);
+                const kvtrim::rope rope{.inverse_frequencies = frequencies};
                 for (std::size_t l = 0; l < layers.size(); ++l) {
                     const layer_prompt& p = layers[l];
                     const head_tensor queries =
                         before_rotation(copied(inputs_of(p, observed::whole_prompt).queries), rotation);
-                    kvtrim::query_statistics statistics(config.q_heads, config.head_dim);
-                    kvtrim::workspace scratch = memory.of_bytes(statistics.workspace_bytes());
-                    require(statistics.add(rows_of(queries), scratch));
-                    run(kvtrim::expected_attention(statistics, {.inverse_frequencies = frequencies}),
-                        inputs_of(p, observed::window), request, memory, plans[l], seconds);
+                    auto gathered = begin(config, rope);
+                    kvtrim::workspace scratch = memory.of_bytes(gathered.workspace_bytes());
+                    require(gathered.add(rows_of(queries), scratch));
+                    run(make(gathered, rope), inputs_of(p, observed::window), request, memory, plans[l],
+                        seconds);
+                }
+            }};
+}
+
+named_policy key_diff_before_rope() {
+    return {.name = "key_diff_before_rope",
+            .plan = [](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
+                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                       stage_seconds& seconds) {
+                const std::vector<float> frequencies = frequencies_of(layers.front().config);
+                for (std::size_t l = 0; l < layers.size(); ++l) {
+                    run(kvtrim::key_diff_before_rope({.inverse_frequencies = frequencies}),
+                        inputs_of(layers[l], observed::window), request, memory, plans[l], seconds);
                 }
             }};
 }
@@ -298,12 +319,28 @@ const std::vector<named_policy>& all_policies() {
         cake_policy(),
         named("tova", kvtrim::tova()),
         named("h2o", kvtrim::h2o(), observed::whole_prompt),
-        expected_attention(),
+        of_queries_before_rope(
+            "expected_attention",
+            [](const model_config& c, const kvtrim::rope&) {
+                return kvtrim::query_statistics(c.q_heads, c.head_dim);
+            },
+            [](const kvtrim::query_statistics& s, const kvtrim::rope& r) {
+                return kvtrim::expected_attention(s, r);
+            }),
+        of_queries_before_rope(
+            "triattention",
+            [](const model_config& c, const kvtrim::rope& r) {
+                return kvtrim::query_pair_means(c.q_heads, c.head_dim, r);
+            },
+            [](const kvtrim::query_pair_means& m, const kvtrim::rope& r) {
+                return kvtrim::triattention(m, r);
+            }),
         named("rkv", kvtrim::rkv()),
         lagkv(),
         named("streaming_llm", kvtrim::streaming_llm()),
         named("key_norm", kvtrim::key_norm()),
         named("key_diff", kvtrim::key_diff()),
+        key_diff_before_rope(),
         named("random", kvtrim::random()),
         named("dropkv", kvtrim::dropkv()),
         layer_dropkv("layer_dropkv", token_loss::output_square_sum),
