@@ -231,7 +231,7 @@ named_policy cake_policy() {
 
 // ---- From the scores of a pass over the prompt, or with a table of the model ----
 
-// Policies over all layers whose inputs are the scores of a pass.
+// Policies over all layers whose inputs are the scores of a pass: make(first layer, request).
 template <class MakePolicy>
 named_policy of_pass(std::string name, scoring_pass pass, kvtrim::token_loss loss, const MakePolicy& make,
                      bool needs_profile = false) {
@@ -244,8 +244,8 @@ named_policy of_pass(std::string name, scoring_pass pass, kvtrim::token_loss los
                        stage_seconds& seconds) {
                     std::vector<kvtrim::replay_scores> scores;
                     for (const layer_prompt& p : layers) { scores.push_back(*p.scored); }
-                    run(make(layers.front()), std::span<const kvtrim::replay_scores>(scores), request, memory,
-                        plans, seconds);
+                    run(make(layers.front(), request), std::span<const kvtrim::replay_scores>(scores),
+                        request, memory, plans, seconds);
                 },
             .pass = pass,
             .loss = loss,
@@ -298,10 +298,24 @@ named_policy with_safeguard(double ratio) {
 } // namespace
 
 const std::vector<named_policy>& all_policies() {
+    using kvtrim::eviction_request;
     using kvtrim::token_loss;
-    const auto by_all_rows = [](const layer_prompt&) { return kvtrim::layer_replay(); };
-    const auto from_afar = [](const layer_prompt&) { return kvtrim::layer_afar(afar_tokens); };
-    const auto by_table = [](const layer_prompt& p) {
+    const auto by_all_rows = [](const layer_prompt&, const eviction_request&) {
+        return kvtrim::layer_replay();
+    };
+    // Above what the model's table gives for the share that is asked for: how much of a prompt stays is the prompt's own.
+    const auto by_threshold = [](const layer_prompt& p, const eviction_request& r) {
+        const index_t safe = r.protect.prefix() + r.protect.suffix();
+        const double share = static_cast<double>(r.budget.tokens - safe) /
+                             static_cast<double>(std::max<index_t>(1, p.tokens - safe));
+        return kvtrim::layer_wise{kvtrim::eviction_policy{
+            kvtrim::replayed{}, kvtrim::above_threshold{p.profile->budgets().threshold_of(share)},
+            kvtrim::by_importance{}}};
+    };
+    const auto from_afar = [](const layer_prompt&, const eviction_request&) {
+        return kvtrim::layer_afar(afar_tokens);
+    };
+    const auto by_table = [](const layer_prompt& p, const eviction_request&) {
         return kvtrim::profiled(p.profile->budgets(), afar_tokens);
     };
     static const std::vector<named_policy> policies{
@@ -346,6 +360,7 @@ const std::vector<named_policy>& all_policies() {
         layer_dropkv("layer_dropkv", token_loss::output_square_sum),
         of_pass("replay", scoring_pass::replay, token_loss::attention_maximum, by_all_rows),
         of_pass("replay_output", scoring_pass::replay, token_loss::output_square_sum, by_all_rows),
+        of_pass("replay_threshold", scoring_pass::replay, token_loss::output_square_sum, by_threshold, true),
         of_pass("layer_afar", scoring_pass::own, token_loss::output_square_sum, from_afar),
         of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),

@@ -3,6 +3,7 @@
 
 #include <kvtrim/allocate/row_profile.hpp>
 
+#include <kvtrim/allocate/above_threshold.hpp>
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
@@ -67,6 +68,47 @@ TEST_CASE("row_profile: the sum is the total whatever the scores at hand, and eq
             CHECK(budgets[g] <= rows[g].size());
             if (known[0].size() == 10 && known[0][0] == 1.0) { CHECK(budgets[g] + 1 >= budgets[0]); }
         }
+    }
+}
+
+TEST_CASE("row_profile: above its threshold for a share lies that share of the scores it was made of",
+          "[allocate]") {
+    support::random r(64);
+    for (int i = 0; i < 40; ++i) {
+        const oracle::matrix rows = random_rows(r, r.between(1, 9), r.one_of({65, 400, 1000}));
+        score_memory memory(rows);
+        row_profile profile;
+        REQUIRE(profile.add(memory.importance_rows()).ok());
+        const double share = 0.05 + 0.9 * r.uniform();
+        const auto threshold = static_cast<double>(profile.budgets().threshold_of(share));
+        double above = 0;
+        for (const oracle::row& row : rows) {
+            above += static_cast<double>(
+                std::count_if(row.begin(), row.end(), [&](double x) { return x > threshold; }));
+        }
+        CHECK(above / static_cast<double>(total_length(rows)) == Approx(share).margin(0.03));
+        // As an allocator: the same rows, and no more than the bound.
+        const std::size_t bound = total_length(rows) / 2;
+        const above_threshold by_table{static_cast<float>(threshold)};
+        CHECK(static_cast<double>(sum_of(allocate(by_table, rows, total_length(rows)))) == above);
+        CHECK(sum_of(allocate(by_table, rows, bound)) == std::min(bound, static_cast<std::size_t>(above)));
+    }
+}
+
+TEST_CASE("row_profile: a threshold for no share keeps nothing, one for all of them everything",
+          "[allocate][odd]") {
+    const oracle::matrix rows{{4, 2, 1}, {8, 3, 1}};
+    score_memory memory(rows);
+    row_profile profile;
+    CHECK(profile.budgets().threshold_of(0.5) == 0);
+    REQUIRE(profile.add(memory.importance_rows()).ok());
+    for (const double none : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN()}) {
+        CHECK(profile.budgets().threshold_of(none) >= 8);
+        CHECK(std::isfinite(profile.budgets().threshold_of(none)));
+    }
+    const oracle::matrix others{{0, -5, 1e-30}, {0, 0, 0}};
+    for (const double all : {1.0, 2.0}) {
+        CHECK(sum_of(allocate(above_threshold{profile.budgets().threshold_of(all)}, others, 6)) == 6);
     }
 }
 

@@ -79,6 +79,7 @@ TEST_CASE("concepts: the smallest stage of each kind fits, a struct without the 
 TEST_CASE("concepts: every stage of the library fits its own contract", "[policy]") {
     STATIC_REQUIRE(token_scorer<key_norm_score, inputs>);
     STATIC_REQUIRE(token_scorer<key_diff_score, inputs>);
+    STATIC_REQUIRE(token_scorer<before_rope<key_diff_score>, inputs>);
     STATIC_REQUIRE(token_scorer<recency, inputs>);
     STATIC_REQUIRE(token_scorer<random_score, inputs>);
     STATIC_REQUIRE(token_scorer<given_scores<strided<const float, 2>>, inputs>);

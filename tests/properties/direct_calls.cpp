@@ -7,6 +7,7 @@
 #include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/aggregate/worst_case_attention.hpp>
 #include <kvtrim/cache/ragged.hpp>
+#include <kvtrim/score/before_rope.hpp>
 #include <kvtrim/score/consensus.hpp>
 #include <kvtrim/score/expected_attention_score.hpp>
 #include <kvtrim/score/key_norm.hpp>
@@ -35,6 +36,7 @@ void for_each_scorer(const layer_data& layer, const query_statistics& statistics
     fn(given_scores{strided<const float, 2>(layer.k.data(), {2, 40})});
     fn(key_norm_score{});
     fn(key_diff_score{});
+    fn(before_rope<key_diff_score>{});
     fn(lag_score{.lag = 8});
     fn(expected_attention_score{&statistics});
     fn(window);

@@ -44,6 +44,22 @@ named_policy describe(const char* name, unsigned flags, const Policy& policy) {
     return describe(name, flags, policy, [](const inputs& in, auto&& fn) { return fn(in); });
 }
 
+// Keys whose first pair of channels is rotated, where there is one.
+struct key_diff_of_one_pair {
+    static auto of(const inputs& in) {
+        static constexpr float turn = 0.1f;
+        return key_diff_before_rope({std::span(&turn, in.head_dim() > 1 ? 1 : 0)});
+    }
+    template <class Memory, class... Rest>
+    status plan(const inputs& in, const eviction_request& request, keep_plan& out, Memory& memory,
+                Rest&&... rest) const {
+        return of(in).plan(in, request, out, memory, rest...);
+    }
+    index_t workspace_bytes(const inputs& in, const eviction_request& request) const {
+        return of(in).workspace_bytes(in, request);
+    }
+};
+
 // W_O as Gram matrices.
 constexpr auto with_gram = [](const inputs& in, auto&& fn) {
     const gram_projection gram(in.output_projection);
@@ -103,6 +119,7 @@ std::vector<named_policy> describe_all() {
         describe("tova", window | one_set | across_heads, tova()),
         describe("key_norm", separate, key_norm()),
         describe("key_diff", separate, key_diff()),
+        describe("key_diff_before_rope", separate, key_diff_of_one_pair{}),
         describe("random", separate, kvtrim::random(3)),
         describe("expected_attention", separate, expected_from_window{}),
         describe("rkv", window, rkv()),

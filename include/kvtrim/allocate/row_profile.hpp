@@ -14,12 +14,14 @@
 //                 if (at.stage == kvtrim::plan_stage::scored) { added = profile.add(at.scores.importance_rows()); }
 //             });
 //     auto policy = kvtrim::layer_wise{kvtrim::eviction_policy{scorer, profile.budgets(), kvtrim::by_importance{}}};
+//     kvtrim::above_threshold fifth{profile.budgets().threshold_of(0.2)};        // of such scores: how many stay is the prompt's own
 //
 // The scores of a prompt then decide inside each row only. Which heads look things up is a property of the model, so that a single
 // pass gets the budgets that a replay would have given. A table has a row for each of the rows that compete: all layers', or
 // one layer's.
 //
-// Source: the idea of budgets from a table: LU-KV and DuoAttention (2410.10819); these tables and rule are kvtrim's own.
+// Source: the idea of budgets from a table: LU-KV (2602.08585; its own tables: allocate/layer_shares.hpp) and DuoAttention
+// (2410.10819); these tables and rule are kvtrim's own.
 // Cost: adding sorts each row; a plan takes 64 halvings of x. Workspace: 16 bytes per row. Memory: 65 floats per row.
 
 #include <kvtrim/allocate/round_to_total.hpp>
@@ -76,16 +78,8 @@ struct profiled_budgets {
         const workspace::frame frame(scratch);
         const auto ideal = scratch.take<double>(rows);
         const auto caps = scratch.take<index_t>(rows);
-        const auto [lowest, highest] = std::minmax_element(curves.begin(), curves.end());
-        double low = static_cast<double>(*lowest) - 1, high = static_cast<double>(*highest) + 1;
-        for (int halving = 0; halving < 64; ++halving) {
-            const double x = (low + high) / 2;
-            double kept = 0;
-            for (index_t r = 0; r < rows; ++r) {
-                kept += share_above(r, x) * static_cast<double>(scores.length(r));
-            }
-            (kept > static_cast<double>(total) ? low : high) = x;
-        }
+        const auto [low, high] =
+            level_of(static_cast<double>(total), [&](index_t r) { return scores.length(r); });
         // `high` keeps no more than the total; where curves are flat the rest goes evenly to what `low` would keep beside it.
         double kept = 0, more = 0;
         for (index_t r = 0; r < rows; ++r) {
@@ -103,6 +97,16 @@ struct profiled_budgets {
         return round_to_total(ideal, caps, total, budgets, scratch);
     }
 
+    /// The score above which a share (0 to 1) of all candidates lies where every row has as many: a threshold that is made once per
+    /// model (allocate/above_threshold.hpp). From a share of 1 on it is -infinity; one that is
+    /// not above 0 keeps none of the scores of the table; a table that is not valid gives 0.
+    [[nodiscard]] float threshold_of(double share) const {
+        if (!validate().ok()) { return 0; }
+        if (share >= 1) { return -std::numeric_limits<float>::infinity(); }
+        const double rows = static_cast<double>(std::ssize(curves) / points);
+        return static_cast<float>(std::exp(level_of(share * rows, [](index_t) { return 1; }).high));
+    }
+
     /// Share (0 to 1) of a row's candidates that its curve puts above x, the log of a score; linear between the points. The row
     /// is not checked.
     [[nodiscard]] double share_above(index_t row, double x) const {
@@ -115,6 +119,28 @@ struct profiled_budgets {
         const auto above = static_cast<double>(after[-1]), below = static_cast<double>(*after);
         return (static_cast<double>(after - curve.begin()) - 1 + (above - x) / (above - below)) /
                static_cast<double>(points - 1);
+    }
+
+  private:
+    struct level {
+        double low, high;
+    };
+
+    // Logs of scores as close as they get, of which `high` keeps at most `total` candidates of rows of these lengths, and `low`
+    // more.
+    template <class Length>
+    [[nodiscard]] level level_of(double total, Length&& length) const {
+        const auto [lowest, highest] = std::minmax_element(curves.begin(), curves.end());
+        level at{static_cast<double>(*lowest) - 1, static_cast<double>(*highest) + 1};
+        for (int halving = 0; halving < 64; ++halving) {
+            const double x = (at.low + at.high) / 2;
+            double kept = 0;
+            for (index_t r = 0; r < std::ssize(curves) / points; ++r) {
+                kept += share_above(r, x) * static_cast<double>(length(r));
+            }
+            (kept <= total ? at.high : at.low) = x;
+        }
+        return at;
     }
 };
 
