@@ -233,7 +233,7 @@ enum {
     KVTRIM_NEEDS_MEANS = 1024,      /**< kvtrim_layer.means and .rope */
     KVTRIM_NEEDS_PROFILE = 2048,    /**< kvtrim_request.profile */
     KVTRIM_TAKES_NORMS = 4096,      /**< kvtrim_layer.norms in place of the output projection */
-    KVTRIM_NEEDS_ROPE = 8192        /**< kvtrim_layer.rope; row t has position t: a cache that was never cut */
+    KVTRIM_NEEDS_ROPE = 8192        /**< kvtrim_layer.rope, of a cache that was never cut */
 };
 
 /** A policy of the table. Strings are never freed. */

@@ -15,9 +15,9 @@
 //   budgets[r] = total * share[layer of r] / sum of shares over rows, whole numbers of sum total, at most the row's length;
 //                what a row can not use goes to the others in proportion
 //
-// Source: PyramidKV, arXiv:2406.02069; CAKE, arXiv:2503.12491; LU-KV, arXiv:2602.08585. The schedules of published code, which count the window and
-// do not sum to the total, are in allocate/layer_budgets.hpp. Cost: O(rows log rows), no scores read. Workspace: four
-// numbers per row.
+// Source: PyramidKV, arXiv:2406.02069; CAKE, arXiv:2503.12491; LU-KV, arXiv:2602.08585. The schedules of published code, which
+// count the window and do not sum to the total, are in allocate/layer_budgets.hpp. Cost: O(rows log rows), no scores read.
+// Workspace: four numbers per row.
 
 #include <kvtrim/allocate/layer_budgets.hpp>
 #include <kvtrim/plan/token_scores.hpp>
@@ -84,7 +84,7 @@ struct pyramid_shares {
 
 /// Budgets in proportion to given shares of the layers, or of the rows.
 struct layer_shares {
-    /// [layers], or [layers * kv_heads] with a layer's heads side by side; one that is not a positive finite number counts as 0.
+    /// [layers], or [layers * kv_heads] with a layer's heads side by side; what is not a positive finite number counts as 0.
     std::span<const double> shares;
 
     static constexpr bool is_uniform = false; ///< whether rows of equal length get equal budgets

@@ -14,7 +14,7 @@
 //                 if (at.stage == kvtrim::plan_stage::scored) { added = profile.add(at.scores.importance_rows()); }
 //             });
 //     auto policy = kvtrim::layer_wise{kvtrim::eviction_policy{scorer, profile.budgets(), kvtrim::by_importance{}}};
-//     kvtrim::above_threshold fifth{profile.budgets().threshold_of(0.2)};        // of such scores: how many stay is the prompt's own
+//     kvtrim::above_threshold fifth{profile.budgets().threshold_of(0.2)};   // of such scores; how many stay is the prompt's own
 //
 // The scores of a prompt then decide inside each row only. Which heads look things up is a property of the model, so that a single
 // pass gets the budgets that a replay would have given. A table has a row for each of the rows that compete: all layers', or
@@ -97,9 +97,9 @@ struct profiled_budgets {
         return round_to_total(ideal, caps, total, budgets, scratch);
     }
 
-    /// The score above which a share (0 to 1) of all candidates lies where every row has as many: a threshold that is made once per
-    /// model (allocate/above_threshold.hpp). From a share of 1 on it is -infinity; one that is
-    /// not above 0 keeps none of the scores of the table; a table that is not valid gives 0.
+    /// The score above which a share (0 to 1) of all candidates lies where every row has as many: a threshold made once per model
+    /// (allocate/above_threshold.hpp). From a share of 1 on it is -infinity; one that is not above 0 keeps none of the scores of
+    /// the table; a table that is not valid gives 0.
     [[nodiscard]] float threshold_of(double share) const {
         if (!validate().ok()) { return 0; }
         if (share >= 1) { return -std::numeric_limits<float>::infinity(); }
@@ -126,8 +126,7 @@ struct profiled_budgets {
         double low, high;
     };
 
-    // Logs of scores as close as they get, of which `high` keeps at most `total` candidates of rows of these lengths, and `low`
-    // more.
+    // Logs of scores, as close as they get: `high` keeps at most `total` candidates of rows of these lengths, `low` more.
     template <class Length>
     [[nodiscard]] level level_of(double total, Length&& length) const {
         const auto [lowest, highest] = std::minmax_element(curves.begin(), curves.end());

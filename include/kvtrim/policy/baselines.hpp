@@ -73,8 +73,8 @@ struct summed_attention : window_attention<mean_attention> {
 [[nodiscard]] constexpr auto key_diff() {
     return eviction_policy{key_diff_score{}, uniform{}, by_importance{}};
 }
-/// The same over keys as they were before RoPE, which are turned back while they are read. The table of frequencies must outlive
-/// the policy. positions: of the rows of a cache that was cut (score/before_rope.hpp); they must outlive it, too.
+/// The same over keys as they were before RoPE, which are turned back while they are read. positions: of the rows of a cache
+/// that was cut (score/before_rope.hpp). They and the table of frequencies must outlive the policy.
 [[nodiscard]] constexpr auto key_diff_before_rope(const rope& model_rope,
                                                   const row_positions& positions = {}) {
     return eviction_policy{before_rope<key_diff_score>{{}, model_rope, positions}, uniform{},

@@ -4,21 +4,21 @@
 
 // Any scorer of keys over the keys as they were before RoPE: they are turned back while they are read.
 //
-//   key[g, t]  ->  R(-p) key[g, t] / attention factor          p: the position of row t of head g, 0 for channels behind the rotary
+//   key[g, t]  ->  R(-p) key[g, t] / attention factor       p: position of row t of head g; the channels behind the rotary stay
 //
 //     auto policy = kvtrim::key_diff_before_rope(rope);                                   policy/baselines.hpp
 //     auto other = kvtrim::eviction_policy{kvtrim::before_rope<kvtrim::lag_score>{{}, rope}, ...};
 //
-// RoPE spreads keys that mean the same over a circle in each pair of channels, the fast ones within a few tokens: what keys have
-// in common, and which of them stand out, is seen better without it. Meant for scorers that look at keys alone (key_diff_score,
-// redundancy_aware); the queries of window attention are rotated, and must meet rotated keys.
+// RoPE spreads keys that mean the same over a circle in each pair of channels, the fast ones within a few tokens: without it,
+// what keys have in common does not depend on where they stand. Meant for scorers that look at keys alone (key_diff_score, an
+// own one); the queries of window attention are rotated, and must meet rotated keys.
 //
 // The cache stays as it is. A cache that was cut needs the positions of its rows: positions_of(plan), or cache_positions
 // (decode/cache_positions.hpp). Frequencies that the model changes with the length (dynamic NTK) cannot be turned back.
 //
 // Source: Compactor, arXiv:2507.08143, and kvpress get_prerope_key_states, which computes keys anew from hidden states.
-// Cost: a complex product per pair and row each time the scorer reads it, 2 sqrt(positions) sines and cosines per pair. Workspace:
-// 32 sqrt(positions) bytes per pair, shared by all heads, and the scorer's. Numerics: angles in double, rows in float.
+// Cost: a complex product per pair and row each time the scorer reads it, 2 sqrt(positions) sines and cosines per pair.
+// Workspace: 32 sqrt(positions) bytes per pair, shared by all heads, and the scorer's. Numerics: angles in double, rows in float.
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
