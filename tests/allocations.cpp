@@ -112,8 +112,8 @@ void check(const shape& s, bool token_major) {
     expect_no_allocation("tova", tova(), in, request);
     expect_no_allocation("key_norm", key_norm(), in, request);
     expect_no_allocation("key_diff", key_diff(), in, request);
-    const std::vector<float> turns(static_cast<std::size_t>(s.head_dim / 2), 0.1f);
-    expect_no_allocation("key_diff_before_rope", key_diff_before_rope({turns}), in, request);
+    const std::vector<float> angles(static_cast<std::size_t>(s.head_dim / 2), 0.1f);
+    expect_no_allocation("key_diff_before_rope", key_diff_before_rope({angles}), in, request);
     expect_no_allocation("streaming_llm", streaming_llm(), in, request);
     expect_no_allocation("rkv", rkv(), in, request);
     expect_no_allocation("lagkv", lagkv({.lag = 16}), in, request);
