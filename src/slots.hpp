@@ -58,10 +58,10 @@ class pooled_rows {
         return table_.tokens(table_row(head), v_.page_tokens);
     }
     [[nodiscard]] index_t row_bytes() const;
-    /// Of a ragged view.
+    /// Of heads with rows of their own: where each begins.
     [[nodiscard]] std::span<const std::int32_t> offsets() const {
-        return is_ragged() ? std::span(v_.indptr, static_cast<std::size_t>(v_.extents[0] + 1))
-                           : std::span<const std::int32_t>{};
+        if (is_ragged()) { return {v_.indptr, static_cast<std::size_t>(v_.extents[0] + 1)}; }
+        return v_.layout == KVTRIM_PAGED_PER_HEAD ? table_.indptr : std::span<const std::int32_t>{};
     }
 
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {

@@ -47,6 +47,12 @@ struct query_pair_means {
         length_sums.resize(static_cast<std::size_t>(heads * pairs));
     }
 
+    query_pair_means(const query_pair_means&) = default;       ///< a fork
+    query_pair_means(query_pair_means&&) = default;            ///< takes the memory
+    query_pair_means& operator=(query_pair_means&&) = default; ///< takes the memory
+    /// A fork; where an allocation throws this is as it was.
+    query_pair_means& operator=(const query_pair_means& other) { return *this = query_pair_means(other); }
+
     /// Whether the fields are those of such means, as they must also be when they were read from a file:
     /// invalid_parameter. O(q_heads * head_dim).
     [[nodiscard]] status validate() const {

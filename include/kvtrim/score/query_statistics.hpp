@@ -52,6 +52,12 @@ struct query_statistics {
         co_moments.resize(static_cast<std::size_t>(heads * dim * dim));
     }
 
+    query_statistics(const query_statistics&) = default;       ///< a fork
+    query_statistics(query_statistics&&) = default;            ///< takes the memory
+    query_statistics& operator=(query_statistics&&) = default; ///< takes the memory
+    /// A fork; where an allocation throws this is as it was.
+    query_statistics& operator=(const query_statistics& other) { return *this = query_statistics(other); }
+
     /// Whether the fields are those of such statistics, as they must also be when they were restored: invalid_parameter.
     /// O(q_heads).
     [[nodiscard]] status validate() const {
