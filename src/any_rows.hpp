@@ -170,6 +170,10 @@ class any_rows {
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         return shares_bytes(lengths_, other) || visit([&](const auto& v) { return shares_bytes(v, other); });
     }
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        return shares_bytes(lengths_, other) ||
+               visit([&](const auto& v) { return tables_share_bytes(v, other); });
+    }
 
   private:
     any_view view_ = ggml_tensor_rows{};

@@ -84,6 +84,7 @@ class pooled_rows {
     /// The bytes of all slots: codes, and scales and zero points that are the tokens' own.
     [[nodiscard]] std::array<strided_bytes, 3> memory() const { return memory_of_pages(0, v_.pages, false); }
     [[nodiscard]] bool overlaps(const strided_bytes& other) const;
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const;
     /// Whether a head's rows are neighbours, so that survivors can move to its first ones.
     [[nodiscard]] bool moves_rows() const { return is_ragged(); }
     void move_row(index_t head, index_t from, index_t to) const;

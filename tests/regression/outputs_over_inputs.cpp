@@ -17,7 +17,9 @@
 #include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/cache/scaled_rows.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/compact/compact_to_flat.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
 #include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
@@ -392,4 +394,44 @@ TEST_CASE("A plan that has the positions, pages or offsets which are read is no 
     CHECK(scored(slots, tables).code() == errc::invalid_parameter);
     CHECK(tables == as_made);
     CHECK(scored(slots, out).ok());
+}
+
+TEST_CASE("Rows that move or rotate: lengths, positions, pages and shared scales among them are refused") {
+    growing_workspace memory;
+    const keep_plan plan = support::plan_of({{1, 3}});
+    alignas(8) std::array<float, 64> rows{};
+    auto* const words =
+        reinterpret_cast<std::int32_t*>(rows.data()); // as an engine that reuses a buffer too early
+    words[2] = 4;                                     // a length
+    const auto before = rows;
+    const std::span<const std::int32_t> none(words + 8, 1), four(words + 12, 4);
+    const strided<float, 3> cache(rows.data(), {1, 4, 8});
+
+    const std::span<const index_t> lengths(reinterpret_cast<const index_t*>(rows.data() + 2), 1);
+    CHECK(compact_in_place(filled(cache, lengths), plan).code() == errc::views_overlap);
+    std::vector<std::int8_t> codes(64);
+    const scaled_rows<std::int8_t> own(codes.data(), {1, 4, 8}, {32, 8}, {rows.data() + 4, {8, 0, 1}});
+    CHECK(compact_in_place(cache, own, plan).code() == errc::views_overlap);
+    CHECK(compact_in_place(own, cache, plan).code() == errc::views_overlap);
+
+    const std::vector<float> frequencies{1.0f, 0.5f};
+    const rope turned{frequencies};
+    const std::vector<std::int32_t> offsets{0, 4}, positions{0, 1, 2, 3}, moved{4, 5, 6, 7};
+    const auto rotate = [&](const auto& keys, const row_positions& from, const row_positions& to) {
+        workspace scratch = memory.of_bytes(rerotate_keys_bytes(keys, turned));
+        return rerotate_keys(keys, turned, from, to, scratch).code();
+    };
+    CHECK(rotate(cache, {offsets, four}, {offsets, moved}) == errc::views_overlap);
+    CHECK(rotate(cache, {offsets, positions}, {offsets, four}) == errc::views_overlap);
+    CHECK(rotate(indexed_rows(cache, none), {}, {}) == errc::plan_mismatch); // no heads
+    const std::vector<std::int32_t> one{0, 1}, at{3}, to{4};
+    CHECK(rotate(indexed_rows(cache, none), {one, at}, {one, to}) == errc::views_overlap);
+    const std::vector<std::int32_t> begins{0, 1}, last{1};
+    CHECK(rotate(paged_rows(rows.data(), nhd_pages(4, 1, 8, 2), page_table{begins, none, last}, 0, 1, 8),
+                 {one, at}, {one, to}) == errc::views_overlap);
+    CHECK(rotate(paged_head_rows(rows.data(), nhd_pages(4, 1, 8, 2), page_table{begins, none, last}, 0, 1, 8),
+                 {one, at}, {one, to}) == errc::views_overlap);
+    CHECK(rotate(ragged(rows.data(), std::span<const std::int32_t>(words + 63, 1), 8), {}, {}) == errc::ok);
+    CHECK(rows == before);
+    CHECK(rotate(cache, {offsets, positions}, {offsets, moved}) == errc::ok);
 }

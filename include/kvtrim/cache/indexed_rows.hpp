@@ -87,7 +87,7 @@ class indexed_rows {
     /// Whether the slots that are read, or their indices, share a byte with other memory. O(tokens) if the pool does, else
     /// O(1).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        if (overlap(bytes_of(indices_), other)) { return true; }
+        if (tables_overlap(other)) { return true; }
         if constexpr (requires { slots_.overlaps(other); }) { return slots_.overlaps(other); }
         for (const strided_bytes& pool : memory_of(slots_)) {
             if (!overlap(pool, other)) { continue; }
@@ -101,6 +101,10 @@ class indexed_rows {
             if (shares) { return true; }
         }
         return false;
+    }
+    /// Whether the indices, or the tables of the slots, do.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        return overlap(bytes_of(indices_), other) || tables_share_bytes(slots_, other);
     }
     /// Whether a row of one head cannot move alone.
     [[nodiscard]] bool heads_move_together() const requires requires(const Slots& v) {

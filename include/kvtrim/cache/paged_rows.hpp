@@ -86,14 +86,14 @@ template <class T>
     return bytes_of_pages(pool, layout, 0, count, heads, head_dim);
 }
 
-// Whether rows of `heads` heads in these pages, or the list of pages, share a byte with `other`.
+// Whether rows of `heads` heads in these pages share a byte with `other`.
 template <class T>
 [[nodiscard]] bool pages_overlap(const T* pool, const page_layout& layout,
                                  std::span<const std::int32_t> pages, index_t heads, index_t head_dim,
                                  const strided_bytes& other) {
-    return overlap(bytes_of(pages), other) || std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
-               return overlap(bytes_of_pages(pool, layout, page, 1, heads, head_dim), other);
-           });
+    return std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
+        return overlap(bytes_of_pages(pool, layout, page, 1, heads, head_dim), other);
+    });
 }
 
 // Rows of a page table that a source reads.
@@ -190,9 +190,14 @@ class paged_rows {
     }
     /// Bytes of a row.
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    /// Whether its pages share a byte with other memory. O(pages).
+    /// Whether its pages, or the list of them, share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        return detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
+        return tables_overlap(other) ||
+               detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
+    }
+    /// Whether the list does.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        return overlap(bytes_of(pages_), other);
     }
 
   private:
@@ -272,13 +277,15 @@ class paged_head_rows {
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
     /// Whether its pages or its rows of the table share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        if (overlap(bytes_of(offsets()), other)) { return true; }
-        for (index_t h = 0; h < kv_heads_; ++h) {
-            if (detail::pages_overlap(pool_, layout_, table_.row(first_row_ + h), 1, head_dim_, other)) {
-                return true;
-            }
-        }
-        return false;
+        return tables_overlap(other) || detail::pages_overlap(pool_, layout_, places_, 1, head_dim_, other);
+    }
+    /// Whether its rows of the table do.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        const auto last = kv_heads_ == 0 ? table_.last_page_len.first(0)
+                                         : table_.last_page_len.subspan(static_cast<std::size_t>(first_row_),
+                                                                        static_cast<std::size_t>(kv_heads_));
+        return overlap(bytes_of(places_), other) || overlap(bytes_of(offsets()), other) ||
+               overlap(bytes_of(last), other);
     }
 
   private:

@@ -120,6 +120,11 @@ class scaled_rows {
         return std::any_of(read.begin(), read.end(),
                            [&](const strided_bytes& m) { return overlap(m, other); });
     }
+    /// Whether scales or zero points that rows share do: these do not move with a row.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        const auto read = memory_of(true);
+        return !scales_.is_per_token() && (overlap(read[1], other) || overlap(read[2], other));
+    }
     /// Encodes tile [count, head_dim] in rows [first, first + count) of a head (kernels/encode.hpp).
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
         requires(!std::is_const_v<Code>) {
