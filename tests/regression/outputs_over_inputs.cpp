@@ -314,6 +314,15 @@ TEST_CASE("Codes: an output over scales or zero points is refused, also where ro
             CHECK(tables == before);
         }
         CHECK(gather(cache, plan, std::span(tables).first(24)).ok());
+        // Over codes of slots that no index names.
+        alignas(4) std::array<std::int8_t, 96> slots{};
+        const scaled_rows<const std::int8_t> pool(slots.data(), {1, 8, 8}, {64, 8},
+                                                  {tables.data(), {0, 0, 0}});
+        const std::vector<std::int32_t> first{0, 1};
+        auto* const behind = reinterpret_cast<float*>(slots.data() + 16);
+        CHECK(gather(indexed_rows(pool, first), support::plan_of({{1}}), std::span(behind, 8)).ok());
+        CHECK(gather(indexed_rows(pool, first), support::plan_of({{1}}), std::span(behind - 1, 8)).code() ==
+              errc::views_overlap);
     }
 }
 

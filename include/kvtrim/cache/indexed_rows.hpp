@@ -88,8 +88,11 @@ class indexed_rows {
     /// O(1).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         if (tables_overlap(other)) { return true; }
-        if constexpr (requires { slots_.overlaps(other); }) { return slots_.overlaps(other); }
-        for (const strided_bytes& pool : memory_of(slots_)) {
+        const auto memory = memory_of(slots_);
+        if constexpr (memory.size() == 0 && requires { slots_.overlaps(other); }) {
+            return slots_.overlaps(other);
+        }
+        for (const strided_bytes& pool : memory) {
             if (!overlap(pool, other)) { continue; }
             if (pool.extents[2] != kvtrim::extent(slots_, 1)) { return true; } // a table finds its rows
             const bool shares = std::any_of(indices_.begin(), indices_.end(), [&](std::int32_t slot) {
