@@ -29,7 +29,7 @@ namespace KVTRIM_NAMESPACE {
 
 /// Mean query, and mean length of each rotated pair, per query head of one layer. Plain data: a copy is a fork.
 struct query_pair_means {
-    index_t q_heads;                 ///< query heads; 0 where the object is not valid
+    index_t q_heads;                 ///< query heads, as given
     index_t head_dim;                ///< elements of a query
     index_t pairs;                   ///< that RoPE turns: rope.pairs()
     rope_pairing pairing;            ///< which channels are a pair

@@ -34,7 +34,7 @@ namespace KVTRIM_NAMESPACE {
 
 /// Mean and covariance of the queries of one layer of one sequence, before RoPE. Plain data: a copy is a fork.
 struct query_statistics {
-    index_t q_heads;               ///< query heads; 0 where the object is not valid
+    index_t q_heads;               ///< query heads, as given
     index_t head_dim;              ///< elements of a query
     index_t skip_positions;        ///< first positions to leave out: sinks are not like later queries
     index_t positions = 0;         ///< added so far, the ones left out included: the next query's position
