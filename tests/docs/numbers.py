@@ -63,12 +63,16 @@ def duration(milliseconds):
 def names(file):
     """What the expressions of a block may use."""
     data = json.loads((markdown.ROOT / file).read_text())
-    known = {"data": data, "two": two, "n": n, "pct": lambda x: f"{two(100 * x)} %"}
 
     def one(rows, what):
         if len(rows) != 1:
             raise KeyError(f"{what}: {len(rows)} rows in {file}")
         return rows[0]
+
+    def cell(**match):
+        return one([r for r in data["rows"] if all(r.get(k) == v for k, v in match.items())], match)
+
+    known = {"data": data, "cell": cell, "two": two, "n": n, "pct": lambda x: f"{two(100 * x)} %"}
 
     if "limits" in data:
         def row(name):
@@ -85,12 +89,33 @@ def names(file):
             "mib": lambda n: f"{row(n)['workspace_bytes'] / 2**20:.0f}",
             "rate": lambda n: one([r for r in data["limits"] if r["name"] == f"limit/{n}/threads:1"], n)["rate"] / 1e9,
         }
-    else:
+    elif "score" in data["rows"][0]:
+        def needles(score, keep, seeds):
+            rows = [r for r in data["rows"] if r["score"] == score and r["kept_ratio"] == keep and set(r.get("needles", [-1])) <= set(seeds)]
+            if sorted(seed for r in rows for seed in r["needles"]) != sorted(seeds):
+                raise KeyError(f"{score} {keep}: {seeds} in {file}")
+            return rows
+
+        def total(key):
+            return lambda score, keep, *seeds: sum(r[key] for r in needles(score, keep, seeds))
+
+        def nll(score, keep, *seeds):
+            rows = needles(score, keep, seeds)
+            return f"{sum(r['nll'] * r['of'] for r in rows) / sum(r['of'] for r in rows):.2f}"
+
+        known |= {
+            "answers": total("of"),
+            "right": total("right"),
+            "rights": lambda score, keep, *seeds: ", ".join(str(total("right")(score, keep, s)) for s in seeds),
+            "nll": nll,
+            "kl": lambda score, *texts: f"{cell(score=score, texts=list(texts))['kl']:.4f}",
+        }
+    elif "kept_ratio" in data["rows"][0] and "task" in data["rows"][0]:
         def rows_of(policy, keep, **more):
             return [r for r in data["rows"] if r.get("policy") == policy and r.get("kept_ratio") == keep
                     and all(r.get(k) == v for k, v in more.items())]
 
-        def cell(policy, keep, **more):
+        def of(policy, keep, **more):
             return one(rows_of(policy, keep, **more), f"{policy} {keep} {more}")
 
         policies = {r["policy"] for r in data["rows"]} - {"full"}
@@ -101,23 +126,22 @@ def names(file):
             return mean([r["accuracy"] for r in rows_of(policy, keep) if r["task"] != "text"])
 
         def kl_of_all(keep, tokens):
-            return [cell(p, keep, task="text", tokens=tokens)["kl_mean"] for p in policies]
+            return [of(p, keep, task="text", tokens=tokens)["kl_mean"] for p in policies]
 
         def errors(policy, keep):
-            return cell(policy, keep, task="text")["error_projected"]
+            return of(policy, keep, task="text")["error_projected"]
 
         known |= {
-            "kl": lambda p, k: f"{cell(p, k, task='text')['kl_mean']:.3f}",
-            "perplexity": lambda p, k: f"{cell(p, k, task='text')['perplexity']:.1f}",
-            "right": lambda p, k, task="multikey": f"{cell(p, k, task=task)['accuracy']:.2f}",
+            "kl": lambda p, k: f"{of(p, k, task='text')['kl_mean']:.3f}",
+            "perplexity": lambda p, k: f"{of(p, k, task='text')['perplexity']:.1f}",
+            "right": lambda p, k, task="multikey": f"{of(p, k, task=task)['accuracy']:.2f}",
             "mean_right": lambda p, k: f"{mean_right(p, k):.2f}",
-            "kls": lambda p, tokens: " / ".join(f"{cell(p, k, task='text', tokens=tokens)['kl_mean']:.4f}" for k in shares),
+            "kls": lambda p, tokens: " / ".join(f"{of(p, k, task='text', tokens=tokens)['kl_mean']:.4f}" for k in shares),
             "answers": lambda p: " / ".join(f"{mean_right(p, k):.2f}" for k in shares),
-            "excess": lambda p: max(cell(p, k, task="text", tokens=t)["kl_mean"] / min(kl_of_all(k, t)) - 1 for k in shares for t in lengths),
+            "excess": lambda p: max(of(p, k, task="text", tokens=t)["kl_mean"] / min(kl_of_all(k, t)) - 1 for k in shares for t in lengths),
             "shortfall": lambda p: max(1 - mean_right(p, k) / max(mean_right(q, k) for q in policies) for k in shares),
             "per_cent": lambda x: f"{100 * x:.0f} %",
             "below": lambda p, other, k: f"{100 * mean([a < b for a, b in zip(errors(p, k), errors(other, k))]):.0f}",
-            "cell": cell,
         }
     return known
 
@@ -134,10 +158,10 @@ def rendered(block, page):
     def value(match):
         try:
             # The text of the repository's own pages, not of a stranger.
-            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "next": next}}, known)
+            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "next": next, "str": str}}, known)
         except Exception as error:
             sys.exit(f"{markdown.name(page)}: {{{match[1]}}}: {error!r}")
-        return result if isinstance(result, str) else two(result)
+        return two(result) if isinstance(result, float) else str(result)
 
     return re.sub(r"\{([^{}]+)\}", value, block["template"])
 
