@@ -9,8 +9,9 @@
     the same text with numbers
     <!-- end -->
 
-The check fails where the lower text is not what the upper one gives (--write writes it), and where a section holds a
-measured quantity outside of such a block and names neither a `./dev` command (or a test, `ctest -R`) nor links to a file of results.
+The check fails where the lower text is not what the upper one gives (--write writes it), and where a section holds a measured quantity, or
+a table a fraction, outside of such a block, and neither the section nor one that it is a part of (but for the page's first) names a `./dev`
+command or a test (`ctest -R`) or links to a file of results. A page whose beginning says "All figures" of a command or a file is one section.
 
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
@@ -30,12 +31,11 @@ import sys
 import markdown
 
 BLOCK = re.compile(r"(?P<head><!-- results (?P<files>\S+(?: \S+)*)\n(?P<template>.*?)-->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.S)
-# What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a table of fractions.
+# What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a fraction in a table.
 MEASURED = re.compile(
     r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|MiB|GiB|GFLOP/s|GB/s|times as (?:fast|long))(?![\w/])"
-    r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|\| *-?[0-9]{0,3}\.[0-9]+ *\|")
-# Pages that say themselves, before their first table, how everything in them was made.
-WHOLE_PAGE = {"docs/tried.md", "docs/quality.md"}
+    r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|^\|.*?(?<![\w.])[0-9]{0,3}\.[0-9]+(?![\w.]).*\|$", re.M)
+SOURCE = re.compile(r"\./dev [a-z]|ctest -R|results/[\w.-]+\.(json|md)\)")
 
 
 def two(x):
@@ -166,19 +166,25 @@ def rendered(block, page):
     return re.sub(r"\{([^{}]+)\}", value, block["template"])
 
 
+def measured_pages():
+    """README.md, docs/, and what they link to for more."""
+    return markdown.pages() + sorted([*(markdown.ROOT / "bench").glob("*.md"), *(markdown.ROOT / "examples").rglob("*.md")])
+
+
 def sections(text):
-    """(first line, text) from heading to heading, of any level."""
-    starts = [m.start() for m in re.finditer(r"^#+ ", markdown.without_code(text), flags=re.M)]
-    for begin, end in zip([0, *starts], [*starts, len(text)]):
-        yield text.count("\n", 0, begin) + 1, text[begin:end]
+    """(first line, text, the text of the sections that it is a part of) from heading to heading, of any level."""
+    heads = [(m.start(), len(m[1])) for m in re.finditer(r"^(#+) ", markdown.without_code(text), flags=re.M)]
+    above = {}
+    for (begin, level), end in zip(heads, [*(start for start, _ in heads[1:]), len(text)]):
+        above = {k: v for k, v in above.items() if k < level} | {level: text[begin:end]}
+        page = above.get(1, "")
+        yield text.count("\n", 0, begin) + 1, text[begin:end], [page] * ("All figures" in page) + [v for k, v in above.items() if k > 1]
 
 
 def without_source(page, text):
     """Measured quantities of a page that nothing vouches for."""
-    if markdown.name(page) in WHOLE_PAGE:
-        return
-    for line, section in sections(text):
-        if re.search(r"\./dev [a-z]|ctest -R|results/[\w.-]+\.(json|md)\)", section, flags=re.M):
+    for line, section, of in sections(text):
+        if SOURCE.search(section) or any(SOURCE.search(part) for part in of):
             continue
         bare = BLOCK.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), section)
         for match in MEASURED.finditer(markdown.without_code(bare)):
@@ -190,7 +196,7 @@ def main():
     arguments.add_argument("--write", action="store_true", help="write the numbers into the pages")
     write = arguments.parse_args().write
     wrong, blocks = [], 0
-    for page in markdown.pages():
+    for page in measured_pages():
         text = page.read_text()
         if text.count("<!-- results ") != len(BLOCK.findall(text)):
             wrong.append(f"{markdown.name(page)}: a block of results without its end")
