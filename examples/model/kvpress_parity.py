@@ -5,7 +5,7 @@
 
     python3 -m venv venv && venv/bin/pip install kvpress==0.5.5 torch==2.15.0
     ./dev quality --dump FOLDER --tokens 2048 --sinks 0 --window 32 --keep 0.5,0.2,0.1 \\
-        --policies snapkv,ada_snapkv,criticalkv,ada_criticalkv,tova,key_diff,key_norm,lagkv,expected_attention,pyramidkv
+        --policies snapkv,ada_snapkv,criticalkv,ada_criticalkv,tova,key_diff,key_norm,lagkv,pyramidkv
     venv/bin/python examples/model/kvpress_parity.py FOLDER [--json FILE] [POLICY ...]
 
 Both kvpress and kvtrim keep the window in every budget; "aligned" is kvpress told to leave it out of its safeguard (ada_*) and of its
@@ -153,5 +153,5 @@ if chosen.json:
     about = {"date": date.today().isoformat(), "kvpress": version("kvpress"), "torch": version("torch"),
              **{key: value for key, value in vars(info).items() if isinstance(value, (int, str)) and not isinstance(value, bool)}}
     with open(chosen.json, "w", encoding="ascii") as out:
-        json.dump({**about, "rows": results}, out, indent=1)
-        out.write("\n")
+        rows = ",\n".join(map(json.dumps, results))
+        out.write(f'{json.dumps(about)[:-1]}, "rows": [\n{rows}\n]}}\n')
