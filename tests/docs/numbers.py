@@ -18,7 +18,9 @@ may be left out. From bench/results: t(row) time with its unit, ms(row), s(row),
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
 kl(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
-answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers. Of every file: data, the JSON itself; two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
+answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers; of docs/results/tried-*.json
+right(score, keep, *seeds), answers, rights (each seed's), nll, and kl(score, *texts). Of every file: data, the JSON itself; cell(key=value, ...), the one row
+that has these values (among=data[...]: of another list of the file); two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
 third file the names end in _2 and _3.
 """
 
@@ -63,14 +65,15 @@ def duration(milliseconds):
 def names(file):
     """What the expressions of a block may use."""
     data = json.loads((markdown.ROOT / file).read_text())
+    first = (data.get("rows") or [{}])[0]
 
     def one(rows, what):
         if len(rows) != 1:
             raise KeyError(f"{what}: {len(rows)} rows in {file}")
         return rows[0]
 
-    def cell(**match):
-        return one([r for r in data["rows"] if all(r.get(k) == v for k, v in match.items())], match)
+    def cell(among=None, **match):
+        return one([r for r in among or data["rows"] if all(r.get(k) == v for k, v in match.items())], match)
 
     known = {"data": data, "cell": cell, "two": two, "n": n, "pct": lambda x: f"{two(100 * x)} %"}
 
@@ -89,7 +92,7 @@ def names(file):
             "mib": lambda n: f"{row(n)['workspace_bytes'] / 2**20:.0f}",
             "rate": lambda n: one([r for r in data["limits"] if r["name"] == f"limit/{n}/threads:1"], n)["rate"] / 1e9,
         }
-    elif "score" in data["rows"][0]:
+    elif "score" in first:
         def needles(score, keep, seeds):
             rows = [r for r in data["rows"] if r["score"] == score and r["kept_ratio"] == keep and set(r.get("needles", [-1])) <= set(seeds)]
             if sorted(seed for r in rows for seed in r["needles"]) != sorted(seeds):
@@ -110,7 +113,7 @@ def names(file):
             "nll": nll,
             "kl": lambda score, *texts: f"{cell(score=score, texts=list(texts))['kl']:.4f}",
         }
-    elif "kept_ratio" in data["rows"][0] and "task" in data["rows"][0]:
+    elif "kept_ratio" in first and "task" in first:
         def rows_of(policy, keep, **more):
             return [r for r in data["rows"] if r.get("policy") == policy and r.get("kept_ratio") == keep
                     and all(r.get(k) == v for k, v in more.items())]
