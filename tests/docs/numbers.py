@@ -16,7 +16,7 @@ command or a test (`ctest -R`) or links to a file of results. A page whose begin
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
-kl(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
+kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
 answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers; of docs/results/tried-*.json
 right(score, keep, *seeds), answers, rights (each seed's), nll, and kl(score, *texts). Of every file: data, the JSON itself; cell(key=value, ...), the one row
@@ -136,6 +136,7 @@ def names(file):
 
         known |= {
             "kl": lambda p, k: f"{of(p, k, task='text')['kl_mean']:.3f}",
+            "kl_and_error": lambda p, k: "{kl_mean:.4f} ± {kl_standard_error:.4f}".format(**of(p, k, task="text")),
             "perplexity": lambda p, k: f"{of(p, k, task='text')['perplexity']:.1f}",
             "right": lambda p, k, task="multikey": f"{of(p, k, task=task)['accuracy']:.2f}",
             "mean_right": lambda p, k: f"{mean_right(p, k):.2f}",
