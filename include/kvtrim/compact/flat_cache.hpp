@@ -202,7 +202,8 @@ class flat_cache {
         for (std::size_t h = 0; h < lengths_.size(); ++h) {
             next_begins_[h + 1] = next_begins_[h] + lengths_[h] + static_cast<std::int32_t>(room);
         }
-        next_begins_.back() = static_cast<std::int32_t>(rows);
+        // Without heads the last is the first, where a table starts: such a cache takes no memory.
+        if (kv_heads() > 0) { next_begins_.back() = static_cast<std::int32_t>(rows); }
     }
     template <class Fn>
     void call_for_rows(index_t head, Fn&& fn) const {
