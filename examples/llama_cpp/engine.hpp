@@ -83,11 +83,15 @@ class engine {
   private:
     static bool see(ggml_tensor* t, bool ask, void* self);
     [[nodiscard]] llama_memory_t memory() const { return llama_get_memory(context_); }
+    [[nodiscard]] bool can_shift() const;
+    // What a sequence holds in all caches, or only in that of sliding windows.
+    [[nodiscard]] std::vector<std::uint8_t> state(llama_seq_id sequence, llama_state_seq_flags which) const;
+    void put_back(const std::vector<std::uint8_t>& state, llama_seq_id sequence, llama_state_seq_flags which);
 
     kvtrim::llama_graph seen_;
     llama_context* context_ = nullptr;
     std::int32_t vocabulary_;
-    bool can_shift_ = false;
+    index_t sliding_window_; // tokens; 0: none
 };
 
 } // namespace llama_example
