@@ -57,7 +57,7 @@ class conversation {
                                                : kvtrim::head_reduction::votes;
         how.close =
             chosen_.positions == "keep" ? kvtrim::closing::keep_positions : kvtrim::closing::towards_first;
-        how.layers = chosen_.layers;
+        how.layers = {chosen_.layers.begin(), chosen_.layers.end()};
         how.moves_cells = chosen_.moves_cells;
         const auto start = clock::now();
         const cut_report done = engine_.cut(how, add_);

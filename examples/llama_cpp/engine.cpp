@@ -3,7 +3,6 @@
 #include "engine.hpp"
 
 #include <algorithm>
-#include <string>
 
 namespace llama_example {
 namespace {
@@ -21,26 +20,22 @@ engine::engine(llama_model* model, llama_context_params params, index_t window)
     : seen_(window, streams_of(params), cells_of(params)),
       vocabulary_(llama_vocab_n_tokens(llama_model_get_vocab(model))),
       sliding_window_(llama_model_n_swa(model)) {
-    if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model)) {
-        throw std::runtime_error("recurrent memory has no tokens that could be removed");
-    }
+    refuse_if(llama_model_is_recurrent(model) || llama_model_is_hybrid(model),
+              "recurrent memory has no tokens that could be removed");
     if (sliding_window_ > 0) {
         params.swa_full = false;
         const index_t sequences = params.kv_unified ? std::max<index_t>(params.n_seq_max, 1) : 1;
         const index_t least = GGML_PAD(sliding_window_ * sequences + params.n_ubatch, 256) + 256;
-        if (cells_of(params) < least) {
-            throw std::runtime_error("sliding windows of " + std::to_string(sliding_window_) +
-                                     " tokens: the other layers need at least " + std::to_string(least) +
-                                     " cells, else nothing tells them apart");
-        }
+        refuse_if(cells_of(params) < least, "sliding windows of " + std::to_string(sliding_window_) +
+                                                " tokens: the other layers need at least " +
+                                                std::to_string(least) +
+                                                " cells, else nothing tells them apart");
     }
     params.cb_eval = see;
     params.cb_eval_user_data = this;
     context_ = llama_init_from_model(model, params);
-    if (context_ == nullptr) { throw std::runtime_error("llama.cpp makes no context of these parameters"); }
-    if (llama_n_ctx_seq(context_) != seen_.cells(0).cells()) {
-        throw std::runtime_error("llama.cpp made another number of cells");
-    }
+    refuse_if(context_ == nullptr, "llama.cpp makes no context of these parameters");
+    refuse_if(llama_n_ctx_seq(context_) != seen_.cells(0).cells(), "llama.cpp made another number of cells");
 }
 
 bool engine::see(ggml_tensor* t, bool ask, void* self) {
@@ -66,15 +61,14 @@ bool engine::decode(std::span<const llama_token> tokens, llama_seq_id sequence, 
     const int answer = llama_decode(context_, batch);
     llama_batch_free(batch);
     require(seen_.validate());
-    if (answer != 0 && answer != 1) { throw std::runtime_error("llama_decode failed"); }
+    refuse_if(answer != 0 && answer != 1, "llama_decode failed");
     return answer == 0;
 }
 
 cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
-    if (seen_.layers().empty()) { throw std::runtime_error("no layer was seen that attends to all tokens"); }
-    if (chosen.close != kvtrim::closing::keep_positions && !can_shift()) {
-        throw std::runtime_error("llama.cpp cannot shift the positions of this cache: keep them");
-    }
+    refuse_if(seen_.layers().empty(), "no layer was seen that attends to all tokens");
+    refuse_if(chosen.close != kvtrim::closing::keep_positions && !can_shift(),
+              "llama.cpp cannot shift the positions of this cache: keep them");
     kvtrim::cell_mirror& mirror = seen_.cells(chosen.sequence);
     std::vector<std::int32_t> room(static_cast<std::size_t>(mirror.cells())), positions;
     kvtrim::cell_list list;
@@ -85,20 +79,13 @@ cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
     kvtrim::growing_workspace memory;
     kvtrim::workspace scratch = memory.of_bytes(asked.workspace_bytes());
     kvtrim::cell_scores all(asked, scratch);
-    const auto counts = [&](int layer) {
-        return chosen.layers.empty() ||
-               std::find(chosen.layers.begin(), chosen.layers.end(), layer) != chosen.layers.end();
-    };
     for (const auto& [number, layer] : seen_.layers()) {
-        if (counts(number)) { require(add(all, layer, list.cells)); }
+        if (chosen.layers.empty() || chosen.layers.contains(number)) { require(add(all, layer, list.cells)); }
     }
     kvtrim::keep_plan plan;
     require(all.plan(plan));
 
-    const auto free_cells = [&] {
-        return std::count(mirror.positions().begin(), mirror.positions().end(), -1);
-    };
-    const auto free_before = free_cells();
+    const index_t free_before = mirror.free_cells();
     // seq_rm takes tokens from the cache of sliding windows too, which loses none by a cut.
     std::vector<std::uint8_t> windows;
     if (seen_.has_windows()) { windows = state(chosen.sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY); }
@@ -109,7 +96,7 @@ cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
         [&](const kvtrim::position_shift& by) { shift(chosen.sequence, by), ++report.shifts; }));
     if (chosen.moves_cells) { move_cells(chosen.sequence); }
     if (!windows.empty()) { put_back(windows, chosen.sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY); }
-    report.freed = free_cells() - free_before;
+    report.freed = mirror.free_cells() - free_before;
     return report;
 }
 
@@ -125,14 +112,12 @@ bool engine::can_shift() const {
 void engine::remove(llama_seq_id sequence, index_t begin, index_t end) {
     const index_t oldest =
         llama_memory_seq_pos_min(memory(), sequence); // in the cache of windows, if there is one
-    if (seen_.has_windows() && end < 0 && begin > 0 &&
-        oldest > std::max<index_t>(0, begin - sliding_window_ + 1)) {
-        throw std::runtime_error("tokens that the sliding window before this position needs are gone");
-    }
-    if (!llama_memory_seq_rm(memory(), sequence, static_cast<llama_pos>(begin),
-                             static_cast<llama_pos>(end))) {
-        throw std::runtime_error("llama.cpp cannot remove a part of this sequence");
-    }
+    refuse_if(seen_.has_windows() && end < 0 && begin > 0 &&
+                  oldest > std::max<index_t>(0, begin - sliding_window_ + 1),
+              "tokens that the sliding window before this position needs are gone");
+    refuse_if(
+        !llama_memory_seq_rm(memory(), sequence, static_cast<llama_pos>(begin), static_cast<llama_pos>(end)),
+        "llama.cpp cannot remove a part of this sequence");
     require(seen_.cells(sequence).remove(sequence, begin, end));
 }
 
@@ -143,7 +128,7 @@ void engine::shift(llama_seq_id sequence, const kvtrim::position_shift& by) {
 }
 
 void engine::copy(llama_seq_id from, llama_seq_id to) {
-    if (!seen_.is_unified()) { throw std::runtime_error("sequences share cells in a unified cache only"); }
+    refuse_if(!seen_.is_unified(), "sequences share cells in a unified cache only");
     require(seen_.cells(from).copy(from, to));
     llama_memory_seq_cp(memory(), from, to, -1, -1);
 }
@@ -165,9 +150,8 @@ std::vector<std::uint8_t> engine::state(llama_seq_id sequence, llama_state_seq_f
 
 void engine::put_back(const std::vector<std::uint8_t>& state, llama_seq_id sequence,
                       llama_state_seq_flags which) {
-    if (llama_state_seq_set_data_ext(context_, state.data(), state.size(), sequence, which) == 0) {
-        throw std::runtime_error("llama.cpp did not restore the sequence");
-    }
+    refuse_if(llama_state_seq_set_data_ext(context_, state.data(), state.size(), sequence, which) == 0,
+              "llama.cpp did not restore the sequence");
 }
 
 } // namespace llama_example

@@ -16,15 +16,20 @@
 #include <llama.h>
 
 #include <functional>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace llama_example {
 
 using kvtrim::index_t;
 
+inline void refuse_if(bool wrong, const std::string& why) {
+    if (wrong) { throw std::runtime_error(why); }
+}
 inline void require(const kvtrim::status& s) {
-    if (!s.ok()) { throw std::runtime_error(s.what()); }
+    refuse_if(!s.ok(), s.what());
 }
 
 // Adds the scores of a layer, whose tokens are in these cells.
@@ -36,8 +41,8 @@ struct cut_options {
     kvtrim::protection protect = {.sink_tokens = 4, .window_tokens = 32};
     kvtrim::head_reduction fold = kvtrim::head_reduction::sum;
     kvtrim::closing close = kvtrim::closing::keep_positions;
-    std::vector<int> layers = {}; // whose scores count; none: all
-    bool moves_cells = true;      // to the front, so that attention becomes shorter
+    std::set<int> layers = {}; // whose scores count; none: all
+    bool moves_cells = true;   // to the front, so that attention becomes shorter
     llama_seq_id sequence = 0;
 };
 

@@ -17,7 +17,8 @@ may be left out. From bench/results: t(row) time with its unit, ms(row), s(row),
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
 kl(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
-answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers. Of every file: data, the JSON itself; two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
+answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers. From docs/results/llama-folds-*: kl(fold, sets, keep,
+file, text). Of every file: data, the JSON itself; two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
 third file the names end in _2 and _3.
 """
 
@@ -85,6 +86,10 @@ def names(file):
             "mib": lambda n: f"{row(n)['workspace_bytes'] / 2**20:.0f}",
             "rate": lambda n: one([r for r in data["limits"] if r["name"] == f"limit/{n}/threads:1"], n)["rate"] / 1e9,
         }
+    elif "folds" in data:
+        known["kl"] = lambda fold, sets, keep, file, text=0: "{:.4f}".format(one(
+            [r for r in data["folds"] if (r["fold"], r["sets"], r["file"], r["text"]) == (fold, sets, file, text)],
+            f"{fold} {sets} {file} {text}")["kl"][data["keep"].index(keep)])
     else:
         def rows_of(policy, keep, **more):
             return [r for r in data["rows"] if r.get("policy") == policy and r.get("kept_ratio") == keep
