@@ -387,7 +387,7 @@ void the_demo_model_is_itself(const language_model& m, const nlohmann::json& ref
         const auto all = sample.at("tokens").get<tokens>();
         const auto at = sample.at("answer_at").get<std::vector<std::size_t>>();
         if (at.size() != 3) { continue; } // one question for a value
-        const tokens prompt = part(all, 0, at[0]), answer = part(all, at[0], 3), none{};
+        const tokens prompt = part(all, 0, at[0]), answer = part(all, at[0], 3);
         const auto is_right = [&](const char* policy, double keep) {
             engine e(m.model.get(), setting{"f16", "f16", false}.params(2048), 16);
             // The last token is decoded behind the cut, which so has logits to answer from.
