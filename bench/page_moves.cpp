@@ -95,6 +95,16 @@ void check_table(benchmark::State& state) {
     for (auto _ : state) { check(state, kvtrim::validate(layer.table(), pages, page_tokens)); }
 }
 
+// And what asking the plan costs, before its moves are planned.
+void check_plan(benchmark::State& state) {
+    const paged_layer layer(1, 1);
+    const auto tokens = [&](index_t r) { return layer.table().tokens(r, page_tokens); };
+    for (auto _ : state) {
+        bool holds = layer.plan.check_invariants(tokens);
+        benchmark::DoNotOptimize(holds);
+    }
+}
+
 void plan_moves(benchmark::State& state, index_t sets, kvtrim::move_order order) {
     const paged_layer layer(sets, sets);
     kvtrim::growing_workspace memory;
@@ -192,6 +202,7 @@ void milliseconds(benchmark::internal::Benchmark* b) {
 
 using kvtrim::move_order;
 BENCHMARK(check_table)->Name("page_moves/check_table");
+BENCHMARK(check_plan)->Name("page_moves/check_plan");
 BENCHMARK_CAPTURE(plan_moves, fewest, 1, move_order::fewest)
     ->Name("page_moves/plan/fewest")
     ->Apply(milliseconds);

@@ -464,7 +464,8 @@ KVTRIM_API kvtrim_status kvtrim_plan_whole_positions(const kvtrim_plan* plan, co
 KVTRIM_API kvtrim_status kvtrim_compact_in_place(const kvtrim_view* keys, const kvtrim_view* values,
                                                  const kvtrim_plan* plan);
 /** Moves all survivors to the front of the buffer, head by head: a RAGGED view with the plan's offsets then. Contiguous STRIDED
- * views, or RAGGED ones, of f32, f16 and bf16; `values` may be null. */
+ * views, or RAGGED ones, of any element; `values` may be null. Scales that codes have for each row move too, and lie as the rows do,
+ * in a view [heads, rows, 1 or channels]: with scale_strides {0, bytes of a row, ...} then. */
 KVTRIM_API kvtrim_status kvtrim_compact_to_flat(const kvtrim_view* keys, const kvtrim_view* values,
                                                 const kvtrim_plan* plan);
 /** The table of a flat cache that grows: behind the rows of each head there is room, so that a new token moves no other row. The

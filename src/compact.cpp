@@ -16,35 +16,75 @@ struct kvtrim_moves {
 namespace kvtrim::c {
 namespace {
 
-// Rows of a cache that lies flat, or can be made so. Bits are bits: both halves are one case.
-using flat_cache_view = std::variant<strided<float, 3>, strided<bf16, 3>, ragged<float>, ragged<bf16>>;
+// Rows that lie flat, or can be made so, as bytes: an element of one byte stands for all.
+using flat_array = std::variant<strided<f8_e4m3, 3>, ragged<f8_e4m3>>;
 
-strided<bf16, 3> as_bits(const strided<f16, 3>& v) {
-    return {reinterpret_cast<bf16*>(v.data_handle()),
-            {v.extent(0), v.extent(1), v.extent(2)},
-            {v.stride(0), v.stride(1), v.stride(2)}};
-}
-
-status read_flat(const kvtrim_view* given, flat_cache_view& out) {
+// Adds the arrays that hold a view's rows: its elements, and the scales and zero points of codes that rows have of their own.
+status read_flat(const kvtrim_view* given, std::vector<flat_array>& arrays) {
     const any_rows rows = any_rows::of(given);
     if (const status s = rows.validate(); !s.ok()) { return s; }
-    if (given->lengths != nullptr && (given->layout == KVTRIM_STRIDED || given->layout == KVTRIM_RAGGED)) {
-        return invalid("compact_to_flat: heads are filled to the end");
+    const kvtrim_view& v = *given;
+    if ((v.layout != KVTRIM_STRIDED && v.layout != KVTRIM_RAGGED) || v.lengths != nullptr) {
+        return invalid("compact_to_flat: STRIDED or RAGGED views, of heads that are filled to the end");
     }
-    return rows.visit([&](const auto& v) -> status {
-        using view = std::remove_cvref_t<decltype(v)>;
-        if constexpr (std::is_same_v<view, ggml_tensor_rows>) {
-            if (const auto* f = v.template as<strided<float, 3>>()) { return out = *f, status{}; }
-            if (const auto* h = v.template as<strided<f16, 3>>()) { return out = as_bits(*h), status{}; }
-            if (const auto* b = v.template as<strided<bf16, 3>>()) { return out = *b, status{}; }
-        } else if constexpr (std::is_same_v<view, ragged<float>> || std::is_same_v<view, ragged<bf16>>) {
-            return out = v, status{};
-        } else if constexpr (std::is_same_v<view, ragged<f16>>) {
-            out = ragged<bf16>(reinterpret_cast<bf16*>(v.data_handle()), v.offsets(), v.extent(2));
-            return {};
+    const auto add = [&](void* memory, index_t row_bytes, index_t head_stride, index_t row_stride) {
+        auto* const bytes = static_cast<f8_e4m3*>(memory);
+        if (v.layout == KVTRIM_STRIDED) {
+            arrays.emplace_back(strided<f8_e4m3, 3>(bytes, {v.extents[0], v.extents[1], row_bytes},
+                                                    {head_stride, row_stride, 1}));
+        } else {
+            arrays.emplace_back(ragged(bytes, counted(v.indptr, v.extents[0] + 1), row_bytes));
         }
-        return invalid("compact_to_flat: STRIDED or RAGGED views of f32, f16 or bf16");
-    });
+    };
+    const element_row& e = elements[v.element];
+    const index_t units = v.extents[2] / e.values;
+    if (v.layout == KVTRIM_STRIDED && units > 1 && v.strides[2] != e.bytes) {
+        return invalid("compact_to_flat: channels must lie one after the other");
+    }
+    add(v.data, to_bytes(units, e.bytes), v.strides[0], v.strides[1]);
+    if (e.ggml_type >= 0 || v.scale_strides[1] == 0) { return {}; }
+    const index_t scales = v.scale_strides[2] == 0 ? 1 : v.extents[2];
+    const index_t row_bytes = to_bytes(scales, sizeof(float));
+    const bool lie_flat =
+        (scales <= 1 || v.scale_strides[2] == sizeof(float)) &&
+        (v.layout == KVTRIM_STRIDED || (v.scale_strides[0] == 0 && v.scale_strides[1] == row_bytes));
+    if (!lie_flat) { return invalid("compact_to_flat: scales of rows must lie one after the other"); }
+    for (float* const table : {v.scales, v.zeros}) {
+        if (table != nullptr) { add(table, row_bytes, v.scale_strides[0], v.scale_strides[1]); }
+    }
+    return {};
+}
+
+// Moves all arrays, each once, or none.
+status flatten(std::span<const flat_array> arrays, const keep_plan& plan) {
+    for (const flat_array& array : arrays) {
+        if (const status s = std::visit([&](const auto& a) { return detail::check_flat(a, plan); }, array);
+            !s.ok()) {
+            return s;
+        }
+    }
+    const auto same = [](const flat_array& x, const flat_array& y) {
+        return std::visit([](const auto& a, const auto& b) { return detail::same_flat_rows(a, b); }, x, y);
+    };
+    const auto memory = [](const flat_array& x) {
+        return std::visit([](const auto& a) { return memory_of(a).front(); }, x);
+    };
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+        for (std::size_t j = 0; j < i; ++j) {
+            if (!same(arrays[i], arrays[j]) && overlap(memory(arrays[i]), memory(arrays[j]))) {
+                return {errc::views_overlap,
+                        "compact_to_flat: two arrays share memory, but are not the same rows"};
+            }
+        }
+    }
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+        const auto first = arrays.first(i);
+        if (std::any_of(first.begin(), first.end(), [&](const auto& a) { return same(a, arrays[i]); })) {
+            continue;
+        }
+        std::visit([&](const auto& a) { detail::move_to_front(a, plan); }, arrays[i]);
+    }
+    return {};
 }
 
 // Copies survivors of rows that are kept as other elements.
@@ -155,15 +195,12 @@ kvtrim_status kvtrim_compact_to_flat(const kvtrim_view* keys, const kvtrim_view*
                                      const kvtrim_plan* plan) {
     return guarded([&]() -> status {
         if (plan == nullptr) { return invalid("the plan must not be null"); }
-        flat_cache_view k = strided<float, 3>(nullptr, {0, 0, 0});
-        flat_cache_view v = k;
-        if (const status s = read_flat(keys, k); !s.ok()) { return s; }
-        if (values == nullptr) {
-            return std::visit([&](const auto& rows) { return compact_to_flat(rows, plan->table); }, k);
+        std::vector<flat_array> arrays;
+        if (const status s = read_flat(keys, arrays); !s.ok()) { return s; }
+        if (values != nullptr) {
+            if (const status s = read_flat(values, arrays); !s.ok()) { return s; }
         }
-        if (const status s = read_flat(values, v); !s.ok()) { return s; }
-        return std::visit([&](const auto& a, const auto& b) { return compact_to_flat(a, b, plan->table); }, k,
-                          v);
+        return flatten(arrays, plan->table);
     });
 }
 

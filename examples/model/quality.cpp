@@ -54,6 +54,7 @@ struct options {
     bool speed = false;
     std::vector<index_t> prefill_budgets{256, 512, 1024};
     index_t decode_steps = 64;
+    std::string llama_speed;
 };
 
 // One line for each sample on stderr.
@@ -134,8 +135,16 @@ int measure(options& chosen) {
         if (!out) { throw std::runtime_error(chosen.json_file + ": cannot be written"); }
     };
     if (chosen.speed) {
-        const speed_results results = measure_speed(model, *source, request, chosen.prefill_budgets,
-                                                    chosen.decode_steps, progress_lines());
+        speed_request times{chosen.prefill_budgets, chosen.decode_steps, {}};
+        for (const bool flash : {false, true}) {
+            if (chosen.llama_speed.empty()) { break; }
+            times.peers.push_back(
+                {flash ? "libllama, flash attention" : "libllama",
+                 fmt::format("'{}' -m '{}' --cache {} --threads {}{}", chosen.llama_speed, chosen.model_file,
+                             chosen.cache, kvtrim::openmp_executor{}.workers(),
+                             flash ? " --flash-attention" : "")});
+        }
+        const speed_results results = measure_speed(model, *source, request, times, progress_lines());
         nlohmann::json all = json_of(results);
         all["model"] = setting.model;
         all["cache"] = chosen.cache;
@@ -230,6 +239,9 @@ int main(int argc, char** argv) {
     app.add_option("--decode-steps", chosen.decode_steps, "of --speed, for each share; 0: none")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
+    app.add_option("--llama-speed", chosen.llama_speed,
+                   "of --speed: examples/llama_cpp/speed.cpp as a program, to be asked by turns")
+        ->check(CLI::ExistingFile);
     app.add_flag("--check", chosen.check, "fails unless a cache that keeps everything loses nothing");
     app.add_option("--dump", chosen.dump_folder,
                    "measures nothing: writes the layers of one running text, and what policies keep, to this "

@@ -3,12 +3,17 @@
 #include "quality_speed.hpp"
 
 #include <fmt/core.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <ctime>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <numeric>
+#include <stdexcept>
 
 namespace lm {
 namespace {
@@ -82,6 +87,31 @@ std::vector<bool> answers(const llama_model& model, const needle_sample& sample,
     return all;
 }
 
+void ask(const speed_peer& peer, const running_text& text, index_t steps, peer_speed& row) {
+    std::string name = (std::filesystem::temp_directory_path() / "kvtrim-XXXXXX").string();
+    const int made = mkstemp(name.data());
+    if (made < 0) { throw std::runtime_error(name + ": cannot be written"); }
+    close(made);
+    std::ofstream out(name);
+    for (const auto* tokens : {&text.context, &text.next}) {
+        for (const token_id token : *tokens) { out << token << '\n'; }
+    }
+    out.close();
+    const std::string command = fmt::format("{} --tokens '{}' --prompt {} --steps {}", peer.command, name,
+                                            text.context.size(), steps);
+    std::string answer;
+    FILE* const pipe = popen(command.c_str(), "r");
+    char part[256];
+    while (pipe != nullptr && std::fgets(part, sizeof part, pipe) != nullptr) { answer += part; }
+    const int failed = pipe == nullptr ? -1 : pclose(pipe);
+    std::filesystem::remove(name);
+    if (failed != 0) { throw std::runtime_error(command + ": failed"); }
+    const nlohmann::json said = nlohmann::json::parse(answer);
+    row.seconds.push_back(said.at("first_token_seconds"));
+    row.tokens_per_second.push_back(said.at("tokens_per_second"));
+    row.resident_bytes = said.at("resident_bytes");
+}
+
 double mean(const std::vector<double>& numbers) {
     return mean_of(numbers).mean;
 }
@@ -89,14 +119,15 @@ double mean(const std::vector<double>& numbers) {
 } // namespace
 
 speed_results measure_speed(const llama_model& model, const sample_source& source,
-                            const quality_request& request, const std::vector<index_t>& budgets,
-                            index_t decode_steps, const quality_progress& progress) {
+                            const quality_request& samples, const speed_request& request,
+                            const quality_progress& progress) {
     speed_results results;
     std::vector<index_t> every{0};
-    every.insert(every.end(), budgets.begin(), budgets.end());
-    const auto prefills = std::ssize(request.tokens) * request.samples * std::ssize(every);
+    every.insert(every.end(), request.prefill_budgets.begin(), request.prefill_budgets.end());
+    const auto prefills =
+        std::ssize(samples.tokens) * samples.samples * (std::ssize(every) + std::ssize(request.peers));
     index_t done = 0;
-    for (const index_t tokens : request.tokens) {
+    for (const index_t tokens : samples.tokens) {
         const auto first_row = results.prefill.size();
         for (const index_t budget : every) {
             results.prefill.push_back({.tokens = tokens,
@@ -107,11 +138,16 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
                                        .right = {},
                                        .asked = {}});
         }
-        for (index_t s = 0; s < request.samples; ++s) {
+        const auto first_peer = results.peers.size();
+        for (const speed_peer& peer : request.peers) {
+            results.peers.push_back(
+                {.name = peer.name, .tokens = tokens, .seconds = {}, .tokens_per_second = {}});
+        }
+        for (index_t s = 0; s < samples.samples; ++s) {
             const running_text text =
-                source.text(tokens, request.next_tokens, request.first_seed + static_cast<std::uint64_t>(s));
+                source.text(tokens, samples.next_tokens, samples.first_seed + static_cast<std::uint64_t>(s));
             const needle_sample needles = source.needles("multikey", needle_values::numbers, tokens,
-                                                         request.first_seed + static_cast<std::uint64_t>(s));
+                                                         samples.first_seed + static_cast<std::uint64_t>(s));
             matrix dense;
             std::vector<bool> dense_answers;
             for (std::size_t b = 0; b < every.size(); ++b) {
@@ -120,9 +156,9 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
                          fmt::format("prefill of {} tokens, {}", tokens,
                                      every[b] == 0 ? "dense" : fmt::format("budget {}", every[b])));
                 block_pruning pruning{.budget_tokens = every[b]};
-                session sequence(model, request.format, tokens + decode_steps + 1);
+                session sequence(model, samples.format, tokens + request.decode_steps + 1);
                 const stopwatch time;
-                (void)sequence.prefill(text.context, request.window_tokens, {},
+                (void)sequence.prefill(text.context, samples.window_tokens, {},
                                        every[b] == 0 ? nullptr : &pruning);
                 row.seconds.push_back(time.seconds());
                 row.processor_seconds.push_back(time.processor_seconds());
@@ -133,7 +169,7 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
                     if (every[b] == 0) { dense = logits; }
                     row.kl.push_back(mean_kl(dense, logits));
                 }
-                const std::vector<bool> now = answers(model, needles, request, every[b]);
+                const std::vector<bool> now = answers(model, needles, samples, every[b]);
                 if (every[b] == 0) { dense_answers = now; }
                 double right = 0;
                 for (std::size_t v = 0; v < now.size(); ++v) { right += now[v] && dense_answers[v] ? 1 : 0; }
@@ -141,27 +177,32 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
                 row.asked.push_back(every[b] == 0 ? static_cast<double>(now.size())
                                                   : results.prefill[first_row].right.back());
                 if (every[b] > 0) { row.pairs_share = pruning.pairs / pruning.dense_pairs; }
-                if (every[b] > 0 || s > 0 || decode_steps == 0) { continue; }
+                if (every[b] > 0 || s > 0 || request.decode_steps == 0) { continue; }
 
-                std::vector<double> shares = request.kept_ratios;
+                std::vector<double> shares = samples.kept_ratios;
                 std::sort(shares.begin(), shares.end(), std::greater<>());
                 std::vector<std::vector<kvtrim::keep_plan>> plans;
                 for (const double share : shares) {
                     plans.push_back(sequence.plan(policy_named("snapkv"),
-                                                  {share, request.sink_tokens, request.window_tokens}));
+                                                  {share, samples.sink_tokens, samples.window_tokens}));
                 }
                 const auto measure = [&](double share) {
                     progress(done, prefills,
                              fmt::format("decoding with {:g} % of {} tokens", share * 100, tokens));
-                    results.decode.push_back(time_decoding(sequence, text.next, decode_steps));
+                    results.decode.push_back(time_decoding(sequence, text.next, request.decode_steps));
                     results.decode.back().tokens = tokens;
                     results.decode.back().kept_ratio = share;
                 };
                 measure(1);
                 for (std::size_t k = 0; k < shares.size(); ++k) {
-                    sequence.cut(k == 0 ? plans[0] : within(plans[k], plans[k - 1]), decode_steps + 1);
+                    sequence.cut(k == 0 ? plans[0] : within(plans[k], plans[k - 1]),
+                                 request.decode_steps + 1);
                     measure(shares[k]);
                 }
+            }
+            for (std::size_t i = 0; i < request.peers.size(); ++i) {
+                progress(done++, prefills, fmt::format("{}, {} tokens", request.peers[i].name, tokens));
+                ask(request.peers[i], text, request.decode_steps, results.peers[first_peer + i]);
             }
         }
     }
@@ -170,7 +211,7 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
 }
 
 nlohmann::json json_of(const speed_results& results) {
-    nlohmann::json prefill = nlohmann::json::array(), decode = nlohmann::json::array();
+    nlohmann::json prefill = nlohmann::json::array(), decode = prefill, peers = prefill;
     for (const prefill_speed& row : results.prefill) {
         prefill.push_back({{"tokens", row.tokens},
                            {"budget_tokens", row.budget_tokens},
@@ -189,7 +230,14 @@ nlohmann::json json_of(const speed_results& results) {
                           {"cache_bytes", row.cache_bytes},
                           {"resident_bytes", row.resident_bytes}});
     }
-    return {{"prefill", prefill}, {"decode", decode}};
+    for (const peer_speed& row : results.peers) {
+        peers.push_back({{"name", row.name},
+                         {"tokens", row.tokens},
+                         {"seconds", row.seconds},
+                         {"tokens_per_second", row.tokens_per_second},
+                         {"resident_bytes", row.resident_bytes}});
+    }
+    return {{"prefill", prefill}, {"decode", decode}, {"peers", peers}};
 }
 
 std::string tables_of(const speed_results& results) {
@@ -211,6 +259,14 @@ std::string tables_of(const speed_results& results) {
         out += fmt::format("| {} | {:g} % | {:.1f} | {:.1f} ms | {:.1f} MB | {:.1f} MB |\n", row.tokens,
                            100 * row.kept_ratio, row.tokens_per_second, 1e3 * row.processor_seconds,
                            1e-6 * static_cast<double>(row.cache_bytes),
+                           1e-6 * static_cast<double>(row.resident_bytes));
+    }
+    if (results.peers.empty()) { return out; }
+    out += "\n| peer, whole cache | prompt | first token | tokens per second | process "
+           "|\n|---|---|---|---|---|\n";
+    for (const peer_speed& row : results.peers) {
+        out += fmt::format("| {} | {} | {:.2f} s | {:.1f} | {:.1f} MB |\n", row.name, row.tokens,
+                           mean(row.seconds), mean(row.tokens_per_second),
                            1e-6 * static_cast<double>(row.resident_bytes));
     }
     return out;

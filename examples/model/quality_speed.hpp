@@ -8,6 +8,7 @@
 //             the dense prefill's; and, on contexts with needles (multikey), answers that stay right
 //   decode    tokens per second, one after the other, and the process's resident memory, with the full cache and with what
 //             SnapKV leaves of it: one sequence that is cut further and further (its choices are nested)
+//   peer      the same of another engine on the same tokens, a process of its own, by turns with the rows above
 // Processor time stands beside time, for machines that do other things meanwhile.
 
 #include "quality_measure.hpp"
@@ -39,15 +40,37 @@ struct decode_speed {
     std::size_t resident_bytes = 0;
 };
 
+struct peer_speed {
+    std::string name;
+    index_t tokens = 0;
+    std::vector<double> seconds; // to the first token, a sample each
+    std::vector<double> tokens_per_second;
+    std::size_t resident_bytes = 0;
+};
+
+// Another engine, whole cache: answers in a line of JSON, {"first_token_seconds", "tokens_per_second", "resident_bytes"}.
+struct speed_peer {
+    std::string name;
+    std::string
+        command; // behind which --tokens FILE --prompt N --steps N are put; FILE: prompt, then what follows
+};
+
 struct speed_results {
     std::vector<prefill_speed> prefill;
     std::vector<decode_speed> decode;
+    std::vector<peer_speed> peers;
 };
 
-// With the request's tokens, samples, kept ratios, next tokens and format. decode_steps: per share; the first token is not timed.
+struct speed_request {
+    std::vector<index_t> prefill_budgets; // beside dense prefill
+    index_t decode_steps = 0;             // per share; the first token is not timed
+    std::vector<speed_peer> peers;
+};
+
+// With the tokens, samples, kept ratios, next tokens and format of `samples`. Throws std::runtime_error where a peer fails.
 [[nodiscard]] speed_results measure_speed(const llama_model& model, const sample_source& source,
-                                          const quality_request& request, const std::vector<index_t>& budgets,
-                                          index_t decode_steps, const quality_progress& progress);
+                                          const quality_request& samples, const speed_request& request,
+                                          const quality_progress& progress);
 
 [[nodiscard]] nlohmann::json json_of(const speed_results& results);
 [[nodiscard]] std::string tables_of(const speed_results& results);

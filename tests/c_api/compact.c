@@ -121,6 +121,58 @@ static void flat_and_gathered(const kvtrim_plan* plan) {
     kvtrim_plan_destroy(again);
 }
 
+/* Blocks, and codes with scales of their rows or of their heads, become flat as floats do, and stay what they were. */
+static void flat_of_any_element(const kvtrim_plan* plan) {
+    static unsigned char codes[KV_HEADS * TOKENS * DIM * 2], old_codes[sizeof codes];
+    static float scales[2][KV_HEADS * TOKENS], old_scales[2][KV_HEADS * TOKENS];
+    static const int32_t elements[] = {KVTRIM_Q8_0, KVTRIM_Q4_0, KVTRIM_I8, KVTRIM_F8_E4M3, KVTRIM_BF16};
+    kvtrim_view k, old, flat;
+    size_t i;
+    int e;
+    for (e = 0; e < 5; ++e) {
+        const int with_scales = elements[e] == KVTRIM_I8 || elements[e] == KVTRIM_F8_E4M3;
+        const int per_row = elements[e] == KVTRIM_I8;
+        for (i = 0; i < sizeof codes; ++i) { codes[i] = (unsigned char)(i * 37 % 101 + i / 101 % 20); }
+        for (i = 0; i < KV_HEADS * TOKENS; ++i) {
+            scales[0][i] = 0.5f + (float)(i % 17);
+            scales[1][i] = (float)(i % 13);
+        }
+        memcpy(old_codes, codes, sizeof codes);
+        memcpy(old_scales, scales, sizeof scales);
+        kvtrim_view_init(&k, elements[e], codes, KV_HEADS, TOKENS, DIM);
+        if (with_scales) {
+            k.scales = scales[0];
+            k.zeros = scales[1];
+            k.scale_strides[0] = per_row ? TOKENS * 4 : 4;
+            k.scale_strides[1] = per_row ? 4 : 0;
+        }
+        old = flat = k;
+        old.data = old_codes;
+        if (with_scales) { old.scales = old_scales[0], old.zeros = old_scales[1]; }
+        if (per_row) {
+            k.scale_strides[1] = 8;
+            k.scale_strides[0] = KV_HEADS * TOKENS;
+            refused(kvtrim_compact_to_flat(&k, NULL, plan), KVTRIM_INVALID_PARAMETER, "scales with gaps");
+            k = flat;
+            k.zeros = scales[0] + 1;
+            refused(kvtrim_compact_to_flat(&k, NULL, plan), KVTRIM_VIEWS_OVERLAP, "zeros among scales");
+            k = flat;
+            check(memcmp(codes, old_codes, sizeof codes) == 0 &&
+                      memcmp(scales, old_scales, sizeof scales) == 0,
+                  "nothing moved", "flat");
+        }
+        ok(kvtrim_compact_to_flat(&k, e % 2 == 0 ? NULL : &k, plan), "flat, and one array as both once");
+        flat.layout = KVTRIM_RAGGED;
+        flat.indptr = kvtrim_plan_offsets(plan);
+        if (per_row) { flat.scale_strides[0] = 0; }
+        survivors_are_first(&flat, &old, plan, "flat of any element");
+    }
+    kvtrim_view_init(&k, KVTRIM_F32, cache, KV_HEADS, TOKENS, DIM);
+    k.strides[1] = 4;
+    k.strides[2] = TOKENS * 4;
+    refused(kvtrim_compact_to_flat(&k, NULL, plan), KVTRIM_INVALID_PARAMETER, "channels apart");
+}
+
 /* Moves rows of an array of floats as _spread says. */
 static void carry_out(float* array, const int64_t* moves, int64_t count) {
     for (; count >= 3; moves += 3, count -= 3) {
@@ -319,6 +371,7 @@ int main(void) {
     plan = some_plan();
     in_place(plan);
     flat_and_gathered(plan);
+    flat_of_any_element(plan);
     flat_caches_grow(plan);
     ragged_rows_in_place();
     shared_sets(plan);
