@@ -314,7 +314,8 @@ void what_cannot_be_done_is_said(const language_model& m, const tokens& text) {
 // The figure of --compare, beside one from both logits.
 void the_comparison_is_right(const language_model& m, const tokens& text) {
     options o;
-    for (const llama_token t : part(text, 1, 300)) { o.questions.resize(1), o.questions[0] += m.text(t); }
+    o.questions.emplace_back();
+    for (const llama_token t : part(text, 1, 300)) { o.questions[0] += m.text(t); }
     o.cells = 1024;
     o.max_tokens = 12;
     o.compares = true;
@@ -545,6 +546,7 @@ int main(int argc, char** argv) {
         sequences_do_not_disturb_each_other(m, text);
         a_conversation_goes_on(m, text);
         what_cannot_be_done_is_said(m, text);
+        the_comparison_is_right(m, text);
     };
     try {
         windows_lose_nothing(file);
@@ -566,7 +568,6 @@ int main(int argc, char** argv) {
         const language_model m(argv[1]);
         const tokens text = m.tokens(read_text(argv[2]).substr(0, 12000), true);
         all_of(m, text);
-        the_comparison_is_right(m, text);
     } catch (const std::exception& e) { check(false, e.what()); }
     std::filesystem::remove(file);
     fmt::print("{} passed, {} failed\n", passed, failed);
