@@ -22,7 +22,8 @@
  * program. Trusted are pointers alone: they are null, or they point, aligned as their type, to what extents, strides, tables and
  * counts say; handles came from this library, or are null, which is answered too.
  * Structs begin with `size`: set it to sizeof the struct, or start from its _init(). Later versions add members at the end, and
- * take a struct as it was before as one whose missing members are 0; in an array all have one size.
+ * take a struct as it was before as one whose missing members are 0; in an array all have one size. An _init(), and
+ * kvtrim_queries_view, write the struct of the library's own version: a program that may meet a later one sets members itself.
  * Objects: made by _create, freed by _destroy (null: does nothing). Pointers that an object hands out are valid until it changes.
  * Calls that share no object they change may run at the same time; policies never change. Equal inputs give equal plans.
  */

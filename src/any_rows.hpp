@@ -63,7 +63,7 @@ class any_rows {
         return visit([](const auto& v) { return v.row_bytes(); });
     }
 
-    /// Of a ragged view: a plan whose offsets it reads cannot be written from it.
+    /// Of heads with rows of their own: a plan whose offsets they are cannot be written from them.
     [[nodiscard]] std::span<const std::int32_t> offsets() const {
         return visit([](const auto& v) -> std::span<const std::int32_t> {
             if constexpr (requires { v.offsets(); }) { return v.offsets(); }
@@ -169,6 +169,10 @@ class any_rows {
     }
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
         return shares_bytes(lengths_, other) || visit([&](const auto& v) { return shares_bytes(v, other); });
+    }
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        return shares_bytes(lengths_, other) ||
+               visit([&](const auto& v) { return tables_share_bytes(v, other); });
     }
 
   private:

@@ -200,6 +200,11 @@ kvtrim_status kvtrim_compact_to_flat(const kvtrim_view* keys, const kvtrim_view*
         if (values != nullptr) {
             if (const status s = read_flat(values, arrays); !s.ok()) { return s; }
         }
+        const any_rows k = any_rows::of(keys), v = values == nullptr ? k : any_rows::of(values);
+        for (const flat_array& array : arrays) {
+            const auto memory = std::visit([](const auto& a) { return memory_of(a); }, array);
+            if (const status s = check_tables(memory, k, v); !s.ok()) { return s; }
+        }
         return flatten(arrays, plan->table);
     });
 }

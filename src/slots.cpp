@@ -212,9 +212,19 @@ bool pooled_rows::overlaps(const strided_bytes& other) const {
         return std::any_of(memory.begin(), memory.end(),
                            [&](const strided_bytes& m) { return overlap(m, other); });
     };
-    if (overlap(bytes_of(pages_), other) || overlap(bytes_of(offsets()), other)) { return true; }
-    if (is_ragged()) { return any(0, 1) || overlap(bytes_of(counted(v_.lengths, heads_)), other); }
+    if (tables_overlap(other)) { return true; }
+    if (is_ragged()) { return any(0, 1); }
     return std::any_of(pages_.begin(), pages_.end(), [&](std::int32_t page) { return any(page, 1); });
+}
+
+bool pooled_rows::tables_overlap(const strided_bytes& other) const {
+    const auto moved = memory(), read = memory_of_pages(0, v_.pages, true);
+    for (std::size_t i = 1; i < read.size(); ++i) { // scales that rows share
+        if (moved[i].empty() && overlap(read[i], other)) { return true; }
+    }
+    return overlap(bytes_of(pages_), other) || overlap(bytes_of(offsets()), other) ||
+           (is_ragged() ? overlap(bytes_of(counted(v_.lengths, heads_)), other)
+                        : overlap(bytes_of(table_.last_page_len), other));
 }
 
 } // namespace kvtrim::c

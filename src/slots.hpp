@@ -58,10 +58,10 @@ class pooled_rows {
         return table_.tokens(table_row(head), v_.page_tokens);
     }
     [[nodiscard]] index_t row_bytes() const;
-    /// Of a ragged view.
+    /// Of heads with rows of their own: where each begins.
     [[nodiscard]] std::span<const std::int32_t> offsets() const {
-        return is_ragged() ? std::span(v_.indptr, static_cast<std::size_t>(v_.extents[0] + 1))
-                           : std::span<const std::int32_t>{};
+        if (is_ragged()) { return {v_.indptr, static_cast<std::size_t>(v_.extents[0] + 1)}; }
+        return v_.layout == KVTRIM_PAGED_PER_HEAD ? table_.indptr : std::span<const std::int32_t>{};
     }
 
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
@@ -84,6 +84,7 @@ class pooled_rows {
     /// The bytes of all slots: codes, and scales and zero points that are the tokens' own.
     [[nodiscard]] std::array<strided_bytes, 3> memory() const { return memory_of_pages(0, v_.pages, false); }
     [[nodiscard]] bool overlaps(const strided_bytes& other) const;
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const;
     /// Whether a head's rows are neighbours, so that survivors can move to its first ones.
     [[nodiscard]] bool moves_rows() const { return is_ragged(); }
     void move_row(index_t head, index_t from, index_t to) const;

@@ -20,6 +20,7 @@ namespace {
 template <class T>
 struct rounded_rows {
     any_rows from;
+    std::span<float> row; // [channels] scratch: while rows are stored nothing allocates
 
     [[nodiscard]] status validate() const { return from.validate(); }
     [[nodiscard]] index_t extent(std::size_t r) const { return from.extent(r); }
@@ -31,7 +32,6 @@ struct rounded_rows {
         if constexpr (std::is_same_v<Out, float>) {
             from.load_rows(head, first, count, tile);
         } else {
-            std::vector<float> row(static_cast<std::size_t>(from.extent(2)));
             for (index_t i = first; i < first + count; ++i, tile += std::ssize(row)) {
                 from.load_rows(head, i, 1, row.data());
                 simd::narrow(row.data(), std::ssize(row), tile);
@@ -46,6 +46,7 @@ void describe(const query_ring_view<T>& rows, int32_t element, std::vector<std::
               kvtrim_view& out) {
     const index_t heads = rows.extent(0), count = rows.extent(1), length = rows.extent(2);
     const auto at = [&](index_t head, index_t i) { return rows.rows_in_place(head, i, 1).data; };
+    order.reserve(static_cast<std::size_t>(count)); // may throw: before all changes
     kvtrim_view_init(&out, element, nullptr, heads, count, length);
     if (heads == 0 || count == 0 || length == 0) { return; }
     const T* first = at(0, 0); // slot
@@ -108,7 +109,10 @@ kvtrim_status kvtrim_queries_append(kvtrim_queries* queries, const kvtrim_view* 
         if (queries == nullptr) { return no_handle(); }
         const any_rows rows = any_rows::of(newest);
         return std::visit(
-            [&]<class T>(recent_queries<T>& state) { return state.append(rounded_rows<T>{rows}); },
+            [&]<class T>(recent_queries<T>& state) {
+                std::vector<float> row(static_cast<std::size_t>(state.head_dim()));
+                return state.append(rounded_rows<T>{rows, row});
+            },
             queries->state);
     });
 }

@@ -5,8 +5,8 @@
 
     python3 -m venv venv && venv/bin/pip install kvpress==0.5.5 torch==2.15.0
     ./dev quality --dump FOLDER --tokens 2048 --sinks 0 --window 32 --keep 0.5,0.2,0.1 \\
-        --policies snapkv,ada_snapkv,criticalkv,ada_criticalkv,tova,key_diff,key_norm,lagkv,expected_attention,pyramidkv
-    venv/bin/python examples/model/kvpress_parity.py FOLDER [POLICY ...]
+        --policies snapkv,ada_snapkv,criticalkv,ada_criticalkv,tova,key_diff,key_norm,lagkv,pyramidkv
+    venv/bin/python examples/model/kvpress_parity.py FOLDER [--json FILE] [POLICY ...]
 
 Both kvpress and kvtrim keep the window in every budget; "aligned" is kvpress told to leave it out of its safeguard (ada_*) and of its
 first stage (*criticalkv), as kvtrim does.
@@ -15,8 +15,10 @@ kvpress's own code scores and selects; it is given the model's keys, values, W_O
 protect no window get kvtrim's: infinite scores. A row is one token of one (layer, KV head). Of the rows that differ, "ties" are those
 whose kvpress score is within 1e-5, relatively, of the lowest score that kvpress keeps in the row's competition: sums in another order.
 """
+import argparse
 import json
-import sys
+from datetime import date
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +26,12 @@ import torch
 from kvpress import (AdaKVPress, CriticalAdaKVPress, CriticalKVPress, ExpectedAttentionPress, KeyDiffPress, KnormPress,
                      LagKVPress, PyramidKVPress, SnapKVPress, TOVAPress)
 
-folder = sys.argv[1]
+arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+arguments.add_argument("folder")
+arguments.add_argument("policies", nargs="*", metavar="POLICY")
+arguments.add_argument("--json", help="write all results to this file")
+chosen = arguments.parse_args()
+folder = chosen.folder
 info = SimpleNamespace(**json.load(open(f"{folder}/plans.json", encoding="ascii")))
 sinks, window, n, d = info.sink_tokens, info.window_tokens, info.tokens, info.head_dim
 
@@ -131,12 +138,20 @@ def compare(plan, aligned):
     return total, differ, ties, heads, counts
 
 
-print("| policy | kept | rows | differ | of them ties | (layer, head)s | counts differ in | aligned: differ | of them ties |")
-print("|---|---|---|---|---|---|---|---|---|")
+columns = ["policy", "kept_ratio", "rows", "differ", "ties", "heads_that_differ", "heads_with_other_counts", "differ_aligned", "ties_aligned"]
+results = []
+print("| " + " | ".join(columns) + " |")
+print("|" + "---|" * len(columns))
 for plan in info.plans:
-    if sys.argv[2:] and plan["policy"] not in sys.argv[2:]:
+    if chosen.policies and plan["policy"] not in chosen.policies:
         continue
-    plain = compare(plan, False)
-    aligned = compare(plan, True)[1:3] if plan["policy"] in ("ada_snapkv", "criticalkv", "ada_criticalkv") else ("", "")
-    cells = [f"`{plan['policy']}`", f"{100 * plan['kept_ratio']:g} %", *plain, *aligned]
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    aligned = compare(plan, True)[1:3] if plan["policy"] in ("ada_snapkv", "criticalkv", "ada_criticalkv") else (None, None)
+    cells = [plan["policy"], plan["kept_ratio"], *compare(plan, False), *aligned]
+    print("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |", flush=True)
+    results.append({key: cell for key, cell in zip(columns, cells) if cell is not None})
+if chosen.json:
+    about = {"date": date.today().isoformat(), "kvpress": version("kvpress"), "torch": version("torch"),
+             **{key: value for key, value in vars(info).items() if isinstance(value, (int, str)) and not isinstance(value, bool)}}
+    with open(chosen.json, "w", encoding="ascii") as out:
+        rows = ",\n".join(map(json.dumps, results))
+        out.write(f'{json.dumps(about)[:-1]}, "rows": [\n{rows}\n]}}\n')

@@ -118,6 +118,12 @@ static void flat_and_gathered(const kvtrim_plan* plan) {
             "an output inside the cache");
     refused(kvtrim_gather(&k, plan, KVTRIM_Q8_0, out, sizeof out), KVTRIM_INVALID_PARAMETER,
             "an output of blocks");
+    kvtrim_view_init(&k, KVTRIM_I8, cache, KV_HEADS, TOKENS, DIM);
+    k.scales = cache + 4; /* one for all, in a row that moves */
+    memcpy(out, cache, sizeof cache);
+    refused(kvtrim_compact_to_flat(&k, NULL, plan), KVTRIM_VIEWS_OVERLAP, "scales among the rows, flat");
+    refused(kvtrim_compact_in_place(&k, NULL, plan), KVTRIM_VIEWS_OVERLAP, "scales among the rows, in place");
+    check(memcmp(out, cache, sizeof cache) == 0, "nothing moved", "scales among the rows");
     kvtrim_plan_destroy(again);
 }
 

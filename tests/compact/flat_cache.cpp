@@ -226,6 +226,19 @@ TEST_CASE("flat_cache: too little memory, too much, and plans of other caches ch
     CHECK(table.capacity() == 5);
 }
 
+TEST_CASE("flat_cache: without heads it is a table that starts with 0, whatever memory it was spread over",
+          "[compact]") {
+    flat_cache table(0);
+    const auto never = [](auto...) { FAIL("no head has rows"); };
+    CHECK(table.append(5).ok());
+    CHECK(table.spread(9, never).ok());
+    CHECK(table.spread_into(7, never).ok());
+    CHECK(table.begins().size() == 1);
+    CHECK(table.begins()[0] == 0);
+    CHECK(table.capacity() == 0);
+    CHECK(table.rows_for(3) == 0);
+}
+
 TEST_CASE("flat_cache: wrong numbers make a cache without heads, and each call answers why",
           "[compact][errors]") {
     constexpr index_t huge = index_t{1} << 62;

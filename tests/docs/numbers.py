@@ -9,16 +9,19 @@
     the same text with numbers
     <!-- end -->
 
-The check fails where the lower text is not what the upper one gives (--write writes it), and where a section holds a
-measured quantity outside of such a block and names neither a `./dev` command (or a test, `ctest -R`) nor links to a file of results.
+The check fails where the lower text is not what the upper one gives (--write writes it), and where a section holds a measured quantity, or
+a table a fraction, outside of such a block, and neither the section nor one that it is a part of (but for the page's first) names a `./dev`
+command or a test (`ctest -R`) or links to a file of results. A page whose beginning says "All figures" of a command or a file is one section.
 
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
-kl(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
+kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
-answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers. From docs/results/llama-folds-*: kl(fold, sets, keep,
-file, text). Of every file: data, the JSON itself; two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
+answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
+keep, file, text); of docs/results/tried-*.json
+right(score, keep, *seeds), answers, rights (each seed's), nll, and kl(score, *texts). Of every file: data, the JSON itself; cell(key=value, ...), the one row
+that has these values (among=data[...]: of another list of the file); two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
 third file the names end in _2 and _3.
 """
 
@@ -31,12 +34,11 @@ import sys
 import markdown
 
 BLOCK = re.compile(r"(?P<head><!-- results (?P<files>\S+(?: \S+)*)\n(?P<template>.*?)-->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.S)
-# What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a table of fractions.
+# What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a fraction in a table.
 MEASURED = re.compile(
     r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|MiB|GiB|GFLOP/s|GB/s|times as (?:fast|long))(?![\w/])"
-    r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|\| *-?[0-9]{0,3}\.[0-9]+ *\|")
-# Pages that say themselves, before their first table, how everything in them was made.
-WHOLE_PAGE = {"docs/tried.md", "docs/quality.md"}
+    r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|^\|.*?(?<![\w.])[0-9]{0,3}\.[0-9]+(?![\w.]).*\|$", re.M)
+SOURCE = re.compile(r"\./dev [a-z]|ctest -R|results/[\w.-]+\.(json|md)\)")
 
 
 def two(x):
@@ -64,12 +66,17 @@ def duration(milliseconds):
 def names(file):
     """What the expressions of a block may use."""
     data = json.loads((markdown.ROOT / file).read_text())
-    known = {"data": data, "two": two, "n": n, "pct": lambda x: f"{two(100 * x)} %"}
+    first = (data.get("rows") or [{}])[0]
 
     def one(rows, what):
         if len(rows) != 1:
             raise KeyError(f"{what}: {len(rows)} rows in {file}")
         return rows[0]
+
+    def cell(among=None, **match):
+        return one([r for r in among or data["rows"] if all(r.get(k) == v for k, v in match.items())], match)
+
+    known = {"data": data, "cell": cell, "two": two, "n": n, "pct": lambda x: f"{two(100 * x)} %"}
 
     if "limits" in data:
         def row(name):
@@ -90,12 +97,33 @@ def names(file):
         known["kl"] = lambda fold, sets, keep, file, text=0: "{:.4f}".format(one(
             [r for r in data["folds"] if (r["fold"], r["sets"], r["file"], r["text"]) == (fold, sets, file, text)],
             f"{fold} {sets} {file} {text}")["kl"][data["keep"].index(keep)])
-    else:
+    elif "score" in first:
+        def needles(score, keep, seeds):
+            rows = [r for r in data["rows"] if r["score"] == score and r["kept_ratio"] == keep and set(r.get("needles", [-1])) <= set(seeds)]
+            if sorted(seed for r in rows for seed in r["needles"]) != sorted(seeds):
+                raise KeyError(f"{score} {keep}: {seeds} in {file}")
+            return rows
+
+        def total(key):
+            return lambda score, keep, *seeds: sum(r[key] for r in needles(score, keep, seeds))
+
+        def nll(score, keep, *seeds):
+            rows = needles(score, keep, seeds)
+            return f"{sum(r['nll'] * r['of'] for r in rows) / sum(r['of'] for r in rows):.2f}"
+
+        known |= {
+            "answers": total("of"),
+            "right": total("right"),
+            "rights": lambda score, keep, *seeds: ", ".join(str(total("right")(score, keep, s)) for s in seeds),
+            "nll": nll,
+            "kl": lambda score, *texts: f"{cell(score=score, texts=list(texts))['kl']:.4f}",
+        }
+    elif "kept_ratio" in first and "task" in first:
         def rows_of(policy, keep, **more):
             return [r for r in data["rows"] if r.get("policy") == policy and r.get("kept_ratio") == keep
                     and all(r.get(k) == v for k, v in more.items())]
 
-        def cell(policy, keep, **more):
+        def of(policy, keep, **more):
             return one(rows_of(policy, keep, **more), f"{policy} {keep} {more}")
 
         policies = {r["policy"] for r in data["rows"]} - {"full"}
@@ -106,23 +134,23 @@ def names(file):
             return mean([r["accuracy"] for r in rows_of(policy, keep) if r["task"] != "text"])
 
         def kl_of_all(keep, tokens):
-            return [cell(p, keep, task="text", tokens=tokens)["kl_mean"] for p in policies]
+            return [of(p, keep, task="text", tokens=tokens)["kl_mean"] for p in policies]
 
         def errors(policy, keep):
-            return cell(policy, keep, task="text")["error_projected"]
+            return of(policy, keep, task="text")["error_projected"]
 
         known |= {
-            "kl": lambda p, k: f"{cell(p, k, task='text')['kl_mean']:.3f}",
-            "perplexity": lambda p, k: f"{cell(p, k, task='text')['perplexity']:.1f}",
-            "right": lambda p, k, task="multikey": f"{cell(p, k, task=task)['accuracy']:.2f}",
+            "kl": lambda p, k: f"{of(p, k, task='text')['kl_mean']:.3f}",
+            "kl_and_error": lambda p, k: "{kl_mean:.4f} ± {kl_standard_error:.4f}".format(**of(p, k, task="text")),
+            "perplexity": lambda p, k: f"{of(p, k, task='text')['perplexity']:.1f}",
+            "right": lambda p, k, task="multikey": f"{of(p, k, task=task)['accuracy']:.2f}",
             "mean_right": lambda p, k: f"{mean_right(p, k):.2f}",
-            "kls": lambda p, tokens: " / ".join(f"{cell(p, k, task='text', tokens=tokens)['kl_mean']:.4f}" for k in shares),
+            "kls": lambda p, tokens: " / ".join(f"{of(p, k, task='text', tokens=tokens)['kl_mean']:.4f}" for k in shares),
             "answers": lambda p: " / ".join(f"{mean_right(p, k):.2f}" for k in shares),
-            "excess": lambda p: max(cell(p, k, task="text", tokens=t)["kl_mean"] / min(kl_of_all(k, t)) - 1 for k in shares for t in lengths),
+            "excess": lambda p: max(of(p, k, task="text", tokens=t)["kl_mean"] / min(kl_of_all(k, t)) - 1 for k in shares for t in lengths),
             "shortfall": lambda p: max(1 - mean_right(p, k) / max(mean_right(q, k) for q in policies) for k in shares),
             "per_cent": lambda x: f"{100 * x:.0f} %",
             "below": lambda p, other, k: f"{100 * mean([a < b for a, b in zip(errors(p, k), errors(other, k))]):.0f}",
-            "cell": cell,
         }
     return known
 
@@ -139,27 +167,33 @@ def rendered(block, page):
     def value(match):
         try:
             # The text of the repository's own pages, not of a stranger.
-            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "next": next}}, known)
+            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "next": next, "str": str}}, known)
         except Exception as error:
             sys.exit(f"{markdown.name(page)}: {{{match[1]}}}: {error!r}")
-        return result if isinstance(result, str) else two(result)
+        return two(result) if isinstance(result, float) else str(result)
 
     return re.sub(r"\{([^{}]+)\}", value, block["template"])
 
 
+def measured_pages():
+    """README.md, docs/, and what they link to for more."""
+    return markdown.pages() + sorted([*(markdown.ROOT / "bench").glob("*.md"), *(markdown.ROOT / "examples").rglob("*.md")])
+
+
 def sections(text):
-    """(first line, text) from heading to heading, of any level."""
-    starts = [m.start() for m in re.finditer(r"^#+ ", markdown.without_code(text), flags=re.M)]
-    for begin, end in zip([0, *starts], [*starts, len(text)]):
-        yield text.count("\n", 0, begin) + 1, text[begin:end]
+    """(first line, text, the text of the sections that it is a part of) from heading to heading, of any level."""
+    heads = [(m.start(), len(m[1])) for m in re.finditer(r"^(#+) ", markdown.without_code(text), flags=re.M)]
+    above = {}
+    for (begin, level), end in zip(heads, [*(start for start, _ in heads[1:]), len(text)]):
+        above = {k: v for k, v in above.items() if k < level} | {level: text[begin:end]}
+        page = above.get(1, "")
+        yield text.count("\n", 0, begin) + 1, text[begin:end], [page] * ("All figures" in page) + [v for k, v in above.items() if k > 1]
 
 
 def without_source(page, text):
     """Measured quantities of a page that nothing vouches for."""
-    if markdown.name(page) in WHOLE_PAGE:
-        return
-    for line, section in sections(text):
-        if re.search(r"\./dev [a-z]|ctest -R|results/[\w.-]+\.(json|md)\)", section, flags=re.M):
+    for line, section, of in sections(text):
+        if SOURCE.search(section) or any(SOURCE.search(part) for part in of):
             continue
         bare = BLOCK.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), section)
         for match in MEASURED.finditer(markdown.without_code(bare)):
@@ -171,7 +205,7 @@ def main():
     arguments.add_argument("--write", action="store_true", help="write the numbers into the pages")
     write = arguments.parse_args().write
     wrong, blocks = [], 0
-    for page in markdown.pages():
+    for page in measured_pages():
         text = page.read_text()
         if text.count("<!-- results ") != len(BLOCK.findall(text)):
             wrong.append(f"{markdown.name(page)}: a block of results without its end")

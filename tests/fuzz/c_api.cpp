@@ -460,6 +460,11 @@ class caller {
             l.projection = make_view(heads * group, dim, 3, (14 << 10) + own, true);
             l.scores = make_view(heads, tokens, 1, (20 << 10) + own);
         }
+        kvtrim_projection* made = nullptr;
+        const auto form = static_cast<std::int32_t>(in.hostile(in.between(0, 1), 8));
+        const kvtrim_view* const wo = in.chance(4) ? nullptr : &layers[0].projection.v;
+        FUZZ_CHECK(ok(kvtrim_projection_create(wo, form, &made)) == (made != nullptr));
+        projection.reset(), projection.handle = made;
     }
 
     kvtrim_request make_request() {
@@ -506,7 +511,7 @@ class caller {
                              some(l.scores.v),
                              means.get(in),
                              in.chance(128) ? norms.get(in) : nullptr,
-                             nullptr};
+                             in.chance(128) ? projection.get(in) : nullptr};
         damage_size(in, made);
         return made;
     }
@@ -606,6 +611,13 @@ class caller {
             const auto* const offsets = kvtrim_scores_offsets(scores.handle);
             FUZZ_CHECK(std::is_sorted(offsets, offsets + rows + 1) && offsets[0] == 0);
         }
+        double preference = -1;
+        const double tau1 = in.chance(32) ? in.value() : 0, tau2 = in.chance(32) ? in.value() : 0;
+        const bool is_measured = done(access::reads, [&] {
+            return kvtrim_layer_preference(c.all.data(), in.chance(4) ? nullptr : &r, tau1, tau2, &preference,
+                                           context.get(in));
+        });
+        FUZZ_CHECK(is_measured || preference == -1);
     }
     void plan_batch() {
         std::array<call_layers, 2> c;
@@ -764,6 +776,16 @@ class caller {
         if (!done(access::reads,
                   [&] { return kvtrim_moves_plan(moves.get(in), plans[0].get(in), &p, context.get(in)); })) {
             return;
+        }
+        const kvtrim_ints table_rows = kvtrim_moves_indptr(moves.handle);
+        FUZZ_CHECK(table_rows.count == kvtrim_moves_rows(moves.handle) + 1 &&
+                   table_rows.data[table_rows.count - 1] == kvtrim_moves_indices(moves.handle).count &&
+                   kvtrim_moves_last_page(moves.handle).count == table_rows.count - 1);
+        const index_t taken = kvtrim_moves_taken(moves.handle);
+        FUZZ_CHECK(taken >= 0 && taken <= p.free_count);
+        for (index_t i = 0; i < kvtrim_moves_released(moves.handle).count; ++i) {
+            const auto page = kvtrim_moves_released(moves.handle).data[i];
+            FUZZ_CHECK(page >= 0 && page < p.pages && p.ref_counts != nullptr && p.ref_counts[page] > 1);
         }
         view memory;
         const index_t h = in.between(1, 2), channels = in.between(0, 4);
@@ -1001,6 +1023,7 @@ class caller {
             done(access::reads, [&] {
                 return kvtrim_norms_append(norms.get(in), c.all.data(), asked(in, tokens), context.get(in));
             });
+            read_norms();
             break;
         case 10:
             done(access::reads, [&] { return kvtrim_norms_rollback(norms.get(in), count); });
@@ -1009,6 +1032,12 @@ class caller {
         default:
             restore(norms.get(in), kvtrim_norms_save, kvtrim_norms_restore);
         }
+    }
+    // As many as it says can be read, of any head.
+    void read_norms() {
+        index_t held = -1;
+        const float* const row = kvtrim_norms_of_head(norms.get(in), in.hostile(0), &held);
+        FUZZ_CHECK(held >= 0 && std::count(row, row + held, -1.f) == 0);
     }
     // One token set for all heads, its edits, and tables of pages and moves.
     void use_cells() {
@@ -1068,6 +1097,31 @@ class caller {
             return kvtrim_move_sources(moved, asked(in, in.between(0, 2), 2, most_heads + 1), first,
                                        offsets.data(), sources.data(), places, &needed);
         });
+        make_page_table(page_tokens);
+    }
+    // What is written is a table of what was given; nothing else is written.
+    void make_page_table(index_t page_tokens) {
+        const index_t requests = asked(in, in.between(0, 2), 3), most_pages = asked(in, in.between(0, 3), 4);
+        int32s pages{3, 1, 2, 0, 4, 5, 7, 6, 8, 9, 11, 10}, lengths{2, 5, 1};
+        damage(in, pages), damage(in, lengths);
+        int32s indptr(4, -1), indices(12, -1), last_page(3, -1);
+        index_t needed = -1;
+        const index_t room = std::min<index_t>(12, in.hostile(12));
+        if (ok(kvtrim_page_table(in.chance(4) ? nullptr : pages.data(), requests, most_pages,
+                                 in.chance(4) ? nullptr : lengths.data(), page_tokens, indptr.data(),
+                                 indices.data(), room, last_page.data(), &needed))) {
+            FUZZ_CHECK(indptr[0] == 0 && indptr[static_cast<std::size_t>(requests)] == needed);
+            for (index_t r = 0; r < requests; ++r) {
+                const auto at = static_cast<std::size_t>(r);
+                const index_t count = indptr[at + 1] - indptr[at];
+                const index_t tokens_of_table = count == 0 ? 0 : (count - 1) * page_tokens + last_page[at];
+                FUZZ_CHECK(tokens_of_table == lengths[at]);
+                FUZZ_CHECK(std::equal(indices.begin() + indptr[at], indices.begin() + indptr[at + 1],
+                                      pages.begin() + r * most_pages));
+            }
+        } else {
+            FUZZ_CHECK(indices == int32s(12, -1) && indptr == int32s(4, -1));
+        }
     }
     // Tables that are made for this step: a refused call leaves them as they were.
     void use_flat_and_mirror() {
@@ -1125,6 +1179,18 @@ class caller {
         const bool is_listed =
             ok(kvtrim_mirror_list(mirror.get(in), sequence(), 0, listed.data(), places, &found, &needed));
         FUZZ_CHECK(is_listed == (found != -1));
+        const index_t all = kvtrim_mirror_positions(mirror.handle).count,
+                      used = kvtrim_mirror_used(mirror.handle, sequence());
+        FUZZ_CHECK(used >= 0 && used <= kvtrim_mirror_end_of_use(mirror.handle) &&
+                   kvtrim_mirror_end_of_use(mirror.handle) <= all);
+        kvtrim_view shown;
+        kvtrim_view_init(&shown, KVTRIM_F32, arena.data(), 1, 0, 1);
+        damage_size(in, shown);
+        if (ok(kvtrim_flat_view(flat.get(in), in.chance(4) ? nullptr : &shown))) {
+            FUZZ_CHECK(shown.layout == KVTRIM_RAGGED &&
+                       shown.extents[0] == kvtrim_flat_lengths(flat.handle).count &&
+                       ok(kvtrim_view_validate(&shown)));
+        }
     }
     void use_cascade() {
         call_layers c;
@@ -1250,6 +1316,7 @@ class caller {
     owner<kvtrim_statistics> statistics{kvtrim_statistics_destroy};
     owner<kvtrim_means> means{kvtrim_means_destroy};
     owner<kvtrim_norms> norms{kvtrim_norms_destroy};
+    owner<kvtrim_projection> projection{kvtrim_projection_destroy};
     owner<kvtrim_queries> newest{kvtrim_queries_destroy};
     owner<kvtrim_profile> profile{kvtrim_profile_destroy};
     owner<kvtrim_cascade> cascade{kvtrim_cascade_destroy};

@@ -11,6 +11,7 @@
 #include <kvtrim/policy/layers.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/layer_preference.hpp>
+#include <kvtrim/score/padded.hpp>
 #include <kvtrim/score/replay.hpp>
 
 using namespace kvtrim;
@@ -57,6 +58,18 @@ TEST_CASE("neither the number of threads nor the order of the heads changes a bi
                 check_same(serial, policy.run(layer.inputs(), request, shuffling_executor{r.bits()}));
             }
         });
+}
+
+TEST_CASE("executors decide nothing about scores that are padded as kvpress pads them",
+          "[properties][threads]") {
+    const two_layers m;
+    const eviction_policy policy{padded<window_attention<mean_attention>>{{}, 9}, uniform{}, by_importance{}};
+    check_executors([&](const auto& ex) {
+        growing_workspace memory;
+        keep_plan plan;
+        REQUIRE(policy.plan(m.all[0], {.budget = per_head(40)}, plan, memory, ex).ok());
+        return plan;
+    });
 }
 
 TEST_CASE("executors decide nothing about plans over layers, in one call or as layers come",

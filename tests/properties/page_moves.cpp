@@ -242,6 +242,11 @@ TEST_CASE("page moves: rows may run on any thread", "[properties][compact][execu
         CHECK(move_rows(shuffled.keys(), p.plan, in_any_order).ok());
         CHECK(support::bytes_of(on_threads.k) == support::bytes_of(c.cache.k));
         CHECK(support::bytes_of(shuffled.k) == support::bytes_of(c.cache.k));
+        paged_cache both = c.cache; // twice the same moves, of keys and of values, in one call
+        REQUIRE(move_rows(c.cache.keys(), c.cache.values(), p.plan).ok());
+        CHECK(move_rows(both.keys(), both.values(), p.plan, support::thread_executor{3}).ok());
+        CHECK(support::bytes_of(both.k) == support::bytes_of(c.cache.k));
+        CHECK(support::bytes_of(both.v) == support::bytes_of(c.cache.v));
     }
 }
 

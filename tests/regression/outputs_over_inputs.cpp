@@ -8,16 +8,23 @@
 
 #include <kvtrim/aggregate/dispersion_attention.hpp>
 #include <kvtrim/aggregate/worst_case_attention.hpp>
+#include <kvtrim/allocate/layer_budgets.hpp>
 #include <kvtrim/allocate/uniform.hpp>
+#include <kvtrim/cache/cell_mirror.hpp>
 #include <kvtrim/cache/filled.hpp>
 #include <kvtrim/cache/indexed_rows.hpp>
 #include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/cache/row_range.hpp>
+#include <kvtrim/cache/scaled_rows.hpp>
+#include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/compact/compact_to_flat.hpp>
+#include <kvtrim/compact/rerotate_keys.hpp>
+#include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_bounds.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/score/combine_projections.hpp>
@@ -288,4 +295,152 @@ TEST_CASE("recent_queries: a chunk that is its own view is refused, another ring
     CHECK(support::bytes_of(ring) == support::bytes_of(before));
     CHECK(other.append(ring.view()).ok());
     CHECK(support::bytes_of(other) == support::bytes_of(ring));
+}
+
+TEST_CASE("Codes: an output over scales or zero points is refused, also where rows share them") {
+    std::vector<std::int8_t> codes(2 * 3 * 4, 1);
+    const keep_plan plan = support::plan_of({{0, 1, 2}, {0, 1, 2}});
+    for (const std::array<index_t, 3> strides :
+         {std::array<index_t, 3>{3, 1, 0}, {4, 0, 1}, {1, 0, 0}, {0, 0, 0}}) {
+        std::vector<float> tables(64, 2.0f);
+        const auto before = tables;
+        const scaled_rows<const std::int8_t> cache(codes.data(), {2, 3, 4}, {12, 4},
+                                                   {tables.data() + 24, strides, tables.data() + 40});
+        const std::vector<std::int32_t> indices{0, 1, 2};
+        for (const std::size_t begin : {std::size_t{1}, std::size_t{24}, std::size_t{40}}) {
+            const auto out = std::span(tables).subspan(begin, 24);
+            CHECK(gather(cache, plan, out).code() == errc::views_overlap);
+            CHECK(gather(indexed_rows(cache, indices), plan, out).code() == errc::views_overlap);
+            CHECK(tables == before);
+        }
+        CHECK(gather(cache, plan, std::span(tables).first(24)).ok());
+        // Over codes of slots that no index names.
+        alignas(4) std::array<std::int8_t, 96> slots{};
+        const scaled_rows<const std::int8_t> pool(slots.data(), {1, 8, 8}, {64, 8},
+                                                  {tables.data(), {0, 0, 0}});
+        const std::vector<std::int32_t> first{0, 1};
+        auto* const behind = reinterpret_cast<float*>(slots.data() + 16);
+        CHECK(gather(indexed_rows(pool, first), support::plan_of({{1}}), std::span(behind, 8)).ok());
+        CHECK(gather(indexed_rows(pool, first), support::plan_of({{1}}), std::span(behind - 1, 8)).code() ==
+              errc::views_overlap);
+    }
+}
+
+TEST_CASE("Block tables: a table written over the blocks or the lengths is refused") {
+    std::vector<std::int32_t> numbers(64), before;
+    const std::span all(numbers);
+    const auto pages = all.first(6), lengths = all.subspan(6, 2);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    numbers[6] = 20, numbers[7] = 33;
+    before = numbers;
+    page_table out;
+    const auto apart = all.subspan(32);
+    const auto write = [&](auto indptr, auto indices, auto last) {
+        return write_page_table({pages, 3, lengths}, 16, indptr, indices, last, out).code();
+    };
+    CHECK(write(all.subspan(5, 3), apart.first(6), apart.subspan(8, 2)) == errc::views_overlap);
+    CHECK(write(apart.first(3), pages, apart.subspan(8, 2)) == errc::views_overlap);
+    CHECK(write(apart.first(3), apart.subspan(4, 6), lengths) == errc::views_overlap);
+    CHECK(write(apart.first(3), apart.subspan(2, 6), apart.subspan(8, 2)) == errc::views_overlap);
+    CHECK(numbers == before);
+    CHECK(out.indptr.empty());
+    CHECK(write(apart.first(3), apart.subspan(4, 6), apart.subspan(12, 2)) == errc::ok);
+}
+
+TEST_CASE("Cells: room over the positions is refused, and so is a mirror's own list") {
+    std::vector<std::int32_t> numbers{5, 4, 3, 0, 0};
+    const auto before = numbers;
+    const auto positions = std::span(numbers).first(3);
+    cell_list list;
+    const auto all = [](index_t) { return cell_use::owned; };
+    CHECK(list_cells(positions, all, std::span(numbers).subspan(2, 3), list).code() == errc::views_overlap);
+    CHECK(numbers == before);
+    cell_mirror mirror(8);
+    const std::vector<std::int64_t> cells{0, 1, 2}, later{1, 2, 3};
+    REQUIRE(mirror.fill(cells, positions, 0).ok());
+    const cell_mirror kept = mirror;
+    CHECK(mirror.fill(later, mirror.positions().first(3), 1).code() == errc::views_overlap);
+    CHECK(mirror == kept);
+}
+
+TEST_CASE("Layer budgets: budgets over the caps are refused") {
+    std::vector<index_t> caps{8, 8, 8};
+    const std::vector<double> preferences{1, 2, 5};
+    growing_workspace memory;
+    for (const preference_rule rule : {preference_rule::exact, preference_rule::authors}) {
+        workspace scratch = memory.of_bytes(preference::workspace_bytes(3));
+        const preference shares{.rule = rule};
+        CHECK(shares.allocate(preferences, caps, 12, caps, scratch).code() == errc::views_overlap);
+        CHECK(caps == std::vector<index_t>{8, 8, 8});
+    }
+}
+
+TEST_CASE("A plan that has the positions, pages or offsets which are read is no output") {
+    keep_plan out = support::plan_of({{0, 1, 1, 2}});
+    const keep_plan before = out;
+    const keep_plan plan = support::plan_of({{1}});
+    CHECK(keep_whole_positions(plan, out.kept(), out).code() == errc::invalid_parameter);
+    CHECK(out == before);
+
+    buffers b;
+    const auto scored = [&](const auto& keys, keep_plan& into) {
+        const auto in = layer(keys).with_queries(strided<float, 3>(b.queries.data_handle(), {1, 1, dim}));
+        return snapkv().plan(in, {.budget = per_head(2), .protect = {.window_tokens = 1}}, into, b.memory);
+    };
+    // The pages of a head are the plan's offsets, and the page numbers its rows.
+    keep_plan tables = support::plan_of({{0, 1, 2}});
+    const keep_plan as_made = tables;
+    const std::vector<std::int32_t> lengths{2}, pages{2, 1, 0}, begins{0, 3};
+    const page_layout layout = nhd_pages(2, 1, dim, 4);
+    for (const page_table& table :
+         {page_table{tables.offsets(), pages, lengths}, page_table{begins, tables.kept(), lengths}}) {
+        const paged_head_rows keys(b.keys.data_handle(), layout, table, 0, 1, dim);
+        REQUIRE(keys.validate().ok());
+        CHECK(scored(keys, tables).code() == errc::invalid_parameter);
+        CHECK(tables == as_made);
+    }
+    const indexed_rows slots(strided<float, 3>(b.keys.data_handle(), {1, tokens, dim}), tables.row(0));
+    CHECK(scored(slots, tables).code() == errc::invalid_parameter);
+    CHECK(tables == as_made);
+    CHECK(scored(slots, out).ok());
+}
+
+TEST_CASE("Rows that move or rotate: lengths, positions, pages and shared scales among them are refused") {
+    growing_workspace memory;
+    const keep_plan plan = support::plan_of({{1, 3}});
+    alignas(8) std::array<float, 64> rows{};
+    auto* const words =
+        reinterpret_cast<std::int32_t*>(rows.data()); // as an engine that reuses a buffer too early
+    words[2] = 4;                                     // a length
+    const auto before = rows;
+    const std::span<const std::int32_t> none(words + 8, 1), four(words + 12, 4);
+    const strided<float, 3> cache(rows.data(), {1, 4, 8});
+
+    const std::span<const index_t> lengths(reinterpret_cast<const index_t*>(rows.data() + 2), 1);
+    CHECK(compact_in_place(filled(cache, lengths), plan).code() == errc::views_overlap);
+    std::vector<std::int8_t> codes(64);
+    const scaled_rows<std::int8_t> own(codes.data(), {1, 4, 8}, {32, 8}, {rows.data() + 4, {8, 0, 1}});
+    CHECK(compact_in_place(cache, own, plan).code() == errc::views_overlap);
+    CHECK(compact_in_place(own, cache, plan).code() == errc::views_overlap);
+
+    const std::vector<float> frequencies{1.0f, 0.5f};
+    const rope turned{frequencies};
+    const std::vector<std::int32_t> offsets{0, 4}, positions{0, 1, 2, 3}, moved{4, 5, 6, 7};
+    const auto rotate = [&](const auto& keys, const row_positions& from, const row_positions& to) {
+        workspace scratch = memory.of_bytes(rerotate_keys_bytes(keys, turned));
+        return rerotate_keys(keys, turned, from, to, scratch).code();
+    };
+    CHECK(rotate(cache, {offsets, four}, {offsets, moved}) == errc::views_overlap);
+    CHECK(rotate(cache, {offsets, positions}, {offsets, four}) == errc::views_overlap);
+    CHECK(rotate(indexed_rows(cache, none), {}, {}) == errc::plan_mismatch); // no heads
+    const std::vector<std::int32_t> one{0, 1}, at{3}, to{4};
+    CHECK(rotate(indexed_rows(cache, none), {one, at}, {one, to}) == errc::views_overlap);
+    const std::vector<std::int32_t> begins{0, 1}, last{1};
+    CHECK(rotate(paged_rows(rows.data(), nhd_pages(4, 1, 8, 2), page_table{begins, none, last}, 0, 1, 8),
+                 {one, at}, {one, to}) == errc::views_overlap);
+    CHECK(rotate(paged_head_rows(rows.data(), nhd_pages(4, 1, 8, 2), page_table{begins, none, last}, 0, 1, 8),
+                 {one, at}, {one, to}) == errc::views_overlap);
+    CHECK(rotate(ragged(rows.data(), std::span<const std::int32_t>(words + 63, 1), 8), {}, {}) == errc::ok);
+    CHECK(rows == before);
+    CHECK(rotate(cache, {offsets, positions}, {offsets, moved}) == errc::ok);
 }

@@ -22,6 +22,7 @@
 // Cost: O(layers log layers).
 
 #include <kvtrim/allocate/round_to_total.hpp>
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/core/request.hpp>
 
 #include <numeric>
@@ -194,7 +195,7 @@ struct preference {
     /// Deals `total` tokens out over layers that can take caps [layers] each; a total above the caps is all of them. A
     /// preference that is not a positive finite number counts as 0; if all are 0 the layers are equal.
     /// Returns invalid_parameter (sizes that differ, negative numbers), index_overflow (caps of more than 2^53 tokens,
-    /// needed: tokens), ratio_out_of_range or workspace_too_small, with budgets unchanged.
+    /// needed: tokens), ratio_out_of_range, views_overlap or workspace_too_small, with budgets unchanged.
     [[nodiscard]] status allocate(std::span<const double> preferences, std::span<const index_t> caps,
                                   index_t total, std::span<index_t> budgets, workspace& scratch) const {
         if (preferences.size() != budgets.size() || caps.size() != budgets.size()) {
@@ -211,6 +212,9 @@ struct preference {
         }
         total = std::min(total, room);
         if (const status s = validate(); !s.ok()) { return s; }
+        if (const status s = check_outputs(std::array{bytes_of(budgets)}, preferences, caps); !s.ok()) {
+            return s;
+        }
         const workspace::frame frame(scratch);
         const auto ideal = scratch.take<double>(std::ssize(budgets));
         if (!scratch.fits()) { return scratch.too_small(); }

@@ -44,6 +44,12 @@ class cell_mirror {
         sequences_.assign(static_cast<std::size_t>(cells), 0);
     }
 
+    cell_mirror(const cell_mirror&) = default;       ///< a copy
+    cell_mirror(cell_mirror&&) = default;            ///< takes the memory
+    cell_mirror& operator=(cell_mirror&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    cell_mirror& operator=(const cell_mirror& other) { return *this = cell_mirror(other); }
+
     [[nodiscard]] status validate() const { return validity_; } ///< why it is not valid, or ok
     /// Cells of the cache.
     [[nodiscard]] index_t cells() const { return std::ssize(positions_); }
@@ -79,7 +85,8 @@ class cell_mirror {
     }
 
     /// Token i of the sequence is now in cells[i], at positions[i]; what was there is gone. Returns invalid_parameter for a
-    /// sequence that cannot be or lists of different lengths, invalid_table for a cell outside or a position below 0.
+    /// sequence that cannot be or lists of different lengths, invalid_table for a cell outside or a position below 0,
+    /// views_overlap for a list of positions().
     [[nodiscard]] status fill(std::span<const std::int64_t> cells_written,
                               std::span<const std::int32_t> positions, int sequence) {
         if (const status s = check(sequence); !s.ok()) { return s; }
@@ -90,6 +97,9 @@ class cell_mirror {
             if (cells_written[i] < 0 || cells_written[i] >= cells() || positions[i] < 0) {
                 return {errc::invalid_table, "cell_mirror: a cell outside, or a negative position"};
             }
+        }
+        if (overlap(bytes_of(std::span(positions_)), bytes_of(positions))) {
+            return {errc::views_overlap, "cell_mirror: its own positions are no list of new ones"};
         }
         for (std::size_t i = 0; i < positions.size(); ++i) {
             const auto c = static_cast<std::size_t>(cells_written[i]);

@@ -50,7 +50,11 @@ class filled {
     [[nodiscard]] index_t rows(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
     /// Whether the rows up to the longest head's, or the lengths, share a byte with other memory.
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        return overlap(memory_of(*this).front(), other) || overlap(bytes_of(lengths_), other);
+        return overlap(memory_of(*this).front(), other) || tables_overlap(other);
+    }
+    /// Whether the lengths do.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        return overlap(bytes_of(lengths_), other);
     }
     /// Element (head, token, d).
     [[nodiscard]] T& operator()(index_t head, index_t token, index_t d) const {

@@ -87,9 +87,12 @@ class indexed_rows {
     /// Whether the slots that are read, or their indices, share a byte with other memory. O(tokens) if the pool does, else
     /// O(1).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        if (overlap(bytes_of(indices_), other)) { return true; }
-        if constexpr (requires { slots_.overlaps(other); }) { return slots_.overlaps(other); }
-        for (const strided_bytes& pool : memory_of(slots_)) {
+        if (tables_overlap(other)) { return true; }
+        const auto memory = memory_of(slots_);
+        if constexpr (memory.size() == 0 && requires { slots_.overlaps(other); }) {
+            return slots_.overlaps(other);
+        }
+        for (const strided_bytes& pool : memory) {
             if (!overlap(pool, other)) { continue; }
             if (pool.extents[2] != kvtrim::extent(slots_, 1)) { return true; } // a table finds its rows
             const bool shares = std::any_of(indices_.begin(), indices_.end(), [&](std::int32_t slot) {
@@ -101,6 +104,10 @@ class indexed_rows {
             if (shares) { return true; }
         }
         return false;
+    }
+    /// Whether the indices, or the tables of the slots, do.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        return overlap(bytes_of(indices_), other) || tables_share_bytes(slots_, other);
     }
     /// Whether a row of one head cannot move alone.
     [[nodiscard]] bool heads_move_together() const requires requires(const Slots& v) {

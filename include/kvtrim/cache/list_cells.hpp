@@ -15,9 +15,10 @@
 // (protect.pinned_tokens = list.shared_prefix). skip_shared leaves them out, as if they were not there: scores are then
 // those of attention over the sequence's own cells.
 
-#include <kvtrim/core/status.hpp>
+#include <kvtrim/cache/check_outputs.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -44,8 +45,8 @@ struct cell_list_options {
 
 /// Lists the cells for which use(cell) is not not_used; positions [cells] of the cells, read where they are used, and not
 /// negative there. `room` has an entry per position; `out` views what is written of it.
-/// Returns no_room (needed: entries), index_overflow, or invalid_table for a cell in use without a position; with `out` as
-/// it was, and `room` too. Ascending cells are the fast case: O(cells), else O(used log used). Nothing allocates.
+/// Returns no_room (needed: entries), index_overflow, views_overlap for a room among the positions, or invalid_table for a
+/// cell in use without a position; with `out` as it was, and `room` too. Ascending cells are the fast case: O(cells), else O(used log used). Nothing allocates.
 template <class Use>
 [[nodiscard]] status list_cells(std::span<const std::int32_t> positions, Use&& use,
                                 std::span<std::int32_t> room, cell_list& out,
@@ -56,6 +57,7 @@ template <class Use>
     if (std::ssize(positions) > std::numeric_limits<std::int32_t>::max()) {
         return {errc::index_overflow, "list_cells: cells are numbered in 32 bits", std::ssize(positions)};
     }
+    if (const status s = check_outputs(std::array{bytes_of(room)}, positions); !s.ok()) { return s; }
     for (std::size_t c = 0; c < positions.size(); ++c) {
         if (positions[c] < 0 && use(static_cast<index_t>(c)) != cell_use::not_used) {
             return {errc::invalid_table, "list_cells: a cell in use has a negative position"};

@@ -17,10 +17,12 @@
 // Tables are not trusted: validate() and validate_row() check them in O(rows + pages named), once for each table that
 // enters.
 
-#include <kvtrim/cache/strided_bytes.hpp>
+#include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/saturated.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -181,6 +183,65 @@ namespace detail {
     if (table.indptr.front() != 0 || static_cast<std::size_t>(table.indptr.back()) != table.indices.size()) {
         return {errc::invalid_table, "page table: indptr must go from 0 to the number of indices"};
     }
+    return {};
+}
+
+/// A block table [requests, most_pages] with lengths in tokens (vLLM).
+struct block_table {
+    std::span<const std::int32_t> pages;  ///< [requests, most_pages], row-major
+    index_t most_pages;                   ///< columns
+    std::span<const std::int32_t> tokens; ///< [requests]
+};
+
+/// Writes a block table as a page_table, `out`, which views the caller's indptr [requests + 1], indices [pages in use] and
+/// last_page_len [requests]. Returns invalid_table (a length that is negative or needs more pages than there are columns, a
+/// negative page, pages of another size; needed: pages, if indices are too short), invalid_parameter, index_overflow or
+/// views_overlap, with nothing written. The source that reads the table checks whether pages lie in the pool. O(pages in use).
+[[nodiscard]] inline status write_page_table(const block_table& blocks, index_t page_tokens,
+                                             std::span<std::int32_t> indptr, std::span<std::int32_t> indices,
+                                             std::span<std::int32_t> last_page_len, page_table& out) {
+    const std::size_t requests = blocks.tokens.size();
+    if (indptr.size() != requests + 1 || last_page_len.size() != requests) {
+        return {errc::invalid_parameter,
+                "block table: indptr must have one entry more than requests, last_page_len as many"};
+    }
+    constexpr index_t most = std::numeric_limits<std::int32_t>::max();
+    if (page_tokens <= 0 || page_tokens > most || blocks.most_pages < 0 || blocks.most_pages > most) {
+        return {errc::invalid_parameter, "block table: a page must hold tokens, and counts fit into 32 bits"};
+    }
+    if (std::ssize(blocks.pages) != static_cast<index_t>(requests) * blocks.most_pages) {
+        return {errc::invalid_table, "block table: pages must be [requests, most_pages]"};
+    }
+    index_t total = 0;
+    for (const std::int32_t tokens : blocks.tokens) {
+        if (tokens < 0 || tokens > blocks.most_pages * page_tokens) {
+            return {errc::invalid_table, "block table: a length is negative or beyond its pages"};
+        }
+        total += (tokens + page_tokens - 1) / page_tokens;
+    }
+    for (std::size_t r = 0; r < requests; ++r) {
+        const auto used = static_cast<std::size_t>((blocks.tokens[r] + page_tokens - 1) / page_tokens);
+        const auto row = blocks.pages.subspan(r * static_cast<std::size_t>(blocks.most_pages), used);
+        if (std::any_of(row.begin(), row.end(), [](std::int32_t page) { return page < 0; })) {
+            return {errc::invalid_table, "block table: a page in use has a negative number"};
+        }
+    }
+    if (total > most) { return {errc::index_overflow, "block table: a table names 2^31 - 1 pages", total}; }
+    if (total > static_cast<index_t>(indices.size())) {
+        return {errc::invalid_table, "block table: indices have too little room; needed: pages", total};
+    }
+    const std::array written{bytes_of(indptr), bytes_of(indices), bytes_of(last_page_len)};
+    if (const status s = check_outputs(written, blocks.pages, blocks.tokens); !s.ok()) { return s; }
+    indptr[0] = 0;
+    for (std::size_t r = 0; r < requests; ++r) {
+        const index_t tokens = blocks.tokens[r];
+        const index_t used = (tokens + page_tokens - 1) / page_tokens;
+        const auto first = blocks.pages.begin() + static_cast<index_t>(r) * blocks.most_pages;
+        std::copy_n(first, used, indices.begin() + indptr[r]);
+        indptr[r + 1] = indptr[r] + static_cast<std::int32_t>(used);
+        last_page_len[r] = static_cast<std::int32_t>(used == 0 ? 0 : tokens - (used - 1) * page_tokens);
+    }
+    out = {indptr, indices.first(static_cast<std::size_t>(total)), last_page_len};
     return {};
 }
 

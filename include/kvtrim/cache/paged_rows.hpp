@@ -27,63 +27,6 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// A block table [requests, most_pages] with lengths in tokens (vLLM).
-struct block_table {
-    std::span<const std::int32_t> pages;  ///< [requests, most_pages], row-major
-    index_t most_pages;                   ///< columns
-    std::span<const std::int32_t> tokens; ///< [requests]
-};
-
-/// Writes a block table as a page_table, `out`, which views the caller's indptr [requests + 1], indices [pages in use] and
-/// last_page_len [requests]. Returns invalid_table (a length that is negative or needs more pages than there are columns, a
-/// negative page, pages of another size; needed: pages, if indices are too short), invalid_parameter or index_overflow, with
-/// nothing written. The source that reads the table checks whether pages lie in the pool. O(pages in use).
-[[nodiscard]] inline status write_page_table(const block_table& blocks, index_t page_tokens,
-                                             std::span<std::int32_t> indptr, std::span<std::int32_t> indices,
-                                             std::span<std::int32_t> last_page_len, page_table& out) {
-    const std::size_t requests = blocks.tokens.size();
-    if (indptr.size() != requests + 1 || last_page_len.size() != requests) {
-        return {errc::invalid_parameter,
-                "block table: indptr must have one entry more than requests, last_page_len as many"};
-    }
-    constexpr index_t most = std::numeric_limits<std::int32_t>::max();
-    if (page_tokens <= 0 || page_tokens > most || blocks.most_pages < 0 || blocks.most_pages > most) {
-        return {errc::invalid_parameter, "block table: a page must hold tokens, and counts fit into 32 bits"};
-    }
-    if (std::ssize(blocks.pages) != static_cast<index_t>(requests) * blocks.most_pages) {
-        return {errc::invalid_table, "block table: pages must be [requests, most_pages]"};
-    }
-    index_t total = 0;
-    for (const std::int32_t tokens : blocks.tokens) {
-        if (tokens < 0 || tokens > blocks.most_pages * page_tokens) {
-            return {errc::invalid_table, "block table: a length is negative or beyond its pages"};
-        }
-        total += (tokens + page_tokens - 1) / page_tokens;
-    }
-    for (std::size_t r = 0; r < requests; ++r) {
-        const auto used = static_cast<std::size_t>((blocks.tokens[r] + page_tokens - 1) / page_tokens);
-        const auto row = blocks.pages.subspan(r * static_cast<std::size_t>(blocks.most_pages), used);
-        if (std::any_of(row.begin(), row.end(), [](std::int32_t page) { return page < 0; })) {
-            return {errc::invalid_table, "block table: a page in use has a negative number"};
-        }
-    }
-    if (total > most) { return {errc::index_overflow, "block table: a table names 2^31 - 1 pages", total}; }
-    if (total > static_cast<index_t>(indices.size())) {
-        return {errc::invalid_table, "block table: indices have too little room; needed: pages", total};
-    }
-    indptr[0] = 0;
-    for (std::size_t r = 0; r < requests; ++r) {
-        const index_t tokens = blocks.tokens[r];
-        const index_t used = (tokens + page_tokens - 1) / page_tokens;
-        const auto first = blocks.pages.begin() + static_cast<index_t>(r) * blocks.most_pages;
-        std::copy_n(first, used, indices.begin() + indptr[r]);
-        indptr[r + 1] = indptr[r] + static_cast<std::int32_t>(used);
-        last_page_len[r] = static_cast<std::int32_t>(used == 0 ? 0 : tokens - (used - 1) * page_tokens);
-    }
-    out = {indptr, indices.first(static_cast<std::size_t>(total)), last_page_len};
-    return {};
-}
-
 namespace detail {
 
 // Calls fn(rows, i, run) for each run of the tokens [first, first + count) that lies in one page: it begins at `rows` with
@@ -143,14 +86,14 @@ template <class T>
     return bytes_of_pages(pool, layout, 0, count, heads, head_dim);
 }
 
-// Whether rows of `heads` heads in these pages, or the list of pages, share a byte with `other`.
+// Whether rows of `heads` heads in these pages share a byte with `other`.
 template <class T>
 [[nodiscard]] bool pages_overlap(const T* pool, const page_layout& layout,
                                  std::span<const std::int32_t> pages, index_t heads, index_t head_dim,
                                  const strided_bytes& other) {
-    return overlap(bytes_of(pages), other) || std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
-               return overlap(bytes_of_pages(pool, layout, page, 1, heads, head_dim), other);
-           });
+    return std::any_of(pages.begin(), pages.end(), [&](std::int32_t page) {
+        return overlap(bytes_of_pages(pool, layout, page, 1, heads, head_dim), other);
+    });
 }
 
 // Rows of a page table that a source reads.
@@ -247,9 +190,14 @@ class paged_rows {
     }
     /// Bytes of a row.
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    /// Whether its pages share a byte with other memory. O(pages).
+    /// Whether its pages, or the list of them, share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        return detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
+        return tables_overlap(other) ||
+               detail::pages_overlap(pool_, layout_, pages_, kv_heads_, head_dim_, other);
+    }
+    /// Whether the list does.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        return overlap(bytes_of(pages_), other);
     }
 
   private:
@@ -313,6 +261,12 @@ class paged_head_rows {
         channels.head_dim_ = count;
         return channels;
     }
+    /// [kv_heads + 1] where each head's pages begin in the table; empty where the source is.
+    [[nodiscard]] std::span<const std::int32_t> offsets() const {
+        if (kv_heads_ == 0) { return {}; }
+        return table_.indptr.subspan(static_cast<std::size_t>(first_row_),
+                                     static_cast<std::size_t>(kv_heads_) + 1);
+    }
     /// The pages that store_rows() may write; none may be named twice then.
     [[nodiscard]] std::span<const std::int32_t> written_places() const { return places_; }
     /// The bytes of all slots of the pool, up to its last page that is read. O(pages of all heads).
@@ -321,14 +275,17 @@ class paged_head_rows {
     }
     /// Bytes of a row.
     [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
-    /// Whether its pages share a byte with other memory. O(pages).
+    /// Whether its pages or its rows of the table share a byte with other memory. O(pages).
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        for (index_t h = 0; h < kv_heads_; ++h) {
-            if (detail::pages_overlap(pool_, layout_, table_.row(first_row_ + h), 1, head_dim_, other)) {
-                return true;
-            }
-        }
-        return false;
+        return tables_overlap(other) || detail::pages_overlap(pool_, layout_, places_, 1, head_dim_, other);
+    }
+    /// Whether its rows of the table do.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        const auto last = kv_heads_ == 0 ? table_.last_page_len.first(0)
+                                         : table_.last_page_len.subspan(static_cast<std::size_t>(first_row_),
+                                                                        static_cast<std::size_t>(kv_heads_));
+        return overlap(bytes_of(places_), other) || overlap(bytes_of(offsets()), other) ||
+               overlap(bytes_of(last), other);
     }
 
   private:

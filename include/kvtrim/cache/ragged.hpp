@@ -61,7 +61,11 @@ class ragged {
     }
     /// Whether the rows or their offsets share a byte with other memory.
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
-        return overlap(memory().front(), other) || overlap(bytes_of(offsets_), other);
+        return overlap(memory().front(), other) || tables_overlap(other);
+    }
+    /// Whether the offsets do.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        return overlap(bytes_of(offsets_), other);
     }
     /// The first element of a row.
     [[nodiscard]] T* row(index_t head, index_t token) const {

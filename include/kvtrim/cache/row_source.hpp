@@ -19,7 +19,9 @@
 //                        elements, and with keeps_elements(), if that is known at run time only;
 //                        memory(), an array of strided_bytes, or overlaps(strided_bytes) where the rows are more pieces:
 //                        compaction refuses moves that would overwrite other rows (compact/overlap.hpp), and calls refuse
-//                        outputs in what they read (cache/check_outputs.hpp); overlaps() then counts tables in
+//                        outputs in what they read (cache/check_outputs.hpp); overlaps() then counts tables in;
+//                        tables_overlap(strided_bytes), whether what finds or decodes the rows shares a byte, which rows that
+//                        are moved or rotated must not
 //                        To be written: store_rows(head, first, count, const float* tile), the inverse of load_rows;
 //                        first_channels(count), the rows' first channels as a source of their own, at least so many, where
 //                        these are written without touching the others; written_places(), the pages or slots that rows are
@@ -131,6 +133,19 @@ template <class V>
                                         .bytes = size}};
     } else {
         return std::array<strided_bytes, 0>{};
+    }
+}
+
+/// Whether what finds or decodes the rows of a view (lengths, offsets, pages, indices, shared scales), or a list itself, shares a
+/// byte with `other`; false where that is not known.
+template <class V>
+[[nodiscard]] bool tables_share_bytes(const V& view, const strided_bytes& other) {
+    if constexpr (requires { view.tables_overlap(other); }) {
+        return view.tables_overlap(other);
+    } else if constexpr (requires { std::span(view); }) {
+        return overlap(bytes_of(std::span(view)), other);
+    } else {
+        return false;
     }
 }
 

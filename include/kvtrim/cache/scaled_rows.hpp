@@ -113,20 +113,17 @@ class scaled_rows {
     }
 
     /// The bytes that move_row() writes: codes, and the scales and zero points that are the row's own.
-    [[nodiscard]] std::array<strided_bytes, 3> memory() const {
-        const auto table = [&](const float* floats) {
-            const bool moves = floats != nullptr && scales_.is_per_token();
-            return strided_bytes{.first = floats,
-                                 .extents = {1, extents_[0], extents_[1], moves ? scales_per_row() : 0},
-                                 .strides = {0, to_bytes(scales_.strides[0], sizeof(float)),
-                                             to_bytes(scales_.strides[1], sizeof(float)), sizeof(float)},
-                                 .bytes = sizeof(float)};
-        };
-        return {strided_bytes{.first = codes_,
-                              .extents = {1, extents_[0], extents_[1], extents_[2]},
-                              .strides = {0, strides_[0], strides_[1], 1},
-                              .bytes = 1},
-                table(scales_.scales), table(scales_.zeros)};
+    [[nodiscard]] std::array<strided_bytes, 3> memory() const { return memory_of(scales_.is_per_token()); }
+    /// Whether codes, scales or zero points, also those that rows share, share a byte with other memory.
+    [[nodiscard]] bool overlaps(const strided_bytes& other) const {
+        const auto read = memory_of(true);
+        return std::any_of(read.begin(), read.end(),
+                           [&](const strided_bytes& m) { return overlap(m, other); });
+    }
+    /// Whether scales or zero points that rows share do: these do not move with a row.
+    [[nodiscard]] bool tables_overlap(const strided_bytes& other) const {
+        const auto read = memory_of(true);
+        return !scales_.is_per_token() && (overlap(read[1], other) || overlap(read[2], other));
     }
     /// Encodes tile [count, head_dim] in rows [first, first + count) of a head (kernels/encode.hpp).
     void store_rows(index_t head, index_t first, index_t count, const float* tile) const
@@ -159,6 +156,22 @@ class scaled_rows {
     }
 
   private:
+    // Codes, and with_scales scales and zero points; else these are empty.
+    [[nodiscard]] std::array<strided_bytes, 3> memory_of(bool with_scales) const {
+        const auto table = [&](const float* floats) {
+            const index_t channels = floats != nullptr && with_scales ? scales_per_row() : 0;
+            return strided_bytes{.first = floats,
+                                 .extents = {1, extents_[0], extents_[1], channels},
+                                 .strides = {0, to_bytes(scales_.strides[0], sizeof(float)),
+                                             to_bytes(scales_.strides[1], sizeof(float)), sizeof(float)},
+                                 .bytes = sizeof(float)};
+        };
+        return {strided_bytes{.first = codes_,
+                              .extents = {1, extents_[0], extents_[1], extents_[2]},
+                              .strides = {0, strides_[0], strides_[1], 1},
+                              .bytes = 1},
+                table(scales_.scales), table(scales_.zeros)};
+    }
     [[nodiscard]] const char* find_problem() const {
         if (extents_[0] < 0 || extents_[1] < 0 || extents_[2] < 0) {
             return "scaled_rows: extents must not be negative";

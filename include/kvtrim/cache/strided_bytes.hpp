@@ -191,9 +191,9 @@ inline status strided_bytes::validate() const {
     const auto distance = static_cast<index_t>(reinterpret_cast<std::uintptr_t>(b.first) -
                                                reinterpret_cast<std::uintptr_t>(a.first));
     detail::bounded_sum sum(distance - (a.bytes - 1), distance + (b.bytes - 1));
-    for (std::size_t i = 0; i < 4; ++i) {
-        sum.add({a.strides[i], 0, a.extents[i] - 1});
-        sum.add({-b.strides[i], 0, b.extents[i] - 1});
+    for (std::size_t i = 0; i < 4; ++i) { // of one element in a row the stride may be any number
+        if (a.extents[i] > 1) { sum.add({a.strides[i], 0, a.extents[i] - 1}); }
+        if (b.extents[i] > 1) { sum.add({-b.strides[i], 0, b.extents[i] - 1}); }
     }
     return sum.has_solution();
 }

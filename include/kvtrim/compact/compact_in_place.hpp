@@ -140,7 +140,11 @@ template <class K, class V>
     require_writable<V>();
     if (const status s = check_moves(keys, plan); !s.ok()) { return s; }
     if (const status s = check_moves(values, plan); !s.ok()) { return s; }
-    if (const status s = check_movable(memory_of(keys), memory_of(values), moved); !s.ok()) { return s; }
+    const auto key_memory = memory_of(keys);
+    const auto value_memory = memory_of(values);
+    if (const status s = check_movable(key_memory, value_memory, moved); !s.ok()) { return s; }
+    if (const status s = check_tables(key_memory, keys, values); !s.ok()) { return s; }
+    if (const status s = check_tables(value_memory, keys, values); !s.ok()) { return s; }
     if (moved.first) { move_survivors(keys, plan); }
     if (moved.second) { move_survivors(values, plan); }
     return {};
@@ -154,7 +158,9 @@ template <class V>
 [[nodiscard]] status compact_in_place(const V& cache, const keep_plan& plan) {
     detail::require_writable<V>();
     if (const status s = detail::check_moves(cache, plan); !s.ok()) { return s; }
-    if (const status s = check_movable(memory_of(cache)); !s.ok()) { return s; }
+    const auto memory = memory_of(cache);
+    if (const status s = check_movable(memory); !s.ok()) { return s; }
+    if (const status s = check_tables(memory, cache); !s.ok()) { return s; }
     detail::move_survivors(cache, plan);
     return {};
 }

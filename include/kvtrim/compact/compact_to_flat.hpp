@@ -140,7 +140,7 @@ template <class V>
             return {errc::invalid_parameter, "compact_to_flat: the cache must be contiguous and head-major"};
         }
     }
-    return {};
+    return check_tables(memory_of(cache), cache);
 }
 
 template <class V>
@@ -188,6 +188,8 @@ template <class K, class V>
                                      compaction_report* report = nullptr) {
     if (const status s = detail::check_flat(keys, plan); !s.ok()) { return s; }
     if (const status s = detail::check_flat(values, plan); !s.ok()) { return s; }
+    if (const status s = check_tables(memory_of(keys), values); !s.ok()) { return s; }
+    if (const status s = check_tables(memory_of(values), keys); !s.ok()) { return s; }
     const bool same = detail::same_flat_rows(keys, values);
     if (!same && overlap(memory_of(keys).front(), memory_of(values).front())) {
         return {errc::views_overlap, "compact_to_flat: keys and values share memory, but not the same rows"};

@@ -67,6 +67,12 @@ class flat_cache {
         for (std::size_t h = 0; h < lengths_.size(); ++h) { lengths_[h] = begins_[h + 1] - begins_[h]; }
     }
 
+    flat_cache(const flat_cache&) = default;       ///< a copy
+    flat_cache(flat_cache&&) = default;            ///< takes the memory
+    flat_cache& operator=(flat_cache&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    flat_cache& operator=(const flat_cache& other) { return *this = flat_cache(other); }
+
     /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
     [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); } ///< 0 where it is not valid
@@ -196,7 +202,8 @@ class flat_cache {
         for (std::size_t h = 0; h < lengths_.size(); ++h) {
             next_begins_[h + 1] = next_begins_[h] + lengths_[h] + static_cast<std::int32_t>(room);
         }
-        next_begins_.back() = static_cast<std::int32_t>(rows);
+        // Without heads the last is the first, where a table starts: such a cache takes no memory.
+        if (kv_heads() > 0) { next_begins_.back() = static_cast<std::int32_t>(rows); }
     }
     template <class Fn>
     void call_for_rows(index_t head, Fn&& fn) const {

@@ -8,7 +8,8 @@
 //   apart     no byte in common, also where both lie between each other in one buffer: each is moved
 //   inside    each row of one view lies in the row of the same head and token of the other (MLA: values are the latent part
 //             of the keys; or both are one tensor): moved once, with the outer rows
-//   else      refused: errc::views_overlap. So is a view whose own rows overlap (a stride of 0, or below the row length)
+//   else      refused: errc::views_overlap. So is a view whose own rows overlap (a stride of 0, or below the row length), and one
+//             whose tables (lengths, offsets, pages, positions, scales that rows share) lie in rows that change
 //
 // Calls that write elsewhere than where they read: cache/check_outputs.hpp.
 // What a view's rows occupy is known of strided views, and of others that say it: memory(), an array of strided_bytes with
@@ -29,6 +30,17 @@ namespace KVTRIM_NAMESPACE {
         if (overlaps_itself(memory[i]) || std::any_of(earlier.begin(), earlier.end(), shares)) {
             return {errc::views_overlap,
                     "rows of one view overlap each other: moving one would destroy another"};
+        }
+    }
+    return {};
+}
+
+/// Whether rows that change lie apart from the tables of these views, and from these lists. Returns views_overlap.
+template <class... Read>
+[[nodiscard]] status check_tables(std::span<const strided_bytes> changed, const Read&... read) {
+    for (const strided_bytes& m : changed) {
+        if ((tables_share_bytes(read, m) || ...)) {
+            return {errc::views_overlap, "a table lies in the memory of the rows that it finds or decodes"};
         }
     }
     return {};

@@ -121,7 +121,12 @@ template <class V, class Positions>
             return {errc::invalid_parameter, "rerotate_keys: rows of this type are read, but not written"};
         }
     }
-    return check_movable(memory_of(keys)); // rows that overlap would be rotated twice
+    const auto memory = memory_of(keys);
+    if (const status s = check_movable(memory); !s.ok()) { return s; } // they would be rotated twice
+    if constexpr (requires { from.positions; }) {                      // of memory of the caller
+        if (const status s = check_tables(memory, from.offsets, from.positions); !s.ok()) { return s; }
+    }
+    return check_tables(memory, keys);
 }
 
 } // namespace detail
@@ -199,6 +204,7 @@ template <class V, class Executor = serial_executor>
     if (!same_rows) {
         return {errc::plan_mismatch, "rerotate_keys: old and new positions must have the same rows"};
     }
+    if (const status s = check_tables(memory_of(keys), to.offsets, to.positions); !s.ok()) { return s; }
     const auto new_position = [&](index_t g, index_t i) {
         return index_t{to.row(g)[static_cast<std::size_t>(i)]};
     };

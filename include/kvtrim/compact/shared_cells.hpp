@@ -228,13 +228,14 @@ template <class Remove, class Shift>
 }
 
 /// What edit_cells leaves: the cells of the plan's one row, and all that share a position with one of them. Returns
-/// plan_mismatch, index_overflow, or invalid_parameter if `out` is the plan that is read; with out unchanged.
+/// plan_mismatch, index_overflow, or invalid_parameter if `out` is the plan that is read or has the positions; with out
+/// unchanged.
 [[nodiscard]] inline status keep_whole_positions(const keep_plan& plan,
                                                  std::span<const std::int32_t> positions, keep_plan& out) {
     if (plan.rows() != 1) {
         return {errc::plan_mismatch, "one token set for all heads is a plan of one row", 1};
     }
-    if (&plan == &out) {
+    if (&plan == &out || out.holds(positions)) {
         return {errc::invalid_parameter, "keep_whole_positions: the output must be another plan"};
     }
     const detail::position_groups groups(plan.row(0), positions);

@@ -48,6 +48,12 @@ class cache_positions {
     explicit cache_positions(index_t kv_heads, index_t reserved_tokens = 0)
         : text_(kv_heads, reserved_tokens), rotary_(0) {}
 
+    cache_positions(const cache_positions&) = default;       ///< a fork
+    cache_positions(cache_positions&&) = default;            ///< takes the memory
+    cache_positions& operator=(cache_positions&&) = default; ///< takes the memory
+    /// A fork; where an allocation throws this is as it was.
+    cache_positions& operator=(const cache_positions& other) { return *this = cache_positions(other); }
+
     /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return text_.validate(); }
 
@@ -151,6 +157,13 @@ class cache_positions {
             return {errc::invalid_parameter,
                     "close_up: positions come closer, they do not go beyond the next one", next_};
         }
+        return {};
+    }
+    /// Allocates what the next close_up() needs: to be called before keys are rotated, which cannot be undone. Returns what
+    /// validate() says.
+    [[nodiscard]] status reserve_close_up() {
+        if (const status s = validate(); !s.ok()) { return s; }
+        if (!is_closed_) { rotary_ = text_; }
         return {};
     }
     /// Records that the keys were closed up. Returns what validate(options) says, with nothing changed. For engines that

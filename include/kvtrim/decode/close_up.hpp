@@ -62,6 +62,7 @@ template <class Keys, class Executor = serial_executor>
 [[nodiscard]] status close_up(const Keys& keys, cache_positions& positions, const rope& r,
                               const close_up_options& options, workspace& scratch, Executor&& ex = {}) {
     if (const status s = positions.validate(options); !s.ok()) { return s; }
+    if (const status s = positions.reserve_close_up(); !s.ok()) { return s; } // may throw: before all changes
     const index_t pinned = options.pinned_tokens, next = positions.closed_next_position(options);
     const auto new_position = [&](index_t g, index_t i) {
         return i < pinned ? index_t{positions.rotary_positions(g)[static_cast<std::size_t>(i)]}
@@ -99,6 +100,7 @@ template <class Keys, class Values, class Executor = serial_executor>
     }
     const index_t bytes = rerotate_keys_bytes(keys, r);
     if (!scratch.holds(bytes)) { return scratch.too_small(bytes); }
+    if (const status s = positions.reserve_close_up(); !s.ok()) { return s; }
     if (const status s = compact_in_place(keys, values, plan); !s.ok()) { return s; }
     if (const status s = positions.compact(plan); !s.ok()) { return s; }
     return close_up(keys, positions, r, options, scratch, ex);

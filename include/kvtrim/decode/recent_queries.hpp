@@ -182,9 +182,10 @@ class recent_queries {
         }
     }
 
+    // [q_heads, capacity, head_dim]; first, so that assigning a copy throws before all changes
+    std::vector<T> rows_;
     shape shape_;
     status validity_;
-    std::vector<T> rows_; // [q_heads, capacity, head_dim]
 };
 
 /// Queries of a ring in their order, as floats.

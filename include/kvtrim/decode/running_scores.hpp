@@ -15,13 +15,11 @@
 // A sum grows with every query, so new tokens have the lowest sums and would be evicted first. The scorer therefore refuses
 // sums without request.protect.window_tokens (needed: half of the budget, as H2O). The window must cover tokens whose queries
 // were not added; sums divided by their queries (score_lifetime::normalised) need that alone.
-//
 // Source: H2O, arXiv:2306.14048 (sums); kvpress@8bb29b9 observed_attention_press.py (over the queries that saw a token).
 // Departures: one sum per KV head, a mean over its group; attention is that of the cache as it is, after evictions too.
 // With rollback_tokens = R the last R single queries can be undone exactly, by R + 1 versions of the sums; a prompt cannot.
-// Cost: add() one addition per token and head; update() that of window_attention: two sweeps over the keys, so give it
-// several queries at a time where nothing has to be undone. Memory: 4 (R + 2) bytes per token and KV head. Numerics: float; a
-// weight that is NaN, infinite or negative counts as 0.
+// Cost: add() an addition per token and head; update() two sweeps over the keys, so give it several queries where nothing has
+// to be undone. Memory: 4 (R + 2) bytes per token and KV head. Numerics: float; a weight not positive and finite counts as 0.
 
 #include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/cache/row_range.hpp>
@@ -49,11 +47,16 @@ class running_scores {
                      token_rows<float>(kv_heads, reserved_tokens));
     }
 
+    running_scores(const running_scores&) = default;       ///< a fork
+    running_scores(running_scores&&) = default;            ///< takes the memory
+    running_scores& operator=(running_scores&&) = default; ///< takes the memory
+    /// A fork; where an allocation throws this is as it was.
+    running_scores& operator=(const running_scores& other) { return *this = running_scores(other); }
+
     [[nodiscard]] status validate() const { return validity_; }          ///< why it is not valid, or ok
     [[nodiscard]] index_t kv_heads() const { return first_.kv_heads(); } ///< 0 where it is not valid
     [[nodiscard]] index_t tokens(index_t head) const { return first_.tokens(head); } ///< not checked
-    /// [tokens(head)] attention received so far.
-    [[nodiscard]] std::span<const float> sums(index_t head) const { return newest().row(head); }
+    [[nodiscard]] std::span<const float> sums(index_t head) const { return newest().row(head); } ///< so far
     /// How many of the added queries saw a cached token.
     [[nodiscard]] index_t observers(index_t head, index_t token) const {
         return queries_ - first_.row(head)[static_cast<std::size_t>(token)];
@@ -69,7 +72,6 @@ class running_scores {
         for (auto& sums : sums_) { static_cast<void>(sums.append(count, zero)); } // as long as first_
         return first_.append(count, [&](index_t) { return static_cast<query_number>(queries_); });
     }
-
     /// Adds attention [kv_heads or q_heads, tokens] that the engine has, summed over the newest `queries` tokens' queries.
     /// Rows are as long as their head; what lies behind is not read. Returns the answer of a view that is not valid,
     /// heads_not_divisible, invalid_parameter for rows that do not cover the cached tokens (needed: tokens) or unless
@@ -156,7 +158,6 @@ class running_scores {
         queries_ -= undone;
         return first_.drop_newest(count);
     }
-
     /// Records that the cache was cut by a plan. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (!validity_.ok()) { return validity_; }
@@ -212,7 +213,6 @@ class running_scores {
     struct accumulated {
         const running_scores* state;
         score_lifetime lifetime;
-
         static constexpr bool writes_attention = false;
 
         template <class Inputs>

@@ -41,6 +41,20 @@ class token_rows {
         values_.resize(static_cast<std::size_t>(kv_heads * reserved_tokens));
     }
 
+    token_rows(const token_rows&) = default;       ///< a fork
+    token_rows(token_rows&&) = default;            ///< takes the tables
+    token_rows& operator=(token_rows&&) = default; ///< takes the tables
+    /// A fork, in the memory that this has where it is enough; where an allocation throws this is as it was.
+    token_rows& operator=(const token_rows& other) {
+        lengths_.reserve(other.lengths_.size());
+        values_ = other.values_; // the last line that may throw
+        lengths_ = other.lengths_;
+        validity_ = other.validity_;
+        capacity_ = other.capacity_;
+        droppable_ = other.droppable_;
+        return *this;
+    }
+
     /// Returns invalid_parameter for negative numbers or more than memory can hold, index_overflow for more than 2^31 - 1
     /// heads or tokens of a head.
     [[nodiscard]] static constexpr status valid_size(index_t kv_heads, index_t tokens) {

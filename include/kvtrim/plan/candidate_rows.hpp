@@ -54,14 +54,16 @@ template <class Inputs>
     return all;
 }
 
-/// Whether a ragged view of these inputs reads its offsets from a plan, which can then not be written.
+/// Whether a view of these inputs reads its offsets, pages or indices from a plan, which can then not be written.
 template <class Inputs>
 [[nodiscard]] bool reads_tables_of(const Inputs& in, const keep_plan& plan) {
     const auto is_read_by = [&](const auto& view) {
-        if constexpr (requires { view.offsets().data() == plan.offsets().data(); }) {
-            return plan.rows() > 0 && view.offsets().data() == plan.offsets().data();
+        bool is_read = false;
+        if constexpr (requires { plan.holds(view.offsets()); }) { is_read = plan.holds(view.offsets()); }
+        if constexpr (requires { plan.holds(view.written_places()); }) {
+            is_read = is_read || plan.holds(view.written_places());
         }
-        return false;
+        return is_read;
     };
     if constexpr (requires { in.keys; }) {
         return is_read_by(in.keys) || is_read_by(in.values) || is_read_by(in.queries);

@@ -65,6 +65,13 @@ class keep_plan {
     /// Of both tables.
     using table_index = std::int32_t;
 
+    keep_plan() = default;                       ///< never made
+    keep_plan(const keep_plan&) = default;       ///< a copy
+    keep_plan(keep_plan&&) = default;            ///< takes the memory
+    keep_plan& operator=(keep_plan&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    keep_plan& operator=(const keep_plan& other) { return *this = keep_plan(other); }
+
     /// KV heads; 0 for a plan never made.
     [[nodiscard]] index_t rows() const {
         return offsets_.empty() ? 0 : static_cast<index_t>(offsets_.size()) - 1;
@@ -154,6 +161,12 @@ class keep_plan {
             return {errc::plan_mismatch, "gather_positions: the plan has no such row", rows()};
         }
         return detail::gather_positions(this->row(row), positions, out);
+    }
+
+    /// Whether a list begins in a table of this plan, so that making the plan again would overwrite it.
+    [[nodiscard]] bool holds(std::span<const table_index> list) const {
+        return !list.empty() && (detail::points_into(list.data(), std::span<const table_index>(offsets_)) ||
+                                 detail::points_into(list.data(), std::span<const table_index>(kept_)));
     }
 
     friend bool operator==(const keep_plan&, const keep_plan&) = default;

@@ -38,6 +38,13 @@ class page_planner;
 /// The moves and the new page table of one eviction. A value: copies are independent.
 class move_plan {
   public:
+    move_plan() = default;                       ///< never made
+    move_plan(const move_plan&) = default;       ///< a copy
+    move_plan(move_plan&&) = default;            ///< takes the memory
+    move_plan& operator=(move_plan&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    move_plan& operator=(const move_plan& other) { return *this = move_plan(other); }
+
     /// Rows of the keep_plan; 0 for a plan never made.
     [[nodiscard]] index_t rows() const {
         return move_offsets_.empty() ? 0 : static_cast<index_t>(move_offsets_.size()) - 1;

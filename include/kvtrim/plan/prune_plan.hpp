@@ -93,6 +93,13 @@ class prune_plan {
     /// Of both tables.
     using table_index = std::int32_t;
 
+    prune_plan() = default;                        ///< never made
+    prune_plan(const prune_plan&) = default;       ///< a copy
+    prune_plan(prune_plan&&) = default;            ///< takes the memory
+    prune_plan& operator=(prune_plan&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    prune_plan& operator=(const prune_plan& other) { return *this = prune_plan(other); }
+
     /// The chunk that the plan is for.
     [[nodiscard]] const segment_grid& grid() const { return grid_; }
     /// KV heads.

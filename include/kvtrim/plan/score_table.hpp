@@ -19,6 +19,13 @@ namespace KVTRIM_NAMESPACE {
 /// Scores that own their memory. A value: copies are independent.
 class score_table {
   public:
+    score_table() = default;                         ///< never filled
+    score_table(const score_table&) = default;       ///< a copy
+    score_table(score_table&&) = default;            ///< takes the memory
+    score_table& operator=(score_table&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    score_table& operator=(const score_table& other) { return *this = score_table(other); }
+
     /// KV heads; 0 for a table never filled.
     [[nodiscard]] index_t rows() const { return offsets_.empty() ? 0 : std::ssize(offsets_) - 1; }
     /// [kv_heads + 1] where each row begins.
@@ -38,8 +45,12 @@ class score_table {
     /// The table as the output or input of stages, which may rewrite it.
     [[nodiscard]] token_scores scores() { return {offsets_, importance_, attention_, protected_mass_}; }
 
-    /// Copies scores; allocates only beyond the largest layer seen.
+    /// Copies scores; allocates only beyond the largest layer seen, and before anything changes.
     void assign(const token_scores& s) {
+        offsets_.reserve(s.offsets.size());
+        importance_.reserve(s.importance.size());
+        attention_.reserve(s.attention.size());
+        protected_mass_.reserve(s.protected_mass.size());
         offsets_.assign(s.offsets.begin(), s.offsets.end());
         importance_.assign(s.importance.begin(), s.importance.end());
         attention_.assign(s.attention.begin(), s.attention.end());

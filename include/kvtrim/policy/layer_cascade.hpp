@@ -44,6 +44,12 @@ class layer_cascade {
         }
     }
 
+    layer_cascade(const layer_cascade&) = default;       ///< a copy
+    layer_cascade(layer_cascade&&) = default;            ///< takes the memory
+    layer_cascade& operator=(layer_cascade&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    layer_cascade& operator=(const layer_cascade& other) { return *this = layer_cascade(other); }
+
     /// A cascade that holds nothing, whose validate() and push() answer `refusal`: for functions that make cascades.
     [[nodiscard]] static layer_cascade invalid(const status& refusal) {
         layer_cascade cascade(0, 0);

@@ -91,12 +91,12 @@ class layer_fusion {
   private:
     static constexpr index_t none = -1;
 
+    std::vector<float> fused_; // first, so that assigning a copy throws before all changes
     index_t layer_ = none;
     segment_grid grid_ = {};
     index_t kv_heads_ = 0;
     index_t head_floats_ = 0;
     float weight_ = 0;
-    std::vector<float> fused_;
 };
 
 } // namespace KVTRIM_NAMESPACE

@@ -90,10 +90,10 @@ class gram_projection {
     void view() const&& = delete; ///< of a temporary
 
   private:
+    std::vector<float> gram_; // first, so that assigning a copy throws before all changes
     status validity_;
     index_t q_heads_ = 0;
     index_t head_dim_ = 0;
-    std::vector<float> gram_;
 };
 
 /// View of W_O packed for the kernels of one instruction set: as floats, or as bf16. Pass it as the output projection.
@@ -189,6 +189,12 @@ class packed_projection {
         }
         pack_all(steps.pack, packed_, kernels::panel_floats(view_.head_dim, view_.hidden));
     }
+
+    packed_projection(const packed_projection&) = default;       ///< a copy
+    packed_projection(packed_projection&&) = default;            ///< takes the memory
+    packed_projection& operator=(packed_projection&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    packed_projection& operator=(const packed_projection& other) { return *this = packed_projection(other); }
 
     /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }

@@ -29,7 +29,7 @@ namespace KVTRIM_NAMESPACE {
 
 /// Mean query, and mean length of each rotated pair, per query head of one layer. Plain data: a copy is a fork.
 struct query_pair_means {
-    index_t q_heads;                 ///< query heads; 0 where the object is not valid
+    index_t q_heads;                 ///< query heads, as given
     index_t head_dim;                ///< elements of a query
     index_t pairs;                   ///< that RoPE turns: rope.pairs()
     rope_pairing pairing;            ///< which channels are a pair
@@ -46,6 +46,12 @@ struct query_pair_means {
         sums.resize(static_cast<std::size_t>(heads * dim));
         length_sums.resize(static_cast<std::size_t>(heads * pairs));
     }
+
+    query_pair_means(const query_pair_means&) = default;       ///< a fork
+    query_pair_means(query_pair_means&&) = default;            ///< takes the memory
+    query_pair_means& operator=(query_pair_means&&) = default; ///< takes the memory
+    /// A fork; where an allocation throws this is as it was.
+    query_pair_means& operator=(const query_pair_means& other) { return *this = query_pair_means(other); }
 
     /// Whether the fields are those of such means, as they must also be when they were read from a file:
     /// invalid_parameter. O(q_heads * head_dim).

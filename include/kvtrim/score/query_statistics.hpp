@@ -34,7 +34,7 @@ namespace KVTRIM_NAMESPACE {
 
 /// Mean and covariance of the queries of one layer of one sequence, before RoPE. Plain data: a copy is a fork.
 struct query_statistics {
-    index_t q_heads;               ///< query heads; 0 where the object is not valid
+    index_t q_heads;               ///< query heads, as given
     index_t head_dim;              ///< elements of a query
     index_t skip_positions;        ///< first positions to leave out: sinks are not like later queries
     index_t positions = 0;         ///< added so far, the ones left out included: the next query's position
@@ -51,6 +51,12 @@ struct query_statistics {
         means.resize(static_cast<std::size_t>(heads * dim));
         co_moments.resize(static_cast<std::size_t>(heads * dim * dim));
     }
+
+    query_statistics(const query_statistics&) = default;       ///< a fork
+    query_statistics(query_statistics&&) = default;            ///< takes the memory
+    query_statistics& operator=(query_statistics&&) = default; ///< takes the memory
+    /// A fork; where an allocation throws this is as it was.
+    query_statistics& operator=(const query_statistics& other) { return *this = query_statistics(other); }
 
     /// Whether the fields are those of such statistics, as they must also be when they were restored: invalid_parameter.
     /// O(q_heads).

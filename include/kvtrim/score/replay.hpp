@@ -20,7 +20,6 @@
 // more, they are the replay's so far, the queries are those of the newest rows, and the softmax runs over both (KVzip's).
 // A long prompt is replayed part by part, each part against the whole; replay_part restricts the softmax to a part's rows, its
 // first tokens and the replay, as KVzip does.
-//
 // Chunks may be cut anywhere: maxima are the same bit for bit (of finite values), sums but for rounding.
 // Source: KVzip, arXiv:2505.23416, Sec. 3 (attention, softmax over a part). Departures: by default the softmax runs over all rows;
 // what the output loses, and its sum, are kvtrim's own (score/single_eviction.hpp).
@@ -68,8 +67,13 @@ class replay_scores {
         scores_.resize(static_cast<std::size_t>(offsets_.back()));
     }
 
-    // ---- As the inputs of a policy ----
+    replay_scores(const replay_scores&) = default;       ///< a copy
+    replay_scores(replay_scores&&) = default;            ///< takes the memory
+    replay_scores& operator=(replay_scores&&) = default; ///< takes the memory
+    /// A copy; where an allocation throws this is as it was.
+    replay_scores& operator=(const replay_scores& other) { return *this = replay_scores(other); }
 
+    // ---- As the inputs of a policy ----
     [[nodiscard]] status validate() const { return validity_; }                 ///< ok, or why it is empty
     [[nodiscard]] token_loss loss() const { return loss_; }                     ///< what a score is
     [[nodiscard]] index_t kv_heads() const { return std::ssize(offsets_) - 1; } ///< 0 where it is not valid
