@@ -10,29 +10,32 @@ namespace {
 index_t streams_of(const llama_context_params& p) {
     return p.kv_unified ? 1 : std::max<index_t>(p.n_seq_max, 1);
 }
+index_t cells_of(const llama_context_params& p) {
+    return GGML_PAD(p.n_ctx / streams_of(p), 256);
+}
 
 } // namespace
 
 engine::engine(llama_model* model, llama_context_params params, index_t window)
-    : seen_(window, streams_of(params), GGML_PAD(params.n_ctx / streams_of(params), 256)),
-      vocabulary_(llama_vocab_n_tokens(llama_model_get_vocab(model))) {
-    if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model)) {
-        throw std::runtime_error("recurrent memory has no tokens that could be removed");
-    }
-    if (llama_model_n_swa(model) > 0) {
-        throw std::runtime_error("sliding-window layers have cells of their own, which are not mirrored");
+    : seen_(window, streams_of(params), cells_of(params)),
+      vocabulary_(llama_vocab_n_tokens(llama_model_get_vocab(model))),
+      sliding_window_(llama_model_n_swa(model)) {
+    refuse_if(llama_model_is_recurrent(model) || llama_model_is_hybrid(model),
+              "recurrent memory has no tokens that could be removed");
+    if (sliding_window_ > 0) {
+        params.swa_full = false;
+        const index_t sequences = params.kv_unified ? std::max<index_t>(params.n_seq_max, 1) : 1;
+        const index_t least = GGML_PAD(sliding_window_ * sequences + params.n_ubatch, 256) + 256;
+        refuse_if(cells_of(params) < least, "sliding windows of " + std::to_string(sliding_window_) +
+                                                " tokens: the other layers need at least " +
+                                                std::to_string(least) +
+                                                " cells, else nothing tells them apart");
     }
     params.cb_eval = see;
     params.cb_eval_user_data = this;
     context_ = llama_init_from_model(model, params);
-    if (context_ == nullptr) { throw std::runtime_error("llama.cpp makes no context of these parameters"); }
-    if (llama_n_ctx_seq(context_) != seen_.cells(0).cells()) {
-        throw std::runtime_error("llama.cpp made another number of cells");
-    }
-    // A shift of blocks is meant for rotated ones, and aborts where head_dim, no multiple of 64, let none be rotated.
-    const int head_dim = llama_model_n_embd(model) / llama_model_n_head(model);
-    can_shift_ =
-        llama_memory_can_shift(memory()) && (!ggml_is_quantized(params.type_k) || head_dim % 64 == 0);
+    refuse_if(context_ == nullptr, "llama.cpp makes no context of these parameters");
+    refuse_if(llama_n_ctx_seq(context_) != seen_.cells(0).cells(), "llama.cpp made another number of cells");
 }
 
 bool engine::see(ggml_tensor* t, bool ask, void* self) {
@@ -58,14 +61,14 @@ bool engine::decode(std::span<const llama_token> tokens, llama_seq_id sequence, 
     const int answer = llama_decode(context_, batch);
     llama_batch_free(batch);
     require(seen_.validate());
-    if (answer != 0 && answer != 1) { throw std::runtime_error("llama_decode failed"); }
+    refuse_if(answer != 0 && answer != 1, "llama_decode failed");
     return answer == 0;
 }
 
 cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
-    if (chosen.close != kvtrim::closing::keep_positions && !can_shift_) {
-        throw std::runtime_error("llama.cpp cannot shift the positions of this cache: keep them");
-    }
+    refuse_if(seen_.layers().empty(), "no layer was seen that attends to all tokens");
+    refuse_if(chosen.close != kvtrim::closing::keep_positions && !can_shift(),
+              "llama.cpp cannot shift the positions of this cache: keep them");
     kvtrim::cell_mirror& mirror = seen_.cells(chosen.sequence);
     std::vector<std::int32_t> room(static_cast<std::size_t>(mirror.cells())), positions;
     kvtrim::cell_list list;
@@ -76,35 +79,45 @@ cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
     kvtrim::growing_workspace memory;
     kvtrim::workspace scratch = memory.of_bytes(asked.workspace_bytes());
     kvtrim::cell_scores all(asked, scratch);
-    const auto counts = [&](int layer) {
-        return chosen.layers.empty() ||
-               std::find(chosen.layers.begin(), chosen.layers.end(), layer) != chosen.layers.end();
-    };
     for (const auto& [number, layer] : seen_.layers()) {
-        if (counts(number)) { require(add(all, layer, list.cells)); }
+        if (chosen.layers.empty() || chosen.layers.contains(number)) { require(add(all, layer, list.cells)); }
     }
     kvtrim::keep_plan plan;
     require(all.plan(plan));
 
-    const auto free_cells = [&] {
-        return std::count(mirror.positions().begin(), mirror.positions().end(), -1);
-    };
-    const auto free_before = free_cells();
+    const index_t free_before = mirror.free_cells();
+    // seq_rm takes tokens from the cache of sliding windows too, which loses none by a cut.
+    std::vector<std::uint8_t> windows;
+    if (seen_.has_windows()) { windows = state(chosen.sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY); }
     cut_report report;
     require(kvtrim::edit_cells(
         plan.row(0), positions, {.close = chosen.close},
         [&](kvtrim::token_range r) { remove(chosen.sequence, r.begin, r.end), ++report.removals; },
         [&](const kvtrim::position_shift& by) { shift(chosen.sequence, by), ++report.shifts; }));
     if (chosen.moves_cells) { move_cells(chosen.sequence); }
-    report.freed = free_cells() - free_before;
+    if (!windows.empty()) { put_back(windows, chosen.sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY); }
+    report.freed = mirror.free_cells() - free_before;
     return report;
 }
 
+bool engine::can_shift() const {
+    // A shift of quantised keys turns back a rotation that llama.cpp leaves out where head_dim is no multiple of 64, and aborts.
+    const auto is_whole = [](const auto& l) {
+        return !ggml_is_quantized(l.second.k.type) || l.second.queries.head_dim() % 64 == 0;
+    };
+    return llama_memory_can_shift(memory()) &&
+           std::all_of(seen_.layers().begin(), seen_.layers().end(), is_whole);
+}
+
 void engine::remove(llama_seq_id sequence, index_t begin, index_t end) {
-    if (!llama_memory_seq_rm(memory(), sequence, static_cast<llama_pos>(begin),
-                             static_cast<llama_pos>(end))) {
-        throw std::runtime_error("llama.cpp cannot remove a part of this sequence");
-    }
+    const index_t oldest =
+        llama_memory_seq_pos_min(memory(), sequence); // in the cache of windows, if there is one
+    refuse_if(seen_.has_windows() && end < 0 && begin > 0 &&
+                  oldest > std::max<index_t>(0, begin - sliding_window_ + 1),
+              "tokens that the sliding window before this position needs are gone");
+    refuse_if(
+        !llama_memory_seq_rm(memory(), sequence, static_cast<llama_pos>(begin), static_cast<llama_pos>(end)),
+        "llama.cpp cannot remove a part of this sequence");
     require(seen_.cells(sequence).remove(sequence, begin, end));
 }
 
@@ -115,7 +128,7 @@ void engine::shift(llama_seq_id sequence, const kvtrim::position_shift& by) {
 }
 
 void engine::copy(llama_seq_id from, llama_seq_id to) {
-    if (!seen_.is_unified()) { throw std::runtime_error("sequences share cells in a unified cache only"); }
+    refuse_if(!seen_.is_unified(), "sequences share cells in a unified cache only");
     require(seen_.cells(from).copy(from, to));
     llama_memory_seq_cp(memory(), from, to, -1, -1);
 }
@@ -123,13 +136,22 @@ void engine::copy(llama_seq_id from, llama_seq_id to) {
 void engine::move_cells(llama_seq_id sequence) {
     kvtrim::cell_mirror moved = seen_.cells(sequence);
     require(moved.restore(sequence)); // says whether there is room
-    std::vector<std::uint8_t> state(llama_state_seq_get_size(context_, sequence));
-    state.resize(llama_state_seq_get_data(context_, state.data(), state.size(), sequence));
+    const auto all = state(sequence, LLAMA_STATE_SEQ_FLAGS_NONE);
     llama_memory_seq_rm(memory(), sequence, -1, -1);
-    if (llama_state_seq_set_data(context_, state.data(), state.size(), sequence) == 0) {
-        throw std::runtime_error("llama.cpp did not restore the sequence");
-    }
+    put_back(all, sequence, LLAMA_STATE_SEQ_FLAGS_NONE);
     seen_.cells(sequence) = std::move(moved);
+}
+
+std::vector<std::uint8_t> engine::state(llama_seq_id sequence, llama_state_seq_flags which) const {
+    std::vector<std::uint8_t> saved(llama_state_seq_get_size_ext(context_, sequence, which));
+    saved.resize(llama_state_seq_get_data_ext(context_, saved.data(), saved.size(), sequence, which));
+    return saved;
+}
+
+void engine::put_back(const std::vector<std::uint8_t>& state, llama_seq_id sequence,
+                      llama_state_seq_flags which) {
+    refuse_if(llama_state_seq_set_data_ext(context_, state.data(), state.size(), sequence, which) == 0,
+              "llama.cpp did not restore the sequence");
 }
 
 } // namespace llama_example

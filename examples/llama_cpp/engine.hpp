@@ -16,15 +16,20 @@
 #include <llama.h>
 
 #include <functional>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace llama_example {
 
 using kvtrim::index_t;
 
+inline void refuse_if(bool wrong, const std::string& why) {
+    if (wrong) { throw std::runtime_error(why); }
+}
 inline void require(const kvtrim::status& s) {
-    if (!s.ok()) { throw std::runtime_error(s.what()); }
+    refuse_if(!s.ok(), s.what());
 }
 
 // Adds the scores of a layer, whose tokens are in these cells.
@@ -36,8 +41,8 @@ struct cut_options {
     kvtrim::protection protect = {.sink_tokens = 4, .window_tokens = 32};
     kvtrim::head_reduction fold = kvtrim::head_reduction::sum;
     kvtrim::closing close = kvtrim::closing::keep_positions;
-    std::vector<int> layers = {}; // whose scores count; none: all
-    bool moves_cells = true;      // to the front, so that attention becomes shorter
+    std::set<int> layers = {}; // whose scores count; none: all
+    bool moves_cells = true;   // to the front, so that attention becomes shorter
     llama_seq_id sequence = 0;
 };
 
@@ -83,11 +88,15 @@ class engine {
   private:
     static bool see(ggml_tensor* t, bool ask, void* self);
     [[nodiscard]] llama_memory_t memory() const { return llama_get_memory(context_); }
+    [[nodiscard]] bool can_shift() const;
+    // What a sequence holds in all caches, or only in that of sliding windows.
+    [[nodiscard]] std::vector<std::uint8_t> state(llama_seq_id sequence, llama_state_seq_flags which) const;
+    void put_back(const std::vector<std::uint8_t>& state, llama_seq_id sequence, llama_state_seq_flags which);
 
     kvtrim::llama_graph seen_;
     llama_context* context_ = nullptr;
     std::int32_t vocabulary_;
-    bool can_shift_ = false;
+    index_t sliding_window_; // tokens; 0: none
 };
 
 } // namespace llama_example

@@ -16,9 +16,12 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <numeric>
 
@@ -214,7 +217,8 @@ mark_table set_per_layer(const row_table& scores, std::size_t budget, double pow
 
 struct outcome {
     std::string name;
-    std::vector<double> kl; // by share kept
+    std::vector<double> kl = {}; // by share kept, summed over texts
+    std::vector<std::vector<double>> of_text = {};
 };
 
 class measurer {
@@ -278,10 +282,12 @@ void measure(measurer& kl, scores_of_prompt& prompt, index_t tokens, std::span<c
     };
     const auto add = [&](const std::string& name, const auto& stays_at) {
         if (next == out.size()) { out.push_back({name, std::vector<double>(keep.size())}); }
+        out[next].of_text.emplace_back();
         fmt::print(stderr, "{:52}", name);
         for (std::size_t k = 0; k < keep.size(); ++k) {
             const double x = kl(stays_at(budget_of(keep[k])));
             out[next].kl[k] += x;
+            out[next].of_text.back().push_back(x);
             fmt::print(stderr, "{:>11.4f}", x);
         }
         fmt::print(stderr, "\n");
@@ -337,10 +343,36 @@ void measure(measurer& kl, scores_of_prompt& prompt, index_t tokens, std::span<c
     add_one_set("afar, sum of roots", afar, summed(afar, 0.5, as_is));
 }
 
+struct text_of {
+    std::string file;
+    index_t number; // in its file
+};
+
+// A file of results, as docs/results/llama-folds-*.json.
+void write_json(const std::string& to, const std::string& model, std::span<const double> keep, index_t tokens,
+                index_t next, const std::vector<text_of>& texts, const std::vector<outcome>& all) {
+    nlohmann::json rows;
+    for (const outcome& o : all) {
+        const std::size_t bar = o.name.find(" | ");
+        for (std::size_t i = 0; i < texts.size(); ++i) {
+            rows.push_back({{"fold", o.name.substr(0, bar)},
+                            {"sets", o.name.substr(bar + 3)},
+                            {"file", texts[i].file},
+                            {"text", texts[i].number},
+                            {"tokens", tokens},
+                            {"next", next},
+                            {"kl", o.of_text[i]}});
+        }
+    }
+    std::ofstream out(to);
+    out << nlohmann::json{{"model", model}, {"keep", keep}, {"folds", rows}}.dump(1) << "\n";
+    if (!out) { throw std::runtime_error(to + ": cannot be written"); }
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
-    std::string model;
+    std::string model, json;
     std::vector<std::string> files;
     std::vector<double> keep{0.5, 0.2};
     index_t tokens = 1024, next = 256, texts = 3, first = 0;
@@ -356,12 +388,15 @@ int main(int argc, char** argv) {
     app.add_option("--first", first, "number of the first text")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
+    app.add_option("--json", json, "writes the results there too, after each text");
     CLI11_PARSE(app, argc, argv);
     try {
         const language_model words(model);
         std::vector<outcome> out;
+        std::vector<text_of> measured;
         for (index_t i = first; i < first + texts; ++i) {
-            const std::string text = read_text(files[static_cast<std::size_t>(i) % files.size()]);
+            const std::string& file = files[static_cast<std::size_t>(i) % files.size()];
+            const std::string text = read_text(file);
             const std::size_t begin =
                 static_cast<std::size_t>(i) / files.size() * static_cast<std::size_t>(tokens + next) * 8;
             if (begin >= text.size()) { throw std::runtime_error("the text is too short"); }
@@ -382,6 +417,8 @@ int main(int argc, char** argv) {
             scores_of_prompt prompt(e.seen(), cells);
             measurer kl(e, behind, cells);
             measure(kl, prompt, tokens, keep, out);
+            measured.push_back({std::filesystem::path(file).filename().string(), i / std::ssize(files)});
+            if (!json.empty()) { write_json(json, model, keep, tokens, next, measured, out); }
         }
         fmt::print("KL(full || cut), mean over {} texts of {} + {} tokens\n{:52}", texts, tokens, next, "");
         for (const double k : keep) { fmt::print("{:>9.0f} %", 100 * k); }

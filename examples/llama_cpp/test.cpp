@@ -1,18 +1,24 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// What must hold on a real model: kvtrim-llama-test MODEL.gguf TEXT. Prints what does not, and exits with their number.
+// What must hold on a real model, on the demo's, and on small ones with sliding windows: kvtrim-llama-test MODEL.gguf TEXT DATA,
+// where DATA is examples/needle/data. Exits with the number of what does not hold.
 
-#include "engine.hpp"
+#include "conversation.hpp"
 #include "policies.hpp"
-#include "words.hpp"
+#include "small_models.hpp"
 
 #include <fmt/core.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <limits>
+#include <map>
+#include <random>
 #include <set>
 
 namespace {
@@ -67,12 +73,12 @@ std::vector<float> predictions(engine& e, const tokens& next, llama_seq_id seque
     return made;
 }
 
-// KL. Weights multiply activations that are rounded to eight bits, so that predictions from the same tokens in another order differ
-// by rounding: by far less than by a set of tokens more or less.
+// KL. Quantised weights multiply activations that are rounded to eight bits, so that predictions from the same tokens in another
+// order differ by rounding: by far less than by a set of tokens more or less.
 double distance(const std::vector<float>& a, const std::vector<float>& b) {
     return divergence(log_probabilities(a), log_probabilities(b));
 }
-constexpr double rounding = 2e-3;
+double rounding = 0;
 
 std::set<std::int32_t> positions(engine& e, llama_seq_id sequence = 0) {
     std::set<std::int32_t> all;
@@ -83,6 +89,41 @@ std::set<std::int32_t> positions(engine& e, llama_seq_id sequence = 0) {
         }
     }
     return all;
+}
+
+// K and V of every layer that was seen, by position: all heads of a token.
+std::map<std::int32_t, std::vector<float>> rows(engine& e, llama_seq_id sequence = 0) {
+    std::map<std::int32_t, std::vector<float>> all;
+    const auto& mirror = e.seen().cells(sequence);
+    std::vector<std::int32_t> room(static_cast<std::size_t>(mirror.cells()));
+    kvtrim::cell_list list;
+    require(mirror.list(sequence, room, list));
+    const auto add = [&](const auto& view) {
+        std::vector<float> row(static_cast<std::size_t>(view.extent(2)));
+        for (index_t h = 0; h < view.extent(0); ++h) {
+            for (index_t t = 0; t < view.extent(1); ++t) {
+                kvtrim::load_rows(view, h, t, 1, row.data());
+                const auto cell = static_cast<std::size_t>(list.cells[static_cast<std::size_t>(t)]);
+                auto& to = all[mirror.positions()[cell]];
+                to.insert(to.end(), row.begin(), row.end());
+            }
+        }
+    };
+    for (const auto& [number, layer] : e.seen().layers()) {
+        const auto in = layer.inputs(list.cells);
+        require(in.validate());
+        add(in.keys);
+        add(in.values);
+    }
+    return all;
+}
+
+bool are_unchanged(engine& e, const std::map<std::int32_t, std::vector<float>>& before) {
+    const auto now = rows(e);
+    return !now.empty() && std::all_of(now.begin(), now.end(), [&](const auto& row) {
+        const auto at = before.find(row.first);
+        return at != before.end() && at->second == row.second;
+    });
 }
 
 double shared_part(const std::set<std::int32_t>& a, const std::set<std::int32_t>& b) {
@@ -169,16 +210,24 @@ void every_cache_can_be_cut(const language_model& m, const tokens& text) {
         e.cut({.kept = std::ssize(prompt)}, scorer_of("snapkv"));
         check(positions(e).size() == prompt.size() && distance(before, predictions(e, next)) < rounding,
               s.name() + ": a cut that keeps all changes nothing");
+        const auto all_rows = rows(e);
         e.cut({.kept = 100}, scorer_of("snapkv"));
         check(positions(e).size() == 100 && e.seen().cells(0).end_of_use() == 100,
               s.name() + ": half of the cells stay, at the front");
+        check(are_unchanged(e, all_rows), s.name() + ": with their keys and values");
         const double floor = std::string_view(s.k) == "q4_0" ? 0.75 : 0.9;
         const double same = shared_part(plain, positions(e));
         check(same > floor, fmt::format("{}: {:.0f} % of them are those of f16", s.name(), 100 * same));
         const double critical = shared_part(plain_critical, kept_by(m, s, prompt, "criticalkv"));
         check(critical > floor,
               fmt::format("{}: with W_O, also of rotated values: {:.0f} %", s.name(), 100 * critical));
-        e.cut({.kept = 100, .close = kvtrim::closing::towards_first}, scorer_of("snapkv"));
+        const cut_options closed{.kept = 100, .close = kvtrim::closing::towards_first};
+        if (s.k[0] == 'q' && e.seen().layers().begin()->second.queries.head_dim() % 64 != 0) {
+            check_refused([&] { e.cut(closed, scorer_of("snapkv")); },
+                          s.name() + ": positions close up, of heads that are no multiple of 64");
+            continue;
+        }
+        e.cut(closed, scorer_of("snapkv"));
         check(e.next_position() == 100 && *positions(e).rbegin() == 99, s.name() + ": positions close up");
         check(std::isfinite(predictions(e, next)[0]), s.name() + ": and it goes on");
     }
@@ -262,23 +311,266 @@ void what_cannot_be_done_is_said(const language_model& m, const tokens& text) {
     check(positions(e).size() == 100, "and nothing was cut");
 }
 
+// The figure of --compare, beside one from both logits.
+void the_comparison_is_right(const language_model& m, const tokens& text) {
+    options o;
+    o.questions.emplace_back();
+    for (const llama_token t : part(text, 1, 300)) { o.questions[0] += m.text(t); }
+    o.cells = 1024;
+    o.max_tokens = 12;
+    o.compares = true;
+    o.policy = "snapkv";
+    o.keep = 1;
+    const auto full = converse(m, o, nullptr);
+    const double nothing_cut = converse(m, o, &full)[0].divergence;
+    check(std::abs(nothing_cut) < 1e-6, fmt::format("KL is 0 where nothing is cut: {:.2g}", nothing_cut));
+    o.keep = 0.3;
+    const double compared = converse(m, o, &full)[0].divergence;
+
+    const tokens prompt = m.tokens(m.user_turn(o.questions[0], true), true);
+    const auto logits = [&](bool cuts) {
+        engine e(m.model.get(), setting{"f16", "f16", false}.params());
+        e.decode(prompt);
+        std::vector<std::vector<float>> all{{e.logits().begin(), e.logits().end()}};
+        if (cuts) { e.cut({.kept = kvtrim::kept_tokens(std::ssize(prompt), 0.3)}, scorer_of("snapkv")); }
+        e.observes = false;
+        for (const llama_token t : full[0].tokens) {
+            e.decode(std::span(&t, 1));
+            all.emplace_back(e.logits().begin(), e.logits().end());
+        }
+        return all;
+    };
+    const auto whole = logits(false), cut = logits(true);
+    double sum = 0;
+    for (std::size_t i = 0; i < full[0].tokens.size(); ++i) {
+        double p_sum = 0, q_sum = 0, weighted = 0;
+        for (std::size_t w = 0; w < whole[i].size(); ++w) {
+            const double p = whole[i][w], q = cut[i][w];
+            p_sum += std::exp(p), q_sum += std::exp(q), weighted += std::exp(p) * (p - q);
+        }
+        sum += weighted / p_sum - std::log(p_sum) + std::log(q_sum);
+    }
+    sum /= static_cast<double>(full[0].tokens.size());
+    check(sum > 1e-4 && std::abs(sum - compared) < 1e-3 * sum + 1e-6,
+          fmt::format("and else what both logits give: {:.5f}, {:.5f}", compared, sum));
+}
+
+// ---- The demo's model ----
+
+bool answers(engine& e, const tokens& question, const tokens& answer) {
+    e.observes = false;
+    bool right = e.decode(question);
+    for (const llama_token t : answer) {
+        right = right && likeliest(e.logits()) == t;
+        e.decode(std::span(&t, 1));
+    }
+    return right;
+}
+
+void the_demo_model_is_itself(const language_model& m, const nlohmann::json& reference) {
+    for (const auto& r : reference.at("references")) {
+        const auto all = r.at("tokens").get<tokens>(), best = r.at("argmax_all").get<tokens>();
+        std::string text;
+        for (const llama_token t : part(all, 1, all.size() - 1)) { text += m.text(t); }
+        check(m.tokens(text, true) == all, "the demo's model: text becomes its tokens");
+        engine e(m.model.get(), setting{"f32", "f32", false}.params(2048));
+        e.decode(all, 0, true);
+        std::size_t same = 0;
+        for (std::size_t i = 0; i < all.size(); ++i) {
+            same += likeliest(e.logits(static_cast<std::int32_t>(i))) == best[i] ? 1u : 0u;
+        }
+        // Where two tokens of filler are equally likely rounding may choose.
+        check(same + 1 >= all.size(),
+              fmt::format("{} of {} predictions are the recorded ones", same, all.size()));
+    }
+    int asked = 0, whole = 0, chosen = 0, at_random = 0;
+    for (const auto& sample : reference.at("samples")) {
+        const auto all = sample.at("tokens").get<tokens>();
+        const auto at = sample.at("answer_at").get<std::vector<std::size_t>>();
+        if (at.size() != 3) { continue; } // one question for a value
+        const tokens prompt = part(all, 0, at[0]), answer = part(all, at[0], 3);
+        const auto is_right = [&](const char* policy, double keep) {
+            engine e(m.model.get(), setting{"f16", "f16", false}.params(2048), 16);
+            // The last token is decoded behind the cut, which so has logits to answer from.
+            e.decode(part(prompt, 0, prompt.size() - 1));
+            e.cut({.kept = kvtrim::kept_tokens(std::ssize(prompt), keep),
+                   .protect = {.sink_tokens = 1, .window_tokens = 16}},
+                  scorer_of(policy));
+            return answers(e, part(prompt, prompt.size() - 1, 1), answer);
+        };
+        ++asked;
+        whole += is_right("snapkv", 1) ? 1 : 0;
+        chosen += is_right("snapkv", 0.25) ? 1 : 0;
+        at_random += is_right("random", 0.25) ? 1 : 0;
+    }
+    check(asked >= 6 && whole == asked,
+          fmt::format("it answers {} of {} from the whole cache", whole, asked));
+    check(chosen > at_random, fmt::format("from a quarter {} by snapkv, {} at random", chosen, at_random));
+}
+
+// ---- Sliding windows ----
+
+void windows_lose_nothing(const std::string& file) {
+    const setting plain{"f32", "f32", false};
+    const tokens text = [] {
+        std::vector<llama_token> made;
+        for (std::uint32_t i = 0, x = 7; i < 1200; ++i) {
+            x = 1664525u * x + 1013904223u;
+            made.push_back(static_cast<llama_token>(x >> 25));
+        }
+        return made;
+    }();
+    const tokens next = part(text, 1100, 8);
+    constexpr double exact = 1e-6;
+    const auto params = [&](const setting& s, std::uint32_t sequences = 1) {
+        auto p = s.params(2048);
+        p.n_ubatch = 64;
+        p.n_seq_max = sequences;
+        return p;
+    };
+    { // all layers are heard
+        write_window_model({}, file);
+        const language_model m(file);
+        engine whole(m.model.get(), params(plain)), cut(m.model.get(), params(plain));
+        whole.decode(part(text, 0, 400));
+        cut.decode(part(text, 0, 400));
+        check(cut.seen().has_windows() && cut.seen().layers().size() == 2 && cut.seen().layers().contains(1),
+              "sliding windows: the layers are seen that attend to all tokens");
+        const auto full = predictions(whole, next), before = predictions(cut, next);
+        check(distance(full, before) < exact, "what was forgotten leaves no trace");
+        const auto all_rows = rows(cut);
+        const auto report =
+            cut.cut({.kept = 60, .protect = {.sink_tokens = 4, .window_tokens = 8}, .moves_cells = false},
+                    scorer_of("snapkv"));
+        const auto kept = positions(cut);
+        check(report.freed == 340 && kept.size() == 60 && are_unchanged(cut, all_rows),
+              "60 of 400 cells stay as they were");
+        whole.on_logits = [&, hides = hide([&](std::int32_t p) { return p < 400 && !kept.contains(p); },
+                                           whole.seen().cells(0))](int l, ggml_tensor& logits) {
+            if (whole.seen().layers().contains(l)) { hides(l, logits); }
+        };
+        const auto hidden = predictions(whole, next), removed = predictions(cut, next);
+        check(distance(hidden, removed) < exact && distance(full, removed) > 100 * exact,
+              fmt::format("removed cells are as hidden in the layers without windows: {:.2g}, from the whole "
+                          "cache {:.2g}",
+                          distance(hidden, removed), distance(full, removed)));
+        cut.move_cells(0);
+        check(cut.seen().cells(0).end_of_use() == 60 && distance(removed, predictions(cut, next)) < exact,
+              "moved cells too");
+        check_refused(
+            [&] { cut.cut({.kept = 40, .close = kvtrim::closing::towards_first}, scorer_of("snapkv")); },
+            "positions that close up");
+        cut.decode(part(text, 400, 500));
+        check_refused([&] { cut.remove(0, 410); }, "to forget more than the window's cache remembers");
+        check(cut.next_position() == 900, "and nothing was forgotten");
+    }
+    { // nothing but windows is heard: no cut is noticed
+        write_window_model({.layers = 3, .silent_below = 2}, file);
+        const language_model m(file);
+        engine e(m.model.get(), params(plain));
+        double worst = 0;
+        for (std::size_t turn = 0; turn < 4; ++turn) {
+            e.decode(part(text, turn * 150, 150));
+            const auto before = predictions(e, next);
+            e.cut({.kept = 20, .protect = {.sink_tokens = 2, .window_tokens = 4}}, scorer_of("snapkv"));
+            worst = std::max(worst, distance(before, predictions(e, next)));
+        }
+        check(worst < exact && e.seen().cells(0).used(0) == 20,
+              fmt::format("layers with windows keep what their windows need, four times: {:.2g}", worst));
+    }
+    // Keys and values depend on their own token alone: only the last layer, which attends to all tokens, is heard. So a fresh
+    // cache with the kept tokens is the same; other tokens, removed again, hold their positions apart.
+    write_window_model({.layers = 2, .silent_below = 1}, file);
+    const language_model m(file);
+    for (const setting& s : {plain, setting{"f16", "f16", true}, {"q8_0", "q8_0", true}}) {
+        for (const bool moves : {true, false}) {
+            engine e(m.model.get(), params(s));
+            std::size_t at = 0;
+            for (const std::size_t count : {400u, 100u, 250u}) {
+                for (const std::size_t end = at + count; at < end; at += 50) { e.decode(part(text, at, 50)); }
+                e.cut({.kept = 60, .protect = {.sink_tokens = 2, .window_tokens = 8}, .moves_cells = moves},
+                      scorer_of("criticalkv"));
+            }
+            const auto kept = positions(e);
+            engine fresh(m.model.get(), params(s));
+            tokens others(at, 3);
+            for (const auto p : kept) {
+                others[static_cast<std::size_t>(p)] = text[static_cast<std::size_t>(p)];
+            }
+            fresh.decode(others);
+            for (index_t p = 0; p < std::ssize(others); ++p) {
+                if (!kept.contains(static_cast<std::int32_t>(p))) { fresh.remove(0, p, p + 1); }
+            }
+            const double off = distance(predictions(fresh, next), predictions(e, next));
+            check(kept.size() == 60 && positions(fresh) == kept && e.next_position() == 750 &&
+                      off < (s.k[0] == 'f' && s.k[1] == '3' ? exact : 1e-4),
+                  fmt::format("{}, {}: after three cuts it predicts as from the kept tokens alone: {:.2g}",
+                              s.name(), moves ? "moved" : "with holes", off));
+        }
+    }
+    { // sequences
+        auto p = params(plain, 2);
+        engine e(m.model.get(), p);
+        e.decode(part(text, 0, 100), 0);
+        e.copy(0, 1);
+        e.decode(part(text, 100, 100), 0);
+        e.decode(part(text, 300, 100), 1);
+        const auto before = predictions(e, next, 0);
+        e.decode(part(text, 400, 1), 1);
+        const auto report = e.cut({.kept = 150,
+                                   .protect = {.sink_tokens = 4, .pinned_tokens = 100, .window_tokens = 8},
+                                   .moves_cells = false,
+                                   .sequence = 1},
+                                  scorer_of("snapkv"));
+        check(report.freed == 51 && distance(before, predictions(e, next, 0)) < exact,
+              "with windows the other sequence of a shared prefix does not notice");
+    }
+    check_refused([&] { engine(m.model.get(), plain.params(512)); },
+                  "fewer cells than windows and a micro-batch take");
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 3) {
-        fmt::print(stderr, "kvtrim-llama-test MODEL.gguf TEXT\n");
+    if (argc != 4) {
+        fmt::print(stderr, "kvtrim-llama-test MODEL.gguf TEXT DATA\n");
         return 2;
     }
-    try {
-        const language_model m(argv[1]);
-        const tokens text = m.tokens(read_text(argv[2]).substr(0, 12000), true);
+    const std::string file = (std::filesystem::temp_directory_path() /
+                              fmt::format("kvtrim-llama-test-{}.gguf", std::random_device{}()))
+                                 .string();
+    const auto all_of = [](const language_model& m, const tokens& text, double largest_rounding) {
+        rounding = largest_rounding;
         if (text.size() < 1600) { throw std::runtime_error("the text is too short"); }
         hidden_cells_are_as_removed(m, text);
         every_cache_can_be_cut(m, text);
         sequences_do_not_disturb_each_other(m, text);
         a_conversation_goes_on(m, text);
         what_cannot_be_done_is_said(m, text);
+        the_comparison_is_right(m, text);
+    };
+    try {
+        windows_lose_nothing(file);
+        {
+            fmt::print("\nThe demo's model\n");
+            const std::string data = argv[3];
+            write_recall_model(data + "/recall.safetensors", file);
+            const language_model m(file);
+            const auto reference = nlohmann::json::parse(std::ifstream(data + "/reference.json"));
+            the_demo_model_is_itself(m, reference);
+            tokens text;
+            for (const auto& s : reference.at("samples")) {
+                const auto more = s.at("tokens").get<tokens>();
+                text.insert(text.end(), more.begin(), more.end());
+            }
+            all_of(m, text, 1e-5);
+        }
+        fmt::print("\n{}\n", argv[1]);
+        const language_model m(argv[1]);
+        const tokens text = m.tokens(read_text(argv[2]).substr(0, 12000), true);
+        all_of(m, text, 2e-3);
     } catch (const std::exception& e) { check(false, e.what()); }
+    std::filesystem::remove(file);
     fmt::print("{} passed, {} failed\n", passed, failed);
     return failed;
 }

@@ -55,6 +55,7 @@ TEST_CASE("cell_mirror: what is filled, copied, removed and shifted is listed in
     CHECK(listed(m, 0) == int32s{0, 5, 7, 3});
     REQUIRE(m.remove(0, 2, -1).ok());
     CHECK(m.used(0) == 2);
+    CHECK(m.free_cells() == m.cells() - 4); // 0, 1, 2 and 5 are in use
     CHECK(m.end_of_use() == 6);
 }
 

@@ -18,7 +18,8 @@ may be left out. From bench/results: t(row) time with its unit, ms(row), s(row),
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
 kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
-answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers; of docs/results/tried-*.json
+answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
+keep, file, text); of docs/results/tried-*.json
 right(score, keep, *seeds), answers, rights (each seed's), nll, and kl(score, *texts). Of every file: data, the JSON itself; cell(key=value, ...), the one row
 that has these values (among=data[...]: of another list of the file); two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
 third file the names end in _2 and _3.
@@ -92,6 +93,10 @@ def names(file):
             "mib": lambda n: f"{row(n)['workspace_bytes'] / 2**20:.0f}",
             "rate": lambda n: one([r for r in data["limits"] if r["name"] == f"limit/{n}/threads:1"], n)["rate"] / 1e9,
         }
+    elif "folds" in data:
+        known["kl"] = lambda fold, sets, keep, file, text=0: "{:.4f}".format(one(
+            [r for r in data["folds"] if (r["fold"], r["sets"], r["file"], r["text"]) == (fold, sets, file, text)],
+            f"{fold} {sets} {file} {text}")["kl"][data["keep"].index(keep)])
     elif "score" in first:
         def needles(score, keep, seeds):
             rows = [r for r in data["rows"] if r["score"] == score and r["kept_ratio"] == keep and set(r.get("needles", [-1])) <= set(seeds)]

@@ -18,7 +18,10 @@
 // Known by what llama.cpp names its tensors: cache_k_l0, cache_v_l0, kq_soft_max-0, blk.0.attn_output.weight, attn_inp_v_rot
 // (checked with the release that ./dev llama builds). Tensors must be in memory of the CPU.
 // Not seen, and said by validate(): ALiBi; capped logits without flash attention; more than one sequence in a graph.
-// Not known: sliding-window layers have cells of their own (refuse llama_model_n_swa() > 0); recurrent layers have none.
+// Sliding-window layers have a second cache, of few cells, and llama.cpp names neither. They are told apart by that, so make the
+// context with swa_full = false and more cells than window and micro-batch; they are not in layers(), and not mirrored. seq_rm
+// takes from both caches: save and put back what the window held (LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) around a cut.
+// Layers that read another one's cache (Gemma 3n) add no queries to it. Recurrent layers have no cells: refuse them.
 // Cost: with queries, llama.cpp computes each layer as two graphs in place of one; a copy of each query.
 
 #include <kvtrim/adapter/ggml_any_rows.hpp>
@@ -105,34 +108,34 @@ class llama_graph {
         return t.op == GGML_OP_MUL_MAT ? number_behind("cache_k_l", root(t.src[0])) : -1;
     }
 
+    /// Whether a sliding-window layer was seen.
+    [[nodiscard]] bool has_windows() const { return has_windows_; }
+
     /// Asked about each operation of a graph, in order; if it answers true, called again once that is computed.
     bool see(const ggml_tensor& t, bool ask) {
         if (!problem_.ok()) { return false; }
         if (t.op == GGML_OP_SET_ROWS) {
-            if (ask && number_behind("cache_k_l", root(&t)) == 0) { see_cells(*t.src[1]); }
+            if (ask) { see_written(number_behind("cache_k_l", root(&t)), root(&t), *t.src[1]); }
             return false;
         }
         if (!observes_) { return false; }
         switch (t.op) {
-        case GGML_OP_FLASH_ATTN_EXT: {
-            const int l = number_behind("cache_k_l", root(t.src[1]));
-            if (l >= 0 && !ask) {
-                see_attention(l, t, t.src[4], parameter(t, 2));
-                layers_[l].v = *t.src[2];
-                see_queries(layers_[l], *t.src[0], *t.src[1]);
+        case GGML_OP_FLASH_ATTN_EXT:
+            if (!attends(*t.src[1], ask)) { return false; }
+            if (!ask) {
+                see_attention(t, t.src[4], parameter(t, 2));
+                layers_[current_].v = *t.src[2];
+                see_queries(*t.src[0], *t.src[1]);
             }
-            return l >= 0;
-        }
-        case GGML_OP_SOFT_MAX: {
-            const int l = number_behind("kq_soft_max-", t);
-            if (l >= 0 && ask) {
-                see_attention(l, t, t.src[2], 0);
+            return true;
+        case GGML_OP_SOFT_MAX:
+            if (ask && current_ >= 0 && number_behind("kq_soft_max-", t) == current_) {
+                see_attention(t, t.src[2], 0);
                 if (t.src[0]->op != GGML_OP_MUL_MAT) {
                     fail("llama.cpp: capped or biased logits are read with flash attention only");
                 }
             }
             return false;
-        }
         case GGML_OP_MUL_MAT:
             return see_product(t, *t.src[0], ask);
         default:
@@ -158,28 +161,57 @@ class llama_graph {
     }
     void fail(const char* what) { problem_ = {errc::invalid_parameter, what}; }
 
+    // Tokens enter the cache of a layer, whose attention comes next.
+    void see_written(int l, const ggml_tensor& cache, const ggml_tensor& cells) {
+        if (l < 0) { return; }
+        is_seen_ = false;
+        current_ = cache.ne[1] == streams_[0].cells() ? l : -1;
+        if (current_ < 0) {
+            has_windows_ = true;
+            return;
+        }
+        if (first_ < 0) { first_ = l; }
+        if (l == first_) {
+            written_ = &cells;
+            see_cells(cells);
+        } else if (&cells != written_) {
+            fail("llama.cpp: the cache of sliding windows has as many cells as the other: swa_full = false "
+                 "and more cells");
+        }
+    }
+
+    // Whether the queries of the current layer meet its keys; of a layer that reads another one's cache nothing is seen.
+    bool attends(const ggml_tensor& keys, bool ask) {
+        if (ask && (is_seen_ || number_behind("cache_k_l", root(&keys)) != current_)) { current_ = -1; }
+        is_seen_ = true;
+        return current_ >= 0;
+    }
+
     bool see_product(const ggml_tensor& t, const ggml_tensor& weight, bool ask) {
-        if (const int l = number_behind("cache_k_l", root(&weight)); l >= 0) {
-            if (!ask) { see_queries(layers_[l], *t.src[1], weight); }
+        if (number_behind("cache_k_l", root(&weight)) >= 0) {
+            if (!attends(weight, ask)) { return false; }
+            if (!ask) { see_queries(*t.src[1], weight); }
             return true;
         }
         if (!ask) { return false; }
-        if (const int l = number_behind("cache_v_l", root(&weight)); l >= 0) {
-            layers_[l].v = weight;
-            layers_[l].v_is_transposed = true;
-        } else if (const int b = number_behind("blk.", weight);
-                   b >= 0 && std::strstr(weight.name, ".attn_output.weight") != nullptr) {
-            layers_[b].wo = &weight;
-        } else if (v_rotation_.empty() && std::strcmp(weight.name, "attn_inp_v_rot") == 0) {
+        if (v_rotation_.empty() && std::strcmp(weight.name, "attn_inp_v_rot") == 0) {
             v_rotation_.resize(static_cast<std::size_t>(ggml_nelements(&weight)));
             ggml_backend_tensor_get(&weight, v_rotation_.data(), 0, ggml_nbytes(&weight));
+        }
+        if (current_ < 0) { return false; }
+        if (number_behind("cache_v_l", root(&weight)) == current_) {
+            layers_[current_].v = weight;
+            layers_[current_].v_is_transposed = true;
+        } else if (number_behind("blk.", weight) == current_ &&
+                   std::strstr(weight.name, ".attn_output.weight") != nullptr) {
+            layers_[current_].wo = &weight;
         }
         return false;
     }
 
-    void see_attention(int l, const ggml_tensor& t, const ggml_tensor* sinks, float soft_cap) {
+    void see_attention(const ggml_tensor& t, const ggml_tensor* sinks, float soft_cap) {
         if (parameter(t, 1) != 0) { fail("llama.cpp: attention biased by distance (ALiBi) is not scored"); }
-        attention_options& attention = layers_[l].attention;
+        attention_options& attention = layers_[current_].attention;
         attention = {.scale = parameter(t, 0), .soft_cap = soft_cap};
         if (sinks == nullptr) { return; }
         if (sinks->buffer != nullptr && !ggml_backend_buffer_is_host(sinks->buffer)) {
@@ -189,8 +221,9 @@ class llama_graph {
                                  static_cast<std::size_t>(ggml_nelements(sinks))};
     }
 
-    void see_queries(llama_layer& l, const ggml_tensor& q, const ggml_tensor& k) {
+    void see_queries(const ggml_tensor& q, const ggml_tensor& k) {
         if (q.ne[3] != 1) { return fail("llama.cpp: decode one sequence at a time"); }
+        llama_layer& l = layers_[current_];
         l.k = k;
         l.v_rotation = v_rotation_;
         const ggml_any_rows queries(q);
@@ -219,6 +252,11 @@ class llama_graph {
     std::vector<cell_mirror> streams_;
     std::map<int, llama_layer> layers_;
     std::vector<float> v_rotation_;
+    int first_ = -1;                       // the layer whose writes tell what the cells hold
+    int current_ = -1;                     // the layer whose attention is being computed, if it is seen
+    bool is_seen_ = false;                 // its queries met its keys
+    const ggml_tensor* written_ = nullptr; // cells of the graph's tokens
+    bool has_windows_ = false;
     int sequence_ = 0;
     index_t position_ = 0;
     bool observes_ = true;

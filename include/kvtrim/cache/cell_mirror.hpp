@@ -23,6 +23,7 @@
 
 #include <kvtrim/cache/list_cells.hpp>
 
+#include <algorithm>
 #include <vector>
 
 namespace KVTRIM_NAMESPACE {
@@ -67,6 +68,8 @@ class cell_mirror {
         for (index_t c = 0; c < cells(); ++c) { count += use(sequence, c) != cell_use::not_used ? 1 : 0; }
         return count;
     }
+    /// Cells that no sequence uses.
+    [[nodiscard]] index_t free_cells() const { return std::count(positions_.begin(), positions_.end(), -1); }
     /// The highest cell in use by any sequence, plus one: how far llama.cpp attends, but for padding.
     [[nodiscard]] index_t end_of_use() const {
         index_t end = cells();
