@@ -26,10 +26,10 @@ engine::engine(llama_model* model, llama_context_params params, index_t window)
         params.swa_full = false;
         const index_t sequences = params.kv_unified ? std::max<index_t>(params.n_seq_max, 1) : 1;
         const index_t least = GGML_PAD(sliding_window_ * sequences + params.n_ubatch, 256) + 256;
-        refuse_if(cells_of(params) < least, "sliding windows of " + std::to_string(sliding_window_) +
-                                                " tokens: the other layers need at least " +
-                                                std::to_string(least) +
-                                                " cells, else nothing tells them apart");
+        std::string few =
+            "sliding windows: with fewer cells than this nothing tells the other layers apart: ";
+        few += std::to_string(least);
+        refuse_if(cells_of(params) < least, few);
     }
     params.cb_eval = see;
     params.cb_eval_user_data = this;
