@@ -59,8 +59,14 @@ class conversation {
             chosen_.positions == "keep" ? kvtrim::closing::keep_positions : kvtrim::closing::towards_first;
         how.layers = {chosen_.layers.begin(), chosen_.layers.end()};
         how.moves_cells = chosen_.moves_cells;
+        // In later turns few cells may be left; a first cut that leaves less than is protected is refused.
+        if (was_cut_ && how.kept < chosen_.sinks + chosen_.window) {
+            fmt::print("not cut: {} of {} cells would be less than is protected\n", how.kept, used);
+            return;
+        }
         const auto start = clock::now();
         const cut_report done = engine_.cut(how, add_);
+        was_cut_ = true;
         fmt::print("cut: {} of {} cells freed in {:.1f} ms ({} removals, {} shifts); attention now reaches "
                    "to cell {}\n",
                    done.freed, used, 1e3 * since(start), done.removals, done.shifts,
@@ -111,6 +117,7 @@ class conversation {
     const language_model& words_;
     const options& chosen_;
     bool cuts_;
+    bool was_cut_ = false;
     engine engine_;
     add_scores add_;
     std::vector<float> next_, before_; // logits

@@ -26,10 +26,8 @@ engine::engine(llama_model* model, llama_context_params params, index_t window)
         params.swa_full = false;
         const index_t sequences = params.kv_unified ? std::max<index_t>(params.n_seq_max, 1) : 1;
         const index_t least = GGML_PAD(sliding_window_ * sequences + params.n_ubatch, 256) + 256;
-        std::string few =
-            "sliding windows: with fewer cells than this nothing tells the other layers apart: ";
-        few += std::to_string(least);
-        refuse_if(cells_of(params) < least, few);
+        refuse_if(cells_of(params) < least,
+                  std::string("cells needed beside sliding windows: ").append(std::to_string(least)));
     }
     params.cb_eval = see;
     params.cb_eval_user_data = this;
@@ -67,6 +65,8 @@ bool engine::decode(std::span<const llama_token> tokens, llama_seq_id sequence, 
 
 cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
     refuse_if(seen_.layers().empty(), "no layer was seen that attends to all tokens");
+    const auto was_seen = [&](int layer) { return seen_.layers().contains(layer); };
+    refuse_if(!std::ranges::all_of(chosen.layers, was_seen), "a layer to be scored was not seen");
     refuse_if(chosen.close != kvtrim::closing::keep_positions && !can_shift(),
               "llama.cpp cannot shift the positions of this cache: keep them");
     kvtrim::cell_mirror& mirror = seen_.cells(chosen.sequence);

@@ -307,6 +307,8 @@ void what_cannot_be_done_is_said(const language_model& m, const tokens& text) {
     engine e(m.model.get(), setting{"f16", "f16", false}.params());
     e.decode(part(text, 0, 100));
     check_refused([&] { e.cut({.kept = 30}, scorer_of("snapkv")); }, "a budget below what is protected");
+    check_refused([&] { e.cut({.kept = 60, .layers = {99}}, scorer_of("snapkv")); },
+                  "a layer that is not there");
     check_refused([&] { e.copy(0, 64); }, "a sequence that cannot be");
     check(positions(e).size() == 100, "and nothing was cut");
 }
