@@ -20,6 +20,12 @@ void* operator new(std::size_t bytes) {
     if (void* p = std::malloc(bytes)) { return p; }
     throw std::bad_alloc();
 }
+// Of temporary buffers. A sanitizer's own would not go with the operator delete below.
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+    try {
+        return operator new(bytes);
+    } catch (const std::bad_alloc&) { return nullptr; }
+}
 void operator delete(void* p) noexcept {
     std::free(p);
 }
