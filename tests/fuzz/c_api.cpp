@@ -778,7 +778,7 @@ class caller {
             return;
         }
         const kvtrim_ints table_rows = kvtrim_moves_indptr(moves.handle);
-        FUZZ_CHECK(table_rows.count == kvtrim_moves_rows(moves.handle) + 1 &&
+        FUZZ_CHECK((table_rows.count - 1) * p.heads == kvtrim_moves_rows(moves.handle) &&
                    table_rows.data[table_rows.count - 1] == kvtrim_moves_indices(moves.handle).count &&
                    kvtrim_moves_last_page(moves.handle).count == table_rows.count - 1);
         const index_t taken = kvtrim_moves_taken(moves.handle);
