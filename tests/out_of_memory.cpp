@@ -4,38 +4,14 @@
 // Where an allocation fails, plans and states are what they were (core/status.hpp), whichever allocation it is. Replaces operator
 // new, in a program of its own.
 
-#include <cstdio>
-#include <cstdlib>
-#include <new>
-
-namespace {
-
-long allowed = -1; // allocations that still succeed; below 0: all
-
-} // namespace
-
-void* operator new(std::size_t bytes) {
-    if (allowed == 0) { throw std::bad_alloc(); }
-    if (allowed > 0) { --allowed; }
-    if (void* p = std::malloc(bytes)) { return p; }
-    throw std::bad_alloc();
-}
-// Of temporary buffers. A sanitizer's own would not go with the operator delete below.
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-    try {
-        return operator new(bytes);
-    } catch (const std::bad_alloc&) { return nullptr; }
-}
-void operator delete(void* p) noexcept {
-    std::free(p);
-}
-void operator delete(void* p, std::size_t) noexcept {
-    std::free(p);
-}
+#include "support/failing_new.hpp"
 
 #include <kvtrim/kvtrim.hpp>
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <new>
 #include <numeric>
 #include <vector>
 
