@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
 
+#include <limits>
 #include <map>
 #include <set>
 #include <vector>
@@ -213,4 +214,15 @@ TEST_CASE("strided_bytes: strides that lead out of memory are not valid, and wha
     CHECK_FALSE(overlap(a, b)); // every sum is a multiple of 6
     b.strides[0] += 1;
     CHECK(overlap(a, b));
+}
+
+TEST_CASE("overlap: the stride of an extent of one is any number, also one that has no negative", "[core]") {
+    constexpr index_t any = std::numeric_limits<index_t>::min();
+    const auto of = [](index_t first, index_t stride) {
+        return strided_bytes{
+            .first = memory + first, .extents = {1, 2, 1, 1}, .strides = {any, stride, any, any}, .bytes = 4};
+    };
+    CHECK(overlap(of(0, 8), of(4, 4)));
+    CHECK_FALSE(overlap(of(0, 8), of(4, 8)));
+    CHECK(overlap(of(8, -8), of(11, 64)));
 }
