@@ -19,11 +19,13 @@ namespace {
 // Rows that lie flat, or can be made so, as bytes: an element of one byte stands for all.
 using flat_array = std::variant<strided<f8_e4m3, 3>, ragged<f8_e4m3>>;
 
-// Adds the arrays that hold a view's rows: its elements, and the scales and zero points of codes that rows have of their own.
-status read_flat(const kvtrim_view* given, std::vector<flat_array>& arrays) {
-    const any_rows rows = any_rows::of(given);
+// Reads a view, and adds the arrays that hold its rows: its elements, and the scales and zero points of codes that rows have of
+// their own.
+status read_flat(const kvtrim_view* given, any_rows& rows, std::vector<flat_array>& arrays) {
+    rows = any_rows::of(given);
     if (const status s = rows.validate(); !s.ok()) { return s; }
-    const kvtrim_view& v = *given;
+    kvtrim_view v = {}; // the caller's may be a shorter one
+    if (const status s = read_struct(given, v); !s.ok()) { return s; }
     if ((v.layout != KVTRIM_STRIDED && v.layout != KVTRIM_RAGGED) || v.lengths != nullptr) {
         return invalid("compact_to_flat: STRIDED or RAGGED views, of heads that are filled to the end");
     }
@@ -57,32 +59,29 @@ status read_flat(const kvtrim_view* given, std::vector<flat_array>& arrays) {
 
 // Moves all arrays, each once, or none.
 status flatten(std::span<const flat_array> arrays, const keep_plan& plan) {
+    const auto same = [](const auto& a, const auto& b) { return detail::same_flat_rows(a, b); };
+    const auto share_memory = [](const auto& a, const auto& b) {
+        return overlap(memory_of(a).front(), memory_of(b).front());
+    };
     for (const flat_array& array : arrays) {
-        if (const status s = std::visit([&](const auto& a) { return detail::check_flat(a, plan); }, array);
-            !s.ok()) {
-            return s;
-        }
+        const auto checked = [&](const auto& a) { return detail::check_flat(a, plan); };
+        if (const status s = std::visit(checked, array); !s.ok()) { return s; }
     }
-    const auto same = [](const flat_array& x, const flat_array& y) {
-        return std::visit([](const auto& a, const auto& b) { return detail::same_flat_rows(a, b); }, x, y);
-    };
-    const auto memory = [](const flat_array& x) {
-        return std::visit([](const auto& a) { return memory_of(a).front(); }, x);
-    };
-    for (std::size_t i = 0; i < arrays.size(); ++i) {
-        for (std::size_t j = 0; j < i; ++j) {
-            if (!same(arrays[i], arrays[j]) && overlap(memory(arrays[i]), memory(arrays[j]))) {
+    std::vector<flat_array> once;
+    for (const flat_array& array : arrays) {
+        bool is_new = true;
+        for (const flat_array& other : once) {
+            if (std::visit(same, array, other)) {
+                is_new = false;
+            } else if (std::visit(share_memory, array, other)) {
                 return {errc::views_overlap,
                         "compact_to_flat: two arrays share memory, but are not the same rows"};
             }
         }
+        if (is_new) { once.push_back(array); }
     }
-    for (std::size_t i = 0; i < arrays.size(); ++i) {
-        const auto first = arrays.first(i);
-        if (std::any_of(first.begin(), first.end(), [&](const auto& a) { return same(a, arrays[i]); })) {
-            continue;
-        }
-        std::visit([&](const auto& a) { detail::move_to_front(a, plan); }, arrays[i]);
+    for (const flat_array& array : once) {
+        std::visit([&](const auto& a) { detail::move_to_front(a, plan); }, array);
     }
     return {};
 }
@@ -196,11 +195,11 @@ kvtrim_status kvtrim_compact_to_flat(const kvtrim_view* keys, const kvtrim_view*
     return guarded([&]() -> status {
         if (plan == nullptr) { return invalid("the plan must not be null"); }
         std::vector<flat_array> arrays;
-        if (const status s = read_flat(keys, arrays); !s.ok()) { return s; }
+        any_rows k, v;
+        if (const status s = read_flat(keys, k, arrays); !s.ok()) { return s; }
         if (values != nullptr) {
-            if (const status s = read_flat(values, arrays); !s.ok()) { return s; }
+            if (const status s = read_flat(values, v, arrays); !s.ok()) { return s; }
         }
-        const any_rows k = any_rows::of(keys), v = values == nullptr ? k : any_rows::of(values);
         for (const flat_array& array : arrays) {
             const auto memory = std::visit([](const auto& a) { return memory_of(a); }, array);
             if (const status s = check_tables(memory, k, v); !s.ok()) { return s; }

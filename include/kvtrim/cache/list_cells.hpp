@@ -46,7 +46,8 @@ struct cell_list_options {
 /// Lists the cells for which use(cell) is not not_used; positions [cells] of the cells, read where they are used, and not
 /// negative there. `room` has an entry per position; `out` views what is written of it.
 /// Returns no_room (needed: entries), index_overflow, views_overlap for a room among the positions, or invalid_table for a
-/// cell in use without a position; with `out` as it was, and `room` too. Ascending cells are the fast case: O(cells), else O(used log used). Nothing allocates.
+/// cell in use without a position; with `out` as it was, and `room` too. Ascending cells are the fast case: O(cells), else
+/// O(used log used). Nothing allocates.
 template <class Use>
 [[nodiscard]] status list_cells(std::span<const std::int32_t> positions, Use&& use,
                                 std::span<std::int32_t> room, cell_list& out,
