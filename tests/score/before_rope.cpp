@@ -34,11 +34,8 @@ TEST_CASE("before_rope: scores of cached keys are the formula's of the keys befo
         shape.head_dim = std::max<index_t>(4, shape.head_dim / 4 * 4);
         const layer_data plain = random_layer(shape, 7300 + seed);
         const eviction_request request = random_request(r, shape, sinks);
-        const std::vector<float> table =
-            rope_frequencies(r.chance(0.7) ? shape.head_dim / 2 : shape.head_dim / 4);
-        const rope model{.inverse_frequencies = table,
-                         .attention_factor = r.chance(0.5) ? 1.0f : 1.2f,
-                         .pairing = r.chance(0.5) ? rope_pairing::half_split : rope_pairing::interleaved};
+        const std::vector<float> table = random_frequencies(r, shape.head_dim);
+        const rope model = random_rope(r, table);
         const layer_data cached = rotated(plain, model);
         score_memory scores =
             score_layer(before_rope<key_diff_score>{{}, model}, kvtrim::layer(cached.keys()), request);

@@ -5,6 +5,7 @@
 
 #include "oracle/expected_attention.hpp"
 #include "support/checks.hpp"
+#include "support/rotated.hpp"
 
 using namespace kvtrim;
 using namespace support;
@@ -44,11 +45,8 @@ TEST_CASE("expected_attention: scores equal the formulas for random shapes, rope
         const eviction_request request = random_request(r, shape, sinks);
         query_statistics statistics = statistics_of(layer, r.between(0, 3));
         statistics.positions = r.one_of({shape.tokens, shape.queries, index_t{5000}});
-        const std::vector<float> table =
-            rope_frequencies(r.chance(0.7) ? shape.head_dim / 2 : shape.head_dim / 4);
-        const rope model{.inverse_frequencies = table,
-                         .attention_factor = r.chance(0.5) ? 1.0f : 1.2f,
-                         .pairing = r.chance(0.5) ? rope_pairing::half_split : rope_pairing::interleaved};
+        const std::vector<float> table = random_frequencies(r, shape.head_dim);
+        const rope model = random_rope(r, table);
         const expected_attention_score scorer{&statistics, model, r.one_of({1, 7, 64}), r.chance(0.6)};
 
         const layer_oracle slow(layer.inputs(), request);

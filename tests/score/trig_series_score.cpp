@@ -77,11 +77,8 @@ TEST_CASE(
         shape.head_dim = std::max<index_t>(4, std::min<index_t>(shape.head_dim, 64) / 4 * 4);
         const layer_data plain = random_layer(shape, 7100 + seed);
         const eviction_request request = random_request(r, shape, sinks);
-        const std::vector<float> table =
-            rope_frequencies(r.chance(0.7) ? shape.head_dim / 2 : shape.head_dim / 4);
-        const rope model{.inverse_frequencies = table,
-                         .attention_factor = r.chance(0.5) ? 1.0f : 1.2f,
-                         .pairing = r.chance(0.5) ? rope_pairing::half_split : rope_pairing::interleaved};
+        const std::vector<float> table = random_frequencies(r, shape.head_dim);
+        const rope model = random_rope(r, table);
         const query_pair_means means = means_of(plain, model);
         const layer_data cached = rotated(plain, model);
         const index_t next = r.one_of({index_t{-1}, shape.tokens + 5, index_t{700}});

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// RoPE as a model applies it, in complex doubles.
+// RoPE as a model applies it, in complex doubles, and random ones.
 
 #include "support/random_layer.hpp"
 
@@ -11,6 +11,16 @@
 #include <complex>
 
 namespace support {
+
+// Frequencies of a rope over all channels or a half of them.
+inline std::vector<float> random_frequencies(random& r, index_t head_dim) {
+    return rope_frequencies(r.chance(0.7) ? head_dim / 2 : head_dim / 4);
+}
+inline kvtrim::rope random_rope(random& r, const std::vector<float>& frequencies) {
+    return {.inverse_frequencies = frequencies,
+            .attention_factor = r.chance(0.5) ? 1.0f : 1.2f,
+            .pairing = r.chance(0.5) ? kvtrim::rope_pairing::half_split : kvtrim::rope_pairing::interleaved};
+}
 
 using complex_pair = std::complex<double>;
 
