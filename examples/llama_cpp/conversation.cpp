@@ -60,7 +60,7 @@ class conversation {
         how.layers = {chosen_.layers.begin(), chosen_.layers.end()};
         how.moves_cells = chosen_.moves_cells;
         // In later turns few cells may be left; a first cut that leaves less than is protected is refused.
-        if (was_cut_ && how.kept < chosen_.sinks + chosen_.window) {
+        if (was_cut_ && how.kept < how.protect.prefix() + how.protect.suffix()) {
             fmt::print("not cut: {} of {} cells would be less than is protected\n", how.kept, used);
             return;
         }

@@ -25,8 +25,8 @@ namespace llama_example {
 
 using kvtrim::index_t;
 
-inline void refuse_if(bool wrong, const std::string& why) {
-    if (wrong) { throw std::runtime_error(why); }
+inline void refuse_if(bool wrong, std::string_view why) {
+    if (wrong) { throw std::runtime_error(std::string(why)); }
 }
 inline void require(const kvtrim::status& s) {
     refuse_if(!s.ok(), s.what());

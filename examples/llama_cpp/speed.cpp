@@ -5,11 +5,11 @@
 // beside the engine of examples/model on the same tokens. One line of JSON. Weights are not repacked, as for kvtrim-llama: version
 // 0.3.36 of the package crashes in its AMX products of repacked Q4_1.
 
+#include "../model/mapped_memory.hpp"
 #include "words.hpp"
 
 #include <CLI/CLI.hpp>
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <exception>
@@ -29,12 +29,6 @@ struct options {
 struct speed {
     double first_token_seconds, tokens_per_second;
 };
-
-long resident_bytes() {
-    long pages = 0;
-    std::ifstream("/proc/self/statm") >> pages >> pages;
-    return pages * sysconf(_SC_PAGESIZE);
-}
 
 void decode(llama_context* context, std::vector<llama_token> tokens) {
     if (llama_decode(context, llama_batch_get_one(tokens.data(), static_cast<std::int32_t>(tokens.size()))) !=
@@ -77,7 +71,7 @@ void run(const options& chosen) {
     if (context == nullptr) { throw std::runtime_error("llama.cpp makes no context of these parameters"); }
     const speed s = measure(context.get(), tokens, chosen);
     fmt::print("{{\"first_token_seconds\": {}, \"tokens_per_second\": {}, \"resident_bytes\": {}}}\n",
-               s.first_token_seconds, s.tokens_per_second, resident_bytes());
+               s.first_token_seconds, s.tokens_per_second, lm::resident_bytes());
 }
 
 } // namespace
