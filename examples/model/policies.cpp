@@ -8,7 +8,7 @@
 #include <kvtrim/kvtrim.hpp>
 
 #include <chrono>
-#include <cmath>
+#include <map>
 #include <stdexcept>
 
 namespace lm {
@@ -264,12 +264,13 @@ named_policy profiled_policy(std::string name, const Scorer& scorer) {
 }
 
 // DropKV over all layers, whose W_O is divided by the length of the stream that each layer adds to.
-named_policy layer_dropkv(std::string name, kvtrim::token_loss loss) {
+named_policy layer_dropkv(std::string name, kvtrim::token_loss loss, double safeguard_ratio) {
     return {.name = std::move(name),
             .needs_gram = true,
-            .plan = [loss](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
-                           kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
-                           stage_seconds& seconds) {
+            .plan = [loss, safeguard_ratio](std::span<const layer_prompt> layers,
+                                            const kvtrim::eviction_request& request,
+                                            kvtrim::growing_workspace& memory,
+                                            std::span<kvtrim::keep_plan> plans, stage_seconds& seconds) {
                 const model_config& c = layers.front().config;
                 std::vector<std::vector<float>> grams;
                 using inputs = decltype(inputs_of(layers.front(), observed::window)
@@ -282,17 +283,51 @@ named_policy layer_dropkv(std::string name, kvtrim::token_loss loss) {
                                       .with_output_projection(
                                           kvtrim::gram_view{grams.back().data(), c.q_heads, c.head_dim}));
                 }
-                run(kvtrim::layer_dropkv({.loss = loss}), std::span<const inputs>(all), request, memory,
-                    plans, seconds);
+                run(kvtrim::layer_dropkv({.loss = loss}, safeguard_ratio), std::span<const inputs>(all),
+                    request, memory, plans, seconds);
             }};
 }
 
-// Another safeguard than the default, which every row keeps of an even share: layer_defensivekv_2 is 0.2.
-named_policy with_safeguard(double ratio) {
-    named_policy p = layer_wise("layer_defensivekv_" + std::to_string(std::lround(10 * ratio)),
-                                kvtrim::layer_defensivekv({.safeguard_ratio = ratio}));
-    p.is_variant = true;
-    return p;
+// ---- Options by name ----
+
+// make(options) is the policy, with what was given.
+template <class Make>
+named_policy having_options(const Make& make) {
+    policy_options none;
+    named_policy made = make(none);
+    made.with_options = make;
+    return made;
+}
+
+kvtrim::mean_attention attention_of(policy_options& given, kvtrim::mean_attention a = {}) {
+    given.set("kernel_tokens", a.kernel_tokens);
+    given.set("pool", a.pool,
+              {{"none", kvtrim::pooling::none},
+               {"average", kvtrim::pooling::average},
+               {"maximum", kvtrim::pooling::maximum}});
+    return a;
+}
+
+kvtrim::criticalkv_config critical_of(policy_options& given) {
+    kvtrim::criticalkv_config c{.attention = attention_of(given)};
+    given.set("first_ratio", c.first_ratio);
+    given.set("epsilon", c.epsilon);
+    given.set("epsilon_relative", c.epsilon_relative, {{"0", false}, {"1", true}});
+    return c;
+}
+
+kvtrim::defensivekv_config defensive_of(policy_options& given, kvtrim::defensivekv_config c) {
+    given.set("kernel_tokens", c.attention.kernel_tokens);
+    given.set("floor_weight", c.attention.floor_weight);
+    given.set("attention_mass", c.attention_mass);
+    given.set("first_at_most", c.first_at_most);
+    given.set("safeguard_ratio", c.safeguard_ratio);
+    return c;
+}
+
+double safeguard_of(policy_options& given, double ratio) {
+    given.set("safeguard_ratio", ratio);
+    return ratio;
 }
 
 } // namespace
@@ -312,23 +347,41 @@ const std::vector<named_policy>& all_policies() {
             kvtrim::replayed{}, kvtrim::above_threshold{p.profile->budgets().threshold_of(share)},
             kvtrim::by_importance{}}};
     };
-    const auto from_afar = [](const layer_prompt&, const eviction_request&) {
-        return kvtrim::layer_afar(afar_tokens);
-    };
     const auto by_table = [](const layer_prompt& p, const eviction_request&) {
         return kvtrim::profiled(p.profile->budgets(), afar_tokens);
     };
     static const std::vector<named_policy> policies{
-        named("snapkv", kvtrim::snapkv()),
-        named("ada_snapkv", kvtrim::ada_snapkv()),
-        named("criticalkv", kvtrim::criticalkv()),
+        having_options([](policy_options& o) { return named("snapkv", kvtrim::snapkv(attention_of(o))); }),
+        having_options([](policy_options& o) {
+            return named("ada_snapkv",
+                         kvtrim::ada_snapkv(attention_of(o),
+                                            kvtrim::adaptive{.safeguard_ratio = safeguard_of(
+                                                                 o, kvtrim::adaptive{}.safeguard_ratio)}));
+        }),
+        having_options(
+            [](policy_options& o) { return named("criticalkv", kvtrim::criticalkv(critical_of(o))); }),
         critical_gram(),
-        named("ada_criticalkv", kvtrim::ada_criticalkv()),
-        named("defensivekv", kvtrim::defensivekv()),
-        named("consensuskv", kvtrim::consensuskv()),
+        having_options([](policy_options& o) {
+            return named("ada_criticalkv", kvtrim::ada_criticalkv(critical_of(o)));
+        }),
+        having_options(
+            [](policy_options& o) { return named("defensivekv", kvtrim::defensivekv(defensive_of(o, {}))); }),
+        having_options([](policy_options& o) {
+            kvtrim::consensuskv_config c{.attention = attention_of(o)};
+            o.set("lambda", c.lambda);
+            return named("consensuskv", kvtrim::consensuskv(c));
+        }),
         named("consensuskv_shared", kvtrim::consensuskv_shared()),
-        layer_wise("layer_ada_snapkv", kvtrim::layer_ada_snapkv()),
-        layer_wise("layer_defensivekv", kvtrim::layer_defensivekv()),
+        having_options([](policy_options& o) {
+            return layer_wise(
+                "layer_ada_snapkv",
+                kvtrim::layer_ada_snapkv(attention_of(o), safeguard_of(o, kvtrim::layer_safeguard_ratio)));
+        }),
+        having_options([](policy_options& o) {
+            return layer_wise("layer_defensivekv",
+                              kvtrim::layer_defensivekv(
+                                  defensive_of(o, {.safeguard_ratio = kvtrim::layer_safeguard_ratio})));
+        }),
         named_over_layers("pyramidkv", kvtrim::pyramidkv()),
         cake_policy(),
         named("tova", kvtrim::tova()),
@@ -349,34 +402,59 @@ const std::vector<named_policy>& all_policies() {
             [](const kvtrim::query_pair_means& m, const kvtrim::rope& r) {
                 return kvtrim::triattention(m, r);
             }),
-        named("rkv", kvtrim::rkv()),
+        having_options([](policy_options& o) {
+            kvtrim::rkv_config c;
+            o.set("search_tokens", c.search_tokens);
+            return named("rkv", kvtrim::rkv(c));
+        }),
         lagkv(),
         named("streaming_llm", kvtrim::streaming_llm()),
         named("key_norm", kvtrim::key_norm()),
         named("key_diff", kvtrim::key_diff()),
         key_diff_before_rope(),
         named("random", kvtrim::random()),
-        named("dropkv", kvtrim::dropkv()),
-        layer_dropkv("layer_dropkv", token_loss::output_square_sum),
+        having_options(
+            [](policy_options& o) { return named("dropkv", kvtrim::dropkv({}, safeguard_of(o, 0))); }),
+        having_options([](policy_options& o) {
+            return layer_dropkv("layer_dropkv", token_loss::output_square_sum, safeguard_of(o, 0));
+        }),
         of_pass("replay", scoring_pass::replay, token_loss::attention_maximum, by_all_rows),
         of_pass("replay_output", scoring_pass::replay, token_loss::output_square_sum, by_all_rows),
         of_pass("replay_threshold", scoring_pass::replay, token_loss::output_square_sum, by_threshold, true),
-        of_pass("layer_afar", scoring_pass::own, token_loss::output_square_sum, from_afar),
+        having_options([](policy_options& o) {
+            const double safeguard = safeguard_of(o, 0);
+            return of_pass("layer_afar", scoring_pass::own, token_loss::output_square_sum,
+                           [safeguard](const layer_prompt&, const eviction_request&) {
+                               return kvtrim::layer_afar(afar_tokens, safeguard);
+                           });
+        }),
         of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),
         profiled_policy("profiled_random", kvtrim::random_score{}),
-        with_safeguard(0.0),
-        with_safeguard(0.2),
-        with_safeguard(0.5),
-        with_safeguard(0.7),
-        with_safeguard(0.9),
     };
     return policies;
 }
 
-const named_policy& policy_named(const std::string& name) {
+const named_policy& policy_named(const std::string& text) {
+    static std::map<std::string, named_policy> variants;
+    const std::size_t colon = text.find(':');
+    const std::string name = text.substr(0, colon);
     for (const named_policy& p : all_policies()) {
-        if (p.name == name) { return p; }
+        if (p.name != name) { continue; }
+        if (colon == text.npos) { return p; }
+        if (!p.with_options) { throw std::invalid_argument(name + " has no options"); }
+        const auto [at, is_new] = variants.try_emplace(text);
+        if (!is_new) { return at->second; }
+        try {
+            policy_options given(std::string_view(text).substr(colon + 1));
+            named_policy made = p.with_options(given);
+            given.require_known();
+            made.name = text;
+            return at->second = std::move(made);
+        } catch (const std::invalid_argument& error) {
+            variants.erase(at);
+            throw std::invalid_argument(name + ": " + error.what());
+        }
     }
     throw std::invalid_argument("unknown policy " + name);
 }

@@ -5,6 +5,7 @@
 // kvtrim's policies by name, each a function from a prompt's layers to their plans.
 
 #include "cache.hpp"
+#include "policy_options.hpp"
 
 #include <kvtrim/allocate/row_profile.hpp>
 #include <kvtrim/core/request.hpp>
@@ -67,7 +68,8 @@ struct named_policy {
     scoring_pass pass = scoring_pass::none;
     kvtrim::token_loss loss = kvtrim::token_loss::attention_maximum; // of that pass
     bool needs_profile = false;
-    bool is_variant = false; // of another policy, with a default of kvtrim's set otherwise
+    // Makes the policy of this name with defaults of kvtrim's set otherwise; empty where it has no options. policy_named() asks.
+    std::function<named_policy(policy_options&)> with_options = {};
     // For a policy that can evict while the layers arrive: plays one prefill, with real caches, and returns the most
     // bytes of keys and values that were held at a time. Otherwise empty.
     std::function<double(std::span<const layer_prompt>, const kvtrim::eviction_request&,
@@ -79,10 +81,11 @@ struct named_policy {
 
 // Whether it is one of its own and plans from the layers alone, without a pass of its own or a table of the model.
 [[nodiscard]] inline bool is_plain(const named_policy& p) {
-    return p.pass == scoring_pass::none && !p.needs_profile && !p.is_variant;
+    return p.pass == scoring_pass::none && !p.needs_profile;
 }
 
-// Throws std::invalid_argument for an unknown name.
+// "NAME", or "NAME:OPTION=VALUE:..." (policy_options.hpp), which is another policy with the whole as its name. Throws
+// std::invalid_argument for an unknown name, option or value; a number out of range is refused when it plans.
 [[nodiscard]] const named_policy& policy_named(const std::string& name);
 
 } // namespace lm

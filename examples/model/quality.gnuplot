@@ -6,12 +6,12 @@
 set border 3 lc rgb "#808890"
 set tics nomirror textcolor rgb "#808890"
 set grid lc rgb "#808890" lw 0.4 dt 3
-set key outside right center textcolor rgb "#808890" samplen 2 spacing 1.3
+set key outside right center textcolor rgb "#808890" samplen 2 spacing 1.2 maxcols 1
 
 array colours[8] = ["#1f8fd0", "#e07b1f", "#2fa35a", "#c75fb5", "#d9493f", "#9a8a2a", "#7a6fd8", "#3fa9a0"]
 array points[3] = [7, 5, 9]
-escaped = "sub(\"^# \", \"\"); gsub(\"_\", \"-\")"
-name(file, i) = system(sprintf("awk -v want=%d 'BEGIN { start = 1 } /^$/ { start = 1; next } start { ++seen; start = 0; if (seen == want) { %s; print } }' '%s'", i + 1, escaped, file))
+unmarked = "sub(\"^# \", \"\")"
+name(file, i) = system(sprintf("awk -v want=%d 'BEGIN { start = 1 } /^$/ { start = 1; next } start { ++seen; start = 0; if (seen == want) { %s; print } }' '%s'", i + 1, unmarked, file))
 blocks(file) = int(system("awk 'BEGIN { start = 1 } /^$/ { start = 1; next } start { ++seen; start = 0 } END { print seen }' '".file."'"))
 colour(i) = colours[i % 8 + 1]
 
@@ -22,7 +22,7 @@ set xlabel "cache kept, %" textcolor rgb "#808890"
 
 if (system("test -s '".stem.".kl.dat' && echo 1") eq "1") {
     file = stem.".kl.dat"
-    set terminal svg size 820,480 font "sans-serif,13" dynamic
+    set terminal svg size 980,520 font "sans-serif,13" noenhanced dynamic
     set output stem."-kl.svg"
     set title "Running text: KL of the next tokens, against the full cache" textcolor rgb "#808890"
     set ylabel "mean KL, nats a token" textcolor rgb "#808890"
@@ -33,7 +33,7 @@ if (system("test -s '".stem.".kl.dat' && echo 1") eq "1") {
 
 if (system("test -s '".stem.".accuracy.dat' && echo 1") eq "1") {
     file = stem.".accuracy.dat"
-    set terminal svg size 820,480 font "sans-serif,13" dynamic
+    set terminal svg size 980,520 font "sans-serif,13" noenhanced dynamic
     set output stem."-accuracy.svg"
     set title "Needles of numbers, question unseen: answers that stay right" textcolor rgb "#808890"
     set ylabel "share, mean over the tasks" textcolor rgb "#808890"
@@ -51,7 +51,7 @@ if (system("test -s '".stem.".budget.dat' && echo 1") eq "1") {
     set xrange [*:*]
     set autoscale fix
     set xtics autofreq
-    set terminal svg size 820,130 + 190 * pictures font "sans-serif,13" dynamic
+    set terminal svg size 820,130 + 190 * pictures font "sans-serif,13" noenhanced dynamic
     set output stem."-budget.svg"
     set palette defined (0 "#ffffff", 0.5 "#1f8fd0", 1 "#102040")
     set cbtics textcolor rgb "#808890"

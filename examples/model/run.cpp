@@ -5,6 +5,7 @@
 
 #include "calibrate.hpp"
 #include "load_model.hpp"
+#include "policy_check.hpp"
 #include "session.hpp"
 #include "tokenizer.hpp"
 
@@ -187,8 +188,6 @@ int run(const options& chosen) {
 
 int main(int argc, char** argv) {
     options chosen;
-    std::vector<std::string> names;
-    for (const named_policy& p : all_policies()) { names.push_back(p.name); }
     CLI::App app{"A real model answers from its full KV cache, and from a part of it that a policy chose"};
     app.add_option("-p,--prompt", chosen.question, "a question; without one the text is continued");
     app.add_option("-f,--file", chosen.text_file, "a text that the question is about")
@@ -196,7 +195,7 @@ int main(int argc, char** argv) {
     app.add_option("--model", chosen.model_file, "a GGUF file of the LLaMA architecture")
         ->required()
         ->check(CLI::ExistingFile);
-    app.add_option("--policy", chosen.policy)->check(CLI::IsMember(names))->capture_default_str();
+    app.add_option("--policy", chosen.policy)->check(is_policy())->capture_default_str();
     app.add_option("--keep", chosen.cut.kept_ratio, "share of the cache that stays")
         ->check(CLI::Range(1e-6, 1.0))
         ->capture_default_str();

@@ -18,7 +18,9 @@ may be left out. From bench/results: t(row) time with its unit, ms(row), s(row),
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
 kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
-answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
+answers(policy); of the values of an option ("policy:option") kls_of(option, value, tokens), answers_of(option, value), kl_against(option, value) and
+answers_against(option, value), in per cent of today's value, sample by sample, and at worst excess(option, value) of KL over the best
+value's and shortfall(option, value) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
 keep, file, text); of docs/results/tried-*.json
 right(score, keep, *seeds), answers, rights (each seed's), nll, and kl(score, *texts). Of every file: data, the JSON itself; cell(key=value, ...), the one row
 that has these values (among=data[...]: of another list of the file); two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
@@ -133,8 +135,47 @@ def names(file):
         def mean_right(policy, keep):
             return mean([r["accuracy"] for r in rows_of(policy, keep) if r["task"] != "text"])
 
-        def kl_of_all(keep, tokens):
-            return [of(p, keep, task="text", tokens=tokens)["kl_mean"] for p in policies]
+        # A policy whose name does not give the option has today's value.
+        def named(option, value):
+            return f"{option}={value}" if f"{option}={value}" in policies else option.split(":")[0]
+
+        def values_of(option):
+            return [p for p in policies if p == option.split(":")[0] or p.startswith(option + "=")]
+
+        def kl_of(policy, keep, tokens):
+            return of(policy, keep, task="text", tokens=tokens)["kl_mean"]
+
+        # Mean over samples, and its standard error, of differences between two policies, of which a row has one for each sample.
+        def paired(policy, other, is_text, difference):
+            samples = {}
+            for r in data["rows"]:
+                if r["policy"] == policy and (r["task"] == "text") == is_text:
+                    pairs = difference(r, of(other, r["kept_ratio"], task=r["task"], tokens=r["tokens"]))
+                    for n, d in enumerate(pairs):
+                        samples.setdefault((r["tokens"], n), []).append(d)
+            means = [mean(d) for d in samples.values()]
+            squares = sum((d - mean(means)) ** 2 for d in means)
+            return mean(means), math.sqrt(squares / len(means) / (len(means) - 1)) if len(means) > 1 else 0
+
+        def against(option, value, is_text, difference):
+            policy, today = named(option, value), option.split(":")[0]
+            if policy == today:
+                return "today"
+            change, error = paired(policy, today, is_text, difference)
+            return f"{100 * change:+.0f} ± {100 * error:.0f} %"
+
+        def kl_against(option, value):
+            return against(option, value, True, lambda r, today: [math.log(a / b) for a, b in zip(r["kl"], today["kl"])])
+
+        def answers_against(option, value):
+            return against(option, value, False, lambda r, today: [(a - b) / c for a, b, c in zip(r["right"], today["right"], r["asked"])])
+
+        def excess(option, value):
+            return max(kl_of(named(option, value), k, t) / min(kl_of(p, k, t) for p in values_of(option)) - 1
+                       for k in shares for t in lengths)
+
+        def shortfall(option, value):
+            return max(1 - mean_right(named(option, value), k) / max(mean_right(p, k) for p in values_of(option)) for k in shares)
 
         def errors(policy, keep):
             return of(policy, keep, task="text")["error_projected"]
@@ -147,8 +188,12 @@ def names(file):
             "mean_right": lambda p, k: f"{mean_right(p, k):.2f}",
             "kls": lambda p, tokens: " / ".join(f"{of(p, k, task='text', tokens=tokens)['kl_mean']:.4f}" for k in shares),
             "answers": lambda p: " / ".join(f"{mean_right(p, k):.2f}" for k in shares),
-            "excess": lambda p: max(of(p, k, task="text", tokens=t)["kl_mean"] / min(kl_of_all(k, t)) - 1 for k in shares for t in lengths),
-            "shortfall": lambda p: max(1 - mean_right(p, k) / max(mean_right(q, k) for q in policies) for k in shares),
+            "kls_of": lambda o, v, tokens: known["kls"](named(o, v), tokens),
+            "answers_of": lambda o, v: known["answers"](named(o, v)),
+            "kl_against": kl_against,
+            "answers_against": answers_against,
+            "excess": excess,
+            "shortfall": shortfall,
             "per_cent": lambda x: f"{100 * x:.0f} %",
             "below": lambda p, other, k: f"{100 * mean([a < b for a, b in zip(errors(p, k), errors(other, k))]):.0f}",
         }

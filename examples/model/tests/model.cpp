@@ -265,6 +265,57 @@ bool are_equal(const std::vector<kvtrim::keep_plan>& one, const std::vector<kvtr
     });
 }
 
+TEST_CASE("A policy with an option by name plans as one whose config has it") {
+    const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
+    session sequence(model, cache_format::f32, 256, {});
+    static_cast<void>(sequence.prefill(tiny::random_tokens(256), 32));
+    const cut_request half{.kept_ratio = 0.5};
+    const auto plans = [&](const char* text) { return sequence.plan(policy_named(text), half); };
+    // Each of the defaults by name, then another value.
+    for (const auto& [plain, same, other] : std::vector<std::array<const char*, 3>>{
+             {"snapkv", "snapkv:kernel_tokens=5:pool=average", "snapkv:pool=none"},
+             {"ada_snapkv", "ada_snapkv:safeguard_ratio=0.2", "ada_snapkv:safeguard_ratio=1"},
+             {"criticalkv", "criticalkv:epsilon=1e-4:epsilon_relative=0", "criticalkv:epsilon=1"},
+             {"defensivekv", "defensivekv:first_at_most=0.5", "defensivekv:first_at_most=1"},
+             {"layer_defensivekv", "layer_defensivekv:safeguard_ratio=0.7",
+              "layer_defensivekv:safeguard_ratio=0"},
+             {"consensuskv", "consensuskv:lambda=1", "consensuskv:lambda=0"},
+         }) {
+        INFO(other);
+        CHECK(policy_named(other).name == other);
+        CHECK(are_equal(plans(same), plans(plain)));
+        CHECK_FALSE(are_equal(plans(other), plans(plain)));
+    }
+    CHECK(&policy_named("snapkv:pool=none") == &policy_named("snapkv:pool=none"));
+    CHECK_THROWS(plans("snapkv:kernel_tokens=4")); // kvtrim refuses
+}
+
+TEST_CASE("What is no option, no value or no policy is refused with its name") {
+    for (const auto& [text, message] : std::vector<std::pair<const char*, const char*>>{
+             {"no_policy:pool=none", "unknown policy no_policy"},
+             {"random:seed=1", "random has no options"},
+             {"snapkv:", "snapkv: '' is not option=value"},
+             {"snapkv:pool=none:", "snapkv: '' is not option=value"},
+             {"snapkv:pool", "snapkv: 'pool' is not option=value"},
+             {"snapkv:=3", "snapkv: '=3' is not option=value"},
+             {"snapkv:kernel=3", "snapkv: no option 'kernel'; there is kernel_tokens, pool"},
+             {"snapkv:kernel_tokens=3.5", "snapkv: kernel_tokens=3.5 is not a number"},
+             {"snapkv:kernel_tokens=", "snapkv: kernel_tokens= is not a number"},
+             {"snapkv:pool=max", "snapkv: pool=max is not one of none, average, maximum"},
+             {"snapkv:pool=none:pool=none", "snapkv: pool is given twice"},
+         }) {
+        INFO(text);
+        std::string said; // twice: what was refused is not remembered
+        for (int i = 0; i < 2; ++i) {
+            try {
+                static_cast<void>(policy_named(text));
+            } catch (const std::invalid_argument& error) { said = error.what(); }
+            CHECK(said == message);
+            said.clear();
+        }
+    }
+}
+
 TEST_CASE("One replay for two losses scores as one for each") {
     const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
     session sequence(model, cache_format::f32, 600, {{1, 2, 3}, nullptr});
