@@ -422,11 +422,15 @@ const std::vector<named_policy>& all_policies() {
         of_pass("replay_output", scoring_pass::replay, token_loss::output_square_sum, by_all_rows),
         of_pass("replay_threshold", scoring_pass::replay, token_loss::output_square_sum, by_threshold, true),
         having_options([](policy_options& o) {
+            index_t nearest = afar_tokens;
+            o.set("nearest", nearest);
             const double safeguard = safeguard_of(o, 0);
-            return of_pass("layer_afar", scoring_pass::own, token_loss::output_square_sum,
-                           [safeguard](const layer_prompt&, const eviction_request&) {
-                               return kvtrim::layer_afar(afar_tokens, safeguard);
-                           });
+            named_policy p = of_pass("layer_afar", scoring_pass::own, token_loss::output_square_sum,
+                                     [=](const layer_prompt&, const eviction_request&) {
+                                         return kvtrim::layer_afar(nearest, safeguard);
+                                     });
+            p.nearest = nearest;
+            return p;
         }),
         of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),

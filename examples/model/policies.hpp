@@ -28,7 +28,7 @@ enum class observed { window, whole_prompt };
 // second one behind it.
 enum class scoring_pass { none, own, replay };
 
-// How near before a query rows are not scored by it, where the prompt's own pass scores.
+// How near before a query rows are not scored by it, where the prompt's own pass scores, unless a policy says otherwise.
 inline constexpr index_t afar_tokens = 64;
 
 // One layer of a prefilled prompt.
@@ -67,6 +67,7 @@ struct named_policy {
     plan_function plan = {};
     scoring_pass pass = scoring_pass::none;
     kvtrim::token_loss loss = kvtrim::token_loss::attention_maximum; // of that pass
+    index_t nearest = afar_tokens;                                   // of the own pass
     bool needs_profile = false;
     // Makes the policy of this name with defaults of kvtrim's set otherwise; empty where it has no options. policy_named() asks.
     std::function<named_policy(policy_options&)> with_options = {};

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <new>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -119,7 +120,9 @@ std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const c
              .tokens = prompt_tokens_,
              .window_tokens = std::min(chosen.window_tokens, queries.extent(1)),
              .stream_power = static_cast<float>(stream_power_[l] / static_cast<double>(prompt_tokens_)),
-             .scored = policy.pass == scoring_pass::none ? nullptr : &scored_[{policy.pass, policy.loss}][l],
+             .scored = policy.pass == scoring_pass::none
+                           ? nullptr
+                           : &scored_[{policy.pass, policy.nearest, policy.loss}][l],
              .profile = aids_.profile});
     }
     std::vector<kvtrim::keep_plan> plans(caches_.size());
@@ -143,21 +146,23 @@ std::vector<float> session::gram(std::size_t layer, bool in_stream_units) const 
 }
 
 void session::score_for(std::span<const named_policy* const> policies) {
-    for (const scoring_pass pass : {scoring_pass::own, scoring_pass::replay}) {
-        std::vector<kvtrim::token_loss> losses;
-        for (const named_policy* p : policies) {
-            const bool is_new = p->pass == pass && !scored_.contains({pass, p->loss}) &&
-                                std::find(losses.begin(), losses.end(), p->loss) == losses.end();
-            if (is_new) { losses.push_back(p->loss); }
+    std::map<std::pair<scoring_pass, index_t>, std::set<kvtrim::token_loss>> passes;
+    for (const named_policy* p : policies) {
+        if (p->pass != scoring_pass::none && !scored_.contains({p->pass, p->nearest, p->loss})) {
+            passes[{p->pass, p->nearest}].insert(p->loss);
         }
-        if (losses.empty()) { continue; }
-        std::vector<layer_scores> scores = score(pass, losses);
-        for (std::size_t i = 0; i < losses.size(); ++i) { scored_[{pass, losses[i]}] = std::move(scores[i]); }
+    }
+    for (const auto& [pass, wanted] : passes) {
+        const std::vector<kvtrim::token_loss> losses(wanted.begin(), wanted.end());
+        std::vector<layer_scores> scores = score(pass.first, losses, pass.second);
+        for (std::size_t i = 0; i < losses.size(); ++i) {
+            scored_[{pass.first, pass.second, losses[i]}] = std::move(scores[i]);
+        }
     }
 }
 
-std::vector<session::layer_scores> session::score(scoring_pass pass,
-                                                  std::span<const kvtrim::token_loss> losses) const {
+std::vector<session::layer_scores>
+session::score(scoring_pass pass, std::span<const kvtrim::token_loss> losses, index_t nearest) const {
     constexpr std::size_t part_tokens = 512;
     const model_config& c = model_.config;
     std::vector<layer_scores> scores(losses.size());
@@ -180,8 +185,7 @@ std::vector<session::layer_scores> session::score(scoring_pass pass,
                          const head_tensor& queries) {
         const auto seen = kvtrim::layer(keys, values).with_queries(rows_of(queries));
         const auto feed = [&](kvtrim::replay_scores& to, const auto& in) {
-            require(pass == scoring_pass::own ? to.add_own(in, {}, afar_tokens, memory)
-                                              : to.add(in, {}, memory));
+            require(pass == scoring_pass::own ? to.add_own(in, {}, nearest, memory) : to.add(in, {}, memory));
         };
         for (layer_scores& of_loss : scores) {
             if (of_loss[l].loss() == kvtrim::token_loss::attention_maximum) {

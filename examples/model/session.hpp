@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <span>
+#include <tuple>
 #include <vector>
 
 namespace lm {
@@ -46,11 +47,11 @@ class session {
     // What the policy keeps of the prompt. Throws std::runtime_error if kvtrim refuses.
     [[nodiscard]] std::vector<kvtrim::keep_plan> plan(const named_policy& policy, const cut_request& request);
 
-    // What a pass over the prompt makes of its rows: for each loss, per layer. The own pass asks for all of the prompt's queries;
-    // the replay feeds the prompt again, a part at a time behind replay_lead, each part over the whole prompt.
+    // What a pass over the prompt makes of its rows: for each loss, per layer. The own pass asks for all of the prompt's queries,
+    // and leaves out rows nearer than `nearest`; the replay feeds the prompt again, a part at a time behind replay_lead, each part over the whole prompt.
     using layer_scores = std::vector<kvtrim::replay_scores>;
-    [[nodiscard]] std::vector<layer_scores> score(scoring_pass pass,
-                                                  std::span<const kvtrim::token_loss> losses) const;
+    [[nodiscard]] std::vector<layer_scores>
+    score(scoring_pass pass, std::span<const kvtrim::token_loss> losses, index_t nearest = afar_tokens) const;
 
     // Runs the passes that these policies want, each once for all of them. plan() does so for a policy that was not named here.
     void score_for(std::span<const named_policy* const> policies);
@@ -79,7 +80,8 @@ class session {
     std::vector<head_tensor> queries_; // the prompt's newest
     std::vector<double>
         stream_power_; // per layer, sum over the prompt of 1 / x^2, x the length of the stream
-    std::map<std::pair<scoring_pass, kvtrim::token_loss>, layer_scores> scored_;
+    std::map<std::tuple<scoring_pass, index_t, kvtrim::token_loss>, layer_scores>
+        scored_; // by pass, nearest and loss
     index_t tokens_ = 0;
     index_t prompt_tokens_ = 0;
 };

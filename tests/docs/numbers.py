@@ -18,8 +18,8 @@ may be left out. From bench/results: t(row) time with its unit, ms(row), s(row),
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
 kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
-answers(policy); of the values of an option ("policy:option") kls_of(option, value, tokens), answers_of(option, value), kl_against(option, value) and
-answers_against(option, value), in per cent of today's value, sample by sample, and at worst excess(option, value) of KL over the best
+answers(policy); of the values of an option ("policy:option") kls_of(option, value, tokens), answers_of(option, value), kl_against(option, value) in per
+cent and answers_against(option, value), what differs from today's value, sample by sample, and at worst excess(option, value) of KL over the best
 value's and shortfall(option, value) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
 keep, file, text); of docs/results/tried-*.json
 right(score, keep, *seeds), answers, rights (each seed's), nll, and kl(score, *texts). Of every file: data, the JSON itself; cell(key=value, ...), the one row
@@ -157,18 +157,17 @@ def names(file):
             squares = sum((d - mean(means)) ** 2 for d in means)
             return mean(means), math.sqrt(squares / len(means) / (len(means) - 1)) if len(means) > 1 else 0
 
-        def against(option, value, is_text, difference):
+        def against(option, value, is_text, difference, text_of):
             policy, today = named(option, value), option.split(":")[0]
-            if policy == today:
-                return "today"
-            change, error = paired(policy, today, is_text, difference)
-            return f"{100 * change:+.0f} ± {100 * error:.0f} %"
+            return "" if policy == today else text_of(*paired(policy, today, is_text, difference))
 
         def kl_against(option, value):
-            return against(option, value, True, lambda r, today: [math.log(a / b) for a, b in zip(r["kl"], today["kl"])])
+            return against(option, value, True, lambda r, today: [math.log(a / b) for a, b in zip(r["kl"], today["kl"])],
+                           lambda log, error: f"{100 * math.expm1(log):+.0f} ± {100 * math.exp(log) * error:.0f} %")
 
         def answers_against(option, value):
-            return against(option, value, False, lambda r, today: [(a - b) / c for a, b, c in zip(r["right"], today["right"], r["asked"])])
+            return against(option, value, False, lambda r, today: [(a - b) / c for a, b, c in zip(r["right"], today["right"], r["asked"])],
+                           lambda share, error: f"{share:+.2f} ± {error:.2f}")
 
         def excess(option, value):
             return max(kl_of(named(option, value), k, t) / min(kl_of(p, k, t) for p in values_of(option)) - 1

@@ -268,7 +268,7 @@ bool are_equal(const std::vector<kvtrim::keep_plan>& one, const std::vector<kvtr
 TEST_CASE("A policy with an option by name plans as one whose config has it") {
     const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
     session sequence(model, cache_format::f32, 256, {});
-    static_cast<void>(sequence.prefill(tiny::random_tokens(256), 32));
+    static_cast<void>(sequence.prefill(tiny::random_tokens(256), 256));
     const cut_request half{.kept_ratio = 0.5};
     const auto plans = [&](const char* text) { return sequence.plan(policy_named(text), half); };
     // Each of the defaults by name, then another value.
@@ -278,8 +278,9 @@ TEST_CASE("A policy with an option by name plans as one whose config has it") {
              {"criticalkv", "criticalkv:epsilon=1e-4:epsilon_relative=0", "criticalkv:epsilon=1"},
              {"defensivekv", "defensivekv:first_at_most=0.5", "defensivekv:first_at_most=1"},
              {"layer_defensivekv", "layer_defensivekv:safeguard_ratio=0.7",
-              "layer_defensivekv:safeguard_ratio=0"},
+              "layer_defensivekv:safeguard_ratio=1"},
              {"consensuskv", "consensuskv:lambda=1", "consensuskv:lambda=0"},
+             {"layer_afar", "layer_afar:nearest=64:safeguard_ratio=0", "layer_afar:nearest=8"},
          }) {
         INFO(other);
         CHECK(policy_named(other).name == other);
