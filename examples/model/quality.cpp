@@ -177,7 +177,7 @@ int show(const options& chosen) {
 int main(int argc, char** argv) {
     options chosen;
     quality_request& request = chosen.request;
-    std::vector<std::string> tasks(needle_tasks.begin(), needle_tasks.end());
+    std::vector<std::string> tasks(all_needle_tasks.begin(), all_needle_tasks.end());
     tasks.emplace_back("text");
 
     CLI::App app{"What eviction policies keep of a model's abilities, against its full cache"};

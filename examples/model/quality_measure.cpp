@@ -297,7 +297,7 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
         // In an order in which samples of the same context are neighbours.
         for (const needle_values values : request.values) {
             const std::string name = values == needle_values::numbers ? "numbers" : "words";
-            for (const std::string_view task : needle_tasks) {
+            for (const std::string_view task : all_needle_tasks) {
                 if (std::find(request.tasks.begin(), request.tasks.end(), task) == request.tasks.end()) {
                     continue;
                 }

@@ -27,7 +27,7 @@ namespace lm {
 struct quality_request {
     std::vector<std::string> policies;
     std::vector<double> kept_ratios;
-    std::vector<std::string> tasks; // of needle_tasks, and "text"
+    std::vector<std::string> tasks; // of all_needle_tasks, and "text"
     std::vector<needle_values> values;
     std::vector<bool> question_seen; // the cut happens behind the question, before it, or each in turn
     std::vector<index_t> tokens;

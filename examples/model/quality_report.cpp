@@ -177,7 +177,7 @@ std::string text_table(const quality_results& results, index_t tokens) {
 // Of the needle tasks that have answers, each as much as the others; the mean is below 0 where none has.
 estimate mean_over_tasks(const quality_results& results, quality_key key) {
     double sum = 0, squares = 0, count = 0;
-    for (const std::string_view task : needle_tasks) {
+    for (const std::string_view task : all_needle_tasks) {
         key.task = task;
         const auto at = results.cells.find(key);
         if (at == results.cells.end() || mean(at->second.asked) == 0) { continue; }
@@ -197,7 +197,7 @@ std::string needle_table(const quality_results& results, index_t tokens, const s
     const auto axes = axes_of(results, is_here);
     if (axes.policies.empty()) { return ""; }
     std::vector<std::string> tasks;
-    for (const std::string_view task : needle_tasks) {
+    for (const std::string_view task : all_needle_tasks) {
         const quality_key key{tokens, std::string(task), values, seen, "full", 1};
         if (results.cells.contains(key)) { tasks.emplace_back(task); }
     }

@@ -29,6 +29,9 @@ inline constexpr std::uint64_t first_judging_seed = 1000;
 
 inline constexpr std::array<std::string_view, 4> needle_tasks{"single", "multikey", "multiquery",
                                                               "multivalue"};
+// With those that the demo's model alone was trained for.
+inline constexpr std::array<std::string_view, 7> all_needle_tasks{
+    "single", "multikey", "multiquery", "multivalue", "chain", "freqword", "dense"};
 
 enum class needle_values { numbers, words };
 
