@@ -74,6 +74,18 @@ TEST_CASE("A context has exactly as many tokens as were asked for, and every val
     }
     CHECK_THROWS_AS(w.source->needles("single", needle_values::numbers, 64, 0), std::invalid_argument);
     CHECK_THROWS_AS(w.source->needles("most", needle_values::numbers, 1024, 0), std::invalid_argument);
+    CHECK_THROWS_AS(w.source->needles("chain", needle_values::numbers, 1024, 0), std::invalid_argument);
+}
+
+TEST_CASE("The demo's samples have every task, each with a question and its answer") {
+    const auto source = recall_source();
+    for (const std::string_view task : all_needle_tasks) {
+        INFO(task);
+        const needle_sample s = source->needles(task, needle_values::numbers, 512, 3);
+        CHECK(std::ssize(s.context) == 512);
+        REQUIRE_FALSE(s.questions.empty());
+        for (const asked_question& q : s.questions) { CHECK(q.values.back().end == std::ssize(q.answer)); }
+    }
 }
 
 TEST_CASE("One question for all keys is asked about the text with a question for each") {
