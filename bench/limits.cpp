@@ -3,7 +3,7 @@
 
 #include "limits.hpp"
 
-#include <kvtrim/kernels/amx_tiles.hpp>
+#include <kvtrim/simd/amx_tiles.hpp>
 #include <kvtrim/simd/cpu.hpp>
 #include <kvtrim/simd/simd.hpp>
 
@@ -67,7 +67,7 @@ KVTRIM_TARGET_AVX512 void multiply_add_avx512(index_t steps) {
 }
 
 KVTRIM_TARGET_AMX void multiply_tiles(index_t steps) {
-    using tiles = kvtrim::kernels::amx_tiles;
+    using tiles = kvtrim::simd::amx_tiles;
     tiles::configure(); // all zeros
     for (index_t i = 0; i < steps; ++i) {
         tiles::multiply_add<0, 4, 6>();

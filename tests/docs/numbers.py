@@ -11,7 +11,7 @@
 
 The check fails where the lower text is not what the upper one gives (--write writes it), and where a section holds a measured quantity, or
 a table a fraction, outside of such a block, and neither the section nor one that it is a part of (but for the page's first) names a `./dev`
-command or a test (`ctest -R`) or links to a file of results. A page whose beginning says "All figures" of a command or a file is one section.
+command that measures, or a test (`ctest -R`) or links to a file of results. A page whose beginning says "All figures" of a command or a file is one section.
 
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
@@ -38,9 +38,10 @@ import markdown
 BLOCK = re.compile(r"(?P<head><!-- results (?P<files>\S+(?: \S+)*)\n(?P<template>.*?)-->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.S)
 # What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a fraction in a table.
 MEASURED = re.compile(
-    r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|MiB|GiB|GFLOP/s|GB/s|times as (?:fast|long))(?![\w/])"
+    r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|seconds|minutes|hours|KiB|MiB|GiB|kB|MB|GB|"
+    r"(?:GFLOP|GB|MB|tokens|rows)/s|tokens per second|times (?:as (?:fast|long|much|many)|faster|slower|more|less|fewer))(?![\w/])"
     r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|^\|.*?(?<![\w.])[0-9]{0,3}\.[0-9]+(?![\w.]).*\|$", re.M)
-SOURCE = re.compile(r"\./dev [a-z]|ctest -R|results/[\w.-]+\.(json|md)\)")
+SOURCE = re.compile(r"\./dev (?:bench|conformance|demo|fuzz|llama|mutate|quality|run|study|table|test|matrix)\b|ctest -R|results/[\w.-]+\.(?:json|md)\)")
 
 
 def two(x):

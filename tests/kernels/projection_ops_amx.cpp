@@ -137,7 +137,7 @@ TEST_CASE("projection_ops_amx: the instructions of its tiles give what the emula
     for (int n = 0; n < 20; ++n) {
         const norms_case c = random_case(r, r.between(1, 70), r.between(1, 100), r.between(1, 70));
         CAPTURE(n, c.rows, c.inner, c.columns);
-        CHECK(norms_of<kernels::amx_tiles>(c) == norms_of<support::emulated_tiles>(c));
+        CHECK(norms_of<simd::amx_tiles>(c) == norms_of<support::emulated_tiles>(c));
     }
 }
 #endif

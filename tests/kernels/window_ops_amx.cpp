@@ -165,7 +165,7 @@ TEST_CASE("window_ops_amx: the instructions of its tiles give what the emulated 
     for (int n = 0; n < 20; ++n) {
         const logits_case c = random_case(r, r.between(1, 70), r.between(1, 70), r.between(1, 100));
         CAPTURE(n, c.rows, c.tokens, c.dim);
-        CHECK(logits_of<kernels::amx_tiles>(c) == logits_of<support::emulated_tiles>(c));
+        CHECK(logits_of<simd::amx_tiles>(c) == logits_of<support::emulated_tiles>(c));
     }
 }
 #endif

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// kernels::amx_tiles in plain C++, for machines without AMX: the same registers, products and roundings.
+// simd::amx_tiles in plain C++, for machines without AMX: the same registers, products and roundings.
 //
 // Source: TDPBF16PS in Intel's Software Developer's Manual, volume 2. Even and odd products are summed apart with fused
 // multiply-adds, then both sums are added to C; rounded to nearest, denormals read and written as 0.

@@ -3,7 +3,7 @@
 #pragma once
 
 // Runs the AMX instructions of this program on a machine without them: each traps, is decoded and handed to
-// emulated_tiles. What is tested this way is the code that the compiler made of kernels::amx_tiles: which instruction, which
+// emulated_tiles. What is tested this way is the code that the compiler made of simd::amx_tiles: which instruction, which
 // registers, which memory, in which order among the stores and loads around it.
 //
 // Source: the encodings of LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILESTORED and TDPBF16PS in Intel's Software
@@ -13,7 +13,7 @@
 
 #if KVTRIM_HAS_X86 && defined(__linux__)
 
-#include <kvtrim/kernels/amx_tiles.hpp>
+#include <kvtrim/simd/amx_tiles.hpp>
 
 #include <csignal>
 #include <ucontext.h>
@@ -94,7 +94,7 @@ class trapped_tiles {
 
     static void run(const unsigned char* code, const instruction& i) {
         if (i.opcode == 0x49 && i.prefix == 0 && i.in_memory) {
-            const kvtrim::kernels::amx_configuration expected;
+            const kvtrim::simd::amx_configuration expected;
             if (std::memcmp(i.address, &expected, sizeof expected) != 0) { refuse(code); }
             emulated_tiles::configure();
         } else if (i.opcode == 0x49 && i.prefix == 0) {

@@ -8,13 +8,11 @@
 //
 // A is read in place, 16 rows at a time; B in two tiles of 16 columns, [16 pairs of rows][16 columns][2]. The caller pads
 // with zeros what is not a whole step of 32.
-// Numerics: exact products of bf16, summed in float; denormals count as 0 (kernels/amx_tiles.hpp).
+// Numerics: exact products of bf16, summed in float; denormals count as 0 (simd/amx_tiles.hpp).
 
 #include <kvtrim/core/element.hpp>
-#include <kvtrim/kernels/amx_tiles.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
-
-#define KVTRIM_INLINE_AVX512 __attribute__((always_inline)) KVTRIM_TARGET_AVX512 inline
+#include <kvtrim/simd/amx_tiles.hpp>
 
 namespace KVTRIM_NAMESPACE::kernels::amx {
 

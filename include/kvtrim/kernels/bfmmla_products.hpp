@@ -70,11 +70,6 @@ KVTRIM_BEGIN_NEON_BF16
 /// C [4 pairs of rows][4 pairs of columns], each [2][2].
 using sums_of_panel = float32x4_t[16];
 
-/// Not the compilers' intrinsic, which clang 14 has only where the whole program may use it.
-KVTRIM_INLINE void multiply_add(float32x4_t& c, uint16x8_t a, uint16x8_t b) {
-    __asm__("bfmmla %0.4s, %1.8h, %2.8h" : "+w"(c) : "w"(a), "w"(b));
-}
-
 KVTRIM_INLINE uint16x8_t load_eight(const bf16* from) {
     return vld1q_u16(reinterpret_cast<const std::uint16_t*>(from));
 }
@@ -92,11 +87,11 @@ KVTRIM_INLINE void multiply_step(const bf16* const (&rows)[8], index_t at, const
     }
     KVTRIM_UNROLL
     for (int n = 0; n < 16; ++n) {
-        multiply_add(c[n], vreinterpretq_u16_u64(low[n / 4]), load_eight(panel + n % 4 * edge));
+        simd::neon::bfmmla(c[n], vreinterpretq_u16_u64(low[n / 4]), load_eight(panel + n % 4 * edge));
     }
     KVTRIM_UNROLL
     for (int n = 0; n < 16; ++n) {
-        multiply_add(c[n], vreinterpretq_u16_u64(high[n / 4]), load_eight(panel + (4 + n % 4) * edge));
+        simd::neon::bfmmla(c[n], vreinterpretq_u16_u64(high[n / 4]), load_eight(panel + (4 + n % 4) * edge));
     }
 }
 
@@ -137,13 +132,12 @@ inline void logits(const bf16* keys, index_t key_stride, index_t tokens, const b
             sums_of_panel c;
             multiply_panel({keys, key_stride, tokens, head_dim}, t, packed + r * whole_steps(head_dim), c);
             float* const to = out + t * rows + r;
-            const auto put = [&](index_t token, index_t column, float64x2_t x, auto some)
-                __attribute__((always_inline)) {
+            const auto put = [&](index_t token, index_t column, float64x2_t x, auto some) KVTRIM_INLINED {
                 if (t + token < tokens) {
                     some.store(to + token * rows + column, vreinterpretq_f32_f64(x) * unit);
                 }
             };
-            const auto put_all = [&](auto lanes_of) __attribute__((always_inline)) {
+            const auto put_all = [&](auto lanes_of) KVTRIM_INLINED {
                 KVTRIM_UNROLL
                 for (int n = 0; n < 16; n += 2) { // two rows of four columns
                     const float64x2_t left = vreinterpretq_f64_f32(c[n]),
@@ -154,7 +148,7 @@ inline void logits(const bf16* keys, index_t key_stride, index_t tokens, const b
                 }
             };
             if (r + edge <= rows) {
-                put_all([](index_t) __attribute__((always_inline)) { return neon::all_lanes{}; });
+                put_all([](index_t) KVTRIM_INLINED { return neon::all_lanes{}; });
             } else {
                 put_all([&](index_t column) { return neon::first_lanes(rows - r - column); });
             }
@@ -166,7 +160,7 @@ inline void logits(const bf16* keys, index_t key_stride, index_t tokens, const b
 /// sums [4 pairs of rows][2][2] += |C|, of as many columns as there are: 0 times an infinite element of the row is NaN, so
 /// padding is left out.
 KVTRIM_INLINE void fold_absolute(const sums_of_panel& c, index_t columns, float* sums) {
-    const auto fold_all = [&](auto kept) __attribute__((always_inline)) {
+    const auto fold_all = [&](auto kept) KVTRIM_INLINED {
         KVTRIM_UNROLL
         for (int p = 0; p < 4; ++p) {
             float32x4_t sum = vld1q_f32(sums + 4 * p);
@@ -176,9 +170,9 @@ KVTRIM_INLINE void fold_absolute(const sums_of_panel& c, index_t columns, float*
         }
     };
     if (columns >= edge) {
-        fold_all([](int, float32x4_t x) __attribute__((always_inline)) { return x; });
+        fold_all([](int, float32x4_t x) KVTRIM_INLINED { return x; });
     } else {
-        fold_all([&](int q, float32x4_t x) __attribute__((always_inline)) {
+        fold_all([&](int q, float32x4_t x) KVTRIM_INLINED {
             const uint32x4_t column = uint32x4_t{0, 1, 0, 1} + static_cast<std::uint32_t>(2 * q);
             return neon::keep(vcltq_u32(column, vdupq_n_u32(static_cast<std::uint32_t>(columns))), x);
         });
@@ -186,8 +180,8 @@ KVTRIM_INLINE void fold_absolute(const sums_of_panel& c, index_t columns, float*
 }
 
 /// The same of eight rows of A from `first` on times a panel. Not inlined: in the loops of its caller g++ 12 spills row pointers.
-__attribute__((noinline)) inline void fold_panel(const rows_in& a, index_t first, const bf16* panel,
-                                                 index_t columns, float* sums) {
+KVTRIM_NOINLINE inline void fold_panel(const rows_in& a, index_t first, const bf16* panel, index_t columns,
+                                       float* sums) {
     sums_of_panel c;
     multiply_panel(a, first, panel, c);
     fold_absolute(c, columns, sums);

@@ -16,6 +16,7 @@
 #include <kvtrim/core/element_rows.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
+#include <kvtrim/simd/prefetch.hpp>
 
 #include <cmath>
 #include <type_traits>

@@ -22,10 +22,10 @@ template <index_t Count, class Element>
 KVTRIM_INLINE void prefetch_lines(const Element* from, index_t at) {
     constexpr index_t line = 64 / static_cast<index_t>(sizeof(Element));
     if constexpr (Count < line) {
-        if (at % line == 0) { __builtin_prefetch(from, 0, 2); }
+        if (at % line == 0) { simd::prefetch_to_l2(from); }
     } else {
         KVTRIM_UNROLL
-        for (index_t i = 0; i < Count; i += line) { __builtin_prefetch(from + i, 0, 2); }
+        for (index_t i = 0; i < Count; i += line) { simd::prefetch_to_l2(from + i); }
     }
 }
 
@@ -57,14 +57,14 @@ KVTRIM_INLINE void decode_logits(const Key* const* rows, index_t next, index_t h
     for (index_t n = 0; n < 4 * decode_width; ++n) { sum[n] = broadcast(0.0f); }
     index_t d = 0;
     for (; d + two_vectors <= head_dim; d += two_vectors, queries += 4 * two_vectors) {
-        const auto whole = [&](index_t k, floats & first, floats & second) __attribute__((always_inline)) {
+        const auto whole = [&](index_t k, floats& first, floats& second) KVTRIM_INLINED {
             load_two(rows[k] + d, first, second);
             prefetch_lines<two_vectors>(rows[k] + d + next, d);
         };
         add_products(whole, queries, sum);
     }
     if (d < head_dim) {
-        const auto part = [&](index_t k, floats & first, floats & second) __attribute__((always_inline)) {
+        const auto part = [&](index_t k, floats& first, floats& second) KVTRIM_INLINED {
             load_first_of_two(rows[k] + d, head_dim - d, first, second);
             prefetch_lines<two_vectors>(rows[k] + d + next, d);
         };

@@ -28,11 +28,11 @@
 
 #include <kvtrim/kernels/quant_blocks.hpp>
 #include <kvtrim/kernels/scaled_codes.hpp>
+#include <kvtrim/simd/portable.hpp>
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -48,35 +48,19 @@ namespace detail {
     return scale;
 }
 
-// Four elements in the vectors of any instruction set.
-using four_floats = float __attribute__((vector_size(16)));
-using four_codes = std::int32_t __attribute__((vector_size(16)));
-
-[[nodiscard]] inline four_floats load_four(const float* x) {
-    four_floats v;
-    std::memcpy(&v, x, sizeof v);
-    return v;
-}
+// Four elements at a time, in the vectors that every target has.
+namespace four = simd::portable;
 
 // Rounds to nearest, ties to even: adding 1.5 * 2^23 leaves no bits behind the point. NaN becomes `highest`. Limits are
 // below 2^22.
-[[nodiscard]] inline four_codes to_codes(four_floats x, float lowest, float highest) {
+[[nodiscard]] inline four::ints to_codes(four::floats x, float lowest, float highest) {
     constexpr float aligner = 0x1.8p23f;
-    const four_floats low = lowest - four_floats{}, high = highest - four_floats{};
-    const four_floats below = x < high ? x : high;
-    const four_floats inside = below > low ? below : low;
-    return std::bit_cast<four_codes>(inside + aligner) - std::bit_cast<std::int32_t>(aligner);
+    const four::floats below = four::min(x, four::broadcast(highest));
+    const four::floats inside = four::max(below, four::broadcast(lowest));
+    return std::bit_cast<four::ints>(inside + aligner) - std::bit_cast<std::int32_t>(aligner);
 }
 [[nodiscard]] inline std::int32_t to_code(float x, float lowest, float highest) {
-    return to_codes(x - four_floats{}, lowest, highest)[0];
-}
-
-// The low bytes of codes.
-using four_bytes = std::int8_t __attribute__((vector_size(4)));
-
-inline void store_four(four_codes codes, void* to) {
-    const four_bytes bytes = __builtin_convertvector(codes, four_bytes);
-    std::memcpy(to, &bytes, sizeof bytes);
+    return to_codes(four::broadcast(x), lowest, highest)[0];
 }
 
 struct value_range {
@@ -85,22 +69,22 @@ struct value_range {
     bool is_finite = true;
 
     value_range(const float* x, index_t count) {
-        four_floats lows{}, highs{};
-        four_codes magnitudes{};
-        const auto add = [&](four_floats v) {
-            lows = v < lows ? v : lows;
-            highs = v > highs ? v : highs;
-            const four_codes magnitude = std::bit_cast<four_codes>(v) & 0x7fffffff;
-            magnitudes = magnitude > magnitudes ? magnitude : magnitudes;
+        four::floats lows{}, highs{};
+        four::mask special{}; // infinities and NaNs
+        const auto add = [&](four::floats v) {
+            lows = four::min(v, lows);
+            highs = four::max(v, highs);
+            const four::uints all_ones = four::broadcast(0x7f800000u);
+            special |= four::equal(std::bit_cast<four::uints>(v) & all_ones, all_ones);
         };
         const index_t whole = count - count % 4;
-        for (index_t i = 0; i < whole; i += 4) { add(load_four(x + i)); }
-        for (index_t i = whole; i < count; ++i) { add(x[i] - four_floats{}); }
+        for (index_t i = 0; i < whole; i += 4) { add(four::load(x + i)); }
+        for (index_t i = whole; i < count; ++i) { add(four::broadcast(x[i])); }
         for (int lane = 0; lane < 4; ++lane) {
             low = std::min(low, lows[lane]);
             high = std::max(high, highs[lane]);
-            is_finite = is_finite && magnitudes[lane] < 0x7f800000;
         }
+        is_finite = !four::any(special);
     }
     [[nodiscard]] float largest() const { return std::max(high, -low); }
     [[nodiscard]] float smaller() const { return std::min(high, -low); }
@@ -119,7 +103,7 @@ inline void encode_block(const float* x, block_q8_0& to) {
     to.scale = stored_scale(range.largest() / 127);
     const float inverse = inverse_of(to_float(to.scale));
     for (index_t i = 0; i < 32; i += 4) {
-        store_four(to_codes(load_four(x + i) * inverse, -127, 127), to.codes.data() + i);
+        four::store_low_bytes(to.codes.data() + i, to_codes(four::load(x + i) * inverse, -127, 127));
     }
     if (!range.is_finite) { to.scale = nan_scale; }
 }
@@ -131,9 +115,9 @@ inline void encode_block(const float* x, block_q4_0& to) {
     if (range.high >= -range.low && to.scale.bits != 0) { to.scale.bits |= 0x8000u; }
     const float inverse = inverse_of(to_float(to.scale));
     for (index_t i = 0; i < 16; i += 4) {
-        const four_codes low = to_codes(load_four(x + i) * inverse, -8, 7) + 8;
-        const four_codes high = to_codes(load_four(x + 16 + i) * inverse, -8, 7) + 8;
-        store_four(low | high << 4, to.codes.data() + i);
+        const four::ints low = to_codes(four::load(x + i) * inverse, -8, 7) + 8;
+        const four::ints high = to_codes(four::load(x + 16 + i) * inverse, -8, 7) + 8;
+        four::store_low_bytes(to.codes.data() + i, low | high << 4);
     }
     if (!range.is_finite) { to.scale = nan_scale; }
 }

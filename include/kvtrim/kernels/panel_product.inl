@@ -44,7 +44,7 @@ inline void multiply(const matrix_in& a, const float* b, index_t inner, const pa
     products<Rows, Vectors>(a, first_row, b, inner, sum);
     const index_t row = c.row;
     float* const first = c.data + first_row * row;
-    const auto put = [&](float* to, floats x, auto some) __attribute__((always_inline)) {
+    const auto put = [&](float* to, floats x, auto some) KVTRIM_INLINED {
         if constexpr (Accumulate) { x = x + some.load(to); }
         some.store(to, x);
     };
@@ -109,7 +109,7 @@ KVTRIM_INLINE void transpose(registers<lanes>& x) {
 // panel [inner][panel_columns] = the first `columns` of B, padded with zeros. Rows or columns of B have no gaps.
 inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float* panel) {
     if (b.step == 1) {
-        const auto copy = [&](auto lanes_of) __attribute__((always_inline)) {
+        const auto copy = [&](auto lanes_of) KVTRIM_INLINED {
             for (index_t k = 0; k < inner; ++k) {
                 KVTRIM_UNROLL
                 for (index_t v = 0; v < product_vectors; ++v) {
@@ -119,14 +119,14 @@ inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float
             }
         };
         if (columns >= panel_columns) {
-            copy([](index_t) __attribute__((always_inline)) { return all_lanes{}; });
+            copy([](index_t) KVTRIM_INLINED { return all_lanes{}; });
         } else {
-            copy([&](index_t v) __attribute__((always_inline)) { return first_lanes(columns - v * lanes); });
+            copy([&](index_t v) KVTRIM_INLINED { return first_lanes(columns - v * lanes); });
         }
         return;
     }
     for (index_t j = 0; j < panel_columns; j += lanes) {
-        const auto turn = [&](index_t k, index_t count, auto some) __attribute__((always_inline)) {
+        const auto turn = [&](index_t k, index_t count, auto some) KVTRIM_INLINED {
             registers<lanes> x;
             KVTRIM_UNROLL
             for (index_t i = 0; i < lanes; ++i) {
@@ -171,11 +171,10 @@ KVTRIM_INLINE float sum_of_elements(index_t length, const Step& step) {
 // Calls take(i, sum of row i) for `count` rows; step(i, sum, position, lanes) as above.
 template <class Step, class Take>
 KVTRIM_INLINE void sum_rows(index_t count, index_t length, const Step& step, const Take& take) {
-    const auto sum_all = [&](auto is_long) __attribute__((always_inline)) {
+    const auto sum_all = [&](auto is_long) KVTRIM_INLINED {
         for (index_t i = 0; i < count; ++i) {
-            const auto of_row = [&](floats sum, index_t d, auto some) __attribute__((always_inline)) {
-                return step(i, sum, d, some);
-            };
+            const auto of_row = [&](floats sum, index_t d, auto some)
+                                    KVTRIM_INLINED { return step(i, sum, d, some); };
             take(i, sum_of_elements<decltype(is_long)::value>(length, of_row));
         }
     };

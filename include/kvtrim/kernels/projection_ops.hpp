@@ -75,7 +75,7 @@ template <class = void>
     static constexpr projection_kernels tiles = [] {
         projection_kernels steps = avx512::projection_table;
         steps.pack_bf16 = amx::pack_matrix;
-        steps.add_bf16_l1 = amx::add_l1<amx_tiles>;
+        steps.add_bf16_l1 = amx::add_l1<simd::amx_tiles>;
         return steps;
     }();
     if (level >= cpu_level::amx) { return tiles; }

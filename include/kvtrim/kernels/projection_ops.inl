@@ -18,12 +18,12 @@ enum class fold { absolute, times_row };
 
 // Not inlined: inlined into the loops of its caller, clang spills some of the sums.
 template <fold Fold, index_t Rows>
-__attribute__((noinline)) inline void fold_products(const matrix_in& x, const float* panel, index_t inner,
-                                                    index_t first_column, index_t columns, index_t first_row,
-                                                    float* sums) {
+KVTRIM_NOINLINE inline void fold_products(const matrix_in& x, const float* panel, index_t inner,
+                                          index_t first_column, index_t columns, index_t first_row,
+                                          float* sums) {
     registers<Rows * product_vectors> product;
     products<Rows, product_vectors>(x, first_row, panel, inner, product);
-    const auto fold_all = [&](auto lanes_of) __attribute__((always_inline)) {
+    const auto fold_all = [&](auto lanes_of) KVTRIM_INLINED {
         KVTRIM_UNROLL
         for (index_t i = 0; i < Rows; ++i) {
             const index_t row = first_row + i;
@@ -43,11 +43,9 @@ __attribute__((noinline)) inline void fold_products(const matrix_in& x, const fl
         }
     };
     if (first_column + panel_columns <= columns) {
-        fold_all([](index_t) __attribute__((always_inline)) { return all_lanes{}; });
+        fold_all([](index_t) KVTRIM_INLINED { return all_lanes{}; });
     } else {
-        fold_all([&](index_t v) __attribute__((always_inline)) {
-            return first_lanes(columns - first_column - v * lanes);
-        });
+        fold_all([&](index_t v) KVTRIM_INLINED { return first_lanes(columns - first_column - v * lanes); });
     }
 }
 

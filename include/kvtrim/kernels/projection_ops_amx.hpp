@@ -47,7 +47,7 @@ KVTRIM_INLINE_AVX512 void fold_absolute(const float* c, index_t rows, index_t co
     }
 }
 
-/// projection_kernels::add_bf16_l1. Tiles: amx_tiles, or an emulation.
+/// projection_kernels::add_bf16_l1. Tiles: simd::amx_tiles, or an emulation.
 template <class Tiles>
 KVTRIM_TARGET_AMX void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed,
                               index_t inner, index_t columns, float* scratch, float* norms) {

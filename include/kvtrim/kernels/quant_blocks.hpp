@@ -18,6 +18,7 @@
 
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
+#include <kvtrim/simd/prefetch.hpp>
 
 #include <array>
 #include <cstddef>
@@ -95,7 +96,7 @@ template <class Block>
 void fetch_blocks(const Block* blocks, index_t count) {
     const auto* begin = reinterpret_cast<const char*>(blocks);
     for (index_t b = 0; b < count * static_cast<index_t>(sizeof(Block)); b += 64) {
-        __builtin_prefetch(begin + b);
+        simd::prefetch(begin + b);
     }
 }
 

@@ -19,37 +19,34 @@ KVTRIM_INLINE void decode_block(const block_q4_0& block, float* to) {
     for (index_t i = 0; i < 32 / lanes; ++i) { store(to + i * lanes, scale * codes[i]); }
 }
 
-// Sixteen codes, of elements 0 to 15 or 16 to 31.
-using code_vector = std::int8_t __attribute__((vector_size(16)));
-
-KVTRIM_INLINE void take_halves(const std::array<std::uint8_t, 16>& bytes, code_vector& low,
-                               code_vector& high) {
-    code_vector both;
-    __builtin_memcpy(&both, bytes.data(), sizeof both);
+// low, high: of elements 0 to 15 and 16 to 31.
+KVTRIM_INLINE void take_halves(const std::array<std::uint8_t, 16>& bytes, sixteen_bytes& low,
+                               sixteen_bytes& high) {
+    const sixteen_bytes both = load_sixteen(bytes.data());
     low = both & 15;
     high = (both >> 4) & 15;
 }
 
 // 16 where a bit of two bytes is set, else 0.
-KVTRIM_INLINE code_vector fifth_bits(std::uint8_t first, std::uint8_t second) {
+KVTRIM_INLINE sixteen_bytes fifth_bits(std::uint8_t first, std::uint8_t second) {
     const auto a = static_cast<std::int8_t>(first), b = static_cast<std::int8_t>(second);
-    const code_vector spread = {a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b};
-    const code_vector own_bit = {1, 2, 4, 8, 16, 32, 64, -128, 1, 2, 4, 8, 16, 32, 64, -128};
+    const sixteen_bytes spread = {a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b};
+    const sixteen_bytes own_bit = {1, 2, 4, 8, 16, 32, 64, -128, 1, 2, 4, 8, 16, 32, 64, -128};
     return ((spread & own_bit) != 0) & 16;
 }
 
 // codes [32]: the integers that the scale multiplies.
 template <class Block>
 KVTRIM_INLINE void take_codes(const Block& block, std::int8_t* codes) {
-    code_vector low, high;
+    sixteen_bytes low, high;
     take_halves(block.codes, low, high);
     if constexpr (requires { block.high_bits; }) {
         low |= fifth_bits(block.high_bits[0], block.high_bits[1]);
         high |= fifth_bits(block.high_bits[2], block.high_bits[3]);
     }
     if constexpr (std::is_same_v<Block, block_q5_0>) { low -= 16, high -= 16; }
-    __builtin_memcpy(codes, &low, sizeof low);
-    __builtin_memcpy(codes + 16, &high, sizeof high);
+    store(codes, low);
+    store(codes + 16, high);
     if constexpr (std::is_same_v<Block, block_iq4_nl>) { look_up(iq4_nl_values.data(), codes); }
 }
 

@@ -169,11 +169,10 @@ class query_tile {
         floats others = broadcast(0.0f); // x - x is 0 or NaN
         for (index_t t = 0; t < tile.count; ++t) {
             const float* const row = tile.values + t * tile.value_stride;
-            for_each_vector(
-                softmax_.value_dim, [&](index_t d, auto some) __attribute__((always_inline)) {
-                    const floats x = some.load(row + d);
-                    others = others + (x - x);
-                });
+            for_each_vector(softmax_.value_dim, [&](index_t d, auto some) KVTRIM_INLINED {
+                const floats x = some.load(row + d);
+                others = others + (x - x);
+            });
         }
         return sum_of_lanes(others) == 0;
     }

@@ -36,7 +36,7 @@ KVTRIM_INLINE_AVX512 void store_transposed(avx512::floats (&rows)[16], bf16* to)
 }
 
 /// A row of 32 bf16 from two vectors of weights [16], lane by lane: w0[0], w1[0], w0[1], ...
-__attribute__((always_inline)) KVTRIM_TARGET_AMX inline __m512i pair_up(__m512 w0, __m512 w1) {
+KVTRIM_INLINE_AMX __m512i pair_up(__m512 w0, __m512 w1) {
     alignas(64) static constexpr std::uint16_t order[step] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                               21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                               11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -46,7 +46,7 @@ __attribute__((always_inline)) KVTRIM_TARGET_AMX inline __m512i pair_up(__m512 w
 
 } // namespace amx
 
-/// query_tile of bf16. Tiles: amx_tiles, or an emulation.
+/// query_tile of bf16. Tiles: simd::amx_tiles, or an emulation.
 template <class Tiles>
 class basic_query_tile_amx {
   public:
@@ -210,7 +210,7 @@ class basic_query_tile_amx {
         const float* const logits = shared_.logits + half;
         const avx512::floats unit = avx512::broadcast(scale);
         const avx512::floats maximum = softmax_.raise(half, unit * avx512::highest_of(logits, keys));
-        const auto weights_of = [&](index_t t) __attribute__((always_inline)) KVTRIM_TARGET_AMX {
+        const auto weights_of = [&](index_t t) KVTRIM_INLINED KVTRIM_TARGET_AMX {
             return avx512::binary_weight_of(unit * avx512::load(logits + t * max_queries), maximum);
         };
         avx512::floats sum = avx512::broadcast(0.0f);
@@ -231,7 +231,7 @@ class basic_query_tile_amx {
 };
 
 /// The query tile on the processor's tiles.
-using query_tile_amx = basic_query_tile_amx<amx_tiles>;
+using query_tile_amx = basic_query_tile_amx<simd::amx_tiles>;
 
 namespace amx {
 

@@ -8,13 +8,11 @@ using namespace simd::KVTRIM_TARGET;
 inline void dots(const float* rows, index_t stride, index_t count, index_t length, const float* other,
                  float* out) {
     // Two loops, because a compiler takes the choice out of one at -O3 alone.
-    const auto take = [&](index_t i, float sum) __attribute__((always_inline)) {
-        out[i] = sum;
-    };
+    const auto take = [&](index_t i, float sum) KVTRIM_INLINED { out[i] = sum; };
     if (other == nullptr) {
         sum_rows(
             count, length,
-            [&](index_t i, floats sum, index_t d, auto some) __attribute__((always_inline)) {
+            [&](index_t i, floats sum, index_t d, auto some) KVTRIM_INLINED {
                 const floats x = some.load(rows + i * stride + d);
                 return fma(x, x, sum);
             },
@@ -23,9 +21,8 @@ inline void dots(const float* rows, index_t stride, index_t count, index_t lengt
     }
     sum_rows(
         count, length,
-        [&](index_t i, floats sum, index_t d, auto some) __attribute__((always_inline)) {
-            return fma(some.load(rows + i * stride + d), some.load(other + d), sum);
-        },
+        [&](index_t i, floats sum, index_t d, auto some)
+            KVTRIM_INLINED { return fma(some.load(rows + i * stride + d), some.load(other + d), sum); },
         take);
 }
 
@@ -33,23 +30,22 @@ inline void add_absolute(const float* rows, index_t stride, index_t count, index
     sum_rows(
         count, length,
         [&](index_t i, floats sum, index_t d, auto some)
-            __attribute__((always_inline)) { return sum + absolute(some.load(rows + i * stride + d)); },
-        [&](index_t i, float sum) __attribute__((always_inline)) { out[i] += sum; });
+            KVTRIM_INLINED { return sum + absolute(some.load(rows + i * stride + d)); },
+        [&](index_t i, float sum) KVTRIM_INLINED { out[i] += sum; });
 }
 
 inline void condition_logits(float* logits, index_t count, float soft_cap) {
     if (soft_cap > 0) { cap_logits(logits, count, logit_cap{soft_cap}); }
-    for_each_vector(
-        count, [&](index_t i, auto some) __attribute__((always_inline)) {
-            const floats x = some.load(logits + i); // max and min give their second operand for NaN
-            some.store(logits + i, min(max(x, broadcast(masked_logit)), broadcast(largest_logit)));
-        });
+    for_each_vector(count, [&](index_t i, auto some) KVTRIM_INLINED {
+        const floats x = some.load(logits + i); // max and min give their second operand for NaN
+        some.store(logits + i, min(max(x, broadcast(masked_logit)), broadcast(largest_logit)));
+    });
 }
 
 // Four vectors of columns at a time, so that the additions do not wait for each other.
 inline void add_over_rows(const float* rows, index_t stride, index_t count, index_t length,
                           const float* weights, double* sums) {
-    const auto add = [&](auto vectors, index_t first, auto some) __attribute__((always_inline)) {
+    const auto add = [&](auto vectors, index_t first, auto some) KVTRIM_INLINED {
         constexpr index_t columns = decltype(vectors)::value;
         registers<columns> sum;
         KVTRIM_UNROLL
@@ -79,32 +75,28 @@ inline void add_over_rows(const float* rows, index_t stride, index_t count, inde
 }
 
 inline void add_row(const float* from, index_t count, float* into) {
-    for_each_vector(
-        count, [&](index_t i, auto some) __attribute__((always_inline)) {
-            some.store(into + i, some.load(into + i) + some.load(from + i));
-        });
+    for_each_vector(count, [&](index_t i, auto some) KVTRIM_INLINED {
+        some.store(into + i, some.load(into + i) + some.load(from + i));
+    });
 }
 
 inline void raise_row(const float* from, index_t count, float* into) {
-    for_each_vector(
-        count, [&](index_t i, auto some) __attribute__((always_inline)) {
-            some.store(into + i, max(some.load(from + i), some.load(into + i)));
-        });
+    for_each_vector(count, [&](index_t i, auto some) KVTRIM_INLINED {
+        some.store(into + i, max(some.load(from + i), some.load(into + i)));
+    });
 }
 
 inline void weigh_row(float* row, index_t count, float added, const float* weights) {
-    for_each_vector(
-        count, [&](index_t i, auto some) __attribute__((always_inline)) {
-            some.store(row + i, (some.load(row + i) + broadcast(added)) * some.load(weights + i));
-        });
+    for_each_vector(count, [&](index_t i, auto some) KVTRIM_INLINED {
+        some.store(row + i, (some.load(row + i) + broadcast(added)) * some.load(weights + i));
+    });
 }
 
 inline void scale_rows(float* rows, index_t count, index_t length, const float* factors) {
     for (index_t i = 0; i < count; ++i, rows += length) {
-        for_each_vector(
-            length, [&](index_t d, auto some) __attribute__((always_inline)) {
-                some.store(rows + d, some.load(rows + d) * broadcast(factors[i]));
-            });
+        for_each_vector(length, [&](index_t d, auto some) KVTRIM_INLINED {
+            some.store(rows + d, some.load(rows + d) * broadcast(factors[i]));
+        });
     }
 }
 
@@ -131,53 +123,49 @@ inline void deviations(const float* rows, index_t stride, index_t count, index_t
     const auto channels = static_cast<double>(length);
     for (index_t i = 0; i < count; ++i) {
         const float* const row = rows + i * stride;
-        const auto scaled = [&](index_t d, auto some) __attribute__((always_inline)) {
+        const auto scaled = [&](index_t d, auto some) KVTRIM_INLINED {
             return (some.load(row + d) - some.load(low + d)) * some.load(scale + d);
         };
         const double mean = sum_of_doubles(length, scaled) / channels;
-        const double squares = sum_of_doubles(
-            length, [&](index_t d, auto some) __attribute__((always_inline)) {
-                const auto distance = scaled(d, some) - mean;
-                return distance * distance;
-            });
+        const double squares = sum_of_doubles(length, [&](index_t d, auto some) KVTRIM_INLINED {
+            const auto distance = scaled(d, some) - mean;
+            return distance * distance;
+        });
         out[i] = length > 1 ? std::sqrt(squares / (channels - 1)) : 0.0 * squares; // NaN stays NaN
     }
 }
 
 inline void fold_bounds(const float* rows, index_t stride, index_t count, index_t length, bool are_first,
                         float* maximum, float* minimum) {
-    for_each_vector(
-        length, [&](index_t c, auto some) __attribute__((always_inline)) {
-            floats high = are_first ? broadcast(masked_logit) : some.load(maximum + c);
-            floats low = are_first ? broadcast(-masked_logit) : some.load(minimum + c);
-            for (index_t t = 0; t < count; ++t) { // max and min give their second operand for NaN
-                const floats x = some.load(rows + t * stride + c);
-                high = max(x, high);
-                low = min(x, low);
-            }
-            some.store(maximum + c, high);
-            some.store(minimum + c, low);
-        });
+    for_each_vector(length, [&](index_t c, auto some) KVTRIM_INLINED {
+        floats high = are_first ? broadcast(masked_logit) : some.load(maximum + c);
+        floats low = are_first ? broadcast(-masked_logit) : some.load(minimum + c);
+        for (index_t t = 0; t < count; ++t) { // max and min give their second operand for NaN
+            const floats x = some.load(rows + t * stride + c);
+            high = max(x, high);
+            low = min(x, low);
+        }
+        some.store(maximum + c, high);
+        some.store(minimum + c, low);
+    });
 }
 
 inline void clear_empty_bounds(index_t length, float* maximum, float* minimum) {
-    for_each_vector(
-        length, [&](index_t c, auto some) __attribute__((always_inline)) {
-            const floats high = some.load(maximum + c), low = some.load(minimum + c), zero = broadcast(0.0f);
-            const auto is_empty = greater(low, high);
-            some.store(maximum + c, select(is_empty, zero, high));
-            some.store(minimum + c, select(is_empty, zero, low));
-        });
+    for_each_vector(length, [&](index_t c, auto some) KVTRIM_INLINED {
+        const floats high = some.load(maximum + c), low = some.load(minimum + c), zero = broadcast(0.0f);
+        const auto is_empty = greater(low, high);
+        some.store(maximum + c, select(is_empty, zero, high));
+        some.store(minimum + c, select(is_empty, zero, low));
+    });
 }
 
 inline float corner_bound(const float* q_maximum, const float* q_minimum, const float* k_maximum,
                           const float* k_minimum, index_t channels) {
-    return sum_of_elements<true>(
-        channels, [&](floats sum, index_t d, auto some) __attribute__((always_inline)) {
-            const floats q_high = some.load(q_maximum + d), q_low = some.load(q_minimum + d);
-            const floats k_high = some.load(k_maximum + d), k_low = some.load(k_minimum + d);
-            return sum + max(max(q_high * k_high, q_high * k_low), max(q_low * k_high, q_low * k_low));
-        });
+    return sum_of_elements<true>(channels, [&](floats sum, index_t d, auto some) KVTRIM_INLINED {
+        const floats q_high = some.load(q_maximum + d), q_low = some.load(q_minimum + d);
+        const floats k_high = some.load(k_maximum + d), k_low = some.load(k_minimum + d);
+        return sum + max(max(q_high * k_high, q_high * k_low), max(q_low * k_high, q_low * k_low));
+    });
 }
 
 inline void softmax(float* row, index_t count) {
@@ -187,16 +175,14 @@ inline void softmax(float* row, index_t count) {
         std::fill_n(row, count, 0.0f);
         return;
     }
-    const float sum = sum_of_elements<true>(
-        count, [&](floats partial, index_t i, auto some) __attribute__((always_inline)) {
-            const floats p = some.keep(weight_of(some.load(row + i), broadcast(highest)));
-            some.store(row + i, p);
-            return partial + p;
-        });
-    for_each_vector(
-        count, [&](index_t i, auto some) __attribute__((always_inline)) {
-            some.store(row + i, some.load(row + i) * broadcast(1.0f / sum));
-        });
+    const float sum = sum_of_elements<true>(count, [&](floats partial, index_t i, auto some) KVTRIM_INLINED {
+        const floats p = some.keep(weight_of(some.load(row + i), broadcast(highest)));
+        some.store(row + i, p);
+        return partial + p;
+    });
+    for_each_vector(count, [&](index_t i, auto some) KVTRIM_INLINED {
+        some.store(row + i, some.load(row + i) * broadcast(1.0f / sum));
+    });
 }
 
 inline constexpr row_kernels row_table{

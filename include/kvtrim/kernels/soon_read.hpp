@@ -5,6 +5,7 @@
 // Prefetches the memory that a later step reads, spread evenly over the steps of the current computation.
 
 #include <kvtrim/core/status.hpp>
+#include <kvtrim/simd/prefetch.hpp>
 
 #include <algorithm>
 
@@ -27,7 +28,7 @@ class even_prefetch {
     /// Prefetches the next part.
     void step() {
         const char* const stop = line_ + std::min<index_t>(step_bytes_, end_ - line_);
-        for (; line_ < stop; line_ += line_bytes) { __builtin_prefetch(line_, 0, 2); }
+        for (; line_ < stop; line_ += line_bytes) { simd::prefetch_to_l2(line_); }
     }
 
   private:

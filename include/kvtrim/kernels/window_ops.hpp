@@ -78,7 +78,7 @@ template <class Element = float>
         static constexpr window_kernels tiles = [] {
             window_kernels steps = avx512::window_table;
             steps.pack_bf16_queries = amx::pack_queries;
-            steps.bf16_logits = amx::logits<amx_tiles>;
+            steps.bf16_logits = amx::logits<simd::amx_tiles>;
             return steps;
         }();
         if (level >= cpu_level::amx) { return tiles; }

@@ -129,15 +129,14 @@ inline void logits(const float* keys, index_t key_stride, index_t tokens, const 
 
 inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
     for_all_rows<4>(rows, highest_step{tile, tokens, rows, rescale});
-    for_each_vector(
-        rows, [&](index_t r, auto some) __attribute__((always_inline)) {
-            const floats old = some.load(maximum + r), found = some.load(rescale + r);
-            const floats raised = min(max(found, old), broadcast(largest_logit));
-            // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
-            const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
-            some.store(maximum + r, raised);
-            some.store(rescale + r, factor);
-        });
+    for_each_vector(rows, [&](index_t r, auto some) KVTRIM_INLINED {
+        const floats old = some.load(maximum + r), found = some.load(rescale + r);
+        const floats raised = min(max(found, old), broadcast(largest_logit));
+        // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
+        const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
+        some.store(maximum + r, raised);
+        some.store(rescale + r, factor);
+    });
 }
 
 inline void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum,
@@ -162,8 +161,8 @@ inline void add_row_sums(const float* attention, index_t tokens, index_t rows, i
     sum_rows(
         tokens, end - begin,
         [&](index_t t, floats sum, index_t r, auto some)
-            __attribute__((always_inline)) { return sum + some.load(attention + t * rows + begin + r); },
-        [&](index_t t, float sum) __attribute__((always_inline)) { sums[t] += sum; });
+            KVTRIM_INLINED { return sum + some.load(attention + t * rows + begin + r); },
+        [&](index_t t, float sum) KVTRIM_INLINED { sums[t] += sum; });
 }
 
 inline constexpr window_kernels window_table{pack_queries,     logits,    raise_maximum,

@@ -41,7 +41,7 @@ KVTRIM_INLINE_AVX512 void copy_scaled(const float* c, index_t tokens, float scal
     for (index_t t = 0; t < tokens; ++t) { some.store(out + t * rows, unit * _mm512_load_ps(c + t * step)); }
 }
 
-/// window_kernels::bf16_logits. Tiles: amx_tiles, or an emulation.
+/// window_kernels::bf16_logits. Tiles: simd::amx_tiles, or an emulation.
 template <class Tiles>
 KVTRIM_TARGET_AMX void logits(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed,
                               index_t rows, index_t head_dim, float scale, float soft_cap, float* out,

@@ -47,6 +47,18 @@ KVTRIM_INLINE uints in_order_of_size(floats x) {
     return reinterpret_cast<uints>(keep(number, reinterpret_cast<floats>(turned)));
 }
 
+// Codes of 8 bits.
+using sixteen_bytes = std::int8_t __attribute__((vector_size(16)));
+
+KVTRIM_INLINE sixteen_bytes load_sixteen(const void* from) {
+    sixteen_bytes x;
+    __builtin_memcpy(&x, from, sizeof(x));
+    return x;
+}
+KVTRIM_INLINE void store(std::int8_t* to, sixteen_bytes x) {
+    __builtin_memcpy(to, &x, sizeof(x));
+}
+
 // An array of vectors; it stays in registers only if every loop over it is unrolled.
 template <index_t Count>
 using registers = floats[static_cast<std::size_t>(Count)];

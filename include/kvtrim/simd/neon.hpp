@@ -190,6 +190,16 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 #include <kvtrim/simd/copied_parts.inl>
 #undef KVTRIM_SIMD_TARGET
 
+// ---- Products of bf16, where cpu_level is neon_bf16 ----
+
+KVTRIM_BEGIN_NEON_BF16
+// c [2][2] += a [2][4] * transposed b [2][4]. Not the compilers' intrinsic, which clang 14 has only where the whole program may
+// use it.
+KVTRIM_INLINE void bfmmla(floats& c, uint16x8_t a, uint16x8_t b) {
+    __asm__("bfmmla %0.4s, %1.8h, %2.8h" : "+w"(c) : "w"(a), "w"(b));
+}
+KVTRIM_END_REGION
+
 } // namespace KVTRIM_NAMESPACE::simd::neon
 
 #endif // KVTRIM_HAS_NEON

@@ -28,6 +28,7 @@
 //   lanes_of(m)                             a bit for each lane, the first one lowest
 //   pack(p, chosen, x)                      writes the chosen lanes of x one behind the other, returns their end;
 //                                           may write a whole vector; pack_only(p, chosen, x) writes nothing else
+//   sixteen_bytes, load_sixteen(p)          of 8 bits, in every target; + - & | >> == are those of the language; store(p, x)
 //   doubles, double_lanes                   a vector of doubles; + - * / are those of the language
 //   all_doubles{}, one_double{}             .load(p) of doubles or floats: a vector of doubles, or one
 //   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the

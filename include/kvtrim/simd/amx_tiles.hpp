@@ -19,7 +19,7 @@
 
 #if KVTRIM_HAS_X86
 
-namespace KVTRIM_NAMESPACE::kernels {
+namespace KVTRIM_NAMESPACE::simd {
 
 /// Operand of ldtilecfg: 16 rows of 64 bytes in each of eight tiles.
 struct alignas(64) amx_configuration {
@@ -69,6 +69,6 @@ struct amx_tiles {
     }
 };
 
-} // namespace KVTRIM_NAMESPACE::kernels
+} // namespace KVTRIM_NAMESPACE::simd
 
 #endif // KVTRIM_HAS_X86

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/kernels/amx_tiles.hpp>
+#include <kvtrim/simd/amx_tiles.hpp>
 
 #include "support/cpu_levels.hpp"
 #include "support/trapped_tiles.hpp"
@@ -105,8 +105,8 @@ TEST_CASE("amx_tiles: the same by the processor, or decoded where it has no AMX"
     if (best_cpu_level() < cpu_level::avx512) { return; }
     if (detail::has_amx() && best_cpu_level() < cpu_level::amx) { return; } // not permitted
     const trapped_tiles scope;
-    check_products<kernels::amx_tiles>();
-    check_strides<kernels::amx_tiles>();
+    check_products<simd::amx_tiles>();
+    check_strides<simd::amx_tiles>();
 }
 #endif
 
