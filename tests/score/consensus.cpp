@@ -3,6 +3,7 @@
 
 #include <kvtrim/score/consensus.hpp>
 
+#include <kvtrim/policy/consensuskv.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/rerank/shared.hpp>
@@ -94,6 +95,10 @@ TEST_CASE("consensus: it wraps every scorer, under every allocator and reranker"
     check(eviction_policy{consensus{criticalkv().scorer}, uniform{}, two_stage{}});
     check(eviction_policy{consensus{defensivekv().scorer}, adaptive{}, two_stage_by_mass{}});
     check(eviction_policy{consensus{snapkv().scorer, 0}, uniform{}, shared{}});
+}
+
+TEST_CASE("consensus: untold, the layer's sum weighs as in consensuskv", "[score]") {
+    CHECK(consensus{snapkv().scorer}.lambda == consensuskv().scorer.lambda);
 }
 
 TEST_CASE("consensus: bad input", "[score][errors]") {

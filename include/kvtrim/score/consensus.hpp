@@ -30,7 +30,7 @@ namespace KVTRIM_NAMESPACE {
 template <class Scorer>
 struct consensus {
     [[no_unique_address]] Scorer scorer = {}; ///< the inner scorer
-    float lambda = 0.5f; ///< weight of the layer's sum; 0: each head alone, but normalised
+    float lambda = 1.0f; ///< weight of the layer's sum; 0: each head alone, but normalised
 
     /// whether score() also writes attention
     static constexpr bool writes_attention = Scorer::writes_attention;
