@@ -10,7 +10,8 @@
 // Source: kvtrim's own; no paper. It gains on the demo's small model alone (examples/needle/CONSENSUS.md): with the question
 // unseen it keeps more answers than any of the papers' policies at 30 % of prompts of up to 2048 tokens and at 20 % of 1024 and
 // 2048; at 4096 tokens, and mostly at 50 %, CriticalKV is ahead, at 10 % DefensiveKV. On a real model it is SnapKV's equal
-// (docs/quality.md). lambda was chosen on other samples than those reported. Combine score/consensus.hpp with any other scorer, allocator and reranker.
+// (docs/quality.md). lambda was chosen on other samples than those reported; any from 0.5 to 4 does as well (docs/quality.md,
+// Defaults). Combine score/consensus.hpp with any other scorer, allocator and reranker.
 
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/rerank/shared.hpp>

@@ -22,8 +22,8 @@
 //
 // One default is ours: stage one takes at most half of the even budget (CriticalKV's share). With the authors'
 // rule it takes nearly all of it wherever 90 % of the mass need more tokens than the budget, and little is left
-// for the defensive score to decide. On the demo's model, question unseen, 20 % kept, the cap lifts freqword
-// from 0.53 to 0.84 (docs/demo-results.md) and leaves the other tasks within their noise; at 50 % nothing changes.
+// for the defensive score to decide. On running text of SmolLM2 no limit is a little better, on the demo's model it
+// loses answers, most of all freqword's (docs/quality.md, Defaults; docs/demo-results.md): first_at_most = 1.
 
 #include <kvtrim/aggregate/worst_case_attention.hpp>
 #include <kvtrim/allocate/adaptive.hpp>
