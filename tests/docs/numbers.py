@@ -146,14 +146,15 @@ def names(file):
         def kl_of(policy, keep, tokens):
             return of(policy, keep, task="text", tokens=tokens)["kl_mean"]
 
-        # Mean over samples, and its standard error, of differences between two policies, of which a row has one for each sample.
+        # Mean over samples, and its standard error, of differences between two policies, of which a row has one for each sample that has answers.
         def paired(policy, other, is_text, difference):
             samples = {}
             for r in data["rows"]:
                 if r["policy"] == policy and (r["task"] == "text") == is_text:
                     pairs = difference(r, of(other, r["kept_ratio"], task=r["task"], tokens=r["tokens"]))
                     for n, d in enumerate(pairs):
-                        samples.setdefault((r["tokens"], n), []).append(d)
+                        if d is not None:
+                            samples.setdefault((r["tokens"], n), []).append(d)
             means = [mean(d) for d in samples.values()]
             squares = sum((d - mean(means)) ** 2 for d in means)
             return mean(means), math.sqrt(squares / len(means) / (len(means) - 1)) if len(means) > 1 else 0
@@ -167,8 +168,8 @@ def names(file):
                            lambda log, error: f"{100 * math.expm1(log):+.0f} ± {100 * math.exp(log) * error:.0f} %")
 
         def answers_against(option, value):
-            return against(option, value, False, lambda r, today: [(a - b) / c for a, b, c in zip(r["right"], today["right"], r["asked"])],
-                           lambda share, error: f"{share:+.2f} ± {error:.2f}")
+            return against(option, value, False, lambda r, today: [(a - b) / c if c else None for a, b, c in zip(r["right"], today["right"], r["asked"])],
+                           lambda share, error: f"{share:+.3f} ± {error:.3f}")
 
         def excess(option, value):
             return max(kl_of(named(option, value), k, t) / min(kl_of(p, k, t) for p in values_of(option)) - 1
