@@ -16,7 +16,8 @@ command that measures, or a test (`ctest -R`) or links to a file of results. A p
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
-kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
+kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, mean_of(key,
+policy, keep) the mean of another column, all of rows with further values (setting="question_aware"), perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
 answers(policy); of the values of an option ("policy:option") kls_of(option, value, tokens), answers_of(option, value), kl_against(option, value) in per
 cent and answers_against(option, value), what differs from today's value, sample by sample, and at worst excess(option, value) of KL over the best
@@ -133,8 +134,11 @@ def names(file):
         lengths = {r["tokens"] for r in data["rows"]}
         shares = sorted({r["kept_ratio"] for r in data["rows"]} - {1.0}, reverse=True)
 
-        def mean_right(policy, keep):
-            return mean([r["accuracy"] for r in rows_of(policy, keep) if r["task"] != "text"])
+        def mean_of(key, policy, keep, **more):
+            return mean([r[key] for r in rows_of(policy, keep, **more) if r["task"] != "text"])
+
+        def mean_right(policy, keep, **more):
+            return mean_of("accuracy", policy, keep, **more)
 
         # A policy whose name does not give the option has today's value.
         def named(option, value):
@@ -186,7 +190,8 @@ def names(file):
             "kl_and_error": lambda p, k: "{kl_mean:.4f} ± {kl_standard_error:.4f}".format(**of(p, k, task="text")),
             "perplexity": lambda p, k: f"{of(p, k, task='text')['perplexity']:.1f}",
             "right": lambda p, k, task="multikey": f"{of(p, k, task=task)['accuracy']:.2f}",
-            "mean_right": lambda p, k: f"{mean_right(p, k):.2f}",
+            "mean_right": lambda p, k, **more: f"{mean_right(p, k, **more):.2f}",
+            "mean_of": mean_of,
             "kls": lambda p, tokens: " / ".join(f"{of(p, k, task='text', tokens=tokens)['kl_mean']:.4f}" for k in shares),
             "answers": lambda p: " / ".join(f"{mean_right(p, k):.2f}" for k in shares),
             "kls_of": lambda o, v, tokens: known["kls"](named(o, v), tokens),
@@ -213,7 +218,7 @@ def rendered(block, page):
     def value(match):
         try:
             # The text of the repository's own pages, not of a stranger.
-            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "next": next, "str": str}}, known)
+            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "min": min, "next": next, "str": str}}, known)
         except Exception as error:
             sys.exit(f"{markdown.name(page)}: {{{match[1]}}}: {error!r}")
         return two(result) if isinstance(result, float) else str(result)
