@@ -139,17 +139,21 @@ std::set<std::int32_t> kept_by(const language_model& m, const setting& s, const 
     return positions(e);
 }
 
-// Hides cells before each softmax by their positions.
+// Hides cells before each softmax by their positions, in these layers or in all.
 template <class Hides>
-std::function<void(int, ggml_tensor&)> hide(Hides hides, const kvtrim::cell_mirror& cells) {
-    return [hides, &cells](int, ggml_tensor& logits) {
-        for (index_t row = 0; row < ggml_nrows(&logits); ++row) {
+std::function<bool(ggml_tensor&, bool)> hide(Hides hides, const kvtrim::cell_mirror& cells,
+                                             std::set<int> layers = {}) {
+    return [hides, &cells, layers](ggml_tensor& logits, bool ask) {
+        const int layer = kvtrim::llama_graph::layer_of_logits(logits);
+        if (layer < 0 || !(layers.empty() || layers.contains(layer))) { return false; }
+        for (index_t row = 0; !ask && row < ggml_nrows(&logits); ++row) {
             float* at = static_cast<float*>(logits.data) + row * logits.ne[0];
             for (index_t c = 0; c < std::min<index_t>(cells.cells(), logits.ne[0]); ++c) {
                 const std::int32_t p = cells.positions()[static_cast<std::size_t>(c)];
                 if (p >= 0 && hides(p)) { at[c] = -std::numeric_limits<float>::infinity(); }
             }
         }
+        return true;
     };
 }
 
@@ -166,7 +170,7 @@ void hidden_cells_are_as_removed(const language_model& m, const tokens& text) {
           "80 of 400 cells stay, the first and the newest among them");
 
     const auto full = predictions(whole, next);
-    whole.on_logits =
+    whole.on_operation =
         hide([&](std::int32_t p) { return p < 400 && !kept.contains(p); }, whole.seen().cells(0));
     const auto hidden = predictions(whole, next), removed = predictions(cut, next);
     check(distance(hidden, removed) < rounding,
@@ -183,9 +187,9 @@ void hidden_cells_are_as_removed(const language_model& m, const tokens& text) {
 
     // The mirror knows where they went: hiding cells by it is removing their positions.
     const std::set<std::int32_t> some(std::next(kept.begin(), 8), std::next(kept.begin(), 44));
-    cut.on_logits = hide([&](std::int32_t p) { return some.contains(p); }, cut.seen().cells(0));
+    cut.on_operation = hide([&](std::int32_t p) { return some.contains(p); }, cut.seen().cells(0));
     const auto some_hidden = predictions(cut, next);
-    cut.on_logits = nullptr;
+    cut.on_operation = nullptr;
     for (const std::int32_t p : some) { cut.remove(0, p, p + 1); }
     const auto some_removed = predictions(cut, next);
     // Of what a mirror that has lost its cells would be off by, sums in another order may make a tenth.
@@ -447,10 +451,10 @@ void windows_lose_nothing(const std::string& file) {
         const auto kept = positions(cut);
         check(report.freed == 340 && kept.size() == 60 && are_unchanged(cut, all_rows),
               "60 of 400 cells stay as they were");
-        whole.on_logits = [&, hides = hide([&](std::int32_t p) { return p < 400 && !kept.contains(p); },
-                                           whole.seen().cells(0))](int l, ggml_tensor& logits) {
-            if (whole.seen().layers().contains(l)) { hides(l, logits); }
-        };
+        std::set<int> layers;
+        for (const auto& [number, layer] : whole.seen().layers()) { layers.insert(number); }
+        whole.on_operation =
+            hide([&](std::int32_t p) { return p < 400 && !kept.contains(p); }, whole.seen().cells(0), layers);
         const auto hidden = predictions(whole, next), removed = predictions(cut, next);
         check(distance(hidden, removed) < exact && distance(full, removed) > 100 * exact,
               fmt::format("removed cells are as hidden in the layers without windows: {:.2g}, from the whole "
