@@ -296,7 +296,7 @@ void each_sequence_is_as_alone(const language_model& m, const tokens& text) {
             alone.cut(again, scorer_of("snapkv"));
             kept.push_back(positions(alone));
         }
-        const double differ = shared_part(kept[0], kept[1]);
+        const double differ = shared_part(kept[0], kept[1]), apart = distance(predicted[0], predicted[1]);
         for (const bool unified : {true, false}) {
             for (const bool at_once : {true, false}) {
                 auto params = s.params(unified ? 1024 : 2048);
@@ -340,7 +340,9 @@ void each_sequence_is_as_alone(const language_model& m, const tokens& text) {
                     e.cut(how, scorer_of("snapkv"));
                     least = std::min(least, shared_part(kept[q], positions(e, sequence)));
                 }
-                check(off < rounding, fmt::format("{}: predictions as alone: {:.2g}", name, off));
+                // Shared cells are summed in another order, whose rounding each later token takes up.
+                check(off < (unified ? 10 * rounding : rounding) && off < apart / 4,
+                      fmt::format("{}: predictions as alone: {:.2g}, of the other {:.2g}", name, off, apart));
                 check(differ < 1 && least > (1 + differ) / 2,
                       fmt::format("{}: cut by its own queries: {:.0f} % as alone, {:.0f} % as the other",
                                   name, 100 * least, 100 * differ));
@@ -376,11 +378,12 @@ void questions_share_a_text(const language_model& m, const tokens& text, const s
     for (const bool unified : {true, false}) {
         o.unified = unified;
         const auto together = converse(m, o, nullptr);
-        check(together.size() == 3 && off(first[0], together[0]) < rounding &&
-                  off(second[0], together[1]) < rounding && off(first[0], together[1]) > 2 * rounding,
-              fmt::format("{} cells: sequences answer as conversations of their own: {:.2g}, {:.2g}",
-                          unified ? "shared" : "copied", off(first[0], together[0]),
-                          off(second[0], together[1])));
+        const double worst = std::max(off(first[0], together[0]), off(second[0], together[1])),
+                     apart = off(first[0], together[1]);
+        check(together.size() == 3 && worst < (unified ? 10 * rounding : rounding) && worst < apart / 10,
+              fmt::format(
+                  "{} cells: sequences answer as conversations of their own: {:.2g}, of the other {:.2g}",
+                  unified ? "shared" : "copied", worst, apart));
         if (!unified) {
             check(off(first[1], together[2]) < 2 * rounding,
                   fmt::format("and so in the next turn: {:.2g}", off(first[1], together[2])));
