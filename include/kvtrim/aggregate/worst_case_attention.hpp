@@ -21,6 +21,8 @@
 #include <kvtrim/kernels/pooled_maximum.hpp>
 #include <kvtrim/kernels/tile_size.hpp>
 
+#include <cmath>
+
 namespace KVTRIM_NAMESPACE {
 
 /// Highest pooled attention of a token over all query rows, with a floor (DefensiveKV).
@@ -31,10 +33,11 @@ struct worst_case_attention {
     /// Whether finish() also writes `attention`.
     static constexpr bool writes_attention = true;
 
-    /// Returns invalid_parameter for a negative or NaN floor_weight, or a kernel that is not odd and positive.
+    /// Returns invalid_parameter for a floor_weight that is negative or not finite, or a kernel that is not odd and positive.
     [[nodiscard]] status validate() const {
-        if (!(floor_weight >= 0.0f)) {
-            return {errc::invalid_parameter, "worst_case_attention: floor_weight must not be negative"};
+        if (!(floor_weight >= 0.0f) || !std::isfinite(floor_weight)) {
+            return {errc::invalid_parameter,
+                    "worst_case_attention: floor_weight must be finite and not negative"};
         }
         return valid_kernel(kernel_tokens);
     }

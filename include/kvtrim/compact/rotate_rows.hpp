@@ -93,15 +93,17 @@ void rotate_head(const V& rows, index_t head, const rope& r, std::span<const std
     };
     const index_t length = extent(rows, 2);
     const auto count = static_cast<index_t>(from.size());
+    if (count > 0 && writable_floats(rows, head, 0) != nullptr) {
+        for (index_t i = 0; i < count; ++i) {
+            if (const index_t d = distance_of(i); d != 0) { rotate(d, writable_floats(rows, head, i)); }
+        }
+        return;
+    }
     for (index_t first = 0; first < count;) { // runs of rows that move
         index_t end = first;
         while (end < count && end - first < rotation_scratch::tile_rows && distance_of(end) != 0) { ++end; }
         if (end == first) {
             ++first;
-            continue;
-        }
-        if (writable_floats(rows, head, first) != nullptr) {
-            for (; first < end; ++first) { rotate(distance_of(first), writable_floats(rows, head, first)); }
             continue;
         }
         float* const tile = memory.tile.data();

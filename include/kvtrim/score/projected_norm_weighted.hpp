@@ -43,12 +43,13 @@ struct projected_norm_weighted {
 
     static constexpr bool writes_attention = true; ///< whether score() also writes attention
 
-    /// Returns invalid_parameter for a negative epsilon, rows_differ for scope per_token over heads of different lengths, or
-    /// what the inner scorer or validate_projection() says.
+    /// Returns invalid_parameter for an epsilon that is negative or not finite, rows_differ for scope per_token over heads of
+    /// different lengths, or what the inner scorer or validate_projection() says.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
-        if (!(epsilon >= 0.0f)) {
-            return {errc::invalid_parameter, "projected_norm_weighted: epsilon must not be negative"};
+        if (!(epsilon >= 0.0f) || !std::isfinite(epsilon)) {
+            return {errc::invalid_parameter,
+                    "projected_norm_weighted: epsilon must be finite and not negative"};
         }
         if constexpr (requires { scorer.validate(in, request); }) {
             if (const status s = scorer.validate(in, request); !s.ok()) { return s; }

@@ -15,6 +15,8 @@
 
 #include <kvtrim/score/key_norm.hpp>
 
+#include <cmath>
+
 namespace KVTRIM_NAMESPACE {
 
 /// The inner scores times the L2 norms of the values. Needs values.
@@ -26,14 +28,14 @@ struct value_norm_weighted {
     /// whether score() also writes attention
     static constexpr bool writes_attention = Scorer::writes_attention;
 
-    /// Returns invalid_parameter for a negative epsilon, or what the inner scorer says.
+    /// Returns invalid_parameter for an epsilon that is negative or not finite, or what the inner scorer says.
     template <class Inputs>
     [[nodiscard]] status validate(const Inputs& in, const eviction_request& request) const {
         static_assert(
             Inputs::has_values,
             "kvtrim: value_norm_weighted needs values: pass layer(keys, values); see cache/layer.hpp");
-        if (!(epsilon >= 0.0f)) {
-            return {errc::invalid_parameter, "value_norm_weighted: epsilon must not be negative"};
+        if (!(epsilon >= 0.0f) || !std::isfinite(epsilon)) {
+            return {errc::invalid_parameter, "value_norm_weighted: epsilon must be finite and not negative"};
         }
         if constexpr (requires { scorer.validate(in, request); }) { return scorer.validate(in, request); }
         return {};
