@@ -123,7 +123,7 @@ class conversation {
             if (tokens.empty()) { break; }
             if (spoken == 0) { start = clock::now(); }
             spoken += tokens.size();
-            if (given.empty() && asked == 1) {
+            if (given.empty() && chosen_.sequences == 0) {
                 fmt::print("{}", words_.text(tokens[0]));
                 std::fflush(stdout);
             }
