@@ -13,6 +13,7 @@
 // Cost: O(1) where both views have the same strides, as in all layouts of engines. Others are searched, for most_tries at
 // most, and count as overlapping if that decides nothing: the caller then refuses, and no row is overwritten.
 
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/status.hpp>
 
 #include <algorithm>
@@ -34,7 +35,7 @@ struct strided_bytes {
 
     /// Whether there are no bytes.
     [[nodiscard]] constexpr bool empty() const {
-        return bytes <= 0 || std::any_of(extents.begin(), extents.end(), [](index_t e) { return e <= 0; });
+        return bytes <= 0 || any_element(extents, [](index_t e) { return e <= 0; });
     }
     /// Returns invalid_parameter for strides that lead beyond what can be addressed.
     [[nodiscard]] status validate() const;
@@ -112,9 +113,9 @@ class bounded_sum {
     }
 
     [[nodiscard]] bool has_solution() {
-        const auto terms = std::span(terms_).first(count_);
         std::size_t used = 0;
-        for (const bounded_term& t : terms) {
+        for (std::size_t i = 0; i < count_; ++i) {
+            const bounded_term t = terms_[i];
             if (t.step <= hi_ - lo_ + 1) { // the interval moved by steps leaves no gap: it only widens
                 lo_ -= t.step * t.high;
             } else if (used > 0 && terms_[used - 1].step == t.step) {

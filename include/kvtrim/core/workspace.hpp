@@ -9,6 +9,7 @@
 // A caller that knows that number beforehand asks holds() instead, and its status then names all bytes that are needed.
 // Every array is aligned to a cache line. Arrays taken inside a frame are freed when it ends.
 
+#include <kvtrim/core/span_of.hpp>
 #include <kvtrim/core/status.hpp>
 
 #include <algorithm>
@@ -115,7 +116,7 @@ class growing_workspace {
     [[nodiscard]] workspace of_bytes(index_t bytes) {
         if (bytes > index_t{1} << 56) { return workspace::counting(); }
         if (static_cast<index_t>(bytes_.size()) < bytes) { bytes_.resize(static_cast<std::size_t>(bytes)); }
-        return workspace(bytes_);
+        return workspace(span_of(bytes_));
     }
     /// Bytes allocated so far.
     [[nodiscard]] index_t capacity_bytes() const { return static_cast<index_t>(bytes_.size()); }

@@ -101,7 +101,7 @@ struct token_scores {
         return tokens < 0 || tokens > std::numeric_limits<std::int32_t>::max();
     };
     if (static_cast<index_t>(scores.protected_tokens.size()) != scores.rows() ||
-        std::any_of(scores.protected_tokens.begin(), scores.protected_tokens.end(), impossible)) {
+        any_element(scores.protected_tokens, impossible)) {
         return {errc::invalid_table, "scores: protected_tokens must have one entry per row, none negative"};
     }
     return {};

@@ -224,7 +224,7 @@ template <class Policy, class Inputs, class Executor, class Observer>
         return {errc::invalid_parameter, "plan: there must be one plan per layer", std::ssize(layers)};
     }
     for (const Inputs& in : layers) {
-        if (std::any_of(out.begin(), out.end(), [&](const auto& p) { return reads_tables_of(in, p); })) {
+        if (any_element(out, [&](const keep_plan& p) { return reads_tables_of(in, p); })) {
             return {errc::invalid_parameter,
                     "plan: the outputs must be other plans than those that ragged views read"};
         }
