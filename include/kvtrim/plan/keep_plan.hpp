@@ -87,7 +87,7 @@ class keep_plan {
     [[nodiscard]] std::span<const table_index> row(index_t row) const& {
         const auto r = static_cast<std::size_t>(row);
         return span_of(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
-                                        static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
+                                      static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
     /// [rows + 1], indptr of kept().
     [[nodiscard]] std::span<const table_index> offsets() const& { return span_of(offsets_); }
@@ -133,7 +133,7 @@ class keep_plan {
     [[nodiscard]] std::span<table_index> writable_row(index_t row) {
         const auto r = static_cast<std::size_t>(row);
         return span_of(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
-                                        static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
+                                      static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
 
     /// Whether every row ascends strictly and lies in [0, tokens of that row); tokens_of_row(r) gives the

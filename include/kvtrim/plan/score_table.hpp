@@ -44,7 +44,9 @@ class score_table {
                                     static_cast<std::size_t>(offsets_[g + 1] - offsets_[g]));
     }
     /// The table as the output or input of stages, which may rewrite it.
-    [[nodiscard]] token_scores scores() { return {span_of(offsets_), span_of(importance_), span_of(attention_), span_of(protected_mass_)}; }
+    [[nodiscard]] token_scores scores() {
+        return {span_of(offsets_), span_of(importance_), span_of(attention_), span_of(protected_mass_)};
+    }
 
     /// Copies scores; allocates only beyond the largest layer seen, and before anything changes.
     void assign(const token_scores& s) {
