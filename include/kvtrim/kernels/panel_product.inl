@@ -24,13 +24,14 @@ KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, index_t count
     KVTRIM_UNROLL
     for (index_t n = 0; n < sums; ++n) { sum[n] = broadcast(0.0f); }
     const index_t step = a.step;
-    for (index_t k = 0; k < inner; ++k, b += panel_columns) {
+    index_t at = 0;
+    for (index_t k = 0; k < inner; ++k, b += panel_columns, at += step) {
         registers<Vectors> panel;
         KVTRIM_UNROLL
         for (index_t v = 0; v < Vectors; ++v) { panel[v] = load(b + lanes * v); }
         KVTRIM_UNROLL
         for (index_t n = 0; n < sums; ++n) {
-            sum[n] = fma(broadcast(rows[n / Vectors][k * step]), panel[n % Vectors], sum[n]);
+            sum[n] = fma(broadcast(rows[n / Vectors][at]), panel[n % Vectors], sum[n]);
         }
     }
 }
@@ -40,8 +41,8 @@ KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, index_t count
 //
 // The product is summed before it is added to C: thousands of small terms added one by one to a large float would each round.
 template <bool Accumulate, index_t Vectors>
-KVTRIM_NOINLINE inline void multiply(const matrix_in& a, const float* b, index_t inner, const panel_out& c,
-                                     index_t first_row, index_t count) {
+inline void multiply(const matrix_in& a, const float* b, index_t inner, const panel_out& c, index_t first_row,
+                     index_t count) {
     constexpr index_t sums = product_rows(Vectors) * Vectors;
     registers<sums> sum;
     products<product_rows(Vectors), Vectors>(a, first_row, count, b, inner, sum);
@@ -49,18 +50,19 @@ KVTRIM_NOINLINE inline void multiply(const matrix_in& a, const float* b, index_t
         if constexpr (Accumulate) { x = x + some.load(to); }
         some.store(to, x);
     };
+    // The last two vectors of a row may be cut off; with fewer columns the caller takes half as many vectors.
     const bool is_whole = c.columns >= Vectors * lanes;
+    const first_lanes cut[] = {first_lanes(c.columns - (Vectors - 2) * lanes),
+                               first_lanes(c.columns - (Vectors - 1) * lanes)};
     float* const first = c.data + first_row * c.row;
     KVTRIM_UNROLL
     for (index_t n = 0; n < sums; ++n) {
-        if (n == count * Vectors) { return; }
-        const index_t column = n % Vectors * lanes;
-        float* const to = first + n / Vectors * c.row + column;
-        // The first half is always whole: with fewer columns the caller takes half as many vectors.
+        if (n / Vectors >= count) { continue; }
+        float* const to = first + n / Vectors * c.row + n % Vectors * lanes;
         if (is_whole || n % Vectors < Vectors / 2) {
             put(to, sum[n], all_lanes{});
         } else {
-            put(to, sum[n], first_lanes(c.columns - column));
+            put(to, sum[n], cut[n % Vectors + 2 - Vectors]);
         }
     }
 }
@@ -139,11 +141,11 @@ inline void pack_panel(const matrix_in& b, index_t inner, index_t columns, float
 
 // The sum over all elements of a row, by step(sum, position, lanes). Long rows have four independent sums, so that additions
 // do not wait for each other.
-template <class Step>
-KVTRIM_INLINE float sum_of_elements(bool is_long, index_t length, const Step& step) {
+template <bool IsLong, class Step>
+KVTRIM_INLINE float sum_of_elements(index_t length, const Step& step) {
     floats total = broadcast(0.0f);
     index_t d = 0;
-    if (is_long) {
+    if constexpr (IsLong) {
         registers<4> sum;
         KVTRIM_UNROLL
         for (index_t v = 0; v < 4; ++v) { sum[v] = broadcast(0.0f); }
@@ -161,11 +163,17 @@ KVTRIM_INLINE float sum_of_elements(bool is_long, index_t length, const Step& st
 // Calls take(i, sum of row i) for `count` rows; step(i, sum, position, lanes) as above.
 template <class Step, class Take>
 KVTRIM_INLINE void sum_rows(index_t count, index_t length, const Step& step, const Take& take) {
-    const bool is_long = length >= 8 * lanes;
-    for (index_t i = 0; i < count; ++i) {
-        const auto of_row = [&](floats sum, index_t d, auto some)
-                                KVTRIM_INLINED { return step(i, sum, d, some); };
-        take(i, sum_of_elements(is_long, length, of_row));
+    const auto sum_all = [&](auto is_long) KVTRIM_INLINED {
+        for (index_t i = 0; i < count; ++i) {
+            const auto of_row = [&](floats sum, index_t d, auto some)
+                                    KVTRIM_INLINED { return step(i, sum, d, some); };
+            take(i, sum_of_elements<decltype(is_long)::value>(length, of_row));
+        }
+    };
+    if (length >= 8 * lanes) {
+        sum_all(std::true_type{});
+    } else {
+        sum_all(std::false_type{});
     }
 }
 

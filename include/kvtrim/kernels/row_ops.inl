@@ -161,7 +161,7 @@ inline void clear_empty_bounds(index_t length, float* maximum, float* minimum) {
 
 inline float corner_bound(const float* q_maximum, const float* q_minimum, const float* k_maximum,
                           const float* k_minimum, index_t channels) {
-    return sum_of_elements(true, channels, [&](floats sum, index_t d, auto some) KVTRIM_INLINED {
+    return sum_of_elements<true>(channels, [&](floats sum, index_t d, auto some) KVTRIM_INLINED {
         const floats q_high = some.load(q_maximum + d), q_low = some.load(q_minimum + d);
         const floats k_high = some.load(k_maximum + d), k_low = some.load(k_minimum + d);
         return sum + max(max(q_high * k_high, q_high * k_low), max(q_low * k_high, q_low * k_low));
@@ -175,7 +175,7 @@ inline void softmax(float* row, index_t count) {
         std::fill_n(row, count, 0.0f);
         return;
     }
-    const float sum = sum_of_elements(true, count, [&](floats partial, index_t i, auto some) KVTRIM_INLINED {
+    const float sum = sum_of_elements<true>(count, [&](floats partial, index_t i, auto some) KVTRIM_INLINED {
         const floats p = some.keep(weight_of(some.load(row + i), broadcast(highest)));
         some.store(row + i, p);
         return partial + p;
