@@ -100,7 +100,7 @@ class bounded_sum {
     // The sum must lie in [lo, hi].
     bounded_sum(index_t lo, index_t hi) : lo_(lo), hi_(hi) {}
 
-    void add(bounded_term t) {
+    KVTRIM_NOINLINE void add(bounded_term t) {
         const bool varies = t.step != 0 && t.low != t.high;
         if (varies && t.step < 0) { t = {-t.step, -t.high, -t.low}; }
         const index_t least = t.low == 0 ? 0 : t.step * t.low;
@@ -112,7 +112,7 @@ class bounded_sum {
         terms_[at] = {t.step, 0, t.high - t.low};
     }
 
-    [[nodiscard]] bool has_solution() {
+    [[nodiscard]] KVTRIM_NOINLINE bool has_solution() {
         std::size_t used = 0;
         for (std::size_t i = 0; i < count_; ++i) {
             const bounded_term t = terms_[i];

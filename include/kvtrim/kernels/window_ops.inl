@@ -127,14 +127,19 @@ inline void logits(const float* keys, index_t key_stride, index_t tokens, const 
     if (soft_cap > 0) { cap_logits(out, tokens * rows, logit_cap{soft_cap}); }
 }
 
+// The maximum raised to `found`, and the factor for what was summed relative to the old one. Not inlined: once per tile.
+KVTRIM_NOINLINE inline floats raised_maximum(floats old, floats found, floats& factor) {
+    const floats raised = min(max(found, old), broadcast(largest_logit));
+    // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
+    factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
+    return raised;
+}
+
 inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
     for_all_rows<4>(rows, highest_step{tile, tokens, rows, rescale});
     for_each_vector(rows, [&](index_t r, auto some) KVTRIM_INLINED {
-        const floats old = some.load(maximum + r), found = some.load(rescale + r);
-        const floats raised = min(max(found, old), broadcast(largest_logit));
-        // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
-        const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
-        some.store(maximum + r, raised);
+        floats factor;
+        some.store(maximum + r, raised_maximum(some.load(maximum + r), some.load(rescale + r), factor));
         some.store(rescale + r, factor);
     });
 }

@@ -42,6 +42,12 @@ struct score_rows {
     [[nodiscard]] index_t layers() const { return rows() == 0 ? 0 : rows() / rows_of_a_layer(); }
     /// Candidates of all rows together.
     [[nodiscard]] index_t candidates() const { return offsets.back() - offsets.front(); }
+    /// Whether no row ends before it begins. O(rows).
+    [[nodiscard]] bool offsets_ascend() const {
+        bool ascend = true;
+        for (index_t r = 0; r < rows(); ++r) { ascend = ascend && length(r) >= 0; }
+        return ascend;
+    }
     /// Candidates of a row.
     [[nodiscard]] index_t length(index_t row) const {
         const auto r = static_cast<std::size_t>(row);
@@ -89,8 +95,7 @@ struct token_scores {
 /// O(rows).
 [[nodiscard]] inline status validate(const score_rows& scores) {
     if (scores.offsets.empty() || scores.offsets.front() < 0 ||
-        scores.offsets.back() > static_cast<index_t>(scores.values.size()) ||
-        !std::is_sorted(scores.offsets.begin(), scores.offsets.end())) {
+        scores.offsets.back() > static_cast<index_t>(scores.values.size()) || !scores.offsets_ascend()) {
         return {errc::invalid_table, "scores: offsets must ascend within the values"};
     }
     if (scores.kv_heads < 0 || (scores.kv_heads > 0 && scores.rows() % scores.kv_heads != 0)) {

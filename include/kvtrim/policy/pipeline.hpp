@@ -197,8 +197,8 @@ template <class Policy, class Inputs, class Executor>
     for (const Inputs& in : layers) {
         const index_t own = count_lengths(in, request.protect).candidates();
         if (own == 0) { continue; }
-        stage = std::max(
-            {stage, scoring_bytes(policy.scorer, in, request, ex), stage_bytes(policy.reranker, heads, own)});
+        stage = std::max(stage, scoring_bytes(policy.scorer, in, request, ex));
+        stage = std::max(stage, stage_bytes(policy.reranker, heads, own));
     }
     static_cast<void>(counting.take<std::byte>(stage));
     return counting.needed_bytes();
