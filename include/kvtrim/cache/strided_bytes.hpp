@@ -43,7 +43,7 @@ struct strided_bytes {
 
 /// A stride or a length of `count` elements in bytes; what index_t cannot hold becomes the largest one, which validate()
 /// refuses.
-[[nodiscard]] constexpr index_t to_bytes(index_t count, index_t element_bytes) {
+[[nodiscard]] KVTRIM_NOINLINE constexpr index_t to_bytes(index_t count, index_t element_bytes) {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     const bool fits =
         element_bytes == 0 || (count <= most / element_bytes && count >= -(most / element_bytes));

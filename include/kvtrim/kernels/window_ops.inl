@@ -65,12 +65,11 @@ struct exponentials_step {
                 sum[v] = sum[v] + weight_of(logit, highest[v]);
             }
         }
+        float partial[Vectors * lanes];
         KVTRIM_UNROLL
-        for (index_t v = 0; v < Vectors; ++v) {
-            float partial[lanes];
-            store(partial, sum[v]);
-            double* const to = sums + first + lanes * v;
-            for (index_t r = 0; r < some.count(); ++r) { to[r] += static_cast<double>(partial[r]); }
+        for (index_t v = 0; v < Vectors; ++v) { store(partial + lanes * v, sum[v]); }
+        for (index_t r = 0; r < (Vectors - 1) * lanes + some.count(); ++r) {
+            sums[first + r] += static_cast<double>(partial[r]);
         }
     }
 };
@@ -127,19 +126,14 @@ inline void logits(const float* keys, index_t key_stride, index_t tokens, const 
     if (soft_cap > 0) { cap_logits(out, tokens * rows, logit_cap{soft_cap}); }
 }
 
-// The maximum raised to `found`, and the factor for what was summed relative to the old one. Not inlined: once per tile.
-KVTRIM_NOINLINE inline floats raised_maximum(floats old, floats found, floats& factor) {
-    const floats raised = min(max(found, old), broadcast(largest_logit));
-    // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
-    factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
-    return raised;
-}
-
 inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
     for_all_rows<4>(rows, highest_step{tile, tokens, rows, rescale});
     for_each_vector(rows, [&](index_t r, auto some) KVTRIM_INLINED {
-        floats factor;
-        some.store(maximum + r, raised_maximum(some.load(maximum + r), some.load(rescale + r), factor));
+        const floats old = some.load(maximum + r), found = some.load(rescale + r);
+        const floats raised = min(max(found, old), broadcast(largest_logit));
+        // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
+        const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
+        some.store(maximum + r, raised);
         some.store(rescale + r, factor);
     });
 }
