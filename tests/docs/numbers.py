@@ -11,12 +11,13 @@
 
 The check fails where the lower text is not what the upper one gives (--write writes it), and where a section holds a measured quantity, or
 a table a fraction, outside of such a block, and neither the section nor one that it is a part of (but for the page's first) names a `./dev`
-command or a test (`ctest -R`) or links to a file of results. A page whose beginning says "All figures" of a command or a file is one section.
+command that measures, or a test (`ctest -R`) or links to a file of results. A page whose beginning says "All figures" of a command or a file is one section.
 
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
-kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, perplexity(policy, keep),
+kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, mean_right(policy, keep) their mean over the tasks, mean_of(key,
+policy, keep) the mean of another column, all of rows with further values (setting="question_aware"), perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
 answers(policy), and at worst excess(policy) of KL over the best policy's and shortfall(policy) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
 keep, file, text); of docs/results/tried-*.json
@@ -36,9 +37,10 @@ import markdown
 BLOCK = re.compile(r"(?P<head><!-- results (?P<files>\S+(?: \S+)*)\n(?P<template>.*?)-->\n)(?P<text>.*?)(?P<end><!-- end -->)", re.S)
 # What somebody measured: a time, a rate, a memory, a speed-up, a share with a fraction; a fraction in a table.
 MEASURED = re.compile(
-    r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|MiB|GiB|GFLOP/s|GB/s|times as (?:fast|long))(?![\w/])"
+    r"(?<![\w.])[0-9][0-9.]*(?:\.\.\.[0-9.]+)?\s?(?:ms|µs|ns|s|seconds|minutes|hours|KiB|MiB|GiB|kB|MB|GB|"
+    r"(?:GFLOP|GB|MB|tokens|rows)/s|tokens per second|times (?:as (?:fast|long|much|many)|faster|slower|more|less|fewer))(?![\w/])"
     r"|(?<![\w.])[0-9]+\.[0-9]+ (?:%|x|×)|^\|.*?(?<![\w.])[0-9]{0,3}\.[0-9]+(?![\w.]).*\|$", re.M)
-SOURCE = re.compile(r"\./dev [a-z]|ctest -R|results/[\w.-]+\.(json|md)\)")
+SOURCE = re.compile(r"\./dev (?:bench|conformance|demo|fuzz|llama|mutate|quality|run|study|table|test|matrix)\b|ctest -R|results/[\w.-]+\.(?:json|md)\)")
 
 
 def two(x):
@@ -130,8 +132,11 @@ def names(file):
         lengths = {r["tokens"] for r in data["rows"]}
         shares = sorted({r["kept_ratio"] for r in data["rows"]} - {1.0}, reverse=True)
 
-        def mean_right(policy, keep):
-            return mean([r["accuracy"] for r in rows_of(policy, keep) if r["task"] != "text"])
+        def mean_of(key, policy, keep, **more):
+            return mean([r[key] for r in rows_of(policy, keep, **more) if r["task"] != "text"])
+
+        def mean_right(policy, keep, **more):
+            return mean_of("accuracy", policy, keep, **more)
 
         def kl_of_all(keep, tokens):
             return [of(p, keep, task="text", tokens=tokens)["kl_mean"] for p in policies]
@@ -144,7 +149,8 @@ def names(file):
             "kl_and_error": lambda p, k: "{kl_mean:.4f} ± {kl_standard_error:.4f}".format(**of(p, k, task="text")),
             "perplexity": lambda p, k: f"{of(p, k, task='text')['perplexity']:.1f}",
             "right": lambda p, k, task="multikey": f"{of(p, k, task=task)['accuracy']:.2f}",
-            "mean_right": lambda p, k: f"{mean_right(p, k):.2f}",
+            "mean_right": lambda p, k, **more: f"{mean_right(p, k, **more):.2f}",
+            "mean_of": mean_of,
             "kls": lambda p, tokens: " / ".join(f"{of(p, k, task='text', tokens=tokens)['kl_mean']:.4f}" for k in shares),
             "answers": lambda p: " / ".join(f"{mean_right(p, k):.2f}" for k in shares),
             "excess": lambda p: max(of(p, k, task="text", tokens=t)["kl_mean"] / min(kl_of_all(k, t)) - 1 for k in shares for t in lengths),
@@ -167,7 +173,7 @@ def rendered(block, page):
     def value(match):
         try:
             # The text of the repository's own pages, not of a stranger.
-            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "next": next, "str": str}}, known)
+            result = eval(match[1], {"__builtins__": {"round": round, "sum": sum, "len": len, "max": max, "min": min, "next": next, "str": str}}, known)
         except Exception as error:
             sys.exit(f"{markdown.name(page)}: {{{match[1]}}}: {error!r}")
         return two(result) if isinstance(result, float) else str(result)

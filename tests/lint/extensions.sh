@@ -4,8 +4,9 @@
 set -euo pipefail
 cd "${1:-$(dirname "$0")/../..}/include/kvtrim"
 
-names='__attribute__|__builtin_|__int128|__restrict|__asm|\basm\b|__typeof|\btypeof\b|__extension__|_Pragma|__PRETTY_FUNCTION__'
-names+='|__atomic_[a-z]|__sync_|\b_Float16\b|\[\[gnu::|\[\[clang::|#\s*pragma\s+(GCC|clang)|__(bf16|fp16)\b|\bssize_t\b|\?:'
+names='__attribute(__)?\b|__builtin_|__int128|__restrict|__asm|\basm\b|__typeof|\btypeof\b|__extension__|_Pragma|__PRETTY_FUNCTION__'
+names+='|__atomic_[a-z]|__sync_|\b_Float16\b|\[\[ *(using +)?_*(gnu|clang)_*\b|#\s*pragma\s+(GCC|clang)|__(bf16|fp16)\b|\bssize_t\b|\?:'
+names+='|__(alignof|thread|inline|complex|const|volatile|signed|real|imag|label)(__)?\b|<(unistd|pthread|fcntl|dlfcn|sys/[a-z]+)\.h>'
 failed=0
 while IFS= read -r hit; do
     echo "extensions: $hit" >&2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The version in include/kvtrim/version.hpp agrees with the newest release in CHANGELOG.md and with every
-# find_package(kvtrim X.Y) in the documents.
+# find_package(kvtrim X.Y), in the documents, the recipes and the workflows; CITATION.cff and the vcpkg port have it in full.
 set -euo pipefail
 cd "${1:-$(dirname "$0")/../..}"
 
@@ -18,7 +18,16 @@ if [[ -e CHANGELOG.md ]]; then
         fail "CHANGELOG.md's newest release is $newest, version.hpp says $version"
 fi
 
-for file in README.md CONTRIBUTING.md docs/*.md docs/engines/*.md; do
+released=$(awk -v version="$version" '$1 == "##" && $2 == "[" version "]" { print $4 }' CHANGELOG.md)
+in_full() { # FILE TEXT
+    [[ ! -e $1 ]] || grep -qF -- "$2" "$1" || fail "$1 does not say $2"
+}
+in_full CITATION.cff "version: $version"
+in_full CITATION.cff "date-released: $released"
+in_full packaging/vcpkg/kvtrim/vcpkg.json "\"version-semver\": \"$version\""
+in_full .github/workflows/windows.yml "-DKVTRIM_VERSION=${version%.*}\""
+
+for file in README.md CONTRIBUTING.md docs/*.md docs/engines/*.md packaging/conan/test_package/CMakeLists.txt; do
     [[ -e $file ]] || continue
     while read -r named; do
         [[ $version == "$named" || $version == "$named".* ]] ||

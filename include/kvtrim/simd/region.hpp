@@ -12,23 +12,47 @@
 
 #include <kvtrim/version.hpp>
 
-// All names are in an inline namespace with the version and, where the program compiles the kernels itself, what it is compiled
-// for: copies of kvtrim that differ in one of them share no inline function, of which a linker would keep either one's
-// (docs/compatibility.md). Every header opens `namespace KVTRIM_NAMESPACE`.
+// All names are in an inline namespace with the version, with what the including file is compiled for, and with whether the
+// kernels are compiled apart (kernels/compiled.hpp): copies of kvtrim that differ in one of them share no inline function, of
+// which a linker would keep either one's (docs/compatibility.md). Every header opens `namespace KVTRIM_NAMESPACE`.
 #if !defined(KVTRIM_NAMESPACE_TAG)
-#if defined(KVTRIM_COMPILED_KERNELS)
-#define KVTRIM_COMPILED_FOR _compiled
+#if defined(__AVX512FP16__)
+#define KVTRIM_COMPILED_FOR _avx512fp16
+#elif defined(__AVX512BF16__)
+#define KVTRIM_COMPILED_FOR _avx512bf16
+#elif defined(__AVX512VBMI__) || defined(__AVX512VNNI__)
+#define KVTRIM_COMPILED_FOR _avx512vnni
 #elif defined(__AVX512F__)
 #define KVTRIM_COMPILED_FOR _avx512
 #elif defined(__AVX2__)
 #define KVTRIM_COMPILED_FOR _avx2
+#elif defined(__AVX__)
+#define KVTRIM_COMPILED_FOR _avx
+#elif defined(__SSE4_1__) || defined(__BMI2__)
+#define KVTRIM_COMPILED_FOR _sse4
+#elif defined(__ARM_FEATURE_SVE2)
+#define KVTRIM_COMPILED_FOR _sve2
+#elif defined(__ARM_FEATURE_SVE)
+#define KVTRIM_COMPILED_FOR _sve
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define KVTRIM_COMPILED_FOR _neon_bf16
+#elif defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+#define KVTRIM_COMPILED_FOR _neon_fp16
+#elif defined(__ARM_FEATURE_ATOMICS)
+#define KVTRIM_COMPILED_FOR _lse
 #else
 #define KVTRIM_COMPILED_FOR
 #endif
-#define KVTRIM_JOIN_(major, minor, patch, built) v##major##_##minor##_##patch##built
+#if defined(KVTRIM_COMPILED_KERNELS)
+#define KVTRIM_KERNELS_ARE _compiled
+#else
+#define KVTRIM_KERNELS_ARE
+#endif
+#define KVTRIM_JOIN_(major, minor, patch, level, kernels) v##major##_##minor##_##patch##level##kernels
 #define KVTRIM_JOIN(...) KVTRIM_JOIN_(__VA_ARGS__)
 #define KVTRIM_NAMESPACE_TAG                                                                                 \
-    KVTRIM_JOIN(KVTRIM_VERSION_MAJOR, KVTRIM_VERSION_MINOR, KVTRIM_VERSION_PATCH, KVTRIM_COMPILED_FOR)
+    KVTRIM_JOIN(KVTRIM_VERSION_MAJOR, KVTRIM_VERSION_MINOR, KVTRIM_VERSION_PATCH, KVTRIM_COMPILED_FOR,       \
+                KVTRIM_KERNELS_ARE)
 #endif
 #define KVTRIM_NAMESPACE kvtrim::inline KVTRIM_NAMESPACE_TAG
 
