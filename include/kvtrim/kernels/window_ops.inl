@@ -65,7 +65,7 @@ struct exponentials_step {
                 sum[v] = sum[v] + weight_of(logit, highest[v]);
             }
         }
-        float partial[Vectors * lanes];
+        float partial[static_cast<std::size_t>(Vectors * lanes)];
         KVTRIM_UNROLL
         for (index_t v = 0; v < Vectors; ++v) { store(partial + lanes * v, sum[v]); }
         for (index_t r = 0; r < (Vectors - 1) * lanes + some.count(); ++r) {
