@@ -17,6 +17,7 @@
 // cache/strided_bytes.hpp.
 
 #include <kvtrim/cache/row_source.hpp>
+#include <kvtrim/core/any_index.hpp>
 
 #include <type_traits>
 

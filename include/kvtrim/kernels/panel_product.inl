@@ -36,8 +36,8 @@ KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, index_t count
     }
 }
 
-// C = (or +=) A * B for as many rows as registers hold, or fewer. One body for any number of rows: what fewer rows compute in
-// vain costs less than loops of their own would bring. Not inlined: inlined into a loop, clang spills some of the sums.
+// C = (or +=) A * B for as many rows as registers hold, or fewer: one body for any number of rows. The last rows of a matrix
+// take as long as a whole step; bodies for two rows and for one cost each file that has products a tenth of its compile time.
 //
 // The product is summed before it is added to C: thousands of small terms added one by one to a large float would each round.
 template <bool Accumulate, index_t Vectors>

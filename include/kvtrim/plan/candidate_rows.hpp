@@ -8,6 +8,7 @@
 //   row of head g:   protected prefix | candidates(protect, tokens(g)) | protected suffix
 
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/plan/keep_plan.hpp>

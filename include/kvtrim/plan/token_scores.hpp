@@ -16,6 +16,7 @@
 // lower flat index; NaN ranks below everything; +infinity marks a token that no finite score outranks.
 
 #include <kvtrim/cache/check_outputs.hpp>
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 

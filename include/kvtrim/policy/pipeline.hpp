@@ -16,6 +16,7 @@
 // tokens alone, whatever its scorer says of the window. Errors leave every plan as it was.
 // Memory: the scores of all layers, tables of 6 numbers a row, and the scratch of the largest stage.
 
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/plan/candidate_rows.hpp>
 #include <kvtrim/plan/concepts.hpp>
 
