@@ -133,6 +133,24 @@ void window_score(benchmark::State& state, const Scorer& scorer) {
     score<T>(state, scorer, state.range(1));
 }
 
+// A layer of a small model, SmolLM2-135M, and a short prompt.
+void small_layer(benchmark::State& state) {
+    constexpr index_t heads = 3, queries_of_head = 3, channels = 64;
+    const index_t tokens = state.range(0);
+    const auto k = random_elements<float>(heads * tokens * channels, 1);
+    const auto q = random_elements<float>(heads * queries_of_head * window * channels, 3);
+    const kvtrim::strided keys(k.data(), {heads, tokens, channels});
+    const kvtrim::strided queries(q.data(), {heads * queries_of_head, window, channels});
+    scoring own(kvtrim::layer(keys).with_queries(queries),
+                {.budget = kvtrim::per_head(tokens / 5), .protect = {.window_tokens = window}}, snapkv);
+    check(state, own.run());
+    for (auto _ : state) { check(state, own.run()); }
+    describe(state,
+             {.stages = {products<float>(2.0 * static_cast<double>(q.size()) * static_cast<double>(tokens),
+                                         static_cast<double>(k.size() * sizeof(float)))},
+              .workspace_bytes = static_cast<double>(own.workspace_bytes())});
+}
+
 void custom_mean(benchmark::State& state) {
     static const char* const wrong = [] {
         const layer<float> data(checked_tokens);
@@ -275,6 +293,13 @@ BENCHMARK_CAPTURE(window_bf16, defensive, defensive)
 BENCHMARK_CAPTURE(window_f16, defensive, defensive)
     ->Name("score_f16/defensive")
     ->Apply(token_and_thread_counts);
+BENCHMARK(small_layer)
+    ->Name("score_f32/small_layer_snapkv")
+    ->ArgName("tokens")
+    ->Arg(1024)
+    ->Arg(2048)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 BENCHMARK_CAPTURE(score_f32, unpooled_mean, unpooled)->Apply(token_counts);
 BENCHMARK(custom_mean)->Name("score_f32/custom_mean")->Apply(token_counts);
 BENCHMARK(snapkv_portable)->Name("score_f32_portable/snapkv")->Apply(token_and_thread_counts);

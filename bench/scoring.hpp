@@ -15,8 +15,9 @@ class scoring {
     scoring(const Inputs& in, const kvtrim::eviction_request& request, const Scorer& scorer)
         : in_(in), request_(request), scorer_(scorer),
           columns_(kvtrim::candidates(request.protect, in.tokens(0)).size()),
-          offsets_(even_offsets(kv_heads, columns_)),
-          importance_(static_cast<std::size_t>(kv_heads * columns_)), attention_(importance_.size()) {}
+          offsets_(even_offsets(in.kv_heads(), columns_)),
+          importance_(static_cast<std::size_t>(in.kv_heads() * columns_)), attention_(importance_.size()),
+          mass_(static_cast<std::size_t>(in.kv_heads())) {}
 
     [[nodiscard]] index_t workspace_bytes() const { return scorer_.workspace_bytes(in_, request_); }
     [[nodiscard]] kvtrim::status run(threads ex = {}) {
@@ -35,8 +36,7 @@ class scoring {
     const Scorer& scorer_;
     index_t columns_;
     std::vector<index_t> offsets_;
-    std::vector<float> importance_, attention_;
-    std::vector<float> mass_ = std::vector<float>(kv_heads);
+    std::vector<float> importance_, attention_, mass_;
 };
 
 } // namespace bench

@@ -111,6 +111,9 @@ def kept_rows(n):
 
 def rows(prefix):
     """(name, row of ours, note, share of the work, function)."""
+    for n in (1024, 2048):  # a layer of SmolLM2-135M
+        name = f"score_f32/small_layer_snapkv/tokens:{n}"
+        yield name, name, "", 1, lambda n=n: snapkv(random("k", "f32", 3, n, 64), random("q", "f32", 9, WINDOW, 64))
     for n in (8192, 32768, 131072):
         for dtype in DTYPES:
             end, ours = f"tokens:{n}", f"tokens:{n}/threads:1"
