@@ -490,24 +490,6 @@ class MovedPages:
 PAGE_ORDERS = ("fewest", "from_tail", "in_order")
 
 
-def _factors(rows: Rows) -> list[_c.View]:
-    """Scales and zeros that each row has of its own, as rows in the same pages: the library moves codes alone."""
-    view = rows.view
-    stride = view.scale_strides[1]
-    if not stride:
-        return []
-    if view.scale_strides[2] not in (0, 4):
-        raise ValueError("compact_pages: scales of a row lie one after the other")
-    made = []
-    for factors in (view.scales, view.zeros):
-        if factors:
-            made.append(_c.View(element=_c.F32, layout=view.layout, data=ctypes.cast(factors, ctypes.c_void_p), pages=view.pages,
-                                page_tokens=view.page_tokens, page_stride=view.scale_page_stride))
-            made[-1].extents[:] = view.extents[0], 0, view.extents[2] if view.scale_strides[2] else 1
-            made[-1].strides[:] = view.scale_strides[0], stride, 4
-    return made
-
-
 def compact_pages(plan: Plan, keys: Rows, values: Rows | None = None, *, order: str = "fewest",
                   ref_counts: Sequence[int] | npt.NDArray[Any] | None = None,
                   free_pages: Sequence[int] | npt.NDArray[Any] | None = None, copy_shared: bool = False) -> MovedPages:
@@ -528,7 +510,6 @@ def compact_pages(plan: Plan, keys: Rows, values: Rows | None = None, *, order: 
     keep: list[Any] = []
     views = view_of(keys, keep, written=True), view_of(values, keep, written=True)
     check(lib.kvtrim_view_validate(views[0]))  # the tables too
-    factors = [view for rows in (keys, values) if rows is not None for view in _factors(rows)]
     heads = int(keys.view.extents[0])
     first, count = (table.row * heads, heads) if table.per_head else (table.row, 1)
     indptr = np.asarray(table.indptr, dtype=np.int32)[first:first + count + 1]
@@ -546,8 +527,6 @@ def compact_pages(plan: Plan, keys: Rows, values: Rows | None = None, *, order: 
     moves = Handle("moves")
     check(lib.kvtrim_moves_plan(moves, plan._handle, ctypes.byref(pool), context()))
     check(lib.kvtrim_moves_run(moves, *views, context()))
-    for view in factors:
-        check(lib.kvtrim_moves_run(moves, view, None, context()))
 
     def ints(part: str, *row: int) -> npt.NDArray[np.int32]:
         found = getattr(lib, f"kvtrim_moves_{part}")(moves, *row)
