@@ -575,7 +575,8 @@ KVTRIM_API kvtrim_ints kvtrim_moves_released(const kvtrim_moves* moves);
 /** Free pages that the table took, from the first on. */
 KVTRIM_API int64_t kvtrim_moves_taken(const kvtrim_moves* moves);
 /** Carries the moves out in PAGED or PAGED_PER_HEAD memory, of which the table is not read; `values` may be null. Rows of any
- * element: only bytes move. */
+ * element: only bytes move, with the scales and zeros that tokens of 8-bit codes have of their own. Refused, with nothing moved:
+ * tokens that share a scale with their page alone. */
 KVTRIM_API kvtrim_status kvtrim_moves_run(const kvtrim_moves* moves, const kvtrim_view* keys,
                                           const kvtrim_view* values, kvtrim_context* context);
 

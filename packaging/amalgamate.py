@@ -14,7 +14,7 @@ from pathlib import Path
 
 INCLUDE = Path(__file__).resolve().parents[1] / "include"
 OTHERS = {"adapter/dlpack.hpp", "adapter/eigen.hpp", "adapter/ggml.hpp", "adapter/ggml_any_rows.hpp",
-          "adapter/llama_graph.hpp", "kernels/compiled.hpp"}
+          "adapter/llama_graph.hpp", "adapter/llama_layer.hpp", "kernels/compiled.hpp"}
 LICENCE = "// Copyright (c) kvtrim authors\n// SPDX-License-Identifier: MIT\n"
 
 

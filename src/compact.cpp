@@ -168,6 +168,69 @@ status read_memory(const kvtrim_view* given, const move_plan& plan, paged_memory
     return {};
 }
 
+// Pools that move together: keys, values, and what each has beside its codes.
+struct moving_pools {
+    std::array<paged_memory<std::byte>, 6> pools; // those without rows have nothing to move
+    std::array<bool, 6> moves{};
+    std::size_t count = 0;
+
+    // What rows of `view` are made of. The plan says how many pages there are.
+    status add(const kvtrim_view* given, const move_plan& plan) {
+        if (const status s = read_memory(given, plan, pools[count]); !s.ok()) { return s; }
+        const paged_memory<std::byte> codes = pools[count++];
+        kvtrim_view v = {};
+        if (const status s = read_struct(given, v); !s.ok()) { return s; }
+        if (v.element < KVTRIM_I8 || v.extents[2] == 0) { return {}; }
+        for (float* const factors : {v.scales, v.zeros}) {
+            if (factors == nullptr) { continue; }
+            if (const status s = add_factors(v, factors, codes, plan); !s.ok()) { return s; }
+        }
+        return {};
+    }
+
+    // Scales that a token has of its own, or zeros.
+    status add_factors(const kvtrim_view& v, float* factors, const paged_memory<std::byte>& codes,
+                       const move_plan& plan) {
+        const bool per_channel = v.scale_strides[2] != 0, all_heads = codes.layout.head_stride != 0;
+        if (v.scale_strides[1] == 0) {
+            if (v.scale_page_stride == 0 || plan.total_moves() == 0) { return {}; }
+            return invalid("moves_run: tokens of a page share a scale, and cannot move to another page");
+        }
+        if (per_channel && v.scale_strides[2] != sizeof(float)) {
+            return invalid("moves_run: scales of a row, one after the other");
+        }
+        const bool shared = all_heads && v.scale_strides[0] == 0;
+        if (shared && plan.heads() != 1) { return invalid("moves_run: heads that move apart share scales"); }
+        page_layout layout = codes.layout;
+        layout.page_stride = v.scale_page_stride;
+        layout.token_stride = v.scale_strides[1];
+        layout.head_stride = all_heads ? v.scale_strides[0] : 0;
+        pools[count++] = {.data = reinterpret_cast<std::byte*>(factors),
+                          .layout = layout,
+                          .heads = shared ? 1 : codes.heads,
+                          .row_length = to_bytes(per_channel ? v.extents[2] : 1, sizeof(float))};
+        return {};
+    }
+
+    // Whether all of them may move, and which do: one that lies in the rows of another moves with it.
+    status check(const move_plan& plan) {
+        for (std::size_t i = 0; i < count; ++i) {
+            if (const status s = kvtrim::detail::check_pool(pools[i], plan); !s.ok()) { return s; }
+            const std::array own{kvtrim::detail::bytes_of_pages(pools[i], plan.pages_touched())};
+            if (const status s = check_movable(own); !s.ok()) { return s; }
+            moves[i] = true;
+            for (std::size_t j = 0; j < i; ++j) {
+                const std::array other{kvtrim::detail::bytes_of_pages(pools[j], plan.pages_touched())};
+                moved_views moved;
+                if (const status s = check_movable(other, own, moved); !s.ok()) { return s; }
+                moves[j] = moves[j] && moved.first;
+                moves[i] = moves[i] && moved.second;
+            }
+        }
+        return {};
+    }
+};
+
 } // namespace
 } // namespace kvtrim::c
 
@@ -315,12 +378,18 @@ kvtrim_status kvtrim_moves_run(const kvtrim_moves* moves, const kvtrim_view* key
                                kvtrim_context* context) {
     return guarded([&]() -> status {
         if (moves == nullptr || context == nullptr) { return invalid("moves and context must not be null"); }
-        paged_memory<std::byte> k;
-        paged_memory<std::byte> v;
-        if (const status s = read_memory(keys, moves->plan, k); !s.ok()) { return s; }
-        if (values == nullptr) { return move_rows(k, moves->plan, context->executor); }
-        if (const status s = read_memory(values, moves->plan, v); !s.ok()) { return s; }
-        return move_rows(k, v, moves->plan, context->executor);
+        moving_pools all;
+        if (const status s = all.add(keys, moves->plan); !s.ok()) { return s; }
+        if (values != nullptr) {
+            if (const status s = all.add(values, moves->plan); !s.ok()) { return s; }
+        }
+        if (const status s = all.check(moves->plan); !s.ok()) { return s; }
+        for (std::size_t i = 0; i < all.count; ++i) {
+            if (!all.moves[i]) { continue; }
+            const status s = kvtrim::detail::move_checked(all.pools[i], moves->plan, context->executor);
+            if (!s.ok()) { return s; }
+        }
+        return {};
     });
 }
 

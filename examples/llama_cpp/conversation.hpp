@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Questions about a text, answered from a cache that kvtrim cuts, or from the whole one.
+// Questions about a text, answered from a cache that kvtrim cuts, or from the whole one: as turns of one conversation, or dealt
+// to several sequences, which have the cells of the text in common.
 
 #include "engine.hpp"
 #include "words.hpp"
@@ -18,8 +19,9 @@ struct options {
     std::vector<std::string> questions;
     double keep = 0.5;
     index_t window = 32, sinks = 4, chunk = 0, cells = 4096, max_tokens = 64;
+    index_t sequences = 0; // that share the text; 0: one conversation
     std::vector<int> layers;
-    bool flash_attention = false, moves_cells = true, compares = false, unseen = false;
+    bool flash_attention = false, moves_cells = true, compares = false, unseen = false, unified = true;
 };
 
 // What an answer was made from, and how fast.
@@ -30,8 +32,8 @@ struct answer {
     double divergence = 0; // KL(full || cut) per token of the full cache's answer, where that was given
 };
 
-// Each turn: reads, cuts, answers. full: the answers of the whole cache, which take the place of one's own, so that both caches
-// hold the same conversation.
+// Each turn: reads, cuts, answers; with sequences each reads a question, and they answer together. The answers to all questions, in
+// their order. full: those of the whole cache, which take the place of one's own, so that both caches hold the same conversation.
 std::vector<answer> converse(const language_model& words, const options& chosen,
                              const std::vector<answer>* full);
 

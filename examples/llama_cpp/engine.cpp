@@ -38,24 +38,26 @@ engine::engine(llama_model* model, llama_context_params params, index_t window)
 
 bool engine::see(ggml_tensor* t, bool ask, void* self) {
     engine& e = *static_cast<engine*>(self);
-    const int written = e.on_logits ? kvtrim::llama_graph::layer_of_logits(*t) : -1;
-    if (written >= 0 && !ask) { e.on_logits(written, *t); }
-    return e.seen_.see(*t, ask) || written >= 0;
+    const bool is_wanted = e.on_operation && e.on_operation(*t, ask);
+    return e.seen_.see(*t, ask) || is_wanted;
 }
 
-bool engine::decode(std::span<const llama_token> tokens, llama_seq_id sequence, bool all_logits) {
-    const auto n = static_cast<std::int32_t>(tokens.size());
-    if (n == 0) { return true; }
-    seen_.begin(sequence, next_position(sequence), observes);
-    llama_batch batch = llama_batch_init(n, 0, 1);
-    batch.n_tokens = n;
-    for (std::int32_t i = 0; i < n; ++i) {
-        batch.token[i] = tokens[static_cast<std::size_t>(i)];
-        batch.pos[i] = static_cast<llama_pos>(next_position(sequence)) + i;
+bool engine::decode(std::span<const llama_token> tokens, std::span<const llama_seq_id> sequences,
+                    bool all_logits) {
+    if (tokens.empty()) { return true; }
+    std::map<llama_seq_id, index_t> next;
+    std::vector<kvtrim::llama_token_place> places;
+    llama_batch batch = llama_batch_init(static_cast<std::int32_t>(tokens.size()), 0, 1);
+    for (const llama_seq_id s : sequences) {
+        const std::int32_t i = batch.n_tokens++;
+        places.push_back({s, static_cast<llama_pos>(next.try_emplace(s, next_position(s)).first->second++)});
+        batch.token[i] = tokens[places.size() - 1];
+        batch.pos[i] = places.back().position;
         batch.n_seq_id[i] = 1;
-        batch.seq_id[i][0] = sequence;
-        batch.logits[i] = all_logits || i == n - 1;
+        batch.seq_id[i][0] = s;
+        batch.logits[i] = all_logits || places.size() == tokens.size();
     }
+    seen_.begin(places, observes);
     const int answer = llama_decode(context_, batch);
     llama_batch_free(batch);
     require(seen_.validate());
@@ -64,10 +66,12 @@ bool engine::decode(std::span<const llama_token> tokens, llama_seq_id sequence, 
 }
 
 cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
-    refuse_if(seen_.layers().empty(), "no layer was seen that attends to all tokens");
-    const auto was_seen = [&](int layer) { return seen_.layers().contains(layer); };
+    const auto& layers = seen_.layers(chosen.sequence);
+    refuse_if(layers.empty(), "no layer was seen that attends to all tokens");
+    const auto was_seen = [&](int layer) { return layers.contains(layer); };
     refuse_if(!std::ranges::all_of(chosen.layers, was_seen), "a layer to be scored was not seen");
-    refuse_if(chosen.close != kvtrim::closing::keep_positions && !can_shift(),
+    refuse_if(chosen.close != kvtrim::closing::keep_positions &&
+                  !(llama_memory_can_shift(memory()) && seen_.can_shift(chosen.sequence)),
               "llama.cpp cannot shift the positions of this cache: keep them");
     kvtrim::cell_mirror& mirror = seen_.cells(chosen.sequence);
     std::vector<std::int32_t> room(static_cast<std::size_t>(mirror.cells())), positions;
@@ -79,7 +83,7 @@ cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
     kvtrim::growing_workspace memory;
     kvtrim::workspace scratch = memory.of_bytes(asked.workspace_bytes());
     kvtrim::cell_scores all(asked, scratch);
-    for (const auto& [number, layer] : seen_.layers()) {
+    for (const auto& [number, layer] : layers) {
         if (chosen.layers.empty() || chosen.layers.contains(number)) { require(add(all, layer, list.cells)); }
     }
     kvtrim::keep_plan plan;
@@ -98,15 +102,6 @@ cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
     if (!windows.empty()) { put_back(windows, chosen.sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY); }
     report.freed = mirror.free_cells() - free_before;
     return report;
-}
-
-bool engine::can_shift() const {
-    // A shift of quantised keys turns back a rotation that llama.cpp leaves out where head_dim is no multiple of 64, and aborts.
-    const auto is_whole = [](const auto& l) {
-        return !ggml_is_quantized(l.second.k.type) || l.second.queries.head_dim() % 64 == 0;
-    };
-    return llama_memory_can_shift(memory()) &&
-           std::all_of(seen_.layers().begin(), seen_.layers().end(), is_whole);
 }
 
 void engine::remove(llama_seq_id sequence, index_t begin, index_t end) {
@@ -128,8 +123,7 @@ void engine::shift(llama_seq_id sequence, const kvtrim::position_shift& by) {
 }
 
 void engine::copy(llama_seq_id from, llama_seq_id to) {
-    refuse_if(!seen_.is_unified(), "sequences share cells in a unified cache only");
-    require(seen_.cells(from).copy(from, to));
+    require(seen_.copy(from, to));
     llama_memory_seq_cp(memory(), from, to, -1, -1);
 }
 

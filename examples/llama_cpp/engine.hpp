@@ -60,7 +60,12 @@ class engine {
     ~engine() { llama_free(context_); }
 
     // Appends tokens to a sequence. Returns false where there are too few cells.
-    bool decode(std::span<const llama_token> tokens, llama_seq_id sequence = 0, bool all_logits = false);
+    bool decode(std::span<const llama_token> tokens, llama_seq_id sequence = 0, bool all_logits = false) {
+        return decode(tokens, std::vector(tokens.size(), sequence), all_logits);
+    }
+    // Appends each token to its sequence.
+    bool decode(std::span<const llama_token> tokens, std::span<const llama_seq_id> sequences,
+                bool all_logits = true);
     // Of the last decode's token i; of the last one for -1.
     [[nodiscard]] std::span<const float> logits(std::int32_t i = -1) const {
         return {llama_get_logits_ith(context_, i), static_cast<std::size_t>(vocabulary_)};
@@ -69,7 +74,7 @@ class engine {
     // Keeps one token set for all layers and heads, by the folded scores of the layers.
     cut_report cut(const cut_options& chosen, const add_scores& add);
 
-    // As llama_memory_seq_rm, _add and _cp.
+    // As llama_memory_seq_rm, _add and _cp. A split cache copies in the next decode: of `to`, before anything else is done with it.
     void remove(llama_seq_id sequence, index_t begin, index_t end = -1);
     void shift(llama_seq_id sequence, const kvtrim::position_shift& by);
     void copy(llama_seq_id from, llama_seq_id to);
@@ -81,14 +86,13 @@ class engine {
     }
     [[nodiscard]] kvtrim::llama_graph& seen() { return seen_; }
 
-    // Called with the logits [cells, queries, q_heads] of each layer before softmax, without flash attention; may write them.
-    std::function<void(int layer, ggml_tensor&)> on_logits;
+    // Asked about each operation of a graph, as llama_graph::see; may write what was computed.
+    std::function<bool(ggml_tensor&, bool ask)> on_operation;
     bool observes = true; // else queries are not copied, and no cut may follow
 
   private:
     static bool see(ggml_tensor* t, bool ask, void* self);
     [[nodiscard]] llama_memory_t memory() const { return llama_get_memory(context_); }
-    [[nodiscard]] bool can_shift() const;
     // What a sequence holds in all caches, or only in that of sliding windows.
     [[nodiscard]] std::vector<std::uint8_t> state(llama_seq_id sequence, llama_state_seq_flags which) const;
     void put_back(const std::vector<std::uint8_t>& state, llama_seq_id sequence, llama_state_seq_flags which);

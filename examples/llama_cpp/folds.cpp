@@ -20,6 +20,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -110,6 +112,30 @@ class scores_of_prompt {
     kvtrim::growing_workspace memory_;
 };
 
+// The lengths (root mean square over the newest queries) of what each layer's attention adds to the residual stream, and of the
+// stream behind it; as an engine's on_operation.
+struct layer_lengths {
+    std::vector<double> outputs, streams; // of each layer
+
+    bool see(const ggml_tensor& t, bool ask) {
+        const bool is_output = t.op == GGML_OP_MUL_MAT && std::strncmp(t.src[0]->name, "blk.", 4) == 0 &&
+                               std::strstr(t.src[0]->name, ".attn_output.weight") != nullptr;
+        const bool is_stream = t.op == GGML_OP_ADD && std::strncmp(t.name, "ffn_inp-", 8) == 0;
+        if (ask || !(is_output || is_stream)) { return is_output || is_stream; }
+        const auto layer = static_cast<std::size_t>(std::atoi(is_output ? t.src[0]->name + 4 : t.name + 8));
+        const std::int64_t rows = std::min<std::int64_t>(t.ne[1], window), values = rows * t.ne[0];
+        const float* x = static_cast<const float*>(t.data) + (t.ne[1] - rows) * t.ne[0];
+        double squares = 0;
+        for (std::int64_t i = 0; i < values; ++i) {
+            squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+        }
+        auto& to = is_output ? outputs : streams;
+        to.resize(std::max(to.size(), layer + 1));
+        to[layer] = std::sqrt(squares / static_cast<double>(rows));
+        return true;
+    }
+};
+
 // ---- Folds ----
 
 marks best_of(const std::vector<double>& score, std::size_t budget) {
@@ -144,6 +170,52 @@ std::vector<double> summed(std::span<const std::vector<row>> layers, double powe
         }
     }
     return sum;
+}
+
+// Each layer's scores in units of `by`.
+row_table divided(row_table scores, const std::vector<double>& by) {
+    for (std::size_t l = 0; l < scores.size(); ++l) {
+        for (row& r : scores[l]) {
+            for (float& x : r) { x = static_cast<float>(static_cast<double>(x) / by.at(l)); }
+        }
+    }
+    return scores;
+}
+
+// The least score of each layer that would stay if its rows competed for their budgets.
+std::vector<double> thresholds(const row_table& scores, std::size_t budget) {
+    std::vector<double> least;
+    for (const auto& heads : scores) {
+        std::vector<float> all;
+        for (const row& r : heads) { all.insert(all.end(), r.begin(), r.end()); }
+        const std::size_t kept = std::clamp<std::size_t>(heads.size() * budget, 1, all.size()) - 1;
+        std::nth_element(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(kept), all.end(),
+                         std::greater<>{});
+        least.push_back(static_cast<double>(all[kept]));
+    }
+    return least;
+}
+
+// In place of a score how many of its row it is not below.
+row_table ranks(row_table scores) {
+    for (auto& heads : scores) {
+        for (row& r : heads) {
+            row sorted = r;
+            std::sort(sorted.begin(), sorted.end());
+            for (float& x : r) {
+                x = static_cast<float>(std::upper_bound(sorted.begin(), sorted.end(), x) - sorted.begin());
+            }
+        }
+    }
+    return scores;
+}
+
+// As parts of their sums.
+std::vector<double> both(std::vector<double> a, const std::vector<double>& b) {
+    const double of_a = std::accumulate(a.begin(), a.end(), 0.0),
+                 of_b = std::accumulate(b.begin(), b.end(), 0.0);
+    for (std::size_t c = 0; c < a.size(); ++c) { a[c] = a[c] / of_a + b[c] / of_b; }
+    return a;
 }
 
 std::vector<double> largest(std::span<const std::vector<row>> layers) {
@@ -229,14 +301,16 @@ class measurer {
         decode([&](std::size_t, std::vector<float> log_p) { full_.push_back(std::move(log_p)); });
     }
     ~measurer() {
-        engine_.on_logits = nullptr;
+        engine_.on_operation = nullptr;
         engine_.observes = true;
     }
     measurer(const measurer&) = delete;
     measurer& operator=(const measurer&) = delete;
 
     double operator()(const mark_table& stays) {
-        engine_.on_logits = [&](int l, ggml_tensor& logits) {
+        engine_.on_operation = [&](ggml_tensor& logits, bool ask) {
+            const int l = kvtrim::llama_graph::layer_of_logits(logits);
+            if (l < 0 || ask) { return l >= 0; }
             const auto& heads = stays[static_cast<std::size_t>(l)];
             const index_t group = logits.ne[2] / std::ssize(heads);
             for (index_t h = 0; h < logits.ne[2]; ++h) {
@@ -248,6 +322,7 @@ class measurer {
                     }
                 }
             }
+            return true;
         };
         double sum = 0;
         decode([&](std::size_t i, const std::vector<float>& log_q) { sum += divergence(full_[i], log_q); });
@@ -271,16 +346,33 @@ class measurer {
     std::vector<std::vector<float>> full_;
 };
 
-// All ways to choose at one share.
-void measure(measurer& kl, scores_of_prompt& prompt, index_t tokens, std::span<const double> keep,
-             std::vector<outcome>& out) {
+// Scores that are made when they are first asked for.
+class lazy_scores {
+  public:
+    explicit lazy_scores(std::function<row_table()> make) : make_(std::move(make)) {}
+    const row_table& operator()() {
+        if (made_.empty()) { made_ = make_(); }
+        return made_;
+    }
+
+  private:
+    std::function<row_table()> make_;
+    row_table made_;
+};
+
+// All ways to choose whose names hold one of `only`, or all.
+void measure(measurer& kl, scores_of_prompt& prompt, const layer_lengths& lengths, index_t tokens,
+             std::span<const double> keep, std::span<const std::string> only, std::vector<outcome>& out) {
     std::size_t next = 0;
     const auto candidates = static_cast<std::size_t>(kvtrim::candidates(protect, tokens).size());
     const auto budget_of = [&](double share) {
         return static_cast<std::size_t>(kvtrim::kept_tokens(tokens, share)) -
                (static_cast<std::size_t>(tokens) - candidates);
     };
+    // stays_at(budget): the marks.
     const auto add = [&](const std::string& name, const auto& stays_at) {
+        const auto is_in_name = [&](const std::string& part) { return name.find(part) != name.npos; };
+        if (!only.empty() && std::none_of(only.begin(), only.end(), is_in_name)) { return; }
         if (next == out.size()) { out.push_back({name, std::vector<double>(keep.size())}); }
         out[next].of_text.emplace_back();
         fmt::print(stderr, "{:52}", name);
@@ -293,54 +385,89 @@ void measure(measurer& kl, scores_of_prompt& prompt, index_t tokens, std::span<c
         fmt::print(stderr, "\n");
         ++next;
     };
-    const auto add_one_set = [&](const std::string& name, const row_table& rows,
-                                 const std::vector<double>& fold) {
-        add(name + " | one set",
-            [&](std::size_t budget) { return same_for_all(rows, best_of(fold, budget)); });
+    // fold(rows, budget): a score for each token.
+    const auto add_one_set = [&](const std::string& name, lazy_scores& scores, const auto& fold) {
+        add(name + " | one set", [&](std::size_t budget) {
+            return same_for_all(scores(), best_of(fold(scores(), budget), budget));
+        });
     };
-    const auto add_more_sets = [&](const std::string& name, const row_table& rows, double power) {
+    const auto add_more_sets = [&](const std::string& name, lazy_scores& scores) {
         add(name + " | a set per layer",
-            [&](std::size_t budget) { return set_per_layer(rows, budget, power); });
-        add(name + " | a set per row", [&](std::size_t budget) { return best_of_each(rows, budget); });
-        add(name + " | all rows compete", [&](std::size_t budget) { return competing(rows, budget); });
+            [&](std::size_t budget) { return set_per_layer(scores(), budget, 1); });
+        add(name + " | a set per row", [&](std::size_t budget) { return best_of_each(scores(), budget); });
+        add(name + " | all rows compete", [&](std::size_t budget) { return competing(scores(), budget); });
     };
     using enum unit;
+    const auto sum = [](double power, unit in) {
+        return [=](const row_table& rows, std::size_t) { return summed(rows, power, in); };
+    };
+    const auto relative_to = [](const std::vector<double>& by) {
+        return [&](const row_table& rows, std::size_t) { return summed(divided(rows, by), 1, as_is); };
+    };
     const std::size_t fifth = budget_of(0.2);
+    const auto votes_of_all = [&](const row_table& rows, std::size_t) {
+        return votes(rows, competing(rows, fifth));
+    };
+    const auto votes_of_each = [&](const row_table& rows, std::size_t) {
+        return votes(rows, best_of_each(rows, fifth));
+    };
 
-    const row_table critical = prompt.by(kvtrim::criticalkv());
-    add_one_set("criticalkv, sum", critical, summed(critical, 1, as_is));
-    const row_table defensive = prompt.by(kvtrim::defensivekv());
-    add_one_set("layer_defensivekv 0, votes at 20 %", defensive,
-                votes(defensive, competing(defensive, fifth)));
-    const row_table mean = prompt.by(kvtrim::snapkv());
-    add_one_set("snapkv, sum", mean, summed(mean, 1, as_is));
-    const row_table recent = prompt.by(kvtrim::streaming_llm());
-    add_one_set("streaming_llm", recent, summed(recent, 1, as_is));
-    const row_table drop = prompt.by(kvtrim::dropkv());
-    add_one_set("dropkv, sum", drop, summed(drop, 1, as_is));
-    add_one_set("dropkv, sum of squares", drop, summed(drop, 2, as_is));
-    add_one_set("dropkv, sum of layers' shares", drop, summed(drop, 1, per_layer));
-    const row_table afar = prompt.from_afar();
-    add_one_set("afar, sum", afar, summed(afar, 1, as_is));
-    add_one_set("afar, sum of layers' shares", afar, summed(afar, 1, per_layer));
-    add_one_set("afar, votes of all rows at 20 %", afar, votes(afar, competing(afar, fifth)));
-    add_more_sets("defensivekv", defensive, 1);
-    add_one_set("snapkv, largest", mean, largest(mean));
-    const row_table random = prompt.by(kvtrim::random());
-    add_one_set("random", random, summed(std::span(random).first(1), 1, as_is));
-    add_more_sets("afar", afar, 1);
-    add_one_set("defensivekv, sum", defensive, summed(defensive, 1, as_is));
-    const row_table worst =
-        prompt.by(kvtrim::eviction_policy{kvtrim::window_attention<kvtrim::worst_case_attention>{},
-                                          kvtrim::uniform{}, kvtrim::by_importance{}});
-    add_one_set("worst-case attention, sum", worst, summed(worst, 1, as_is));
-    add_one_set("snapkv, votes at 20 %", mean, votes(mean, best_of_each(mean, fifth)));
-    add_one_set("defensivekv, votes at 20 %", defensive, votes(defensive, best_of_each(defensive, fifth)));
-    add_one_set("criticalkv, sum of layers' shares", critical, summed(critical, 1, per_layer));
-    add_one_set("criticalkv, sum of squares", critical, summed(critical, 2, as_is));
-    add_one_set("dropkv, sum of roots", drop, summed(drop, 0.5, as_is));
-    add_one_set("afar, sum of squares", afar, summed(afar, 2, as_is));
-    add_one_set("afar, sum of roots", afar, summed(afar, 0.5, as_is));
+    lazy_scores critical([&] { return prompt.by(kvtrim::criticalkv()); });
+    lazy_scores defensive([&] { return prompt.by(kvtrim::defensivekv()); });
+    lazy_scores mean([&] { return prompt.by(kvtrim::snapkv()); });
+    lazy_scores worst([&] {
+        return prompt.by(kvtrim::eviction_policy{kvtrim::window_attention<kvtrim::worst_case_attention>{},
+                                                 kvtrim::uniform{}, kvtrim::by_importance{}});
+    });
+    lazy_scores drop([&] { return prompt.by(kvtrim::dropkv()); });
+    lazy_scores afar([&] { return prompt.from_afar(); });
+    lazy_scores recent([&] { return prompt.by(kvtrim::streaming_llm()); });
+    lazy_scores random([&] { return prompt.by(kvtrim::random()); });
+
+    add_one_set("criticalkv, sum", critical, sum(1, as_is));
+    add_one_set("criticalkv, sum of squares", critical, sum(2, as_is));
+    add_one_set("criticalkv, sum of layers' shares", critical, sum(1, per_layer));
+    add_one_set("snapkv, sum", mean, sum(1, as_is));
+    add_one_set("dropkv, sum", drop, sum(1, as_is));
+    add_one_set("dropkv, sum of layers' shares", drop, sum(1, per_layer));
+    add_one_set("afar, sum", afar, sum(1, as_is));
+    add_one_set("afar, sum of layers' shares", afar, sum(1, per_layer));
+
+    add_one_set("criticalkv, in units of the layers' thresholds", critical,
+                [](const row_table& rows, std::size_t budget) {
+                    return summed(divided(rows, thresholds(rows, budget)), 1, as_is);
+                });
+    add_one_set("criticalkv, sum of ranks", critical,
+                [](const row_table& rows, std::size_t) { return summed(ranks(rows), 1, as_is); });
+    add_one_set("criticalkv, relative to the layers' outputs", critical, relative_to(lengths.outputs));
+    add_one_set("criticalkv, relative to the stream", critical, relative_to(lengths.streams));
+    add_one_set("dropkv, relative to the layers' outputs", drop, relative_to(lengths.outputs));
+    add_one_set("dropkv, relative to the stream", drop, relative_to(lengths.streams));
+    add_one_set("afar, relative to the stream", afar, relative_to(lengths.streams));
+    add_one_set("criticalkv and afar", critical, [&](const row_table& rows, std::size_t) {
+        return both(summed(rows, 1, as_is), summed(afar(), 1, as_is));
+    });
+    add_one_set("criticalkv and afar, layers' shares", critical, [&](const row_table& rows, std::size_t) {
+        return both(summed(rows, 1, per_layer), summed(afar(), 1, per_layer));
+    });
+
+    add_one_set("layer_defensivekv 0, votes at 20 %", defensive, votes_of_all);
+    add_one_set("streaming_llm", recent, sum(1, as_is));
+    add_one_set("dropkv, sum of squares", drop, sum(2, as_is));
+    add_one_set("afar, votes of all rows at 20 %", afar, votes_of_all);
+    add_more_sets("defensivekv", defensive);
+    add_one_set("snapkv, largest", mean, [](const row_table& rows, std::size_t) { return largest(rows); });
+    add_one_set("random", random, [](const row_table& rows, std::size_t) {
+        return summed(std::span(rows).first(1), 1, as_is);
+    });
+    add_more_sets("afar", afar);
+    add_one_set("defensivekv, sum", defensive, sum(1, as_is));
+    add_one_set("worst-case attention, sum", worst, sum(1, as_is));
+    add_one_set("snapkv, votes at 20 %", mean, votes_of_each);
+    add_one_set("defensivekv, votes at 20 %", defensive, votes_of_each);
+    add_one_set("dropkv, sum of roots", drop, sum(0.5, as_is));
+    add_one_set("afar, sum of squares", afar, sum(2, as_is));
+    add_one_set("afar, sum of roots", afar, sum(0.5, as_is));
 }
 
 struct text_of {
@@ -373,7 +500,7 @@ void write_json(const std::string& to, const std::string& model, std::span<const
 
 int main(int argc, char** argv) {
     std::string model, json;
-    std::vector<std::string> files;
+    std::vector<std::string> files, only;
     std::vector<double> keep{0.5, 0.2};
     index_t tokens = 1024, next = 256, texts = 3, first = 0;
     CLI::App app{"One token set for all layers: what scores and folds cost, and what more sets would give"};
@@ -388,6 +515,7 @@ int main(int argc, char** argv) {
     app.add_option("--first", first, "number of the first text")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
+    app.add_option("--only", only, "those whose names hold one of these");
     app.add_option("--json", json, "writes the results there too, after each text");
     CLI11_PARSE(app, argc, argv);
     try {
@@ -409,6 +537,8 @@ int main(int argc, char** argv) {
 
             engine e(words.model.get(),
                      context_params(static_cast<std::uint32_t>(tokens + next), "f16", "f16", false), tokens);
+            layer_lengths lengths;
+            e.on_operation = [&](const ggml_tensor& t, bool ask) { return lengths.see(t, ask); };
             if (!e.decode(all)) { throw std::runtime_error("too few cells"); }
             std::vector<std::int32_t> room(static_cast<std::size_t>(e.seen().cells(0).cells()));
             kvtrim::cell_list list;
@@ -416,7 +546,7 @@ int main(int argc, char** argv) {
             const std::vector<std::int32_t> cells(list.cells.begin(), list.cells.end());
             scores_of_prompt prompt(e.seen(), cells);
             measurer kl(e, behind, cells);
-            measure(kl, prompt, tokens, keep, out);
+            measure(kl, prompt, lengths, tokens, keep, only, out);
             measured.push_back({std::filesystem::path(file).filename().string(), i / std::ssize(files)});
             if (!json.empty()) { write_json(json, model, keep, tokens, next, measured, out); }
         }

@@ -15,14 +15,26 @@ using namespace llama_example;
 
 int main(int argc, char** argv) {
     options chosen;
-    std::string attention = "off", compaction = "state";
+    std::string attention = "off", compaction = "state", unified = "on";
     CLI::App app{
         "llama.cpp answers from a cache that kvtrim cuts, and with --compare from the whole one first"};
     app.add_option("-m,--model", chosen.model, "a GGUF file")->required()->check(CLI::ExistingFile);
     app.add_option("-f,--file", chosen.text_file, "a text that the questions are about")
         ->check(CLI::ExistingFile);
-    app.add_option("-p,--prompt", chosen.questions, "a question; several are turns of one conversation")
+    app.add_option("-p,--prompt", chosen.questions,
+                   "a question; several are turns of one conversation, or of --sequences")
         ->required();
+    app.add_option("--sequences", chosen.sequences,
+                   "sequences that share the text, which is cut before they are asked; questions are dealt "
+                   "to them by turns, "
+                   "and they answer together. 0: one conversation")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    app.add_option("--unified", unified,
+                   "on: sequences share the cells of the text; off: each has --cells of its own, and a copy "
+                   "of the text")
+        ->check(CLI::IsMember({"on", "off"}))
+        ->capture_default_str();
     app.add_option("--policy", chosen.policy)->check(CLI::IsMember(policy_names()))->capture_default_str();
     app.add_option("--keep", chosen.keep, "share of the cells that stays")
         ->check(CLI::Range(1e-6, 1.0))
@@ -64,6 +76,7 @@ int main(int argc, char** argv) {
     CLI11_PARSE(app, argc, argv);
     chosen.flash_attention = attention == "on";
     chosen.moves_cells = compaction == "state";
+    chosen.unified = unified == "on";
     try {
         const language_model words(chosen.model);
         std::vector<answer> full;

@@ -139,17 +139,21 @@ std::set<std::int32_t> kept_by(const language_model& m, const setting& s, const 
     return positions(e);
 }
 
-// Hides cells before each softmax by their positions.
+// Hides cells before each softmax by their positions, in these layers or in all.
 template <class Hides>
-std::function<void(int, ggml_tensor&)> hide(Hides hides, const kvtrim::cell_mirror& cells) {
-    return [hides, &cells](int, ggml_tensor& logits) {
-        for (index_t row = 0; row < ggml_nrows(&logits); ++row) {
+std::function<bool(ggml_tensor&, bool)> hide(Hides hides, const kvtrim::cell_mirror& cells,
+                                             std::set<int> layers = {}) {
+    return [hides, &cells, layers](ggml_tensor& logits, bool ask) {
+        const int layer = kvtrim::llama_graph::layer_of_logits(logits);
+        if (layer < 0 || !(layers.empty() || layers.contains(layer))) { return false; }
+        for (index_t row = 0; !ask && row < ggml_nrows(&logits); ++row) {
             float* at = static_cast<float*>(logits.data) + row * logits.ne[0];
             for (index_t c = 0; c < std::min<index_t>(cells.cells(), logits.ne[0]); ++c) {
                 const std::int32_t p = cells.positions()[static_cast<std::size_t>(c)];
                 if (p >= 0 && hides(p)) { at[c] = -std::numeric_limits<float>::infinity(); }
             }
         }
+        return true;
     };
 }
 
@@ -166,7 +170,7 @@ void hidden_cells_are_as_removed(const language_model& m, const tokens& text) {
           "80 of 400 cells stay, the first and the newest among them");
 
     const auto full = predictions(whole, next);
-    whole.on_logits =
+    whole.on_operation =
         hide([&](std::int32_t p) { return p < 400 && !kept.contains(p); }, whole.seen().cells(0));
     const auto hidden = predictions(whole, next), removed = predictions(cut, next);
     check(distance(hidden, removed) < rounding,
@@ -183,9 +187,9 @@ void hidden_cells_are_as_removed(const language_model& m, const tokens& text) {
 
     // The mirror knows where they went: hiding cells by it is removing their positions.
     const std::set<std::int32_t> some(std::next(kept.begin(), 8), std::next(kept.begin(), 44));
-    cut.on_logits = hide([&](std::int32_t p) { return some.contains(p); }, cut.seen().cells(0));
+    cut.on_operation = hide([&](std::int32_t p) { return some.contains(p); }, cut.seen().cells(0));
     const auto some_hidden = predictions(cut, next);
-    cut.on_logits = nullptr;
+    cut.on_operation = nullptr;
     for (const std::int32_t p : some) { cut.remove(0, p, p + 1); }
     const auto some_removed = predictions(cut, next);
     // Of what a mirror that has lost its cells would be off by, sums in another order may make a tenth.
@@ -272,6 +276,121 @@ void sequences_do_not_disturb_each_other(const language_model& m, const tokens& 
         check(distance(predictions(split, next, 1), predictions(alone, next, 0)) < rounding,
               "and predicts the same");
     }
+}
+
+// Decoded by turns, or token by token in one batch, a sequence is what it is alone, and is cut by its own queries.
+void each_sequence_is_as_alone(const language_model& m, const tokens& text) {
+    const tokens shared = part(text, 0, 160), next = part(text, 400, 8);
+    const std::vector<tokens> own{part(text, 200, 60), part(text, 600, 60)};
+    const cut_options again{.kept = 90, .moves_cells = false};
+    for (const bool fa : {false, true}) {
+        const setting s{"f16", "f16", fa};
+        std::vector<std::set<std::int32_t>> kept;
+        std::vector<std::vector<float>> predicted;
+        for (const tokens& o : own) {
+            engine alone(m.model.get(), s.params());
+            alone.decode(shared);
+            alone.cut({.kept = 100}, scorer_of("snapkv"));
+            alone.decode(o);
+            predicted.push_back(predictions(alone, next));
+            alone.cut(again, scorer_of("snapkv"));
+            kept.push_back(positions(alone));
+        }
+        const double differ = shared_part(kept[0], kept[1]), apart = distance(predicted[0], predicted[1]);
+        for (const bool unified : {true, false}) {
+            for (const bool at_once : {true, false}) {
+                auto params = s.params(unified ? 1024 : 2048);
+                params.n_seq_max = 2;
+                params.kv_unified = unified;
+                engine e(m.model.get(), params);
+                e.decode(shared);
+                e.cut({.kept = 100}, scorer_of("snapkv"));
+                e.copy(0, 1);
+                if (!unified) {
+                    check_refused([&] { e.cut({.kept = 60, .sequence = 1}, scorer_of("snapkv")); },
+                                  "a copy that llama.cpp has not made yet");
+                    check_refused([&] { e.copy(0, 2); }, "a stream that is not there");
+                }
+                const index_t free_before = e.seen().cells(1).free_cells();
+                if (at_once) {
+                    tokens mixed;
+                    std::vector<llama_seq_id> of;
+                    for (std::size_t i = 0; i < own[0].size(); ++i) {
+                        for (const llama_seq_id q : {0, 1}) {
+                            mixed.push_back(own[static_cast<std::size_t>(q)][i]);
+                            of.push_back(q);
+                        }
+                    }
+                    e.decode(mixed, of);
+                } else {
+                    e.decode(own[0], 0);
+                    e.decode(own[1], 1);
+                }
+                const std::string name =
+                    fmt::format("fa {}, {}, {}", fa ? "on" : "off", unified ? "shared cells" : "copied cells",
+                                at_once ? "in one batch" : "one after the other");
+                check(free_before - e.seen().cells(1).free_cells() == (unified ? 120 : 60),
+                      name + ": each token takes one cell");
+                double off = 0, least = 1;
+                for (std::size_t q = 0; q < own.size(); ++q) {
+                    const auto sequence = static_cast<llama_seq_id>(q);
+                    off = std::max(off, distance(predicted[q], predictions(e, next, sequence)));
+                    cut_options how = again;
+                    how.sequence = sequence;
+                    e.cut(how, scorer_of("snapkv"));
+                    least = std::min(least, shared_part(kept[q], positions(e, sequence)));
+                }
+                // Shared cells are summed in another order, whose rounding each later token takes up.
+                check(off < (unified ? 10 * rounding : rounding) && off < apart / 4,
+                      fmt::format("{}: predictions as alone: {:.2g}, of the other {:.2g}", name, off, apart));
+                check(differ < 1 && least > (1 + differ) / 2,
+                      fmt::format("{}: cut by its own queries: {:.0f} % as alone, {:.0f} % as the other",
+                                  name, 100 * least, 100 * differ));
+            }
+        }
+    }
+}
+
+// The program's sequences answer as conversations of their own do.
+void questions_share_a_text(const language_model& m, const tokens& text, const std::string& file) {
+    const auto words = [&](std::size_t begin, std::size_t count) {
+        std::string said;
+        for (const llama_token t : part(text, begin, count)) { said += m.text(t); }
+        return said;
+    };
+    std::ofstream(file) << words(1, 300);
+    options o;
+    o.text_file = file;
+    o.questions = {words(320, 40), words(400, 40), words(500, 40)};
+    o.cells = 1024;
+    o.max_tokens = 12;
+    o.policy = "snapkv";
+    options alone = o;
+    o.sequences = 2;
+    alone.unseen = true;
+    alone.questions = {o.questions[0], o.questions[2]};
+    const auto first = converse(m, alone, nullptr);
+    alone.questions = {o.questions[1]};
+    const auto second = converse(m, alone, nullptr);
+    const auto off = [](const answer& a, const answer& b) {
+        return divergence(a.log_probabilities[0], b.log_probabilities[0]);
+    };
+    for (const bool unified : {true, false}) {
+        o.unified = unified;
+        const auto together = converse(m, o, nullptr);
+        const double worst = std::max(off(first[0], together[0]), off(second[0], together[1])),
+                     apart = off(first[0], together[1]);
+        check(together.size() == 3 && worst < (unified ? 10 * rounding : rounding) && worst < apart / 10,
+              fmt::format(
+                  "{} cells: sequences answer as conversations of their own: {:.2g}, of the other {:.2g}",
+                  unified ? "shared" : "copied", worst, apart));
+        if (!unified) {
+            check(off(first[1], together[2]) < 2 * rounding,
+                  fmt::format("and so in the next turn: {:.2g}", off(first[1], together[2])));
+        }
+    }
+    o.text_file.clear();
+    check_refused([&] { converse(m, o, nullptr); }, "sequences without a text");
 }
 
 void a_conversation_goes_on(const language_model& m, const tokens& text) {
@@ -447,10 +566,10 @@ void windows_lose_nothing(const std::string& file) {
         const auto kept = positions(cut);
         check(report.freed == 340 && kept.size() == 60 && are_unchanged(cut, all_rows),
               "60 of 400 cells stay as they were");
-        whole.on_logits = [&, hides = hide([&](std::int32_t p) { return p < 400 && !kept.contains(p); },
-                                           whole.seen().cells(0))](int l, ggml_tensor& logits) {
-            if (whole.seen().layers().contains(l)) { hides(l, logits); }
-        };
+        std::set<int> layers;
+        for (const auto& [number, layer] : whole.seen().layers()) { layers.insert(number); }
+        whole.on_operation =
+            hide([&](std::int32_t p) { return p < 400 && !kept.contains(p); }, whole.seen().cells(0), layers);
         const auto hidden = predictions(whole, next), removed = predictions(cut, next);
         check(distance(hidden, removed) < exact && distance(full, removed) > 100 * exact,
               fmt::format("removed cells are as hidden in the layers without windows: {:.2g}, from the whole "
@@ -529,6 +648,21 @@ void windows_lose_nothing(const std::string& file) {
     }
     check_refused([&] { engine(m.model.get(), plain.params(512)); },
                   "fewer cells than windows and a micro-batch take");
+    const tokens both = part(text, 0, 2);
+    const std::vector<llama_seq_id> sequences{0, 1};
+    check_refused([&] { engine(m.model.get(), params(plain, 2)).decode(both, sequences); },
+                  "with windows two sequences in a batch of a unified cache");
+    { // a stream each
+        auto p = params(plain, 2);
+        p.n_ctx *= 2;
+        p.kv_unified = false;
+        engine e(m.model.get(), p), alone(m.model.get(), params(plain));
+        e.decode(both, sequences);
+        e.decode(both, std::vector<llama_seq_id>{1, 0});
+        alone.decode(tokens{both[0], both[1]});
+        check(distance(predictions(alone, next), predictions(e, next, 0)) < exact,
+              "with windows two sequences in a batch of a split cache");
+    }
 }
 
 } // namespace
@@ -541,12 +675,14 @@ int main(int argc, char** argv) {
     const std::string file = (std::filesystem::temp_directory_path() /
                               fmt::format("kvtrim-llama-test-{}.gguf", std::random_device{}()))
                                  .string();
-    const auto all_of = [](const language_model& m, const tokens& text, double largest_rounding) {
+    const auto all_of = [&file](const language_model& m, const tokens& text, double largest_rounding) {
         rounding = largest_rounding;
         if (text.size() < 1600) { throw std::runtime_error("the text is too short"); }
         hidden_cells_are_as_removed(m, text);
         every_cache_can_be_cut(m, text);
         sequences_do_not_disturb_each_other(m, text);
+        each_sequence_is_as_alone(m, text);
+        questions_share_a_text(m, text, file + ".txt");
         a_conversation_goes_on(m, text);
         what_cannot_be_done_is_said(m, text);
         the_comparison_is_right(m, text);
@@ -573,6 +709,7 @@ int main(int argc, char** argv) {
         all_of(m, text, 2e-3);
     } catch (const std::exception& e) { check(false, e.what()); }
     std::filesystem::remove(file);
+    std::filesystem::remove(file + ".txt");
     fmt::print("{} passed, {} failed\n", passed, failed);
     return failed;
 }

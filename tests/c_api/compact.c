@@ -288,6 +288,41 @@ static void shared_sets(const kvtrim_plan* plan) {
     kvtrim_plan_destroy(shared);
 }
 
+/* Codes move with the scales and zeros that tokens have of their own: slot 10 to slot 22, with one channel's scales beside. */
+static void codes_in_pages(const kvtrim_moves* moves) {
+    static signed char codes[8 * 4 * 2];
+    static float scales[8 * 4 * 2], zeros[8 * 4 * 2];
+    kvtrim_view k, v;
+    int i;
+    for (i = 0; i < 64; ++i) {
+        codes[i] = (signed char)i, scales[i] = (float)(100 + i), zeros[i] = (float)(200 + i);
+    }
+    kvtrim_view_init(&k, KVTRIM_I8, codes, 1, 0, 2);
+    k.layout = KVTRIM_PAGED;
+    k.page_tokens = 4, k.pages = 8, k.page_stride = 8, k.strides[0] = 2, k.strides[1] = 2, k.strides[2] = 1;
+    k.scales = scales, k.zeros = zeros;
+    k.scale_page_stride = 32, k.scale_strides[0] = 8, k.scale_strides[1] = 8, k.scale_strides[2] = 4;
+    v = k; /* the same rows: they move once */
+    ok(kvtrim_moves_run(moves, &k, &v, context), "codes");
+    check(codes[44] == 20 && codes[45] == 21 && codes[46] == 46, "the codes moved", "codes in pages");
+    check(scales[44] == 120 && scales[45] == 121 && scales[43] == 143 && zeros[44] == 220 && zeros[46] == 246,
+          "and what decodes them", "codes in pages");
+    k.scale_strides[2] = 0; /* one for all channels */
+    k.scales[20] = 7;
+    ok(kvtrim_moves_run(moves, &k, NULL, context), "a scale a token");
+    check(scales[44] == 7 && scales[45] == 121, "one number moved", "codes in pages");
+    codes[20] = 99, k.scale_strides[1] = 0;
+    refused(kvtrim_moves_run(moves, &k, NULL, context), KVTRIM_INVALID_PARAMETER, "a scale a page");
+    k.scale_strides[1] = 8, k.scale_strides[2] = 8;
+    refused(kvtrim_moves_run(moves, &k, NULL, context), KVTRIM_INVALID_PARAMETER, "scales that are apart");
+    k.scale_strides[2] = 4, k.zeros = scales + 1;
+    refused(kvtrim_moves_run(moves, &k, NULL, context), KVTRIM_VIEWS_OVERLAP, "zeros over scales");
+    check(codes[44] == 20, "nothing moved", "codes in pages");
+    k.zeros = NULL, k.scale_page_stride = 0, k.scale_strides[1] = 0;
+    ok(kvtrim_moves_run(moves, &k, NULL, context), "scales that all tokens share");
+    check(codes[44] == 99 && scales[44] == 7, "codes alone", "codes in pages");
+}
+
 /* The example of compact/plan_page_moves.hpp: one survivor fills the only hole. */
 static void pages(void) {
     static const int32_t indptr[] = {0, 3}, indices[] = {5, 2, 7}, last[] = {3};
@@ -333,6 +368,7 @@ static void pages(void) {
           "run");
     k.pages = 7; /* slot 22 is there, page 7 of the table is not */
     refused(kvtrim_moves_run(moves, &k, NULL, context), KVTRIM_PLAN_MISMATCH, "a smaller pool");
+    codes_in_pages(moves);
     p.order = KVTRIM_IN_ORDER;
     ok(kvtrim_moves_plan(moves, plan, &p, context), "in order");
     check(kvtrim_moves_of_row(moves, 0).count == 10, "five moves", "in order");

@@ -44,3 +44,11 @@ TEST_CASE("any_outside: an entry is at least 0 and below the size, whatever 64-b
     }
     CHECK_FALSE(any_outside({}, 0));
 }
+
+TEST_CASE("any_element: one element of a short list is found, and none in an empty one", "[core]") {
+    const auto is_negative = [](int x) { return x < 0; };
+    CHECK_FALSE(any_element(std::vector<int>{}, is_negative));
+    CHECK_FALSE(any_element(std::vector<int>{0, 1, 2}, is_negative));
+    CHECK(any_element(std::vector<int>{-1, 1, 2}, is_negative));
+    CHECK(any_element(std::vector<int>{0, 1, -2}, is_negative));
+}

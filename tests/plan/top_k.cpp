@@ -264,3 +264,32 @@ TEST_CASE("find_top_k: more than there is counts as all, less than nothing as no
         CHECK(count_above(scores.values, cut) == 0);
     }
 }
+
+TEST_CASE("A sample is cut at its exact rank in any order, sorted, turned and of equal numbers too",
+          "[plan]") {
+    constexpr std::size_t count = 300;
+    std::vector<std::vector<std::uint32_t>> orders(5, std::vector<std::uint32_t>(count));
+    for (std::size_t i = 0; i < count; ++i) {
+        const auto n = static_cast<std::uint32_t>(i);
+        orders[0][i] = n;
+        orders[1][i] = 1000 - n;
+        orders[2][i] = 7;
+        orders[3][i] = i < count / 2 ? n : 1000 - n;
+        orders[4][i] = n * 2654435761u >> (i % 3 == 0 ? 0 : 28);
+    }
+    for (const auto& order : orders) {
+        for (const std::size_t length : {std::size_t{1}, std::size_t{2}, std::size_t{3}, count}) {
+            std::vector<std::uint32_t> expected(order.begin(),
+                                                order.begin() + static_cast<std::ptrdiff_t>(length));
+            std::sort(expected.rbegin(), expected.rend());
+            for (std::size_t rank = 0; rank < length; ++rank) {
+                std::vector<std::uint32_t> list(order.begin(),
+                                                order.begin() + static_cast<std::ptrdiff_t>(length));
+                detail::select_descending(list, static_cast<index_t>(rank));
+                REQUIRE(list[rank] == expected[rank]);
+                const auto at = list.begin() + static_cast<std::ptrdiff_t>(rank);
+                REQUIRE(std::all_of(list.begin(), at, [&](std::uint32_t x) { return x >= *at; }));
+            }
+        }
+    }
+}

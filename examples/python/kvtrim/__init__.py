@@ -12,15 +12,17 @@ Through ctypes over the library's C interface: nothing is compiled against Pytho
 a pointer with strides either way.
 """
 from ._c import lib as _lib
-from ._core import (Code, Layer, Means, Needs, Option, Plan, Policy, PolicyInfo, Profile, Refused, Replay, Request, Rope, Scores, State,
-                    Statistics, compact_in_place, compact_to_flat, gather, layer_preference, plan, plan_layers, policies, scores)
-from ._rows import Rows, RowsLike, SupportsDLPack
+from ._core import (Layer, Means, MovedPages, Needs, Norms, Option, Plan, Policy, PolicyInfo, Profile, Projection, Queries, Replay, Request, Rope,
+                    Scores, State, Statistics, compact_in_place, compact_pages, compact_to_flat, gather, layer_preference, plan, plan_layers, policies,
+                    scores)
+from ._errors import Code, Refused
+from ._rows import Pages, Rows, RowsLike, SupportsDLPack
 
 __version__: str = _lib.kvtrim_version().decode()
 cpu_level: str = _lib.kvtrim_cpu_level().decode()
 
 __all__ = [
-    "Code", "Layer", "Means", "Needs", "Option", "Plan", "Policy", "PolicyInfo", "Profile", "Refused", "Replay", "Request", "Rope", "Rows",
-    "RowsLike", "Scores", "State", "Statistics", "SupportsDLPack", "compact_in_place", "compact_to_flat", "cpu_level", "gather",
+    "Code", "Layer", "Means", "MovedPages", "Needs", "Norms", "Option", "Pages", "Plan", "Policy", "PolicyInfo", "Profile", "Projection", "Queries",
+    "Refused", "Replay", "Request", "Rope", "Rows", "RowsLike", "Scores", "State", "Statistics", "SupportsDLPack", "compact_in_place", "compact_pages", "compact_to_flat", "cpu_level", "gather",
     "layer_preference", "plan", "plan_layers", "policies", "scores",
 ]

@@ -13,13 +13,17 @@ from typing import Any
 
 API_VERSION = 2
 
-F32, F16, BF16 = 0, 1, 2
-STRIDED, INDEXED, RAGGED = 0, 1, 4
+F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, I8, F8_E4M3, F8_E5M2 = range(12)
+STRIDED, INDEXED, PAGED, PAGED_PER_HEAD, RAGGED = range(5)
 INTEGER, CHOICE = 0, 2
 
 
 class Status(Structure):
     _fields_ = [("code", c_int32), ("reserved", c_int32), ("needed", c_int64), ("text", c_char_p)]
+
+
+class Ints(Structure):
+    _fields_ = [("data", POINTER(c_int32)), ("count", c_int64)]
 
 
 class _Sized(Structure):
@@ -77,17 +81,27 @@ class Request(_Sized):
     ]
 
 
+class PagePool(_Sized):
+    _fields_ = [
+        ("size", c_size_t), ("indptr", POINTER(c_int32)), ("indices", POINTER(c_int32)), ("index_count", c_int64),
+        ("last_page", POINTER(c_int32)), ("table_rows", c_int64), ("pages", c_int64), ("page_tokens", c_int64), ("heads", c_int64),
+        ("ref_counts", POINTER(c_int32)), ("free_pages", POINTER(c_int32)), ("free_count", c_int64), ("order", c_int32),
+        ("copy_shared", c_int32),
+    ]
+
+
 Int32s, Int64s, Floats = POINTER(c_int32), POINTER(c_int64), POINTER(c_float)
 Views, Layers, Requests = POINTER(View), POINTER(Layer), POINTER(Request)
 Handle, Made = c_void_p, POINTER(c_void_p)
 
-_STATES = ("replay", "statistics", "means", "profile")
+_STATES = ("replay", "statistics", "means", "profile", "queries", "norms")
 
 FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what it returns, and its arguments
     "api_version": (c_int32,),
     "version": (c_char_p,),
     "cpu_level": (c_char_p,),
     "view_validate": (Status, Views),
+    "view_read": (Status, Views, c_int64, c_int64, c_int64, Floats, c_int64),
     "context_create": (Status, c_void_p, Made),
     "context_destroy": (None, Handle),
     "policy_count": (c_int64,),
@@ -112,11 +126,34 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what it returns, and its arguments
     "compact_in_place": (Status, Views, Views, Handle),
     "compact_to_flat": (Status, Views, Views, Handle),
     "gather": (Status, Views, Handle, c_int32, c_void_p, c_int64),
+    "moves_create": (Status, Made),
+    "moves_destroy": (None, Handle),
+    "moves_plan": (Status, Handle, Handle, POINTER(PagePool), Handle),
+    "moves_rows": (c_int64, Handle),
+    "moves_origins": (Ints, Handle, c_int64),
+    **{f"moves_{part}": (Ints, Handle) for part in ("indptr", "indices", "last_page", "freed", "released")},
+    "moves_taken": (c_int64, Handle),
+    "moves_run": (Status, Handle, Views, Views, Handle),
     "replay_create": (Status, c_int64, c_int64, c_int32, Made),
     "replay_destroy": (None, Handle),
     "replay_add": (Status, Handle, Layers, Requests, Handle),
     "replay_add_own": (Status, Handle, Layers, Requests, c_int64, Handle),
+    "replay_weigh": (Status, Handle, Handle),
     "replay_scores": (Status, Handle, c_int64, Floats, c_int64),
+    "queries_create": (Status, c_int64, c_int64, c_int64, c_int64, c_int32, Made),
+    "queries_destroy": (None, Handle),
+    "queries_append": (Status, Handle, Views),
+    "queries_rollback": (Status, Handle, c_int64),
+    "queries_held": (c_int64, Handle),
+    "queries_view": (Status, Handle, c_int64, Views),
+    "projection_create": (Status, Views, c_int32, Made),
+    "projection_destroy": (None, Handle),
+    "norms_create": (Status, c_int64, Made),
+    "norms_destroy": (None, Handle),
+    "norms_append": (Status, Handle, Layers, c_int64, Handle),
+    "norms_rollback": (Status, Handle, c_int64),
+    "norms_compact": (Status, Handle, Handle),
+    "norms_of_head": (Floats, Handle, c_int64, Int64s),
     "statistics_create": (Status, c_int64, c_int64, c_int64, Made),
     "statistics_destroy": (None, Handle),
     "statistics_add": (Status, Handle, Views, Handle),

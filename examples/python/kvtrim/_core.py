@@ -17,52 +17,11 @@ import numpy.typing as npt
 
 from . import _c
 from ._c import lib
-from ._rows import Rows, RowsLike, SupportsDLPack, memory_of, rows_of, view_of
+from ._errors import Code, Refused, check
+from ._rows import Pages, Rows, RowsLike, SupportsDLPack, memory_of, rows_of, view_of
 
 if TYPE_CHECKING:
     from typing_extensions import Required, Unpack
-
-
-class Code(enum.IntEnum):
-    """Why a call was refused: the codes of kvtrim_c.h."""
-
-    BUDGET_ZERO = 1
-    BUDGET_BELOW_PROTECTION = 2
-    WINDOW_EXCEEDS_TOKENS = 3
-    HEADS_NOT_DIVISIBLE = 4
-    RATIO_OUT_OF_RANGE = 5
-    INVALID_PARAMETER = 6
-    ROWS_DIFFER = 7
-    PLAN_MISMATCH = 8
-    INDEX_OVERFLOW = 9
-    INVALID_TABLE = 10
-    PAGE_SHARED = 11
-    PAGES_TOO_FEW = 12
-    NO_ROOM = 13
-    WORKSPACE_TOO_SMALL = 14
-    VIEWS_OVERLAP = 15
-    OUT_OF_MEMORY = 100
-    FAILED = 101
-
-
-class Refused(ValueError):
-    """The library refused a call, and nothing was written: arrays, plans and states are as they were.
-
-    code    why
-    needed  how much would have been enough, 0 where no number applies
-    """
-
-    def __init__(self, code: int, text: str, needed: int = 0) -> None:
-        super().__init__(code, text, needed)  # all of it, so that it can be pickled
-        self.code, self.text, self.needed = Code(code), text, needed
-
-    def __str__(self) -> str:
-        return f"{self.text} (needed: {self.needed})" if self.needed else self.text
-
-
-def check(status: _c.Status) -> None:
-    if status.code:
-        raise Refused(status.code, status.text.decode(), status.needed)
 
 
 class Handle:
@@ -216,6 +175,8 @@ class Layer:
     queries            [q_heads, queries, head_dim], the newest ones
     output_projection  [q_heads, value_dim, hidden]: W_O. Of torch: o_proj.weight.detach().view(hidden, q_heads, -1).permute(1, 2, 0)
     scores             [kv_heads, tokens] of your own, for "given" and the policies of thresholds, which read nothing else
+    norms              of all values behind W_O, taken when tokens came, for policies with Needs.TAKES_NORMS
+    projection         W_O prepared, in place of output_projection, for Norms and replays
     """
 
     keys: RowsLike | None = None
@@ -227,6 +188,8 @@ class Layer:
     rope: Rope | None = None
     scores: RowsLike | None = None
     means: "Means | None" = None
+    norms: "Norms | None" = None
+    projection: "Projection | None" = None
 
 
 class Options(TypedDict, total=False):
@@ -290,7 +253,7 @@ def _c_layer(layer: Layer, keep: list[Any]) -> _c.Layer:
     if layer.scores is not None:
         rows: Any = layer.scores
         made.scores = view_of(rows if isinstance(rows, Rows) or getattr(rows, "ndim", 3) != 2 else rows[:, :, None], keep)
-    for name in ("replay", "statistics", "means"):
+    for name in ("replay", "statistics", "means", "norms", "projection"):
         state = getattr(layer, name)
         if state is not None:
             setattr(made, name, state._as_parameter_)
@@ -431,10 +394,11 @@ def plan_layers(policy: PolicyLike, layers: Sequence[Layer], **request: Unpack[R
 
 def plan(policy: PolicyLike, keys: RowsLike | None = None, queries: RowsLike | None = None, values: RowsLike | None = None,
          output_projection: RowsLike | None = None, *, replay: Replay | None = None, statistics: Statistics | None = None,
-         rope: Rope | None = None, scores: RowsLike | None = None, means: Means | None = None, **request: Unpack[Request]) -> Plan:
+         rope: Rope | None = None, scores: RowsLike | None = None, means: Means | None = None, norms: Norms | None = None,
+         **request: Unpack[Request]) -> Plan:
     """Decides which rows of one layer stay: plan("snapkv", keys, queries, budget=200, sink_tokens=4). Shapes: those of Layer;
     errors: those of plan_layers."""
-    layer = Layer(keys, queries, values, output_projection, replay, statistics, rope, scores, means)
+    layer = Layer(keys, queries, values, output_projection, replay, statistics, rope, scores, means, norms)
     return plan_layers(policy, [layer], **request)[0]
 
 
@@ -459,10 +423,10 @@ class Scores(_RaggedRows):
 
 def scores(policy: PolicyLike, keys: RowsLike | None = None, queries: RowsLike | None = None, values: RowsLike | None = None,
            output_projection: RowsLike | None = None, *, replay: Replay | None = None, statistics: Statistics | None = None,
-           rope: Rope | None = None, means: Means | None = None, **request: Unpack[Options]) -> Scores:
+           rope: Rope | None = None, means: Means | None = None, norms: Norms | None = None, **request: Unpack[Options]) -> Scores:
     """The scores alone, of one layer; arguments and errors are those of plan(), but for the budget, which is not needed."""
     keep: list[Any] = []
-    layer = _c_layer(Layer(keys, queries, values, output_projection, replay, statistics, rope, means=means), keep)
+    layer = _c_layer(Layer(keys, queries, values, output_projection, replay, statistics, rope, means=means, norms=norms), keep)
     asked = _c_request(layer, dict(request), keep)
     handle = Handle("scores")
     check(lib.kvtrim_score_layer(policy_of(policy), ctypes.byref(layer), ctypes.byref(asked), handle, context()))
@@ -495,6 +459,8 @@ def gather(plan: Plan, rows: RowsLike, out: npt.NDArray[Any] | SupportsDLPack | 
     if out is None:
         out = np.empty(shape, dtype=np.float32)
     to = memory_of(out)
+    if to.element not in (_c.F32, _c.F16, _c.BF16):
+        raise TypeError("out is of float32, float16 or bfloat16")
     size = 4 if to.element == _c.F32 else 2
     contiguous = to.strides == (shape[1] * size, size) or 0 in shape
     if to.shape != shape or not contiguous or not to.writable:
@@ -502,6 +468,73 @@ def gather(plan: Plan, rows: RowsLike, out: npt.NDArray[Any] | SupportsDLPack | 
     keep: list[Any] = []
     check(lib.kvtrim_gather(view_of(rows, keep), plan._handle, to.element, to.address, shape[0] * shape[1] * size))
     return out
+
+
+@dataclasses.dataclass(frozen=True)
+class MovedPages:
+    """What compact_pages() did: the sequence's table is `pages` now.
+
+    origins   [kv_heads] of each head the cache row that was in each token's place
+    freed     pages that the sequence owned and no longer names
+    released  shared pages that it no longer names: one reference less each
+    taken     how many of the free pages it took, from the first on
+    """
+
+    pages: Pages
+    origins: list[npt.NDArray[np.int32]]
+    freed: npt.NDArray[np.int32]
+    released: npt.NDArray[np.int32]
+    taken: int
+
+
+PAGE_ORDERS = ("fewest", "from_tail", "in_order")
+
+
+def compact_pages(plan: Plan, keys: Rows, values: Rows | None = None, *, order: str = "fewest",
+                  ref_counts: Sequence[int] | npt.NDArray[Any] | None = None,
+                  free_pages: Sequence[int] | npt.NDArray[Any] | None = None, copy_shared: bool = False) -> MovedPages:
+    """Moves the survivors of a sequence within its pages, with scales and zeros of their own, and tells which pages become free. Heads
+    that share pages must keep equally many rows.
+
+    order        "fewest" moves, "from_tail", or "in_order", which leaves tokens ascending
+    ref_counts   [pages of the pool] sequences that name each page; none is shared if not given. Shared pages are not written.
+    free_pages   for copies of shared pages that are kept in part, where copy_shared says so; such pages stay whole else
+
+    Errors: as compact_in_place; ValueError for rows without pages; Refused (PAGE_SHARED, PAGES_TOO_FEW).
+    """
+    if order not in PAGE_ORDERS:
+        raise ValueError(f"order is one of {', '.join(PAGE_ORDERS)}, not {order!r}")
+    table = keys.pages
+    if table is None:
+        raise ValueError("compact_pages: of rows with pages; others are for compact_in_place")
+    keep: list[Any] = []
+    views = view_of(keys, keep, written=True), view_of(values, keep, written=True)
+    check(lib.kvtrim_view_validate(views[0]))  # the tables too
+    heads = int(keys.view.extents[0])
+    first, count = (table.row * heads, heads) if table.per_head else (table.row, 1)
+    indptr = np.asarray(table.indptr, dtype=np.int32)[first:first + count + 1]
+    pool = _c.PagePool(table_rows=count, pages=keys.view.pages, page_tokens=keys.view.page_tokens, heads=1 if table.per_head else heads,
+                       order=PAGE_ORDERS.index(order), copy_shared=copy_shared)
+    pool.indices, pool.index_count = _numbers(np.asarray(table.indices)[indptr[0]:indptr[-1]], ctypes.c_int32, keep)
+    pool.indptr, _ = _numbers(indptr - indptr[0], ctypes.c_int32, keep)
+    pool.last_page, _ = _numbers(np.asarray(table.last_page)[first:first + count], ctypes.c_int32, keep)
+    if ref_counts is not None:
+        pool.ref_counts, counted = _numbers(ref_counts, ctypes.c_int32, keep)
+        if counted != pool.pages:
+            raise ValueError(f"ref_counts [{counted}]: the pool has {pool.pages} pages")
+    if free_pages is not None:
+        pool.free_pages, pool.free_count = _numbers(free_pages, ctypes.c_int32, keep)
+    moves = Handle("moves")
+    check(lib.kvtrim_moves_plan(moves, plan._handle, ctypes.byref(pool), context()))
+    check(lib.kvtrim_moves_run(moves, *views, context()))
+
+    def ints(part: str, *row: int) -> npt.NDArray[np.int32]:
+        found = getattr(lib, f"kvtrim_moves_{part}")(moves, *row)
+        return moves.array(found.data, found.count, ctypes.c_int32)
+
+    pages = Pages(ints("indices"), ints("indptr"), ints("last_page"), per_head=table.per_head)
+    origins = [ints("origins", row) for row in range(lib.kvtrim_moves_rows(moves))]
+    return MovedPages(pages, origins, ints("freed"), ints("released"), int(lib.kvtrim_moves_taken(moves)))
 
 
 # ---- What some policies read beside a layer ----
@@ -555,6 +588,10 @@ class Replay(State):
         asked = _c_request(_c.Layer(), dict(request), keep)
         check(lib.kvtrim_replay_add_own(self, ctypes.byref(_c_layer(layer, keep)), ctypes.byref(asked), nearest, context()))
 
+    def weigh(self, norms: Norms) -> None:
+        """Multiplies every score by the norm of its token's value, after the last add: for "attention_maximum"."""
+        check(lib.kvtrim_replay_weigh(self, norms))
+
     def scores(self, head: int, tokens: int) -> npt.NDArray[np.float32]:
         """[tokens] of a head, a copy. Error: Refused (NO_ROOM) if it has more."""
         out = np.zeros(tokens, dtype=np.float32)
@@ -588,6 +625,86 @@ class Means(State):
         """Adds queries [q_heads, any number, head_dim], before RoPE."""
         keep: list[Any] = []
         check(lib.kvtrim_means_add(self, view_of(queries, keep), context()))
+
+
+class Queries(State):
+    """The newest queries of a layer, across chunks of a prompt and decode steps: what policies with a window read while a sequence grows.
+
+    window           queries that rows() has
+    rollback_tokens  how many newer ones may be undone (speculative decoding)
+    element          "float32", "float16" or "bfloat16", as they are kept
+    """
+
+    _kind = "queries"
+    ELEMENTS = ("float32", "float16", "bfloat16")
+
+    def __init__(self, q_heads: int, window: int, head_dim: int, rollback_tokens: int = 0, element: str = "float32") -> None:
+        if element not in self.ELEMENTS:
+            raise ValueError(f"element is one of {', '.join(self.ELEMENTS)}, not {element!r}")
+        super().__init__(q_heads, window, head_dim, rollback_tokens, self.ELEMENTS.index(element))
+
+    def append(self, newest: RowsLike) -> None:
+        """Takes the newest queries [q_heads, any number, head_dim], RoPE applied."""
+        check(lib.kvtrim_queries_append(self, view_of(newest, [])))
+
+    def rollback(self, count: int) -> None:
+        """Undoes the newest `count`."""
+        check(lib.kvtrim_queries_rollback(self, count))
+
+    def __len__(self) -> int:
+        """Queries held."""
+        return int(lib.kvtrim_queries_held(self))
+
+    def rows(self, rollback_tokens: int = 0) -> Rows:
+        """The newest `window` before the newest `rollback_tokens`, for a layer's queries: this object's memory, to be read before it changes
+        or is asked again."""
+        view = _c.View()
+        check(lib.kvtrim_queries_view(self, rollback_tokens, ctypes.byref(view)))
+        return Rows._of(view, self)
+
+
+class Projection(Handle):
+    """W_O [q_heads, value_dim, hidden] prepared, once per model layer.
+
+    form  "packed" as the kernels read it, or "gram": norms are L2 in place of L1, at far fewer operations
+    """
+
+    FORMS = ("packed", "gram")
+
+    def __init__(self, output_projection: RowsLike, form: str = "packed") -> None:
+        if form not in self.FORMS:
+            raise ValueError(f"form is one of {', '.join(self.FORMS)}, not {form!r}")
+        super().__init__("projection", view_of(output_projection, []), self.FORMS.index(form))
+
+
+class Norms(State):
+    """Norms of the cached tokens' values behind W_O, taken when tokens come; one per layer and sequence."""
+
+    _kind = "norms"
+
+    def __init__(self, kv_heads: int) -> None:
+        super().__init__(kv_heads)
+
+    def append(self, layer: Layer, count: int) -> None:
+        """Takes those of the newest `count` tokens of each head: of keys, values, and output_projection or projection."""
+        keep: list[Any] = []
+        check(lib.kvtrim_norms_append(self, ctypes.byref(_c_layer(layer, keep)), count, context()))
+
+    def rollback(self, count: int) -> None:
+        """Forgets those of the newest `count` tokens."""
+        check(lib.kvtrim_norms_rollback(self, count))
+
+    def compact(self, plan: Plan) -> None:
+        """Keeps those of the plan's rows."""
+        check(lib.kvtrim_norms_compact(self, plan._handle))
+
+    def __getitem__(self, head: int) -> npt.NDArray[np.float32]:
+        """[tokens] of a KV head, a copy. Error: IndexError."""
+        count = ctypes.c_int64()
+        found = lib.kvtrim_norms_of_head(self, head, ctypes.byref(count))
+        if not found:
+            raise IndexError(f"there is no KV head {head}")
+        return np.ctypeslib.as_array(found, (count.value,)).copy() if count.value else np.empty(0, dtype=np.float32)
 
 
 class Profile(State):

@@ -13,7 +13,7 @@ from kvtrim import _c, _core
 HEADER = (pathlib.Path(__file__).parents[3] / "include/kvtrim_c.h").read_text()
 CODE = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S)
 STRUCTS = {"Status": "status", "View": "view", "PolicyInfo": "policy_info", "OptionInfo": "option_info", "Rope": "rope",
-           "Layer": "layer", "Request": "request"}
+           "Layer": "layer", "Request": "request", "Ints": "ints", "PagePool": "page_pool"}
 C_NAMES = {"c_int": "int32_t", "c_long": "int64_t", "c_longlong": "int64_t", "c_ulong": "size_t", "c_ulonglong": "size_t",
            "c_float": "float", "c_double": "double", "c_char_p": "char*", "c_void_p": "void*", "c_uint": "uint32_t"}
 
@@ -67,10 +67,13 @@ def test_numbers_are_those_of_the_header():
         if key in re.search(r"enum {\s*KVTRIM_OK = 0,(.*?)};", CODE, re.S)[1].replace("KVTRIM_", "").split()}
     needs = {key.removeprefix("NEEDS_"): value for key, value in numbers.items() if key.startswith(("NEEDS_", "TAKES_"))}
     assert {need.name: need.value for need in kvtrim.Needs} == needs
-    for name in ("F32", "F16", "BF16", "STRIDED", "INDEXED", "RAGGED", "INTEGER", "CHOICE"):
+    for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "I8", "F8_E4M3", "F8_E5M2", "STRIDED", "INDEXED",
+                 "PAGED", "PAGED_PER_HEAD", "RAGGED", "INTEGER", "CHOICE"):
         assert getattr(_c, name) == numbers[name]
     assert [numbers[f"PER_{scope.upper()}"] for scope in _core._SCOPES] == [0, 1, 2]
     assert [numbers[loss.upper()] for loss in kvtrim.Replay.LOSSES] == [0, 1, 2]
+    assert [numbers[form.upper()] for form in kvtrim.Projection.FORMS] == [0, 1]
+    assert [numbers[order.upper()] for order in _core.PAGE_ORDERS] == [0, 1, 2]
     assert _c.API_VERSION == int(re.search(r"#define KVTRIM_C_API_VERSION (\d+)", CODE)[1])
 
 

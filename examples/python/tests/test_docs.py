@@ -16,4 +16,4 @@ def test_blocks_of_the_page_run(capsys):
             continue
         exec(compile(block[1], str(PAGE), "exec"), scope)
         ran += 1
-    assert ran == (4 if with_torch else 2)
+    assert ran == (5 if with_torch else 3)

@@ -7,64 +7,39 @@
 //
 //     kvtrim::llama_graph seen(window, streams, cells);              // streams: 1 if the cache is unified, else sequences
 //     params.cb_eval = kvtrim::llama_graph::callback, params.cb_eval_user_data = &seen;
-//     seen.begin(sequence, position);                                // before each llama_decode, of one sequence's next tokens
+//     seen.begin(tokens);                                            // before each llama_decode: whose token at which position
 //     ... llama_decode(context, batch) ...
 //     s = seen.validate();                                           // whether all of it could be read
-//     for (const auto& [number, layer] : seen.layers()) { all.add(policy, layer.inputs(list.cells), layer.attention, memory); }
+//     for (const auto& [number, layer] : seen.layers(sequence)) { all.add(policy, layer.inputs(list.cells), layer.attention, memory); }
 //     seen.cells(sequence).remove(sequence, begin, end);             // beside each llama_memory_seq_rm (cache/cell_mirror.hpp)
+//     seen.copy(from, to);                                           // beside each llama_memory_seq_cp of a whole sequence
 //
 // Keys and values are viewed where they lie, in any type, V also transposed (no flash attention); queries are copied. Scores
 // need the newest `window` queries and those of tokens that are in the cache, so nothing may be decoded unseen before a cut.
 // Known by what llama.cpp names its tensors: cache_k_l0, cache_v_l0, kq_soft_max-0, blk.0.attn_output.weight, attn_inp_v_rot
 // (checked with the release that ./dev llama builds). Tensors must be in memory of the CPU.
-// Not seen, and said by validate(): ALiBi; capped logits without flash attention; more than one sequence in a graph.
+// A batch may hold tokens of several sequences; in a unified cache whose layers have windows it must not, as llama.cpp may then
+// change their order. Not seen, and said by validate(): that; ALiBi; capped logits without flash attention.
 // Sliding-window layers have a second cache, of few cells, and llama.cpp names neither. They are told apart by that, so make the
 // context with swa_full = false and more cells than window and micro-batch; they are not in layers(), and not mirrored. seq_rm
 // takes from both caches: save and put back what the window held (LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) around a cut.
 // Layers that read another one's cache (Gemma 3n) add no queries to it. Recurrent layers have no cells: refuse them.
 // Cost: with queries, llama.cpp computes each layer as two graphs in place of one; a copy of each query.
 
-#include <kvtrim/adapter/ggml_any_rows.hpp>
+#include <kvtrim/adapter/llama_layer.hpp>
 #include <kvtrim/cache/cell_mirror.hpp>
-#include <kvtrim/cache/indexed_rows.hpp>
-#include <kvtrim/cache/layer.hpp>
-#include <kvtrim/decode/recent_queries.hpp>
 
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
-#include <numeric>
 
 namespace KVTRIM_NAMESPACE {
 
-/// What was seen of one layer.
-struct llama_layer {
-    ggml_tensor k{}; ///< what attention reads: [head_dim, cells, kv_heads] of the sequence's stream
-    ggml_tensor v{}; ///< the same, or [cells, head_dim, kv_heads]
-    bool v_is_transposed = false;           ///< the latter
-    attention_options attention;            ///< scale, soft cap, sink logits
-    const ggml_tensor* wo = nullptr;        ///< W_O, if it is a plain weight
-    recent_queries<float> queries{0, 0, 0}; ///< [q_heads, window, head_dim]
-    std::span<const float> v_rotation;      ///< [n, n] of a cache of quantised V; empty: none
-
-    /// The cells of a sequence, in its order, as a policy's inputs. The cells must outlive them.
-    [[nodiscard]] auto inputs(std::span<const std::int32_t> cells) const {
-        const ggml_any_rows keys(k),
-            values(v, v_is_transposed ? ggml_axes::transposed() : ggml_axes::attended());
-        return layer(indexed_rows(keys, cells), indexed_rows(values, cells)).with_queries(queries.view());
-    }
-    /// W_O for the values as they lie in the cache. Not valid where there is none, or none that the CPU can read.
-    [[nodiscard]] ggml_output_projection output_projection() const {
-        ggml_output_projection w = wo != nullptr
-                                       ? ggml_output_projection(*wo, queries.q_heads())
-                                       : ggml_output_projection::invalid("llama.cpp: no W_O was seen");
-        if (!v_rotation.empty() && w.validate().ok()) {
-            if (!w.rotate(v_rotation).ok()) {
-                return ggml_output_projection::invalid("llama.cpp: V is rotated otherwise");
-            }
-        }
-        return w;
-    }
+/// A token of a batch.
+struct llama_token_place {
+    int sequence = 0;          ///< whose it is
+    std::int32_t position = 0; ///< in that sequence
 };
 
 /// The eyes of a program on a llama_context. Must not move while the context lives.
@@ -82,7 +57,12 @@ class llama_graph {
 
     /// Why something of the graphs so far could not be read, or ok.
     [[nodiscard]] status validate() const { return problem_; }
-    [[nodiscard]] const std::map<int, llama_layer>& layers() const { return layers_; } ///< by number
+    /// Of a sequence whose queries were seen, by number; empty for another.
+    [[nodiscard]] const std::map<int, llama_layer>& layers(int sequence = 0) const {
+        static const std::map<int, llama_layer> none;
+        const auto at = layers_.find(sequence);
+        return at == layers_.end() ? none : at->second;
+    }
     /// Which cells a sequence has, of its stream; to be told of everything that changes them but decoding.
     [[nodiscard]] cell_mirror& cells(int sequence) {
         return streams_[streams_.size() == 1 ? 0 : static_cast<std::size_t>(sequence)];
@@ -91,11 +71,32 @@ class llama_graph {
         return streams_.size() == 1;
     } ///< whether sequences can share cells
 
-    /// The next graphs are of this sequence's tokens from `position` on. observe: their queries are copied.
-    void begin(int sequence, index_t position, bool observe = true) {
-        sequence_ = sequence;
-        position_ = position;
+    /// The next graphs are of these tokens, as the batch lists them. observe: their queries are copied.
+    void begin(std::span<const llama_token_place> batch, bool observe = true) {
+        waiting_.assign(batch.begin(), batch.end());
         observes_ = observe;
+    }
+
+    /// As llama_memory_seq_cp of a whole sequence: `to` shares its cells in a unified cache, and has copies of them in place of
+    /// what it had in a split one, where llama.cpp makes them in the next llama_decode: until a token of `to` was decoded its
+    /// layers' inputs are not valid. Returns invalid_parameter for a sequence that cannot be, with nothing changed.
+    [[nodiscard]] status copy(int from, int to) {
+        if (from == to) { return {}; }
+        if (is_unified()) {
+            if (const status s = streams_[0].copy(from, to); !s.ok()) { return s; }
+        } else {
+            if (!is_stream(from) || !is_stream(to)) {
+                return {errc::invalid_parameter, "llama.cpp: a split cache has a stream for each sequence"};
+            }
+            cell_mirror copied = cells(from);
+            if (const status s = copied.copy(from, to); !s.ok()) { return s; }
+            if (const status s = copied.remove(from, 0, -1); !s.ok()) { return s; }
+            cells(to) = std::move(copied);
+        }
+        layers_[to] = layers(from);
+        if (is_unified()) { return {}; }
+        for (auto& [number, l] : layers_[to]) { l.k = l.v = {}; }
+        return {};
     }
 
     /// For llama_context_params::cb_eval, with a llama_graph as its data.
@@ -108,6 +109,13 @@ class llama_graph {
         return t.op == GGML_OP_MUL_MAT ? number_behind("cache_k_l", root(t.src[0])) : -1;
     }
 
+    /// Whether llama.cpp can turn the keys that were seen to other positions. It aborts on quantised ones whose head_dim is no
+    /// multiple of 64: its shift turns back a rotation that such a cache does not have.
+    [[nodiscard]] bool can_shift(int sequence) const {
+        return std::all_of(layers(sequence).begin(), layers(sequence).end(), [](const auto& l) {
+            return !ggml_is_quantized(l.second.k.type) || l.second.queries.head_dim() % 64 == 0;
+        });
+    }
     /// Whether a sliding-window layer was seen.
     [[nodiscard]] bool has_windows() const { return has_windows_; }
 
@@ -124,7 +132,7 @@ class llama_graph {
             if (!attends(*t.src[1], ask)) { return false; }
             if (!ask) {
                 see_attention(t, t.src[4], parameter(t, 2));
-                layers_[current_].v = *t.src[2];
+                see_values(*t.src[2], false);
                 see_queries(*t.src[0], *t.src[1]);
             }
             return true;
@@ -166,15 +174,16 @@ class llama_graph {
         if (l < 0) { return; }
         is_seen_ = false;
         current_ = cache.ne[1] == streams_[0].cells() ? l : -1;
-        if (current_ < 0) {
-            has_windows_ = true;
-            return;
-        }
-        if (first_ < 0) { first_ = l; }
-        if (l == first_) {
+        has_windows_ = has_windows_ || current_ < 0;
+        if (first_ < 0) { first_ = current_; }
+        if (current_ >= 0 && l == first_) {
             written_ = &cells;
             see_cells(cells);
-        } else if (&cells != written_) {
+        }
+        if (has_windows_ && is_unified() && runs_.size() > 1) {
+            fail("llama.cpp: beside sliding windows decode one sequence at a time");
+        }
+        if (current_ >= 0 && &cells != written_) {
             fail("llama.cpp: the cache of sliding windows has as many cells as the other: swa_full = false "
                  "and more cells");
         }
@@ -200,65 +209,114 @@ class llama_graph {
         }
         if (current_ < 0) { return false; }
         if (number_behind("cache_v_l", root(&weight)) == current_) {
-            layers_[current_].v = weight;
-            layers_[current_].v_is_transposed = true;
+            see_values(weight, true);
         } else if (number_behind("blk.", weight) == current_ &&
                    std::strstr(weight.name, ".attn_output.weight") != nullptr) {
-            layers_[current_].wo = &weight;
+            for (const run& r : runs_) { layers_[r.sequence][current_].wo = &weight; }
         }
         return false;
     }
 
     void see_attention(const ggml_tensor& t, const ggml_tensor* sinks, float soft_cap) {
         if (parameter(t, 1) != 0) { fail("llama.cpp: attention biased by distance (ALiBi) is not scored"); }
-        attention_options& attention = layers_[current_].attention;
-        attention = {.scale = parameter(t, 0), .soft_cap = soft_cap};
-        if (sinks == nullptr) { return; }
-        if (sinks->buffer != nullptr && !ggml_backend_buffer_is_host(sinks->buffer)) {
-            return fail("llama.cpp: sink logits must be in memory of the CPU");
+        attention_options seen{.scale = parameter(t, 0), .soft_cap = soft_cap};
+        if (sinks != nullptr) {
+            if (sinks->buffer != nullptr && !ggml_backend_buffer_is_host(sinks->buffer)) {
+                return fail("llama.cpp: sink logits must be in memory of the CPU");
+            }
+            seen.sink_logits = {static_cast<const float*>(sinks->data),
+                                static_cast<std::size_t>(ggml_nelements(sinks))};
         }
-        attention.sink_logits = {static_cast<const float*>(sinks->data),
-                                 static_cast<std::size_t>(ggml_nelements(sinks))};
+        for (const run& r : runs_) { layers_[r.sequence][current_].attention = seen; }
+    }
+
+    // What a graph has of a stream: [., ., ., streams of the graph].
+    [[nodiscard]] static ggml_tensor stream_of(const ggml_tensor& t, index_t stream) {
+        ggml_tensor one = t;
+        one.ne[3] = 1;
+        one.data = static_cast<char*>(t.data) + static_cast<std::size_t>(stream) * t.nb[3];
+        return one;
+    }
+
+    void see_values(const ggml_tensor& v, bool is_transposed) {
+        for (const run& r : runs_) {
+            llama_layer& l = layers_[r.sequence][current_];
+            if (r.stream >= v.ne[3]) { return fail("llama.cpp: values of other streams than the cache got"); }
+            l.v = stream_of(v, r.stream);
+            l.v_is_transposed = is_transposed;
+        }
     }
 
     void see_queries(const ggml_tensor& q, const ggml_tensor& k) {
-        if (q.ne[3] != 1) { return fail("llama.cpp: decode one sequence at a time"); }
-        llama_layer& l = layers_[current_];
-        l.k = k;
-        l.v_rotation = v_rotation_;
-        const ggml_any_rows queries(q);
-        if (l.queries.window() == 0) { l.queries = {queries.extent(0), window_, queries.extent(2)}; }
-        if (const status s = l.queries.append(queries); !s.ok()) { problem_ = s; }
+        for (const run& r : runs_) {
+            llama_layer& l = layers_[r.sequence][current_];
+            if (r.stream >= std::min(q.ne[3], k.ne[3]) || r.first + r.count > q.ne[1]) {
+                return fail("llama.cpp: queries of other tokens than the cache got");
+            }
+            l.k = stream_of(k, r.stream);
+            l.v_rotation = v_rotation_;
+            ggml_tensor of_run = stream_of(q, r.stream);
+            of_run.ne[1] = r.count;
+            of_run.data = static_cast<char*>(of_run.data) + static_cast<std::size_t>(r.first) * q.nb[1];
+            const ggml_any_rows queries(of_run);
+            if (l.queries.window() == 0) { l.queries = {queries.extent(0), window_, queries.extent(2)}; }
+            if (const status s = l.queries.append(queries); !s.ok()) { problem_ = s; }
+        }
     }
 
-    // I64 cells of a graph's tokens, counted over all streams.
+    // I64 cells of a graph's tokens, counted over all streams. In a unified cache they come as the batch lists them, in a split
+    // one those of a stream do, stream by stream.
     void see_cells(const ggml_tensor& cells) {
         std::vector<std::int64_t> at(static_cast<std::size_t>(ggml_nelements(&cells)));
-        std::vector<std::int32_t> positions(at.size());
         ggml_backend_tensor_get(&cells, at.data(), 0, at.size() * sizeof(std::int64_t));
-        std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(position_));
-        position_ += std::ssize(at);
         const index_t per_stream = streams_[0].cells();
-        const index_t stream = at.empty() ? 0 : at[0] / per_stream;
-        if (stream < 0 || stream >= std::ssize(streams_)) {
-            return fail("llama.cpp: a stream that the program did not name");
+        runs_.clear();
+        index_t taken = 0;
+        for (std::int64_t cell : at) {
+            const index_t stream = cell / per_stream;
+            cell -= stream * per_stream;
+            const auto next = std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& token) {
+                return is_unified() || token.sequence == stream;
+            });
+            if (next == waiting_.end()) { return fail("llama.cpp: a token that the program did not name"); }
+            const auto [sequence, position] = *next;
+            waiting_.erase(next);
+            const status s =
+                this->cells(sequence).fill(std::span(&cell, 1), std::span(&position, 1), sequence);
+            if (!s.ok()) {
+                problem_ = s;
+                return;
+            }
+            if (runs_.empty() || runs_.back().sequence != sequence) {
+                runs_.push_back(
+                    {sequence, is_unified() ? 0 : std::ssize(runs_), is_unified() ? taken : 0, 0});
+            }
+            ++runs_.back().count;
+            ++taken;
         }
-        for (auto& cell : at) { cell -= stream * per_stream; }
-        const status s = streams_[static_cast<std::size_t>(stream)].fill(at, positions, sequence_);
-        if (!s.ok()) { problem_ = s; }
     }
+
+    [[nodiscard]] bool is_stream(int sequence) const {
+        return sequence >= 0 && sequence < std::ssize(streams_);
+    }
+
+    // Tokens of one sequence that lie side by side in a graph.
+    struct run {
+        int sequence;
+        index_t stream, first, count; // of the streams in the graph; of the stream's tokens
+    };
 
     index_t window_;
     std::vector<cell_mirror> streams_;
-    std::map<int, llama_layer> layers_;
+    std::map<int, std::map<int, llama_layer>> layers_; // by sequence
     std::vector<float> v_rotation_;
     int first_ = -1;                       // the layer whose writes tell what the cells hold
     int current_ = -1;                     // the layer whose attention is being computed, if it is seen
     bool is_seen_ = false;                 // its queries met its keys
     const ggml_tensor* written_ = nullptr; // cells of the graph's tokens
     bool has_windows_ = false;
-    int sequence_ = 0;
-    index_t position_ = 0;
+    std::deque<llama_token_place> waiting_; // for a graph
+    std::vector<run> runs_;                 // of the graph
     bool observes_ = true;
     status problem_;
 };

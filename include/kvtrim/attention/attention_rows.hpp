@@ -183,7 +183,7 @@ class attention_rows {
         const index_t dim = in_.head_dim();
         for (index_t r = 0; r < count_;) {
             const index_t query = (first_row_ + r) % queries_;
-            const index_t run = std::min({queries_ - query, count_ - r, tile_tokens_});
+            const index_t run = std::min(std::min(queries_ - query, count_ - r), tile_tokens_);
             if constexpr (may_stay_bf16) {
                 if (stays_bf16_) {
                     const auto rows =

@@ -17,6 +17,7 @@
 // cache/strided_bytes.hpp.
 
 #include <kvtrim/cache/row_source.hpp>
+#include <kvtrim/core/any_index.hpp>
 
 #include <type_traits>
 
@@ -41,14 +42,14 @@ template <class View>
 [[nodiscard]] bool shares_bytes(const View& view, const strided_bytes& other) {
     if constexpr (requires { view.overlaps(other); }) {
         return view.overlaps(other);
+    } else if constexpr (requires { view.memory(); }) {
+        return any_element(view.memory(), [&](const strided_bytes& m) { return overlap(m, other); });
+    } else if constexpr (requires { bytes_of(view); }) {
+        return overlap(bytes_of(view), other);
     } else if constexpr (requires { std::span(view); }) {
         return overlap(bytes_of(std::span(view)), other);
-    } else if constexpr (strided_view<View, 2>) {
-        return overlap(bytes_of(view), other);
     } else {
-        const auto memory = memory_of(view);
-        return std::any_of(memory.begin(), memory.end(),
-                           [&](const strided_bytes& m) { return overlap(m, other); });
+        return false;
     }
 }
 
@@ -57,13 +58,14 @@ template <class View>
 /// `read` are views, layers and spans.
 template <class Outputs, class... Read>
 [[nodiscard]] status check_outputs(const Outputs& outputs, const Read&... read) {
-    for (auto out = std::begin(outputs); out != std::end(outputs); ++out) {
-        if (const status s = out->validate(); !s.ok()) { return s; }
-        if (overlaps_itself(*out)) { return {errc::views_overlap, "two elements of an output share memory"}; }
-        if (std::any_of(std::begin(outputs), out, [&](const auto& other) { return overlap(other, *out); })) {
-            return {errc::views_overlap, "two outputs share memory"};
+    for (const strided_bytes& out : outputs) {
+        if (const status s = out.validate(); !s.ok()) { return s; }
+        if (overlaps_itself(out)) { return {errc::views_overlap, "two elements of an output share memory"}; }
+        for (const strided_bytes& other : outputs) {
+            if (&other == &out) { break; }
+            if (overlap(other, out)) { return {errc::views_overlap, "two outputs share memory"}; }
         }
-        if ((shares_bytes(read, *out) || ...)) {
+        if ((shares_bytes(read, out) || ...)) {
             return {errc::views_overlap, "the output lies in the memory of what is read"};
         }
     }

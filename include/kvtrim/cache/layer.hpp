@@ -84,7 +84,7 @@ struct layer_inputs {
     /// layer than the keys, or to each other's; heads_not_divisible where their heads are no multiple of kv_heads;
     /// rows_differ where query heads have different numbers of queries; index_overflow for more than most_heads heads.
     /// O(heads).
-    [[nodiscard]] constexpr status validate() const {
+    [[nodiscard]] KVTRIM_NOINLINE constexpr status validate() const {
         if (const status s = kvtrim::validate(keys); !s.ok()) { return s; }
         if (kv_heads() > most_heads) { return too_many_heads(kv_heads()); }
         if constexpr (has_values) {

@@ -13,6 +13,7 @@
 // Cost: O(1) where both views have the same strides, as in all layouts of engines. Others are searched, for most_tries at
 // most, and count as overlapping if that decides nothing: the caller then refuses, and no row is overwritten.
 
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/status.hpp>
 
 #include <algorithm>
@@ -34,7 +35,7 @@ struct strided_bytes {
 
     /// Whether there are no bytes.
     [[nodiscard]] constexpr bool empty() const {
-        return bytes <= 0 || std::any_of(extents.begin(), extents.end(), [](index_t e) { return e <= 0; });
+        return bytes <= 0 || any_element(extents, [](index_t e) { return e <= 0; });
     }
     /// Returns invalid_parameter for strides that lead beyond what can be addressed.
     [[nodiscard]] status validate() const;
@@ -42,7 +43,7 @@ struct strided_bytes {
 
 /// A stride or a length of `count` elements in bytes; what index_t cannot hold becomes the largest one, which validate()
 /// refuses.
-[[nodiscard]] constexpr index_t to_bytes(index_t count, index_t element_bytes) {
+[[nodiscard]] KVTRIM_NOINLINE constexpr index_t to_bytes(index_t count, index_t element_bytes) {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     const bool fits =
         element_bytes == 0 || (count <= most / element_bytes && count >= -(most / element_bytes));
@@ -99,7 +100,7 @@ class bounded_sum {
     // The sum must lie in [lo, hi].
     bounded_sum(index_t lo, index_t hi) : lo_(lo), hi_(hi) {}
 
-    void add(bounded_term t) {
+    KVTRIM_NOINLINE void add(bounded_term t) {
         const bool varies = t.step != 0 && t.low != t.high;
         if (varies && t.step < 0) { t = {-t.step, -t.high, -t.low}; }
         const index_t least = t.low == 0 ? 0 : t.step * t.low;
@@ -111,10 +112,10 @@ class bounded_sum {
         terms_[at] = {t.step, 0, t.high - t.low};
     }
 
-    [[nodiscard]] bool has_solution() {
-        const auto terms = std::span(terms_).first(count_);
+    [[nodiscard]] KVTRIM_NOINLINE bool has_solution() {
         std::size_t used = 0;
-        for (const bounded_term& t : terms) {
+        for (std::size_t i = 0; i < count_; ++i) {
+            const bounded_term t = terms_[i];
             if (t.step <= hi_ - lo_ + 1) { // the interval moved by steps leaves no gap: it only widens
                 lo_ -= t.step * t.high;
             } else if (used > 0 && terms_[used - 1].step == t.step) {

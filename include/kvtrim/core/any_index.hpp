@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Whether any number of a long list is a wrong one: what makes the checking of tables, plans and saved states cheap. Groups of
+// Whether any element of a list is a wrong one. Of long lists: what makes the checking of tables, plans and saved states cheap. Groups of
 // fixed length without a branch inside, of which compilers make vectors at -O2 too.
 //
 // Cost: one pass, which ends with the first group that has one.
@@ -28,6 +28,15 @@ template <class Holds>
     }
     for (; i < count; ++i) {
         if (holds(i)) { return true; }
+    }
+    return false;
+}
+
+/// Whether holds(x) is true of an element x of a short list. (std::any_of unrolls its loop, four calls deep.)
+template <class List, class Holds>
+[[nodiscard]] constexpr bool any_element(const List& list, Holds&& holds) {
+    for (const auto& x : list) {
+        if (holds(x)) { return true; }
     }
     return false;
 }

@@ -30,7 +30,7 @@ struct protection {
 
     /// Protected tokens at the front of the cache. A negative number, which valid_protection() refuses, counts as 0.
     [[nodiscard]] constexpr index_t prefix() const {
-        return std::max({index_t{0}, sink_tokens, pinned_tokens});
+        return std::max(index_t{0}, std::max(sink_tokens, pinned_tokens));
     }
     /// Protected tokens at the end of the cache; likewise.
     [[nodiscard]] constexpr index_t suffix() const {

@@ -9,6 +9,7 @@
 // A caller that knows that number beforehand asks holds() instead, and its status then names all bytes that are needed.
 // Every array is aligned to a cache line. Arrays taken inside a frame are freed when it ends.
 
+#include <kvtrim/core/span_of.hpp>
 #include <kvtrim/core/status.hpp>
 
 #include <algorithm>
@@ -44,13 +45,9 @@ class workspace {
     template <class T>
     [[nodiscard]] std::span<T> take(index_t count) {
         static_assert(std::is_trivial_v<T>, "kvtrim: workspace holds plain data only");
-        const bool possible = 0 <= count && count <= most_bytes / static_cast<index_t>(sizeof(T));
-        const index_t bytes = possible ? round_up(count * static_cast<index_t>(sizeof(T))) : most_bytes;
-        const index_t begin = used_;
-        used_ = std::min(used_ + bytes, most_bytes);
-        peak_ = std::max(peak_, used_);
-        if (used_ > capacity_ || base_ == nullptr) { return {}; }
-        return {reinterpret_cast<T*>(base_ + begin), static_cast<std::size_t>(count)};
+        std::byte* const first = take_elements(count, sizeof(T));
+        if (first == nullptr) { return {}; }
+        return {reinterpret_cast<T*>(first), static_cast<std::size_t>(count)};
     }
 
     /// Whether all arrays now taken fitted.
@@ -93,6 +90,15 @@ class workspace {
     static constexpr index_t most_bytes =
         std::numeric_limits<index_t>::max() / 4 / alignment_bytes * alignment_bytes;
 
+    // Where `count` elements lie that were taken; null if they do not fit. Not inlined: a stage takes many arrays.
+    KVTRIM_NOINLINE std::byte* take_elements(index_t count, index_t element_bytes) {
+        const bool possible = 0 <= count && count <= most_bytes / element_bytes;
+        const index_t begin = used_;
+        used_ = std::min(used_ + (possible ? round_up(count * element_bytes) : most_bytes), most_bytes);
+        peak_ = std::max(peak_, used_);
+        return used_ > capacity_ || base_ == nullptr ? nullptr : base_ + begin;
+    }
+
     static constexpr index_t with_alignment(index_t bytes) {
         return bytes == 0 ? 0 : bytes + alignment_bytes;
     }
@@ -115,7 +121,7 @@ class growing_workspace {
     [[nodiscard]] workspace of_bytes(index_t bytes) {
         if (bytes > index_t{1} << 56) { return workspace::counting(); }
         if (static_cast<index_t>(bytes_.size()) < bytes) { bytes_.resize(static_cast<std::size_t>(bytes)); }
-        return workspace(bytes_);
+        return workspace(span_of(bytes_));
     }
     /// Bytes allocated so far.
     [[nodiscard]] index_t capacity_bytes() const { return static_cast<index_t>(bytes_.size()); }

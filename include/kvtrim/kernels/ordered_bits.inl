@@ -20,8 +20,24 @@ inline constexpr unsigned every_lane = (1u << lanes) - 1u;
 inline void count_keys(std::span<const float> row, const key_range& range, key_histogram& histogram) {
     constexpr std::size_t most = 1024;
     std::uint32_t buckets[most + vector_length];
-    std::uint32_t* end = buckets;
-    const auto add_collected = [&] {
+    const uints low = broadcast(range.low), high = broadcast(range.high), width = high - low;
+    const auto shift = static_cast<std::uint32_t>(range.shift());
+    uints not_above{};
+    for (std::size_t first = 0; first < row.size(); first += most) {
+        const auto part = row.subspan(first, std::min(most, row.size() - first));
+        std::uint32_t* end = buckets;
+        std::size_t i = 0;
+        for (; i + vector_length <= part.size(); i += vector_length) {
+            const uints bits = in_order_of_size(load(part.data() + i));
+            const uints offset = bits - low; // wraps around below the range
+            not_above = add_one(at_most(bits, high), not_above);
+            end = pack(end, lanes_of(at_most(offset, width)), offset >> shift);
+        }
+        for (; i < part.size(); ++i) {
+            const std::uint32_t bits = ordered_bits(part[i]);
+            histogram.above += bits > range.high ? 1 : 0;
+            if (range.low <= bits && bits <= range.high) { *end++ = (bits - range.low) >> shift; }
+        }
         const auto collected = static_cast<std::size_t>(end - buckets);
         std::size_t j = 0;
         for (; j + 4 <= collected; j += 4) {
@@ -29,26 +45,9 @@ inline void count_keys(std::span<const float> row, const key_range& range, key_h
             for (std::size_t table = 0; table < 4; ++table) { ++histogram.tables[table][buckets[j + table]]; }
         }
         for (; j < collected; ++j) { ++histogram.tables[0][buckets[j]]; }
-        end = buckets;
-    };
-    const uints low = broadcast(range.low), high = broadcast(range.high), width = high - low;
-    const auto shift = static_cast<std::uint32_t>(range.shift());
-    uints not_above{};
-    std::size_t i = 0;
-    for (; i + vector_length <= row.size(); i += vector_length) {
-        const uints bits = in_order_of_size(load(row.data() + i));
-        const uints offset = bits - low; // wraps around below the range
-        not_above = add_one(at_most(bits, high), not_above);
-        end = pack(end, lanes_of(at_most(offset, width)), offset >> shift);
-        if (end >= buckets + most) { add_collected(); }
     }
-    histogram.above += static_cast<index_t>(i) - sum_of_counts(not_above);
-    for (; i < row.size(); ++i) {
-        const std::uint32_t bits = ordered_bits(row[i]);
-        histogram.above += bits > range.high ? 1 : 0;
-        if (range.low <= bits && bits <= range.high) { *end++ = (bits - range.low) >> shift; }
-    }
-    add_collected();
+    const std::size_t whole = row.size() / vector_length * vector_length;
+    histogram.above += static_cast<index_t>(whole) - sum_of_counts(not_above);
 }
 
 [[nodiscard]] inline above_and_equal compare(std::span<const float> row, std::uint32_t cut_bits) {

@@ -12,70 +12,59 @@ inline constexpr index_t panel_columns = lanes * product_vectors;
     return std::min(product_registers / vectors, product_registers / 2);
 }
 
-// sum [Vectors * i + v] = A [first_row + i][inner] * vector v of B.
+// sum [Vectors * i + v] = A [first_row + i][inner] * vector v of B, for i < count; the other sums are those of the last row.
 template <index_t Rows, index_t Vectors>
-KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, const float* b, index_t inner,
-                            registers<Rows * Vectors>& sum) {
+KVTRIM_INLINE void products(const matrix_in& a, index_t first_row, index_t count, const float* b,
+                            index_t inner, registers<Rows * Vectors>& sum) {
     constexpr index_t sums = Rows * Vectors;
     // A pointer per row: one pointer, moved from row to row, would be a chain of dependent additions.
     const float* rows[static_cast<std::size_t>(Rows)];
     KVTRIM_UNROLL
-    for (index_t i = 0; i < Rows; ++i) { rows[i] = a.data + (first_row + i) * a.row; }
+    for (index_t i = 0; i < Rows; ++i) { rows[i] = a.data + (first_row + std::min(i, count - 1)) * a.row; }
     KVTRIM_UNROLL
     for (index_t n = 0; n < sums; ++n) { sum[n] = broadcast(0.0f); }
     const index_t step = a.step;
-    for (index_t k = 0; k < inner; ++k, b += panel_columns) {
+    index_t at = 0;
+    for (index_t k = 0; k < inner; ++k, b += panel_columns, at += step) {
         registers<Vectors> panel;
         KVTRIM_UNROLL
         for (index_t v = 0; v < Vectors; ++v) { panel[v] = load(b + lanes * v); }
         KVTRIM_UNROLL
         for (index_t n = 0; n < sums; ++n) {
-            sum[n] = fma(broadcast(rows[n / Vectors][k * step]), panel[n % Vectors], sum[n]);
+            sum[n] = fma(broadcast(rows[n / Vectors][at]), panel[n % Vectors], sum[n]);
         }
     }
 }
 
-// The product is summed before it is added to C: thousands of small terms added one by one to a large float would each
-// round.
-template <bool Accumulate, index_t Rows, index_t Vectors>
-inline void multiply(const matrix_in& a, const float* b, index_t inner, const panel_out& c,
-                     index_t first_row) {
-    registers<Rows * Vectors> sum;
-    products<Rows, Vectors>(a, first_row, b, inner, sum);
-    const index_t row = c.row;
-    float* const first = c.data + first_row * row;
-    const auto put = [&](float* to, floats x, auto some) KVTRIM_INLINED {
+// C = (or +=) A * B for as many rows as registers hold, or fewer: one body for any number of rows. The last rows of a matrix
+// take as long as a whole step; bodies for two rows and for one cost each file that has products a tenth of its compile time.
+//
+// The product is summed before it is added to C: thousands of small terms added one by one to a large float would each round.
+template <bool Accumulate, index_t Vectors>
+inline void multiply(const matrix_in& a, const float* b, index_t inner, const panel_out& c, index_t first_row,
+                     index_t count) {
+    constexpr index_t sums = product_rows(Vectors) * Vectors;
+    registers<sums> sum;
+    products<product_rows(Vectors), Vectors>(a, first_row, count, b, inner, sum);
+    const auto put = [](float* to, floats x, auto some) KVTRIM_INLINED {
         if constexpr (Accumulate) { x = x + some.load(to); }
         some.store(to, x);
     };
-    if (c.columns >= Vectors * lanes) {
-        KVTRIM_UNROLL
-        for (index_t n = 0; n < Rows * Vectors; ++n) {
-            put(first + n / Vectors * row + n % Vectors * lanes, sum[n], all_lanes{});
-        }
-        return;
-    }
+    // The last two vectors of a row may be cut off; with fewer columns the caller takes half as many vectors.
+    const bool is_whole = c.columns >= Vectors * lanes;
+    const first_lanes cut[] = {first_lanes(c.columns - (Vectors - 2) * lanes),
+                               first_lanes(c.columns - (Vectors - 1) * lanes)};
+    float* const first = c.data + first_row * c.row;
     KVTRIM_UNROLL
-    for (index_t n = 0; n < Rows * Vectors; ++n) {
-        const index_t column = n % Vectors * lanes;
-        float* const to = first + n / Vectors * row + column;
-        if (n % Vectors <
-            Vectors / 2) { // these are whole: with fewer columns the caller takes half as many vectors
+    for (index_t n = 0; n < sums; ++n) {
+        if (n / Vectors >= count) { continue; }
+        float* const to = first + n / Vectors * c.row + n % Vectors * lanes;
+        if (is_whole || n % Vectors < Vectors / 2) {
             put(to, sum[n], all_lanes{});
         } else {
-            put(to, sum[n], first_lanes(c.columns - column));
+            put(to, sum[n], cut[n % Vectors + 2 - Vectors]);
         }
     }
-}
-
-template <bool Accumulate, index_t Vectors>
-inline void multiply_rows_of(const matrix_in& a, const float* b, index_t inner, const panel_out& c,
-                             index_t rows) {
-    constexpr index_t many = product_rows(Vectors);
-    index_t r = 0;
-    for (; r + many <= rows; r += many) { multiply<Accumulate, many, Vectors>(a, b, inner, c, r); }
-    for (; r + 2 <= rows; r += 2) { multiply<Accumulate, 2, Vectors>(a, b, inner, c, r); }
-    if (r < rows) { multiply<Accumulate, 1, Vectors>(a, b, inner, c, r); }
 }
 
 // C = (or +=) A * B for any number of rows.
@@ -87,7 +76,10 @@ inline void multiply_rows(const matrix_in& a, const float* b, index_t inner, con
             return multiply_rows<Accumulate, Vectors / 2>(a, b, inner, c, rows);
         }
     }
-    multiply_rows_of<Accumulate, Vectors>(a, b, inner, c, rows);
+    constexpr index_t most = product_rows(Vectors);
+    for (index_t r = 0; r < rows; r += most) {
+        multiply<Accumulate, Vectors>(a, b, inner, c, r, std::min(most, rows - r));
+    }
 }
 
 // Lane j of x[i] and lane i of x[j] are exchanged. Seen as one row of lanes * lanes elements, each round is a perfect shuffle

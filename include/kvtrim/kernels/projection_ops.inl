@@ -22,7 +22,7 @@ KVTRIM_NOINLINE inline void fold_products(const matrix_in& x, const float* panel
                                           index_t first_column, index_t columns, index_t first_row,
                                           float* sums) {
     registers<Rows * product_vectors> product;
-    products<Rows, product_vectors>(x, first_row, panel, inner, product);
+    products<Rows, product_vectors>(x, first_row, Rows, panel, inner, product);
     const auto fold_all = [&](auto lanes_of) KVTRIM_INLINED {
         KVTRIM_UNROLL
         for (index_t i = 0; i < Rows; ++i) {

@@ -65,12 +65,11 @@ struct exponentials_step {
                 sum[v] = sum[v] + weight_of(logit, highest[v]);
             }
         }
+        float partial[static_cast<std::size_t>(Vectors * lanes)];
         KVTRIM_UNROLL
-        for (index_t v = 0; v < Vectors; ++v) {
-            float partial[lanes];
-            store(partial, sum[v]);
-            double* const to = sums + first + lanes * v;
-            for (index_t r = 0; r < some.count(); ++r) { to[r] += static_cast<double>(partial[r]); }
+        for (index_t v = 0; v < Vectors; ++v) { store(partial + lanes * v, sum[v]); }
+        for (index_t r = 0; r < (Vectors - 1) * lanes + some.count(); ++r) {
+            sums[first + r] += static_cast<double>(partial[r]);
         }
     }
 };

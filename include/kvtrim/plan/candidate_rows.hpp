@@ -8,6 +8,7 @@
 //   row of head g:   protected prefix | candidates(protect, tokens(g)) | protected suffix
 
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
@@ -145,8 +146,7 @@ template <class Inputs>
     if (const status s = out.reset(counts); !s.ok()) { return s; }
     // Heads that share one budget are cut at the same score, except for a head whose safeguard keeps more than that. So the
     // cut of an earlier head is tried first.
-    const bool may_share =
-        std::any_of(budgets.begin(), budgets.end(), [&](index_t b) { return b != budgets.front(); });
+    const bool may_share = any_element(budgets, [&](index_t b) { return b != budgets.front(); });
     std::uint32_t shared_bits = 0xffffffffu;
     bool is_shared = false;
     for (index_t g = 0; g < in.kv_heads(); ++g) {

@@ -13,6 +13,7 @@
 
 #include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/request.hpp>
+#include <kvtrim/core/span_of.hpp>
 
 #include <cstdint>
 #include <limits>
@@ -85,15 +86,15 @@ class keep_plan {
     /// Cache rows of one head that stay, ascending.
     [[nodiscard]] std::span<const table_index> row(index_t row) const& {
         const auto r = static_cast<std::size_t>(row);
-        return std::span(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
-                                        static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
+        return span_of(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
+                                      static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
     /// [rows + 1], indptr of kept().
-    [[nodiscard]] std::span<const table_index> offsets() const& { return offsets_; }
+    [[nodiscard]] std::span<const table_index> offsets() const& { return span_of(offsets_); }
     /// [rows + 1], the cumulative lengths of the compacted cache, as varlen attention kernels take them.
-    [[nodiscard]] std::span<const table_index> cu_seqlens() const& { return offsets_; }
+    [[nodiscard]] std::span<const table_index> cu_seqlens() const& { return span_of(offsets_); }
     /// [total_tokens] the survivors of all rows, one row after the other.
-    [[nodiscard]] std::span<const table_index> kept() const& { return kept_; }
+    [[nodiscard]] std::span<const table_index> kept() const& { return span_of(kept_); }
     /// Not of a temporary plan, whose tables are freed before they are read.
     void row(index_t row) const&& = delete;
     void offsets() const&& = delete;
@@ -131,8 +132,8 @@ class keep_plan {
     /// Where the survivors of a row are written, ascending, after reset().
     [[nodiscard]] std::span<table_index> writable_row(index_t row) {
         const auto r = static_cast<std::size_t>(row);
-        return std::span(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
-                                        static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
+        return span_of(kept_).subspan(static_cast<std::size_t>(offsets_[r]),
+                                      static_cast<std::size_t>(offsets_[r + 1] - offsets_[r]));
     }
 
     /// Whether every row ascends strictly and lies in [0, tokens of that row); tokens_of_row(r) gives the
@@ -165,8 +166,8 @@ class keep_plan {
 
     /// Whether a list begins in a table of this plan, so that making the plan again would overwrite it.
     [[nodiscard]] bool holds(std::span<const table_index> list) const {
-        return !list.empty() && (detail::points_into(list.data(), std::span<const table_index>(offsets_)) ||
-                                 detail::points_into(list.data(), std::span<const table_index>(kept_)));
+        return !list.empty() && (detail::points_into(list.data(), span_of(offsets_)) ||
+                                 detail::points_into(list.data(), span_of(kept_)));
     }
 
     friend bool operator==(const keep_plan&, const keep_plan&) = default;

@@ -10,6 +10,7 @@
 // For engines that select by themselves, or fold the scores of several layers or heads before selection
 // (compact/cell_scores.hpp, policy/page_eviction.hpp). Nothing allocates once the largest layer was seen.
 
+#include <kvtrim/core/span_of.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <vector>
@@ -29,13 +30,13 @@ class score_table {
     /// KV heads; 0 for a table never filled.
     [[nodiscard]] index_t rows() const { return offsets_.empty() ? 0 : std::ssize(offsets_) - 1; }
     /// [kv_heads + 1] where each row begins.
-    [[nodiscard]] std::span<const index_t> offsets() const { return offsets_; }
+    [[nodiscard]] std::span<const index_t> offsets() const { return span_of(offsets_); }
     /// [candidates] what ranks the tokens; higher stays.
-    [[nodiscard]] std::span<const float> importance() const { return importance_; }
+    [[nodiscard]] std::span<const float> importance() const { return span_of(importance_); }
     /// What ranks stage one of a two-stage selection; empty where the scorer has one stage.
-    [[nodiscard]] std::span<const float> attention() const { return attention_; }
+    [[nodiscard]] std::span<const float> attention() const { return span_of(attention_); }
     /// [kv_heads] mean attention on the protected tokens.
-    [[nodiscard]] std::span<const float> protected_mass() const { return protected_mass_; }
+    [[nodiscard]] std::span<const float> protected_mass() const { return span_of(protected_mass_); }
     /// The candidates of one KV head.
     [[nodiscard]] std::span<const float> row(index_t kv_head) const {
         const auto g = static_cast<std::size_t>(kv_head);
@@ -43,7 +44,9 @@ class score_table {
                                     static_cast<std::size_t>(offsets_[g + 1] - offsets_[g]));
     }
     /// The table as the output or input of stages, which may rewrite it.
-    [[nodiscard]] token_scores scores() { return {offsets_, importance_, attention_, protected_mass_}; }
+    [[nodiscard]] token_scores scores() {
+        return {span_of(offsets_), span_of(importance_), span_of(attention_), span_of(protected_mass_)};
+    }
 
     /// Copies scores; allocates only beyond the largest layer seen, and before anything changes.
     void assign(const token_scores& s) {

@@ -16,6 +16,7 @@
 // lower flat index; NaN ranks below everything; +infinity marks a token that no finite score outranks.
 
 #include <kvtrim/cache/check_outputs.hpp>
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 
@@ -42,6 +43,12 @@ struct score_rows {
     [[nodiscard]] index_t layers() const { return rows() == 0 ? 0 : rows() / rows_of_a_layer(); }
     /// Candidates of all rows together.
     [[nodiscard]] index_t candidates() const { return offsets.back() - offsets.front(); }
+    /// Whether no row ends before it begins. O(rows).
+    [[nodiscard]] bool offsets_ascend() const {
+        bool ascend = true;
+        for (index_t r = 0; r < rows(); ++r) { ascend = ascend && length(r) >= 0; }
+        return ascend;
+    }
     /// Candidates of a row.
     [[nodiscard]] index_t length(index_t row) const {
         const auto r = static_cast<std::size_t>(row);
@@ -89,8 +96,7 @@ struct token_scores {
 /// O(rows).
 [[nodiscard]] inline status validate(const score_rows& scores) {
     if (scores.offsets.empty() || scores.offsets.front() < 0 ||
-        scores.offsets.back() > static_cast<index_t>(scores.values.size()) ||
-        !std::is_sorted(scores.offsets.begin(), scores.offsets.end())) {
+        scores.offsets.back() > static_cast<index_t>(scores.values.size()) || !scores.offsets_ascend()) {
         return {errc::invalid_table, "scores: offsets must ascend within the values"};
     }
     if (scores.kv_heads < 0 || (scores.kv_heads > 0 && scores.rows() % scores.kv_heads != 0)) {
@@ -101,7 +107,7 @@ struct token_scores {
         return tokens < 0 || tokens > std::numeric_limits<std::int32_t>::max();
     };
     if (static_cast<index_t>(scores.protected_tokens.size()) != scores.rows() ||
-        std::any_of(scores.protected_tokens.begin(), scores.protected_tokens.end(), impossible)) {
+        any_element(scores.protected_tokens, impossible)) {
         return {errc::invalid_table, "scores: protected_tokens must have one entry per row, none negative"};
     }
     return {};

@@ -16,6 +16,7 @@
 // tokens alone, whatever its scorer says of the window. Errors leave every plan as it was.
 // Memory: the scores of all layers, tables of 6 numbers a row, and the scratch of the largest stage.
 
+#include <kvtrim/core/any_index.hpp>
 #include <kvtrim/plan/candidate_rows.hpp>
 #include <kvtrim/plan/concepts.hpp>
 
@@ -197,8 +198,8 @@ template <class Policy, class Inputs, class Executor>
     for (const Inputs& in : layers) {
         const index_t own = count_lengths(in, request.protect).candidates();
         if (own == 0) { continue; }
-        stage = std::max(
-            {stage, scoring_bytes(policy.scorer, in, request, ex), stage_bytes(policy.reranker, heads, own)});
+        stage = std::max(stage, scoring_bytes(policy.scorer, in, request, ex));
+        stage = std::max(stage, stage_bytes(policy.reranker, heads, own));
     }
     static_cast<void>(counting.take<std::byte>(stage));
     return counting.needed_bytes();
@@ -224,7 +225,7 @@ template <class Policy, class Inputs, class Executor, class Observer>
         return {errc::invalid_parameter, "plan: there must be one plan per layer", std::ssize(layers)};
     }
     for (const Inputs& in : layers) {
-        if (std::any_of(out.begin(), out.end(), [&](const auto& p) { return reads_tables_of(in, p); })) {
+        if (any_element(out, [&](const keep_plan& p) { return reads_tables_of(in, p); })) {
             return {errc::invalid_parameter,
                     "plan: the outputs must be other plans than those that ragged views read"};
         }

@@ -85,7 +85,7 @@ namespace detail {
 #endif
 
 // The highest level of this machine that is not above `highest`.
-[[nodiscard]] inline cpu_level detect_cpu_level(cpu_level highest) {
+[[nodiscard]] KVTRIM_NOINLINE inline cpu_level detect_cpu_level(cpu_level highest) {
 #if KVTRIM_HAS_X86
     if (highest >= cpu_level::avx512 && has_avx512()) {
         return highest >= cpu_level::amx && has_amx() && is_permitted_amx() ? cpu_level::amx
@@ -102,7 +102,7 @@ namespace detail {
     return cpu_level::portable;
 }
 
-[[nodiscard]] inline cpu_level wanted_cpu_level() {
+[[nodiscard]] KVTRIM_NOINLINE inline cpu_level wanted_cpu_level() {
     const char* variable = std::getenv("KVTRIM_CPU_LEVEL");
     const auto is = [&](const char* name) { return variable != nullptr && std::strcmp(variable, name) == 0; };
     if (is("portable")) { return cpu_level::portable; }
