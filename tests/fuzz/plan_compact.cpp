@@ -276,6 +276,7 @@ void check_kept(const Policy& policy, const Inputs& inputs, const eviction_reque
     FUZZ_CHECK(fits(plan, heads, tokens));
     const index_t total = expected_tokens(r, heads, tokens, reranker::needs_uniform_budgets);
     FUZZ_CHECK(plan.total_tokens() == total);
+    if (total == heads * tokens) { return; } // nothing was scored
     const token_range free = candidates(r.protect, tokens);
     growing_workspace memory;
     score_table said;

@@ -162,7 +162,7 @@ def sites(text):
         found.append((end, end, None, [], lambda ids, s: "))"))
 
     for m in re.finditer(r"(?<=\s)(&&|\|\|)(?=\s)", m_text):
-        if fixed(m.start()):
+        if fixed(m.start()) or m_text.startswith(" ...", m.end()): # a pack's
             continue
         end = operand_end(m_text, m.end())
         neutral = "kvtrim_mutants::on(%d) || (" if m.group() == "&&" else "!kvtrim_mutants::on(%d) && ("
