@@ -448,8 +448,8 @@ void flatten(fuzz::input& in) {
 template <class T>
 bool lies_in(const strided<const T, 3>& v, const std::vector<T>& buffer) {
     __int128 first = v.data_handle() - buffer.data(), last = first;
-    if (v.extent(0) > buffer_elements) { return false; } // a plan has a number for each head
-    if (v.extent(0) * v.extent(1) * v.extent(2) == 0) { return true; }
+    const auto [least, most] = std::minmax({v.extent(0), v.extent(1), v.extent(2)});
+    if (least == 0) { return most <= buffer_elements; } // tables have memory for rows without elements
     for (std::size_t r = 0; r < 3; ++r) {
         const auto reach = static_cast<__int128>(v.extent(r) - 1) * v.stride(r);
         (reach < 0 ? first : last) += reach;
