@@ -3,6 +3,8 @@
 
 #include <kvtrim/compact/compact_in_place.hpp>
 
+#include <kvtrim/cache/ggml_rows.hpp>
+
 #include <kvtrim/compact/compact_to_flat.hpp>
 
 #include "compact/random_cache.hpp"
@@ -231,4 +233,12 @@ TEST_CASE("compact_in_place: heads that move together report the bytes of whole 
     REQUIRE(compact_in_place(joined{false}, plan, &report).ok());
     CHECK(report.bytes_before == 2 * 6 * 1);
     CHECK(report.bytes_after == 2 * 3 * 1);
+}
+
+TEST_CASE("compact_in_place: blocks that heads would share, of no heads, are nothing to move",
+          "[compact][odd]") {
+    const auto cells = ggml_rows<block_q8_0>::heads_in_row(nullptr, {0, 3, 16}, 34);
+    REQUIRE(cells.validate().ok());
+    REQUIRE(cells.heads_move_together());
+    CHECK(compact_in_place(cells, keep_plan{}).ok());
 }

@@ -478,7 +478,10 @@ void plan_and_compact(fuzz::input& in) {
     };
     const auto k = any_view({heads, tokens, dim}), v = any_view({heads, tokens, dim}),
                q = any_view({heads * group, queries, dim}), w = any_view({heads * group, dim, 3}),
-               s = any_view({heads, tokens, 1});
+               any_scores = any_view({heads, tokens, 1});
+    const strided<const T, 3> s = any_scores.extent(2) == 1
+                                      ? any_scores
+                                      : strided<const T, 3>(static_cast<const T*>(nullptr), {0, 0, 0});
     const eviction_request r = fuzz::request(in, heads, tokens, in.chance(64) ? in.between(0, 4) : queries);
     std::vector<T> copies[5];
     const auto copied = [&](const strided<const T, 3>& view, std::vector<T>& to) {
