@@ -276,6 +276,7 @@ TEST_CASE("plan_page_moves: copies that owned pages cannot hold take free pages,
     CHECK(none.answer.code() == errc::pages_too_few);
     CHECK(none.answer.needed() == 2);
     CHECK(none.plan == move_plan{});
+    CHECK(none.plan.taken_pages() == 0);
     const int32s free_pages{4, 3};
     pool.free_pages = free_pages;
     const auto p = plan_moves(plan, row.table(), pool, copied);

@@ -327,3 +327,24 @@ TEST_CASE("rerotate_keys: a page or slot that stands twice is refused, with the 
     const std::vector<std::int32_t> indices{9, 8, 7, 6, 5, 9};
     CHECK(answer(indexed_rows(slots, indices), {offsets, from}) == errc::invalid_table);
 }
+
+TEST_CASE("rerotate_keys: slots that are far apart are rotated with the workspace that was asked for",
+          "[compact]") {
+    constexpr std::int32_t far = 20000;
+    const std::vector<float> table{0.5f};
+    std::vector<float> slots(2 * (far + 1), 1.0f), rows{1, 2, 3, 4};
+    std::copy_n(rows.begin(), 2, slots.begin() + 2 * far);
+    std::copy_n(rows.begin() + 2, 2, slots.begin());
+    const std::vector<std::int32_t> indices{far, 0}, offsets{0, 2}, from{3, 9};
+    const indexed_rows keys(strided<float, 3>(slots.data(), {1, far + 1, 2}), indices);
+    const strided<float, 3> plain(rows.data(), {1, 2, 2});
+    const auto rotate = [&](const auto& view) {
+        growing_workspace memory;
+        workspace scratch = memory.of_bytes(rerotate_keys_bytes(view, rope{table}));
+        return rerotate_keys(view, {table}, {offsets, from}, scratch);
+    };
+    REQUIRE(rotate(keys).ok());
+    REQUIRE(rotate(plain).ok());
+    CHECK(std::equal(rows.begin(), rows.begin() + 2, slots.begin() + 2 * far));
+    CHECK(std::equal(rows.begin() + 2, rows.end(), slots.begin()));
+}

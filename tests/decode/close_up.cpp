@@ -329,6 +329,11 @@ TEST_CASE("cut_and_close: bad input is named with keys, values and positions unc
     CHECK(unchanged(one.cut_and_close(plan, 1000)) == errc::invalid_parameter);
     std::vector<oracle::token_set> unpinned(static_cast<std::size_t>(one.heads), oracle::token_set{0, 2, 3});
     CHECK(unchanged(one.cut_and_close(plan_of(unpinned), 2)) == errc::invalid_parameter);
+    unpinned[0] = {0, 1, 3}; // not of head 1
+    CHECK(unchanged(one.cut_and_close(plan_of(unpinned), 2)) == errc::invalid_parameter);
+    std::swap(unpinned[0], unpinned[1]);
+    for (std::size_t g = 2; g < unpinned.size(); ++g) { unpinned[g] = unpinned[1]; }
+    CHECK(unchanged(one.cut_and_close(plan_of(unpinned), 2)) == errc::invalid_parameter);
 
     const index_t needed = rerotate_keys_bytes(one.keys(), one.get_rope());
     std::vector<std::byte> few(static_cast<std::size_t>(needed) - 65);
