@@ -416,6 +416,10 @@ TEST_CASE("running scores: other shapes, old queries and batches that cannot be 
     const auto old = prefix_inputs(layer, 4).with_queries(query_slice(layer, 3, 1));
     CHECK(scores.update(old, {}, memory).code() == errc::invalid_parameter); // its query was added
     CHECK(bytes_of(scores) == added);
+    running_scores keeps_no_versions(2);
+    REQUIRE(keeps_no_versions.append(4).ok());
+    REQUIRE(keeps_no_versions.add(matrix_view(ones.data(), {2, 4})).ok());
+    CHECK(keeps_no_versions.rollback(1).code() == errc::invalid_parameter);
 }
 
 TEST_CASE("running scores: made with sizes that cannot be they are empty, and say why to every call",
