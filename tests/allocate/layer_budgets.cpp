@@ -291,6 +291,22 @@ TEST_CASE("preference: with a floor every layer has its part of an even share, a
     CHECK(shares({.floor_ratio = 1}, {0, 1}, {100, 100}, 100) == std::vector<index_t>{50, 50});
 }
 
+TEST_CASE("preference: caps of 2^53 tokens are dealt out, one token more is refused", "[policy][errors]") {
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(4096);
+    const index_t half = index_t{1} << 52;
+    std::vector<index_t> budgets(2, -7);
+    const auto answer = [&](index_t second) {
+        return preference{}.allocate(std::vector<double>{1, 1}, std::vector<index_t>{half, second}, 10,
+                                     budgets, scratch);
+    };
+    CHECK(answer(half + 1).code() == errc::index_overflow);
+    CHECK(answer(half + 1).needed() == 2 * half + 1);
+    CHECK(budgets == std::vector<index_t>(2, -7));
+    CHECK(answer(half).ok());
+    CHECK(budgets == std::vector<index_t>(2, 5));
+}
+
 TEST_CASE("layer budgets: a floor outside [0, 1] is named, with nothing written", "[policy][errors]") {
     growing_workspace memory;
     workspace scratch = memory.of_bytes(4096);

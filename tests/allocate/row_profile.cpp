@@ -200,3 +200,61 @@ TEST_CASE("row_profile: rows of all layers get their tokens from the table, what
     CHECK(plans[1].kept_tokens(0) == 28);
     CHECK(plans[1].kept_tokens(1) == 4);
 }
+
+TEST_CASE("row_profile: the share above a score is linear between the points, and equal points are not above "
+          "their own",
+          "[allocate]") {
+    constexpr index_t points = profiled_budgets::points;
+    std::vector<float> falling, steps;
+    for (index_t i = 0; i < points; ++i) {
+        falling.push_back(static_cast<float>(points - 1 - i));
+        steps.push_back(i < points / 2 ? 1.0f : 0.0f);
+    }
+    const auto of_points = [](double count) { return count / static_cast<double>(points - 1); };
+    const profiled_budgets line{falling}, plateaus{steps};
+    CHECK(line.share_above(0, static_cast<double>(points)) == 0);
+    CHECK(line.share_above(0, static_cast<double>(points - 1)) == 0);
+    CHECK(line.share_above(0, 2.0) == Approx(of_points(static_cast<double>(points - 3))));
+    CHECK(line.share_above(0, 1.5) == Approx(of_points(static_cast<double>(points) - 2.5)));
+    CHECK(line.share_above(0, -1.0) == 1);
+    CHECK(plateaus.share_above(0, 1.0) == 0);
+    CHECK(plateaus.share_above(0, 0.5) == Approx(of_points(static_cast<double>(points / 2) - 0.5)));
+    CHECK(plateaus.share_above(0, 0.0) == Approx(of_points(static_cast<double>(points / 2))));
+}
+
+TEST_CASE("row_profile: the largest finite score ranks first, what is not finite or positive last",
+          "[allocate][odd]") {
+    constexpr float largest = std::numeric_limits<float>::max(), smallest = std::numeric_limits<float>::min();
+    const std::vector<index_t> offsets{0, 5};
+    std::vector<float> scores{std::numeric_limits<float>::infinity(), largest, -1.0f,
+                              std::numeric_limits<float>::quiet_NaN(), smallest};
+    row_profile profile;
+    REQUIRE(profile.add({offsets, scores}).ok());
+    const auto curve = profile.budgets().curves;
+    CHECK(curve.front() == std::log(largest));
+    CHECK(curve[static_cast<std::size_t>(profiled_budgets::points / 2)] == std::log(smallest));
+    CHECK(curve.back() == std::log(smallest));
+}
+
+TEST_CASE("row_profile: a state of more prompts than a float64 counts is refused", "[allocate][errors]") {
+    const std::vector<index_t> offsets{0, 2};
+    std::vector<float> scores{2.0f, 1.0f};
+    const auto saved = [](const row_profile& profile) {
+        std::vector<std::byte> bytes(static_cast<std::size_t>(saved_bytes(profile)));
+        REQUIRE(save(profile, bytes).ok());
+        return bytes;
+    };
+    row_profile profile;
+    REQUIRE(profile.add({offsets, scores}).ok());
+    std::vector<std::byte> bytes = saved(profile);
+    REQUIRE(profile.add({offsets, scores}).ok());
+    const auto prompts = std::ranges::mismatch(bytes, saved(profile)).in1; // the one number that differs
+    const auto answer = [&](std::int64_t count) {
+        std::memcpy(&*prompts, &count, sizeof count);
+        row_profile other;
+        return restore(other, bytes).code();
+    };
+    CHECK(answer(std::int64_t{1} << 53) == errc::ok);
+    CHECK(answer((std::int64_t{1} << 53) + 1) == errc::invalid_parameter);
+    CHECK(answer(-1) == errc::invalid_parameter);
+}

@@ -112,6 +112,7 @@ TEST_CASE("write_move_sources: what the engine's kernel cannot carry out is refu
     refused(write({keeping({{0, 5, 5}, {0, 1, 2}})}, {1}, 9), errc::plan_mismatch);
     refused(write({keeping({{-1, 1, 2}, {0, 1, 2}})}, {1}, 9), errc::plan_mismatch);
     refused(write({good, good}, {0}, 9), errc::invalid_parameter);
+    CHECK(write({good, good}, {0}, 9).answer.needed() == 3); // offsets
     const written narrow = write({good, good}, {0, 2}, 3);
     refused(narrow, errc::invalid_parameter);
     CHECK(narrow.answer.needed() == 4);

@@ -157,6 +157,8 @@ TEST_CASE("token rows: made with sizes that cannot be they are empty, and say wh
     check(2, index_t{1} << 31, errc::index_overflow);
     check(index_t{1} << 31, 0, errc::index_overflow);
     check((index_t{1} << 31) - 1, (index_t{1} << 31) - 1, errc::invalid_parameter); // 2^64 bytes
+    check(1, most / 4, errc::index_overflow); // what memory could hold, but no table could name
+    check(1, most / 4 + 1, errc::invalid_parameter);
 }
 
 TEST_CASE("token rows: no number of new tokens but one that can be is taken", "[decode]") {

@@ -17,7 +17,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 namespace {
@@ -209,6 +211,10 @@ class caller {
             const float x = s.value();
             std::memcpy(arena.data() + i, &x, sizeof x);
         }
+        constexpr std::string_view levels[] = {"portable", "neon_bf16", "avx2", "avx512", "amx"};
+        FUZZ_CHECK(std::ranges::count(levels, kvtrim_cpu_level()) == 1);
+        FUZZ_CHECK(kvtrim_api_version() == KVTRIM_C_API_VERSION &&
+                   std::count(kvtrim_version(), kvtrim_version() + std::strlen(kvtrim_version()), '.') == 2);
         heads = in.between(1, 3), group = in.between(1, 2), tokens = in.between(0, 12),
         queries = in.between(0, 4);
         constexpr index_t dims[] = {2, 4, 8, 32};
@@ -227,7 +233,15 @@ class caller {
         make_layers();
     }
 
+    // A context keeps the memory that a call took.
     void step() {
+        const index_t held = kvtrim_context_bytes(context.handle);
+        call();
+        FUZZ_CHECK(kvtrim_context_bytes(context.handle) >= held && kvtrim_context_bytes(nullptr) == 0);
+    }
+
+  private:
+    void call() {
         switch (in.between(0, 21)) {
         case 0:
             return make_policy();
@@ -276,7 +290,6 @@ class caller {
         }
     }
 
-  private:
     // ---- Answers ----
 
     static bool ok(const kvtrim_status& s) {
@@ -350,7 +363,7 @@ class caller {
                 for (index_t head = 0; head < h; ++head) { g.lengths.push_back(in.between(0, rows)); }
                 v.lengths = g.lengths.data();
             }
-            if (in.chance(32)) { std::swap(v.strides[0], v.strides[1]), v.strides[1] = h * v.strides[0]; }
+            set_strides(v, {h, rows, channels / block_of[element]}, size);
         } else if (layout == KVTRIM_INDEXED) {
             v.layout = layout;
             const bool any = rows > 0;
@@ -392,6 +405,25 @@ class caller {
             v.indptr = g.indptr.data(), v.last_page = g.last_page.data();
         }
         return damaged(g, 0);
+    }
+
+    // Dimensions in any order, each forwards or backwards: the same bytes.
+    void set_strides(kvtrim_view& v, const std::array<index_t, 3>& counts, index_t unit) {
+        std::array<std::size_t, 3> outermost_first{0, 1, 2};
+        if (in.chance(32)) {
+            for (index_t n = in.between(1, 5); n > 0; --n) { std::ranges::next_permutation(outermost_first); }
+        }
+        const int backwards = in.chance(48) ? in.byte() : 0;
+        index_t next = unit;
+        for (std::size_t i = 3; i-- > 0;) {
+            const std::size_t r = outermost_first[i];
+            v.strides[r] = next;
+            next *= counts[r];
+            if ((backwards >> r) % 2 == 1 && counts[r] > 0) {
+                v.data = static_cast<char*>(v.data) + (counts[r] - 1) * v.strides[r];
+                v.strides[r] = -v.strides[r];
+            }
+        }
     }
 
     // The view, or one that differs in a few places and is refused or lies in the arena.
@@ -999,26 +1031,33 @@ class caller {
         case 3:
             return restore(means.get(in), kvtrim_means_save, kvtrim_means_restore);
         case 4:
-            done(access::reads, [&] {
-                return kvtrim_profile_add(profile.get(in), policy.get(in), c.all.data(), c.count, &r,
-                                          context.get(in));
-            });
+            add_to_profile(c, r);
             break;
         case 5:
             return restore(profile.get(in), kvtrim_profile_save, kvtrim_profile_restore);
-        case 6:
-            done(access::reads, [&] { return kvtrim_queries_append(newest.get(in), q); });
-            break;
-        case 7: {
-            kvtrim_view shown = {};
-            if (ok(kvtrim_queries_view(newest.get(in), in.hostile(0), &shown))) {
-                FUZZ_CHECK(ok(kvtrim_view_validate(&shown)));
+        case 6: {
+            const index_t held = kvtrim_queries_held(newest.handle);
+            if (done(access::reads, [&] { return kvtrim_queries_append(newest.get(in), q); })) {
+                const index_t now = kvtrim_queries_held(newest.handle);
+                FUZZ_CHECK(now >= held && (q->layout != KVTRIM_STRIDED || now <= held + q->extents[1]));
             }
             break;
         }
-        case 8:
-            done(access::reads, [&] { return kvtrim_queries_rollback(newest.get(in), count); });
+        case 7: {
+            kvtrim_view shown = {};
+            if (ok(kvtrim_queries_view(newest.get(in), in.hostile(0), &shown))) {
+                FUZZ_CHECK(ok(kvtrim_view_validate(&shown)) &&
+                           shown.extents[1] <= kvtrim_queries_held(newest.handle));
+            }
+            break;
+        }
+        case 8: {
+            const index_t held = kvtrim_queries_held(newest.handle);
+            if (done(access::reads, [&] { return kvtrim_queries_rollback(newest.get(in), count); })) {
+                FUZZ_CHECK(kvtrim_queries_held(newest.handle) == held - count);
+            }
             return restore(newest.get(in), kvtrim_queries_save, kvtrim_queries_restore);
+        }
         case 9:
             done(access::reads, [&] {
                 return kvtrim_norms_append(norms.get(in), c.all.data(), asked(in, tokens), context.get(in));
@@ -1031,6 +1070,17 @@ class caller {
             break;
         default:
             restore(norms.get(in), kvtrim_norms_save, kvtrim_norms_restore);
+        }
+    }
+    // One prompt more, of as many rows as those before.
+    void add_to_profile(const call_layers& c, const kvtrim_request& r) {
+        kvtrim_profile* const p = profile.get(in);
+        const index_t prompts = kvtrim_profile_prompts(p), rows = kvtrim_profile_rows(p);
+        if (done(access::reads, [&] {
+                return kvtrim_profile_add(p, policy.get(in), c.all.data(), c.count, &r, context.get(in));
+            })) {
+            FUZZ_CHECK(kvtrim_profile_prompts(p) == prompts + 1 && kvtrim_profile_rows(p) > 0 &&
+                       (rows == 0 || kvtrim_profile_rows(p) == rows));
         }
     }
     // As many as it says can be read, of any head.

@@ -3,8 +3,10 @@
 
 // A layer in views of any strides over one buffer, a policy's plan for it, and every way to carry the plan out.
 //
-// Model: the elements that each view shows beforehand, read one by one. A view whose own elements share bytes, or keys and
-// values that share some but do not move as one, must be refused, and a refused call changes nothing.
+// Models: a plan is that of the same policy over contiguous copies of the views, keeps as many tokens as the budget says, and
+// in each row those of the highest scores; what is carried out shows the elements that each view showed beforehand, read one by
+// one. A view whose own elements share bytes, or keys and values that share some but do not move as one, must be refused where
+// rows move; they may be read. A refused call changes nothing.
 
 #include "input.hpp"
 
@@ -19,7 +21,8 @@
 #include <kvtrim/rerank/shared.hpp>
 
 #include <algorithm>
-#include <map>
+#include <cmath>
+#include <numeric>
 #include <set>
 
 using namespace kvtrim;
@@ -34,7 +37,7 @@ struct shape {
 
 // A view that lies in the buffer; or one that is not valid.
 template <class T>
-strided<T, 3> view_in(fuzz::input& in, std::vector<T>& buffer, const shape& s) {
+strided<T, 3> view_in(fuzz::input& in, std::vector<std::remove_const_t<T>>& buffer, const shape& s) {
     const std::array<index_t, 3> extents{s.heads, s.tokens, s.length};
     std::array<std::size_t, 3> order{0, 1, 2}; // from the outermost
     constexpr std::array<std::size_t, 3> orders[] = {{0, 1, 2}, {1, 0, 2}, {0, 2, 1},
@@ -59,8 +62,9 @@ strided<T, 3> view_in(fuzz::input& in, std::vector<T>& buffer, const shape& s) {
 }
 
 template <class T>
-std::vector<T> shown(const strided<T, 3>& v) {
-    std::vector<T> all;
+std::vector<std::remove_const_t<T>> shown(const strided<T, 3>& v) {
+    std::vector<std::remove_const_t<T>> all;
+    if (v.extent(1) == 0 || v.extent(2) == 0) { return all; } // of which the first may be any number
     for (index_t g = 0; g < v.extent(0); ++g) {
         for (index_t t = 0; t < v.extent(1); ++t) {
             for (index_t d = 0; d < v.extent(2); ++d) { all.push_back(v(g, t, d)); }
@@ -82,9 +86,20 @@ std::vector<const T*> places(const strided<T, 3>& v) {
 }
 
 template <class T>
+bool is_unchanged_but_at(const std::vector<const T*>& moved, const std::vector<T>& now,
+                         std::vector<T> before) {
+    for (const T* p : moved) {
+        const auto at = static_cast<std::size_t>(p - now.data());
+        before[at] = now[at];
+    }
+    return std::memcmp(now.data(), before.data(), now.size() * sizeof(T)) == 0;
+}
+
+template <class T>
 bool is_simple(const strided<T, 3>& v) {
-    const auto all = places(v);
-    return std::set<const T*>(all.begin(), all.end()).size() == all.size();
+    auto all = places(v);
+    std::sort(all.begin(), all.end());
+    return std::adjacent_find(all.begin(), all.end()) == all.end();
 }
 
 enum class sharing { apart, inside, mixed };
@@ -92,9 +107,11 @@ enum class sharing { apart, inside, mixed };
 // How the rows of two views lie in each other; `inside`: each row of one in the other's row of the same head and token.
 template <class T>
 sharing sharing_of(const strided<T, 3>& a, const strided<T, 3>& b) {
-    const auto in_a = places(a), in_b = places(b);
-    const std::set<const T*> set_a(in_a.begin(), in_a.end());
-    if (std::none_of(in_b.begin(), in_b.end(), [&](const T* p) { return set_a.count(p) > 0; })) {
+    auto in_a = places(a);
+    const auto in_b = places(b);
+    std::sort(in_a.begin(), in_a.end());
+    if (std::none_of(in_b.begin(), in_b.end(),
+                     [&](const T* p) { return std::binary_search(in_a.begin(), in_a.end(), p); })) {
         return sharing::apart;
     }
     if (a.extent(0) != b.extent(0) || a.extent(1) != b.extent(1)) { return sharing::mixed; }
@@ -166,35 +183,116 @@ bool fits(const keep_plan& plan, index_t heads, index_t tokens) {
     return true;
 }
 
-// fn(policy, window that it needs): one of many.
-template <class Fn>
-void with_policy(fuzz::input& in, Fn&& fn) {
+// fn(policy), one of many. `scores` are those that a policy may be given.
+template <class T, class Fn>
+void with_policy(fuzz::input& in, const strided<const T, 3>& scores, Fn&& fn) {
     constexpr pooling pools[] = {pooling::average, pooling::maximum, pooling::none};
     const mean_attention mean{.pool = in.one_of(pools),
                               .kernel_tokens = in.hostile(2 * in.between(0, 4) + 1, 8)};
-    switch (in.between(0, 9)) {
+    const strided<const T, 2> one_per_token(scores.data_handle(), {scores.extent(0), scores.extent(1)},
+                                            {scores.stride(0), scores.stride(1)});
+    switch (in.between(0, 11)) {
     case 0:
-        return fn(snapkv(mean), true);
+        return fn(snapkv(mean));
     case 1:
-        return fn(ada_snapkv(mean, adaptive{.safeguard_ratio = static_cast<double>(in.value())}), true);
+        return fn(ada_snapkv(mean, adaptive{.safeguard_ratio = static_cast<double>(in.value())}));
     case 2:
-        return fn(defensivekv(), true);
+        return fn(defensivekv());
     case 3:
-        return fn(streaming_llm(), false);
+        return fn(streaming_llm());
     case 4:
-        return fn(tova(), true);
+        return fn(tova());
     case 5:
-        return fn(key_norm(), false);
+        return fn(key_norm());
     case 6:
-        return fn(key_diff(), false);
+        return fn(key_diff());
     case 7:
-        return fn(kvtrim::random(in.number<std::uint32_t>()), false);
+        return fn(kvtrim::random(in.number<std::uint32_t>()));
     case 8:
         return fn(eviction_policy{key_norm_score{}, uniform{},
-                                  chunked{.chunk_tokens = in.hostile(in.between(1, 9))}},
-                  false);
+                                  chunked{.chunk_tokens = in.hostile(in.between(1, 9))}});
+    case 9:
+        return fn(rkv());
+    case 10:
+        return fn(eviction_policy{given_scores{one_per_token}, uniform{}, by_importance{}});
     default:
-        return fn(eviction_policy{window_attention{mean}, uniform{}, shared{}}, true);
+        return fn(eviction_policy{window_attention{mean}, uniform{}, shared{}});
+    }
+}
+
+// Tokens of a plan that was made: the whole budget, or what divides by the heads where all keep the same.
+index_t expected_tokens(const eviction_request& r, index_t heads, index_t tokens, bool same_in_every_head) {
+    const index_t all = heads * tokens, total = r.budget.total(heads);
+    if (total >= all) { return all; }
+    return same_in_every_head ? total - total % heads : total;
+}
+
+// The rows of the highest scores, NaN last and the earlier of equal ones first, in ascending order.
+std::vector<std::int32_t> best_rows(const std::vector<float>& scores, std::size_t count, index_t first) {
+    std::vector<std::int32_t> order(scores.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](std::int32_t i, std::int32_t j) {
+        const float a = scores[static_cast<std::size_t>(i)], b = scores[static_cast<std::size_t>(j)];
+        return a > b || (b != b && a == a);
+    });
+    order.resize(count);
+    std::sort(order.begin(), order.end());
+    for (auto& row : order) { row += static_cast<std::int32_t>(first); }
+    return order;
+}
+
+// The score of a token where the formula is a line; else what the policy says of all of them.
+template <class Policy, class Inputs>
+std::vector<float> scores_of(const Policy& policy, const Inputs& inputs, const score_table& said,
+                             index_t head, token_range free) {
+    using scorer = decltype(Policy::scorer);
+    std::vector<float> all;
+    for (index_t t = free.begin; t < free.end; ++t) {
+        if constexpr (std::is_same_v<scorer, key_norm_score>) {
+            float squares = 0; // of multiples of 1/32: exact in any order
+            for (index_t d = 0; d < inputs.head_dim(); ++d) {
+                const float x = to_float(inputs.keys(head, t, d));
+                squares += x * x;
+            }
+            all.push_back(-std::sqrt(squares));
+        } else if constexpr (std::is_same_v<scorer, recency>) {
+            all.push_back(static_cast<float>(t));
+        } else if constexpr (requires { policy.scorer.scores; }) {
+            all.push_back(to_float(policy.scorer.scores(head, t)));
+        } else {
+            all.push_back(said.row(head)[static_cast<std::size_t>(t - free.begin)]);
+        }
+    }
+    return all;
+}
+
+// Checks which tokens a plan of these inputs kept.
+template <class Policy, class Inputs>
+void check_kept(const Policy& policy, const Inputs& inputs, const eviction_request& r,
+                const keep_plan& plan) {
+    using allocator = decltype(Policy::allocator);
+    using reranker = decltype(Policy::reranker);
+    const index_t heads = inputs.kv_heads(), tokens = inputs.longest_row();
+    FUZZ_CHECK(fits(plan, heads, tokens));
+    const index_t total = expected_tokens(r, heads, tokens, reranker::needs_uniform_budgets);
+    FUZZ_CHECK(plan.total_tokens() == total);
+    if (total == heads * tokens) { return; } // nothing was scored
+    const token_range free = candidates(r.protect, tokens);
+    growing_workspace memory;
+    score_table said;
+    FUZZ_CHECK(policy.score(inputs, r, said, memory).ok());
+    for (index_t g = 0; g < heads; ++g) {
+        const auto row = plan.row(g);
+        const std::vector<std::int32_t> kept(std::ranges::lower_bound(row, free.begin),
+                                             std::ranges::lower_bound(row, free.end));
+        FUZZ_CHECK(std::ssize(row) - std::ssize(kept) == tokens - free.size()); // all that is protected
+        if constexpr (allocator::is_uniform) {
+            FUZZ_CHECK(std::ssize(row) == total / heads + (g < total % heads ? 1 : 0));
+        }
+        if constexpr (reranker::needs_uniform_budgets) { FUZZ_CHECK(std::ranges::equal(row, plan.row(0))); }
+        if constexpr (std::is_same_v<reranker, by_importance>) {
+            FUZZ_CHECK(kept == best_rows(scores_of(policy, inputs, said, g, free), kept.size(), free.begin));
+        }
     }
 }
 
@@ -223,8 +321,7 @@ void compact(fuzz::input& in, const keep_plan& planned) {
     const auto is_unchanged = [&] {
         return std::memcmp(buffer.data(), old_buffer.data(), buffer.size() * sizeof(T)) == 0;
     };
-    std::set<const T*> may_change;
-    for (const T* p : places(keys)) { may_change.insert(p); }
+    std::vector<const T*> moved = places(keys);
 
     std::vector<T> out(static_cast<std::size_t>(in.hostile(plan.total_tokens() * k.length) & 0x3fff));
     const status gathered = gather(keys, plan, std::span(out));
@@ -267,32 +364,72 @@ void compact(fuzz::input& in, const keep_plan& planned) {
         }
         FUZZ_CHECK(both_possible && simple && s_both != sharing::mixed);
         FUZZ_CHECK(shows_kept(keys, old_keys, plan) && shows_kept(values, old_values, plan));
-        for (const T* p : places(values)) { may_change.insert(p); }
+        for (const T* p : places(values)) { moved.push_back(p); }
     }
-    for (std::size_t i = 0; i < buffer.size(); ++i) {
-        FUZZ_CHECK(may_change.count(buffer.data() + i) > 0 || fuzz::same_bits(buffer[i], old_buffer[i]));
-    }
+    FUZZ_CHECK(is_unchanged_but_at(moved, buffer, old_buffer));
 }
 
-// The same cache without strides, compacted to the front of its buffer.
-void flatten(fuzz::input& in) {
-    const shape s{in.between(1, 4), in.between(0, 30), in.between(0, 5)};
-    std::vector<float> buffer = fuzz::values(in, s.heads * s.tokens * s.length + 8);
-    const strided cache(buffer.data(), {s.heads, s.tokens, s.length});
-    const auto old = shown(cache);
-    const keep_plan plan = any_plan(in, s.heads, s.tokens);
-    const status answer = compact_to_flat(cache, plan);
-    FUZZ_CHECK(answer.ok() == fits(plan, s.heads, s.tokens));
-    if (!answer.ok()) { return; }
-    std::size_t next = 0;
-    for (index_t g = 0; g < s.heads; ++g) {
+// Whether the elements lie one behind the other, in the order of heads, tokens and channels.
+template <class T>
+bool is_contiguous(const strided<T, 3>& v) {
+    const auto all = places(v);
+    for (std::size_t i = 1; i < all.size(); ++i) {
+        if (all[i] != all[0] + i) { return false; }
+    }
+    return true;
+}
+
+// Whether the elements from the first one on are what the plan kept of `before`.
+template <class T>
+bool begins_with_kept(const strided<T, 3>& v, const std::vector<T>& before, const keep_plan& plan) {
+    const T* next = v.data_handle();
+    for (index_t g = 0; g < plan.rows(); ++g) {
         for (const auto t : plan.row(g)) {
-            for (index_t d = 0; d < s.length; ++d) {
-                FUZZ_CHECK(fuzz::same_bits(buffer[next++],
-                                           old[static_cast<std::size_t>((g * s.tokens + t) * s.length + d)]));
+            for (index_t d = 0; d < v.extent(2); ++d) {
+                const auto old = static_cast<std::size_t>((g * v.extent(1) + t) * v.extent(2) + d);
+                if (!fuzz::same_bits(*next++, before[old])) { return false; }
             }
         }
     }
+    return true;
+}
+
+// Caches compacted to the front of their buffer, which only one without strides can be.
+void flatten(fuzz::input& in) {
+    std::vector<float> buffer(static_cast<std::size_t>(buffer_elements));
+    std::iota(buffer.begin(), buffer.end(), 0.0f);
+    const shape s{in.between(1, 4), in.between(0, 30), in.between(0, 5)};
+    const auto any_view = [&](index_t length) -> strided<float, 3> {
+        if (in.chance(128)) { return view_in<float>(in, buffer, {s.heads, s.tokens, length}); }
+        const index_t last = buffer_elements - s.heads * s.tokens * length;
+        return {buffer.data() + in.between(0, last), {s.heads, s.tokens, length}};
+    };
+    const auto keys = any_view(s.length);
+    const auto values = in.chance(24) ? keys : any_view(in.between(0, 5));
+    const keep_plan plan = any_plan(in, s.heads, s.tokens);
+    const auto can_be_flat = [&](const strided<float, 3>& v) {
+        return fits(plan, v.extent(0), v.extent(1)) && is_contiguous(v);
+    };
+    const auto old = buffer, old_keys = shown(keys), old_values = shown(values);
+    const bool both = in.chance(128);
+    const status answer = both ? compact_to_flat(keys, values, plan) : compact_to_flat(keys, plan);
+    const sharing s_both = sharing_of(keys, values);
+    const bool same = s_both == sharing::inside && keys.extent(2) == values.extent(2) &&
+                      keys.data_handle() == values.data_handle();
+    const bool possible =
+        can_be_flat(keys) && (!both || (can_be_flat(values) && (same || s_both == sharing::apart)));
+    // Strides along an extent without elements may be refused or not.
+    FUZZ_CHECK(answer.ok() == possible || (possible && (old_keys.empty() || (both && old_values.empty()))));
+    if (!answer.ok()) {
+        FUZZ_CHECK(buffer == old);
+    } else {
+        FUZZ_CHECK(begins_with_kept(keys, old_keys, plan) &&
+                   (!both || begins_with_kept(values, old_values, plan)));
+        auto moved = places(keys);
+        for (const float* p : both ? places(values) : std::vector<const float*>{}) { moved.push_back(p); }
+        FUZZ_CHECK(is_unchanged_but_at(moved, buffer, old));
+    }
+    if (!fits(plan, s.heads, s.tokens)) { return; }
     keep_plan shared, all;
     growing_workspace memory;
     workspace scratch = memory.of_bytes(project_to_shared_bytes(plan, s.tokens));
@@ -307,33 +444,55 @@ void flatten(fuzz::input& in) {
     }
 }
 
-} // namespace
+// Whether all elements of a view that is valid lie in the buffer.
+template <class T>
+bool lies_in(const strided<const T, 3>& v, const std::vector<T>& buffer) {
+    __int128 first = v.data_handle() - buffer.data(), last = first;
+    const auto [least, most] = std::minmax({v.extent(0), v.extent(1), v.extent(2)});
+    if (least == 0) { return most <= buffer_elements; } // tables have memory for rows without elements
+    for (std::size_t r = 0; r < 3; ++r) {
+        const auto reach = static_cast<__int128>(v.extent(r) - 1) * v.stride(r);
+        (reach < 0 ? first : last) += reach;
+    }
+    return first >= 0 && last < std::ssize(buffer);
+}
 
-void run(fuzz::input& in) {
-    const index_t kv_heads = in.between(0, 4), group = in.between(1, 3), tokens = in.between(0, 50),
-                  dim = in.between(0, 9);
-    const index_t queries = in.between(0, 12);
-    const auto k = fuzz::values(in, kv_heads * tokens * dim);
-    const auto v = fuzz::values(in, kv_heads * tokens * dim);
-    const auto q = fuzz::values(in, kv_heads * group * queries * dim);
-    const auto w = fuzz::values(in, kv_heads * group * dim * 3);
-    const auto hostile_view = [&](const std::vector<float>& data, const std::array<index_t, 3>& extents) {
-        std::array<index_t, 3> odd = extents;
-        if (in.chance(24)) { odd[static_cast<std::size_t>(in.between(0, 2))] = in.hostile(-1, 255); }
-        // Memory is promised: an extent that the view accepts must not be larger.
-        strided<const float, 3> view(data.data(), odd);
-        return view.validate().ok() && odd[0] * odd[1] * odd[2] > std::ssize(data)
-                   ? strided<const float, 3>(data.data(), extents)
-                   : view;
+template <class T>
+void plan_and_compact(fuzz::input& in) {
+    const index_t heads = in.between(0, 4), group = in.between(1, 3), tokens = in.between(0, 50),
+                  dim = in.between(0, 9), queries = in.between(0, 12);
+    std::vector<T> buffer;
+    for (const float x : fuzz::values(in, buffer_elements)) {
+        buffer.push_back(element_traits<T>::from_float(x));
+    }
+    // Memory is promised: an extent that the view accepts must not reach beyond it.
+    const auto any_view = [&](const shape& s) {
+        const strided<const T, 3> sound = view_in<const T>(in, buffer, s);
+        if (!in.chance(12)) { return sound; }
+        std::array<index_t, 3> odd{s.heads, s.tokens, s.length};
+        index_t& one = odd[static_cast<std::size_t>(in.between(0, 2))];
+        one = in.hostile(one, 255);
+        const strided<const T, 3> view(sound.data_handle(), odd,
+                                       {sound.stride(0), sound.stride(1), sound.stride(2)});
+        return view.validate().ok() && !lies_in(view, buffer) ? sound : view;
     };
+    const auto k = any_view({heads, tokens, dim}), v = any_view({heads, tokens, dim}),
+               q = any_view({heads * group, queries, dim}), w = any_view({heads * group, dim, 3}),
+               s = any_view({heads, tokens, 1});
+    const eviction_request r = fuzz::request(in, heads, tokens, in.chance(64) ? in.between(0, 4) : queries);
+    std::vector<T> copies[5];
+    const auto copied = [&](const strided<const T, 3>& view, std::vector<T>& to) {
+        to = shown(view);
+        return strided<const T, 3>(to.data(), {view.extent(0), view.extent(1), view.extent(2)});
+    };
+    const auto inputs = layer(k, v).with_queries(q).with_output_projection(w);
+    const auto contiguous = layer(copied(k, copies[0]), copied(v, copies[1]))
+                                .with_queries(copied(q, copies[2]))
+                                .with_output_projection(copied(w, copies[3]));
+    const auto of_given = copied(s, copies[4]);
+    fuzz::input same = in;
     keep_plan plan;
-    with_policy(in, [&](const auto& policy, bool needs_window) {
-        const auto inputs =
-            layer(hostile_view(k, {kv_heads, tokens, dim}), hostile_view(v, {kv_heads, tokens, dim}))
-                .with_queries(hostile_view(q, {kv_heads * group, queries, dim}))
-                .with_output_projection(hostile_view(w, {kv_heads * group, dim, 3}));
-        const eviction_request r =
-            fuzz::request(in, kv_heads, tokens, needs_window ? queries : in.between(0, 4));
+    with_policy(in, s, [&](const auto& policy) {
         growing_workspace memory;
         const index_t bytes = policy.workspace_bytes(inputs, r);
         workspace scratch = memory.of_bytes(bytes);
@@ -341,28 +500,30 @@ void run(fuzz::input& in) {
         FUZZ_CHECK(answer.code() != errc::workspace_too_small || bytes > index_t{1} << 56);
         if (!answer.ok()) {
             FUZZ_CHECK(plan == keep_plan{});
-            return;
+        } else {
+            FUZZ_CHECK(inputs.validate().ok());
+            check_kept(policy, inputs, r, plan);
+            keep_plan again;
+            workspace less = memory.of_bytes(bytes);
+            FUZZ_CHECK(policy.plan(inputs, r, again, less).ok() && again == plan);
         }
-        FUZZ_CHECK(inputs.validate().ok());
-        FUZZ_CHECK(fits(plan, inputs.kv_heads(), inputs.longest_row()));
-        const index_t all = inputs.kv_heads() * inputs.longest_row();
-        FUZZ_CHECK(plan.total_tokens() <=
-                       std::min(all, std::max(r.budget.total(inputs.kv_heads()), index_t{0})) ||
-                   plan.total_tokens() == all);
-        const token_range free = candidates(r.protect, inputs.longest_row());
-        for (index_t g = 0; g < plan.rows(); ++g) {
-            index_t outside = 0;
-            for (const auto t : plan.row(g)) { outside += t < free.begin || t >= free.end ? 1 : 0; }
-            FUZZ_CHECK(outside == inputs.longest_row() - free.size());
-        }
-        keep_plan again;
-        workspace less = memory.of_bytes(bytes);
-        FUZZ_CHECK(policy.plan(inputs, r, again, less).ok() && again == plan);
+        if (!inputs.validate().ok() || !s.validate().ok()) { return; }
+        with_policy(same, of_given, [&](const auto& policy_again) {
+            keep_plan of_copies;
+            FUZZ_CHECK(policy_again.plan(contiguous, r, of_copies, memory).code() == answer.code());
+            FUZZ_CHECK(of_copies == plan);
+        });
     });
+    compact<T>(in, plan);
+}
+
+} // namespace
+
+void run(fuzz::input& in) {
     if (in.chance(128)) {
-        compact<float>(in, plan);
+        plan_and_compact<f16>(in);
     } else {
-        compact<f16>(in, plan);
+        plan_and_compact<float>(in);
     }
     flatten(in);
 }

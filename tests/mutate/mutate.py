@@ -15,7 +15,10 @@ which mutants; a mutant then faces those alone, the fast ones and those that mir
 compile is taken out and counted apart. Results are kept in build/mutate/results.tsv, by place and text, so that a run that
 was stopped goes on; survivors that are understood stand, with the reason, in tests/mutate/equivalent.tsv.
 
-  mutate.py [--per-header N] [--all] [--again] [--thorough] [--headers PATTERN] [--seconds S] [--summary FILE]
+The mutants of a header have ranks, the same in every run: --from N leaves out those below N. A sample of ranks that were never
+run, --from and --per-header above all earlier ones, says what share of mutants is killed that no test was written for.
+
+  mutate.py [--per-header N] [--from N] [--all] [--again] [--thorough] [--headers PATTERN] [--seconds S] [--summary FILE]
 """
 
 import argparse
@@ -159,7 +162,7 @@ def sites(text):
         found.append((end, end, None, [], lambda ids, s: "))"))
 
     for m in re.finditer(r"(?<=\s)(&&|\|\|)(?=\s)", m_text):
-        if fixed(m.start()):
+        if fixed(m.start()) or m_text.startswith(" ...", m.end()): # a pack's
             continue
         end = operand_end(m_text, m.end())
         neutral = "kvtrim_mutants::on(%d) || (" if m.group() == "&&" else "!kvtrim_mutants::on(%d) && ("
@@ -191,7 +194,7 @@ def sites(text):
         is_assignment = re.match(r"[\w.>*:-]+ (?:[+*/|&^-]|<<|>>)?= ", flat)
         is_step = re.match(r"(?:\+\+|--)[\w.]+$|[\w.]+(?:\+\+|--)$", flat)
         is_call = re.match(r"[a-z_][\w.:]*(?:<[\w:<>, ]+>)?\(", statement) and re.fullmatch(r"[\w.:<>, -]+", flat) and " " not in flat
-        if re.match(r"(?:return|using|static_assert|assert|default|new|delete|goto)\b", statement) or "->" in flat:
+        if re.match(r"(?:return|using|static_assert|assert|default|new|delete|goto)\b|[^=]* = (?:default|delete)$", statement) or "->" in flat:
             continue
         if is_assignment or is_step or is_call:
             found.append((m.start(1), m.start(1), "statement", ["the statement is left out"],
@@ -364,14 +367,14 @@ def in_batches(tests, stem):
     return batches
 
 
-def chosen(mutants, per_header):
-    """A sample of each header's mutants, the same in every run; the first of each header, then the second of each, ..."""
+def chosen(mutants, first, per_header):
+    """A sample of each header's mutants, the same in every run; one rank of each header, then the next one of each, ..."""
     groups = {}
     for m in mutants:
         groups.setdefault(m.header, []).append(m)
     ranked = [(rank, m.header, m) for own in groups.values()
               for rank, m in enumerate(sorted(own, key=lambda m: hashlib.sha256(m.key.encode()).hexdigest()))]
-    return [m for rank, _, m in sorted(ranked, key=lambda r: r[:2]) if per_header is None or rank < per_header]
+    return [m for rank, _, m in sorted(ranked, key=lambda r: r[:2]) if rank >= first and (per_header is None or rank < per_header)]
 
 
 def read_table(path):
@@ -381,14 +384,15 @@ def read_table(path):
     return {"\t".join(r[:5]): r[5] for r in rows}
 
 
-def write_summary(path, ran, results, equivalent):
+def write_summary(path, possible, ran, results, equivalent):
     row = lambda name, of: "| {} | {} | {} | {} | {} |\n".format(
         name, len(of), sum(not results[m.key].startswith("survived") for m in of),
         sum(results[m.key].startswith("survived") and m.key in equivalent for m in of),
         sum(results[m.key].startswith("survived") and m.key not in equivalent for m in of))
     headers = sorted({m.header for m in ran})
     command = " ".join(["./dev mutate", *(a for a in sys.argv[1:])])
-    path.write_text(f"Mutants of the core against the unit tests: `{command}`, {time.strftime('%Y-%m-%d')}.\n\n"
+    path.write_text(f"Mutants of the core against the unit tests: `{command}`, {time.strftime('%Y-%m-%d')}. "
+                    f"There are {possible}.\n\n"
                     "| header | run | killed | no test can tell | not noticed |\n|---|---|---|---|---|\n"
                     + row("**all**", ran) + "".join(row(h, [m for m in ran if m.header == h]) for h in headers))
 
@@ -396,6 +400,7 @@ def write_summary(path, ran, results, equivalent):
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--per-header", type=int, default=5, help="mutants of each header, at most")
+    options.add_argument("--from", type=int, default=0, dest="first", metavar="N", help="leave out each header's first N (0)")
     options.add_argument("--all", action="store_true", help="every mutant")
     options.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
     options.add_argument("--headers", default="*", help="only headers whose path matches")
@@ -431,7 +436,7 @@ def main():
     results_file = BUILD / "results.tsv"
     results = read_table(results_file)
     equivalent = read_table(ROOT / "tests/mutate/equivalent.tsv")
-    sample = [m for m in chosen(mutants, None if given.all else given.per_header) if fnmatch.fnmatch(m.header, given.headers)]
+    sample = [m for m in chosen(mutants, given.first, None if given.all else given.per_header) if fnmatch.fnmatch(m.header, given.headers)]
     print(f"{len(mutants)} mutants in {len({m.header for m in mutants})} headers, {not_compiled} more do not compile; "
           f"{len(sample)} are run", flush=True)
 
@@ -465,7 +470,7 @@ def main():
           f"{len(explained)} cannot be told from the original (tests/mutate/equivalent.tsv); "
           f"{100 * killed / max(1, len(ran) - len(explained)):.1f} % of the others killed; {time.monotonic() - started:.0f} s")
     if given.summary:
-        write_summary(given.summary, ran, results, equivalent)
+        write_summary(given.summary, f"{len(mutants)} mutants in {len({m.header for m in mutants})} headers", ran, results, equivalent)
     (BUILD / "survivors.tsv").write_text("".join(f"{m.header}:{m.line}:{m.column}\t{m.key}\n" for m in survivors if m.key not in equivalent))
 
 

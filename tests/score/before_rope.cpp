@@ -49,8 +49,11 @@ TEST_CASE("before_rope: the keys of a cut cache are turned back from the positio
     const std::vector<float> table = rope_frequencies(8);
     const rope model{table};
     const layer_data plain = random_layer({.kv_heads = 2, .group = 1, .tokens = 70, .head_dim = 16}, 9);
+    const std::int32_t farther = GENERATE(0, 1); // head
     std::vector<std::int32_t> positions;
-    for (std::int32_t i = 0; i < 140; ++i) { positions.push_back(i * 37 % 5000 + i / 70 * 100000); }
+    for (std::int32_t i = 0; i < 140; ++i) {
+        positions.push_back(i * 37 % 5000 + (i / 70 == farther ? 100000 : 0));
+    }
     const std::vector<std::int32_t> offsets{0, 70, 140};
     const layer_data cached = rotated(
         plain, model, [&](index_t g, index_t t) { return positions[static_cast<std::size_t>(g * 70 + t)]; });

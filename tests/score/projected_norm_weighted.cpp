@@ -175,7 +175,8 @@ TEST_CASE("projected_norm_weighted: bad input is named", "[score][errors]") {
     const layer_data layer = small_layer();
     const eviction_request request{.budget = per_head(10)};
     CHECK(mean_weighted{}.validate(layer.inputs(), request).ok());
-    for (const float epsilon : {-1.0f, std::numeric_limits<float>::quiet_NaN()}) {
+    for (const float epsilon :
+         {-1.0f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
         mean_weighted scorer;
         scorer.epsilon = epsilon;
         CHECK(scorer.validate(layer.inputs(), request).code() == errc::invalid_parameter);
@@ -198,6 +199,11 @@ TEST_CASE("projected_norm_weighted: bad input is named", "[score][errors]") {
         CHECK(per_token.validate(in, request).code() == errc::rows_differ);
         CHECK(mean_weighted{}.validate(in, request).ok());
     }
+    const ragged_cache keys(layer.keys(), {40, 40}), values(layer.values(), {40, 40});
+    const auto equal_heads = kvtrim::layer(keys.get(), values.get())
+                                 .with_queries(layer.queries())
+                                 .with_output_projection(layer.projection());
+    CHECK(per_token.validate(equal_heads, request).ok());
 }
 
 TEST_CASE("projected_norm_weighted: a workspace that is too small is refused with nothing written",

@@ -191,6 +191,7 @@ TEST_CASE(
     refuses([](auto& s) { s.means.pop_back(); });
     refuses([](auto& s) { s.co_moments.clear(); });
     refuses([](auto& s) { s.counts[1] = -1; });
+    refuses([](auto& s) { s.counts[1] = s.positions + 1; });
     refuses([](auto& s) { s.positions = -1; });
     refuses([](auto& s) { s.q_heads = 1; });
 }

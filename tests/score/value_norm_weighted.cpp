@@ -41,7 +41,8 @@ TEST_CASE("value_norm_weighted: scores equal (s + epsilon) * || v ||_2 for rando
 TEST_CASE("value_norm_weighted: bad input is named, a small workspace refused with nothing written",
           "[score][errors]") {
     const layer_data layer = random_layer({}, 1);
-    for (const float epsilon : {-1.0f, std::numeric_limits<float>::quiet_NaN()}) {
+    for (const float epsilon :
+         {-1.0f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
         const value_norm_weighted<recency> scorer{{}, epsilon};
         CHECK(scorer.validate(layer.inputs(), {}).code() == errc::invalid_parameter);
     }
