@@ -44,8 +44,8 @@ template <class View>
         return view.overlaps(other);
     } else if constexpr (requires { view.memory(); }) {
         return any_element(view.memory(), [&](const strided_bytes& m) { return overlap(m, other); });
-    } else if constexpr (requires { bytes_of(view); }) {
-        return overlap(bytes_of(view), other);
+    } else if constexpr (requires { kvtrim::bytes_of(view); }) { // ours, not one of the view's own namespace
+        return overlap(kvtrim::bytes_of(view), other);
     } else if constexpr (requires { std::span(view); }) {
         return overlap(bytes_of(std::span(view)), other);
     } else {
