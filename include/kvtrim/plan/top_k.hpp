@@ -35,7 +35,11 @@ inline void select_descending(std::span<std::uint32_t> list, index_t rank) {
             if (i <= j) { std::swap(x[i++], x[j--]); }
         }
         if (j < rank && rank < i) { return; }
-        (rank <= j ? last : first) = rank <= j ? j : i;
+        if (rank <= j) {
+            last = j;
+        } else {
+            first = i;
+        }
     }
 }
 
