@@ -97,6 +97,15 @@ struct latent_rows {
 } // namespace
 
 // llama.cpp#8862, ik_llama.cpp#400: V is a view into K.
+TEST_CASE("check_movable: parts of one view may not share bytes", "[compact]") {
+    std::array<float, 16> memory{};
+    const auto part = [&](std::size_t first, std::size_t count) {
+        return bytes_of(std::span(memory).subspan(first, count));
+    };
+    CHECK(check_movable(std::array{part(0, 8), part(8, 8)}).ok());
+    CHECK(check_movable(std::array{part(0, 9), part(8, 8)}).code() == errc::views_overlap);
+}
+
 TEST_CASE("compact_in_place: values inside the keys, and one tensor as both, move once",
           "[compact][regression]") {
     for (int round = 0; round < 4; ++round) {

@@ -450,6 +450,21 @@ TEST_CASE("plan_page_moves: tables of odd sizes, tails behind the last row inclu
     CHECK(planned == before);
 }
 
+TEST_CASE("move_plan: it knows every table of its own, and no other list", "[compact]") {
+    const one_row row(12, 4);
+    const move_plan plan =
+        plan_moves(plan_of({{0, 1, 3, 6, 8, 9, 10}}), row.table(), {.pages = 3, .page_tokens = 4}).plan;
+    const page_table own = plan.table();
+    REQUIRE(plan.freed_pages().size() == 1);
+    for (const std::span<const std::int32_t> table :
+         {own.indptr, own.indices, own.last_page_len, plan.freed_pages(), plan.origins(0)}) {
+        CHECK(plan.holds(table));
+    }
+    CHECK_FALSE(plan.holds(row.indices));
+    CHECK_FALSE(plan.holds({}));
+    CHECK(move_plan{}.taken_pages() == 0);
+}
+
 TEST_CASE("move_rows: a memory that the plan was not made for is refused before a row moves",
           "[compact][errors]") {
     const one_row row(24, 4);

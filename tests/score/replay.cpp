@@ -249,6 +249,16 @@ TEST_CASE("replay_scores: heads of different lengths are scored each with its ow
         CHECK(scores_of(got, g) == scores_of(alone, 0));
     }
     CHECK(got.add(in, {}, memory, {{0, 40}, 0}).code() == errc::rows_differ);
+    const ragged_cache shorter(layer.data.keys(), {49, 90}), values_of(layer.data.values(), {49, 90});
+    const auto other = kvtrim::layer(shorter.get(), values_of.get())
+                           .with_queries(layer.data.queries())
+                           .with_output_projection(layer.data.projection());
+    CHECK_FALSE(got.add(other, {}, memory).ok()); // a first head of another length
+
+    REQUIRE(got.append(3).ok());
+    CHECK(got.tokens(0) == 53);
+    CHECK(got.tokens(1) == 93);
+    CHECK(got.score(1, 92) == 0);
 }
 
 TEST_CASE("replay_scores: a replay of all layers keeps the best rows of all heads and layers",
