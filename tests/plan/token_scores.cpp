@@ -154,3 +154,12 @@ TEST_CASE("validate_scoring: inputs, protection, offsets and room for all that t
     constexpr auto none = strided<const float, 3>::invalid("no keys");
     CHECK(std::string(validate_scoring(scorer{}, layer(none), request, good).what()) == "no keys");
 }
+
+TEST_CASE("score_rows: offsets so far apart that their difference overflows are refused", "[plan][errors]") {
+    constexpr index_t least = std::numeric_limits<index_t>::min(), most = std::numeric_limits<index_t>::max();
+    std::vector<float> values(40);
+    for (const std::vector<index_t>& offsets :
+         {std::vector<index_t>{0, 36, least}, {0, least, 40}, {most, least, 40}, {0, most, 40}}) {
+        CHECK(validate(score_rows{offsets, values}).code() == errc::invalid_table);
+    }
+}

@@ -46,7 +46,7 @@ struct score_rows {
     /// Whether no row ends before it begins. O(rows).
     [[nodiscard]] bool offsets_ascend() const {
         bool ascend = true;
-        for (index_t r = 0; r < rows(); ++r) { ascend = ascend && length(r) >= 0; }
+        for (std::size_t r = 1; r < offsets.size(); ++r) { ascend = ascend && offsets[r - 1] <= offsets[r]; }
         return ascend;
     }
     /// Candidates of a row.
