@@ -144,9 +144,7 @@ status read_page_pool(const kvtrim_page_pool* given, kvtrim_page_pool& out) {
 }
 
 // The bytes of a pool, of which neither table nor element matters: rows are bytes.
-status read_memory(const kvtrim_view* given, const move_plan& plan, paged_memory<std::byte>& out) {
-    kvtrim_view v = {};
-    if (const status s = read_struct(given, v); !s.ok()) { return s; }
+status read_memory(const kvtrim_view& v, const move_plan& plan, paged_memory<std::byte>& out) {
     if (v.layout != KVTRIM_PAGED && v.layout != KVTRIM_PAGED_PER_HEAD) {
         return invalid("moves_run: PAGED or PAGED_PER_HEAD memory");
     }
@@ -176,10 +174,10 @@ struct moving_pools {
 
     // What rows of `view` are made of. The plan says how many pages there are.
     status add(const kvtrim_view* given, const move_plan& plan) {
-        if (const status s = read_memory(given, plan, pools[count]); !s.ok()) { return s; }
-        const paged_memory<std::byte> codes = pools[count++];
         kvtrim_view v = {};
         if (const status s = read_struct(given, v); !s.ok()) { return s; }
+        if (const status s = read_memory(v, plan, pools[count]); !s.ok()) { return s; }
+        const paged_memory<std::byte> codes = pools[count++];
         if (v.element < KVTRIM_I8 || v.extents[2] == 0) { return {}; }
         for (float* const factors : {v.scales, v.zeros}) {
             if (factors == nullptr) { continue; }
@@ -214,15 +212,18 @@ struct moving_pools {
 
     // Whether all of them may move, and which do: one that lies in the rows of another moves with it.
     status check(const move_plan& plan) {
+        std::array<strided_bytes, 6> memory{};
         for (std::size_t i = 0; i < count; ++i) {
             if (const status s = kvtrim::detail::check_pool(pools[i], plan); !s.ok()) { return s; }
-            const std::array own{kvtrim::detail::bytes_of_pages(pools[i], plan.pages_touched())};
+            memory[i] = kvtrim::detail::bytes_of_pages(pools[i], plan.pages_touched());
+            const auto own = std::span(memory).subspan(i, 1);
             if (const status s = check_movable(own); !s.ok()) { return s; }
             moves[i] = true;
             for (std::size_t j = 0; j < i; ++j) {
-                const std::array other{kvtrim::detail::bytes_of_pages(pools[j], plan.pages_touched())};
                 moved_views moved;
-                if (const status s = check_movable(other, own, moved); !s.ok()) { return s; }
+                if (const status s = check_movable(std::span(memory).subspan(j, 1), own, moved); !s.ok()) {
+                    return s;
+                }
                 moves[j] = moves[j] && moved.first;
                 moves[i] = moves[i] && moved.second;
             }
