@@ -4,7 +4,7 @@
 #include "limits.hpp"
 
 #include <kvtrim/simd/amx_tiles.hpp>
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 #include <kvtrim/simd/simd.hpp>
 
 #include <Eigen/Core>

@@ -4,13 +4,13 @@
 // The hot loops of every target, one function each, for bench/loops.py: it compiles this file and counts instructions.
 
 #include <kvtrim/kernels/decode_tile.hpp>
-#include <kvtrim/kernels/ordered_bits.hpp>
-#include <kvtrim/kernels/projection_ops.hpp>
+#include <kvtrim/kernels/projection_kernels.hpp>
 #include <kvtrim/kernels/quant_blocks.hpp>
 #include <kvtrim/kernels/query_tile.hpp>
-#include <kvtrim/kernels/rotate.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
-#include <kvtrim/kernels/window_ops.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
+#include <kvtrim/kernels/selection_kernels.hpp>
+#include <kvtrim/kernels/turn_row.hpp>
+#include <kvtrim/kernels/window_kernels.hpp>
 #include <kvtrim/simd/convert.hpp>
 
 // A function that calls none, so that its loops are its own.

@@ -18,7 +18,7 @@
 #include <kvtrim/core/element.hpp>
 #include <kvtrim/core/executor.hpp>
 #include <kvtrim/core/status.hpp>
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 
 #include <benchmark/benchmark.h>
 

@@ -4,7 +4,7 @@
 // Versions, contexts, and the structs of a call read into kvtrim's own types.
 #include "c_api.hpp"
 
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 #include <kvtrim/version.hpp>
 
 #define KVTRIM_TEXT_OF(x) #x

@@ -9,13 +9,13 @@
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/rope.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/executor.hpp>
 #include <kvtrim/core/plain_memory.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/decode/projected_norms.hpp>
 #include <kvtrim/plan/score_table.hpp>
-#include <kvtrim/score/replay.hpp>
+#include <kvtrim/score/replay_scores.hpp>
 
 #include <cstddef>
 #include <cstring>

@@ -4,7 +4,7 @@
 // One token set for all heads and layers, and the edits of an engine that cuts its cache by positions.
 #include "policies.hpp"
 
-#include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/compact/edit_cells.hpp>
 
 struct kvtrim_cells {
     kvtrim_cells(const kvtrim::cell_scores::request& r, const kvtrim::attention_options& a)

@@ -5,7 +5,7 @@
 #include "policies.hpp"
 
 #include <kvtrim/compact/project_to_shared.hpp>
-#include <kvtrim/policy/batch.hpp>
+#include <kvtrim/policy/plan_batch.hpp>
 
 namespace kvtrim::c {
 

@@ -5,7 +5,7 @@
 #include "c_api.hpp"
 
 #include <kvtrim/compact/write_move_sources.hpp>
-#include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/plan_pages.hpp>
 
 using namespace kvtrim;
 using namespace kvtrim::c;

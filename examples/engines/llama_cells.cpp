@@ -8,7 +8,7 @@
 
 #include <kvtrim/cache/indexed_rows.hpp>
 #include <kvtrim/cache/list_cells.hpp>
-#include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/compact/edit_cells.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 
 #include <algorithm>

@@ -3,7 +3,7 @@
 
 // An engine that hands out scores per token and frees whole pages, equally many in every layer (OpenVINO GenAI). kvtrim reads
 // no key; what it returns are logical page indices, ascending.
-#include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/plan_pages.hpp>
 
 #include <cstdio>
 #include <vector>

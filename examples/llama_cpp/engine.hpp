@@ -11,7 +11,7 @@
 //     });
 
 #include <kvtrim/adapter/llama_graph.hpp>
-#include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/compact/edit_cells.hpp>
 
 #include <llama.h>
 

@@ -8,11 +8,11 @@
 #include "policy_options.hpp"
 
 #include <kvtrim/allocate/row_profile.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/score/lag_score.hpp>
-#include <kvtrim/score/replay.hpp>
+#include <kvtrim/score/replay_scores.hpp>
 
 #include <functional>
 #include <span>

@@ -6,7 +6,7 @@
 
 #include "live_layer.hpp"
 
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 

@@ -21,12 +21,12 @@
 #include <kvtrim/cache/scaled_rows.hpp>
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/compact/compact_to_flat.hpp>
+#include <kvtrim/compact/edit_cells.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/plan_page_moves.hpp>
 #include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/compact/rerotate_keys.hpp>
-#include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/compact/write_move_sources.hpp>
 #include <kvtrim/core/fp8.hpp>
 #include <kvtrim/decode/close_up.hpp>
@@ -37,7 +37,6 @@
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/consensuskv.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/critiprefill.hpp>
@@ -45,7 +44,8 @@
 #include <kvtrim/policy/expected_attention.hpp>
 #include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/policy/layers.hpp>
-#include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/plan_batch.hpp>
+#include <kvtrim/policy/plan_pages.hpp>
 #include <kvtrim/policy/replay.hpp>
 #include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/policy/snapkv.hpp>

@@ -5,7 +5,7 @@
 #include <kvtrim/allocate/above_threshold.hpp>
 #include <kvtrim/allocate/blended.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
-#include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/compact/edit_cells.hpp>
 #include <kvtrim/decode/running_scores.hpp>
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/consensuskv.hpp>
@@ -13,7 +13,7 @@
 #include <kvtrim/policy/expected_attention.hpp>
 #include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/policy/layers.hpp>
-#include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/plan_pages.hpp>
 #include <kvtrim/policy/replay.hpp>
 #include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/policy/triattention.hpp>

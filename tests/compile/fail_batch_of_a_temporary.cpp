@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: MIT
 
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/policy/batch.hpp>
+#include <kvtrim/policy/plan_batch.hpp>
 
 kvtrim::batch_item of_a_temporary(const float* k, kvtrim::keep_plan& plan) {
     const auto in = kvtrim::layer(kvtrim::strided(k, {8, 100, 64}));

@@ -13,15 +13,15 @@
 #include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/compact/compact_to_flat.hpp>
+#include <kvtrim/compact/edit_cells.hpp>
 #include <kvtrim/compact/flat_cache.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/plan_page_moves.hpp>
 #include <kvtrim/compact/project_to_shared.hpp>
-#include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/decode/interval_policy.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
-#include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/plan_pages.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
 #include <kvtrim/rerank/chunked.hpp>
 #include <kvtrim/rerank/shared.hpp>

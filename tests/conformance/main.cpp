@@ -5,7 +5,7 @@
 
 #include "policies.hpp"
 
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 
 #include <cmath>
 #include <cstdio>

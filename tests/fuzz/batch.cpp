@@ -9,8 +9,8 @@
 #include "input.hpp"
 
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/layers.hpp>
+#include <kvtrim/policy/plan_batch.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 
 using namespace kvtrim;

@@ -9,7 +9,7 @@
 
 #include "input.hpp"
 
-#include <kvtrim/compact/shared_cells.hpp>
+#include <kvtrim/compact/edit_cells.hpp>
 
 #include <algorithm>
 #include <map>

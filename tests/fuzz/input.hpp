@@ -6,7 +6,7 @@
 // what a target does with them is stated in its own file. Behind the end of the bytes every choice is the first one.
 
 #include <kvtrim/core/element.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 
 #include <cmath>
 #include <cstddef>

@@ -13,7 +13,7 @@
 #include <kvtrim/decode/projected_norms.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/decode/running_scores.hpp>
-#include <kvtrim/score/replay.hpp>
+#include <kvtrim/score/replay_scores.hpp>
 
 using namespace kvtrim;
 

@@ -6,8 +6,8 @@
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
 
-#include <kvtrim/kernels/projection_ops.hpp>
-#include <kvtrim/kernels/window_ops.hpp>
+#include <kvtrim/kernels/projection_kernels.hpp>
+#include <kvtrim/kernels/window_kernels.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -3,7 +3,7 @@
 
 #include <kvtrim/kernels/query_tile.hpp>
 
-#include <kvtrim/kernels/query_tiles.hpp>
+#include <kvtrim/kernels/with_query_tile.hpp>
 
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"

@@ -12,7 +12,7 @@
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 #include <kvtrim/score/padded.hpp>
-#include <kvtrim/score/replay.hpp>
+#include <kvtrim/score/replay_scores.hpp>
 
 using namespace kvtrim;
 using namespace support;

@@ -6,9 +6,9 @@
 
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/plan_batch.hpp>
 #include <kvtrim/prefill/block_pruner.hpp>
 
 using namespace kvtrim;

@@ -19,11 +19,11 @@
 #include <kvtrim/cache/scaled_rows.hpp>
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/compact/compact_to_flat.hpp>
+#include <kvtrim/compact/edit_cells.hpp>
 #include <kvtrim/compact/rerotate_keys.hpp>
-#include <kvtrim/compact/shared_cells.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
-#include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/plan_pages.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/prefill/block_bounds.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>

@@ -7,9 +7,9 @@
 #include "support/named_policies.hpp"
 
 #include <kvtrim/policy/baselines.hpp>
-#include <kvtrim/policy/batch.hpp>
 #include <kvtrim/policy/layers.hpp>
-#include <kvtrim/policy/page_eviction.hpp>
+#include <kvtrim/policy/plan_batch.hpp>
+#include <kvtrim/policy/plan_pages.hpp>
 #include <kvtrim/prefill/block_pruner.hpp>
 
 #include <string>

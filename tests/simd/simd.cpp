@@ -5,7 +5,7 @@
 
 #include <kvtrim/simd/choose.hpp>
 
-#include <kvtrim/kernels/ordered_bits.hpp>
+#include <kvtrim/kernels/selection_kernels.hpp>
 
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"

@@ -6,7 +6,7 @@
 
 #include "support/catch.hpp"
 
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 
 #include <vector>
 

@@ -11,7 +11,7 @@
 #include <kvtrim/core/element.hpp>
 #include <kvtrim/core/status.hpp>
 #include <kvtrim/simd/avx512.hpp>
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 
 #if KVTRIM_HAS_X86
 

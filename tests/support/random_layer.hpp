@@ -12,7 +12,7 @@
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/ragged.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 
 #include <algorithm>
 #include <array>

@@ -8,7 +8,7 @@
 #include "session.hpp"
 #include "tiny_model.hpp"
 
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 
 #include <support/catch.hpp>
 

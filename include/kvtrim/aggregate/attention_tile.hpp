@@ -17,7 +17,7 @@
 //
 // 32 heads x 32 queries x 131072 tokens of float would be 512 MiB; the fold holds lanes x tokens.
 
-#include <kvtrim/kernels/window_ops.hpp>
+#include <kvtrim/kernels/window_kernels.hpp>
 
 #include <algorithm>
 #include <concepts>

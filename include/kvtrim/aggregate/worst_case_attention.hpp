@@ -18,8 +18,8 @@
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/aggregate/pooling.hpp>
-#include <kvtrim/kernels/pooled_maximum.hpp>
-#include <kvtrim/kernels/tile_size.hpp>
+#include <kvtrim/kernels/raise_to_pooled.hpp>
+#include <kvtrim/kernels/tile_tokens.hpp>
 
 #include <cmath>
 

@@ -17,7 +17,7 @@
 // taken again over the others, until none is below: the same result as marking the forced tokens, without
 // a copy of the scores. Cost: three linear reads of the scores per round (rounds <= rows + 1, one or two in practice).
 
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/top_k.hpp>
 

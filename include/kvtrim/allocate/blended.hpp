@@ -17,7 +17,7 @@
 // Cost: four linear reads of the scores; eight and a copy with weight_by_kept_mass.
 
 #include <kvtrim/allocate/round_to_total.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/plan/top_k.hpp>
 
 #include <cstdint>

@@ -23,7 +23,7 @@
 
 #include <kvtrim/allocate/round_to_total.hpp>
 #include <kvtrim/cache/check_outputs.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 
 #include <numeric>
 

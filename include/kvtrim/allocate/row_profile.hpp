@@ -25,8 +25,8 @@
 // Cost: adding sorts each row; a plan takes 64 halvings of x. Workspace: 16 bytes per row. Memory: 65 floats per row.
 
 #include <kvtrim/allocate/round_to_total.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/plain_memory.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>

@@ -17,13 +17,13 @@
 // Shapes: queries [q_heads, queries, head_dim]; keys [kv_heads, tokens, head_dim]; any cache_view.
 // Where the CPU multiplies tiles of bf16, keys and queries that are both bf16 in memory are multiplied without widening; all
 // else is multiplied as floats.
-// Numerics: see kernels/window_ops.hpp; a fully masked row has attention 0 everywhere.
+// Numerics: see kernels/window_kernels.hpp; a fully masked row has attention 0 everywhere.
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
-#include <kvtrim/attention/observers.hpp>
+#include <kvtrim/attention/observed_by.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/workspace.hpp>
-#include <kvtrim/kernels/window_ops.hpp>
+#include <kvtrim/kernels/window_kernels.hpp>
 
 #include <cmath>
 #include <limits>

@@ -8,7 +8,7 @@
 //
 // An output shares no byte with what the call reads, with another output, or with itself (a stride of 0). Rows are read
 // by several workers, and more than once, so that an output among them would change what is still to be read.
-// Compaction and the rotation of keys change a cache in place by contract: compact/overlap.hpp says what they take.
+// Compaction and the rotation of keys change a cache in place by contract: compact/moved_views.hpp says what they take.
 //
 // What a view occupies is known of strided views, and of sources that say it: memory() or overlaps(strided_bytes)
 // (cache/row_source.hpp); the library's own count their page tables, indices and lengths in. Of others nothing is checked.

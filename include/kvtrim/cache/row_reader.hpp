@@ -21,7 +21,7 @@
 // 16-bit and 8-bit elements of a transposed V, whose tokens are).
 
 #include <kvtrim/cache/row_source.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/simd/convert.hpp>

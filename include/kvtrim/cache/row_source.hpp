@@ -18,7 +18,7 @@
 //                        lie at even distances as contiguous elements T; it goes with load_rows(..., T* tile), a copy of the
 //                        elements, and with keeps_elements(), if that is known at run time only;
 //                        memory(), an array of strided_bytes, or overlaps(strided_bytes) where the rows are more pieces:
-//                        compaction refuses moves that would overwrite other rows (compact/overlap.hpp), and calls refuse
+//                        compaction refuses moves that would overwrite other rows (compact/moved_views.hpp), and calls refuse
 //                        outputs in what they read (cache/check_outputs.hpp); overlaps() then counts tables in;
 //                        tables_overlap(strided_bytes), whether what finds or decodes the rows shares a byte, which rows that
 //                        are moved or rotated must not

@@ -7,12 +7,12 @@
 //   table[i] = length * R(i * step), i = 0 ... turns - 1        cosines and sines of each pair, in double
 //
 // A table of fine turns and one of coarse turns, or a coarse turn that follows the rows, give every distance by two of them
-// (kernels/rotate.hpp): 2 sqrt(n) sines and cosines a pair in place of n.
+// (kernels/turn_row.hpp): 2 sqrt(n) sines and cosines a pair in place of n.
 
 #include <kvtrim/cache/rope.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/core/workspace.hpp>
-#include <kvtrim/kernels/rotate.hpp>
+#include <kvtrim/kernels/turn_row.hpp>
 
 #include <cmath>
 

@@ -6,7 +6,7 @@
 //
 //   cell_scores all(request, scratch);
 //   s = all.add(policy, inputs, attention, memory);      // each layer: what the policy's scorer gives, or rows of one's own
-//   s = all.plan(plan);                                  // a plan of one row, for edit_cells (compact/shared_cells.hpp)
+//   s = all.plan(plan);                                  // a plan of one row, for edit_cells (compact/edit_cells.hpp)
 //
 // Rows of all layers are folded (rerank/row_fold.hpp): sum, the default, and the best of those three on a real model
 // (docs/engines/llama-cpp.md); maximum; or votes.

@@ -11,7 +11,7 @@
 // the memory back in one piece, see compact/compact_to_flat.hpp.
 //
 // A cache of another kind takes part with move_row(head, from, to) and a row count per head; asked for a report, it must
-// also say what a row occupies: row_bytes(); so that overlaps are found, memory() (compact/overlap.hpp). Where heads share
+// also say what a row occupies: row_bytes(); so that overlaps are found, memory() (compact/moved_views.hpp). Where heads share
 // memory it moves whole tokens: heads_move_together(), move_token(from, to) and token_bytes(); a plan must then keep the
 // same tokens of every head.
 // Keys and values may share memory: rows of values inside the rows of keys (MLA) or the same tensor move once.
@@ -19,7 +19,7 @@
 // Cost: every moved row read and written once.
 
 #include <kvtrim/compact/check_plan.hpp>
-#include <kvtrim/compact/overlap.hpp>
+#include <kvtrim/compact/moved_views.hpp>
 #include <kvtrim/kernels/row_mover.hpp>
 
 #include <algorithm>

@@ -21,7 +21,7 @@
 #include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/compact/check_plan.hpp>
-#include <kvtrim/compact/overlap.hpp>
+#include <kvtrim/compact/moved_views.hpp>
 #include <kvtrim/kernels/row_mover.hpp>
 
 namespace KVTRIM_NAMESPACE {

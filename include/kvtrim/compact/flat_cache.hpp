@@ -32,7 +32,7 @@
 // Memory: 12 bytes per KV head. Cost: append O(kv_heads).
 
 #include <kvtrim/compact/check_plan.hpp>
-#include <kvtrim/compact/overlap.hpp>
+#include <kvtrim/compact/moved_views.hpp>
 
 #include <cmath>
 #include <cstring>

@@ -14,10 +14,10 @@
 //   move_rows(keys, values, plan)   both, or neither; where rows of one lie in the rows of the other (MLA), they move once
 //
 // Errors: what the layout's validate() says; invalid_parameter; plan_mismatch for a pool of other pages or heads than the
-// plan was made for; views_overlap (compact/overlap.hpp). Nothing is moved then.
+// plan was made for; views_overlap (compact/moved_views.hpp). Nothing is moved then.
 // Cost: each moved row read and written once; the checks are O(1).
 
-#include <kvtrim/compact/overlap.hpp>
+#include <kvtrim/compact/moved_views.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/plan/move_plan.hpp>
 

@@ -44,8 +44,8 @@
 // Cost: every row that moves read and written once; a complex product per pair and row, a sine and cosine per pair for
 // some rows. Workspace: a table of turns, a tile of rows per KV head, a bit per page or slot of the cache.
 
-#include <kvtrim/compact/overlap.hpp>
-#include <kvtrim/compact/rotate_rows.hpp>
+#include <kvtrim/compact/moved_views.hpp>
+#include <kvtrim/compact/rotate_head.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/plan/row_positions.hpp>
 

@@ -31,9 +31,9 @@
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/core/request.hpp>
-#include <kvtrim/decode/attention_parts.hpp>
+#include <kvtrim/decode/decode_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
 
 namespace KVTRIM_NAMESPACE {

@@ -25,7 +25,7 @@
 #include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/core/any_index.hpp>
 #include <kvtrim/decode/token_rows.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 #include <kvtrim/score/query_free.hpp>
 #include <kvtrim/score/window_attention.hpp>
 

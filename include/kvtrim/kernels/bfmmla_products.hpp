@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Products of bf16 by ARM's BFMMLA: the logits of kernels/window_ops.hpp and the L1 norms of kernels/projection_ops.hpp where
+// Products of bf16 by ARM's BFMMLA: the logits of kernels/window_kernels.hpp and the L1 norms of kernels/projection_kernels.hpp where
 // both factors are bf16; all other steps are those of NEON.
 //
 //   C [8][8] += A [8][8] * B [8][8]     BFMMLA: C [2][2] += A [2][4] * B [4][2]; 16 pairs of C stay in registers

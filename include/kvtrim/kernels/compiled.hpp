@@ -7,7 +7,7 @@
 // Define KVTRIM_COMPILED_KERNELS for all files, and include this header in exactly one of them; or, in CMake, link to
 // kvtrim::kernels. Nothing else changes: the same functions, chosen at run time.
 
-#include <kvtrim/kernels/dispatch.hpp>
+#include <kvtrim/kernels/all_kernels.hpp>
 
 namespace KVTRIM_NAMESPACE::kernels {
 

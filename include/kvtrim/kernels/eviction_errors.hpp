@@ -9,7 +9,7 @@
 // Of a weight above 1 - 2^-8, whose o is v but for rounding, the error is p^2 |v|^2. NaN counts as 0.
 // Numerics: float; a negative distance, which is rounding error, counts as 0.
 
-#include <kvtrim/kernels/window_ops.hpp>
+#include <kvtrim/kernels/window_kernels.hpp>
 
 #define KVTRIM_BODY <kvtrim/kernels/eviction_errors.inl>
 #include <kvtrim/simd/for_each_target.inl>

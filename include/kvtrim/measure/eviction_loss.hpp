@@ -24,7 +24,7 @@
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/cache/row_reader.hpp>
-#include <kvtrim/kernels/tile_ops.hpp>
+#include <kvtrim/kernels/row_statistics.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <type_traits>

@@ -9,7 +9,7 @@
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/core/any_index.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/plan/top_k.hpp>

@@ -28,8 +28,8 @@
 // What a stage must know of the request comes with the scores (score_rows::protected_tokens), never as a field of its own.
 
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 

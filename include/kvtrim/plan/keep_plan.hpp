@@ -12,7 +12,7 @@
 // An engine may fill one through reset() and writable_row(): what it keeps is checked by every call that takes a plan.
 
 #include <kvtrim/core/any_index.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/span_of.hpp>
 
 #include <cstdint>

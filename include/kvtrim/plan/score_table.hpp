@@ -8,7 +8,7 @@
 //   column c of row g is cache row first_candidate(g) + c                          as in plan/token_scores.hpp
 //
 // For engines that select by themselves, or fold the scores of several layers or heads before selection
-// (compact/cell_scores.hpp, policy/page_eviction.hpp). Nothing allocates once the largest layer was seen.
+// (compact/cell_scores.hpp, policy/plan_pages.hpp). Nothing allocates once the largest layer was seen.
 
 #include <kvtrim/core/span_of.hpp>
 #include <kvtrim/plan/token_scores.hpp>

@@ -17,7 +17,7 @@
 
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/core/any_index.hpp>
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/workspace.hpp>
 
 #include <algorithm>

@@ -5,14 +5,14 @@
 // The k highest of one row or of many rows, exactly, in linear time and with a deterministic tie rule.
 //
 // Order: higher score first, then the lower flat index (row by row); -0 equals +0; NaN ranks below -infinity
-// (kernels/ordered_bits.hpp).
+// (kernels/selection_kernels.hpp).
 // Method: floats become integers of the same order. A histogram of 2048 buckets over a range of them finds the bucket of
 // the k-th, which is the next range, until a bucket is one integer. The first range is where a sample of one score in 128
 // says that the k-th is, with a wide margin; where it is not, the search begins again with all integers. The result is
 // exact, and it is a cut, not a list: every row can be walked in ascending order against it.
 // Cost: two reads of the scores in general, three for short rows, four at most; no copy; 40 KiB on the stack.
 
-#include <kvtrim/kernels/ordered_bits.hpp>
+#include <kvtrim/kernels/selection_kernels.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// A policy is a scorer, an allocator and a reranker; plan() runs them in a straight line (policy/pipeline.hpp).
+// A policy is a scorer, an allocator and a reranker; plan() runs them in a straight line (policy/run_pipeline.hpp).
 //
 //     status s = policy.plan(inputs, request, plan, memory);            // one layer
 //     status s = policy.score(inputs, request, scores, memory);         // its scores alone: plan/score_table.hpp
@@ -13,7 +13,7 @@
 // Determinism: equal inputs give equal plans, for any executor.
 
 #include <kvtrim/plan/score_table.hpp>
-#include <kvtrim/policy/pipeline.hpp>
+#include <kvtrim/policy/run_pipeline.hpp>
 
 #include <utility>
 

@@ -14,7 +14,7 @@
 // Source: Layer-DefensiveKV, arXiv:2510.13334; FFY0/DefensiveKV@9251b95 efficient_ada_global_scorer_press.py.
 // Departures: protected tokens stay in every layer (the authors' may lose the window); every row keeps its best
 // `safeguard` tokens, without which a flat layer can lose everything.
-// Memory: plan() holds the scores of all layers (policy/pipeline.hpp), push() those of one.
+// Memory: plan() holds the scores of all layers (policy/run_pipeline.hpp), push() those of one.
 
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Policies that plan from a replay (score/replay.hpp), of one layer or of all.
+// Policies that plan from a replay (score/replay_scores.hpp), of one layer or of all.
 //
 //   replay          the rows of a layer's heads compete for its budget                   2505.23416, non-uniform
 //   layer_replay    the rows of all (layer, KV head) compete for the model's             2505.23416, as published

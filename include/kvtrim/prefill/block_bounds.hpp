@@ -15,7 +15,7 @@
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/core/saturated.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 
 namespace KVTRIM_NAMESPACE {
 

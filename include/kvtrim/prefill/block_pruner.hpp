@@ -25,7 +25,7 @@
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/plan/concepts.hpp>
 #include <kvtrim/plan/top_k.hpp>
-#include <kvtrim/prefill/criticality.hpp>
+#include <kvtrim/prefill/block_estimator.hpp>
 #include <kvtrim/prefill/layer_fusion.hpp>
 #include <kvtrim/prefill/pruning_options.hpp>
 
@@ -40,7 +40,7 @@ class block_pruner {
     static_assert(
         block_estimator<Estimator>,
         "kvtrim: the estimator needs estimate(segments, blocks, out, spare) and spare_floats(segments, "
-        "blocks, head_dim); see prefill/criticality.hpp");
+        "blocks, head_dim); see prefill/block_estimator.hpp");
     static_assert(
         budget_allocator<Allocator>,
         "kvtrim: the allocator needs is_uniform and allocate(score_rows, total, budgets, workspace) -> "
@@ -50,7 +50,7 @@ class block_pruner {
     pruning_options options = {};                   ///< segments, blocks, budget
     criticality_options criticality = {};           ///< scale, reduction over query heads
     fusion_options fusion = {};                     ///< mixing with the layer before
-    [[no_unique_address]] Estimator estimator = {}; ///< see prefill/criticality.hpp
+    [[no_unique_address]] Estimator estimator = {}; ///< see prefill/block_estimator.hpp
     [[no_unique_address]] Allocator allocator = {}; ///< deals blocks out over KV heads
 
     /// Everything plan() checks before it computes: what the views and the stages say, and valid_pruning().

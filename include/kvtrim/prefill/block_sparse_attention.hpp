@@ -29,16 +29,16 @@
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/core/request.hpp>
-#include <kvtrim/kernels/query_tiles.hpp>
+#include <kvtrim/kernels/with_query_tile.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 
 namespace KVTRIM_NAMESPACE {
 
 namespace detail {
 
-// Attention of one segment of one KV head; Tile is one of kernels/query_tiles.hpp.
+// Attention of one segment of one KV head; Tile is one of kernels/with_query_tile.hpp.
 template <class Tile, class Inputs, class Output>
 class segment_attention {
     using element = typename Tile::element;

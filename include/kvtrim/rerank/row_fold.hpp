@@ -14,7 +14,7 @@
 // column; votes: 20 bytes per column.
 
 #include <kvtrim/core/workspace.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 #include <kvtrim/plan/top_k.hpp>
 
 #include <algorithm>

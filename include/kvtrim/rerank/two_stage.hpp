@@ -18,7 +18,7 @@
 // a limit below zero is zero (defects D1 to D5 and D7 of the authors' code).
 // Cost: three reads of the scores per stage. Workspace: none.
 
-#include <kvtrim/core/request.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/top_k.hpp>
 #include <kvtrim/rerank/count_for_mass.hpp>

@@ -23,8 +23,8 @@
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/cache/turn_table.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/plan/row_positions.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 

@@ -19,7 +19,7 @@
 
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/kernels/products.hpp>
+#include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/simd/convert.hpp>
 
 #include <array>

@@ -15,10 +15,10 @@
 // Cost: three passes over the scores. Workspace: a double and a float per column.
 
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/finite_sum.hpp>
 

@@ -26,9 +26,9 @@
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/rope.hpp>
 #include <kvtrim/cache/row_reader.hpp>
-#include <kvtrim/core/request.hpp>
-#include <kvtrim/kernels/projection_ops.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/core/eviction_request.hpp>
+#include <kvtrim/kernels/projection_kernels.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/query_statistics.hpp>
 

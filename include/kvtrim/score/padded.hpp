@@ -14,8 +14,8 @@
 // Source: kvpress@8bb29b9 snapkv_press.py, tova_press.py.
 
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>

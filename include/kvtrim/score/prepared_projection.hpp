@@ -12,8 +12,8 @@
 // Cost: Gram 2 * q_heads * head_dim^2 * hidden flops; packing reads and writes W_O once.
 
 #include <kvtrim/cache/row_reader.hpp>
-#include <kvtrim/kernels/products.hpp>
-#include <kvtrim/kernels/projection_ops.hpp>
+#include <kvtrim/kernels/product_kernels.hpp>
+#include <kvtrim/kernels/projection_kernels.hpp>
 
 #include <algorithm>
 #include <array>

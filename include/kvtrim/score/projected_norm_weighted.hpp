@@ -20,7 +20,7 @@
 // tokens with zero values and overflows above 1). An all-zero scope leaves w = 0 instead of 0/0.
 // Cost: see score/projected_value_norms.hpp. Workspace: one float per candidate and the norms' tiles.
 
-#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 #include <kvtrim/score/finite_sum.hpp>
 #include <kvtrim/score/projected_value_norms.hpp>
 

@@ -23,8 +23,8 @@
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/prepared_projection.hpp>
 

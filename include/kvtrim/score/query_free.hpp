@@ -13,8 +13,8 @@
 // keep_plan::gather_positions). random_score does not depend on threads, order or other heads.
 
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/core/request.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 

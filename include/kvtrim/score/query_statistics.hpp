@@ -20,8 +20,8 @@
 
 #include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/kernels/products.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/product_kernels.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 
 #include <algorithm>
 #include <array>

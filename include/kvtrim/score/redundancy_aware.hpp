@@ -27,11 +27,11 @@
 
 #include <kvtrim/cache/layer.hpp>
 #include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/core/request.hpp>
-#include <kvtrim/kernels/products.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
-#include <kvtrim/kernels/tile_size.hpp>
+#include <kvtrim/kernels/product_kernels.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
+#include <kvtrim/kernels/tile_tokens.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/finite_sum.hpp>
 

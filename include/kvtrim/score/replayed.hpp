@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The scores of a pass over the prompt as a scorer: the inputs of its policy are the state itself (score/replay.hpp).
+// The scores of a pass over the prompt as a scorer: the inputs of its policy are the state itself (score/replay_scores.hpp).
 //
 //   importance[g, t] = score[g, t], of an own pass's sums divided by the root of the number of queries they came from
 
 #include <kvtrim/score/query_free.hpp>
-#include <kvtrim/score/replay.hpp>
+#include <kvtrim/score/replay_scores.hpp>
 
 namespace KVTRIM_NAMESPACE {
 

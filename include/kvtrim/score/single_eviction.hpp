@@ -21,10 +21,10 @@
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/eviction_errors.hpp>
-#include <kvtrim/kernels/pooled_maximum.hpp>
-#include <kvtrim/kernels/products.hpp>
-#include <kvtrim/kernels/projection_ops.hpp>
-#include <kvtrim/kernels/row_ops.hpp>
+#include <kvtrim/kernels/product_kernels.hpp>
+#include <kvtrim/kernels/projection_kernels.hpp>
+#include <kvtrim/kernels/raise_to_pooled.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/prepared_projection.hpp>
 

@@ -15,7 +15,7 @@
 // argument, and they do not declare the memory that they read, so GCC may move earlier stores past them.
 
 #include <kvtrim/core/status.hpp>
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 
 #if KVTRIM_HAS_X86
 

@@ -8,12 +8,12 @@
 //   const window_kernels& steps = KVTRIM_CHOOSE(level, window_table);
 //
 // Where targets differ in a class, the body defines a function template that calls its argument with that class, and
-// KVTRIM_CHOOSE picks among those (kernels/query_tiles.hpp).
+// KVTRIM_CHOOSE picks among those (kernels/with_query_tile.hpp).
 //
 // Level amx is level avx512 with products of tiles, where a family has them:
 // KVTRIM_CHOOSE_TILES(level, tiles, others) is `tiles` at level amx, which is not compiled where there is no such level.
 
-#include <kvtrim/simd/cpu.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 
 #if KVTRIM_HAS_X86
 #define KVTRIM_CHOOSE(level, ...)                                                                            \

@@ -24,7 +24,7 @@
 //   round_products(a, b, c, d, sign)        of doubles in memory: a * b + sign * (c * d), rounded to floats
 //   uints                                   lanes of 32 bits; + - & | ^ << >> are those of the language
 //   equal(a, b), at_most(a, b)              of uints; add_one(m, x) where m
-//   in_order_of_size(x)                     uints in the order of the floats x, see kernels/ordered_bits.hpp
+//   in_order_of_size(x)                     uints in the order of the floats x, see kernels/selection_kernels.hpp
 //   lanes_of(m)                             a bit for each lane, the first one lowest
 //   pack(p, chosen, x)                      writes the chosen lanes of x one behind the other, returns their end;
 //                                           may write a whole vector; pack_only(p, chosen, x) writes nothing else

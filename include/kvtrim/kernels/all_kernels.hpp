@@ -1,0 +1,11 @@
+// Copyright (c) kvtrim authors
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// All families of kernels that have a table, for compiled.hpp. Users of one family include its own header.
+
+#include <kvtrim/kernels/product_kernels.hpp>
+#include <kvtrim/kernels/projection_kernels.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
+#include <kvtrim/kernels/selection_kernels.hpp>
+#include <kvtrim/kernels/window_kernels.hpp>
