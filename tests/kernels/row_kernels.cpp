@@ -18,7 +18,6 @@ using namespace support;
 
 namespace {
 
-
 std::vector<float> normals(support::random& r, index_t count) {
     std::vector<float> values = zeros(count);
     for (float& x : values) { x = static_cast<float>(r.normal()); }
