@@ -12,7 +12,6 @@
 // Memory: workspace_bytes() bytes of the caller's, and the tables of the plan; nothing else is allocated.
 // Determinism: equal inputs give equal plans, for any executor.
 
-#include <kvtrim/plan/score_table.hpp>
 #include <kvtrim/policy/run_pipeline.hpp>
 
 #include <utility>
@@ -69,28 +68,30 @@ class eviction_policy {
         return plan(in, request, out, scratch, ex, observer);
     }
 
+    /// Bytes of workspace that score() needs for these inputs; 0 for inputs it refuses. As of workspace_bytes(), those for a
+    /// serial executor are enough.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t score_bytes(const Inputs& in, const eviction_request& request,
+                                      const Executor& ex = {}) const {
+        return detail::score_tables_bytes(*this, one(in), request, ex);
+    }
+
     /// The scores alone, for engines that fold them or select by themselves: of every candidate of the layer, as the scorer
-    /// gives them. request.budget is not read. Returns what the policy says of inputs that it refuses, with the table as it
-    /// was.
+    /// gives them. request.budget is not read. Returns what validate() says of inputs that no budget can repair,
+    /// workspace_too_small (needed: score_bytes), or what the scorer answers; with the table as it was.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, score_table& out,
+                               workspace& scratch, Executor&& ex = {}) const {
+        expect_stages<Inputs, Executor>();
+        return detail::score_tables(*this, one(in), request, std::span(&out, 1), scratch, ex);
+    }
+
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, score_table& out,
                                growing_workspace& memory, Executor&& ex = {}) const {
-        expect_stages<Inputs, Executor>();
-        eviction_request scored = request;
-        scored.budget = over_all_heads(std::numeric_limits<index_t>::max());
-        if (const status s = validate(in, scored); !s.ok()) { return s; }
-        const index_t candidates = count_lengths(in, request.protect).candidates();
-        workspace counting = workspace::counting();
-        static_cast<void>(detail::tables_of<eviction_policy>(1, in.kv_heads(), candidates, counting));
-        static_cast<void>(counting.take<std::byte>(scoring_bytes(scorer, in, request, ex)));
-        workspace scratch = memory.of_bytes(counting.needed_bytes());
-        const detail::tables_of<eviction_policy> t(1, in.kv_heads(), candidates, scratch);
-        t.begin(one(in), request.protect);
-        if (candidates > 0) {
-            if (const status s = scorer.score(in, request, t.all(), scratch, ex); !s.ok()) { return s; }
-        }
-        out.assign(t.all());
-        return {};
+        workspace scratch = memory.of_bytes(score_bytes(in, request, ex));
+        return score(in, request, out, scratch, ex);
     }
 
   private:
