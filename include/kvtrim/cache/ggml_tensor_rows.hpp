@@ -118,13 +118,15 @@ class ggml_tensor_rows {
     /// No rows.
     ggml_tensor_rows() = default;
 
-    /// extents {kv_heads, tokens, head_dim}, strides {head, token, element} in bytes. Not valid, and empty: another type,
-    /// strides that are no whole elements, blocks that do not lie one after the other, and what the typed view refuses.
+    /// extents {kv_heads, tokens, head_dim}, strides {head, token, element} in bytes. The view is empty, and validate() says why,
+    /// for another type, strides that are no whole elements, blocks that do not lie one after the other, and what the typed view
+    /// refuses.
     ggml_tensor_rows(int type, void* data, const std::array<index_t, 3>& extents,
                      const std::array<index_t, 3>& byte_strides)
         : view_(detail::all_ggml_views::make(type, data, extents, byte_strides)) {}
 
-    /// Heads one after the other in each token's row, tokens token_stride bytes apart. Not valid, and empty: as above.
+    /// Heads one after the other in each token's row, tokens token_stride bytes apart. The view is empty, and validate() says
+    /// why, for the same.
     [[nodiscard]] static ggml_tensor_rows
     heads_in_row(int type, void* data, const std::array<index_t, 3>& extents, index_t token_stride) {
         ggml_tensor_rows rows;

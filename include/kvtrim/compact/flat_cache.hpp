@@ -48,8 +48,8 @@ class flat_cache {
     /// Of memory that a table can address.
     static constexpr index_t most_rows = std::numeric_limits<std::int32_t>::max();
 
-    /// Without rows or memory. Not valid, and without heads: kv_heads outside 0 ... most_heads, a growth that is not
-    /// positive and finite.
+    /// Without rows or memory. It has no heads, and validate() says why, for kv_heads outside 0 ... most_heads, a growth that is
+    /// not positive and finite.
     explicit flat_cache(index_t kv_heads, double growth = 0.25) : growth_(growth) {
         const bool possible = kv_heads >= 0 && kv_heads <= most_heads && growth > 0 && std::isfinite(growth);
         if (!possible) {
@@ -224,8 +224,8 @@ class flat_rows {
   public:
     using element_type = T; ///< what a row consists of
 
-    /// Memory for cache.capacity() rows. Not valid, and empty: a cache that is not, a negative head_dim, more elements than
-    /// memory can hold, rows without data.
+    /// Memory for cache.capacity() rows. The view is empty, and validate() says why, for a cache that is not valid, a negative
+    /// head_dim, more elements than memory can hold, rows without data.
     flat_rows(T* data, const flat_cache& cache, index_t head_dim)
         : data_(data), cache_(&cache), head_dim_(head_dim), validity_(check()) {
         if (!validity_.ok()) { head_dim_ = 0; }

@@ -43,8 +43,8 @@ class cache_positions {
   public:
     using position = std::int32_t; ///< a position in the text
 
-    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and without heads: a number that is
-    /// negative, or more of both than memory can hold.
+    /// reserved_tokens: per head, so that nothing allocates up to there. It has no heads, and validate() says why, for a number
+    /// that is negative, or more of both than memory can hold.
     explicit cache_positions(index_t kv_heads, index_t reserved_tokens = 0)
         : text_(kv_heads, reserved_tokens), rotary_(0) {}
 

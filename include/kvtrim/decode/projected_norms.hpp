@@ -23,7 +23,8 @@ namespace KVTRIM_NAMESPACE {
 /// The projected value norms of the cached tokens of one layer of one sequence. A plain value.
 class projected_norms {
   public:
-    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size().
+    /// reserved_tokens: per head, so that nothing allocates up to there. The object is empty, and validate() says why, for what
+    /// token_rows::valid_size() refuses.
     explicit projected_norms(index_t kv_heads, index_t reserved_tokens = 0)
         : rows_(kv_heads, reserved_tokens) {}
 

@@ -32,7 +32,8 @@ class token_rows {
     /// Of one head: what a plan can address.
     static constexpr index_t most_tokens = std::numeric_limits<keep_plan::table_index>::max();
 
-    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: what valid_size() refuses.
+    /// reserved_tokens: per head, so that nothing allocates up to there. The object is empty, and validate() says why, for what
+    /// valid_size() refuses.
     explicit token_rows(index_t kv_heads, index_t reserved_tokens = 0)
         : validity_(valid_size(kv_heads, reserved_tokens)) {
         if (!validity_.ok()) { return; }

@@ -43,8 +43,8 @@ class eviction_policy {
         return detail::validate_pipeline(*this, one(in), request);
     }
 
-    /// Bytes of workspace that plan() needs for these inputs; 0 for inputs it refuses. They are enough for any executor;
-    /// those for the executor at hand let it work at its full width.
+    /// Bytes of workspace that plan() needs for these inputs; 0 for inputs it refuses. Bytes for a serial executor are enough;
+    /// bytes for `ex` let all its workers run.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -68,8 +68,8 @@ class eviction_policy {
         return plan(in, request, out, scratch, ex, observer);
     }
 
-    /// Bytes of workspace that score() needs for these inputs; 0 for inputs it refuses. As of workspace_bytes(), those for a
-    /// serial executor are enough.
+    /// Bytes of workspace that score() needs for these inputs; 0 for inputs it refuses. Bytes for a
+    /// serial executor are enough; bytes for `ex` let all its workers run.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t score_bytes(const Inputs& in, const eviction_request& request,
                                       const Executor& ex = {}) const {

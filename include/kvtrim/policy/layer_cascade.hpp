@@ -156,7 +156,7 @@ class layer_cascade {
         return layer_begin_[static_cast<std::size_t>(layer)];
     }
 
-    // The row's safeguarded tokens are kept whatever follows, all others enter their buckets.
+    // The row's safeguarded tokens are kept, whatever layers follow. The others are put into buckets by score.
     void add_row(std::span<float> scores) {
         const auto row = static_cast<column_index>(kept_.size());
         std::vector<column_index>& kept = kept_.emplace_back();
@@ -248,7 +248,7 @@ class layer_cascade {
         std::inplace_merge(evicted.begin(), evicted.begin() + earlier, evicted.end());
     }
 
-    // Cache rows before the push of what is kept: the merge of kept and evicted columns numbers them.
+    // Row numbers before the push: position in the merge of kept and evicted columns.
     static void write_row(std::span<const column_index> kept, std::span<const column_index> evicted,
                           index_t prefix, std::span<column_index> out) {
         std::size_t i = 0;

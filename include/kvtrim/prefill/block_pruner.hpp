@@ -53,7 +53,8 @@ class block_pruner {
     [[no_unique_address]] Estimator estimator = {}; ///< see prefill/block_estimator.hpp
     [[no_unique_address]] Allocator allocator = {}; ///< deals blocks out over KV heads
 
-    /// Everything plan() checks before it computes: what the views and the stages say, and valid_pruning().
+    /// Everything that plan() checks before it computes. Returns what the views or the stages say, or valid_pruning():
+    /// invalid_parameter, heads_not_divisible, budget_zero, budget_below_protection or index_overflow.
     template <class Queries, class Keys>
     [[nodiscard]] status validate(const Queries& queries, const Keys& keys,
                                   const prefill_chunk& chunk) const {

@@ -37,8 +37,8 @@ struct query_pair_means {
     std::vector<double> sums;        ///< [q_heads, head_dim]
     std::vector<double> length_sums; ///< [q_heads, pairs]
 
-    /// Allocates all memory it will need. Not valid, and empty: negative numbers, more pairs than head_dim / 2, or more than
-    /// memory can hold.
+    /// Allocates all memory it will need. The object is empty, and validate() says why, for negative numbers, more pairs than
+    /// head_dim / 2, or more than memory can hold.
     query_pair_means(index_t heads, index_t dim, const rope& r)
         : q_heads(heads), head_dim(dim), pairs(r.pairs()), pairing(r.pairing) {
         if (!has_possible_numbers()) { return; }

@@ -100,7 +100,7 @@ class token_losses {
         }
     }
 
-    // losses [range] fold in those of all query rows; squares of them where the loss is an output's.
+    // losses [range] = maximum (or sum of squares) over all query rows, and over what was in it before.
     void add(attention_rows<Inputs>& rows, std::span<float> losses) {
         if constexpr (Inputs::has_values) {
             if (is_of_output()) { prepare(rows.tile_tokens(), rows.group_size()); }
@@ -140,7 +140,7 @@ class token_losses {
         }
     }
 
-    // Rows close before a query are nothing to it.
+    // Rows less than nearest_ before a query do not count for it.
     void leave_out_nearest(const attention_rows<Inputs>& rows, index_t first, index_t tokens,
                            float* tile) const {
         if (nearest_ == 0) { return; }
@@ -156,7 +156,7 @@ class token_losses {
     // ---- Of outputs ----
 
     template <class Fn>
-    void for_each_head(const attention_rows<Inputs>& rows, Fn&& fn) const {
+    void for_each_query_head(const attention_rows<Inputs>& rows, Fn&& fn) const {
         for (index_t begin = 0; begin < rows.block_rows();) {
             const index_t head = (rows.first_row() + begin) / rows.queries();
             const index_t end = std::min(rows.block_rows(), (head + 1) * rows.queries() - rows.first_row());
@@ -217,7 +217,7 @@ class token_losses {
         }
         const float* turned = outputs_.data();
         if constexpr (has_metric) {
-            for_each_head(rows, [&](index_t head, index_t begin, index_t end) {
+            for_each_query_head(rows, [&](index_t head, index_t begin, index_t end) {
                 kernels::active_product_kernels().multiply({outputs_.data() + begin * dim, dim, 1},
                                                            end - begin, {gram(head), dim, 1}, dim, dim,
                                                            turned_.data() + begin * dim, dim);
@@ -237,7 +237,7 @@ class token_losses {
         const index_t dim = extent(in_.values, 2), count = rows.block_rows();
         const float_rows v = read_rows(in_.values, kv_head_, first, tokens, values_.data());
         steps.logits(v.data, v.stride, tokens, packed_.data(), count, dim, 0.0f, products_.data(), {});
-        for_each_head(rows, [&](index_t head, index_t begin, index_t end) {
+        for_each_query_head(rows, [&](index_t head, index_t begin, index_t end) {
             const float* const squares =
                 squares_.data() + (has_metric ? head * range_.size() : 0) + (first - range_.begin);
             kernels::eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
