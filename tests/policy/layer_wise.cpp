@@ -418,7 +418,7 @@ struct odd_allocator {
 };
 
 // Refuses the last layer's selection.
-struct odd_selector {
+struct odd_reranker {
     static constexpr bool allocate_by_attention = false;
     static constexpr bool needs_uniform_budgets = false;
     const float* last;
@@ -459,7 +459,7 @@ TEST_CASE("layer_wise: a stage that answers nonsense for the last layer leaves t
                           })
                     .ok());
     }
-    untouched(layer_wise{eviction_policy{scorer, odd_allocator{1}, odd_selector{last}}}, errc::rows_differ);
+    untouched(layer_wise{eviction_policy{scorer, odd_allocator{1}, odd_reranker{last}}}, errc::rows_differ);
 }
 
 TEST_CASE("layer_wise: a plan whose offsets a ragged view reads is no output of any layer",

@@ -66,14 +66,14 @@ TEST_CASE("two_stage: a share is rounded exactly, or truncated as the reference 
     CHECK(marked_by(stage_rounding::truncated) == 28);
 }
 
-TEST_CASE("two_stage: without attention of its own, stage one ranks by importance", "[rerank]") {
+TEST_CASE("two_stage: without attention of its own, pass one ranks by importance", "[rerank]") {
     support::random r(132);
     const oracle::matrix rows = random_scores(r, score_kind::distinct);
     const oracle::counts budgets = random_budgets(r, rows);
     CHECK(select(two_stage{}, rows, {}, budgets).kept == select(by_importance{}, rows, {}, budgets).kept);
 }
 
-TEST_CASE("two_stage: no importance outranks a token of stage one", "[rerank][paper]") {
+TEST_CASE("two_stage: no importance outranks a token of pass one", "[rerank][paper]") {
     const oracle::matrix attention{{9, 1, 2, 3}};
     const oracle::matrix importance{{0, 1e30, 2e30, 3e30}}; // a zero value, beside huge ones
     CHECK(select(two_stage{.first_tokens = 1}, importance, attention, {2}).kept[0] ==
@@ -89,7 +89,7 @@ TEST_CASE("two_stage: a share below 0 or above 1 is named", "[rerank][errors]") 
     }
 }
 
-TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the mass, up to its limit",
+TEST_CASE("two_stage_by_mass: pass one is the smallest count that reaches the mass, up to its limit",
           "[rerank][oracle]") {
     support::random r(133);
     int compared = 0;
@@ -118,8 +118,8 @@ TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the m
         oracle::counts expected;
         for (std::size_t g = 0; g < attention.size(); ++g) {
             expected.push_back(std::min(attention[g].size(),
-                                        oracle::stage_one_count(attention[g], reranker.attention_mass,
-                                                                static_cast<double>(mass[g]), limit, ties)));
+                                        oracle::pass_one_count(attention[g], reranker.attention_mass,
+                                                               static_cast<double>(mass[g]), limit, ties)));
         }
         if (ties.rounding_may_decide()) { continue; }
         CAPTURE(i, total, reranker.attention_mass, limit);

@@ -7,7 +7,7 @@
 //
 //   offsets           [rows + 1]        row r is [offsets[r], offsets[r + 1]); a row is a KV head
 //   importance        [offsets[rows]]   what ranks the tokens; higher stays
-//   attention         [offsets[rows]]   what ranks stage one of a two-stage selection; empty if there is none
+//   attention         [offsets[rows]]   what ranks pass one of a selection in two passes; empty if there is none
 //   protected_mass    [rows]            mean attention on the protected tokens; 0 where no attention is seen
 //   protected_tokens  [rows]            tokens of the row that always stay and are no candidates; empty: none in any row
 //   kv_heads                            rows of each layer where there are many; 0: one layer
@@ -68,7 +68,7 @@ struct token_scores {
     std::span<const index_t> offsets;
     /// [offsets[rows]] what ranks the tokens; higher stays.
     std::span<float> importance;
-    /// [offsets[rows]] what ranks stage one of a two-stage selection; empty: there is none.
+    /// [offsets[rows]] what ranks pass one of a selection in two passes; empty: there is none.
     std::span<float> attention = {};
     /// [rows] mean attention on the protected tokens; may be empty.
     std::span<float> protected_mass = {};
@@ -85,7 +85,7 @@ struct token_scores {
     [[nodiscard]] score_rows importance_rows() const {
         return {offsets, importance, protected_tokens, kv_heads};
     }
-    /// What ranks stage one: attention where the scorer writes it, else importance.
+    /// What ranks pass one: attention where the scorer writes it, else importance.
     [[nodiscard]] score_rows attention_rows() const {
         return {offsets, attention.empty() ? importance : attention, protected_tokens, kv_heads};
     }

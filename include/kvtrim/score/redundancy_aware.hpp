@@ -49,10 +49,9 @@ class key_redundancy {
     key_redundancy(const Keys& keys, index_t head, index_t rows, workspace& own)
         : keys_(keys), head_(head), rows_(rows), dim_(extent(keys, 2)),
           tile_tokens_(kernels::tile_tokens(dim_)), units_(own.take<float>(tile_tokens_ * dim_)),
-          newer_(own.take<float>(search_block * dim_)),
-          cosines_(own.take<float>(tile_tokens_ * search_block)), found_(own.take<bool>(tile_tokens_)),
-          sum_(own.take<double>(dim_)), sum_row_(own.take<float>(dim_)), spared_(own.take<float>(rows)),
-          result_(own.take<float>(rows)) {}
+          newer_(own.take<float>(search_rows * dim_)), cosines_(own.take<float>(tile_tokens_ * search_rows)),
+          found_(own.take<bool>(tile_tokens_)), sum_(own.take<double>(dim_)), sum_row_(own.take<float>(dim_)),
+          spared_(own.take<float>(rows)), result_(own.take<float>(rows)) {}
 
     // The result holds until the workspace is given back.
     [[nodiscard]] std::span<const float> compute(float similar_above, index_t search_tokens) {
@@ -72,7 +71,7 @@ class key_redundancy {
     }
 
   private:
-    static constexpr index_t search_block = 32;
+    static constexpr index_t search_rows = 32;
 
     void sum_units() {
         std::fill(sum_.begin(), sum_.end(), 0.0);
@@ -96,8 +95,8 @@ class key_redundancy {
         for_each_tile([&](index_t first, index_t count) {
             std::fill_n(found_.begin(), count, false);
             index_t missing = count;
-            for (index_t end = rows_; end > oldest && missing > 0; end -= search_block) {
-                const index_t begin = std::max(oldest, end - search_block);
+            for (index_t end = rows_; end > oldest && missing > 0; end -= search_rows) {
+                const index_t begin = std::max(oldest, end - search_rows);
                 load_units(begin, end - begin, newer_);
                 kernels::logits(units_.data(), dim_, count, newer_.data(), end - begin, dim_,
                                 cosines_.data());
@@ -145,8 +144,8 @@ class key_redundancy {
     index_t head_, rows_, dim_, tile_tokens_;
     index_t directions_ = 0;
     std::span<float> units_;   // [tile_tokens, head_dim]
-    std::span<float> newer_;   // [search_block, head_dim]
-    std::span<float> cosines_; // [tile_tokens, search_block]
+    std::span<float> newer_;   // [search_rows, head_dim]
+    std::span<float> cosines_; // [tile_tokens, search_rows]
     std::span<bool> found_;    // [tile_tokens]
     std::span<double> sum_;    // [head_dim]
     std::span<float> sum_row_; // [head_dim]

@@ -264,7 +264,7 @@ class replay_scores {
             static_cast<std::size_t>(offsets_[static_cast<std::size_t>(kv_head)]),
             static_cast<std::size_t>(tokens(kv_head)));
     }
-    // Logits that are kept of one block, within the bound.
+    // Logits that are kept of one row group, within the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in) const {
         return std::min(kernels::tile_query_rows * in.longest_row(),

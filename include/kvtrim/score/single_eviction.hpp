@@ -68,7 +68,7 @@ template <class Inputs>
     }
 }
 
-// The losses of one KV head's tokens, block by block of its query rows.
+// The losses of one KV head's tokens, one group of its query rows after the other.
 template <class Inputs>
 class token_losses {
   public:
@@ -106,8 +106,8 @@ class token_losses {
             if (is_of_output()) { prepare(rows.tile_tokens(), rows.group_size()); }
         }
         for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
-            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r));
-            add_block(rows, losses);
+            rows.begin_row_group(r, std::min(kernels::tile_query_rows, rows.rows() - r));
+            add_row_group(rows, losses);
         }
     }
 
@@ -116,9 +116,9 @@ class token_losses {
 
     [[nodiscard]] bool is_of_output() const { return loss_ != token_loss::attention_maximum; }
 
-    void add_block(attention_rows<Inputs>& rows, std::span<float> losses) {
+    void add_row_group(attention_rows<Inputs>& rows, std::span<float> losses) {
         const kernels::window_kernels& steps = kernels::active_window_kernels();
-        const index_t count = rows.block_rows();
+        const index_t count = rows.current_rows();
         if constexpr (Inputs::has_values) {
             if (is_of_output()) { take_outputs(rows); }
         }
@@ -144,7 +144,7 @@ class token_losses {
     void leave_out_nearest(const attention_rows<Inputs>& rows, index_t first, index_t tokens,
                            float* tile) const {
         if (nearest_ == 0) { return; }
-        const index_t count = rows.block_rows();
+        const index_t count = rows.current_rows();
         for (index_t r = 0; r < count; ++r) {
             const index_t own_row = rows.query_begin() + (rows.first_row() + r) % rows.queries();
             for (index_t t = std::max<index_t>(0, own_row - nearest_ + 1 - first); t < tokens; ++t) {
@@ -157,9 +157,9 @@ class token_losses {
 
     template <class Fn>
     void for_each_query_head(const attention_rows<Inputs>& rows, Fn&& fn) const {
-        for (index_t begin = 0; begin < rows.block_rows();) {
+        for (index_t begin = 0; begin < rows.current_rows();) {
             const index_t head = (rows.first_row() + begin) / rows.queries();
-            const index_t end = std::min(rows.block_rows(), (head + 1) * rows.queries() - rows.first_row());
+            const index_t end = std::min(rows.current_rows(), (head + 1) * rows.queries() - rows.first_row());
             fn(head, begin, end);
             begin = end;
         }
@@ -204,9 +204,9 @@ class token_losses {
         }
     }
 
-    // o of the block's rows, |o|^2, and o as the other factor of <v, o>.
+    // o of the current rows, |o|^2, and o as the other factor of <v, o>.
     void take_outputs(attention_rows<Inputs>& rows) {
-        const index_t dim = extent(in_.values, 2), count = rows.block_rows();
+        const index_t dim = extent(in_.values, 2), count = rows.current_rows();
         std::fill_n(outputs_.begin(), count * dim, 0.0f);
         for (index_t t = 0; t < rows.visible_end(); t += rows.tile_tokens()) {
             const index_t tokens = std::min(rows.tile_tokens(), rows.visible_end() - t);
@@ -234,7 +234,7 @@ class token_losses {
     // The tile's attention becomes squares of errors.
     void to_errors(const attention_rows<Inputs>& rows, index_t first, index_t tokens, float* tile,
                    const kernels::window_kernels& steps) {
-        const index_t dim = extent(in_.values, 2), count = rows.block_rows();
+        const index_t dim = extent(in_.values, 2), count = rows.current_rows();
         const float_rows v = read_rows(in_.values, kv_head_, first, tokens, values_.data());
         steps.logits(v.data, v.stride, tokens, packed_.data(), count, dim, 0.0f, products_.data(), {});
         for_each_query_head(rows, [&](index_t head, index_t begin, index_t end) {
@@ -339,7 +339,7 @@ struct single_eviction {
     }
 
   private:
-    // Logits that are kept of one block, within the bound.
+    // Logits that are kept of one row group, within the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in) const {
         return std::min(kernels::tile_query_rows * in.longest_row(),
