@@ -80,7 +80,8 @@ class layer_wise {
 
     /// The scores alone, a table per layer: what plan() ranks by. request.budget is not read. An engine that has one layer at a
     /// time calls policy.score(). Returns what validate() says of inputs that no budget can repair, invalid_parameter for another
-    /// number of tables than layers (needed: layers), workspace_too_small, or what the scorer answers; with every table as it was.
+    /// number of tables than layers (needed: layers), workspace_too_small, or what the scorer answers; with every table as it
+    /// was.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status score(std::span<const Inputs> layers, const eviction_request& request,
                                std::span<score_table> out, workspace& scratch, Executor&& ex = {}) const {
