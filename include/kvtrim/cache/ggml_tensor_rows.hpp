@@ -12,9 +12,9 @@
 //   strides in bytes, of any sign; for blocks, element_stride is the size of a block, and d counts as in cache/ggml_rows.hpp
 //
 // ggml's headers are not needed. To view a ggml_tensor: view_ggml in adapter/ggml.hpp.
-// Rows read, score and move as those of the typed view (strided, ggml_rows), bit for bit. Cost: a branch per tile, and what
-// the typed view may do without a copy (f32, and bf16 on AMX) is a copy here. visit(fn) calls fn with the typed view:
-// compact_in_place of a transposed V is faster so, as it moves channel by channel.
+// Rows read, score and move as those of the typed view (strided, ggml_rows), bit for bit. Cost: a branch per tile, and a
+// copy of rows that are read in place from the typed view (f32, and bf16 where the processor multiplies it). visit(fn) calls
+// fn with the typed view: compact_in_place of a transposed V is faster so, as it moves channel by channel.
 
 #include <kvtrim/cache/ggml_rows.hpp>
 #include <kvtrim/cache/row_reader.hpp>

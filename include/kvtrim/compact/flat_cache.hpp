@@ -25,8 +25,8 @@
 // Errors: invalid_parameter, no_room, index_overflow, plan_mismatch, views_overlap, with nothing changed; a cache made of
 // wrong numbers has no heads, and every call answers validate().
 //
-// Every head gets as much room, for every token needs a row of each: `growth` of the mean row count, so that each
-// row is moved at most 1 / growth times per row appended, on average, and growth is the reserved share of memory.
+// Every head gets the same room, because every token needs a row of each head: `growth` times the mean row count. So each row is
+// moved at most 1 / growth times per row appended, on average, and growth is the reserved share of memory.
 // After an eviction the room is what the plan freed: several evictions need no spread().
 // Source: FFY0/AdaKV@efe4e2e copies the whole flat cache for each generated token.
 // Memory: 12 bytes per KV head. Cost: append O(kv_heads).
@@ -89,7 +89,7 @@ class flat_cache {
         for (const index_t length : lengths_) { total += length; }
         return total;
     }
-    /// Tokens that can be appended as things are.
+    /// Tokens that append() takes without a spread().
     [[nodiscard]] index_t room() const {
         index_t least = kv_heads() == 0 ? 0 : capacity();
         for (std::size_t h = 0; h < lengths_.size(); ++h) {
@@ -154,7 +154,7 @@ class flat_cache {
         begins_.swap(next_begins_);
         return {};
     }
-    /// The same from one memory to another: every head that has rows is copied.
+    /// The same from one memory to another: calls copy(from, to, count) for every head that has rows. Returns what spread() does.
     template <class Copy>
     [[nodiscard]] status spread_into(index_t rows, Copy&& copy) {
         if (const status s = valid_capacity(rows); !s.ok()) { return s; }
@@ -164,8 +164,8 @@ class flat_cache {
         return {};
     }
 
-    /// The rows were cut by a plan (compact_in_place of flat_rows): each head keeps its place, and what it lost as
-    /// room. Returns errc::plan_mismatch, with nothing changed.
+    /// Takes over a cut by this plan (compact_in_place of flat_rows): each head begins where it did, and its evicted rows become
+    /// room. Returns what validate() says or plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (const status s = check_plan(*this, plan); !s.ok()) { return s; }
         for (index_t h = 0; h < kv_heads(); ++h) {
@@ -273,7 +273,7 @@ class flat_rows {
     void move_row(index_t head, index_t from, index_t to) const {
         move(cache_->row(head, from), cache_->row(head, to), 1);
     }
-    /// Rows of memory; the ranges may overlap.
+    /// Moves `count` rows of memory, whatever head they belong to; the ranges may overlap.
     void move(index_t from, index_t to, index_t count) const {
         if (head_dim_ == 0) { return; } // such rows may have no memory
         std::memmove(data_ + to * head_dim_, data_ + from * head_dim_,

@@ -33,7 +33,7 @@ class eviction_policy {
         "uniform allocator (chunks of heads that compete: chunked_per_head); see rerank/shared.hpp");
 
   public:
-    [[no_unique_address]] Scorer scorer = {};       ///< the inner scorer
+    [[no_unique_address]] Scorer scorer = {};       ///< scores the candidates
     [[no_unique_address]] Allocator allocator = {}; ///< deals the budget out over the KV heads
     [[no_unique_address]] Reranker reranker = {};   ///< rewrites importance before selection
 
@@ -51,8 +51,9 @@ class eviction_policy {
         return validate(in, request).ok() ? detail::pipeline_bytes(*this, one(in), request, ex) : 0;
     }
 
-    /// Makes the plan for one layer. `scratch` holds at least workspace_bytes(in, request), or nothing is scored and
-    /// the answer names them.
+    /// Makes the plan for one layer. Returns what validate() says, workspace_too_small (needed: workspace_bytes),
+    /// invalid_parameter for an output that a ragged view of the inputs reads, index_overflow (needed: tokens), or what a stage
+    /// answers; with out unchanged.
     template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(const Inputs& in, const eviction_request& request, keep_plan& out,
                               workspace& scratch, Executor&& ex = {}, Observer&& observer = {}) const {

@@ -61,7 +61,7 @@ class layer_cascade {
     [[nodiscard]] status validate() const { return validity_; }
 
     [[nodiscard]] index_t layers() const { return std::ssize(layer_begin_) - 1; } ///< pushed so far
-    /// Of a layer.
+    /// Rows of a layer; the layer is not checked, here and below.
     [[nodiscard]] index_t rows(index_t layer) const { return begin_of(layer + 1) - begin_of(layer); }
     /// Candidates held in all rows; at most total after each push.
     [[nodiscard]] index_t held_tokens() const { return competing_ + safeguarded_; }

@@ -8,8 +8,8 @@
 //   cascade    begin(...) and push(layer, ...) after each layer's prefill: the same result while holding `total`
 //              tokens and one layer (policy/layer_cascade.hpp); with the adaptive allocator
 //
-// The request's budget is per head, per layer (over_all_heads) or for the whole model (over_all_layers). push() takes
-// the layers to come to be like the pushed one, as they are after a prefill.
+// The request's budget is per head, per layer (over_all_heads) or for the whole model (over_all_layers). push() assumes
+// that the layers to come have the KV heads and tokens of the pushed one, as after a prefill.
 //
 // Source: Layer-DefensiveKV, arXiv:2510.13334; FFY0/DefensiveKV@9251b95 efficient_ada_global_scorer_press.py.
 // Departures: protected tokens stay in every layer (the authors' may lose the window); every row keeps its best
@@ -38,8 +38,8 @@ class layer_wise {
 
     layer_policy policy = {}; ///< its stages
 
-    /// What the policy says of the layers together: budget_below_protection names the tokens of all of them. rows_differ
-    /// where layers have different kv_heads.
+    /// Everything plan() checks before it computes; ok, or the first error. budget_below_protection (needed: protected tokens of
+    /// all layers); rows_differ where layers have different kv_heads (needed: those of the first).
     template <class Inputs>
     [[nodiscard]] status validate(std::span<const Inputs> layers, const eviction_request& request) const {
         return detail::validate_pipeline(policy, layers, request);
@@ -97,8 +97,8 @@ class layer_wise {
         return score(layers, request, out, scratch, ex);
     }
 
-    /// The cascade for `layers` layers like this one. Where validate() of so many would refuse them, or `layers` is not
-    /// positive, it holds nothing and answers that (layer_cascade::validate).
+    /// A cascade for `layers` layers like this one. Where validate() would refuse so many, or `layers` is not positive, the
+    /// cascade holds nothing and its validate() says why.
     template <class Inputs>
     [[nodiscard]] layer_cascade begin(const Inputs& in, const eviction_request& request,
                                       index_t layers) const {

@@ -188,15 +188,14 @@ template <class BytesOf, class Plan, class PlansOf, class Reads, class Executor>
 
 } // namespace detail
 
-/// Bytes of workspace for plan_batch at the full width of this executor; those for one worker are enough. 0 where it has not one
-/// request per sequence.
+/// Bytes of workspace for plan_batch() at the full width of this executor; those for one worker are enough.
 template <class Executor = serial_executor>
 [[nodiscard]] index_t plan_batch_bytes(std::span<const batch_item> items, const Executor& ex = {}) {
     return detail::batch_bytes(
         std::ssize(items), [&](index_t i) { return items[static_cast<std::size_t>(i)].workspace_bytes(); },
         ex);
 }
-/// The same for sequences of one kind.
+/// The same for sequences of one kind; 0 unless there is one request per sequence.
 template <class Policy, class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t plan_batch_bytes(const Policy& policy, std::span<const Inputs> inputs,
                                        std::span<const eviction_request> requests, const Executor& ex = {}) {

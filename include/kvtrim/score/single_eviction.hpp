@@ -9,14 +9,14 @@
 //   importance[g, t] = max over the queries i of all heads h of group g, or root of the sum of squares over the queries and of
 //                      their mean over the heads
 //
-// A token whose value is what the query gets anyway costs nothing, however much attention it has. Without W_O the distance is
+// The loss is 0 for a token whose value equals the query's output, however much attention it has. Without W_O the distance is
 // || v - o ||_2; W_O is given as it is or, prepared once, as its Gram view. The sum of squares is DropKV's score.
 // W_O may be given scaled: divided by the length of the residual stream that a layer adds to, it makes layers comparable.
 //
 // Source: DropKV, openreview MqfNzH3TVH; kvpress issue 284 and pull request 285 (sum of squares over the newest queries).
 // Departures: W_O is counted where it is given; the maximum is kvtrim's own.
 // Cost: the logits twice or three times (once where they are kept), and two products more of the same size for o and <v, o>.
-// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float. Queries with outputs not finite count nothing.
+// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float. A query whose output is not finite is left out.
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
@@ -32,10 +32,10 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// What a token is worth to the queries of all heads that read its KV head.
+/// How the loss of a token is measured over the queries of all heads that read its KV head.
 enum class token_loss : std::uint8_t {
-    attention_maximum, ///< the most attention that one of them pays it, 0 to 1
-    output_maximum,    ///< the most that one output changes when it is evicted, in the output's unit
+    attention_maximum, ///< the maximum of their attention to it, 0 to 1
+    output_maximum,    ///< the maximum of what their outputs change when it is evicted, in the output's unit
     output_square_sum, ///< root of the sum of squares of what all outputs change
 };
 
@@ -48,7 +48,7 @@ template <class Inputs>
 inline constexpr bool has_gram =
     std::is_same_v<std::remove_cvref_t<decltype(Inputs::output_projection)>, gram_view>;
 
-// Bad input of a loss that reads values. Returns invalid_parameter.
+// Checks the inputs of a loss that reads values. Returns invalid_parameter.
 template <class Inputs>
 [[nodiscard]] status validate_loss(const Inputs& in, token_loss loss) {
     if constexpr (Inputs::has_values) {

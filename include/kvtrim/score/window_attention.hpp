@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scores each candidate token by the attention that the observed queries pay it, in two sweeps over the keys.
+// Scores each candidate token by the attention that the observed queries pay to it, in two sweeps over the keys.
 //
 //   importance[g] = aggregator( A[h, i, candidates] for all query heads h of group g, all queries i )
 //
@@ -58,7 +58,8 @@ struct window_attention {
         return validate_attention(in, request);
     }
 
-    /// Bytes for the executor's full width; those for one worker are enough. 0 for inputs that it refuses.
+    /// Bytes of workspace for score() at the full width of this executor; those for one worker are enough. 0 for inputs that it
+    /// refuses.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
