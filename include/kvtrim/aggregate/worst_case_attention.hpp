@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// DefensiveKV's two-step aggregation: a token's importance is the highest pooled attention that any observed query pays it,
-// and at least the average of that over the tokens (a prior for tokens that no observed query happened to attend).
+// DefensiveKV's two-step aggregation: a token's importance is the highest pooled attention that any observed query pays to
+// it, and at least the average of that over the tokens (a prior for tokens that no observed query happened to attend).
 //
 //   a[i, c]        attention of query row i (all window queries of all heads of the group) to candidate c
 //   r[i, c]        average pooling of a[i], rescaled to the row's own mass: pooling must not change it

@@ -13,8 +13,8 @@
 // A value: copies are forks, save() and restore() work (core/plain_memory.hpp); equal states save equal bytes. Memory:
 // [kv_heads, capacity] of T, where capacity grows when a head outgrows it, and is the longest head after a restore;
 // nothing else allocates.
-// Numbers are not trusted (core/status.hpp): made with wrong sizes it is empty and answers validate() to everything; a call
-// that cannot be served changes nothing.
+// Numbers are not trusted (core/status.hpp): an object of wrong sizes is empty, and every call returns what validate() says. A
+// refused call changes nothing.
 
 #include <kvtrim/compact/check_plan.hpp>
 #include <kvtrim/core/plain_memory.hpp>
@@ -77,7 +77,7 @@ class token_rows {
     [[nodiscard]] status validate() const { return validity_; }
 
     [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); } ///< 0 where it is not valid
-    /// Of a head; not checked.
+    /// Tokens of a head, which is not checked.
     [[nodiscard]] index_t tokens(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
     /// [kv_heads], as cache/filled.hpp takes them; valid until the state is assigned or restored.
     [[nodiscard]] std::span<const index_t> lengths() const { return lengths_; }

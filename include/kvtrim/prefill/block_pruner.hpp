@@ -84,9 +84,9 @@ class block_pruner {
         return counting.needed_bytes();
     }
 
-    /// Plans one layer of a chunk. `state` is the request's own; `scratch` holds workspace_bytes() bytes.
-    /// On an error the plan and the state are as they were, with one exception: where an allocator refuses a segment or
-    /// answers impossible budgets, the state is reset (layer_fusion::reset).
+    /// Plans one layer of a chunk. `state` is the request's own. Returns what validate() says, workspace_too_small (needed:
+    /// workspace_bytes), what the allocator answers, or invalid_parameter for impossible budgets of an allocator. The plan is then
+    /// as it was, and so is the state, unless an allocator is the reason: then it is reset (layer_fusion::reset).
     template <class Queries, class Keys, class Executor = serial_executor>
     [[nodiscard]] status plan(const Queries& queries, const Keys& keys, const prefill_chunk& chunk,
                               layer_fusion& state, prune_plan& out, workspace& scratch,
