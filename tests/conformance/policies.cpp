@@ -286,7 +286,7 @@ results run_criticalkv(const golden_case& c) {
     } else if (variant == "paper") {
         auto policy =
             kvtrim::criticalkv({.attention = mean_of(c), .first_ratio = first_ratio, .epsilon = epsilon});
-        policy.reranker.rounding = kvtrim::stage_rounding::truncated;
+        policy.reranker.rounding = kvtrim::share_rounding::truncated;
         t = plan_with(policy, with_everything(l),
                       {.budget = kvtrim::per_head(kept), .protect = {.window_tokens = l.window}});
     } else {
@@ -302,7 +302,7 @@ results run_critical_adakv(const golden_case& c) {
     const auto epsilon = c.get<float>("epsilon", 1e-4f);
     const std::string variant = c.text("variant", "paper");
     kvtrim::two_stage reranker{.first_ratio = c.get("first_ratio", 0.5),
-                               .rounding = kvtrim::stage_rounding::truncated};
+                               .rounding = kvtrim::share_rounding::truncated};
     trace t;
     if (variant == "kvpress") {
         reranker.first_at_least = truncated(kept, alpha);

@@ -37,7 +37,7 @@ namespace KVTRIM_NAMESPACE {
 /// Settings of defensivekv().
 struct defensivekv_config {
     worst_case_attention attention = {};     ///< kernel 5, floor at the mean
-    norm_scope scope = norm_scope::per_head; ///< how value norms are normalised
+    norm_scope scope = norm_scope::per_head; ///< how projected value norms are normalised
     double attention_mass = 0.9;             ///< threshold of pass one; reference 0.9
     double first_at_most = 0.5;              ///< cap on pass one, as a share of the even budget; reference 1
     double safeguard_ratio = 0.0;            ///< tokens of every head that do not compete; reference none

@@ -43,14 +43,16 @@ inline void mark_most_attended(const token_scores& scores, index_t row, index_t 
 } // namespace detail
 
 /// How a share of a budget becomes tokens: exactly, or truncated in doubles as kvpress does.
-enum class stage_rounding : std::uint8_t { exact, truncated };
+enum class share_rounding : std::uint8_t { exact, truncated };
+/// The former name of share_rounding.
+using stage_rounding [[deprecated("use share_rounding; gone in 0.3")]] = share_rounding;
 
 /// Pass one takes a share of each row's budget by attention, pass two the rest by importance (CriticalKV).
 struct two_stage {
     double first_ratio = 0.5;   ///< share of a row's budget that pass one takes, in [0, 1]; reference 0.5
     index_t first_tokens = -1;  ///< >= 0: this many tokens per row instead
     index_t first_at_least = 0; ///< never fewer (kvpress' Ada form: the safeguard)
-    stage_rounding rounding = stage_rounding::exact; ///< of a share to tokens; kvpress: truncated
+    share_rounding rounding = share_rounding::exact; ///< of a share to tokens; kvpress: truncated
 
     /// whether the allocator sees attention instead of importance
     static constexpr bool allocate_by_attention = true;
@@ -66,7 +68,7 @@ struct two_stage {
     [[nodiscard]] index_t first_count(index_t budget) const {
         index_t first = first_tokens;
         if (first < 0 && validate().ok()) {
-            first = rounding == stage_rounding::exact
+            first = rounding == share_rounding::exact
                         ? kept_tokens(budget, first_ratio)
                         : static_cast<index_t>(static_cast<double>(budget) * first_ratio);
         }
