@@ -57,7 +57,7 @@ class llama_graph {
 
     /// Why something of the graphs so far could not be read, or ok.
     [[nodiscard]] status validate() const { return problem_; }
-    /// Of a sequence whose queries were seen, by number; empty for another.
+    /// The layers of a sequence whose queries were seen, by number; empty for another sequence.
     [[nodiscard]] const std::map<int, llama_layer>& layers(int sequence = 0) const {
         static const std::map<int, llama_layer> none;
         const auto at = layers_.find(sequence);

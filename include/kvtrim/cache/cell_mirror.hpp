@@ -84,9 +84,9 @@ class cell_mirror {
             positions_, [&](index_t c) { return use(sequence, c); }, room, out, options);
     }
 
-    /// Token i of the sequence is now in cells[i], at positions[i]; what was there is gone. Returns invalid_parameter for a
-    /// sequence that cannot be or lists of different lengths, invalid_table for a cell outside or a position below 0,
-    /// views_overlap for a list of positions().
+    /// Token i of the sequence is now in cells[i], at positions[i]; what was there is gone. Returns what validate() says,
+    /// invalid_parameter for a sequence that cannot be or lists of different lengths, invalid_table for a cell outside or a
+    /// position below 0, views_overlap for a list of positions(); with nothing changed.
     [[nodiscard]] status fill(std::span<const std::int64_t> cells_written,
                               std::span<const std::int32_t> positions, int sequence) {
         if (const status s = check(sequence); !s.ok()) { return s; }

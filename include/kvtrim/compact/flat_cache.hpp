@@ -80,7 +80,7 @@ class flat_cache {
     [[nodiscard]] std::span<const std::int32_t> begins() const { return begins_; }
     /// [kv_heads] rows of each head; seqused_k.
     [[nodiscard]] std::span<const std::int32_t> lengths() const { return lengths_; }
-    /// Of a head; not checked.
+    /// Rows of a head, which is not checked.
     [[nodiscard]] index_t rows(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
     [[nodiscard]] index_t capacity() const { return begins_.back(); } ///< rows of memory
     /// Rows of all heads.

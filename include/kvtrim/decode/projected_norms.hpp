@@ -31,7 +31,7 @@ class projected_norms {
     /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return rows_.validate(); }
     [[nodiscard]] index_t kv_heads() const { return rows_.kv_heads(); } ///< 0 where it is not valid
-    /// Of a head; not checked.
+    /// Tokens of a head, which is not checked.
     [[nodiscard]] index_t tokens(index_t head) const { return rows_.tokens(head); }
     /// [tokens(head)] norms of a head, which is not checked.
     [[nodiscard]] std::span<const float> row(index_t head) const { return rows_.row(head); }
