@@ -7,6 +7,7 @@
 
 #include "support/cpu_levels.hpp"
 #include "support/prefill.hpp"
+#include "support/special_floats.hpp"
 
 #include <cmath>
 #include <limits>
@@ -17,9 +18,6 @@ using namespace support;
 
 namespace {
 
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float largest = std::numeric_limits<float>::max();
 
 std::vector<float> normals(support::random& r, index_t count) {
     std::vector<float> values = zeros(count);
@@ -251,7 +249,7 @@ TEST_CASE("softmax: masked logits weigh nothing, and a row of them becomes zeros
         std::vector<float> all{-infinity, -infinity};
         kernels::softmax(all.data(), 2);
         CHECK(all == std::vector<float>{0, 0});
-        std::vector<float> extreme{largest, -largest, largest, 0};
+        std::vector<float> extreme{largest_float, -largest_float, largest_float, 0};
         kernels::softmax(extreme.data(), 4);
         CHECK(extreme == std::vector<float>{0.5f, 0, 0.5f, 0});
         kernels::softmax(nullptr, 0);

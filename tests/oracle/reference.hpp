@@ -41,6 +41,16 @@ inline double l1_norm(const row& values) {
     return norm;
 }
 
+inline row softmax(const row& logits) {
+    row result(logits.size(), 0.0);
+    if (logits.empty()) { return result; }
+    const double largest = *std::max_element(logits.begin(), logits.end());
+    for (std::size_t i = 0; i < logits.size(); ++i) { result[i] = std::exp(logits[i] - largest); }
+    const double total = sum(result);
+    for (double& x : result) { x /= total; }
+    return result;
+}
+
 // x [inner] * m [inner][columns]
 inline row times(const row& x, const matrix& m) {
     row result(m.empty() ? 0 : m[0].size(), 0.0);

@@ -33,7 +33,7 @@ double largest(const oracle::matrix& norms) {
     return result;
 }
 
-layer_data small_layer() {
+layer_data wide_group_layer() {
     return random_layer({.kv_heads = 2, .group = 3, .tokens = 30, .head_dim = 8, .value_dim = 8}, 2);
 }
 
@@ -71,7 +71,7 @@ TEST_CASE("projected value norm: L1 and Gram L2 equal the norms of v W_O for ran
 }
 
 TEST_CASE("projected value norm: W_O as a checkpoint stores it gives the same norms", "[score]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const layer_shape& s = layer.shape;
     std::vector<float> stored(layer.w.size()); // [hidden, q_heads * head_dim]
     for (index_t h = 0; h < s.q_heads(); ++h) {
@@ -92,7 +92,7 @@ TEST_CASE("projected value norm: W_O as a checkpoint stores it gives the same no
 }
 
 TEST_CASE("projected value norm: W_O packed at one level serves at another", "[score]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     for (const cpu_level packed_at : cpu_levels()) {
         const packed_projection packed = [&] {
             const cpu_level_guard guard(packed_at);
@@ -181,7 +181,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
 
 TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and others are not touched",
           "[score][odd]") {
-    layer_data layer = small_layer();
+    layer_data layer = wide_group_layer();
     const std::vector<float> before = norms_of(layer.inputs(), {}).importance;
     std::fill_n(layer.value(0, 5), 8, 0.0f);
     layer.value(0, 6)[2] = std::numeric_limits<float>::quiet_NaN();
@@ -199,7 +199,7 @@ TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and o
 }
 
 TEST_CASE("projected value norm: bad input and a W_O of another layer are named", "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const view five(layer.w.data(), {5, 8, 24});
     const view none(layer.w.data(), {0, 8, 24});
     const view narrow(layer.w.data(), {6, 7, 24});
@@ -229,7 +229,7 @@ TEST_CASE("projected value norm: bad input and a W_O of another layer are named"
 
 TEST_CASE("prepared projections: a W_O that cannot be read gives an empty one that says why",
           "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const std::vector<std::int32_t> ends{0, 8, 16, 20};
     const ragged<const float> uneven(layer.w.data(), ends, 24);
     const view missing(nullptr, {6, 8, 24});
@@ -259,7 +259,7 @@ TEST_CASE("prepared projections: a W_O that cannot be read gives an empty one th
 }
 
 TEST_CASE("projected value norm: W_O of other query heads than the queries is refused", "[score][errors]") {
-    const layer_data layer = small_layer(); // six query heads for two KV heads
+    const layer_data layer = wide_group_layer(); // six query heads for two KV heads
     const view four(layer.w.data(), {4, 8, 24});
     const gram_projection gram(four);
     const auto message = [](const auto& in) { return std::string(validate_projection(in).what()); };
@@ -271,7 +271,7 @@ TEST_CASE("projected value norm: W_O of other query heads than the queries is re
 }
 
 TEST_CASE("projected value norm: what it refuses it does not write", "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const auto in = layer.inputs();
     score_memory memory(in, {});
     serial_executor ex;
@@ -300,7 +300,7 @@ TEST_CASE(
     "newest value norms: tokens that a head lacks and an output of another shape are refused, with nothing "
     "written",
     "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const auto in = layer.inputs();
     serial_executor ex;
     growing_workspace enough;

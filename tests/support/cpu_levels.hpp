@@ -54,6 +54,13 @@ inline bool runs_bf16_vectors() {
     return false;
 }
 
+// The same for what is AVX-512 without bf16.
+inline bool runs_avx512() {
+    if (kvtrim::best_cpu_level() >= kvtrim::cpu_level::avx512) { return true; }
+    WARN("no AVX-512 on this machine: not tested");
+    return false;
+}
+
 // Calls fn() at each level of this machine.
 template <class Fn>
 void at_each_cpu_level(Fn&& fn) {
