@@ -23,7 +23,7 @@ constexpr option_row option_rows[] = {
      "share of the budget that attention alone takes, or takes at most"},
     {"epsilon", KVTRIM_REAL, 0, 1e30, nullptr, "added to a score before it is weighted by a value norm"},
     {"epsilon_relative", KVTRIM_INTEGER, 0, 1, nullptr, "1: epsilon is in units of the head's mean score"},
-    {"attention_mass", KVTRIM_REAL, 0, 1, nullptr, "attention that stage one covers"},
+    {"attention_mass", KVTRIM_REAL, 0, 1, nullptr, "attention that pass one covers"},
     {"floor_weight", KVTRIM_REAL, 0, 1e30, nullptr, "share of the mean that floors the worst case"},
     {"norm_scope", KVTRIM_CHOICE, 0, 2, "raw|per_head|per_token", "how value norms are normalised"},
     {"lambda", KVTRIM_REAL, 0, 1e30, nullptr, "weight of the layer's sum"},

@@ -276,7 +276,7 @@ inline row snapkv_scores(const tensor& a, std::size_t group, std::size_t kv_head
 
 struct defensive_scores {
     row aggregated; // worst case over the queries, floored by its mean
-    row attention;  // plain mean, which stage one ranks by
+    row attention;  // plain mean, which pass one ranks by
 };
 
 inline defensive_scores worst_case(const tensor& a, std::size_t group, std::size_t kv_head,
@@ -545,9 +545,9 @@ inline token_set two_stage(const row& attention, const row& importance, std::siz
     return kept;
 }
 
-// DefensiveKV's stage one: the fewest most attended tokens that, with what the protected tokens have, hold `mass`.
-inline std::size_t stage_one_count(const row& attention, double mass, double protected_mass,
-                                   std::size_t limit, near_ties& ties) {
+// DefensiveKV's pass one: the fewest most attended tokens that, with what the protected tokens have, hold `mass`.
+inline std::size_t pass_one_count(const row& attention, double mass, double protected_mass, std::size_t limit,
+                                  near_ties& ties) {
     double held = protected_mass;
     std::size_t count = 0;
     for (const std::size_t c : ranking(attention)) {

@@ -55,8 +55,9 @@ TEST_CASE("projected_norm_weighted: scores equal (s + epsilon) * norm for every 
     }
 }
 
-TEST_CASE("projected_norm_weighted: with a two-stage scorer inside, attention is that scorer's own",
-          "[score][oracle]") {
+TEST_CASE(
+    "projected_norm_weighted: with a scorer that writes attention inside, attention is that scorer's own",
+    "[score][oracle]") {
     const layer_data layer = square_layer();
     const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
     projected_norm_weighted<window_attention<worst_case_attention>> scorer;

@@ -308,7 +308,7 @@ TEST_CASE(
     const index_t tokens = in.tokens(0);
     std::vector<float> norms(static_cast<std::size_t>(2 * tokens + 2), -7);
     const auto code = [&](index_t count, const strided<float, 2>& out) {
-        return newest_value_norms(in, count, out, scratch, ex).code();
+        return newest_projected_value_norms(in, count, out, scratch, ex).code();
     };
     CHECK(code(tokens + 1, {norms.data(), {index_t{2}, tokens + 1}}) == errc::invalid_parameter);
     CHECK(code(-1, {norms.data(), {2, -1}}) == errc::invalid_parameter);

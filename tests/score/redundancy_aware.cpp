@@ -103,7 +103,7 @@ TEST_CASE("redundancy_aware: the scale of the base scores does not matter, nor t
     for (std::size_t i = 1; i < 40; ++i) { CHECK((alone[i] < alone[i - 1]) == (norms[i] < norms[i - 1])); }
 }
 
-TEST_CASE("redundancy_aware: a two-stage scorer keeps its attention", "[score]") {
+TEST_CASE("redundancy_aware: a scorer that writes attention keeps its attention", "[score]") {
     const layer_data layer = redundant_layer();
     const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
     using inner = window_attention<worst_case_attention>;

@@ -8,8 +8,8 @@
 //   s = all.add(policy, inputs, attention, memory);      // each layer: what the policy's scorer gives, or rows of one's own
 //   s = all.plan(plan);                                  // a plan of one row, for edit_cells (compact/edit_cells.hpp)
 //
-// Rows of all layers are folded (rerank/row_fold.hpp): sum, the default, and the best of those three on a real model
-// (docs/engines/llama-cpp.md); maximum; or votes.
+// Rows of all layers are folded (rerank/row_fold.hpp): by their sum, their maximum or their votes. The sum is the default: it
+// was the best of the three on a real model (docs/engines/llama-cpp.md).
 // Cost: a fold per row. Workspace: rerank/row_fold.hpp; add(policy, ...) takes its own from `memory`.
 
 #include <kvtrim/core/executor.hpp>
@@ -100,7 +100,7 @@ class cell_scores {
     }
 
     /// Adds what a policy's scorer gives for one layer; its allocator and reranker have no part in one token set. Returns what
-    /// policy.score() says, or as above, with nothing added.
+    /// policy.score() or add(score_rows) says, with nothing added.
     template <class Policy, class Inputs, class Executor = serial_executor>
     [[nodiscard]] status add(const Policy& policy, const Inputs& in, const attention_options& attention,
                              growing_workspace& memory, Executor&& ex = {}) {

@@ -63,8 +63,8 @@ template <cache_view W>
 /// G_h of every query head, prepared once per layer and kept by the engine.
 class gram_projection {
   public:
-    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. Not valid, and empty: a W_O that is not, or
-    /// whose heads have different numbers of rows.
+    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. The object is empty, and validate() says why, for
+    /// a W_O that is not valid, or whose heads have different numbers of rows.
     template <cache_view W>
     explicit gram_projection(const W& w_o) : validity_(detail::validate_to_prepare(w_o)) {
         if (!validity_.ok()) { return; }

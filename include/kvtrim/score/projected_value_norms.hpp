@@ -14,7 +14,7 @@
 // {head_dim, 1, q_heads * head_dim}.
 //
 // A token's norm depends on its value alone, so an engine may take it when the token enters the cache
-// (newest_value_norms; decode/projected_norms.hpp keeps them as long as their tokens) and give known_norms to the scorers.
+// (newest_projected_value_norms; decode/projected_norms.hpp keeps them as long as their tokens) and give known_norms to the scorers.
 //
 // Source: CriticalKV, arXiv:2502.03805, Sec. 4, Eq. 8; kvpress@8bb29b9 criticalkv_press.py:vwl1norm.
 // Departures: values are not repeated per query head; the norms of fp16 values are taken in float.
@@ -233,7 +233,7 @@ template <class Inputs>
     }
     return {};
 }
-/// Bytes of workspace for projected_value_norms() and newest_value_norms(); 0 for inputs that validate_projection() refuses.
+/// Bytes of workspace for projected_value_norms() and newest_projected_value_norms(); 0 for inputs that validate_projection() refuses.
 template <class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t projected_value_norms_bytes(const Inputs& in, const Executor& ex = {}) {
     if constexpr (detail::knows_norms<Inputs>) {
@@ -266,17 +266,19 @@ template <class Inputs, executor Executor>
 /// [kv_heads, count] and one after the other in a head, views_overlap (check_outputs), or workspace_too_small
 /// (projected_value_norms_bytes); with nothing written.
 template <class Inputs, executor Executor>
-[[nodiscard]] status newest_value_norms(const Inputs& in, index_t count, const strided<float, 2>& norms,
-                                        workspace& scratch, Executor& ex) {
+[[nodiscard]] status newest_projected_value_norms(const Inputs& in, index_t count,
+                                                  const strided<float, 2>& norms, workspace& scratch,
+                                                  Executor& ex) {
     if (const status s = validate_projection(in); !s.ok()) { return s; }
     if (const status s = norms.validate(); !s.ok()) { return s; }
     if (count < 0 || count > in.shortest_row()) {
-        return {errc::invalid_parameter, "newest_value_norms: no head may have fewer tokens",
+        return {errc::invalid_parameter, "newest_projected_value_norms: no head may have fewer tokens",
                 in.shortest_row()};
     }
     if (norms.extent(0) != in.kv_heads() || norms.extent(1) != count || norms.stride(1) != 1) {
-        return {errc::invalid_parameter,
-                "newest_value_norms: norms must be [kv_heads, count], one after the other in a head"};
+        return {
+            errc::invalid_parameter,
+            "newest_projected_value_norms: norms must be [kv_heads, count], one after the other in a head"};
     }
     if (count == 0) { return {}; }
     if (const status s = check_outputs(std::array{bytes_of(norms)}, in); !s.ok()) { return s; }
@@ -287,6 +289,14 @@ template <class Inputs, executor Executor>
         },
         [&](index_t g) { return std::span(&norms(g, index_t{0}), static_cast<std::size_t>(count)); }, scratch,
         ex);
+}
+
+/// The former name of newest_projected_value_norms().
+template <class Inputs, executor Executor>
+[[deprecated("use newest_projected_value_norms; gone in 0.3")]] [[nodiscard]] status
+newest_value_norms(const Inputs& in, index_t count, const strided<float, 2>& norms, workspace& scratch,
+                   Executor& ex) {
+    return newest_projected_value_norms(in, count, norms, scratch, ex);
 }
 
 } // namespace KVTRIM_NAMESPACE
