@@ -40,8 +40,8 @@ const std::array<index_t, 3> extents{heads, rows_of_head, head_dim};
 const std::array<index_t, 2> token_major{head_dim, heads* head_dim};
 
 // How engines share scales.
-const std::array<index_t, 3> sharing[] = {{rows_of_head, 1, 0}, {1, heads, 0}, {0, 1, 0},       {head_dim, 0, 1},
-                                          {1, 0, 0},      {0, 0, 0},     {37 * 90, 37, 1}};
+const std::array<index_t, 3> sharing[] = {
+    {rows_of_head, 1, 0}, {1, heads, 0}, {0, 1, 0}, {head_dim, 0, 1}, {1, 0, 0}, {0, 0, 0}, {37 * 90, 37, 1}};
 
 } // namespace
 
@@ -91,7 +91,8 @@ TEST_CASE("scaled_rows: fp8 codes with a scale per head", "[cache]") {
 TEST_CASE("scaled_rows: a policy plans as it does over the decoded floats, score by score", "[cache]") {
     support::random r(3);
     const codes c = random_codes(r);
-    const support::layer_data layer = support::random_layer({.tokens = rows_of_head, .head_dim = head_dim}, 3);
+    const support::layer_data layer =
+        support::random_layer({.tokens = rows_of_head, .head_dim = head_dim}, 3);
     const eviction_request request{.budget = per_head(30), .protect = {.window_tokens = 8}};
     const scaled_rows<const std::int8_t> rows(c.data.data(), extents, token_major,
                                               {c.scales.data(), {rows_of_head, 1, 0}, c.zeros.data()});
@@ -101,10 +102,11 @@ TEST_CASE("scaled_rows: a policy plans as it does over the decoded floats, score
     }
     support::at_each_cpu_level([&] {
         const auto coded = support::run(snapkv(), kvtrim::layer(rows).with_queries(layer.queries()), request);
-        const auto floats = support::run(
-            snapkv(),
-            kvtrim::layer(strided(decoded.data(), {heads, rows_of_head, head_dim})).with_queries(layer.queries()),
-            request);
+        const auto floats =
+            support::run(snapkv(),
+                         kvtrim::layer(strided(decoded.data(), {heads, rows_of_head, head_dim}))
+                             .with_queries(layer.queries()),
+                         request);
         REQUIRE(coded.answer.ok());
         CHECK(coded.importance == floats.importance);
         CHECK(support::kept_sets(coded.plan) == support::kept_sets(floats.plan));

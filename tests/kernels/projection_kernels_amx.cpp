@@ -51,7 +51,8 @@ std::vector<float> norms_of(const norms_case& c) {
     kernels::amx::pack_matrix(c.matrix.data(), c.stride, 0, half, c.inner, c.columns, packed.data());
     kernels::amx::pack_matrix(c.matrix.data() + half * c.stride, c.stride, half, c.inner - half, c.inner,
                               c.columns, packed.data());
-    std::vector<float> scratch(static_cast<std::size_t>(kernels::norm_scratch_floats(c.rows) + 1), support::guard);
+    std::vector<float> scratch(static_cast<std::size_t>(kernels::norm_scratch_floats(c.rows) + 1),
+                               support::guard);
     std::vector<float> norms(static_cast<std::size_t>(c.rows + 1), 0.5f);
     norms.back() = support::guard;
     kernels::amx::add_l1<Tiles>(c.x.data(), c.x_stride, c.rows, packed.data(), c.inner, c.columns,
@@ -69,7 +70,8 @@ TEST_CASE("projection_kernels_amx: L1 norms of bf16 equal their sums to the prec
     support::random r(51);
     for (const index_t rows : {1, 16, 31, 32, 33, 64, 65, 100}) {
         for (const index_t inner : {1, 31, 32, 33, 64, 100}) {
-            const norms_case c = random_norms_case(r, rows, inner, r.one_of<index_t>({1, 15, 16, 17, 32, 40, 70}));
+            const norms_case c =
+                random_norms_case(r, rows, inner, r.one_of<index_t>({1, 15, 16, 17, 32, 40, 70}));
             const std::vector<float> got = norms_of<support::emulated_tiles>(c);
             bool right = true;
             for (index_t i = 0; i < rows; ++i) {

@@ -18,7 +18,6 @@ using support::infinity;
 using support::largest_float;
 using support::not_a_number;
 
-
 // A matrix whose rows lie `stride` floats apart; what is between them must never be touched.
 struct gapped_matrix {
     static constexpr float gap = -31337.0f;

@@ -79,7 +79,8 @@ TEST_CASE("window_kernels_amx: logits of bf16 queries and keys are their product
     support::random r(41);
     for (const index_t rows : {1, 15, 16, 17, 32, 33, 64, 100, 128}) {
         for (const index_t dim : {1, 31, 32, 33, 64, 80, 128}) {
-            const logits_case c = random_logits_case(r, rows, r.one_of<index_t>({1, 7, 16, 31, 32, 33, 50}), dim);
+            const logits_case c =
+                random_logits_case(r, rows, r.one_of<index_t>({1, 7, 16, 31, 32, 33, 50}), dim);
             const std::vector<float> got = logits_of<support::emulated_tiles>(c);
             bool right = true;
             for (index_t t = 0; t < c.tokens; ++t) {

@@ -34,7 +34,8 @@ struct repeating_cache {
     repeating_cache(index_t token_count, index_t head_dim, index_t kind_count, index_t first, index_t gap)
         : tokens(token_count), dim(head_dim), kinds(kind_count), shift(first), row(head_dim + gap),
           keys(zeros(first + shared_heads * tokens * row)), values(keys),
-          query(zeros(shared_heads * group * queries * dim)), w_o(zeros(shared_heads * group * dim * hidden)) {
+          query(zeros(shared_heads * group * queries * dim)),
+          w_o(zeros(shared_heads * group * dim * hidden)) {
         support::random r(97);
         const auto normals = [&](std::vector<float> out) {
             for (float& x : out) { x = static_cast<float>(r.normal()); }
@@ -54,7 +55,9 @@ struct repeating_cache {
     [[nodiscard]] view rows(const std::vector<float>& of) const {
         return view(of.data() + shift, {shared_heads, tokens, dim}, {tokens * row, row, 1});
     }
-    [[nodiscard]] view output_projection() const { return view(w_o.data(), {shared_heads * group, dim, hidden}); }
+    [[nodiscard]] view output_projection() const {
+        return view(w_o.data(), {shared_heads * group, dim, hidden});
+    }
     [[nodiscard]] auto inputs() const {
         return layer(rows(keys), rows(values))
             .with_queries(view(query.data(), {shared_heads * group, queries, dim}));
