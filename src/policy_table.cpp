@@ -47,7 +47,7 @@ constexpr option_row option_rows[] = {
     {"nearest", KVTRIM_INTEGER, 0, most_tokens, nullptr, "that of kvtrim_replay_add_own"},
     {"loss", KVTRIM_CHOICE, 0, 2, "attention_maximum|output_maximum|output_square_sum",
      "what a token is worth"},
-    {"fold", KVTRIM_CHOICE, 0, 2, "sum|maximum|votes", "how the heads are folded into one"},
+    {"fold", KVTRIM_CHOICE, 0, 3, "sum|maximum|votes|squares", "how the heads are folded into one"},
     {"lifetime", KVTRIM_CHOICE, 0, 1, "ignored|normalised",
      "normalised: divided by the queries that saw a token"},
     {"threshold", KVTRIM_REAL, -3e38, 3e38, nullptr, "what scores above it stays"},

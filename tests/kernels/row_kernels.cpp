@@ -106,20 +106,24 @@ TEST_CASE("add_over_rows: the weighted sum of rows of any stride, and what weigh
     });
 }
 
-TEST_CASE("add_row, raise_row, weigh_row: element by element, NaN raises nothing", "[kernels]") {
+TEST_CASE("add_row, add_squares, raise_row, weigh_row: element by element, NaN raises nothing", "[kernels]") {
     support::at_each_cpu_level([&] {
         support::random r(77);
         const kernels::row_kernels& steps = kernels::active_row_kernels();
         for (const index_t count : {0, 1, 7, 16, 50, 64}) {
             const auto from = normals(r, count + 1), before = normals(r, count + 1);
-            auto odd = from, added = before, raised = before, weighed = before;
+            auto odd = from, added = before, squared = before, raised = before, weighed = before;
             for (float& x : odd) { x = r.chance(0.2) ? not_a_number : x; }
             steps.add_row(from.data(), count, added.data());
+            steps.add_squares(from.data(), count, squared.data());
             steps.raise_row(odd.data(), count, raised.data());
             steps.weigh_row(weighed.data(), count, 0.5f, from.data());
             for (std::size_t i = 0; i < from.size(); ++i) {
                 const bool is_in = static_cast<index_t>(i) < count; // what lies behind stays
                 CHECK(added[i] == (is_in ? before[i] + from[i] : before[i]));
+                const auto old = static_cast<double>(before[i]), x = static_cast<double>(from[i]);
+                CHECK(static_cast<double>(squared[i]) ==
+                      Approx(is_in ? old + x * std::abs(x) : old).epsilon(1e-6).margin(1e-6));
                 CHECK(raised[i] == (is_in ? std::fmax(before[i], odd[i]) : before[i]));
                 CHECK(weighed[i] == (is_in ? (before[i] + 0.5f) * from[i] : before[i]));
             }

@@ -588,15 +588,22 @@ inline token_set chunked(const row& importance, std::size_t chunk_tokens, std::s
     return kept;
 }
 
-// One score per token for all heads: sum, maximum, or the number of heads whose own budget keeps it (and then the
+// One score per token for all heads: sum, maximum, sum of signed squares, or the number of heads whose own budget keeps it (and then the
 // sum).
-enum class head_reduction { sum, maximum, votes };
+enum class head_reduction { sum, maximum, votes, squares };
 
 inline token_set shared(const matrix& importance, std::size_t budget, head_reduction kind, near_ties& ties) {
     const row total = reduced(importance, reduction::sum);
     if (kind == head_reduction::sum) { return by_importance(total, budget, ties); }
     if (kind == head_reduction::maximum) {
         return by_importance(reduced(importance, reduction::maximum), budget, ties);
+    }
+    if (kind == head_reduction::squares) {
+        row squares(total.size(), 0.0);
+        for (const row& head : importance) {
+            for (std::size_t c = 0; c < head.size(); ++c) { squares[c] += head[c] * std::abs(head[c]); }
+        }
+        return by_importance(squares, budget, ties);
     }
     row votes(total.size(), 0.0);
     for (const row& head : importance) {

@@ -8,8 +8,8 @@
 //   s = all.add(policy, inputs, attention, memory);      // each layer: what the policy's scorer gives, or rows of one's own
 //   s = all.plan(plan);                                  // a plan of one row, for edit_cells (compact/edit_cells.hpp)
 //
-// Rows of all layers are folded (rerank/row_fold.hpp): by their sum, their maximum or their votes. The sum is the default: it
-// was the best of the three on a real model (docs/engines/llama-cpp.md).
+// Rows of all layers are folded (rerank/row_fold.hpp): by the sum of their squares, their sum, their maximum or their votes.
+// Squares are the default: they were the best of the four on a real model (docs/engines/llama-cpp.md).
 // Cost: a fold per row. Workspace: rerank/row_fold.hpp; add(policy, ...) takes its own from `memory`.
 
 #include <kvtrim/core/executor.hpp>
@@ -29,10 +29,11 @@ class cell_scores {
   public:
     /// What is asked of all layers: of `tokens` cells `kept_tokens` stay, protected ones included.
     struct request {
-        index_t tokens = 0;                             ///< cells of the sequence
-        index_t kept_tokens = 0;                        ///< cells that stay
-        protection protect = {};                        ///< tokens that always stay
-        head_reduction reduction = head_reduction::sum; ///< how rows are folded; docs/engines/llama-cpp.md
+        index_t tokens = 0;      ///< cells of the sequence
+        index_t kept_tokens = 0; ///< cells that stay
+        protection protect = {}; ///< tokens that always stay
+        head_reduction reduction =
+            head_reduction::squares; ///< how rows are folded; docs/engines/llama-cpp.md
 
         [[nodiscard]] token_range range() const { return candidates(protect, tokens); } ///< the candidates
         /// Candidates that stay.
