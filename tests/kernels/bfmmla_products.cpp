@@ -204,6 +204,7 @@ TEST_CASE("bfmmla: the level neon_bf16 has its products, portable leaves bf16 to
         CHECK((kernels::window_kernels_of<bf16>(level).pack_bf16_queries != nullptr) == has);
         CHECK((kernels::projection_kernels_of(level).add_bf16_l1 != nullptr) == has);
         CHECK((kernels::projection_kernels_of(level).pack_bf16 != nullptr) == has);
+        CHECK((kernels::projection_kernels_of(level).unpack_bf16 != nullptr) == has);
         CHECK(kernels::window_kernels_of<float>(level).bf16_logits == nullptr); // floats need none
     }
 }

@@ -120,6 +120,7 @@ TEST_CASE("projection_kernels_amx: the level amx has it, the others leave bf16 t
         const kernels::projection_kernels& steps = kernels::projection_kernels_of(level);
         CHECK((steps.add_bf16_l1 != nullptr) == (level == cpu_level::amx));
         CHECK((steps.pack_bf16 != nullptr) == (level == cpu_level::amx));
+        CHECK((steps.unpack_bf16 != nullptr) == (level == cpu_level::amx));
     }
 }
 

@@ -56,10 +56,23 @@ struct projection_kernels {
     /// pairs: first_row is even, and so is count unless the matrix ends there.
     void (*pack_bf16)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
                       index_t columns, bf16* packed) = nullptr;
+    /// rows [count, columns] without gaps = rows [first_row, first_row + count) of a matrix [inner, columns] that pack_bf16
+    /// packed; null if the level has none.
+    void (*unpack_bf16)(const bf16* packed, index_t first_row, index_t count, index_t inner, index_t columns,
+                        float* rows) = nullptr;
     /// `add_l1` for x of bf16; null if the level has none.
     void (*add_bf16_l1)(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,
                         index_t columns, float* scratch, float* norms) = nullptr;
 };
+
+/// projection_kernels::unpack_bf16, where element (row, column) of a packed matrix is at Index(inner, row, column).
+template <auto Index>
+void unpack_matrix(const bf16* packed, index_t first_row, index_t count, index_t inner, index_t columns,
+                   float* rows) {
+    for (index_t i = first_row; i < first_row + count; ++i) {
+        for (index_t c = 0; c < columns; ++c) { *rows++ = to_float(packed[Index(inner, i, c)]); }
+    }
+}
 
 } // namespace KVTRIM_NAMESPACE::kernels
 
@@ -75,6 +88,7 @@ template <class = void>
     static constexpr projection_kernels tiles = [] {
         projection_kernels steps = avx512::projection_table;
         steps.pack_bf16 = amx::pack_matrix;
+        steps.unpack_bf16 = unpack_matrix<amx::packed_index>;
         steps.add_bf16_l1 = amx::add_l1<simd::amx_tiles>;
         return steps;
     }();
@@ -83,6 +97,7 @@ template <class = void>
     static constexpr projection_kernels products = [] {
         projection_kernels steps = neon::projection_table;
         steps.pack_bf16 = bfmmla::pack_matrix;
+        steps.unpack_bf16 = unpack_matrix<bfmmla::packed_index>;
         steps.add_bf16_l1 = bfmmla::add_l1;
         return steps;
     }();

@@ -115,6 +115,9 @@ struct packed_view {
         if (steps == nullptr && q_heads != 0) {
             return {errc::invalid_parameter, "packed_view: the kernels that it was packed for are missing"};
         }
+        if (blocks != nullptr && steps != nullptr && steps->unpack_bf16 == nullptr) {
+            return {errc::invalid_parameter, "packed_view: its kernels do not pack bf16"};
+        }
         if (blocks != nullptr) { return strided<const bf16, 3>(blocks, extents).validate(); }
         return strided<const float, 3>(data, extents).validate();
     }
@@ -151,12 +154,7 @@ struct unpacked_rows {
         return r == 0 ? from.q_heads : r == 1 ? from.head_dim : from.hidden;
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        const bf16* const blocks = from.head_blocks(head);
-        for (index_t i = first; i < first + count; ++i) {
-            for (index_t c = 0; c < from.hidden; ++c) {
-                *tile++ = to_float(blocks[kernels::amx::packed_index(from.head_dim, i, c)]);
-            }
-        }
+        from.steps->unpack_bf16(from.head_blocks(head), first, count, from.head_dim, from.hidden, tile);
     }
 };
 
@@ -166,7 +164,7 @@ struct unpacked_rows {
 class packed_projection {
   public:
     /// W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
-    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this
+    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (levels amx and neon_bf16). The steps outlive this
     /// object. Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows.
     template <cache_view W>
     explicit packed_projection(
