@@ -3,43 +3,49 @@
 # CHECK must refuse or accept as the line before it says.
 #
 #   === refused include/kvtrim/score/key_norm.hpp
-#   ... the lines of that file
+#   ... the lines of that file; "each" instead of "refused": every line is an example, which CHECK must name
 set -euo pipefail
 cd "$(dirname "$0")"
 
 project=$(mktemp -d)
+mkdir -p "$project/include/kvtrim" "$project/src"
 trap 'rm -rf "$project"' EXIT
 failed=0 examples=0
 
-# judge LIST EXPECTED PATH LINE, with the file at PATH written
+complain() { echo "examples: $*" >&2; failed=1; }
+
+# judge LIST LINE EXPECTED PATH: of the example at LINE, which was written to PATH; EXPECTED "each" is a refusal that names all lines.
 judge() {
-    local check=$PWD/${1%.txt}.sh answer=accepted
-    check=${check/examples\//}
-    "$check" "$project" >/dev/null 2>&1 || answer=refused
-    ((++examples))
-    if [[ $answer != "$2" ]]; then
-        echo "examples: $1:$4 is $answer" >&2
-        failed=1
+    local check=$PWD/${1/examples\//} answer=accepted report line
+    report=$("${check%.txt}.sh" "$project" 2>&1) || answer=refused
+    if [[ $3 == each ]]; then
+        for ((line = 1; line <= $(wc -l <"$project/$4"); ++line)); do
+            ((++examples))
+            [[ $report == *"$4:$line:"* ]] || complain "$1:$(($2 + line)) is accepted"
+        done
+    else
+        ((++examples))
+        [[ $answer == "$3" ]] || complain "$1:$2 is $answer"
     fi
-    rm "$project/$3"
+    rm "$project/$4"
 }
 
 for list in examples/*.txt; do
-    expected='' path='' at=0 line=0
+    expected='' path='' begin=0 line=0
     while IFS= read -r text; do
         ((++line))
         if [[ $text == '=== '* ]]; then
-            [[ -z $path ]] || judge "$list" "$expected" "$path" "$at"
+            [[ -z $path ]] || judge "$list" "$begin" "$expected" "$path"
             read -r _ expected path <<<"$text"
-            at=$line
-            mkdir -p "$project/include/kvtrim/"{kernels,simd} "$project/${path%/*}"
+            begin=$line
+            mkdir -p "$project/${path%/*}"
             : >"$project/$path"
         else
             printf '%s\n' "$text" >>"$project/$path"
         fi
     done <"$list"
-    [[ -z $path ]] || judge "$list" "$expected" "$path" "$at"
+    [[ -z $path ]] || judge "$list" "$begin" "$expected" "$path"
 done
-((examples > 0)) || { echo "examples: none found" >&2; failed=1; }
+((examples > 0)) || complain "none found"
 ((failed)) || echo "examples: $examples judged as they should be"
 exit "$failed"
