@@ -3,7 +3,8 @@
 #
 #   simd/                          anything
 #   kernels/*amx*, *bfmmla*        anything: products that one instruction set alone has
-#   kernels/*.hpp                  the choice among targets, KVTRIM_CHOOSE... of simd/choose.hpp, with amx:: and bfmmla::
+#   kernels/*.hpp                  the choice among targets, KVTRIM_CHOOSE... of simd/choose.hpp, with amx:: and bfmmla:: and the
+#                                  tables that these complete
 #   kernels/*.inl                  nothing: which target a body is compiled for is decided by simd/for_each_target.inl
 #   all others, and src/           nothing: they call a kernel and do not know which one
 #
@@ -71,12 +72,12 @@ check() {
 headers=$(find include/kvtrim -name '*.hpp' -o -name '*.inl' | LC_ALL=C sort)
 sources=$(find src -name '*.[ch]pp' -o -name '*.h' | LC_ALL=C sort)
 in_kernels() { grep '^include/kvtrim/kernels/' <<<"$headers" || true; }
-own='/(amx|bfmmla)_[a-z_]+\.hpp$|_(amx|bfmmla)\.hpp$|/(window|projection)_kernels\.hpp$'
+own='/(amx|bfmmla)_[a-z_]+\.hpp$|_(amx|bfmmla)\.hpp$'
 
 check "$sets|$targets|$choice|KVTRIM_TARGET" '\bvalues_bf16\b' < <(
     grep -vE '^include/kvtrim/(simd|kernels)/' <<<"$headers")
 # kernels/encode.hpp has four lanes of the language in every target.
-check "$sets|$targets" '\b(amx|bfmmla)::|namespace four = simd::portable;|<kvtrim\/simd\/portable\.hpp>' < <(
+check "$sets|$targets" '\b(amx|bfmmla)::([a-z_]+<(avx512|neon)::)?|namespace four = simd::portable;|<kvtrim\/simd\/portable\.hpp>' < <(
     in_kernels | grep '\.hpp$' | grep -vE "$own")
 check "$sets|$targets|$choice" 'no exception' < <(in_kernels | grep '\.inl$')
 # The C interface tells its caller the name of the level.

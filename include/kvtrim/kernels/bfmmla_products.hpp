@@ -20,6 +20,7 @@
 #include <kvtrim/core/element.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/soon_read.hpp>
+#include <kvtrim/kernels/unpack_matrix.hpp>
 #include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
@@ -206,6 +207,25 @@ inline void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* pa
 }
 
 KVTRIM_END_REGION
+
+/// The steps of a target's window_kernels, with these products.
+template <const auto& Steps>
+inline constexpr auto with_logits = [] {
+    auto steps = Steps;
+    steps.pack_bf16_queries = pack_queries;
+    steps.bf16_logits = logits;
+    return steps;
+}();
+
+/// The steps of a target's projection_kernels, with these products.
+template <const auto& Steps>
+inline constexpr auto with_norms = [] {
+    auto steps = Steps;
+    steps.pack_bf16 = pack_matrix;
+    steps.unpack_bf16 = unpack_matrix<packed_index>;
+    steps.add_bf16_l1 = add_l1;
+    return steps;
+}();
 
 } // namespace KVTRIM_NAMESPACE::kernels::bfmmla
 

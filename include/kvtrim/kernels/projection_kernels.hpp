@@ -65,15 +65,6 @@ struct projection_kernels {
                         index_t columns, float* scratch, float* norms) = nullptr;
 };
 
-/// projection_kernels::unpack_bf16, where element (row, column) of a packed matrix is at Index(inner, row, column).
-template <auto Index>
-void unpack_matrix(const bf16* packed, index_t first_row, index_t count, index_t inner, index_t columns,
-                   float* rows) {
-    for (index_t i = first_row; i < first_row + count; ++i) {
-        for (index_t c = 0; c < columns; ++c) { *rows++ = to_float(packed[Index(inner, i, c)]); }
-    }
-}
-
 } // namespace KVTRIM_NAMESPACE::kernels
 
 #define KVTRIM_BODY <kvtrim/kernels/projection_kernels.inl>
@@ -84,26 +75,8 @@ namespace KVTRIM_NAMESPACE::kernels {
 /// The kernels of a level.
 template <class = void>
 [[nodiscard]] const projection_kernels& projection_kernels_of(cpu_level level) {
-#if KVTRIM_HAS_X86
-    static constexpr projection_kernels tiles = [] {
-        projection_kernels steps = avx512::projection_table;
-        steps.pack_bf16 = amx::pack_matrix;
-        steps.unpack_bf16 = unpack_matrix<amx::packed_index>;
-        steps.add_bf16_l1 = amx::add_l1<simd::amx_tiles>;
-        return steps;
-    }();
-    if (level >= cpu_level::amx) { return tiles; }
-#elif KVTRIM_HAS_NEON
-    static constexpr projection_kernels products = [] {
-        projection_kernels steps = neon::projection_table;
-        steps.pack_bf16 = bfmmla::pack_matrix;
-        steps.unpack_bf16 = unpack_matrix<bfmmla::packed_index>;
-        steps.add_bf16_l1 = bfmmla::add_l1;
-        return steps;
-    }();
-    if (level >= cpu_level::neon_bf16) { return products; }
-#endif
-    return KVTRIM_CHOOSE(level, projection_table);
+    return KVTRIM_CHOOSE_PRODUCTS(level, amx::with_norms<avx512::projection_table>,
+                                  bfmmla::with_norms<neon::projection_table>, projection_table);
 }
 
 #if defined(KVTRIM_COMPILED_KERNELS) // kernels/compiled.hpp

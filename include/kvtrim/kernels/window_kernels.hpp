@@ -73,27 +73,10 @@ namespace KVTRIM_NAMESPACE::kernels {
 /// not compile them. A template that is not inline, so that a program that links to the compiled kernels compiles none.
 template <class Element = float>
 [[nodiscard]] const window_kernels& window_kernels_of(cpu_level level) {
-#if KVTRIM_HAS_X86
     if constexpr (std::is_same_v<Element, bf16>) {
-        static constexpr window_kernels tiles = [] {
-            window_kernels steps = avx512::window_table;
-            steps.pack_bf16_queries = amx::pack_queries;
-            steps.bf16_logits = amx::logits<simd::amx_tiles>;
-            return steps;
-        }();
-        if (level >= cpu_level::amx) { return tiles; }
+        return KVTRIM_CHOOSE_PRODUCTS(level, amx::with_logits<avx512::window_table>,
+                                      bfmmla::with_logits<neon::window_table>, window_table);
     }
-#elif KVTRIM_HAS_NEON
-    if constexpr (std::is_same_v<Element, bf16>) {
-        static constexpr window_kernels products = [] {
-            window_kernels steps = neon::window_table;
-            steps.pack_bf16_queries = bfmmla::pack_queries;
-            steps.bf16_logits = bfmmla::logits;
-            return steps;
-        }();
-        if (level >= cpu_level::neon_bf16) { return products; }
-    }
-#endif
     return KVTRIM_CHOOSE(level, window_table);
 }
 
