@@ -13,9 +13,9 @@
 // no other row, nor on its address.
 
 #include <kvtrim/core/element.hpp>
-#include <kvtrim/kernels/bfmmla_products.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/projection_kernels_amx.hpp>
+#include <kvtrim/kernels/projection_kernels_bfmmla.hpp>
 #include <kvtrim/kernels/tile_tokens.hpp>
 #include <kvtrim/simd/choose.hpp>
 
