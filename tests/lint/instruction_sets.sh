@@ -5,8 +5,8 @@
 #   kernels/*amx*, *bfmmla*        anything: products that one instruction set alone has
 #   kernels/*.hpp                  the choice among targets, KVTRIM_CHOOSE... of simd/choose.hpp, with amx:: and bfmmla:: and the
 #                                  tables that these complete
-#   kernels/*.inl                  nothing: which target a body is compiled for is decided by simd/for_each_target.inl
-#   all others, and src/           nothing: they call a kernel and do not know which one
+#   kernels/*.inl, examples' too   nothing: which target a body is compiled for is decided by simd/for_each_target.inl
+#   all others, src/, examples/    nothing: they call a kernel and do not know which one; an example may choose among bodies
 #
 # A part of a name is hidden from this by ##, so that is refused too.
 set -euo pipefail
@@ -70,7 +70,9 @@ check() {
 }
 
 headers=$(find include/kvtrim -name '*.hpp' -o -name '*.inl' | LC_ALL=C sort)
-sources=$(find src -name '*.[ch]pp' -o -name '*.h' | LC_ALL=C sort)
+sources=$(find src -name '*.[ch]pp' -o -name '*.[ch]' | LC_ALL=C sort)
+examples=$(find examples -name '*.[ch]pp' -o -name '*.[ch]' | LC_ALL=C sort)
+bodies=$(find examples -name '*.inl' | LC_ALL=C sort)
 in_kernels() { grep '^include/kvtrim/kernels/' <<<"$headers" || true; }
 own='/(amx|bfmmla)_[a-z_]+\.hpp$|_(amx|bfmmla)\.hpp$'
 
@@ -79,9 +81,11 @@ check "$sets|$targets|$choice|KVTRIM_TARGET" '\bvalues_bf16\b' < <(
 # kernels/encode.hpp has four lanes of the language in every target.
 check "$sets|$targets" '\b(amx|bfmmla)::([a-z_]+<(avx512|neon)::)?|namespace four = simd::portable;|<kvtrim\/simd\/portable\.hpp>' < <(
     in_kernels | grep '\.hpp$' | grep -vE "$own")
-check "$sets|$targets|$choice" 'no exception' < <(in_kernels | grep '\.inl$')
+check "$sets|$targets|$choice" 'no exception' < <(
+    { in_kernels; echo "$bodies"; } | grep '\.inl$')
 # The C interface tells its caller the name of the level.
 check "$sets|$targets|$choice|KVTRIM_TARGET" '\bkvtrim_cpu_level\b|name_of\(active_cpu_level\(\)\)|<kvtrim\/simd\/cpu_level\.hpp>' <<<"$sources"
-[[ -n $headers$sources ]] || { echo "instruction_sets: no files found" >&2; failed=1; }
+check "$sets|$targets|KVTRIM_TARGET" 'no exception' <<<"$examples"
+[[ -n $headers$sources$examples$bodies ]] || { echo "instruction_sets: no files found" >&2; failed=1; }
 ((failed)) || echo "instruction_sets: none outside simd/ and kernels/, none in a body"
 exit "$failed"
