@@ -29,7 +29,8 @@
 //                        memory, so that none of them can be written alone
 //
 // All three give the same floats, so a policy's result does not depend on the layout. The one exception: on a processor with
-// AMX, keys and queries that both are bf16 rows are multiplied as such, and scores are the same within rounding.
+// AMX, or with ARM's products of bf16, keys and queries that both are bf16 rows are multiplied as such, and scores are the same
+// within rounding.
 
 #include <kvtrim/cache/strided_bytes.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
