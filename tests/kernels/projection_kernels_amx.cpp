@@ -109,11 +109,33 @@ TEST_CASE("projection_kernels_amx: a broken row keeps its norm to itself", "[ker
     }
 }
 
+TEST_CASE("projection_kernels_amx: what is packed unpacks to the same rows, from any row on", "[kernels]") {
+    if (!runs_here()) { return; }
+    support::random r(54);
+    for (int n = 0; n < 20; ++n) {
+        const norms_case c = random_case(r, 1, r.between(1, 100), r.between(1, 70));
+        std::vector<bf16> packed(static_cast<std::size_t>(kernels::panel_bf16(c.inner, c.columns)));
+        kernels::amx::pack_matrix(c.matrix.data(), c.stride, 0, c.inner, c.inner, c.columns, packed.data());
+        const index_t first = r.between(0, c.inner - 1);
+        std::vector<float> rows(static_cast<std::size_t>((c.inner - first) * c.columns + 1), guard);
+        kernels::unpack_matrix<kernels::amx::packed_index>(packed.data(), first, c.inner - first, c.inner,
+                                                           c.columns, rows.data());
+        bool same = rows.back() == guard;
+        for (index_t i = first; i < c.inner; ++i) {
+            const float* const row = rows.data() + (i - first) * c.columns;
+            same = same && std::equal(row, row + c.columns, c.matrix.data() + i * c.stride);
+        }
+        CAPTURE(n, c.inner, c.columns, first);
+        CHECK(same);
+    }
+}
+
 TEST_CASE("projection_kernels_amx: the level amx has it, the others leave bf16 to be widened", "[kernels]") {
     for (const auto level : {cpu_level::portable, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
         const kernels::projection_kernels& steps = kernels::projection_kernels_of(level);
         CHECK((steps.add_bf16_l1 != nullptr) == (level == cpu_level::amx));
         CHECK((steps.pack_bf16 != nullptr) == (level == cpu_level::amx));
+        CHECK((steps.unpack_bf16 != nullptr) == (level == cpu_level::amx));
     }
 }
 

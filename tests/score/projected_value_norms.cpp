@@ -108,6 +108,27 @@ TEST_CASE("projected value norm: W_O packed at one level serves at another", "[s
     }
 }
 
+TEST_CASE(
+    "projected value norm: W_O of bf16 packed at any level gives values of floats the norms of its floats",
+    "[score]") {
+    for (const index_t value_dim : {7, 40, 64}) {
+        layer_data layer =
+            random_layer({.kv_heads = 2, .group = 2, .tokens = 50, .value_dim = value_dim, .hidden = 99}, 5);
+        const layer_shape& s = layer.shape;
+        std::vector<bf16> w;
+        for (float& x : layer.w) { x = to_float(w.emplace_back(element_traits<bf16>::from_float(x))); }
+        const strided<const bf16, 3> w_o(w.data(), {s.q_heads(), value_dim, s.hidden});
+        CAPTURE(value_dim);
+        at_each_cpu_level([&] {
+            const packed_projection packed(w_o);
+            CHECK((packed.view().packed_bf16 != nullptr) ==
+                  (kernels::active_projection_kernels().pack_bf16 != nullptr));
+            CHECK(norms_of(layer.inputs().with_output_projection(packed.view()), {}).importance ==
+                  norms_of(layer.inputs(), {}).importance);
+        });
+    }
+}
+
 #if KVTRIM_HAS_X86
 TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the norms of their floats",
           "[score]") {
@@ -118,6 +139,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
     const cpu_level_guard guard(cpu_level::avx512);
     kernels::projection_kernels tiles = kernels::projection_kernels_of(cpu_level::avx512);
     tiles.pack_bf16 = kernels::amx::pack_matrix;
+    tiles.unpack_bf16 = kernels::unpack_matrix<kernels::amx::packed_index>;
     tiles.add_bf16_l1 = kernels::amx::add_l1<emulated_tiles>;
     for (const index_t value_dim : {8, 40, 64}) {
         layer_data layer =
@@ -147,7 +169,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
         CAPTURE(value_dim);
 
         const packed_projection packed(w_o, tiles);
-        CHECK(packed.view().blocks != nullptr);
+        CHECK(packed.view().packed_bf16 != nullptr);
         const std::vector<float> from_packed =
             norms_of(in.with_output_projection(packed.view()), {}).importance;
         CHECK(is_near(from_packed));
@@ -173,7 +195,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
                   .importance == from_packed);
         // So they are where W_O was packed as floats.
         const packed_projection floats(w_o);
-        CHECK(floats.view().blocks == nullptr);
+        CHECK(floats.view().packed_bf16 == nullptr);
         CHECK(norms_of(in.with_output_projection(floats.view()), {}).importance == expected);
     }
 }
@@ -256,6 +278,10 @@ TEST_CASE("prepared projections: a W_O that cannot be read gives an empty one th
     for (const std::size_t r : {0u, 1u, 2u}) { CHECK(gram_view{}.extent(r) == 0); }
     CHECK(text(packed_view{layer.w.data(), nullptr, 6, 8, 24, nullptr}) ==
           "packed_view: the kernels that it was packed for are missing");
+    const bf16 element{};
+    const kernels::projection_kernels of_floats = kernels::projection_kernels_of(cpu_level::portable);
+    CHECK(text(packed_view{nullptr, &element, 6, 8, 24, &of_floats}) ==
+          "packed_view: its kernels do not pack bf16");
 }
 
 TEST_CASE("projected value norm: W_O of other query heads than the queries is refused", "[score][errors]") {

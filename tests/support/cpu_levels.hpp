@@ -61,6 +61,13 @@ inline bool runs_avx512() {
     return false;
 }
 
+// Whether this machine multiplies bf16 by BFMMLA. Printed likewise.
+inline bool runs_bfmmla() {
+    if (kvtrim::best_cpu_level() == kvtrim::cpu_level::neon_bf16) { return true; }
+    WARN("no BFMMLA on this machine: not tested");
+    return false;
+}
+
 // Calls fn() at each level of this machine.
 template <class Fn>
 void at_each_cpu_level(Fn&& fn) {
