@@ -110,10 +110,10 @@ TEST_CASE("projection_kernels_amx: a broken row keeps its norm to itself", "[ker
 }
 
 TEST_CASE("projection_kernels_amx: what is packed unpacks to the same rows, from any row on", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!support::runs_avx512()) { return; }
     support::random r(54);
     for (int n = 0; n < 20; ++n) {
-        const norms_case c = random_case(r, 1, r.between(1, 100), r.between(1, 70));
+        const norms_case c = random_norms_case(r, 1, r.between(1, 100), r.between(1, 70));
         std::vector<bf16> packed(static_cast<std::size_t>(kernels::panel_bf16(c.inner, c.columns)));
         kernels::amx::pack_matrix(c.matrix.data(), c.stride, 0, c.inner, c.inner, c.columns, packed.data());
         const index_t first = r.between(0, c.inner - 1);
