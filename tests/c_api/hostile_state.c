@@ -212,7 +212,7 @@ static void wrong_cells_and_pages(void) {
     ok(kvtrim_plan_assign(one, offsets, 1, of_pages), "a plan of one row");
     no(kvtrim_cells_create(NULL, TOKENS, 0, &cells), "null"),
         no(kvtrim_cells_create(&r, TOKENS, 0, NULL), "null");
-    no(kvtrim_cells_create(&r, TOKENS, 3, &cells), "a fold"),
+    no(kvtrim_cells_create(&r, TOKENS, 4, &cells), "a fold"),
         no(kvtrim_cells_create(&r, TOKENS, -1, &cells), "a fold");
     no(kvtrim_cells_create(&r, 1 << 20, 0, NULL), "null");
     for (i = 0; i < 4; ++i) { no(kvtrim_cells_create(&r, numbers[i], 0, &cells), "tokens"); }
