@@ -237,6 +237,29 @@ void every_cache_can_be_cut(const language_model& m, const tokens& text) {
     }
 }
 
+// llama.cpp may be told not to rotate quantised keys and values. Its shift of such keys crashes.
+void unrotated_caches_can_be_cut(const language_model& m, const tokens& text) {
+    const tokens prompt = part(text, 0, 200);
+    const setting s{"q8_0", "q8_0", true};
+    const auto rotated = kept_by(m, s, prompt, "criticalkv");
+    setenv("LLAMA_ATTN_ROT_DISABLE", "1", 1);
+    try {
+        engine e(m.model.get(), s.params());
+        e.decode(prompt);
+        check_refused(
+            [&] { e.cut({.kept = 150, .close = kvtrim::closing::towards_first}, scorer_of("snapkv")); },
+            "positions close up, of keys that were not rotated");
+        check(positions(e).size() == prompt.size(), "and nothing was cut");
+        e.cut({.kept = 100}, scorer_of("criticalkv"));
+        const double same = shared_part(rotated, positions(e));
+        check(same > 0.9, fmt::format("without rotation {:.0f} % of what stays is the same", 100 * same));
+    } catch (...) {
+        unsetenv("LLAMA_ATTN_ROT_DISABLE");
+        throw;
+    }
+    unsetenv("LLAMA_ATTN_ROT_DISABLE");
+}
+
 void sequences_do_not_disturb_each_other(const language_model& m, const tokens& text) {
     const setting plain{"f16", "f16", false};
     const tokens shared = part(text, 0, 200), own = part(text, 200, 200), other = part(text, 600, 150),
@@ -680,6 +703,7 @@ int main(int argc, char** argv) {
         if (text.size() < 1600) { throw std::runtime_error("the text is too short"); }
         hidden_cells_are_as_removed(m, text);
         every_cache_can_be_cut(m, text);
+        unrotated_caches_can_be_cut(m, text);
         sequences_do_not_disturb_each_other(m, text);
         each_sequence_is_as_alone(m, text);
         questions_share_a_text(m, text, file + ".txt");
