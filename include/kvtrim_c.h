@@ -184,7 +184,8 @@ KVTRIM_API kvtrim_status kvtrim_mirror_shift(kvtrim_mirror* mirror, int32_t sequ
                                              int64_t end, int64_t delta);
 /** llama_memory_seq_cp of a whole sequence in a unified cache. */
 KVTRIM_API kvtrim_status kvtrim_mirror_copy(kvtrim_mirror* mirror, int32_t from, int32_t to);
-/** State of a sequence saved, removed and set again: its cells are the first free ones then. */
+/** State of a sequence saved, removed and set again: its cells are the first free ones then. Refused between a shift and the next
+ *  fill: llama.cpp turns shifted keys when it decodes, and would save them unturned. */
 KVTRIM_API kvtrim_status kvtrim_mirror_restore(kvtrim_mirror* mirror, int32_t sequence);
 /** The cells of a sequence; the other arguments are those of kvtrim_list_cells. */
 KVTRIM_API kvtrim_status kvtrim_mirror_list(const kvtrim_mirror* mirror, int32_t sequence,
