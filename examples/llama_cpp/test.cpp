@@ -1,8 +1,8 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// What must hold on a real model, on the demo's, and on small ones with sliding windows: kvtrim-llama-test MODEL.gguf TEXT DATA,
-// where DATA is examples/needle/data. Exits with the number of what does not hold.
+// What must hold on a real model, on the demo's, and on small ones with sliding windows: kvtrim-llama-test MODEL.gguf TEXT DATA
+// PROGRAM, where DATA is examples/needle/data and PROGRAM kvtrim-llama. Exits with the number of what does not hold.
 
 #include "conversation.hpp"
 #include "policies.hpp"
@@ -382,17 +382,128 @@ void each_sequence_is_as_alone(const language_model& m, const tokens& text) {
     }
 }
 
+std::string words(const language_model& m, const tokens& text, std::size_t begin, std::size_t count) {
+    std::string said;
+    for (const llama_token t : part(text, begin, count)) { said += m.text(t); }
+    return said;
+}
+
+// By every fold, layers and positions: chunks and moved cells change nothing, and each of the others does.
+void options_go_together(const language_model& m, const tokens& text) {
+    options o;
+    o.questions = {words(m, text, 1, 240), words(m, text, 320, 40)};
+    o.cells = 1024;
+    o.max_tokens = 3;
+    o.keep = 0.3;
+    o.policy = "snapkv";
+    o.window = 16;
+    std::map<std::string, double> outcomes; // KL of the full cache's answer
+    bool has_share = true;
+    double worst = 0;
+    o.compares = true;
+    const auto full = converse(m, o, nullptr);
+    for (const char* positions : {"keep", "close"}) {
+        for (const char* fold : {"sum", "maximum", "votes"}) {
+            for (const auto& layers : {std::vector<int>{}, {1}, {0, 2, 3}}) {
+                o.positions = positions, o.fold = fold, o.layers = layers;
+                for (const index_t chunk : {0, 100}) {
+                    for (const bool moves : {true, false}) {
+                        o.chunk = chunk, o.moves_cells = moves;
+                        int turn = 0;
+                        for (const answer& a : converse(m, o, &full)) {
+                            const std::string name =
+                                fmt::format("{} {} {} {}", positions, fold, layers.size(), ++turn);
+                            const double first = outcomes.try_emplace(name, a.divergence).first->second;
+                            worst = std::max(worst, std::abs(a.divergence - first) / first);
+                            has_share = has_share && a.cells == kvtrim::kept_tokens(a.seen, o.keep);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    check(has_share, fmt::format("{} ways to cut keep the share of all tokens seen", 2 * outcomes.size()));
+    check(worst < 0.02,
+          fmt::format("in chunks or at once, moved or with holes KL is the same: {:.2g}", worst));
+    int pairs = 0, differ = 0;
+    for (auto a = outcomes.begin(); a != outcomes.end(); ++a) {
+        for (auto b = std::next(a); b != outcomes.end(); ++b, ++pairs) {
+            differ += std::abs(a->second - b->second) > 0.04 * std::max(a->second, b->second) ? 1 : 0;
+        }
+    }
+    check(differ > pairs * 9 / 10,
+          fmt::format("and another one by other folds, layers and positions: in {} of {} pairs", differ,
+                      pairs));
+}
+
+// Where the cells are too few for a prompt it is cut as it comes, and still has the share of all in the end.
+void the_share_is_of_all_tokens_seen(const language_model& m, const tokens& text) {
+    options o;
+    o.questions = {words(m, text, 1, 1200), words(m, text, 1200, 60)};
+    o.cells = 512;
+    o.chunk = 128;
+    o.max_tokens = 4;
+    o.policy = "snapkv";
+    o.keep = 0.2;
+    for (const auto& a : converse(m, o, nullptr)) {
+        check(a.seen > 1100 && a.cells == kvtrim::kept_tokens(a.seen, 0.2),
+              fmt::format("in 512 cells a fifth of {} tokens: {}", a.seen, a.cells));
+    }
+    o.keep = 0.5;
+    const auto half = converse(m, o, nullptr);
+    check(half[0].cells == 508 && half[1].cells == 508, "of a half what fits beside an answer");
+    o.chunk = 0;
+    check_refused([&] { converse(m, o, nullptr); }, "more tokens at once than cells");
+}
+
+// What the program prints for its options is what the same options give here.
+void the_program_takes_options(const std::string& program, const std::string& model, const language_model& m,
+                               const tokens& text, const std::string& file) {
+    options o;
+    o.model = model;
+    o.text_file = file;
+    std::ofstream(o.text_file) << words(m, text, 1, 200);
+    o.questions = {"What is it about?", "And who is in it?"};
+    o.policy = "dropkv", o.type_k = "q8_0", o.type_v = "q8_0", o.fold = "votes", o.positions = "close";
+    o.keep = 0.4, o.window = 16, o.sinks = 2, o.chunk = 100, o.cells = 768, o.max_tokens = 4;
+    o.layers = {0, 1, 5};
+    o.flash_attention = true, o.moves_cells = false, o.compares = true, o.unseen = true;
+    const auto output_of = [&](const std::string& more) {
+        const std::string line = fmt::format("'{}' -m '{}' -f '{}' -p '{}' -p '{}' {} 2>&1", program, model,
+                                             o.text_file, o.questions[0], o.questions[1], more);
+        std::string all;
+        FILE* output = popen(line.c_str(), "r");
+        if (output == nullptr) { throw std::runtime_error(line); }
+        for (int c = 0; (c = std::fgetc(output)) != EOF;) { all += static_cast<char>(c); }
+        return std::pair{pclose(output), all};
+    };
+    const auto full = converse(m, o, nullptr);
+    const auto cut = converse(m, o, &full);
+    const auto [code, printed] =
+        output_of("--policy dropkv --keep 0.4 --window 16 --sinks 2 --fold votes --layers 0,1,5 --compact "
+                  "none --positions close --chunk 100 "
+                  "--cells 768 --ctk q8_0 --ctv q8_0 --fa on --max-tokens 4 --unseen --compare");
+    bool is_same = code == 0;
+    for (const answer& a : cut) {
+        is_same =
+            is_same && printed.find(fmt::format("answer: {:.4f} per token", a.divergence)) != printed.npos;
+    }
+    check(is_same, "kvtrim-llama prints what its options give");
+    const auto [sequences, dealt] =
+        output_of("--sequences 2 --unified off --max-tokens 2 --keep 0.5 --cells 768");
+    check(sequences == 0 && dealt.find("2 sequences have each") != dealt.npos, "also of two sequences");
+    const auto [refused, why] = output_of("--sequences 2 --positions close --ctk q8_0 --cells 64");
+    check(refused != 0 && why.find("kvtrim-llama: ") != why.npos, "and says what it cannot do");
+    check(output_of("--policy h3o").first != 0, "an unknown policy");
+    if (!is_same) { fmt::print("{}\n", printed); }
+}
+
 // The program's sequences answer as conversations of their own do.
 void questions_share_a_text(const language_model& m, const tokens& text, const std::string& file) {
-    const auto words = [&](std::size_t begin, std::size_t count) {
-        std::string said;
-        for (const llama_token t : part(text, begin, count)) { said += m.text(t); }
-        return said;
-    };
-    std::ofstream(file) << words(1, 300);
+    std::ofstream(file) << words(m, text, 1, 300);
     options o;
     o.text_file = file;
-    o.questions = {words(320, 40), words(400, 40), words(500, 40)};
+    o.questions = {words(m, text, 320, 40), words(m, text, 400, 40), words(m, text, 500, 40)};
     o.cells = 1024;
     o.max_tokens = 12;
     o.policy = "snapkv";
@@ -466,8 +577,7 @@ void what_cannot_be_done_is_said(const language_model& m, const tokens& text) {
 // The figure of --compare, beside one from both logits.
 void the_comparison_is_right(const language_model& m, const tokens& text) {
     options o;
-    o.questions.emplace_back();
-    for (const llama_token t : part(text, 1, 300)) { o.questions[0] += m.text(t); }
+    o.questions = {words(m, text, 1, 300)};
     o.cells = 1024;
     o.max_tokens = 12;
     o.compares = true;
@@ -696,49 +806,54 @@ void windows_lose_nothing(const std::string& file) {
     }
 }
 
+void all_of(const language_model& m, const tokens& text, const std::string& file, double largest_rounding) {
+    rounding = largest_rounding;
+    if (text.size() < 1600) { throw std::runtime_error("the text is too short"); }
+    hidden_cells_are_as_removed(m, text);
+    every_cache_can_be_cut(m, text);
+    unrotated_caches_can_be_cut(m, text);
+    sequences_do_not_disturb_each_other(m, text);
+    each_sequence_is_as_alone(m, text);
+    questions_share_a_text(m, text, file + ".txt");
+    a_conversation_goes_on(m, text);
+    the_share_is_of_all_tokens_seen(m, text);
+    what_cannot_be_done_is_said(m, text);
+    the_comparison_is_right(m, text);
+}
+
+void the_demo_model(const std::string& data, const std::string& file) {
+    fmt::print("\nThe demo's model\n");
+    write_recall_model(data + "/recall.safetensors", file);
+    const language_model m(file);
+    const auto reference = nlohmann::json::parse(std::ifstream(data + "/reference.json"));
+    the_demo_model_is_itself(m, reference);
+    tokens text;
+    for (const auto& s : reference.at("samples")) {
+        const auto more = s.at("tokens").get<tokens>();
+        text.insert(text.end(), more.begin(), more.end());
+    }
+    all_of(m, text, file, 1e-5);
+    options_go_together(m, text);
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 4) {
-        fmt::print(stderr, "kvtrim-llama-test MODEL.gguf TEXT DATA\n");
+    if (argc != 5) {
+        fmt::print(stderr, "kvtrim-llama-test MODEL.gguf TEXT DATA PROGRAM\n");
         return 2;
     }
     const std::string file = (std::filesystem::temp_directory_path() /
                               fmt::format("kvtrim-llama-test-{}.gguf", std::random_device{}()))
                                  .string();
-    const auto all_of = [&file](const language_model& m, const tokens& text, double largest_rounding) {
-        rounding = largest_rounding;
-        if (text.size() < 1600) { throw std::runtime_error("the text is too short"); }
-        hidden_cells_are_as_removed(m, text);
-        every_cache_can_be_cut(m, text);
-        unrotated_caches_can_be_cut(m, text);
-        sequences_do_not_disturb_each_other(m, text);
-        each_sequence_is_as_alone(m, text);
-        questions_share_a_text(m, text, file + ".txt");
-        a_conversation_goes_on(m, text);
-        what_cannot_be_done_is_said(m, text);
-        the_comparison_is_right(m, text);
-    };
     try {
-        windows_lose_nothing(file);
-        {
-            fmt::print("\nThe demo's model\n");
-            const std::string data = argv[3];
-            write_recall_model(data + "/recall.safetensors", file);
-            const language_model m(file);
-            const auto reference = nlohmann::json::parse(std::ifstream(data + "/reference.json"));
-            the_demo_model_is_itself(m, reference);
-            tokens text;
-            for (const auto& s : reference.at("samples")) {
-                const auto more = s.at("tokens").get<tokens>();
-                text.insert(text.end(), more.begin(), more.end());
-            }
-            all_of(m, text, 1e-5);
-        }
-        fmt::print("\n{}\n", argv[1]);
         const language_model m(argv[1]);
         const tokens text = m.tokens(read_text(argv[2]).substr(0, 12000), true);
-        all_of(m, text, 2e-3);
+        windows_lose_nothing(file);
+        the_demo_model(argv[3], file);
+        fmt::print("\n{}\n", argv[1]);
+        all_of(m, text, file, 2e-3);
+        the_program_takes_options(argv[4], argv[1], m, text, file + ".txt");
     } catch (const std::exception& e) { check(false, e.what()); }
     std::filesystem::remove(file);
     std::filesystem::remove(file + ".txt");
