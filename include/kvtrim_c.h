@@ -24,6 +24,7 @@
  * Structs begin with `size`: set it to sizeof the struct, or start from its _init(). Later versions add members at the end, and
  * take a struct as it was before as one whose missing members are 0; in an array all have one size. An _init(), and
  * kvtrim_queries_view, write the struct of the library's own version: a program that may meet a later one sets members itself.
+ * Structs without `size`, kvtrim_status and kvtrim_ints, are returned by value, and keep their members in all versions.
  * Objects: made by _create, freed by _destroy (null: does nothing). Pointers that an object hands out are valid until it changes.
  * Calls that share no object they change may run at the same time; policies never change. Equal inputs give equal plans.
  */
