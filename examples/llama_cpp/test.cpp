@@ -269,6 +269,19 @@ void unrotated_caches_can_be_cut(const language_model& m, const tokens& text) {
     unsetenv("LLAMA_ATTN_ROT_DISABLE");
 }
 
+void every_policy_cuts(const language_model& m, const tokens& text) {
+    std::set<std::set<std::int32_t>> different;
+    std::string wrong;
+    for (const std::string& policy : policy_names()) {
+        const auto kept = kept_by(m, {"f16", "f16", false}, part(text, 0, 200), policy);
+        if (kept.size() != 100) { wrong += " " + policy; }
+        different.insert(kept);
+    }
+    check(wrong.empty(), fmt::format("{} policies keep half of the cells{}", policy_names().size(), wrong));
+    check(different.size() + 1 >= policy_names().size(),
+          fmt::format("{} different halves", different.size()));
+}
+
 void sequences_do_not_disturb_each_other(const language_model& m, const tokens& text) {
     const setting plain{"f16", "f16", false};
     const tokens shared = part(text, 0, 200), own = part(text, 200, 200), other = part(text, 600, 150),
@@ -807,6 +820,17 @@ void windows_lose_nothing(const std::string& file) {
     }
 }
 
+// ---- Latent attention ----
+
+void latent_attention_is_refused(const std::string& file) {
+    write_latent_model(file);
+    const language_model m(file);
+    for (const setting& s : {setting{"f16", "f16", false}, {"f16", "f16", true}}) {
+        engine e(m.model.get(), s.params(512));
+        check_refused([&] { e.decode(tokens{1, 2, 3}); }, s.name() + ": latent attention");
+    }
+}
+
 // ---- A real model with sliding windows ----
 
 void a_real_model_with_windows(const language_model& m, const tokens& text, const std::string& file) {
@@ -899,6 +923,7 @@ void all_of(const language_model& m, const tokens& text, const std::string& file
     hidden_cells_are_as_removed(m, text);
     every_cache_can_be_cut(m, text);
     unrotated_caches_can_be_cut(m, text);
+    every_policy_cuts(m, text);
     sequences_do_not_disturb_each_other(m, text);
     each_sequence_is_as_alone(m, text);
     questions_share_a_text(m, text, file + ".txt");
@@ -941,6 +966,7 @@ int main(int argc, char** argv) {
             a_real_model_with_windows(m, text, file + ".txt");
         } else {
             windows_lose_nothing(file);
+            latent_attention_is_refused(file);
             the_demo_model(argv[3], file);
             fmt::print("\n{}\n", argv[1]);
             all_of(m, text, file, 2e-3);

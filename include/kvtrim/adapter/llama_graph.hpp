@@ -19,7 +19,7 @@
 // Known by what llama.cpp names its tensors: cache_k_l0, cache_v_l0, kq_soft_max-0, blk.0.attn_output.weight, attn_inp_k_rot,
 // attn_inp_v_rot (checked with the release that ./dev llama builds). Tensors must be in memory of the CPU.
 // A batch may hold tokens of several sequences; in a unified cache whose layers have windows it must not, as llama.cpp may then
-// change their order. Not seen, and said by validate(): that; ALiBi; capped logits without flash attention.
+// change their order. Not seen, and said by validate(): that; ALiBi; capped logits without flash attention; latent attention (MLA).
 // Sliding-window layers have a second cache, of few cells, and llama.cpp names neither. They are told apart by that, so make the
 // context with swa_full = false and more cells than window and micro-batch; they are not in layers(), and not mirrored. seq_rm
 // takes from both caches: save and put back what the window held (LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) around a cut.
@@ -130,7 +130,8 @@ class llama_graph {
         switch (t.op) {
         case GGML_OP_FLASH_ATTN_EXT:
             if (!attends(*t.src[1], ask)) { return false; }
-            if (!ask) {
+            if (!ask && number_behind("cache_k_l", root(t.src[2])) >= 0) { fail(latent_attention); }
+            if (!ask && problem_.ok()) {
                 see_attention(t, t.src[4], parameter(t, 2));
                 see_values(*t.src[2], false);
                 see_queries(*t.src[0], *t.src[1]);
@@ -167,6 +168,8 @@ class llama_graph {
         std::memcpy(&x, t.op_params + i, sizeof x);
         return x;
     }
+    static constexpr const char* latent_attention =
+        "llama.cpp: latent attention, whose values are a part of its keys, is not read";
     void fail(const char* what) { problem_ = {errc::invalid_parameter, what}; }
 
     // Tokens enter the cache of a layer, whose attention comes next.
@@ -213,7 +216,11 @@ class llama_graph {
             see_values(weight, true);
         } else if (number_behind("blk.", weight) == current_ &&
                    std::strstr(weight.name, ".attn_output.weight") != nullptr) {
-            for (const run& r : runs_) { layers_[r.sequence][current_].wo = &weight; }
+            for (const run& r : runs_) {
+                llama_layer& l = layers_[r.sequence][current_];
+                l.wo = &weight;
+                if (l.v.data == nullptr) { fail(latent_attention); } // its values had to be seen by now
+            }
         }
         return false;
     }
