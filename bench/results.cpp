@@ -66,7 +66,7 @@ class machine {
 
     struct bound {
         double ms = 0;
-        std::string by; // the limits that bind, of each stage one
+        std::string by; // the limits that bind, of each pass one
     };
 
     // The least time for a row's stages; none where a rate was not measured.

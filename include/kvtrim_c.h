@@ -405,7 +405,7 @@ KVTRIM_API kvtrim_status kvtrim_layer_preference(const kvtrim_layer* layer, cons
 
 /** One token set for all heads and layers, for caches whose cell holds a token of all of them (llama.cpp). */
 typedef struct kvtrim_cells kvtrim_cells;
-enum { KVTRIM_FOLD_SUM = 0, KVTRIM_FOLD_MAXIMUM = 1, KVTRIM_FOLD_VOTES = 2 };
+enum { KVTRIM_FOLD_SUM = 0, KVTRIM_FOLD_MAXIMUM = 1, KVTRIM_FOLD_VOTES = 2, KVTRIM_FOLD_SQUARES = 3 };
 /** For sequences of `tokens` cells, of which request.budget_tokens stay; budget_scope is not read. */
 KVTRIM_API kvtrim_status kvtrim_cells_create(const kvtrim_request* request, int64_t tokens, int32_t fold,
                                              kvtrim_cells** cells);

@@ -52,7 +52,7 @@ kvtrim_status kvtrim_cells_create(const kvtrim_request* request, int64_t tokens,
     return guarded([&]() -> status {
         c::request asked;
         if (const status s = read_request(request, asked); !s.ok()) { return s; }
-        if (fold < KVTRIM_FOLD_SUM || fold > KVTRIM_FOLD_VOTES) { return invalid("cells: no such fold"); }
+        if (fold < KVTRIM_FOLD_SUM || fold > KVTRIM_FOLD_SQUARES) { return invalid("cells: no such fold"); }
         const cell_scores::request r{.tokens = tokens,
                                      .kept_tokens = asked.value.budget.tokens,
                                      .protect = asked.value.protect,

@@ -187,7 +187,7 @@ inline constexpr bool takes_layers<layer_wise<S, A, R>> = true;
 template <class T>
 inline constexpr bool takes_cascade = false;
 template <class S, class R>
-inline constexpr bool takes_cascade<layer_wise<S, adaptive, R>> = !R::allocate_by_attention;
+inline constexpr bool takes_cascade<layer_wise<S, adaptive, R>> = can_be_cascaded<R>;
 
 template <class Inputs, class Policy>
 class bound final : public bound_policy {

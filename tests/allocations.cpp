@@ -80,6 +80,14 @@ void expect_no_allocation(const char* name, const Policy& policy, const Inputs& 
         planned = planned && policy.plan(in, request, plan, scratch).ok();
     });
     expect(planned ? requests : refused, 0, name, in.head_dim());
+
+    std::vector<std::byte> score_memory(static_cast<std::size_t>(policy.score_bytes(in, request)));
+    score_table scores;
+    workspace score_scratch(score_memory);
+    bool scored = policy.score(in, request, scores, score_scratch).ok();
+    const long score_requests =
+        requests_of([&] { scored = scored && policy.score(in, request, scores, score_scratch).ok(); });
+    expect(scored ? score_requests : refused, 0, name, in.head_dim());
 }
 
 // Elements of T with all heads of a token together if token_major.

@@ -77,7 +77,8 @@ class conversation {
                                     .pinned_tokens = shared,
                                     .window_tokens = chosen_.window},
                         .sequence = sequence};
-        how.fold = chosen_.fold == "sum"       ? kvtrim::head_reduction::sum
+        how.fold = chosen_.fold == "squares"   ? kvtrim::head_reduction::squares
+                   : chosen_.fold == "sum"     ? kvtrim::head_reduction::sum
                    : chosen_.fold == "maximum" ? kvtrim::head_reduction::maximum
                                                : kvtrim::head_reduction::votes;
         how.close =

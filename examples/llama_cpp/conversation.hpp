@@ -14,7 +14,7 @@
 namespace llama_example {
 
 struct options {
-    std::string model, text_file, policy = "criticalkv", type_k = "f16", type_v = "f16", fold = "sum",
+    std::string model, text_file, policy = "criticalkv", type_k = "f16", type_v = "f16", fold = "squares",
                                   positions = "keep";
     std::vector<std::string> questions;
     double keep = 0.5; // of all tokens that a sequence has seen

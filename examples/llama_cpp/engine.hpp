@@ -39,7 +39,7 @@ using add_scores = std::function<kvtrim::status(kvtrim::cell_scores&, const kvtr
 struct cut_options {
     index_t kept = 0; // cells of the sequence that stay
     kvtrim::protection protect = {.sink_tokens = 4, .window_tokens = 32};
-    kvtrim::head_reduction fold = kvtrim::head_reduction::sum;
+    kvtrim::head_reduction fold = kvtrim::head_reduction::squares;
     kvtrim::closing close = kvtrim::closing::keep_positions;
     std::set<int> layers = {}; // whose scores count; none: all
     bool moves_cells = true;   // to the front, so that attention becomes shorter

@@ -46,7 +46,7 @@ int main(int argc, char** argv) {
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
     app.add_option("--fold", chosen.fold, "how the scores of all heads and layers become one")
-        ->check(CLI::IsMember({"sum", "maximum", "votes"}))
+        ->check(CLI::IsMember({"squares", "sum", "maximum", "votes"}))
         ->capture_default_str();
     app.add_option("--layers", chosen.layers, "layers whose scores count, as 0,1,2; none: all")
         ->delimiter(',');

@@ -417,7 +417,7 @@ void options_go_together(const language_model& m, const tokens& text) {
     o.compares = true;
     const auto full = converse(m, o, nullptr);
     for (const char* positions : {"keep", "close"}) {
-        for (const char* fold : {"sum", "maximum", "votes"}) {
+        for (const char* fold : {"squares", "sum", "maximum", "votes"}) {
             for (const auto& layers : {std::vector<int>{}, {1}, {0, 2, 3}}) {
                 o.positions = positions, o.fold = fold, o.layers = layers;
                 for (const index_t chunk : {0, 100}) {

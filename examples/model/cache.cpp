@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include "cache.hpp"
 
+#include "require.hpp"
 #include "threads.hpp"
 
 #include <kvtrim/compact/compact_in_place.hpp>
@@ -21,10 +22,6 @@ namespace {
 
 using kvtrim::block_q8_0;
 using kvtrim::f16;
-
-void require(const kvtrim::status& done) {
-    if (!done.ok()) { throw std::invalid_argument(done.what()); }
-}
 
 // Scratch of attention, which stays between calls.
 kvtrim::growing_workspace& scratch() {

@@ -9,7 +9,7 @@
     venv/bin/python examples/model/kvpress_parity.py FOLDER [--json FILE] [POLICY ...]
 
 Both kvpress and kvtrim keep the window in every budget; "aligned" is kvpress told to leave it out of its safeguard (ada_*) and of its
-first stage (*criticalkv), as kvtrim does.
+first pass (*criticalkv), as kvtrim does.
 
 kvpress's own code scores and selects; it is given the model's keys, values, W_O and queries before their rotation. Presses that
 protect no window get kvtrim's: infinite scores. A row is one token of one (layer, KV head). Of the rows that differ, "ties" are those

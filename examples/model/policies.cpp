@@ -3,6 +3,7 @@
 #include "policies.hpp"
 
 #include "cache.hpp"
+#include "require.hpp"
 
 #include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/kvtrim.hpp>
@@ -33,10 +34,6 @@ head_tensor copied(const kvtrim::strided<const float, 3>& from) {
         kvtrim::load_rows(from, h, 0, to.tokens(), to.head(h).data());
     }
     return to;
-}
-
-void require(const kvtrim::status& done) {
-    if (!done.ok()) { throw std::runtime_error(done.what()); }
 }
 
 // Plans one layer, or all at once, and adds the time between the stages.

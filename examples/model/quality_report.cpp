@@ -100,12 +100,6 @@ const quality_cell* find(const quality_results& results, quality_key key, const 
     return at == results.cells.end() ? nullptr : &at->second;
 }
 
-double mean(const std::vector<double>& numbers) {
-    double sum = 0;
-    for (const double x : numbers) { sum += x; }
-    return numbers.empty() ? 0 : sum / static_cast<double>(numbers.size());
-}
-
 // Of one sample there is no error to speak of.
 std::string with_error(const estimate& e, std::size_t samples, int digits) {
     return samples < 2 ? fmt::format("{:.{}f}", e.mean, digits)
@@ -154,7 +148,7 @@ std::string text_table(const quality_results& results, index_t tokens) {
     std::string out = fmt::format("### Running text after {} tokens\n\n", tokens);
     if (const quality_cell* full = find(results, key, "full", 1)) {
         out += fmt::format("Full cache: perplexity {:.2f}, {} samples. Mean KL ± its standard error:\n\n",
-                           std::exp(mean(full->nll)), full->nll.size());
+                           std::exp(mean_of(full->nll).mean), full->nll.size());
     }
     out += table_of(axes, [&](const std::string& policy, double share) {
         const quality_cell* cell = find(results, key, policy, share);
@@ -167,8 +161,8 @@ std::string text_table(const quality_results& results, index_t tokens) {
     out += table_of(axes, [&](const std::string& policy, double share) {
         const quality_cell* cell = find(results, key, policy, share);
         if (cell == nullptr) { return std::string(); }
-        return fmt::format("{:.2f}; {:.3f} / {:.3f}; {}", std::exp(mean(cell->nll)), mean(cell->error),
-                           mean(cell->error_projected),
+        return fmt::format("{:.2f}; {:.3f} / {:.3f}; {}", std::exp(mean_of(cell->nll).mean),
+                           mean_of(cell->error).mean, mean_of(cell->error_projected).mean,
                            heads_below(*cell, find(results, key, "snapkv", share)));
     });
     return out + "\n";
@@ -180,7 +174,7 @@ estimate mean_over_tasks(const quality_results& results, quality_key key) {
     for (const std::string_view task : all_needle_tasks) {
         key.task = task;
         const auto at = results.cells.find(key);
-        if (at == results.cells.end() || mean(at->second.asked) == 0) { continue; }
+        if (at == results.cells.end() || mean_of(at->second.asked).mean == 0) { continue; }
         const estimate accuracy = ratio_of(at->second.right, at->second.asked);
         sum += accuracy.mean;
         squares += accuracy.standard_error * accuracy.standard_error;
@@ -218,7 +212,7 @@ std::string needle_table(const quality_results& results, index_t tokens, const s
         for (const std::string& task : tasks) {
             const quality_cell* cell = find(results, {tokens, task, values, seen, "", 0}, policy, share);
             if (cell != nullptr) { samples = std::max(samples, cell->right.size()); }
-            each += cell == nullptr || mean(cell->asked) == 0
+            each += cell == nullptr || mean_of(cell->asked).mean == 0
                         ? " -"
                         : fmt::format(" {:.2f}", ratio_of(cell->right, cell->asked).mean);
         }

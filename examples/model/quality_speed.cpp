@@ -91,7 +91,7 @@ void ask(const speed_peer& peer, const running_text& text, index_t steps, peer_s
     std::string name = (std::filesystem::temp_directory_path() / "kvtrim-XXXXXX").string();
     const int made = mkstemp(name.data());
     if (made < 0) { throw std::runtime_error(name + ": cannot be written"); }
-    close(made);
+    ::close(made);
     std::ofstream out(name);
     for (const auto* tokens : {&text.context, &text.next}) {
         for (const token_id token : *tokens) { out << token << '\n'; }
@@ -110,10 +110,6 @@ void ask(const speed_peer& peer, const running_text& text, index_t steps, peer_s
     row.seconds.push_back(said.at("first_token_seconds"));
     row.tokens_per_second.push_back(said.at("tokens_per_second"));
     row.resident_bytes = said.at("resident_bytes");
-}
-
-double mean(const std::vector<double>& numbers) {
-    return mean_of(numbers).mean;
 }
 
 } // namespace
@@ -248,8 +244,8 @@ std::string tables_of(const speed_results& results) {
         out += fmt::format(
             "| {} | {} | {:.1f} % | {:.2f} s | {:.2f} s | {:.4f} ± {:.4f} | {:.0f} of {:.0f} |\n", row.tokens,
             row.budget_tokens == 0 ? "dense" : fmt::format("{}", row.budget_tokens), 100 * row.pairs_share,
-            mean(row.seconds), mean(row.processor_seconds), mean(row.kl), mean_of(row.kl).standard_error,
-            std::accumulate(row.right.begin(), row.right.end(), 0.0),
+            mean_of(row.seconds).mean, mean_of(row.processor_seconds).mean, mean_of(row.kl).mean,
+            mean_of(row.kl).standard_error, std::accumulate(row.right.begin(), row.right.end(), 0.0),
             std::accumulate(row.asked.begin(), row.asked.end(), 0.0));
     }
     if (results.decode.empty()) { return out; }
@@ -266,7 +262,7 @@ std::string tables_of(const speed_results& results) {
            "|\n|---|---|---|---|---|\n";
     for (const peer_speed& row : results.peers) {
         out += fmt::format("| {} | {} | {:.2f} s | {:.1f} | {:.1f} MB |\n", row.name, row.tokens,
-                           mean(row.seconds), mean(row.tokens_per_second),
+                           mean_of(row.seconds).mean, mean_of(row.tokens_per_second).mean,
                            1e-6 * static_cast<double>(row.resident_bytes));
     }
     return out;

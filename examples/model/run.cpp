@@ -6,6 +6,7 @@
 #include "calibrate.hpp"
 #include "load_model.hpp"
 #include "policy_check.hpp"
+#include "seconds_since.hpp"
 #include "session.hpp"
 #include "tokenizer.hpp"
 
@@ -41,10 +42,6 @@ struct options {
 };
 
 using clock = std::chrono::steady_clock;
-
-double seconds_since(clock::time_point start) {
-    return std::chrono::duration<double>(clock::now() - start).count();
-}
 
 double megabytes(std::size_t bytes) {
     return static_cast<double>(bytes) * 1e-6;

@@ -2,32 +2,29 @@
 // SPDX-License-Identifier: MIT
 #include "evaluate.hpp"
 
+#include "require.hpp"
+#include "seconds_since.hpp"
+
 #include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/measure/eviction_loss.hpp>
 #include <kvtrim/score/projected_value_norms.hpp>
 
 #include <algorithm>
 #include <chrono>
-#include <stdexcept>
 #include <utility>
 
 namespace needle {
 namespace {
 
-constexpr index_t sink_tokens = 4;
+using lm::require;
+using lm::seconds_since;
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+constexpr index_t sink_tokens = 4;
 
 index_t argmax(const matrix& logits, index_t row) {
     index_t best = 0;
     logits.row(row).maxCoeff(&best);
     return best;
-}
-
-void require(const kvtrim::status& done) {
-    if (!done.ok()) { throw std::runtime_error(done.what()); }
 }
 
 // The plan after `more` further tokens have been decoded: they stay in every head.

@@ -5,6 +5,7 @@
 #include "engine.hpp"
 #include "live_sequence.hpp"
 #include "report.hpp"
+#include "seconds_since.hpp"
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
@@ -20,9 +21,7 @@
 namespace needle {
 namespace {
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+using lm::seconds_since;
 
 // ---- One sample ----
 

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include "live_layer.hpp"
 
+#include "require.hpp"
+
 #include <kvtrim/compact/compact_in_place.hpp>
 
 #include <algorithm>
@@ -13,9 +15,7 @@
 namespace needle {
 namespace {
 
-void require(const kvtrim::status& done) {
-    if (!done.ok()) { throw std::runtime_error(done.what()); }
-}
+using lm::require;
 
 } // namespace
 

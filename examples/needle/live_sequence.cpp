@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include "live_sequence.hpp"
 
+#include "require.hpp"
+
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -11,9 +13,7 @@
 namespace needle {
 namespace {
 
-void require(const kvtrim::status& done) {
-    if (!done.ok()) { throw std::runtime_error(done.what()); }
-}
+using lm::require;
 
 kvtrim::interval_policy<live_policy> interval(const live_policy& policy, const cache_limit& limit) {
     kvtrim::eviction_request request{.budget = kvtrim::per_head(limit.cap_tokens - limit.chunk_tokens)};

@@ -95,7 +95,7 @@ index_t needles_of(task_kind task, index_t haystack_tokens) {
     }
 }
 
-index_t tokens_of(const std::vector<piece>& pieces) {
+index_t tokens_of_pieces(const std::vector<piece>& pieces) {
     std::size_t tokens = 0;
     for (const piece& p : pieces) { tokens += p.size(); }
     return static_cast<index_t>(tokens);
@@ -201,14 +201,14 @@ sample make_sample(task_kind task, index_t haystack_tokens, index_t index) {
         }
         winner = word + ids[0];
     }
-    const index_t mentions = (haystack_tokens - tokens_of(pieces)) / 24;
+    const index_t mentions = (haystack_tokens - tokens_of_pieces(pieces)) / 24;
     pieces.insert(pieces.end(), static_cast<std::size_t>(mentions), {say_mark, 0});
 
     // Where everything goes.
     std::vector<std::size_t> order(pieces.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
     for (std::size_t i = order.size() - 1; i > 0; --i) { std::swap(order[i], order[random.below(i + 1)]); }
-    const index_t filler_tokens = haystack_tokens - 1 - tokens_of(pieces);
+    const index_t filler_tokens = haystack_tokens - 1 - tokens_of_pieces(pieces);
     const std::vector<token_id> symbols = draw_filler(random, filler_tokens);
     std::vector<index_t> cuts(pieces.size());
     for (index_t& cut : cuts) { cut = random.below(filler_tokens + 1); }

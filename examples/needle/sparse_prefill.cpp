@@ -3,6 +3,7 @@
 #include "sparse_prefill.hpp"
 
 #include "engine.hpp"
+#include "require.hpp"
 
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
@@ -20,16 +21,14 @@
 namespace needle {
 namespace {
 
+using lm::require;
+
 using output_view = kvtrim::strided<float, 3>;
 
 // Heads side by side: [q_heads, tokens, head_dim] inside the engine's own [tokens, q_heads * head_dim].
 output_view heads_of(matrix& attended, index_t q_heads) {
     const index_t head_dim = attended.cols() / q_heads;
     return {attended.data(), {q_heads, attended.rows(), head_dim}, {head_dim, attended.cols(), 1}};
-}
-
-void require(const kvtrim::status& done) {
-    if (!done.ok()) { throw std::runtime_error(done.what()); }
 }
 
 template <class Fn>

@@ -11,6 +11,7 @@
 #include "engine.hpp"
 #include "load_model.hpp"
 #include "report.hpp"
+#include "require.hpp"
 #include "samples.hpp"
 
 #include <kvtrim/adapter/eigen.hpp>
@@ -31,15 +32,13 @@
 
 namespace {
 
+using lm::require;
+
 using namespace needle;
 using view = kvtrim::strided<const float, 3>;
 
 constexpr index_t sink_tokens = 4;
 constexpr index_t window_tokens = 32;
-
-void require(const kvtrim::status& done) {
-    if (!done.ok()) { throw std::runtime_error(done.what()); }
-}
 
 // Scores of one layer's candidates, as a policy's scorer left them.
 struct recorded_scores {

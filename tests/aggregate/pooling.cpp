@@ -4,17 +4,17 @@
 #include <kvtrim/aggregate/pooling.hpp>
 
 #include "support/checks.hpp"
+#include "support/special_floats.hpp"
 
-#include <limits>
 #include <optional>
 #include <vector>
 
 namespace {
 
 using namespace kvtrim;
+using support::infinity;
+using support::not_a_number;
 
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
 using row = std::vector<float>;
 
 row pooled(pooling kind, index_t kernel, const row& in) {

@@ -9,14 +9,12 @@
 #include <kvtrim/score/query_free.hpp>
 
 #include "support/allocate.hpp"
+#include "support/special_floats.hpp"
 
 using namespace kvtrim;
 using namespace support;
 
 namespace {
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
 // A layer of one-element rows whose tokens have these scores.
 struct scored_layer {

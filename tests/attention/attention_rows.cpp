@@ -59,7 +59,7 @@ struct setup {
 
 } // namespace
 
-TEST_CASE("attention_rows: any block of rows and any run of tokens equal the whole softmax",
+TEST_CASE("attention_rows: any group of rows and any run of tokens equal the whole softmax",
           "[attention][oracle]") {
     for (std::uint64_t seed = 0; seed < 60; ++seed) {
         const setup s(seed);
@@ -74,9 +74,9 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
         const index_t skipped = s.layer.shape.queries - queries;
         const index_t first = r.between(0, rows->rows() - 1);
         const index_t count = r.between(1, std::min<index_t>(128, rows->rows() - first));
-        rows->begin_block(first, count);
+        rows->begin_row_group(first, count);
         CAPTURE(seed, g, first, count, s.newest, s.halo);
-        CHECK(rows->block_rows() == count);
+        CHECK(rows->current_rows() == count);
         CHECK(rows->first_row() == first);
         CHECK(rows->candidate_range() == candidates(s.request.protect, s.layer.shape.tokens));
 
@@ -123,12 +123,12 @@ TEST_CASE("attention_rows: any block of rows and any run of tokens equal the who
     }
 }
 
-TEST_CASE("attention_rows: a block can be taken again, in any order, with the same bits", "[attention]") {
+TEST_CASE("attention_rows: a row group can be taken again, in any order, with the same bits", "[attention]") {
     const support::layer_data layer = support::random_layer({.group = 4, .tokens = 300, .queries = 40}, 5);
     const inputs in = layer.inputs();
     rows_of_head rows(in, {}, 1, 0, 0);
     const auto tile = [&](index_t first) {
-        rows->begin_block(first, 32);
+        rows->begin_row_group(first, 32);
         const float* attention = rows->attention(100, 50);
         return std::vector<float>(attention, attention + 50 * 32);
     };
@@ -147,8 +147,8 @@ TEST_CASE("attention_rows: kept logits change nothing, however many tokens they 
         const index_t count = std::min<index_t>(128, again->rows());
         std::vector<float> memory(static_cast<std::size_t>(r.between(0, s.layer.shape.tokens * count)));
         kept->keep_logits_in(memory);
-        again->begin_block(0, count);
-        kept->begin_block(0, count);
+        again->begin_row_group(0, count);
+        kept->begin_row_group(0, count);
         CAPTURE(seed, count, memory.size(), s.halo);
         for (index_t t = 0; t < s.layer.shape.tokens; t += again->tile_tokens()) {
             const index_t first = std::max<index_t>(0, t - s.halo);
@@ -205,7 +205,7 @@ struct bf16_layer {
         attention_rows rows(in, request, 1, 0, 0, scratch, steps);
         std::vector<float> lent(static_cast<std::size_t>(shape.tokens * count), -31337.0f);
         rows.keep_logits_in(lent);
-        rows.begin_block(0, count);
+        rows.begin_row_group(0, count);
         const bool in_tiles = steps.bf16_logits != nullptr;
         CHECK((lent.front() == -31337.0f) == in_tiles); // tiles keep nothing
         std::vector<float> all;

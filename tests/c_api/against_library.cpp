@@ -342,7 +342,7 @@ void cells_and_pages() {
     kvtrim_policy* snapkv_by_name = make_policy("snapkv", nullptr);
     kvtrim_policy* given = make_policy("given", nullptr);
     kvtrim_plan* plan = make_plan();
-    for (int fold = KVTRIM_FOLD_SUM; fold <= KVTRIM_FOLD_VOTES; ++fold) {
+    for (int fold = KVTRIM_FOLD_SUM; fold <= KVTRIM_FOLD_SQUARES; ++fold) {
         const cell_scores::request asked{.tokens = TOKENS,
                                          .kept_tokens = KEPT,
                                          .protect = library_request(KEPT).protect,

@@ -38,7 +38,7 @@ static void layers_fold_into_one_set(void) {
     r.budget_tokens = STAY, r.sink_tokens = SINKS, r.window_tokens = NEWEST;
     memset(&layer, 0, sizeof layer);
     layer.size = sizeof layer;
-    for (fold = KVTRIM_FOLD_SUM; fold <= KVTRIM_FOLD_VOTES; ++fold) {
+    for (fold = KVTRIM_FOLD_SUM; fold <= KVTRIM_FOLD_SQUARES; ++fold) {
         double folded[CELLS] = {0}, worst_kept = 1e30, best_gone = -1e30;
         kvtrim_cells* cells = NULL;
         int next = 0;
@@ -53,10 +53,12 @@ static void layers_fold_into_one_set(void) {
                     for (u = SINKS; u < CELLS - NEWEST; ++u) {
                         better += row[u] > row[t] || (row[u] == row[t] && u < t);
                     }
-                    folded[t] = fold == KVTRIM_FOLD_SUM ? folded[t] + (double)row[t]
-                                : fold == KVTRIM_FOLD_MAXIMUM
-                                    ? ((double)row[t] > folded[t] ? (double)row[t] : folded[t])
-                                    : folded[t] + (better < BEST) * 1000 + (double)row[t];
+                    const double score = (double)row[t];
+                    folded[t] = fold == KVTRIM_FOLD_SUM       ? folded[t] + score
+                                : fold == KVTRIM_FOLD_MAXIMUM ? (score > folded[t] ? score : folded[t])
+                                : fold == KVTRIM_FOLD_VOTES
+                                    ? folded[t] + (better < BEST) * 1000 + score
+                                    : folded[t] + score * score; /* none is negative */
                 }
             }
         }

@@ -9,14 +9,13 @@
 #include "support/cpu_levels.hpp"
 #include "support/ggml_cache.hpp"
 
-#include <limits>
 #include <vector>
 
 namespace {
 
 using namespace kvtrim;
-
-constexpr index_t most = std::numeric_limits<index_t>::max(), least = std::numeric_limits<index_t>::min();
+using support::largest_index;
+using support::smallest_index;
 
 // Head-major or token-major rows with gaps, filled from a cache without any.
 template <class Block>
@@ -255,8 +254,8 @@ TEMPLATE_TEST_CASE("ggml_rows: wrong numbers make rows that are empty and say wh
     CHECK(apart({1, 2, -64}, {0, 0}) == negative);
     CHECK(in_row({-1, 2, 80}, 0) == negative);
     CHECK(in_row({-4, 2, -80}, 0) == negative);
-    CHECK(in_row({least, 2, least}, least) == negative);
-    CHECK(in_row({least, 2, least + 1}, least) == negative);
+    CHECK(in_row({smallest_index, 2, smallest_index}, smallest_index) == negative);
+    CHECK(in_row({smallest_index, 2, smallest_index + 1}, smallest_index) == negative);
 
     const std::string no_blocks =
         "ggml_rows: rows are whole blocks: head_dim, or kv_heads * head_dim of heads in one "
@@ -266,12 +265,12 @@ TEMPLATE_TEST_CASE("ggml_rows: wrong numbers make rows that are empty and say wh
     CHECK(in_row({3, 2, 100}, 100) == no_blocks);
 
     const std::string beyond = "ggml_rows: extents or strides beyond what memory can hold";
-    CHECK(apart({most, most, 64}, {0, 0}) == beyond);
-    CHECK(apart({1, 2, most - 31}, {0, 0}) == beyond);
-    CHECK(in_row({1, 2, most - 31}, 0) == beyond);
-    CHECK(apart({2, 3, 64}, {0, most - 1}) == beyond);
-    CHECK(apart({2, 3, 64}, {least, 0}) == beyond);
-    CHECK(in_row({most / 2 + 1, 2, 80}, 0) == no_blocks);
+    CHECK(apart({largest_index, largest_index, 64}, {0, 0}) == beyond);
+    CHECK(apart({1, 2, largest_index - 31}, {0, 0}) == beyond);
+    CHECK(in_row({1, 2, largest_index - 31}, 0) == beyond);
+    CHECK(apart({2, 3, 64}, {0, largest_index - 1}) == beyond);
+    CHECK(apart({2, 3, 64}, {smallest_index, 0}) == beyond);
+    CHECK(in_row({largest_index / 2 + 1, 2, 80}, 0) == no_blocks);
     CHECK(in_row({index_t{1} << 58, 1, 16}, 0) == beyond);
     CHECK(in_row({2, index_t{1} << 62, 80}, 0) == beyond);
     CHECK(in_row({2, index_t{1} << 62, 16}, 4) == beyond);

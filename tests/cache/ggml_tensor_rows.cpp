@@ -12,14 +12,13 @@
 #include "support/ggml_cache.hpp"
 
 #include <cstring>
-#include <limits>
 #include <vector>
 
 namespace {
 
 using namespace kvtrim;
-
-constexpr index_t most = std::numeric_limits<index_t>::max(), least = std::numeric_limits<index_t>::min();
+using support::largest_index;
+using support::smallest_index;
 
 // Random elements of a model's size [tokens, heads, head_dim], in a type's bits.
 template <class T>
@@ -205,13 +204,14 @@ TEST_CASE("ggml_tensor_rows: wrong numbers make rows that are empty and say why"
     CHECK(apart(8, {2, 2, 32}, {68, 34, 36}) == "ggml: blocks of a row lie one after the other");
 
     const std::string beyond = "ggml: extents or strides beyond what memory can hold";
-    CHECK(apart(0, {most, most, 32}, {0, 0, 4}) == beyond);
-    CHECK(apart(1, {2, 3, 32}, {0, most - 1, 2}) == beyond);
-    CHECK(apart(1, {2, 3, 32}, {least, 0, 2}) == beyond);
-    CHECK(in_row(1, {2, 3, most}, 64) == beyond);
-    CHECK(in_row(1, {2, 3, least}, 64) == beyond);
-    CHECK(in_row(1, {most, 3, 32}, 64) == beyond);
-    CHECK(in_row(7, {most, 3, 32}, 64) == "ggml_rows: extents or strides beyond what memory can hold");
+    CHECK(apart(0, {largest_index, largest_index, 32}, {0, 0, 4}) == beyond);
+    CHECK(apart(1, {2, 3, 32}, {0, largest_index - 1, 2}) == beyond);
+    CHECK(apart(1, {2, 3, 32}, {smallest_index, 0, 2}) == beyond);
+    CHECK(in_row(1, {2, 3, largest_index}, 64) == beyond);
+    CHECK(in_row(1, {2, 3, smallest_index}, 64) == beyond);
+    CHECK(in_row(1, {largest_index, 3, 32}, 64) == beyond);
+    CHECK(in_row(7, {largest_index, 3, 32}, 64) ==
+          "ggml_rows: extents or strides beyond what memory can hold");
     CHECK(apart(0, {-1, 2, 32}, {0, 0, 4}) == "strided: extents must not be negative");
     CHECK(apart(3, {-1, 2, 32}, {0, 0, 20}) == "ggml_rows: extents must not be negative");
     CHECK(refusal(ggml_tensor_rows(0, nullptr, {1, 1, 1}, {0, 0, 4})) == "strided: data must not be null");

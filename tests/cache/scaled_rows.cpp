@@ -20,11 +20,11 @@ struct codes {
     std::vector<float> scales, zeros;
 };
 
-constexpr index_t heads = 2, tokens = 90, head_dim = 37;
+constexpr index_t heads = 2, rows_of_head = 90, head_dim = 37;
 
 codes random_codes(support::random& r) {
     codes c;
-    for (index_t i = 0; i < heads * tokens * head_dim; ++i) {
+    for (index_t i = 0; i < heads * rows_of_head * head_dim; ++i) {
         c.data.push_back(static_cast<std::int8_t>(r.between(-128, 127)));
         c.scales.push_back(static_cast<float>((0.3 + r.uniform()) / 100));
         c.zeros.push_back(static_cast<float>(r.between(-20, 20)));
@@ -36,12 +36,12 @@ float value(int code, float scale, float zero) {
     return scale * (static_cast<float>(code) - zero);
 }
 
-const std::array<index_t, 3> extents{heads, tokens, head_dim};
+const std::array<index_t, 3> extents{heads, rows_of_head, head_dim};
 const std::array<index_t, 2> token_major{head_dim, heads* head_dim};
 
 // How engines share scales.
-const std::array<index_t, 3> sharing[] = {{tokens, 1, 0}, {1, heads, 0}, {0, 1, 0},       {head_dim, 0, 1},
-                                          {1, 0, 0},      {0, 0, 0},     {37 * 90, 37, 1}};
+const std::array<index_t, 3> sharing[] = {
+    {rows_of_head, 1, 0}, {1, heads, 0}, {0, 1, 0}, {head_dim, 0, 1}, {1, 0, 0}, {0, 0, 0}, {37 * 90, 37, 1}};
 
 } // namespace
 
@@ -74,10 +74,10 @@ TEST_CASE("scaled_rows: any sharing of scales, with zero points and without", "[
 
 TEST_CASE("scaled_rows: fp8 codes with a scale per head", "[cache]") {
     support::random r(2);
-    std::vector<f8_e4m3> data(heads * tokens * head_dim);
+    std::vector<f8_e4m3> data(heads * rows_of_head * head_dim);
     for (auto& x : data) { x = element_traits<f8_e4m3>::from_float(static_cast<float>(100 * r.normal())); }
     const std::vector<float> scales{0.013f, 0.021f};
-    const scaled_rows<const f8_e4m3> rows(data.data(), extents, {tokens * head_dim, head_dim},
+    const scaled_rows<const f8_e4m3> rows(data.data(), extents, {rows_of_head * head_dim, head_dim},
                                           {scales.data(), {1, 0, 0}});
     support::at_each_cpu_level([&] {
         std::vector<float> tile(90 * 37);
@@ -91,20 +91,22 @@ TEST_CASE("scaled_rows: fp8 codes with a scale per head", "[cache]") {
 TEST_CASE("scaled_rows: a policy plans as it does over the decoded floats, score by score", "[cache]") {
     support::random r(3);
     const codes c = random_codes(r);
-    const support::layer_data layer = support::random_layer({.tokens = tokens, .head_dim = head_dim}, 3);
+    const support::layer_data layer =
+        support::random_layer({.tokens = rows_of_head, .head_dim = head_dim}, 3);
     const eviction_request request{.budget = per_head(30), .protect = {.window_tokens = 8}};
     const scaled_rows<const std::int8_t> rows(c.data.data(), extents, token_major,
-                                              {c.scales.data(), {tokens, 1, 0}, c.zeros.data()});
-    std::vector<float> decoded(static_cast<std::size_t>(heads * tokens * head_dim));
+                                              {c.scales.data(), {rows_of_head, 1, 0}, c.zeros.data()});
+    std::vector<float> decoded(static_cast<std::size_t>(heads * rows_of_head * head_dim));
     for (index_t g = 0; g < heads; ++g) {
-        rows.load_rows(g, 0, tokens, decoded.data() + g * tokens * head_dim);
+        rows.load_rows(g, 0, rows_of_head, decoded.data() + g * rows_of_head * head_dim);
     }
     support::at_each_cpu_level([&] {
         const auto coded = support::run(snapkv(), kvtrim::layer(rows).with_queries(layer.queries()), request);
-        const auto floats = support::run(
-            snapkv(),
-            kvtrim::layer(strided(decoded.data(), {heads, tokens, head_dim})).with_queries(layer.queries()),
-            request);
+        const auto floats =
+            support::run(snapkv(),
+                         kvtrim::layer(strided(decoded.data(), {heads, rows_of_head, head_dim}))
+                             .with_queries(layer.queries()),
+                         request);
         REQUIRE(coded.answer.ok());
         CHECK(coded.importance == floats.importance);
         CHECK(support::kept_sets(coded.plan) == support::kept_sets(floats.plan));

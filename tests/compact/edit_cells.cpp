@@ -361,8 +361,8 @@ TEST_CASE("cell_scores: layer after layer gives what shared gives for the rows o
         const protection protect{.sink_tokens = r.between(0, 3), .window_tokens = r.between(1, 4)};
         const index_t tokens = static_cast<index_t>(columns) + protect.prefix() + protect.suffix();
         const index_t budget = r.between(0, static_cast<index_t>(columns));
-        const auto reduction =
-            r.one_of({head_reduction::sum, head_reduction::maximum, head_reduction::votes});
+        const auto reduction = r.one_of(
+            {head_reduction::sum, head_reduction::maximum, head_reduction::votes, head_reduction::squares});
         const cell_scores::request request{tokens, tokens - static_cast<index_t>(columns) + budget, protect,
                                            reduction};
         REQUIRE(request.validate().ok());
@@ -398,7 +398,8 @@ TEST_CASE("cell_scores: selected tokens, marked by infinity, are refused where s
           "counted by votes",
           "[compact]") {
     constexpr double infinity = std::numeric_limits<double>::infinity();
-    for (const auto reduction : {head_reduction::sum, head_reduction::maximum, head_reduction::votes}) {
+    for (const auto reduction :
+         {head_reduction::sum, head_reduction::maximum, head_reduction::votes, head_reduction::squares}) {
         const cell_scores::request request{
             .tokens = 5, .kept_tokens = 3, .protect = {.window_tokens = 1}, .reduction = reduction};
         growing_workspace memory;

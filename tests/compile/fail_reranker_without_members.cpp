@@ -4,9 +4,9 @@
 
 #include <kvtrim/policy/snapkv.hpp>
 
-struct half_a_selector {
+struct half_a_reranker {
     static constexpr bool allocate_by_attention = true;
 };
 
 inline constexpr kvtrim::eviction_policy policy{kvtrim::window_attention{kvtrim::mean_attention{}},
-                                                kvtrim::uniform{}, half_a_selector{}};
+                                                kvtrim::uniform{}, half_a_reranker{}};

@@ -183,13 +183,13 @@ results run_window_attention(const golden_case& c) {
         kvtrim::workspace scratch = memory.of_bytes(counting.needed_bytes());
         kvtrim::attention_rows rows(in, request, g, 0, 0, scratch);
         for (index_t first = 0; first < rows.rows(); first += kvtrim::kernels::tile_query_rows) {
-            rows.begin_block(first, std::min(kvtrim::kernels::tile_query_rows, rows.rows() - first));
+            rows.begin_row_group(first, std::min(kvtrim::kernels::tile_query_rows, rows.rows() - first));
             for (index_t t = 0; t < l.tokens; t += rows.tile_tokens()) {
                 const index_t count = std::min(rows.tile_tokens(), l.tokens - t);
                 const float* tile = rows.attention(t, count);
-                for (index_t i = 0; i < count * rows.block_rows(); ++i) {
-                    const index_t row = g * rows.rows() + first + i % rows.block_rows();
-                    const index_t token = t + i / rows.block_rows();
+                for (index_t i = 0; i < count * rows.current_rows(); ++i) {
+                    const index_t row = g * rows.rows() + first + i % rows.current_rows();
+                    const index_t token = t + i / rows.current_rows();
                     attention[static_cast<std::size_t>(row * l.tokens + token)] =
                         static_cast<double>(tile[i]);
                 }
@@ -286,7 +286,7 @@ results run_criticalkv(const golden_case& c) {
     } else if (variant == "paper") {
         auto policy =
             kvtrim::criticalkv({.attention = mean_of(c), .first_ratio = first_ratio, .epsilon = epsilon});
-        policy.reranker.rounding = kvtrim::stage_rounding::truncated;
+        policy.reranker.rounding = kvtrim::share_rounding::truncated;
         t = plan_with(policy, with_everything(l),
                       {.budget = kvtrim::per_head(kept), .protect = {.window_tokens = l.window}});
     } else {
@@ -302,7 +302,7 @@ results run_critical_adakv(const golden_case& c) {
     const auto epsilon = c.get<float>("epsilon", 1e-4f);
     const std::string variant = c.text("variant", "paper");
     kvtrim::two_stage reranker{.first_ratio = c.get("first_ratio", 0.5),
-                               .rounding = kvtrim::stage_rounding::truncated};
+                               .rounding = kvtrim::share_rounding::truncated};
     trace t;
     if (variant == "kvpress") {
         reranker.first_at_least = truncated(kept, alpha);
@@ -750,7 +750,7 @@ results run_layer_defensivekv(const golden_case& c) {
                 throw std::runtime_error("the cascade differs from the one-shot plan");
             }
         }
-        // Scores with stage one marked, as the allocator saw them.
+        // Scores with pass one marked, as the allocator saw them.
         trace t;
         kvtrim::keep_plan ignored;
         kvtrim::eviction_request one_layer = request;

@@ -20,7 +20,7 @@ static_assert(to_float(f8_e4m3{0x38}) == 1.0f && element_traits<f8_e4m3>::from_f
 static_assert(to_float(f8_e5m2{0x3c}) == 1.0f && element_traits<f8_e5m2>::from_float(-2.0f).bits == 0xc0);
 
 // The formats as the specification describes them.
-struct format {
+struct f8_format {
     int mantissa_bits;
     int bias;
     std::uint32_t largest; // pattern of the largest number
@@ -42,14 +42,14 @@ struct format {
 };
 
 template <class T>
-constexpr format format_of{};
+constexpr f8_format f8_format_of{};
 template <>
-constexpr format format_of<f8_e4m3>{3, 7, 0x7e, false};
+constexpr f8_format f8_format_of<f8_e4m3>{3, 7, 0x7e, false};
 template <>
-constexpr format format_of<f8_e5m2>{2, 15, 0x7b, true};
+constexpr f8_format f8_format_of<f8_e5m2>{2, 15, 0x7b, true};
 
 template <class T>
-std::uint32_t narrowed(double x) {
+std::uint32_t narrowed_to_f8(double x) {
     return element_traits<T>::from_float(static_cast<float>(x)).bits;
 }
 
@@ -66,14 +66,14 @@ TEMPLATE_TEST_CASE("fp8: each of the 256 patterns is what its format says, at ev
     std::vector<TestType> all(256);
     for (std::size_t i = 0; i < 256; ++i) { all[i].bits = static_cast<std::uint8_t>(i); }
     for (std::uint32_t i = 0; i < 256; ++i) {
-        if (!same(format_of<TestType>.value(i), to_float(all[i]))) { FAIL_CHECK("pattern " << i); }
+        if (!same(f8_format_of<TestType>.value(i), to_float(all[i]))) { FAIL_CHECK("pattern " << i); }
     }
     support::at_each_cpu_level([&] {
         for (const std::size_t begin : {0u, 1u, 125u, 241u, 255u}) {
             std::vector<float> wide(257, 7.0f);
             simd::widen(all.data() + begin, static_cast<index_t>(256 - begin), wide.data() + begin);
             for (std::size_t i = begin; i < 256; ++i) {
-                if (!same(format_of<TestType>.value(static_cast<std::uint32_t>(i)), wide[i])) {
+                if (!same(f8_format_of<TestType>.value(static_cast<std::uint32_t>(i)), wide[i])) {
                     FAIL_CHECK("pattern " << i << " widened");
                 }
             }
@@ -85,16 +85,16 @@ TEMPLATE_TEST_CASE("fp8: each of the 256 patterns is what its format says, at ev
 
 TEMPLATE_TEST_CASE("fp8: narrowing rounds to nearest, halves to even, and every number comes back", "[core]",
                    f8_e4m3, f8_e5m2) {
-    const format f = format_of<TestType>;
+    const f8_format f = f8_format_of<TestType>;
     for (std::uint32_t low = 0; low < f.largest; ++low) {
         CAPTURE(low);
         const double middle = (f.magnitude(low) + f.magnitude(low + 1)) / 2;
         const auto half = static_cast<float>(middle);
         const std::uint32_t even = low % 2 == 0 ? low : low + 1;
-        CHECK(narrowed<TestType>(f.magnitude(low)) == low);
-        CHECK(narrowed<TestType>(-f.magnitude(low)) == (low | 0x80u));
-        CHECK(narrowed<TestType>(middle) == even);
-        CHECK(narrowed<TestType>(-middle) == (even | 0x80u));
+        CHECK(narrowed_to_f8<TestType>(f.magnitude(low)) == low);
+        CHECK(narrowed_to_f8<TestType>(-f.magnitude(low)) == (low | 0x80u));
+        CHECK(narrowed_to_f8<TestType>(middle) == even);
+        CHECK(narrowed_to_f8<TestType>(-middle) == (even | 0x80u));
         CHECK(element_traits<TestType>::from_float(std::nextafter(half, 0.0f)).bits == low);
         CHECK(element_traits<TestType>::from_float(std::nextafter(half, HUGE_VALF)).bits == low + 1);
     }
@@ -102,7 +102,7 @@ TEMPLATE_TEST_CASE("fp8: narrowing rounds to nearest, halves to even, and every 
 
 TEMPLATE_TEST_CASE("fp8: what is too large becomes the largest number, and NaN stays NaN", "[core]", f8_e4m3,
                    f8_e5m2) {
-    const format f = format_of<TestType>;
+    const f8_format f = f8_format_of<TestType>;
     for (const float x : {std::nextafter(static_cast<float>(f.magnitude(f.largest)), HUGE_VALF), 60000.0f,
                           std::numeric_limits<float>::max(), HUGE_VALF}) {
         CHECK(element_traits<TestType>::from_float(x).bits == f.largest);

@@ -34,7 +34,7 @@ std::vector<float> one_pass(const Inputs& in) {
     workspace scratch = memory.of_bytes(projected_value_norms_bytes(in));
     serial_executor ex;
     const strided<float, 2> rows(norms.data(), {in.kv_heads(), in.longest_row()});
-    REQUIRE(newest_value_norms(in, in.longest_row(), rows, scratch, ex).ok());
+    REQUIRE(newest_projected_value_norms(in, in.longest_row(), rows, scratch, ex).ok());
     return norms;
 }
 

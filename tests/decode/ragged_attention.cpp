@@ -9,6 +9,7 @@
 #include "core/own_views.hpp"
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
+#include "support/special_floats.hpp"
 
 #include <limits>
 #include <string>
@@ -19,7 +20,6 @@ using namespace support;
 
 namespace {
 
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 constexpr double nothing = -std::numeric_limits<double>::infinity();
 
 layer_data make_layer(const layer_shape& shape, std::uint64_t seed) {

@@ -8,6 +8,7 @@
 #include <kvtrim/decode/cache_positions.hpp>
 #include <kvtrim/policy/baselines.hpp>
 
+#include "support/special_floats.hpp"
 #include "support/states.hpp"
 
 using namespace kvtrim;
@@ -17,7 +18,7 @@ namespace {
 
 using matrix_view = strided<const float, 2>;
 
-layer_data all_queries(index_t tokens, std::uint64_t seed) {
+layer_data queries_of_every_token(index_t tokens, std::uint64_t seed) {
     return random_layer({.kv_heads = 2, .group = 3, .tokens = tokens, .head_dim = 8, .queries = tokens},
                         seed);
 }
@@ -49,9 +50,6 @@ void advance(running_scores& scores, const layer_data& layer, index_t end,
     if (!s.ok()) { throw std::runtime_error(s.what()); }
 }
 
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
-
 } // namespace
 
 TEST_CASE("running scores: in whatever chunks the queries come, the sums are those of the whole prompt",
@@ -59,7 +57,7 @@ TEST_CASE("running scores: in whatever chunks the queries come, the sums are tho
     support::random r(81);
     for (std::uint64_t seed = 0; seed < 40; ++seed) {
         const index_t tokens = r.between(1, 60);
-        const layer_data layer = all_queries(tokens, seed);
+        const layer_data layer = queries_of_every_token(tokens, seed);
         const attention_options attention{.soft_cap = r.chance(0.3) ? 8.0f : 0.0f,
                                           .sliding_window = r.chance(0.3) ? r.between(1, 70) : 0};
         running_scores scores(2, r.between(0, 3));
@@ -89,7 +87,7 @@ TEST_CASE("running scores: in whatever chunks the queries come, the sums are tho
 
 TEST_CASE("running scores: attention that the engine has counts as the computed one, per KV or query head",
           "[decode]") {
-    const layer_data layer = all_queries(12, 3);
+    const layer_data layer = queries_of_every_token(12, 3);
     const eviction_request request{.budget = {}};
     const layer_oracle slow(layer.inputs(), request);
     running_scores computed(2), given(2);
@@ -188,7 +186,7 @@ TEST_CASE("running scores: rejected drafts leave the sums of before, bit for bit
           "[decode]") {
     support::random r(83);
     for (std::uint64_t seed = 0; seed < 25; ++seed) {
-        const layer_data layer = all_queries(50, 300 + seed);
+        const layer_data layer = queries_of_every_token(50, 300 + seed);
         const index_t most = r.between(1, 4);
         running_scores drafting(2, most), sure(2, most);
         advance(drafting, layer, 10);
@@ -274,7 +272,7 @@ TEST_CASE(
 }
 
 TEST_CASE("running scores: a copy is a fork, saved bytes restore it, damaged ones do no harm", "[decode]") {
-    const layer_data layer = all_queries(20, 7);
+    const layer_data layer = queries_of_every_token(20, 7);
     running_scores scores(2, 2);
     advance(scores, layer, 12);
     REQUIRE(scores.compact(plan_of({{0, 1, 5, 10, 11}, {2, 3, 4, 10, 11}})).ok());
@@ -347,7 +345,7 @@ TEST_CASE("running scores: saved numbers of queries that no sequence can have ar
 }
 
 TEST_CASE("running scores: update refuses what it cannot serve and changes nothing", "[decode]") {
-    const layer_data layer = all_queries(8, 1);
+    const layer_data layer = queries_of_every_token(8, 1);
     running_scores scores(2, 1);
     REQUIRE(scores.append(8).ok());
     const auto before = bytes_of(scores);
@@ -360,7 +358,7 @@ TEST_CASE("running scores: update refuses what it cannot serve and changes nothi
     const view five_heads(layer.q.data(), {5, 3, 8}, {64, 8, 1});
     CHECK(scores.update(prefix_inputs(layer, 8).with_queries(five_heads), {}, memory).code() ==
           errc::heads_not_divisible);
-    const layer_data longer = all_queries(9, 1);
+    const layer_data longer = queries_of_every_token(9, 1);
     const auto too_many = prefix_inputs(layer, 8).with_queries(longer.queries());
     CHECK(scores.update(too_many, {}, memory).code() == errc::window_exceeds_tokens);
     std::vector<std::byte> bytes(static_cast<std::size_t>(scores.workspace_bytes(in, {})) - 256);
@@ -400,7 +398,7 @@ TEST_CASE("running scores: other shapes, old queries and batches that cannot be 
     }
     CHECK(scores.append(-1).code() == errc::invalid_parameter);
     CHECK(scores.append(most).code() == errc::index_overflow);
-    const layer_data layer = all_queries(8, 1);
+    const layer_data layer = queries_of_every_token(8, 1);
     growing_workspace memory;
     const auto longer = prefix_inputs(layer, 8).with_queries(query_slice(layer, 0, 1));
     CHECK(scores.update(longer, {}, memory).code() == errc::invalid_parameter);
@@ -426,7 +424,7 @@ TEST_CASE("running scores: made with sizes that cannot be they are empty, and sa
           "[decode]") {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     const std::vector<float> ones(10, 1.0f);
-    const layer_data layer = all_queries(8, 1);
+    const layer_data layer = queries_of_every_token(8, 1);
     for (running_scores scores : {running_scores(-1), running_scores(1, -1), running_scores(1, most),
                                   running_scores(1, 0, -1), running_scores(most, 0, most)}) {
         const status s = scores.validate();
@@ -461,7 +459,7 @@ TEST_CASE("running scores: sums without a protected window are refused, and with
           "tokens of 64 decode steps stay",
           "[decode][regression]") {
     constexpr index_t prompt = 40, steps = 64, budget = 24;
-    const layer_data layer = all_queries(prompt + steps, 11);
+    const layer_data layer = queries_of_every_token(prompt + steps, 11);
     cache_positions positions(2);
     running_scores scores(2);
     std::vector<float> k(layer.k.size());
@@ -501,7 +499,7 @@ TEST_CASE("running scores: sums without a protected window are refused, and with
 TEST_CASE(
     "running scores: tokens whose queries were not added must be protected, whatever the sums are divided by",
     "[decode]") {
-    const layer_data layer = all_queries(20, 12);
+    const layer_data layer = queries_of_every_token(20, 12);
     running_scores scores(2);
     advance(scores, layer, 16);
     REQUIRE(scores.append(4).ok()); // their queries come later
@@ -528,7 +526,7 @@ TEST_CASE(
 }
 
 TEST_CASE("running scores: updates do not depend on threads", "[decode]") {
-    const layer_data layer = all_queries(40, 9);
+    const layer_data layer = queries_of_every_token(40, 9);
     const auto in = prefix_inputs(layer, 40).with_queries(layer.queries());
     growing_workspace memory;
     running_scores one(2), many(2);

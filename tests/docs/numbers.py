@@ -22,8 +22,8 @@ below(policy, other, keep) per cent of the heads whose output error is lower; fo
 answers(policy); of the values of an option ("policy:option") kls_of(option, value, tokens), answers_of(option, value), kl_against(option, value) in per
 cent and answers_against(option, value), what differs from today's value, sample by sample, and at worst excess(option, value) of KL over the best
 value's and shortfall(option, value) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
-keep, file, text), beside(fold, other, file) the geometric mean of KL over the other's, for all texts of a file and all shares, and texts(file); of docs/results/python-*.json
-kl_and_error(policy, keep); of docs/results/tried-*.json
+keep, file, text), beside(fold, other, file) the geometric mean of KL over the other's, for all texts of a file and all shares, mean_kl(fold, keep, file), and texts(file);
+of docs/results/python-*.json kl_and_error(policy, keep); of docs/results/tried-*.json
 right(score, keep, *seeds), answers, rights (each seed's), nll, and kl(score, *texts). Of every file: data, the JSON itself; cell(key=value, ...), the one row
 that has these values (among=data[...]: of another list of the file); two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
 third file the names end in _2 and _3.
@@ -115,7 +115,10 @@ def names(file):
             ratios = [math.log(a / b) for text in ours for a, b in zip(ours[text], theirs[text])]
             return f"{math.exp(mean(ratios)):.2f}"
 
-        known |= {"beside": beside, "texts": lambda file: len({r["text"] for r in data["folds"] if r["file"] == file})}
+        def mean_kl(fold, keep, file):
+            return f"{mean([kl[data['keep'].index(keep)] for kl in kls_of(fold, file).values()]):.4f}"
+
+        known |= {"beside": beside, "mean_kl": mean_kl, "texts": lambda file: len({r["text"] for r in data["folds"] if r["file"] == file})}
     elif "score" in first:
         def needles(score, keep, seeds):
             rows = [r for r in data["rows"] if r["score"] == score and r["kept_ratio"] == keep and set(r.get("needles", [-1])) <= set(seeds)]

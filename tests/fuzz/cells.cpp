@@ -24,7 +24,7 @@ using int32s = std::vector<std::int32_t>;
 void fold(fuzz::input& in) {
     const index_t tokens = in.between(0, 30), layers = in.between(0, 4), heads = in.between(1, 3);
     constexpr head_reduction reductions[] = {head_reduction::sum, head_reduction::maximum,
-                                             head_reduction::votes};
+                                             head_reduction::votes, head_reduction::squares};
     // Refused, or few: a plan has an entry for each cell that is kept.
     const index_t any = in.hostile(tokens, 8);
     const bool is_many = any > 4096 && any <= std::numeric_limits<std::int32_t>::max();

@@ -5,6 +5,7 @@
 
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
+#include "support/guarded.hpp"
 #include "support/random_layer.hpp"
 #include "support/trapped_tiles.hpp"
 
@@ -17,15 +18,6 @@
 using namespace kvtrim;
 
 namespace {
-
-constexpr float guard = -31337.0f; // behind every output: must stay
-
-// What is not a tile operation is AVX-512. Printed, so that a log shows what was not tested.
-bool runs_here() {
-    if (best_cpu_level() >= cpu_level::avx512) { return true; }
-    WARN("no AVX-512 on this machine: not tested");
-    return false;
-}
 
 struct norms_case {
     index_t rows, inner, columns, x_stride, stride;
@@ -42,7 +34,7 @@ bf16 random_bf16(support::random& r) {
     return element_traits<bf16>::from_float(static_cast<float>(r.normal()));
 }
 
-norms_case random_case(support::random& r, index_t rows, index_t inner, index_t columns) {
+norms_case random_norms_case(support::random& r, index_t rows, index_t inner, index_t columns) {
     norms_case c{rows, inner, columns, inner + r.between(0, 40), columns + r.between(0, 3), {}, {}};
     c.x.resize(static_cast<std::size_t>((rows - 1) * c.x_stride + inner));
     c.matrix.resize(static_cast<std::size_t>(inner * c.stride));
@@ -59,12 +51,13 @@ std::vector<float> norms_of(const norms_case& c) {
     kernels::amx::pack_matrix(c.matrix.data(), c.stride, 0, half, c.inner, c.columns, packed.data());
     kernels::amx::pack_matrix(c.matrix.data() + half * c.stride, c.stride, half, c.inner - half, c.inner,
                               c.columns, packed.data());
-    std::vector<float> scratch(static_cast<std::size_t>(kernels::norm_scratch_floats(c.rows) + 1), guard);
+    std::vector<float> scratch(static_cast<std::size_t>(kernels::norm_scratch_floats(c.rows) + 1),
+                               support::guard);
     std::vector<float> norms(static_cast<std::size_t>(c.rows + 1), 0.5f);
-    norms.back() = guard;
+    norms.back() = support::guard;
     kernels::amx::add_l1<Tiles>(c.x.data(), c.x_stride, c.rows, packed.data(), c.inner, c.columns,
                                 scratch.data(), norms.data());
-    CHECK((scratch.back() == guard && norms.back() == guard));
+    CHECK((scratch.back() == support::guard && norms.back() == support::guard));
     norms.pop_back();
     return norms;
 }
@@ -73,11 +66,12 @@ std::vector<float> norms_of(const norms_case& c) {
 
 TEST_CASE("projection_kernels_amx: L1 norms of bf16 equal their sums to the precision of floats",
           "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!support::runs_avx512()) { return; }
     support::random r(51);
     for (const index_t rows : {1, 16, 31, 32, 33, 64, 65, 100}) {
         for (const index_t inner : {1, 31, 32, 33, 64, 100}) {
-            const norms_case c = random_case(r, rows, inner, r.one_of<index_t>({1, 15, 16, 17, 32, 40, 70}));
+            const norms_case c =
+                random_norms_case(r, rows, inner, r.one_of<index_t>({1, 15, 16, 17, 32, 40, 70}));
             const std::vector<float> got = norms_of<support::emulated_tiles>(c);
             bool right = true;
             for (index_t i = 0; i < rows; ++i) {
@@ -100,9 +94,9 @@ TEST_CASE("projection_kernels_amx: L1 norms of bf16 equal their sums to the prec
 }
 
 TEST_CASE("projection_kernels_amx: a broken row keeps its norm to itself", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!support::runs_avx512()) { return; }
     support::random r(52);
-    norms_case c = random_case(r, 40, 33, 20);
+    norms_case c = random_norms_case(r, 40, 33, 20);
     const std::vector<float> before = norms_of<support::emulated_tiles>(c);
     c.x[static_cast<std::size_t>(3 * c.x_stride + 32)] = bf16{0x7fc0}; // NaN
     c.x[static_cast<std::size_t>(39 * c.x_stride)] = bf16{0x7f80};     // infinity
@@ -115,11 +109,33 @@ TEST_CASE("projection_kernels_amx: a broken row keeps its norm to itself", "[ker
     }
 }
 
+TEST_CASE("projection_kernels_amx: what is packed unpacks to the same rows, from any row on", "[kernels]") {
+    if (!runs_here()) { return; }
+    support::random r(54);
+    for (int n = 0; n < 20; ++n) {
+        const norms_case c = random_case(r, 1, r.between(1, 100), r.between(1, 70));
+        std::vector<bf16> packed(static_cast<std::size_t>(kernels::panel_bf16(c.inner, c.columns)));
+        kernels::amx::pack_matrix(c.matrix.data(), c.stride, 0, c.inner, c.inner, c.columns, packed.data());
+        const index_t first = r.between(0, c.inner - 1);
+        std::vector<float> rows(static_cast<std::size_t>((c.inner - first) * c.columns + 1), guard);
+        kernels::unpack_matrix<kernels::amx::packed_index>(packed.data(), first, c.inner - first, c.inner,
+                                                           c.columns, rows.data());
+        bool same = rows.back() == guard;
+        for (index_t i = first; i < c.inner; ++i) {
+            const float* const row = rows.data() + (i - first) * c.columns;
+            same = same && std::equal(row, row + c.columns, c.matrix.data() + i * c.stride);
+        }
+        CAPTURE(n, c.inner, c.columns, first);
+        CHECK(same);
+    }
+}
+
 TEST_CASE("projection_kernels_amx: the level amx has it, the others leave bf16 to be widened", "[kernels]") {
     for (const auto level : {cpu_level::portable, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
         const kernels::projection_kernels& steps = kernels::projection_kernels_of(level);
         CHECK((steps.add_bf16_l1 != nullptr) == (level == cpu_level::amx));
         CHECK((steps.pack_bf16 != nullptr) == (level == cpu_level::amx));
+        CHECK((steps.unpack_bf16 != nullptr) == (level == cpu_level::amx));
     }
 }
 
@@ -127,7 +143,7 @@ TEST_CASE("projection_kernels_amx: the level amx has it, the others leave bf16 t
 // To the bit, by the processor where there is AMX; elsewhere its instructions are decoded and emulated.
 TEST_CASE("projection_kernels_amx: the instructions of its tiles give what the emulated ones give",
           "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!support::runs_avx512()) { return; }
     const bool real = best_cpu_level() >= cpu_level::amx;
     if (detail::has_amx() && !real) {
         WARN("AMX on this machine may not be used: its instructions are not tested");
@@ -137,7 +153,7 @@ TEST_CASE("projection_kernels_amx: the instructions of its tiles give what the e
     const support::trapped_tiles scope;
     support::random r(53);
     for (int n = 0; n < 20; ++n) {
-        const norms_case c = random_case(r, r.between(1, 70), r.between(1, 100), r.between(1, 70));
+        const norms_case c = random_norms_case(r, r.between(1, 70), r.between(1, 100), r.between(1, 70));
         CAPTURE(n, c.rows, c.inner, c.columns);
         CHECK(norms_of<simd::amx_tiles>(c) == norms_of<support::emulated_tiles>(c));
     }

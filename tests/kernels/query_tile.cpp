@@ -6,7 +6,6 @@
 #include <kvtrim/kernels/with_query_tile.hpp>
 
 #include "support/cpu_levels.hpp"
-#include "support/emulated_tiles.hpp"
 #include "support/query_tiles.hpp"
 
 using namespace kvtrim;
@@ -14,51 +13,40 @@ using namespace support;
 
 namespace {
 
-// Calls fn<Tile>() for the tile of floats of each level of this machine.
+// Calls fn<Tile>() for the tile of floats of each level of this machine. That of bf16 is tested in query_tile_amx.cpp.
 template <class Fn>
 void for_each_float_tile(Fn fn) {
     at_each_cpu_level([&] { kernels::with_float_query_tile(fn); });
 }
 
-// The same, and for that of bf16 with emulated products, which are the processor's (query_tile_amx.cpp).
-template <class Fn>
-void for_each_tile(Fn fn) {
-    for_each_float_tile(fn);
-#if KVTRIM_HAS_X86
-    if (!runs_bf16_vectors()) { return; }
-    CAPTURE("bf16");
-    fn.template operator()<kernels::basic_query_tile_amx<emulated_tiles>>();
-#endif
-}
-
 } // namespace
 
 TEST_CASE("query_tile: attention of random shapes equals the oracle, tiles in any order", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::random_shapes(81, 60); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::random_shapes(81, 60); });
 }
 
 TEST_CASE("query_tile: a query sees itself and what came before it, within its window", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::masks(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::masks(); });
 }
 
 TEST_CASE("query_tile: a query that sees nothing gives 0 and -infinity, or its sink", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::nothing_visible(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::nothing_visible(); });
 }
 
 TEST_CASE("query_tile: keys may become visible late", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::late_keys(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::late_keys(); });
 }
 
 TEST_CASE("query_tile: very large and very negative logits", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::large_logits(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::large_logits(); });
 }
 
 TEST_CASE("query_tile: a NaN key counts for nothing and an infinite one takes all", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::broken_keys(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::broken_keys(); });
 }
 
 TEST_CASE("query_tile: a NaN query sees nothing and disturbs no other", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::broken_queries(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::broken_queries(); });
 }
 
 TEST_CASE("query_tile: a value of NaN or infinity reaches only those that see it, in its channel",
@@ -67,11 +55,11 @@ TEST_CASE("query_tile: a value of NaN or infinity reaches only those that see it
 }
 
 TEST_CASE("query_tile: many rescalings do not add up to an error", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::rising_logits(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::rising_logits(); });
 }
 
 TEST_CASE("query_tile: a soft cap beyond all logits changes nothing", "[kernels]") {
-    for_each_tile([]<class Tile>() { query_tile_checks<Tile>::large_soft_caps(); });
+    for_each_float_tile([]<class Tile>() { query_tile_checks<Tile>::large_soft_caps(); });
 }
 
 TEST_CASE("query_tile: every level agrees with the portable one", "[kernels]") {

@@ -8,7 +8,8 @@
 #include "support/query_tiles.hpp"
 #include "support/trapped_tiles.hpp"
 
-// What is not special about this tile is tested with the others, in query_tile.cpp.
+// The first tests are those of the other tiles (query_tile.cpp), with emulated products. The last one tests that these are the
+// processor's.
 
 using namespace kvtrim;
 using namespace support;
@@ -21,6 +22,51 @@ using emulated_tile = kernels::basic_query_tile_amx<emulated_tiles>;
 using checks = query_tile_checks<emulated_tile>;
 
 } // namespace
+
+TEST_CASE("query_tile_amx: attention of random shapes equals the oracle, tiles in any order", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::random_shapes(81, 60);
+}
+
+TEST_CASE("query_tile_amx: a query sees itself and what came before it, within its window", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::masks();
+}
+
+TEST_CASE("query_tile_amx: a query that sees nothing gives 0 and -infinity, or its sink", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::nothing_visible();
+}
+
+TEST_CASE("query_tile_amx: keys may become visible late", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::late_keys();
+}
+
+TEST_CASE("query_tile_amx: very large and very negative logits", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::large_logits();
+}
+
+TEST_CASE("query_tile_amx: a NaN key counts for nothing and an infinite one takes all", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::broken_keys();
+}
+
+TEST_CASE("query_tile_amx: a NaN query sees nothing and disturbs no other", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::broken_queries();
+}
+
+TEST_CASE("query_tile_amx: many rescalings do not add up to an error", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::rising_logits();
+}
+
+TEST_CASE("query_tile_amx: a soft cap beyond all logits changes nothing", "[kernels]") {
+    if (!runs_bf16_vectors()) { return; }
+    checks::large_soft_caps();
+}
 
 TEST_CASE("query_tile_amx: head dimensions of models, whole steps of 32 or not", "[kernels]") {
     if (!runs_bf16_vectors()) { return; }

@@ -7,6 +7,7 @@
 
 #include "support/cpu_levels.hpp"
 #include "support/prefill.hpp"
+#include "support/special_floats.hpp"
 
 #include <cmath>
 #include <limits>
@@ -16,10 +17,6 @@ using namespace kvtrim;
 using namespace support;
 
 namespace {
-
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float largest = std::numeric_limits<float>::max();
 
 std::vector<float> normals(support::random& r, index_t count) {
     std::vector<float> values = zeros(count);
@@ -109,20 +106,24 @@ TEST_CASE("add_over_rows: the weighted sum of rows of any stride, and what weigh
     });
 }
 
-TEST_CASE("add_row, raise_row, weigh_row: element by element, NaN raises nothing", "[kernels]") {
+TEST_CASE("add_row, add_squares, raise_row, weigh_row: element by element, NaN raises nothing", "[kernels]") {
     support::at_each_cpu_level([&] {
         support::random r(77);
         const kernels::row_kernels& steps = kernels::active_row_kernels();
         for (const index_t count : {0, 1, 7, 16, 50, 64}) {
             const auto from = normals(r, count + 1), before = normals(r, count + 1);
-            auto odd = from, added = before, raised = before, weighed = before;
+            auto odd = from, added = before, squared = before, raised = before, weighed = before;
             for (float& x : odd) { x = r.chance(0.2) ? not_a_number : x; }
             steps.add_row(from.data(), count, added.data());
+            steps.add_squares(from.data(), count, squared.data());
             steps.raise_row(odd.data(), count, raised.data());
             steps.weigh_row(weighed.data(), count, 0.5f, from.data());
             for (std::size_t i = 0; i < from.size(); ++i) {
                 const bool is_in = static_cast<index_t>(i) < count; // what lies behind stays
                 CHECK(added[i] == (is_in ? before[i] + from[i] : before[i]));
+                const auto old = static_cast<double>(before[i]), x = static_cast<double>(from[i]);
+                CHECK(static_cast<double>(squared[i]) ==
+                      Approx(is_in ? old + x * std::abs(x) : old).epsilon(1e-6).margin(1e-6));
                 CHECK(raised[i] == (is_in ? std::fmax(before[i], odd[i]) : before[i]));
                 CHECK(weighed[i] == (is_in ? (before[i] + 0.5f) * from[i] : before[i]));
             }
@@ -251,7 +252,7 @@ TEST_CASE("softmax: masked logits weigh nothing, and a row of them becomes zeros
         std::vector<float> all{-infinity, -infinity};
         kernels::softmax(all.data(), 2);
         CHECK(all == std::vector<float>{0, 0});
-        std::vector<float> extreme{largest, -largest, largest, 0};
+        std::vector<float> extreme{largest_float, -largest_float, largest_float, 0};
         kernels::softmax(extreme.data(), 4);
         CHECK(extreme == std::vector<float>{0.5f, 0, 0.5f, 0});
         kernels::softmax(nullptr, 0);

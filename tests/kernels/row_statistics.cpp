@@ -5,6 +5,7 @@
 
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
+#include "support/special_floats.hpp"
 
 #include <cmath>
 #include <limits>
@@ -13,22 +14,22 @@
 namespace {
 
 using namespace kvtrim;
-
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float largest = std::numeric_limits<float>::max();
+using support::infinity;
+using support::largest_float;
+using support::not_a_number;
 
 // A matrix whose rows lie `stride` floats apart; what is between them must never be touched.
-struct matrix {
+struct gapped_matrix {
     static constexpr float gap = -31337.0f;
 
     index_t rows, columns, stride;
     std::vector<float> values;
 
-    matrix(index_t row_count, index_t column_count, index_t row_stride)
+    gapped_matrix(index_t row_count, index_t column_count, index_t row_stride)
         : rows(row_count), columns(column_count), stride(row_stride),
           values(static_cast<std::size_t>(row_count * row_stride), gap) {}
-    matrix(index_t row_count, index_t column_count) : matrix(row_count, column_count, column_count) {}
+    gapped_matrix(index_t row_count, index_t column_count)
+        : gapped_matrix(row_count, column_count, column_count) {}
 
     [[nodiscard]] float& operator()(index_t r, index_t c) {
         return values[static_cast<std::size_t>(r * stride + c)];
@@ -39,7 +40,7 @@ struct matrix {
     [[nodiscard]] float* data() { return values.data(); }
     [[nodiscard]] const float* data() const { return values.data(); }
 
-    matrix& fill(support::random& r) {
+    gapped_matrix& fill(support::random& r) {
         for (index_t i = 0; i < rows; ++i) {
             for (index_t j = 0; j < columns; ++j) { (*this)(i, j) = static_cast<float>(r.normal()); }
         }
@@ -47,8 +48,8 @@ struct matrix {
     }
 };
 
-matrix random_matrix(support::random& r, index_t rows, index_t columns, index_t stride = 0) {
-    return matrix(rows, columns, stride > 0 ? stride : columns).fill(r);
+gapped_matrix random_matrix(support::random& r, index_t rows, index_t columns, index_t stride = 0) {
+    return gapped_matrix(rows, columns, stride > 0 ? stride : columns).fill(r);
 }
 
 // Whether every element is near what element(row, column) -> {value, size of its terms} says.
@@ -58,7 +59,7 @@ struct near_value {
 };
 
 template <class Element>
-bool is(const matrix& m, Element&& element) {
+bool is(const gapped_matrix& m, Element&& element) {
     for (index_t r = 0; r < m.rows; ++r) {
         for (index_t c = 0; c < m.columns; ++c) {
             const near_value expected = element(r, c);
@@ -112,18 +113,18 @@ TEST_CASE("logits, add_weighted_values, add_products: products equal double loop
             CAPTURE(tokens, query_rows, dim);
             const index_t rows_of_out = query_rows;
             for (const index_t gap : {0, 3}) {
-                const matrix keys = random_matrix(r, tokens, dim, dim + gap);
-                const matrix queries = random_matrix(r, query_rows, dim);
-                matrix tile(tokens, query_rows);
+                const gapped_matrix keys = random_matrix(r, tokens, dim, dim + gap);
+                const gapped_matrix queries = random_matrix(r, query_rows, dim);
+                gapped_matrix tile(tokens, query_rows);
                 kernels::logits(keys.data(), keys.stride, tokens, queries.data(), query_rows, dim,
                                 tile.data());
                 CHECK(is(tile, [&, inner = dim](index_t t, index_t q) {
                     return sum(inner, [&](index_t d) { return keys(t, d) * queries(q, d); });
                 }));
 
-                const matrix before = random_matrix(r, rows_of_out, dim);
-                matrix out = before;
-                const matrix values = random_matrix(r, tokens, dim, dim + gap);
+                const gapped_matrix before = random_matrix(r, rows_of_out, dim);
+                gapped_matrix out = before;
+                const gapped_matrix values = random_matrix(r, tokens, dim, dim + gap);
                 kernels::add_weighted_values(tile.data(), tokens, query_rows, values.data(), values.stride,
                                              dim, out.data());
                 CHECK(is(out, [&, inner = tokens](index_t q, index_t d) {
@@ -131,8 +132,8 @@ TEST_CASE("logits, add_weighted_values, add_products: products equal double loop
                                {before(q, d), std::abs(before(q, d))});
                 }));
 
-                const matrix left = random_matrix(r, query_rows, tokens, tokens + gap);
-                matrix product = before;
+                const gapped_matrix left = random_matrix(r, query_rows, tokens, tokens + gap);
+                gapped_matrix product = before;
                 kernels::add_products(left.data(), left.stride, query_rows, values.data(), values.stride,
                                       tokens, dim, product.data());
                 CHECK(is(product, [&, inner = tokens](index_t q, index_t d) {
@@ -158,7 +159,7 @@ TEST_CASE("condition_logits: NaN is masked, +infinity becomes the largest float,
                 };
                 CHECK(conditioned(not_a_number) == -infinity);
                 CHECK(conditioned(-not_a_number) == -infinity);
-                CHECK(conditioned(infinity) == largest);
+                CHECK(conditioned(infinity) == largest_float);
                 CHECK(conditioned(-infinity) == -infinity);
                 CHECK(conditioned(-1e30f) == -1e30f);
                 CHECK(std::count(logits.begin(), logits.end(), 0.5f) == count - 1);
@@ -172,9 +173,9 @@ TEST_CASE("condition_logits: the soft cap is cap * tanh(logit / cap), of odd log
     support::at_each_cpu_level([&] {
         support::random r(2);
         for (const float cap : {1.0f, 30.0f, 50.0f}) {
-            matrix logits = random_matrix(r, 1, 77);
+            gapped_matrix logits = random_matrix(r, 1, 77);
             for (float& x : logits.values) { x *= 40; }
-            const matrix before = logits;
+            const gapped_matrix before = logits;
             kernels::condition_logits(logits.data(), 77, cap);
             CHECK(is(logits, [&](index_t i, index_t j) {
                 const double value =
@@ -205,7 +206,7 @@ TEST_CASE("accumulate_statistics, add_over_tokens: any tiling gives the softmax 
         for (int round = 0; round < 60; ++round) {
             const index_t query_rows = r.one_of({1, 5, 16, 17, 100, 128});
             const index_t tokens = r.between(1, 300);
-            matrix logits = random_matrix(r, tokens, query_rows);
+            gapped_matrix logits = random_matrix(r, tokens, query_rows);
             const float spread = r.one_of({1.0f, 30.0f, 1000.0f});
             const bool late = r.chance(0.5); // first tiles fully masked
             for (index_t t = 0; t < tokens; ++t) {
@@ -213,14 +214,14 @@ TEST_CASE("accumulate_statistics, add_over_tokens: any tiling gives the softmax 
                     logits(t, q) *= spread;
                     if (r.chance(0.1) || (late && t < tokens / 2)) { logits(t, q) = kernels::masked_logit; }
                     if (q == 3) { logits(t, q) = kernels::masked_logit; } // a query that sees nothing
-                    if (q == 4 && t == tokens / 3) { logits(t, q) = largest; }
+                    if (q == 4 && t == tokens / 3) { logits(t, q) = largest_float; }
                 }
             }
             const auto rows = static_cast<std::size_t>(query_rows);
             std::vector<float> maximum(rows, kernels::masked_logit);
             std::vector<float> rescale(rows);
             std::vector<double> sums(rows, 0.0);
-            matrix tiles = logits;
+            gapped_matrix tiles = logits;
             for (index_t t = 0; t < tokens;) {
                 const index_t count = std::min(tokens - t, r.between(1, 64));
                 float* tile = tiles.data() + t * query_rows;
@@ -260,15 +261,15 @@ TEST_CASE("add_over_tokens, dot: reductions equal double loops", "[kernels][orac
         support::random r(5);
         for (const auto& [tokens, query_rows, dim] : shapes) {
             CAPTURE(tokens, query_rows, dim);
-            const matrix tile = random_matrix(r, tokens, query_rows);
+            const gapped_matrix tile = random_matrix(r, tokens, query_rows);
             std::vector<double> sums(static_cast<std::size_t>(query_rows), 0.5);
             kernels::add_over_tokens(tile.data(), tokens, query_rows, sums.data());
             for (index_t q = 0; q < query_rows; ++q) {
                 const near_value s = sum(tokens, [&, row = q](index_t t) { return tile(t, row); });
                 CHECK(std::abs(sums[static_cast<std::size_t>(q)] - 0.5 - s.value) <= 1e-5 * s.size);
             }
-            const matrix a = random_matrix(r, 1, dim);
-            const matrix b = random_matrix(r, 1, dim);
+            const gapped_matrix a = random_matrix(r, 1, dim);
+            const gapped_matrix b = random_matrix(r, 1, dim);
             const near_value product = sum(dim, [&](index_t d) { return a(0, d) * b(0, d); });
             CHECK(std::abs(static_cast<double>(kernels::dot(a.data(), b.data(), dim)) - product.value) <=
                   1e-5 * product.size);
@@ -282,17 +283,17 @@ TEST_CASE("add_projected_l1, add_gram: they equal double loops and add up over c
         support::random r(6);
         for (const auto& [tokens, hidden, dim] : shapes) {
             CAPTURE(tokens, hidden, dim);
-            const matrix values = random_matrix(r, tokens, dim, dim + 2);
-            const matrix projection = random_matrix(r, dim, hidden, hidden + 5);
-            const matrix before = random_matrix(r, 1, tokens);
-            matrix l1 = before;
-            matrix gram(dim, dim);
+            const gapped_matrix values = random_matrix(r, tokens, dim, dim + 2);
+            const gapped_matrix projection = random_matrix(r, dim, hidden, hidden + 5);
+            const gapped_matrix before = random_matrix(r, 1, tokens);
+            gapped_matrix l1 = before;
+            gapped_matrix gram(dim, dim);
             std::fill(gram.values.begin(), gram.values.end(), 0.0f);
             const index_t first = hidden / 3; // two blocks of columns
             for (const auto& [begin, columns] :
                  {std::pair{index_t{0}, first}, std::pair{first, hidden - first}}) {
                 if (columns == 0) { continue; }
-                matrix product(tokens, columns);
+                gapped_matrix product(tokens, columns);
                 kernels::add_projected_l1(values.data(), values.stride, tokens, projection.data() + begin,
                                           projection.stride, dim, columns, product.data(), l1.data());
                 kernels::add_gram(projection.data() + begin, projection.stride, dim, columns, gram.data());

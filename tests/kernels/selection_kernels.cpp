@@ -5,6 +5,7 @@
 
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
+#include "support/special_floats.hpp"
 
 #include <limits>
 #include <vector>
@@ -12,8 +13,7 @@
 namespace {
 
 using namespace kvtrim;
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
+using support::infinity;
 
 // Any bits at all, many equal, some zeros and NaNs of both signs; a length around the vector width.
 std::vector<float> any_floats(support::random& r) {

@@ -5,6 +5,7 @@
 
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
+#include "support/guarded.hpp"
 #include "support/random_layer.hpp"
 #include "support/trapped_tiles.hpp"
 
@@ -17,15 +18,6 @@
 using namespace kvtrim;
 
 namespace {
-
-constexpr float guard = -31337.0f; // behind the output: must stay
-
-// What is not a tile operation is AVX-512. Printed, so that a log shows what was not tested.
-bool runs_here() {
-    if (best_cpu_level() >= cpu_level::avx512) { return true; }
-    WARN("no AVX-512 on this machine: not tested");
-    return false;
-}
 
 struct logits_case {
     index_t rows, tokens, dim, query_stride, key_stride;
@@ -42,7 +34,7 @@ std::vector<bf16> random_rows(support::random& r, index_t count, index_t length,
     return rows;
 }
 
-logits_case random_case(support::random& r, index_t rows, index_t tokens, index_t dim) {
+logits_case random_logits_case(support::random& r, index_t rows, index_t tokens, index_t dim) {
     logits_case c{rows, tokens, dim, dim + r.between(0, 3), dim + r.between(0, 40), 0.05f, 0.0f, {}, {}};
     if (r.chance(0.3)) { c.soft_cap = 5.0f; }
     c.queries = random_rows(r, rows, dim, c.query_stride);
@@ -57,10 +49,10 @@ std::vector<float> logits_of(const logits_case& c) {
     const index_t half = c.rows / 2;
     kernels::amx::pack_queries(c.query(0), c.query_stride, 0, half, c.dim, packed.data());
     kernels::amx::pack_queries(c.query(half), c.query_stride, half, c.rows - half, c.dim, packed.data());
-    std::vector<float> out(static_cast<std::size_t>(c.tokens * c.rows + 16), guard);
+    std::vector<float> out(static_cast<std::size_t>(c.tokens * c.rows + 16), support::guard);
     kernels::amx::logits<Tiles>(c.keys.data(), c.key_stride, c.tokens, packed.data(), c.rows, c.dim, c.scale,
                                 c.soft_cap, out.data(), {});
-    CHECK(std::all_of(out.end() - 16, out.end(), [](float x) { return x == guard; }));
+    CHECK(std::all_of(out.end() - 16, out.end(), [](float x) { return x == support::guard; }));
     out.resize(out.size() - 16);
     return out;
 }
@@ -83,11 +75,12 @@ double exact_logit(const logits_case& c, index_t t, index_t r, double& size) {
 
 TEST_CASE("window_kernels_amx: logits of bf16 queries and keys are their products to the precision of floats",
           "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!support::runs_avx512()) { return; }
     support::random r(41);
     for (const index_t rows : {1, 15, 16, 17, 32, 33, 64, 100, 128}) {
         for (const index_t dim : {1, 31, 32, 33, 64, 80, 128}) {
-            const logits_case c = random_case(r, rows, r.one_of<index_t>({1, 7, 16, 31, 32, 33, 50}), dim);
+            const logits_case c =
+                random_logits_case(r, rows, r.one_of<index_t>({1, 7, 16, 31, 32, 33, 50}), dim);
             const std::vector<float> got = logits_of<support::emulated_tiles>(c);
             bool right = true;
             for (index_t t = 0; t < c.tokens; ++t) {
@@ -105,9 +98,9 @@ TEST_CASE("window_kernels_amx: logits of bf16 queries and keys are their product
 }
 
 TEST_CASE("window_kernels_amx: a key's logits do not depend on the tile that it is in", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!support::runs_avx512()) { return; }
     support::random r(42);
-    const logits_case c = random_case(r, 40, 50, 96);
+    const logits_case c = random_logits_case(r, 40, 50, 96);
     const std::vector<float> whole = logits_of<support::emulated_tiles>(c);
     for (index_t t = 0; t < c.tokens; ++t) {
         logits_case one = c;
@@ -119,9 +112,9 @@ TEST_CASE("window_kernels_amx: a key's logits do not depend on the tile that it 
 }
 
 TEST_CASE("window_kernels_amx: a broken key spoils its own logits and no other", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!support::runs_avx512()) { return; }
     support::random r(43);
-    logits_case c = random_case(r, 33, 40, 70);
+    logits_case c = random_logits_case(r, 33, 40, 70);
     c.soft_cap = 0;
     const std::vector<float> before = logits_of<support::emulated_tiles>(c);
     c.keys[static_cast<std::size_t>(7 * c.key_stride + 69)] = bf16{0x7fc0}; // NaN
@@ -153,7 +146,7 @@ TEST_CASE("window_kernels_amx: the level amx has it, the others leave bf16 to be
 #if defined(__linux__)
 // To the bit, by the processor where there is AMX; elsewhere its instructions are decoded and emulated.
 TEST_CASE("window_kernels_amx: the instructions of its tiles give what the emulated ones give", "[kernels]") {
-    if (!runs_here()) { return; }
+    if (!support::runs_avx512()) { return; }
     const bool real = best_cpu_level() >= cpu_level::amx;
     if (detail::has_amx() && !real) {
         WARN("AMX on this machine may not be used: its instructions are not tested");
@@ -163,7 +156,7 @@ TEST_CASE("window_kernels_amx: the instructions of its tiles give what the emula
     const support::trapped_tiles scope;
     support::random r(44);
     for (int n = 0; n < 20; ++n) {
-        const logits_case c = random_case(r, r.between(1, 70), r.between(1, 70), r.between(1, 100));
+        const logits_case c = random_logits_case(r, r.between(1, 70), r.between(1, 70), r.between(1, 100));
         CAPTURE(n, c.rows, c.tokens, c.dim);
         CHECK(logits_of<simd::amx_tiles>(c) == logits_of<support::emulated_tiles>(c));
     }

@@ -1,21 +1,91 @@
 #!/usr/bin/env bash
-# Instruction sets are named in simd/ and kernels/ only: whoever is above them calls a kernel and does not know which one.
-# In kernels/, which body is compiled for what is decided by simd/for_each_target.inl: a .inl file names none.
+# Who may name an instruction set, in code (comments and strings may):
+#
+#   simd/                          anything
+#   kernels/*amx*, *bfmmla*        anything: products that one instruction set alone has
+#   kernels/*.hpp                  the choice among targets, KVTRIM_CHOOSE... of simd/choose.hpp, with amx:: and bfmmla:: and the
+#                                  tables that these complete
+#   kernels/*.inl, examples' too   nothing: which target a body is compiled for is decided by simd/for_each_target.inl
+#   all others, src/, examples/    nothing: they call a kernel and do not know which one; an example may choose among bodies
+#
+# A part of a name is hidden from this by ##, so that is refused too.
 set -euo pipefail
-cd "${1:-$(dirname "$0")/../..}/include/kvtrim"
+cd "${1:-$(dirname "$0")/../..}"
 
-# Macros of simd/region.hpp, macros of compilers, intrinsics with their types and headers, namespaces of targets, assembly.
-names='KVTRIM_(HAS_(X86|NEON)|BASELINE|TARGET_|BEGIN_|CHOOSE)|__(SSE|AVX|AMX|FMA|F16C|ARM_|x86_64|i386|aarch64)'
-names+='|\b_(mm|tile_|bzhi_|pext_|pdep_)[0-9a-z]*_|\b__m(128|256|512|mask)|\bv(ld|st|dup|add|get|cvt)[0-9a-z]*q?_[a-z]*[0-9]+\b'
-names+='|__asm|\basm\b|__builtin_(ia32|cpu|arm|neon)|(x86|emm|xmm|imm|nmm|smm|tmm)intrin\.h|arm_(neon|sve)\.h|cpuid\.h'
-names+='|\b(avx2|avx512|amx|neon|portable)::|target\('
+# Macros of simd/region.hpp and of compilers for a set or a processor; headers; questions to the processor; targets; assembly.
+sets='KVTRIM_[A-Z0-9_]*(X86|NEON|AVX|AMX|SSE|SVE)|KVTRIM_(BEGIN|END|TARGET)_|##'
+sets+='|\b__(SSE|SSSE|AVX|AMX|FMA|F16C|BMI|LZCNT|POPCNT|ADX|VAES|GFNI|PCLMUL|XSAVE|ARM|ALTIVEC|VSX)'
+sets+='|\b_*(x86_64|amd64|i[36]86|aarch64|arm64|riscv|wasm|powerpc|ppc64|loongarch|s390x)|\b_M_(X64|IX86|AMD64|ARM)'
+sets+='|(intrin|simd128|riscv_vector|altivec|cpuid|hwcap|auxv|arm_[a-z0-9]+|(avx|amx|neon)[a-z0-9]*)\.h\b'
+sets+='|getauxval|HWCAP|cpuid|xgetbv|__builtin_(ia32|cpu|arm|neon|aarch64|altivec|wasm|riscv)'
+sets+='|\btarget(_clones)? *\( *("|KVTRIM)|pragma.*(\btarget|attribute)|__asm|\basm\b'
+# Intrinsics and types of x86, NEON, SVE, RVV and WASM.
+sets+='|\b_mm|\b_(tile|bzhi|pext|pdep|blsr|tzcnt|lzcnt|popcnt|cvtsh|cvtss)_|\b__(m(64|128|256|512|mask)|v[0-9]+[sdhq][fiu]|tile)'
+sets+='|\bv[a-z]+[0-9]*q?_([a-z0-9]+_)*(f|s|u|p|bf)(8|16|32|64)\b|\bv[a-z0-9]+q_'
+sets+='|\bv(ml|fm|add|sub|mul|ld|st|dup|get|set|cvt|max|min|abs|neg|zip|uzp|trn|ext|sh|bsl|c[eglt]|and|orr|eor|mvn|rev)[a-z0-9]*q\b'
+sets+='|\b(u?int|float|poly|bfloat)(8|16|32|64)x[0-9]+(x[0-9])?_t\b'
+sets+='|\bsv(ld|st|mla|add|sub|mul|dup|while|ptrue|max|min|cnt|bool|b?float|u?int)[a-z0-9_]*_|\bv(float|u?int|bool)[0-9]+m'
+sets+='|\bv128|\b[fiu](8x16|16x8|32x4|64x2)_'
+targets='\b(portable|sse[0-9_]*|avx2|avx512[a-z0-9_]*|amx|neon|neon_bf16|bfmmla|sve2?|rvv)\b|KVTRIM_BASELINE'
+choice='KVTRIM_CHOOSE|cpu_level|<kvtrim/[a-z]+/[a-z_0-9]*(amx|avx|neon|bfmmla)'
+
+# FILE:LINE:code of each line of the files named on stdin.
+code_of() {
+    xargs -r awk '
+        FNR == 1 { in_comment = 0 }
+        {
+            code = ""
+            gsub(/'\''\\?"'\''/, "0")
+            while ($0 != "") {
+                if (in_comment) {
+                    end = index($0, "*/")
+                    $0 = end ? substr($0, end + 2) : ""
+                    if (end) { in_comment = 0 }
+                } else if (match($0, /\/\/|\/\*|"/)) {
+                    begin = substr($0, RSTART, RLENGTH)
+                    code = code substr($0, 1, RSTART - 1) (begin == "\"" ? "\"\"" : " ")
+                    $0 = substr($0, RSTART + RLENGTH)
+                    if (begin == "//") { $0 = "" }
+                    if (begin == "/*") { in_comment = 1 }
+                    if (begin == "\"") { $0 = match($0, /^([^"\\]|\\.)*"/) ? substr($0, RLENGTH + 1) : "" }
+                } else {
+                    code = code $0
+                    $0 = ""
+                }
+            }
+            if (code !~ /^ *$/) { print FILENAME ":" FNR ":" code }
+        }'
+}
 
 failed=0
-complain() { echo "instruction_sets: $1" >&2; failed=1; }
-while IFS= read -r hit; do complain "$hit"; done < <(
-    find . -name '*.hpp' -o -name '*.inl' | sed 's|^\./||' | grep -Ev '^(simd|kernels)/' | LC_ALL=C sort |
-        xargs grep -HnE "$names" | grep -Ev '^[^:]+:[0-9]+: *(//|\*)')
-while IFS= read -r hit; do complain "$hit"; done < <(
-    grep -HnE "$names" kernels/*.inl | grep -Ev '^[^:]+:[0-9]+: *//')
+# check NAMES ALLOWED: complains of what NAMES matches in the files on stdin once ALLOWED is taken out.
+check() {
+    local list hit
+    list=$(cat)
+    [[ -n $list ]] || return 0
+    while IFS= read -r hit; do
+        echo "instruction_sets: $hit" >&2
+        failed=1
+    done < <(code_of <<<"$list" | sed -E "s/$2//g" | grep -E "^[^:]+:[0-9]+:.*($1)" || true)
+}
+
+headers=$(find include/kvtrim -name '*.hpp' -o -name '*.inl' | LC_ALL=C sort)
+sources=$(find src -name '*.[ch]pp' -o -name '*.[ch]' | LC_ALL=C sort)
+examples=$(find examples -name '*.[ch]pp' -o -name '*.[ch]' | LC_ALL=C sort)
+bodies=$(find examples -name '*.inl' | LC_ALL=C sort)
+in_kernels() { grep '^include/kvtrim/kernels/' <<<"$headers" || true; }
+own='/(amx|bfmmla)_[a-z_]+\.hpp$|_(amx|bfmmla)\.hpp$'
+
+check "$sets|$targets|$choice|KVTRIM_TARGET" '\bvalues_bf16\b' < <(
+    grep -vE '^include/kvtrim/(simd|kernels)/' <<<"$headers")
+# kernels/encode.hpp has four lanes of the language in every target.
+check "$sets|$targets" '\b(amx|bfmmla)::([a-z_]+<(avx512|neon)::)?|namespace four = simd::portable;|<kvtrim\/simd\/portable\.hpp>' < <(
+    in_kernels | grep '\.hpp$' | grep -vE "$own")
+check "$sets|$targets|$choice" 'no exception' < <(
+    { in_kernels; echo "$bodies"; } | grep '\.inl$')
+# The C interface tells its caller the name of the level.
+check "$sets|$targets|$choice|KVTRIM_TARGET" '\bkvtrim_cpu_level\b|name_of\(active_cpu_level\(\)\)|<kvtrim\/simd\/cpu_level\.hpp>' <<<"$sources"
+check "$sets|$targets|KVTRIM_TARGET" 'no exception' <<<"$examples"
+[[ -n $headers$sources$examples$bodies ]] || { echo "instruction_sets: no files found" >&2; failed=1; }
 ((failed)) || echo "instruction_sets: none outside simd/ and kernels/, none in a body"
 exit "$failed"

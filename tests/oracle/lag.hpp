@@ -30,14 +30,6 @@ inline row lag_deviations(const matrix& rows, std::size_t first, std::size_t lag
     return result;
 }
 
-inline row softmax(row values) {
-    const double largest = values.empty() ? 0.0 : *std::max_element(values.begin(), values.end());
-    double total = 0;
-    for (double& x : values) { total += x = std::exp(x - largest); }
-    for (double& x : values) { x /= total; }
-    return values;
-}
-
 // Scores of the rows from `begin` to `end`; what always stays counts 1 and its rank by age among its like.
 inline row lag_scores(const matrix& keys, const matrix& values, std::size_t begin, std::size_t end,
                       std::size_t lag, bool cross_scoring) {

@@ -58,16 +58,6 @@ inline double corner_estimate(const row& q_high, const row& q_low, const row& k_
     return total;
 }
 
-inline row softmax(const row& logits) {
-    row result(logits.size(), 0.0);
-    if (logits.empty()) { return result; }
-    const double largest = *std::max_element(logits.begin(), logits.end());
-    for (std::size_t i = 0; i < logits.size(); ++i) { result[i] = std::exp(logits[i] - largest); }
-    const double total = sum(result);
-    for (double& x : result) { x /= total; }
-    return result;
-}
-
 // ---- Plans ------------------------------------------------------------------------------------------------
 
 using plan_rows = std::vector<std::vector<token_set>>;

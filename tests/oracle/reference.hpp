@@ -41,6 +41,16 @@ inline double l1_norm(const row& values) {
     return norm;
 }
 
+inline row softmax(const row& logits) {
+    row result(logits.size(), 0.0);
+    if (logits.empty()) { return result; }
+    const double largest = *std::max_element(logits.begin(), logits.end());
+    for (std::size_t i = 0; i < logits.size(); ++i) { result[i] = std::exp(logits[i] - largest); }
+    const double total = sum(result);
+    for (double& x : result) { x /= total; }
+    return result;
+}
+
 // x [inner] * m [inner][columns]
 inline row times(const row& x, const matrix& m) {
     row result(m.empty() ? 0 : m[0].size(), 0.0);
@@ -266,7 +276,7 @@ inline row snapkv_scores(const tensor& a, std::size_t group, std::size_t kv_head
 
 struct defensive_scores {
     row aggregated; // worst case over the queries, floored by its mean
-    row attention;  // plain mean, which stage one ranks by
+    row attention;  // plain mean, which pass one ranks by
 };
 
 inline defensive_scores worst_case(const tensor& a, std::size_t group, std::size_t kv_head,
@@ -535,9 +545,9 @@ inline token_set two_stage(const row& attention, const row& importance, std::siz
     return kept;
 }
 
-// DefensiveKV's stage one: the fewest most attended tokens that, with what the protected tokens have, hold `mass`.
-inline std::size_t stage_one_count(const row& attention, double mass, double protected_mass,
-                                   std::size_t limit, near_ties& ties) {
+// DefensiveKV's pass one: the fewest most attended tokens that, with what the protected tokens have, hold `mass`.
+inline std::size_t pass_one_count(const row& attention, double mass, double protected_mass, std::size_t limit,
+                                  near_ties& ties) {
     double held = protected_mass;
     std::size_t count = 0;
     for (const std::size_t c : ranking(attention)) {
@@ -578,15 +588,22 @@ inline token_set chunked(const row& importance, std::size_t chunk_tokens, std::s
     return kept;
 }
 
-// One score per token for all heads: sum, maximum, or the number of heads whose own budget keeps it (and then the
+// One score per token for all heads: sum, maximum, sum of signed squares, or the number of heads whose own budget keeps it (and then the
 // sum).
-enum class head_reduction { sum, maximum, votes };
+enum class head_reduction { sum, maximum, votes, squares };
 
 inline token_set shared(const matrix& importance, std::size_t budget, head_reduction kind, near_ties& ties) {
     const row total = reduced(importance, reduction::sum);
     if (kind == head_reduction::sum) { return by_importance(total, budget, ties); }
     if (kind == head_reduction::maximum) {
         return by_importance(reduced(importance, reduction::maximum), budget, ties);
+    }
+    if (kind == head_reduction::squares) {
+        row squares(total.size(), 0.0);
+        for (const row& head : importance) {
+            for (std::size_t c = 0; c < head.size(); ++c) { squares[c] += head[c] * std::abs(head[c]); }
+        }
+        return by_importance(squares, budget, ties);
     }
     row votes(total.size(), 0.0);
     for (const row& head : importance) {

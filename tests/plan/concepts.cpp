@@ -38,7 +38,7 @@ struct smallest_allocator {
         return {};
     }
 };
-struct smallest_selector {
+struct smallest_reranker {
     static constexpr bool allocate_by_attention = false;
     static constexpr bool needs_uniform_budgets = false;
 };
@@ -68,7 +68,7 @@ TEST_CASE("concepts: the smallest stage of each kind fits, a struct without the 
           "[policy]") {
     STATIC_REQUIRE(token_scorer<smallest_scorer, inputs>);
     STATIC_REQUIRE(budget_allocator<smallest_allocator>);
-    STATIC_REQUIRE(token_reranker<smallest_selector>);
+    STATIC_REQUIRE(token_reranker<smallest_reranker>);
     STATIC_REQUIRE(attention_aggregator<smallest_aggregator>);
     STATIC_REQUIRE_FALSE(token_scorer<not_a_stage, inputs>);
     STATIC_REQUIRE_FALSE(budget_allocator<not_a_stage>);
@@ -100,7 +100,7 @@ TEST_CASE("concepts: every stage of the library fits its own contract", "[policy
 TEST_CASE("concepts: a policy of the smallest stages makes plans", "[policy]") {
     const layer_data layer = random_layer({.tokens = 10, .queries = 2}, 1);
     const eviction_request request{.budget = over_all_heads(9), .protect = {.sink_tokens = 1}};
-    const eviction_policy smallest{smallest_scorer{}, smallest_allocator{}, smallest_selector{}};
+    const eviction_policy smallest{smallest_scorer{}, smallest_allocator{}, smallest_reranker{}};
     CHECK(kept_sets(run(smallest, layer.inputs(), request).plan) ==
           std::vector<oracle::token_set>{{0, 1, 2, 3, 4, 5, 6, 7}, {0}});
     CHECK(smallest.workspace_bytes(layer.inputs(), request) > 0);

@@ -13,7 +13,7 @@ using namespace support;
 
 namespace {
 
-constexpr index_t most = std::numeric_limits<index_t>::max();
+constexpr index_t largest_index = std::numeric_limits<index_t>::max();
 
 segment_grid random_grid(support::random& r) {
     segment_grid grid;
@@ -67,7 +67,8 @@ TEST_CASE("segment_grid: segments cover the chunk, and allowed_before counts the
 }
 
 TEST_CASE("segment_grid: a segment longer than anything holds the whole prompt", "[plan]") {
-    const segment_grid grid{.segment_tokens = most, .block_tokens = 1, .first_token = 0, .end_token = 100};
+    const segment_grid grid{
+        .segment_tokens = largest_index, .block_tokens = 1, .first_token = 0, .end_token = 100};
     REQUIRE(grid.validate().ok());
     CHECK(grid.segments() == 1);
     CHECK(grid.end(0) == 100);
@@ -166,9 +167,9 @@ TEST_CASE("prune_plan: more blocks than 32 bits count are refused with the plan 
     }
     prune_plan plan = planned_before();
     const segment_grid farthest{
-        .segment_tokens = 1, .block_tokens = 1, .first_token = most - 3, .end_token = most};
-    CHECK(plan.reset(farthest, 1, std::vector<index_t>(3, most - 3)).needed() ==
-          most); // no 64 bits hold the sum
+        .segment_tokens = 1, .block_tokens = 1, .first_token = largest_index - 3, .end_token = largest_index};
+    CHECK(plan.reset(farthest, 1, std::vector<index_t>(3, largest_index - 3)).needed() ==
+          largest_index); // no 64 bits hold the sum
     CHECK(plan == planned_before());
 }
 
@@ -187,7 +188,8 @@ TEST_CASE("prune_plan: a wrong grid, number of heads or counts, or count is refu
     CHECK(reset(grid, 1, {0, 2}).ok());
     CHECK(refused(reset(grid, 1, {0}), 2));
     CHECK(refused(reset(grid, 2, {0, 2, 0}), 4));
-    CHECK(refused(reset(grid, most / 2 + 1, {0, 2}), most)); // as many rows as no 64 bits hold
+    CHECK(refused(reset(grid, largest_index / 2 + 1, {0, 2}),
+                  largest_index)); // as many rows as no 64 bits hold
     CHECK(refused(reset(grid, 1, {0, -1}), 2));
     CHECK(refused(reset(grid, 1, {0, 3}), 2)); // blocks of its own segment
     CHECK(refused(reset(grid, 1, {1, 2}), 0));
@@ -199,7 +201,7 @@ TEST_CASE("prune_plan: a wrong grid, number of heads or counts, or count is refu
 
 TEST_CASE("segment_grid: a grid that is not valid has no segments", "[plan][errors]") {
     for (const segment_grid& wrong : {segment_grid{0, 4, 0, 8}, segment_grid{4, 0, 0, 8},
-                                      segment_grid{8, 4, 0, -most}, segment_grid{12, 4, 4, 8}}) {
+                                      segment_grid{8, 4, 0, -largest_index}, segment_grid{12, 4, 4, 8}}) {
         CHECK(wrong.segments() == 0);
     }
 }
@@ -238,12 +240,14 @@ TEST_CASE("plan_dense: a grid that is refused or too large leaves the plan uncha
     CHECK(plan_dense(huge, 1, plan).code() == errc::index_overflow);
     CHECK(plan_dense({8, 4, 0, 16}, -1, plan).code() == errc::invalid_parameter);
     for (const index_t kv_heads :
-         {index_t{1} << 31, index_t{1} << 62, most}) { // rows, before any memory is asked for
+         {index_t{1} << 31, index_t{1} << 62, largest_index}) { // rows, before any memory is asked for
         CHECK(plan_dense({8, 4, 0, 16}, kv_heads, plan).code() == errc::index_overflow);
         CHECK(plan_dense({8, 4, 0, 8}, kv_heads, plan).code() == errc::index_overflow);
     }
-    for (const segment_grid& far : {segment_grid{1, 1, most - 8, most}, segment_grid{1, 1, 0, most},
-                                    segment_grid{most, most, 0, most}, segment_grid{most, 1, 0, most}}) {
+    for (const segment_grid& far :
+         {segment_grid{1, 1, largest_index - 8, largest_index}, segment_grid{1, 1, 0, largest_index},
+          segment_grid{largest_index, largest_index, 0, largest_index},
+          segment_grid{largest_index, 1, 0, largest_index}}) {
         CHECK(plan_dense(far, 1, plan).code() == errc::index_overflow);
     }
     // As many tokens as a table can address, but more blocks.

@@ -27,6 +27,22 @@ score_table scored_by_plan(const Policy& policy, const inputs& in, const evictio
     return seen;
 }
 
+// Refuses a layer, and relies on being asked.
+struct refusing_scorer {
+    static constexpr bool writes_attention = false;
+    errc code = errc::invalid_parameter;
+
+    template <class Inputs>
+    [[nodiscard]] status validate(const Inputs&, const eviction_request&) const {
+        return {code, "not this layer"};
+    }
+    template <class Inputs, class Executor>
+    status score(const Inputs&, const eviction_request&, const token_scores&, workspace&, Executor&) const {
+        FAIL("a layer that the scorer refuses was scored");
+        return {};
+    }
+};
+
 } // namespace
 
 TEST_CASE("policy.score: the scores that plan() ranks by, before anyone selects", "[policy]") {
@@ -85,4 +101,46 @@ TEST_CASE("policy.score: a refusal leaves the table as it was", "[policy][errors
     CHECK(snapkv({.kernel_tokens = 2}).score(layer.inputs(), request, table, memory).code() ==
           errc::invalid_parameter);
     CHECK(table == before);
+}
+
+TEST_CASE(
+    "policy.score: runs in exactly score_bytes() of the caller's memory and names them where there is less",
+    "[policy]") {
+    const layer_data layer = random_layer({.tokens = 70, .queries = 6}, 4304);
+    const eviction_request request{.budget = {}, .protect = {.sink_tokens = 2, .window_tokens = 6}};
+    const auto check = [&](const auto& policy) {
+        const index_t bytes = policy.score_bytes(layer.inputs(), request);
+        std::vector<std::byte> exact(static_cast<std::size_t>(bytes));
+        workspace scratch(exact);
+        workspace small(std::span<std::byte>(exact.data(), exact.size() / 2));
+        score_table table, grown;
+        const status s = policy.score(layer.inputs(), request, table, small);
+        CHECK(s.code() == errc::workspace_too_small);
+        CHECK(s.needed() == bytes);
+        CHECK(table == score_table{});
+        REQUIRE(policy.score(layer.inputs(), request, table, scratch).ok());
+        CHECK(scratch.holds(bytes)); // what was taken is given back
+        growing_workspace memory;
+        REQUIRE(policy.score(layer.inputs(), request, grown, memory).ok());
+        CHECK(memory.capacity_bytes() == bytes);
+        CHECK(table == grown);
+    };
+    check(snapkv());
+    check(defensivekv());
+    check(ada_criticalkv());
+    check(key_diff());
+    auto bad = request;
+    bad.protect.sink_tokens = -1;
+    CHECK(snapkv().score_bytes(layer.inputs(), bad) == 0);
+}
+
+TEST_CASE("policy.score: a layer that the scorer refuses is not scored, however short", "[policy][errors]") {
+    const layer_data layer = random_layer({.tokens = 30, .queries = 4}, 4305);
+    growing_workspace memory;
+    for (const errc code : {errc::invalid_parameter, errc::window_exceeds_tokens}) {
+        score_table table;
+        const eviction_policy policy{refusing_scorer{code}, uniform{}, by_importance{}};
+        CHECK(policy.score(layer.inputs(), {.budget = {}}, table, memory).code() == code);
+        CHECK(table == score_table{});
+    }
 }

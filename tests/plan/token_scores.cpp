@@ -28,7 +28,7 @@ TEST_CASE("score_rows: row r is the values from offsets r up to offsets r + 1", 
     CHECK(values[1] == 9);
 }
 
-TEST_CASE("token_scores: stage one ranks by attention where there is one, else by importance", "[core]") {
+TEST_CASE("token_scores: pass one ranks by attention where there is one, else by importance", "[core]") {
     std::vector<float> importance{1, 2};
     std::vector<float> attention{3, 4};
     const std::array<index_t, 2> offsets{0, 2};

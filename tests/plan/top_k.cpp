@@ -4,6 +4,7 @@
 #include <kvtrim/plan/top_k.hpp>
 
 #include "support/checks.hpp"
+#include "support/special_floats.hpp"
 
 #include <algorithm>
 #include <limits>
@@ -13,9 +14,8 @@
 namespace {
 
 using namespace kvtrim;
-
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
+using support::infinity;
+using support::not_a_number;
 
 // Whether a ranks above b, by the words of the header.
 bool above(float a, float b) {

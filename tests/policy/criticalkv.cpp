@@ -55,7 +55,7 @@ TEST_CASE("criticalkv: the kept tokens are the oracle's for random layers, reque
     CHECK(count.compared >= 50);
 }
 
-TEST_CASE("ada_criticalkv: budgets come from attention, the tokens from the two stages", "[policy][oracle]") {
+TEST_CASE("ada_criticalkv: budgets come from attention, the tokens from the two passes", "[policy][oracle]") {
     comparison count;
     for_random_layers(
         212, 60, [&](const layer_data& layer, const eviction_request& request, support::random& r) {

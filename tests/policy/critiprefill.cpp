@@ -19,6 +19,7 @@ TEST_CASE("critiprefill: its defaults are the authors' but for scale, sink and l
     CHECK(policy.fusion.previous_weight == 0.25);
     CHECK(policy.fusion.first_fused_layer == 2);
     CHECK(ada_critiprefill().allocator.safeguard_ratio == adaptive{}.safeguard_ratio);
+    CHECK(ada_critiprefill({}, adaptive{.safeguard_ratio = 0.5}).allocator.safeguard_ratio == 0.5);
     static_assert(std::is_same_v<decltype(critiprefill_bound().estimator), corner_query>);
     static_assert(sizeof(critiprefill()) == sizeof(critiprefill_bound()));
 }

@@ -27,11 +27,11 @@ column_sets slow_defensivekv(const layer_oracle& slow, const defensivekv_config&
     if (c.scope == norm_scope::per_token) { norms = oracle::per_token(norms); }
     importance = oracle::weighted(importance, norms, 0);
 
-    // Stage one outranks every score, in every head.
+    // Pass one outranks every score, in every head.
     const std::size_t limit = share_of(total, slow.heads(), c.first_at_most);
     for (std::size_t g = 0; g < slow.heads(); ++g) {
         const double held = oracle::protected_mass(slow.attention, slow.group, g, slow.protect);
-        const std::size_t first = oracle::stage_one_count(attention[g], c.attention_mass, held, limit, ties);
+        const std::size_t first = oracle::pass_one_count(attention[g], c.attention_mass, held, limit, ties);
         ties.cut(attention[g], first);
         for (const std::size_t column : oracle::top_k(attention[g], first)) {
             importance[g][column] = std::numeric_limits<double>::infinity();
@@ -96,7 +96,7 @@ TEST_CASE("defensivekv: bad fields are refused with the plan unchanged", "[polic
     require_refusal(defensivekv({.scope = norm_scope::per_token}), ragged, request, errc::rows_differ);
 }
 
-TEST_CASE("defensivekv: the defaults are the published ones, but for the cap on stage one",
+TEST_CASE("defensivekv: the defaults are the published ones, but for the cap on pass one",
           "[policy][paper]") {
     constexpr defensivekv_config c;
     CHECK(c.attention.kernel_tokens == 5);

@@ -70,13 +70,13 @@ struct hoarding_allocator : uniform {
         return uniform::allocate(scores, total, budgets, scratch);
     }
 };
-struct unreached_selector : by_importance {
+struct unreached_reranker : by_importance {
     status before_selection(const token_scores&, std::span<index_t>, workspace&) const {
         FAIL("budgets that no row can fill have reached a reranker");
         return {};
     }
 };
-struct greedy_selector : by_importance {
+struct greedy_reranker : by_importance {
     index_t extra = 1;
     status before_selection(const token_scores& scores, std::span<index_t> budgets, workspace&) const {
         budgets.back() = extra < 0 ? extra : scores.length(scores.rows() - 1) + extra;
@@ -96,7 +96,7 @@ struct constant_scorer {
         return {};
     }
 };
-struct failing_selector : by_importance {
+struct failing_reranker : by_importance {
     bool early = false;
     status before_allocation(const token_scores&, index_t, workspace&) const {
         return early ? status{errc::invalid_parameter, "the reranker failed early", 9} : status{};
@@ -144,7 +144,7 @@ TEST_CASE("eviction_policy: the observer is called at each stage with what is kn
     CHECK(t.budgets.size() == 2);
     CHECK(t.budgets[0] + t.budgets[1] == 32);
     CHECK(t.plan.kept_tokens(0) == t.budgets[0] + 4);
-    // Stage one has marked tokens in between.
+    // Pass one has marked tokens in between.
     CHECK(t.selected != t.importance);
     CHECK(std::count(t.importance.begin(), t.importance.end(), std::numeric_limits<float>::infinity()) == 0);
     CHECK(std::count(t.selected.begin(), t.selected.end(), std::numeric_limits<float>::infinity()) > 0);
@@ -241,8 +241,8 @@ TEST_CASE("eviction_policy: a stage's error is passed on with the plan unchanged
     };
     CHECK(needed(eviction_policy{failing_scorer{}, uniform{}, by_importance{}}) == 7);
     CHECK(needed(eviction_policy{recency{}, failing_allocator{}, by_importance{}}) == 8);
-    CHECK(needed(eviction_policy{recency{}, uniform{}, failing_selector{{}, true}}) == 9);
-    CHECK(needed(eviction_policy{recency{}, uniform{}, failing_selector{}}) == 10);
+    CHECK(needed(eviction_policy{recency{}, uniform{}, failing_reranker{{}, true}}) == 9);
+    CHECK(needed(eviction_policy{recency{}, uniform{}, failing_reranker{}}) == 10);
 
     const ragged_cache keys(layer.keys(), {40, 30});
     const trace t = run(eviction_policy{recency{}, uniform{}, shared{}}, kvtrim::layer(keys.get()), request);
@@ -280,10 +280,10 @@ TEST_CASE(
     };
     for (const index_t extra : {index_t{1}, index_t{-1}, most - 40, std::numeric_limits<index_t>::min()}) {
         check(eviction_policy{recency{}, greedy_allocator{{}, extra}, by_importance{}});
-        check(eviction_policy{recency{}, greedy_allocator{{}, extra}, unreached_selector{}});
-        check(eviction_policy{recency{}, uniform{}, greedy_selector{{}, extra}});
+        check(eviction_policy{recency{}, greedy_allocator{{}, extra}, unreached_reranker{}});
+        check(eviction_policy{recency{}, uniform{}, greedy_reranker{{}, extra}});
     }
-    check(eviction_policy{recency{}, idle_allocator{}, unreached_selector{}});
+    check(eviction_policy{recency{}, idle_allocator{}, unreached_reranker{}});
 }
 
 TEST_CASE("eviction_policy: stages that answer nonsense cost a status or an odd plan, never a read outside",

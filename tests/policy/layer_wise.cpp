@@ -96,6 +96,148 @@ TEST_CASE("layer_wise: one shot and cascade keep the same tokens, exactly as man
     }
 }
 
+TEST_CASE(
+    "layer_wise: score() gives each layer the scores that plan() ranks by, layers without candidates too",
+    "[policy]") {
+    const layer_shape shape{.kv_heads = 2, .tokens = 60, .queries = 4};
+    const model m(2, shape, 932);
+    const model short_one(1, {.kv_heads = 2, .tokens = 6, .queries = 4}, 933);
+    const std::vector<inputs> layers{m.inputs[0], short_one.inputs[0], m.inputs[1]};
+    const eviction_request request{.budget = per_head(20), .protect = {.sink_tokens = 2, .window_tokens = 4}};
+    const auto check = [&](const auto& policy) {
+        std::vector<std::vector<float>> importance, attention, mass; // by plan(), of all rows
+        std::vector<keep_plan> plans(3);
+        growing_workspace memory;
+        REQUIRE(policy
+                    .plan(std::span(layers), request, plans, memory, serial_executor{},
+                          [&](const plan_progress& at) {
+                              if (at.stage != plan_stage::scored) { return; }
+                              for (index_t r = 0; r < at.scores.rows(); ++r) {
+                                  const auto row = at.scores.importance_rows().row(r);
+                                  importance.emplace_back(row.begin(), row.end());
+                                  const float covered = at.scores.protected_mass[static_cast<std::size_t>(r)];
+                                  mass.push_back({covered});
+                                  if (at.scores.attention.empty()) { continue; }
+                                  const auto attended = at.scores.attention_rows().row(r);
+                                  attention.emplace_back(attended.begin(), attended.end());
+                              }
+                          })
+                    .ok());
+        std::vector<score_table> tables(3);
+        // No budget is needed, and exactly score_bytes() of memory.
+        const eviction_request scored{.budget = {}, .protect = request.protect};
+        std::vector<std::byte> exact(static_cast<std::size_t>(policy.score_bytes(std::span(layers), scored)));
+        workspace scratch(exact);
+        REQUIRE(policy.score(std::span<const inputs>(layers), scored, tables, scratch).ok());
+        CHECK(scratch.holds(std::ssize(exact)));
+        for (std::size_t l = 0; l < 3; ++l) {
+            score_table alone;
+            REQUIRE(policy.policy.score(layers[l], scored, alone, memory).ok());
+            CHECK(tables[l] == alone);
+            for (std::size_t h = 0; h < 2; ++h) {
+                CHECK(std::ranges::equal(tables[l].row(static_cast<index_t>(h)), importance[2 * l + h]));
+                CHECK(tables[l].protected_mass()[h] == mass[2 * l + h][0]);
+                if (attention.empty()) { continue; }
+                const auto begin = static_cast<std::size_t>(tables[l].offsets()[h]);
+                const std::vector<float>& expected = attention[2 * l + h];
+                CHECK(std::ranges::equal(tables[l].attention().subspan(begin, expected.size()), expected));
+            }
+        }
+        CHECK(tables[1].importance().empty());
+    };
+    check(layer_ada_snapkv());
+    check(layer_defensivekv());
+}
+
+TEST_CASE("layer_wise: a layer with fewer candidates than the even share keeps what it has, others the rest",
+          "[policy]") {
+    // Refused before: the reranker of DefensiveKV was told that more candidates stay in the short layer than it has.
+    const model m(2, {.kv_heads = 2, .tokens = 60, .queries = 4}, 937);
+    const model short_one(1, {.kv_heads = 2, .tokens = 12, .queries = 4}, 938);
+    const std::vector<inputs> layers{m.inputs[0], short_one.inputs[0], m.inputs[1]};
+    const eviction_request request{.budget = per_head(30), .protect = {.window_tokens = 4}};
+    std::vector<keep_plan> plans(3);
+    growing_workspace memory;
+    REQUIRE(layer_defensivekv().plan(std::span<const inputs>(layers), request, plans, memory).ok());
+    CHECK(total_of(plans) == 3 * 2 * 30);
+    CHECK(plans[1].total_tokens() <= 2 * 12);
+    for (std::size_t l = 0; l < 3; ++l) { CHECK(keeps_protected(plans[l], layers[l], request.protect)); }
+}
+
+TEST_CASE("layer_wise: what score() refuses leaves every table as it was", "[policy][errors]") {
+    const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
+    const model m(3, shape, 934);
+    const auto policy = layer_defensivekv();
+    const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
+    growing_workspace memory;
+    score_table filled;
+    REQUIRE(policy.policy.score(m.inputs[0], {.budget = {}, .protect = {.window_tokens = 9}}, filled, memory)
+                .ok());
+    const auto answer = [&](std::span<const inputs> layers, const eviction_request& r, std::size_t count) {
+        std::vector<score_table> tables(count, filled);
+        const status s = policy.score(layers, r, tables, memory);
+        CHECK(tables == std::vector<score_table>(count, filled));
+        return s;
+    };
+    for (const std::size_t count : {0u, 2u, 4u}) {
+        CHECK(answer(m.all(), request, count).code() == errc::invalid_parameter);
+        CHECK(answer(m.all(), request, count).needed() == 3);
+    }
+    CHECK(answer(m.all(), {.budget = {}, .protect = {.sink_tokens = -1}}, 3).code() ==
+          errc::invalid_parameter);
+    const model other(1, {.kv_heads = 1, .tokens = 64, .queries = 4}, 935);
+    inputs no_memory = m.inputs[2];
+    no_memory.keys = view(nullptr, {2, 64, 16});
+    for (const inputs& wrong : {other.inputs[0], no_memory}) {
+        const std::vector<inputs> layers{m.inputs[0], m.inputs[1], wrong};
+        CHECK_FALSE(answer(layers, request, 3).ok());
+        CHECK(policy.score_bytes(std::span<const inputs>(layers), request) == 0);
+    }
+    const index_t bytes = policy.score_bytes(m.all(), request);
+    std::vector<std::byte> half(static_cast<std::size_t>(bytes / 2));
+    workspace small(half);
+    std::vector<score_table> tables(3, filled);
+    const status s = policy.score(m.all(), request, tables, small);
+    CHECK(s.code() == errc::workspace_too_small);
+    CHECK(s.needed() == bytes);
+    CHECK(tables == std::vector<score_table>(3, filled));
+}
+
+TEST_CASE("layer_wise: push() runs in exactly push_bytes() of memory and names them where there is less",
+          "[policy]") {
+    const layer_shape shape{.kv_heads = 2, .tokens = 64, .queries = 4};
+    const model m(2, shape, 936);
+    const auto policy = layer_defensivekv();
+    const protection window{.window_tokens = 4};
+    growing_workspace memory;
+    for (const index_t kept : {20, 64, 100}) { // at 64 everything is kept
+        const eviction_request request{.budget = per_head(kept), .protect = window};
+        layer_cascade exactly = policy.begin(m.inputs[0], request, 2);
+        layer_cascade growing = exactly;
+        const index_t bytes = policy.push_bytes(m.inputs[0], request, 2);
+        std::vector<std::byte> exact(static_cast<std::size_t>(bytes));
+        workspace scratch(exact);
+        workspace small(std::span<std::byte>(exact.data(), exact.size() / 2));
+        for (index_t l = 0; l < 2; ++l) {
+            const inputs& in = m.inputs[static_cast<std::size_t>(l)];
+            const status s = policy.push(in, request, 2, exactly, small);
+            CHECK(s.code() == errc::workspace_too_small);
+            CHECK(s.needed() == bytes);
+            CHECK(exactly.layers() == l);
+            REQUIRE(policy.push(in, request, 2, exactly, scratch).ok());
+            CHECK(scratch.holds(bytes));
+            REQUIRE(policy.push(in, request, 2, growing, memory).ok());
+        }
+        for (index_t l = 0; l < 2; ++l) {
+            for (index_t h = 0; h < 2; ++h) {
+                CHECK(std::ranges::equal(exactly.kept(l, h), growing.kept(l, h)));
+            }
+        }
+    }
+    CHECK(policy.push_bytes(m.inputs[0], {.budget = per_head(0)}, 2) == 0);
+    CHECK(policy.push_bytes(m.inputs[0], {.budget = per_head(20), .protect = window}, 0) == 0);
+}
+
 TEST_CASE("layer_wise: with one layer it is the policy over one layer", "[policy]") {
     support::random r(922);
     for (int i = 0; i < 30; ++i) {
@@ -276,7 +418,7 @@ struct odd_allocator {
 };
 
 // Refuses the last layer's selection.
-struct odd_selector {
+struct odd_reranker {
     static constexpr bool allocate_by_attention = false;
     static constexpr bool needs_uniform_budgets = false;
     const float* last;
@@ -317,7 +459,7 @@ TEST_CASE("layer_wise: a stage that answers nonsense for the last layer leaves t
                           })
                     .ok());
     }
-    untouched(layer_wise{eviction_policy{scorer, odd_allocator{1}, odd_selector{last}}}, errc::rows_differ);
+    untouched(layer_wise{eviction_policy{scorer, odd_allocator{1}, odd_reranker{last}}}, errc::rows_differ);
 }
 
 TEST_CASE("layer_wise: a plan whose offsets a ragged view reads is no output of any layer",

@@ -24,29 +24,28 @@ planned plan_in_exact_memory(const strided<const float, 2>& scores, index_t kept
     return p;
 }
 
-std::vector<float> blocks_of(const std::vector<float>& tokens, index_t block_tokens,
-                             page_reduction reduction) {
-    std::vector<float> blocks((tokens.size() + static_cast<std::size_t>(block_tokens) - 1) /
-                              static_cast<std::size_t>(block_tokens));
-    REQUIRE(score_pages(tokens, block_tokens, reduction, blocks).ok());
-    return blocks;
+std::vector<float> pages_of(const std::vector<float>& tokens, index_t page_tokens, page_reduction reduction) {
+    std::vector<float> pages((tokens.size() + static_cast<std::size_t>(page_tokens) - 1) /
+                             static_cast<std::size_t>(page_tokens));
+    REQUIRE(score_pages(tokens, page_tokens, reduction, pages).ok());
+    return pages;
 }
 
 } // namespace
 
-TEST_CASE("score_pages: sum, mean or maximum of a block's tokens, also of a partial one", "[policy]") {
+TEST_CASE("score_pages: sum, mean or maximum of a page's tokens, also of a partial one", "[policy]") {
     const std::vector<float> tokens{1, 2, 3, 6, 0, 0, 9};
-    CHECK(blocks_of(tokens, 3, page_reduction::sum) == std::vector<float>{6, 6, 9});
-    CHECK(blocks_of(tokens, 3, page_reduction::mean) == std::vector<float>{2, 2, 9});
-    CHECK(blocks_of(tokens, 3, page_reduction::maximum) == std::vector<float>{3, 6, 9});
-    CHECK(blocks_of(tokens, 4, page_reduction::mean) == std::vector<float>{3, 3});
-    CHECK(blocks_of({}, 4, page_reduction::sum).empty());
+    CHECK(pages_of(tokens, 3, page_reduction::sum) == std::vector<float>{6, 6, 9});
+    CHECK(pages_of(tokens, 3, page_reduction::mean) == std::vector<float>{2, 2, 9});
+    CHECK(pages_of(tokens, 3, page_reduction::maximum) == std::vector<float>{3, 6, 9});
+    CHECK(pages_of(tokens, 4, page_reduction::mean) == std::vector<float>{3, 3});
+    CHECK(pages_of({}, 4, page_reduction::sum).empty());
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    CHECK(blocks_of({1, nan, 2}, 3, page_reduction::maximum) == std::vector<float>{2});
-    CHECK(std::isnan(blocks_of({1, nan, 2}, 3, page_reduction::sum)[0]));
+    CHECK(pages_of({1, nan, 2}, 3, page_reduction::maximum) == std::vector<float>{2});
+    CHECK(std::isnan(pages_of({1, nan, 2}, 3, page_reduction::sum)[0]));
 }
 
-TEST_CASE("plan_pages: equally many blocks in every layer, start and recent areas among them", "[policy]") {
+TEST_CASE("plan_pages: equally many pages in every layer, start and recent areas among them", "[policy]") {
     const std::vector<float> scores{0, 5, 1, 4, 0, 0, /**/ 0, 1, 2, 9, 0, 0};
     const strided<const float, 2> view(scores.data(), {2, 6});
     const protection protect{.sink_tokens = 1, .window_tokens = 1};
@@ -82,24 +81,24 @@ TEST_CASE("expand_pages: a token that no 32 bits number is an overflow, however 
     CHECK(out == support::made_before());
 }
 
-TEST_CASE("expand_pages: the tokens of kept blocks, and on a page table nothing moves and the other pages "
+TEST_CASE("expand_pages: the tokens of kept pages, and on a page table nothing moves and the other pages "
           "are freed",
           "[policy][compact]") {
     support::random r(1);
     for (int round = 0; round < 200; ++round) {
-        const index_t block_tokens = r.between(1, 5);
+        const index_t page_tokens = r.between(1, 5);
         const index_t tokens = r.between(0, 40);
-        const index_t blocks = (tokens + block_tokens - 1) / block_tokens;
-        keep_plan plan = support::any_plan(r, {blocks, blocks});
+        const index_t pages = (tokens + page_tokens - 1) / page_tokens;
+        keep_plan plan = support::any_plan(r, {pages, pages});
         growing_workspace memory;
         workspace scratch = memory.of_bytes(expand_pages_bytes(plan));
         keep_plan in_tokens;
-        REQUIRE(expand_pages(plan, block_tokens, tokens, in_tokens, scratch).ok());
+        REQUIRE(expand_pages(plan, page_tokens, tokens, in_tokens, scratch).ok());
         for (index_t row = 0; row < 2; ++row) {
             std::vector<std::int32_t> expected;
             for (index_t t = 0; t < tokens; ++t) {
                 const auto kept = plan.row(row);
-                if (std::binary_search(kept.begin(), kept.end(), t / block_tokens)) {
+                if (std::binary_search(kept.begin(), kept.end(), t / page_tokens)) {
                     expected.push_back(static_cast<std::int32_t>(t));
                 }
             }
@@ -107,18 +106,18 @@ TEST_CASE("expand_pages: the tokens of kept blocks, and on a page table nothing 
                   expected);
         }
         support::int32s indptr{0, 0, 0}, indices,
-            last(2, static_cast<std::int32_t>(tokens - (blocks - 1) * block_tokens));
-        for (std::int32_t page = 0; page < 2 * blocks; ++page) { indices.push_back(page); }
-        indptr[1] = static_cast<std::int32_t>(blocks);
-        indptr[2] = static_cast<std::int32_t>(2 * blocks);
-        const bool keeps_last = blocks == 0 || (plan.row(0).size() > 0 && plan.row(0).back() == blocks - 1 &&
-                                                plan.row(1).size() > 0 && plan.row(1).back() == blocks - 1);
-        if (!keeps_last) { continue; } // the partial block is always recent
-        const page_pool pool{.pages = std::max<index_t>(1, 2 * blocks), .page_tokens = block_tokens};
+            last(2, static_cast<std::int32_t>(tokens - (pages - 1) * page_tokens));
+        for (std::int32_t page = 0; page < 2 * pages; ++page) { indices.push_back(page); }
+        indptr[1] = static_cast<std::int32_t>(pages);
+        indptr[2] = static_cast<std::int32_t>(2 * pages);
+        const bool keeps_last = pages == 0 || (plan.row(0).size() > 0 && plan.row(0).back() == pages - 1 &&
+                                               plan.row(1).size() > 0 && plan.row(1).back() == pages - 1);
+        if (!keeps_last) { continue; } // the partial page is always recent
+        const page_pool pool{.pages = std::max<index_t>(1, 2 * pages), .page_tokens = page_tokens};
         const auto moved = support::plan_moves(in_tokens, {indptr, indices, last}, pool);
         REQUIRE(moved.answer.ok());
         CHECK(moved.plan.total_moves() == 0);
-        CHECK(std::ssize(moved.plan.freed_pages()) == 2 * blocks - plan.total_tokens());
+        CHECK(std::ssize(moved.plan.freed_pages()) == 2 * pages - plan.total_tokens());
     }
 }
 
@@ -138,21 +137,21 @@ TEST_CASE("expand_pages, score_pages: what does not fit is refused", "[policy][e
     CHECK(expand_pages(out, 4, 8, out, scratch).code() == errc::invalid_parameter);
     CHECK(out == support::made_before());
     const std::vector<float> tokens(5);
-    std::vector<float> blocks{-7};
-    const status s = score_pages(tokens, 4, page_reduction::sum, blocks);
+    std::vector<float> pages{-7};
+    const status s = score_pages(tokens, 4, page_reduction::sum, pages);
     CHECK(s.code() == errc::invalid_parameter);
     CHECK(s.needed() == 2);
-    CHECK(score_pages(tokens, 0, page_reduction::sum, blocks).code() == errc::invalid_parameter);
-    CHECK(blocks == std::vector<float>{-7});
+    CHECK(score_pages(tokens, 0, page_reduction::sum, pages).code() == errc::invalid_parameter);
+    CHECK(pages == std::vector<float>{-7});
 }
 
-TEST_CASE("expand_pages, score_pages: a block longer than any row is one block, without overflow",
+TEST_CASE("expand_pages, score_pages: a page longer than any row is one page, without overflow",
           "[policy][odd]") {
     constexpr index_t most = std::numeric_limits<index_t>::max();
     const std::vector<float> tokens{1, 2, 3};
-    std::vector<float> blocks{-7};
-    REQUIRE(score_pages(tokens, most, page_reduction::sum, blocks).ok());
-    CHECK(blocks == std::vector<float>{6});
+    std::vector<float> pages{-7};
+    REQUIRE(score_pages(tokens, most, page_reduction::sum, pages).ok());
+    CHECK(pages == std::vector<float>{6});
     growing_workspace memory;
     workspace scratch = memory.of_bytes(1024);
     keep_plan out;

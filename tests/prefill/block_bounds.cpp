@@ -5,6 +5,7 @@
 
 #include "core/own_views.hpp"
 #include "support/prefill.hpp"
+#include "support/special_floats.hpp"
 
 #include <limits>
 #include <vector>
@@ -14,8 +15,6 @@ using namespace support;
 
 namespace {
 
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float untouched = 31337.0f;
 
 struct bounds_memory {

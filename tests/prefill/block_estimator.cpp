@@ -4,6 +4,7 @@
 #include <kvtrim/prefill/block_estimator.hpp>
 
 #include "support/prefill.hpp"
+#include "support/special_floats.hpp"
 
 #include <cmath>
 #include <limits>
@@ -14,8 +15,6 @@ using namespace support;
 
 namespace {
 
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float largest = std::numeric_limits<float>::max();
 
 // A third party's estimator: the block whose largest key is the largest, whatever the queries.

@@ -5,6 +5,7 @@
 
 #include "core/own_views.hpp"
 #include "support/prefill.hpp"
+#include "support/special_floats.hpp"
 
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/allocate/blended.hpp>
@@ -16,9 +17,6 @@ using namespace kvtrim;
 using namespace support;
 
 namespace {
-
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
 
 layer_shape random_prompt_shape(support::random& r) {
     return {.kv_heads = r.between(1, 3),

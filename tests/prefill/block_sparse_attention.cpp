@@ -7,8 +7,8 @@
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
 #include "support/prefill.hpp"
+#include "support/special_floats.hpp"
 
-#include <limits>
 #include <string>
 #include <vector>
 
@@ -17,9 +17,7 @@ using namespace support;
 
 namespace {
 
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float untouched = -7.5f; // exact in every element
+constexpr float unwritten = -7.5f; // exact in every element
 
 template <class T>
 strided<T, 3> writable(stored<T>& s) {
@@ -32,14 +30,14 @@ stored<T> output_for(const layer_data& layer, index_t queries, layout order) {
     const index_t dim = layer.shape.value_dim;
     const std::vector<float> nothing = zeros(layer.shape.q_heads() * queries * dim);
     stored<T> s = store<T>(view(nothing.data(), {layer.shape.q_heads(), queries, dim}), order);
-    std::fill(s.elements.begin(), s.elements.end(), element_traits<T>::from_float(untouched));
+    std::fill(s.elements.begin(), s.elements.end(), element_traits<T>::from_float(unwritten));
     return s;
 }
 
 template <class T>
 index_t marks(const stored<T>& s) {
     return std::count_if(s.elements.begin(), s.elements.end(),
-                         [](const T& x) { return to_float(x) == untouched; });
+                         [](const T& x) { return to_float(x) == unwritten; });
 }
 
 // A prompt whose values are at most 1, cut at a chunk's first token.
@@ -417,12 +415,12 @@ TEST_CASE("block_sparse_attention: each refusal has its code and writes nothing"
     prune_plan plan;
     REQUIRE(plan_dense(grid, 2, plan).ok());
     stored<float> out = output_for<float>(c.layer, 30, layout::head_major);
-    std::vector<float> lse(120, untouched);
+    std::vector<float> lse(120, unwritten);
     const auto answer_of = [&](const auto& in, const prune_plan& p, const attention_options& o) {
         growing_workspace memory;
         const status s = block_sparse_attention(in, p, o, writable(out), lse, memory);
         CHECK(marks(out) == static_cast<index_t>(out.elements.size()));
-        CHECK(std::count(lse.begin(), lse.end(), untouched) == 120);
+        CHECK(std::count(lse.begin(), lse.end(), unwritten) == 120);
         return s.code();
     };
     const auto invalid = [&](const attention_options& o) { return answer_of(c.inputs(), plan, o); };
@@ -504,7 +502,7 @@ TEST_CASE("block_sparse_attention: shapes that disagree and views that are not v
         make_case({.kv_heads = 2, .group = 2, .tokens = 10, .head_dim = 4, .value_dim = 3}, grid, 8);
     prune_plan plan;
     REQUIRE(plan_dense(grid, 2, plan).ok());
-    std::vector<float> memory(1000, untouched), lse(1000, untouched);
+    std::vector<float> memory(1000, unwritten), lse(1000, unwritten);
     const std::vector<float> sinks = zeros(3);
     using output = strided<float, 3>;
     const auto answer_of = [&](const auto& in, const output& out, std::size_t lse_size,
@@ -512,8 +510,8 @@ TEST_CASE("block_sparse_attention: shapes that disagree and views that are not v
         growing_workspace scratch;
         const status s = block_sparse_attention(in, plan, o, out, std::span(lse).first(lse_size), scratch);
         if (s.ok()) { return s; }
-        CHECK(std::count(memory.begin(), memory.end(), untouched) == 1000);
-        CHECK(std::count(lse.begin(), lse.end(), untouched) == 1000);
+        CHECK(std::count(memory.begin(), memory.end(), unwritten) == 1000);
+        CHECK(std::count(lse.begin(), lse.end(), unwritten) == 1000);
         CHECK(s.code() == errc::invalid_parameter);
         return s;
     };

@@ -5,6 +5,7 @@
 // asked for, or the documented status with the plan as it was.
 
 #include "support/named_policies.hpp"
+#include "support/special_floats.hpp"
 
 #include <kvtrim/policy/snapkv.hpp>
 
@@ -14,7 +15,6 @@ using namespace support;
 namespace {
 
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
 
 struct answer {
     errc code = errc::ok;

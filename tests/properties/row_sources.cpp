@@ -28,7 +28,7 @@ float number(index_t head, index_t t, index_t d) {
 }
 
 template <class T, class Place>
-std::vector<T> stored(index_t elements, Place&& place, index_t step = 1) {
+std::vector<T> laid_out(index_t elements, Place&& place, index_t step = 1) {
     std::vector<T> memory(static_cast<std::size_t>(elements));
     for (index_t h = 0; h < heads; ++h) {
         for (index_t t = 0; t < tokens; ++t) {
@@ -85,13 +85,13 @@ void check_runs(const Rows& rows) {
 template <class T>
 void check_every_source() {
     const auto in_order = [](index_t h, index_t t) { return (h * tokens + t) * dim; };
-    auto rows = stored<T>(heads * tokens * dim, in_order);
+    auto rows = laid_out<T>(heads * tokens * dim, in_order);
     const strided plain(rows.data(), {heads, tokens, dim});
     check_runs(plain);
-    const auto transposed = stored<T>(
+    const auto transposed = laid_out<T>(
         heads * dim * tokens, [](index_t h, index_t t) { return h * dim * tokens + t; }, tokens);
     check_runs(strided(transposed.data(), {heads, tokens, dim}, {dim * tokens, 1, tokens}));
-    const auto channels = stored<T>(
+    const auto channels = laid_out<T>(
         heads * tokens * dim * 2, [](index_t h, index_t t) { return (h * tokens + t) * dim * 2; }, 2);
     check_runs(strided(channels.data(), {heads, tokens, dim}, {tokens * dim * 2, dim * 2, 2}));
     const std::vector<index_t> lengths(heads, tokens);
@@ -99,8 +99,8 @@ void check_every_source() {
     const std::vector<std::int32_t> offsets{0, tokens, 2 * tokens};
     check_runs(ragged<T>(rows.data(), offsets, dim));
 
-    auto later = stored<T>(heads * (tokens + 9) * dim,
-                           [](index_t h, index_t t) { return (h * (tokens + 9) + t + 7) * dim; });
+    auto later = laid_out<T>(heads * (tokens + 9) * dim,
+                             [](index_t h, index_t t) { return (h * (tokens + 9) + t + 7) * dim; });
     check_runs(row_range(strided(later.data(), {heads, tokens + 9, dim}), 7, tokens));
     const std::vector<std::int32_t> far{0, tokens + 9, 2 * (tokens + 9)};
     check_runs(row_range(ragged<T>(later.data(), far, dim), 7, tokens));
@@ -109,7 +109,7 @@ void check_every_source() {
     const std::vector<std::int32_t> order{4, 2, 3, 0, 1, 7, 6, 9, 5, 8}, indptr{0, pages, 2 * pages},
         last{6, 6};
     const page_table table{indptr, order, last};
-    const auto pool = stored<T>(pages * page_tokens * heads * dim, [&](index_t h, index_t t) {
+    const auto pool = laid_out<T>(pages * page_tokens * heads * dim, [&](index_t h, index_t t) {
         return ((order[static_cast<std::size_t>(t / page_tokens)] * page_tokens + t % page_tokens) * heads +
                 h) *
                dim;
@@ -117,7 +117,7 @@ void check_every_source() {
     const paged_rows paged(pool.data(), nhd_pages(page_tokens, heads, dim, pages), table, 0, heads, dim);
     REQUIRE(validate(paged).ok());
     check_runs(paged);
-    const auto head_pool = stored<T>(2 * pages * page_tokens * dim, [&](index_t h, index_t t) {
+    const auto head_pool = laid_out<T>(2 * pages * page_tokens * dim, [&](index_t h, index_t t) {
         return (order[static_cast<std::size_t>(h * pages + t / page_tokens)] * page_tokens +
                 t % page_tokens) *
                dim;
@@ -130,7 +130,7 @@ void check_every_source() {
     std::vector<std::int32_t> slots(tokens);
     std::iota(slots.begin(), slots.end(), 0);
     std::rotate(slots.begin(), slots.begin() + 23, slots.end());
-    const auto cells = stored<T>(tokens * heads * dim, [&](index_t h, index_t t) {
+    const auto cells = laid_out<T>(tokens * heads * dim, [&](index_t h, index_t t) {
         return (slots[static_cast<std::size_t>(t)] * heads + h) * dim;
     });
     check_runs(indexed_rows(strided(cells.data(), {heads, tokens, dim}, {dim, heads * dim, 1}), slots));
@@ -140,7 +140,7 @@ void check_every_source() {
 
     recent_queries<T> ring(heads, tokens, dim);
     REQUIRE(ring.validate().ok());
-    const auto none = stored<T>(heads * tokens * dim, in_order);
+    const auto none = laid_out<T>(heads * tokens * dim, in_order);
     REQUIRE(
         ring.append(strided(none.data(), {heads, 33, dim}, {tokens * dim, dim, 1})).ok()); // and out again
     REQUIRE(ring.append(plain).ok());
@@ -161,7 +161,7 @@ TEST_CASE("row sources: each of them gives the same rows to every call, at every
 
 TEST_CASE("row sources: rows that lie in memory are not copied", "[properties][cache]") {
     const auto rows =
-        stored<bf16>(heads * tokens * dim, [](index_t h, index_t t) { return (h * tokens + t) * dim; });
+        laid_out<bf16>(heads * tokens * dim, [](index_t h, index_t t) { return (h * tokens + t) * dim; });
     bf16* const nowhere = nullptr;
     const std::vector<std::int32_t> offsets{0, tokens, 2 * tokens};
     const ragged<const bf16> uneven(rows.data(), offsets, dim);

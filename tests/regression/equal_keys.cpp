@@ -23,7 +23,7 @@ using namespace support;
 
 namespace {
 
-constexpr index_t kv_heads = 2, group = 7, queries = 9; // the query heads of Qwen2.5-0.5B, an odd window
+constexpr index_t shared_heads = 2, group = 7, queries = 9; // the query heads of Qwen2.5-0.5B, an odd window
 
 // A cache that holds a few different tokens, each many times. Rows start `gap` floats behind the end of the one before,
 // and the first one `shift` floats behind an aligned address.
@@ -33,8 +33,9 @@ struct repeating_cache {
 
     repeating_cache(index_t token_count, index_t head_dim, index_t kind_count, index_t first, index_t gap)
         : tokens(token_count), dim(head_dim), kinds(kind_count), shift(first), row(head_dim + gap),
-          keys(zeros(first + kv_heads * tokens * row)), values(keys),
-          query(zeros(kv_heads * group * queries * dim)), w_o(zeros(kv_heads * group * dim * hidden)) {
+          keys(zeros(first + shared_heads * tokens * row)), values(keys),
+          query(zeros(shared_heads * group * queries * dim)),
+          w_o(zeros(shared_heads * group * dim * hidden)) {
         support::random r(97);
         const auto normals = [&](std::vector<float> out) {
             for (float& x : out) { x = static_cast<float>(r.normal()); }
@@ -43,7 +44,7 @@ struct repeating_cache {
         const std::vector<float> key = normals(zeros(kinds * dim)), value = normals(zeros(kinds * dim));
         query = normals(query);
         w_o = normals(w_o);
-        for (index_t t = 0; t < kv_heads * tokens; ++t) {
+        for (index_t t = 0; t < shared_heads * tokens; ++t) {
             std::copy_n(key.data() + kind(t % tokens) * dim, dim, keys.data() + shift + t * row);
             std::copy_n(value.data() + kind(t % tokens) * dim, dim, values.data() + shift + t * row);
         }
@@ -52,12 +53,14 @@ struct repeating_cache {
     static constexpr index_t hidden = 53;
     [[nodiscard]] index_t kind(index_t token) const { return token * 7 / 3 % kinds; }
     [[nodiscard]] view rows(const std::vector<float>& of) const {
-        return view(of.data() + shift, {kv_heads, tokens, dim}, {tokens * row, row, 1});
+        return view(of.data() + shift, {shared_heads, tokens, dim}, {tokens * row, row, 1});
     }
-    [[nodiscard]] view output_projection() const { return view(w_o.data(), {kv_heads * group, dim, hidden}); }
+    [[nodiscard]] view output_projection() const {
+        return view(w_o.data(), {shared_heads * group, dim, hidden});
+    }
     [[nodiscard]] auto inputs() const {
         return layer(rows(keys), rows(values))
-            .with_queries(view(query.data(), {kv_heads * group, queries, dim}));
+            .with_queries(view(query.data(), {shared_heads * group, queries, dim}));
     }
 };
 
@@ -79,7 +82,7 @@ index_t first_odd(const repeating_cache& cache, const Scorer& scorer, const Inpu
     const eviction_request request{.budget = per_head(queries + 9), .protect = {.window_tokens = queries}};
     trace t = run(eviction_policy{scorer, uniform{}, by_importance{}}, in, request);
     REQUIRE(t.answer.ok());
-    for (index_t g = 0; g < kv_heads; ++g) {
+    for (index_t g = 0; g < shared_heads; ++g) {
         if (const index_t odd = first_odd(cache, t.importance_rows().row(g)); odd >= 0) { return odd; }
         if (!t.attention.empty() && first_odd(cache, t.attention_rows().row(g)) >= 0) {
             return first_odd(cache, t.attention_rows().row(g));
@@ -151,7 +154,7 @@ TEST_CASE("equal keys and values get equal scores without queries", "[regression
 
 TEST_CASE("equal keys get equal scores of the queries to come", "[regression]") {
     for_each_cache(3, [](const repeating_cache& cache) {
-        query_statistics statistics(kv_heads * group, cache.dim, 0);
+        query_statistics statistics(shared_heads * group, cache.dim, 0);
         growing_workspace memory;
         workspace scratch = memory.of_bytes(statistics.workspace_bytes());
         REQUIRE(statistics.add(cache.inputs().queries, scratch).ok());
@@ -185,7 +188,7 @@ TEST_CASE("equal values get equal projected norms, by every form of W_O", "[regr
 
 TEST_CASE("equal keys get equal running sums", "[regression]") {
     for_each_cache(3, [](const repeating_cache& cache) {
-        running_scores scores(kv_heads);
+        running_scores scores(shared_heads);
         REQUIRE(scores.append(cache.tokens).ok());
         growing_workspace memory;
         REQUIRE(scores.update(cache.inputs(), {}, memory).ok());

@@ -179,12 +179,13 @@ TEST_CASE("Value norms: norms over values, W_O or the norms that are known are r
                 return projected_value_norms(in, {}, norms, scratch, b.ex);
             },
             {b.values, b.w_o});
-    b.check(kv_heads,
-            [&](float* out) {
-                workspace scratch = b.scratch();
-                return newest_value_norms(in, 1, strided<float, 2>(out, {kv_heads, 1}), scratch, b.ex);
-            },
-            {b.values, b.w_o});
+    b.check(
+        kv_heads,
+        [&](float* out) {
+            workspace scratch = b.scratch();
+            return newest_projected_value_norms(in, 1, strided<float, 2>(out, {kv_heads, 1}), scratch, b.ex);
+        },
+        {b.values, b.w_o});
     const strided<float, 3> rows = b.take(1, kv_heads, tokens);
     const auto known =
         layer(b.keys, b.values).with_output_projection(known_norms{{rows.data_handle(), {kv_heads, tokens}}});

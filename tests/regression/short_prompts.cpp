@@ -36,18 +36,18 @@ bool is_whole(const keep_plan& plan, const inputs& in) {
 }
 
 // Prompts of three layers, as views.
-struct prompt {
+struct three_layers {
     std::vector<layer_data> layers;
     std::vector<inputs> views;
 
-    explicit prompt(std::initializer_list<index_t> tokens) {
+    explicit three_layers(std::initializer_list<index_t> tokens) {
         for (const index_t t : tokens) { layers.push_back(prompt_of(t, layers.size() + 1)); }
         for (const layer_data& l : layers) { views.push_back(l.inputs()); }
     }
     [[nodiscard]] std::span<const inputs> all() const { return views; }
 };
 
-bool all_whole(const std::vector<keep_plan>& plans, const prompt& p) {
+bool all_whole(const std::vector<keep_plan>& plans, const three_layers& p) {
     for (std::size_t l = 0; l < plans.size(); ++l) {
         if (!is_whole(plans[l], p.views[l])) { return false; }
     }
@@ -95,7 +95,7 @@ TEST_CASE("the layers of a pyramid keep a prompt within the budget whole", "[reg
     for (const auto schedule : {pyramid_schedule::exact, pyramid_schedule::adakv,
                                 pyramid_schedule::kvcache_factory, pyramid_schedule::kvpress}) {
         for (const index_t tokens : lengths) {
-            const prompt p{tokens, tokens, tokens};
+            const three_layers p{tokens, tokens, tokens};
             std::vector<index_t> budgets(3, -1);
             workspace scratch = memory.of_bytes(pyramid::workspace_bytes(3));
             REQUIRE(pyramid{.schedule = schedule}.allocate(tokens, window, 16, budgets, scratch).ok());
@@ -114,7 +114,7 @@ TEST_CASE("the layers of a pyramid keep a prompt within the budget whole", "[reg
 TEST_CASE("the layers of CAKE keep a prompt within the budget whole", "[regression]") {
     growing_workspace memory;
     for (const index_t tokens : lengths) {
-        const prompt p{tokens, tokens, tokens};
+        const three_layers p{tokens, tokens, tokens};
         const eviction_request request{.budget = per_head(16), .protect = {.window_tokens = window}};
         std::vector<double> shares(3, -1);
         for (std::size_t l = 0; l < 3; ++l) {
@@ -132,7 +132,7 @@ TEST_CASE(
     "policies over layers keep a prompt within the budget whole, at once, layer by layer and in a batch",
     "[regression]") {
     growing_workspace memory;
-    const auto check = [&](const auto& policy, const prompt& p, const eviction_request& request) {
+    const auto check = [&](const auto& policy, const three_layers& p, const eviction_request& request) {
         std::vector<keep_plan> plans(3, made_before());
         CHECK(policy.plan(p.all(), request, plans, memory).ok());
         CHECK(all_whole(plans, p));
@@ -160,7 +160,7 @@ TEST_CASE(
         for (const token_budget budget : {per_head(window + 1), over_all_heads(40), over_all_layers(60)}) {
             for (const protection& protect : {protection{}, protection{.window_tokens = window}}) {
                 CAPTURE(tokens, budget.tokens, protect.window_tokens);
-                const prompt p{tokens, tokens, tokens};
+                const three_layers p{tokens, tokens, tokens};
                 check(layer_ada_snapkv(), p, {.budget = budget, .protect = protect});
                 check(layer_defensivekv(), p, {.budget = budget, .protect = protect});
             }
@@ -170,14 +170,14 @@ TEST_CASE(
 
 TEST_CASE("layers of different lengths are kept whole where the budget of all holds them", "[regression]") {
     growing_workspace memory;
-    const prompt p{window - 1, 1, 0}; // the first one is above its own share
+    const three_layers p{window - 1, 1, 0}; // the first one is above its own share
     const eviction_request request{.budget = per_head(4), .protect = {.window_tokens = window}};
     std::vector<keep_plan> plans(3, made_before());
     CHECK(layer_ada_snapkv().plan(p.all(), request, plans, memory).ok());
     CHECK(all_whole(plans, p));
 
     // Not where it does not: a layer that must be scored is then shorter than its window.
-    const prompt uneven{window - 1, 40, 40};
+    const three_layers uneven{window - 1, 40, 40};
     plans.assign(3, made_before());
     const status s = layer_ada_snapkv().plan(uneven.all(), {.budget = over_all_layers(90)}, plans, memory);
     CHECK(s.code() == errc::window_exceeds_tokens);

@@ -15,7 +15,7 @@ namespace {
 
 constexpr eviction_request forty{.budget = per_head(40), .protect = {.sink_tokens = 2, .window_tokens = 8}};
 
-layer_data prompt(index_t tokens, std::uint64_t seed) {
+layer_data prompt_with_window(index_t tokens, std::uint64_t seed) {
     return random_layer({.kv_heads = 3, .group = 2, .tokens = tokens, .queries = 8}, seed);
 }
 
@@ -23,8 +23,8 @@ layer_data prompt(index_t tokens, std::uint64_t seed) {
 
 // kvpress 8bb29b9, CriticalAdaKVPress sums head budgets over the batch; DefensiveKV 9251b95 takes a maximum over it.
 TEST_CASE("the plan of one sequence does not depend on other sequences", "[regression]") {
-    const layer_data mine = prompt(200, 1);
-    layer_data loud = prompt(150, 2);
+    const layer_data mine = prompt_with_window(200, 1);
+    layer_data loud = prompt_with_window(150, 2);
     for (auto* values : {&loud.k, &loud.v}) {
         for (float& x : *values) { x *= 100; }
     }
@@ -47,8 +47,8 @@ TEST_CASE("the plan of one sequence does not depend on other sequences", "[regre
 // AdaKV efe4e2e (pyram_init), kvpress#221: lengths of the first prompt rule all later ones.
 TEST_CASE("a short prompt first does not change the plan of a long one", "[regression]") {
     for (const named_policy& policy : named_policies()) {
-        const layer_data little = prompt(45, 3);
-        const layer_data much = prompt(400, 4);
+        const layer_data little = prompt_with_window(45, 3);
+        const layer_data much = prompt_with_window(400, 4);
         const keep_plan expected = policy(much.inputs(), forty).plan;
         static_cast<void>(policy(little.inputs(), forty));
         CAPTURE(policy.name);
@@ -58,14 +58,14 @@ TEST_CASE("a short prompt first does not change the plan of a long one", "[regre
 
 // A refused request left a half-written state behind.
 TEST_CASE("a refused request does not disturb the next one", "[regression]") {
-    const layer_data layer = prompt(200, 1);
+    const layer_data layer = prompt_with_window(200, 1);
     for (const named_policy& policy : named_policies()) {
         const keep_plan expected = policy(layer.inputs(), forty).plan;
         std::vector<std::byte> memory(
             static_cast<std::size_t>(policy.workspace_bytes(layer.inputs(), forty)));
         workspace scratch(memory);
         keep_plan plan = expected;
-        const layer_data longer = prompt(1250, 1);
+        const layer_data longer = prompt_with_window(1250, 1);
         CAPTURE(policy.name);
         static_cast<void>(policy.plan(longer.inputs(), forty, plan, scratch)); // too large for this workspace
         CHECK(policy.plan(layer.inputs(), {.budget = per_head(0)}, plan, scratch).code() ==
@@ -77,7 +77,7 @@ TEST_CASE("a refused request does not disturb the next one", "[regression]") {
 
 // DefensiveKV 9251b95 (D10): "only allows to compress once" (heads of equal length are asserted).
 TEST_CASE("a cache with heads of different length is compressed a second and a third time", "[regression]") {
-    layer_data layer = prompt(200, 7);
+    layer_data layer = prompt_with_window(200, 7);
     const auto policy = defensivekv();
     std::vector<float> k = layer.k;
     std::vector<float> v = layer.v;
@@ -108,7 +108,7 @@ TEST_CASE("a cache with heads of different length is compressed a second and a t
 
 // kvpress#173: top-k leaves survivors in the order of their scores; the next window is then another one.
 TEST_CASE("survivors stay in temporal order", "[regression]") {
-    const layer_data layer = prompt(200, 8);
+    const layer_data layer = prompt_with_window(200, 8);
     for (const named_policy& policy : named_policies()) {
         const trace t = policy(layer.inputs(), forty);
         CAPTURE(policy.name);

@@ -83,9 +83,8 @@ TEST_CASE("a head whose values are all zero gets zero importance, not NaN", "[re
     CHECK(t.plan.kept_tokens(1) == 52);
 }
 
-// CriticalKV, Alg. 1: an absolute epsilon of 1e-4 drowns scores of long contexts, and stage two ranks by the norm alone.
-TEST_CASE("a relative epsilon keeps attention in the second stage, however small the scores",
-          "[regression]") {
+// CriticalKV, Alg. 1: an absolute epsilon of 1e-4 drowns scores of long contexts, and pass two ranks by the norm alone.
+TEST_CASE("a relative epsilon keeps attention in the second pass, however small the scores", "[regression]") {
     // Even attention of 1e-5 each, but the first hundred tokens have ten times as much and the smallest norms.
     constexpr index_t tokens = 20000;
     std::vector<float> k(tokens, 0.0f);

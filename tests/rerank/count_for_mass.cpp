@@ -5,17 +5,16 @@
 
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
+#include "support/special_floats.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 namespace {
 
 using namespace kvtrim;
-
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
+using support::infinity;
+using support::not_a_number;
 
 std::vector<double> descending(const std::vector<float>& row) {
     std::vector<double> sorted;

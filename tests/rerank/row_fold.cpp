@@ -15,7 +15,8 @@ using namespace kvtrim;
 TEST_CASE(
     "row_fold: of a row that is longer the first columns are read, and nothing behind the fold is written",
     "[rerank]") {
-    for (const head_reduction how : {head_reduction::sum, head_reduction::maximum, head_reduction::votes}) {
+    for (const head_reduction how :
+         {head_reduction::sum, head_reduction::maximum, head_reduction::votes, head_reduction::squares}) {
         growing_workspace memory;
         workspace scratch = memory.of_bytes(4096);
         const row_fold fold(how, 16, scratch);

@@ -15,11 +15,12 @@ TEST_CASE("shared: all heads keep the set that the reduced scores choose", "[rer
         const oracle::matrix rows = equal_rows(r, r.one_of({score_kind::distinct, score_kind::tied}));
         oracle::counts budgets = random_budgets(r, rows);
         const std::size_t least = *std::min_element(budgets.begin(), budgets.end());
-        const auto kind = r.bits() % 3;
+        const auto kind = r.bits() % 4;
         constexpr head_reduction fast[] = {head_reduction::sum, head_reduction::maximum,
-                                           head_reduction::votes};
+                                           head_reduction::votes, head_reduction::squares};
         constexpr oracle::head_reduction slow[] = {
-            oracle::head_reduction::sum, oracle::head_reduction::maximum, oracle::head_reduction::votes};
+            oracle::head_reduction::sum, oracle::head_reduction::maximum, oracle::head_reduction::votes,
+            oracle::head_reduction::squares};
         oracle::near_ties ties;
         const oracle::token_set expected = oracle::shared(rows, least, slow[kind], ties);
         if (ties.rounding_may_decide()) { continue; }
@@ -38,6 +39,11 @@ TEST_CASE("shared: votes count heads, not the size of their scores", "[rerank]")
     CHECK(select(shared{head_reduction::sum}, rows, {}, {1, 1, 1}).kept[0] == oracle::token_set{0});
     CHECK(select(shared{head_reduction::maximum}, rows, {}, {1, 1, 1}).kept[0] == oracle::token_set{0});
     CHECK(select(shared{head_reduction::votes}, rows, {}, {1, 1, 1}).kept[0] == oracle::token_set{1});
+    // A head in which one column stands out weighs more than three that want another a little; signs stay.
+    const oracle::matrix peaked{{3, 0, -4}, {0, 2, 0}, {0, 2, 0}};
+    CHECK(select(shared{head_reduction::squares}, peaked, {}, {1, 1, 1}).kept[0] == oracle::token_set{0});
+    CHECK(select(shared{head_reduction::squares}, peaked, {}, {2, 2, 2}).kept[0] == oracle::token_set{0, 1});
+    CHECK(select(shared{head_reduction::sum}, peaked, {}, {1, 1, 1}).kept[0] == oracle::token_set{1});
     CHECK(select(shared{head_reduction::votes}, rows, {}, {2, 2, 2}).kept[0] == oracle::token_set{1, 2});
 }
 

@@ -37,13 +37,13 @@ TEST_CASE("two_stage: the most attended tokens stay, then the most important oth
 }
 
 TEST_CASE("two_stage: a share is rounded exactly, or truncated as the reference does", "[rerank][paper]") {
-    const auto first = [](index_t budget, double ratio, stage_rounding rounding) {
+    const auto first = [](index_t budget, double ratio, share_rounding rounding) {
         return two_stage{.first_ratio = ratio, .rounding = rounding}.first_count(budget);
     };
     // 100 * 0.29 is 28.999999999999996 in doubles.
-    CHECK(first(100, 0.29, stage_rounding::exact) == 29);
-    CHECK(first(100, 0.29, stage_rounding::truncated) == 28);
-    for (const auto rounding : {stage_rounding::exact, stage_rounding::truncated}) {
+    CHECK(first(100, 0.29, share_rounding::exact) == 29);
+    CHECK(first(100, 0.29, share_rounding::truncated) == 28);
+    for (const auto rounding : {share_rounding::exact, share_rounding::truncated}) {
         CHECK(first(7, 0.5, rounding) == 3);
         CHECK(first(0, 0.5, rounding) == 0);
         CHECK(first(9, 1.0, rounding) == 9);
@@ -52,7 +52,7 @@ TEST_CASE("two_stage: a share is rounded exactly, or truncated as the reference 
         CHECK(safe.first_count(30) == 30);
         CHECK(two_stage{.first_tokens = 5, .rounding = rounding}.first_count(100) == 5);
     }
-    const auto marked_by = [&](stage_rounding rounding) {
+    const auto marked_by = [&](share_rounding rounding) {
         score_memory memory(oracle::matrix{oracle::row(100, 1.0)});
         std::vector<index_t> budgets{100};
         growing_workspace growing;
@@ -62,18 +62,18 @@ TEST_CASE("two_stage: a share is rounded exactly, or truncated as the reference 
         const auto row = memory.importance_rows().row(0);
         return std::count(row.begin(), row.end(), std::numeric_limits<float>::infinity());
     };
-    CHECK(marked_by(stage_rounding::exact) == 29);
-    CHECK(marked_by(stage_rounding::truncated) == 28);
+    CHECK(marked_by(share_rounding::exact) == 29);
+    CHECK(marked_by(share_rounding::truncated) == 28);
 }
 
-TEST_CASE("two_stage: without attention of its own, stage one ranks by importance", "[rerank]") {
+TEST_CASE("two_stage: without attention of its own, pass one ranks by importance", "[rerank]") {
     support::random r(132);
     const oracle::matrix rows = random_scores(r, score_kind::distinct);
     const oracle::counts budgets = random_budgets(r, rows);
     CHECK(select(two_stage{}, rows, {}, budgets).kept == select(by_importance{}, rows, {}, budgets).kept);
 }
 
-TEST_CASE("two_stage: no importance outranks a token of stage one", "[rerank][paper]") {
+TEST_CASE("two_stage: no importance outranks a token of pass one", "[rerank][paper]") {
     const oracle::matrix attention{{9, 1, 2, 3}};
     const oracle::matrix importance{{0, 1e30, 2e30, 3e30}}; // a zero value, beside huge ones
     CHECK(select(two_stage{.first_tokens = 1}, importance, attention, {2}).kept[0] ==
@@ -89,7 +89,7 @@ TEST_CASE("two_stage: a share below 0 or above 1 is named", "[rerank][errors]") 
     }
 }
 
-TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the mass, up to its limit",
+TEST_CASE("two_stage_by_mass: pass one is the smallest count that reaches the mass, up to its limit",
           "[rerank][oracle]") {
     support::random r(133);
     int compared = 0;
@@ -118,8 +118,8 @@ TEST_CASE("two_stage_by_mass: stage one is the smallest count that reaches the m
         oracle::counts expected;
         for (std::size_t g = 0; g < attention.size(); ++g) {
             expected.push_back(std::min(attention[g].size(),
-                                        oracle::stage_one_count(attention[g], reranker.attention_mass,
-                                                                static_cast<double>(mass[g]), limit, ties)));
+                                        oracle::pass_one_count(attention[g], reranker.attention_mass,
+                                                               static_cast<double>(mass[g]), limit, ties)));
         }
         if (ties.rounding_may_decide()) { continue; }
         CAPTURE(i, total, reranker.attention_mass, limit);
@@ -189,7 +189,7 @@ TEST_CASE("two_stage: a share that validate() refuses is also refused where the 
     workspace scratch = growing.of_bytes(0);
     std::vector<index_t> budgets{2, 2};
     for (const double ratio : {-1.0, 1e300, std::numeric_limits<double>::quiet_NaN()}) {
-        const two_stage stage{.first_ratio = ratio, .rounding = stage_rounding::truncated};
+        const two_stage stage{.first_ratio = ratio, .rounding = share_rounding::truncated};
         CHECK(stage.before_selection(memory.get(), budgets, scratch).code() == errc::ratio_out_of_range);
         CHECK(stage.first_count(10) == 0);
         CHECK(two_stage_by_mass{.first_at_most = ratio}.before_allocation(memory.get(), 2, scratch).code() ==

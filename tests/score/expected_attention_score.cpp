@@ -26,7 +26,7 @@ oracle::rotation to_oracle(const rope& r) {
             r.pairing == rope_pairing::interleaved, static_cast<double>(r.attention_factor)};
 }
 
-layer_data small_layer() {
+layer_data long_window_layer() {
     return random_layer({.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .queries = 30}, 1);
 }
 
@@ -77,7 +77,7 @@ TEST_CASE("expected_attention: scores equal the formulas for random shapes, rope
 
 TEST_CASE("expected_attention: without rotation and spread it is the attention of the mean query",
           "[score]") {
-    layer_data layer = small_layer();
+    layer_data layer = long_window_layer();
     layer.shape.queries = 1; // the first query of each head is its mean
     std::vector<float> first;
     for (index_t h = 0; h < 4; ++h) {
@@ -92,7 +92,7 @@ TEST_CASE("expected_attention: without rotation and spread it is the attention o
 }
 
 TEST_CASE("expected_attention: frequency 0 turns nothing, and a whole turn per position neither", "[score]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = long_window_layer();
     const query_statistics statistics = statistics_of(layer, 0);
     const std::vector<float> none(4, 0.0f);
     const auto still =
@@ -107,7 +107,7 @@ TEST_CASE("expected_attention: frequency 0 turns nothing, and a whole turn per p
 }
 
 TEST_CASE("expected_attention: a NaN key scores 0 and costs no other token its score", "[score][odd]") {
-    layer_data layer = small_layer();
+    layer_data layer = long_window_layer();
     const query_statistics statistics = statistics_of(layer, 4);
     const std::vector<float> table = rope_frequencies(4);
     const expected_attention_score scorer{&statistics, {table}};
@@ -123,7 +123,7 @@ TEST_CASE("expected_attention: a NaN key scores 0 and costs no other token its s
 }
 
 TEST_CASE("expected_attention: statistics without a query score all tokens alike", "[score][odd]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = long_window_layer();
     const query_statistics none(4, 8);
     const auto got = score_layer(expected_attention_score{&none, {}}, layer.inputs(), {}).importance;
     CHECK(got == std::vector<float>(80, got[0]));
@@ -131,7 +131,7 @@ TEST_CASE("expected_attention: statistics without a query score all tokens alike
 }
 
 TEST_CASE("expected_attention: bad input is named", "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = long_window_layer();
     const query_statistics statistics = statistics_of(layer, 4);
     const expected_attention_score good{&statistics};
     CHECK(good.validate(layer.inputs(), {}).ok());
@@ -150,7 +150,7 @@ TEST_CASE("expected_attention: bad input is named", "[score][errors]") {
 }
 
 TEST_CASE("expected_attention: missing or foreign statistics are refused", "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = long_window_layer();
     score_memory memory(layer.inputs(), {});
     const auto code = [&](const expected_attention_score& scorer) {
         const status s = scorer.validate(layer.inputs(), {});
@@ -169,7 +169,7 @@ TEST_CASE("expected_attention: missing or foreign statistics are refused", "[sco
 
 TEST_CASE("expected_attention: a workspace that is too small is refused with nothing written",
           "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = long_window_layer();
     const query_statistics statistics = statistics_of(layer, 4);
     const expected_attention_score scorer{&statistics};
     score_memory memory(layer.inputs(), {});

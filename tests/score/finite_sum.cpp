@@ -4,6 +4,7 @@
 #include <kvtrim/score/finite_sum.hpp>
 
 #include "support/catch.hpp"
+#include "support/special_floats.hpp"
 
 #include <limits>
 #include <vector>
@@ -11,9 +12,8 @@
 namespace {
 
 using namespace kvtrim;
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
+using support::infinity;
+using support::not_a_number;
 
 } // namespace
 

@@ -11,7 +11,7 @@ using namespace support;
 
 namespace {
 
-layer_data small_layer(index_t tokens = 40) {
+layer_data layer_without_queries(index_t tokens = 40) {
     return random_layer({.kv_heads = 2, .group = 1, .tokens = tokens, .head_dim = 8, .value_dim = 6}, 1);
 }
 
@@ -51,21 +51,21 @@ TEST_CASE("lag_score: scores equal the formulas for random shapes, both ways of 
 
 TEST_CASE("lag_score: the last whole partition and the rest outrank every scored token, the newest most",
           "[score]") {
-    const std::vector<float> s = scores_of({.lag = 8}, small_layer(29));
+    const std::vector<float> s = scores_of({.lag = 8}, layer_without_queries(29));
     for (std::size_t t = 0; t < 16; ++t) { CHECK(s[t] < 1.0f); }
     for (std::size_t t = 16; t < 29; ++t) { CHECK(s[t] > (t == 16 ? 1.0f : s[t - 1])); }
     // Fewer tokens than two partitions: nothing to compare with, the newest first.
-    const std::vector<float> few = scores_of({.lag = 8}, small_layer(15));
+    const std::vector<float> few = scores_of({.lag = 8}, layer_without_queries(15));
     for (std::size_t t = 0; t < 15; ++t) { CHECK(few[t] > (t == 0 ? 1.0f : few[t - 1])); }
 }
 
 TEST_CASE("lag_score: partitions begin behind the protected prefix and do not depend on the window",
           "[score]") {
-    const layer_data layer = small_layer(40);
+    const layer_data layer = layer_without_queries(40);
     const std::vector<float> open = scores_of({.lag = 8}, layer, {.sink_tokens = 3});
     const std::vector<float> windowed = scores_of({.lag = 8}, layer, {.sink_tokens = 3, .window_tokens = 10});
     for (std::size_t c = 0; c < 27; ++c) { CHECK(windowed[c] == open[c]); }
-    layer_data shifted = small_layer(37); // the same tokens without the sinks
+    layer_data shifted = layer_without_queries(37); // the same tokens without the sinks
     for (index_t g = 0; g < 2; ++g) {
         std::copy_n(layer.k.data() + (g * 40 + 3) * 8, 37 * 8, shifted.key(g, 0));
         std::copy_n(layer.v.data() + (g * 40 + 3) * 6, 37 * 6, shifted.value(g, 0));
@@ -75,17 +75,19 @@ TEST_CASE("lag_score: partitions begin behind the protected prefix and do not de
 
 TEST_CASE("lag_score: ranks fill each partition, equal tokens rank by index with the lower one higher",
           "[score][odd]") {
-    layer_data layer = small_layer(40);
+    layer_data layer = layer_without_queries(40);
     std::fill(layer.k.begin(), layer.k.end(), 1.0f);
     std::fill(layer.v.begin(), layer.v.end(), 2.0f);
     const std::vector<float> s = scores_of({.lag = 8}, layer);
     for (std::size_t t = 0; t < 32; ++t) { CHECK(s[t] == static_cast<float>(7 - t % 8) / 8); }
-    for (const float x : scores_of({.lag = 8, .cross_scoring = true}, small_layer(40))) { CHECK(x > 0.0f); }
+    for (const float x : scores_of({.lag = 8, .cross_scoring = true}, layer_without_queries(40))) {
+        CHECK(x > 0.0f);
+    }
 }
 
 TEST_CASE("lag_score: a channel that is constant in the next partition counts nothing, not 0/0",
           "[score][odd]") {
-    layer_data layer = small_layer(24);
+    layer_data layer = layer_without_queries(24);
     for (index_t g = 0; g < 2; ++g) {
         for (index_t t = 0; t < 24; ++t) { layer.key(g, t)[5] = 3.0f; }
     }
@@ -95,7 +97,7 @@ TEST_CASE("lag_score: a channel that is constant in the next partition counts no
 TEST_CASE("lag_score: a NaN or infinite element costs its own token the score and no other", "[score][odd]") {
     constexpr float infinity = std::numeric_limits<float>::infinity();
     for (const float odd : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
-        layer_data layer = small_layer(40);
+        layer_data layer = layer_without_queries(40);
         layer.key(0, 3)[2] = odd;    // scored against a clean partition
         layer.value(1, 12)[1] = odd; // is also in the reference of partition 0
         for (const bool cross : {false, true}) {
@@ -110,7 +112,7 @@ TEST_CASE("lag_score: a NaN or infinite element costs its own token the score an
 
 TEST_CASE("lag_score: bad input is named, a small workspace refused with nothing written",
           "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = layer_without_queries();
     CHECK(lag_score{.lag = 0}.validate(layer.inputs(), {}).code() == errc::invalid_parameter);
     CHECK(lag_score{.lag = -5}.validate(layer.inputs(), {}).code() == errc::invalid_parameter);
     const lag_score scorer{.lag = 8};

@@ -33,7 +33,7 @@ double largest(const oracle::matrix& norms) {
     return result;
 }
 
-layer_data small_layer() {
+layer_data wide_group_layer() {
     return random_layer({.kv_heads = 2, .group = 3, .tokens = 30, .head_dim = 8, .value_dim = 8}, 2);
 }
 
@@ -71,7 +71,7 @@ TEST_CASE("projected value norm: L1 and Gram L2 equal the norms of v W_O for ran
 }
 
 TEST_CASE("projected value norm: W_O as a checkpoint stores it gives the same norms", "[score]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const layer_shape& s = layer.shape;
     std::vector<float> stored(layer.w.size()); // [hidden, q_heads * head_dim]
     for (index_t h = 0; h < s.q_heads(); ++h) {
@@ -92,7 +92,7 @@ TEST_CASE("projected value norm: W_O as a checkpoint stores it gives the same no
 }
 
 TEST_CASE("projected value norm: W_O packed at one level serves at another", "[score]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     for (const cpu_level packed_at : cpu_levels()) {
         const packed_projection packed = [&] {
             const cpu_level_guard guard(packed_at);
@@ -108,6 +108,27 @@ TEST_CASE("projected value norm: W_O packed at one level serves at another", "[s
     }
 }
 
+TEST_CASE(
+    "projected value norm: W_O of bf16 packed at any level gives values of floats the norms of its floats",
+    "[score]") {
+    for (const index_t value_dim : {7, 40, 64}) {
+        layer_data layer =
+            random_layer({.kv_heads = 2, .group = 2, .tokens = 50, .value_dim = value_dim, .hidden = 99}, 5);
+        const layer_shape& s = layer.shape;
+        std::vector<bf16> w;
+        for (float& x : layer.w) { x = to_float(w.emplace_back(element_traits<bf16>::from_float(x))); }
+        const strided<const bf16, 3> w_o(w.data(), {s.q_heads(), value_dim, s.hidden});
+        CAPTURE(value_dim);
+        at_each_cpu_level([&] {
+            const packed_projection packed(w_o);
+            CHECK((packed.view().packed_bf16 != nullptr) ==
+                  (kernels::active_projection_kernels().pack_bf16 != nullptr));
+            CHECK(norms_of(layer.inputs().with_output_projection(packed.view()), {}).importance ==
+                  norms_of(layer.inputs(), {}).importance);
+        });
+    }
+}
+
 #if KVTRIM_HAS_X86
 TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the norms of their floats",
           "[score]") {
@@ -118,6 +139,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
     const cpu_level_guard guard(cpu_level::avx512);
     kernels::projection_kernels tiles = kernels::projection_kernels_of(cpu_level::avx512);
     tiles.pack_bf16 = kernels::amx::pack_matrix;
+    tiles.unpack_bf16 = kernels::unpack_matrix<kernels::amx::packed_index>;
     tiles.add_bf16_l1 = kernels::amx::add_l1<emulated_tiles>;
     for (const index_t value_dim : {8, 40, 64}) {
         layer_data layer =
@@ -147,7 +169,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
         CAPTURE(value_dim);
 
         const packed_projection packed(w_o, tiles);
-        CHECK(packed.view().blocks != nullptr);
+        CHECK(packed.view().packed_bf16 != nullptr);
         const std::vector<float> from_packed =
             norms_of(in.with_output_projection(packed.view()), {}).importance;
         CHECK(is_near(from_packed));
@@ -173,7 +195,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
                   .importance == from_packed);
         // So they are where W_O was packed as floats.
         const packed_projection floats(w_o);
-        CHECK(floats.view().blocks == nullptr);
+        CHECK(floats.view().packed_bf16 == nullptr);
         CHECK(norms_of(in.with_output_projection(floats.view()), {}).importance == expected);
     }
 }
@@ -181,7 +203,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
 
 TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and others are not touched",
           "[score][odd]") {
-    layer_data layer = small_layer();
+    layer_data layer = wide_group_layer();
     const std::vector<float> before = norms_of(layer.inputs(), {}).importance;
     std::fill_n(layer.value(0, 5), 8, 0.0f);
     layer.value(0, 6)[2] = std::numeric_limits<float>::quiet_NaN();
@@ -199,7 +221,7 @@ TEST_CASE("projected value norm: a zero value has norm 0, a NaN value NaN, and o
 }
 
 TEST_CASE("projected value norm: bad input and a W_O of another layer are named", "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const view five(layer.w.data(), {5, 8, 24});
     const view none(layer.w.data(), {0, 8, 24});
     const view narrow(layer.w.data(), {6, 7, 24});
@@ -229,7 +251,7 @@ TEST_CASE("projected value norm: bad input and a W_O of another layer are named"
 
 TEST_CASE("prepared projections: a W_O that cannot be read gives an empty one that says why",
           "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const std::vector<std::int32_t> ends{0, 8, 16, 20};
     const ragged<const float> uneven(layer.w.data(), ends, 24);
     const view missing(nullptr, {6, 8, 24});
@@ -256,10 +278,14 @@ TEST_CASE("prepared projections: a W_O that cannot be read gives an empty one th
     for (const std::size_t r : {0u, 1u, 2u}) { CHECK(gram_view{}.extent(r) == 0); }
     CHECK(text(packed_view{layer.w.data(), nullptr, 6, 8, 24, nullptr}) ==
           "packed_view: the kernels that it was packed for are missing");
+    const bf16 element{};
+    const kernels::projection_kernels of_floats = kernels::projection_kernels_of(cpu_level::portable);
+    CHECK(text(packed_view{nullptr, &element, 6, 8, 24, &of_floats}) ==
+          "packed_view: its kernels do not pack bf16");
 }
 
 TEST_CASE("projected value norm: W_O of other query heads than the queries is refused", "[score][errors]") {
-    const layer_data layer = small_layer(); // six query heads for two KV heads
+    const layer_data layer = wide_group_layer(); // six query heads for two KV heads
     const view four(layer.w.data(), {4, 8, 24});
     const gram_projection gram(four);
     const auto message = [](const auto& in) { return std::string(validate_projection(in).what()); };
@@ -271,7 +297,7 @@ TEST_CASE("projected value norm: W_O of other query heads than the queries is re
 }
 
 TEST_CASE("projected value norm: what it refuses it does not write", "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const auto in = layer.inputs();
     score_memory memory(in, {});
     serial_executor ex;
@@ -300,7 +326,7 @@ TEST_CASE(
     "newest value norms: tokens that a head lacks and an output of another shape are refused, with nothing "
     "written",
     "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = wide_group_layer();
     const auto in = layer.inputs();
     serial_executor ex;
     growing_workspace enough;
@@ -308,7 +334,7 @@ TEST_CASE(
     const index_t tokens = in.tokens(0);
     std::vector<float> norms(static_cast<std::size_t>(2 * tokens + 2), -7);
     const auto code = [&](index_t count, const strided<float, 2>& out) {
-        return newest_value_norms(in, count, out, scratch, ex).code();
+        return newest_projected_value_norms(in, count, out, scratch, ex).code();
     };
     CHECK(code(tokens + 1, {norms.data(), {index_t{2}, tokens + 1}}) == errc::invalid_parameter);
     CHECK(code(-1, {norms.data(), {2, -1}}) == errc::invalid_parameter);

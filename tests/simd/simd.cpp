@@ -9,9 +9,9 @@
 
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
+#include "support/special_floats.hpp"
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 namespace probes {
@@ -54,9 +54,8 @@ const table& of_level(kvtrim::cpu_level level) {
 namespace {
 
 using namespace kvtrim;
-
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
+using support::infinity;
+using support::not_a_number;
 
 template <class Fn>
 void for_each_target(Fn&& fn) {

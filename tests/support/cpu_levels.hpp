@@ -54,6 +54,20 @@ inline bool runs_bf16_vectors() {
     return false;
 }
 
+// The same for what is AVX-512 without bf16.
+inline bool runs_avx512() {
+    if (kvtrim::best_cpu_level() >= kvtrim::cpu_level::avx512) { return true; }
+    WARN("no AVX-512 on this machine: not tested");
+    return false;
+}
+
+// Whether this machine multiplies bf16 by BFMMLA. Printed likewise.
+inline bool runs_bfmmla() {
+    if (kvtrim::best_cpu_level() == kvtrim::cpu_level::neon_bf16) { return true; }
+    WARN("no BFMMLA on this machine: not tested");
+    return false;
+}
+
 // Calls fn() at each level of this machine.
 template <class Fn>
 void at_each_cpu_level(Fn&& fn) {

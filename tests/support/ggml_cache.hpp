@@ -11,9 +11,13 @@
 
 #include <array>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace support {
+
+inline constexpr kvtrim::index_t largest_index = std::numeric_limits<kvtrim::index_t>::max(),
+                                 smallest_index = std::numeric_limits<kvtrim::index_t>::min();
 
 template <class Block>
 constexpr oracle::ggml_format format_of() {

@@ -6,16 +6,15 @@
 
 #include <kvtrim/core/status.hpp>
 
+#include "support/special_floats.hpp"
+
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 namespace support {
 
 using kvtrim::index_t;
 
-constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
-constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float guard = -31337.0f; // behind every output: must stay
 
 inline std::vector<float> guarded(index_t count, float value = 0.0f) {

@@ -30,7 +30,7 @@ struct folded {
     std::vector<float> attention;
 };
 
-// What a scorer knows of a block of query rows once it has their softmax. Weights gives a row of plain numbers.
+// What a scorer knows of a group of query rows once it has their softmax. Weights gives a row of plain numbers.
 template <class Weights>
 struct attention_of_rows {
     const Weights& weights;
@@ -38,7 +38,7 @@ struct attention_of_rows {
     index_t rows;
     std::vector<float> column;
 
-    [[nodiscard]] index_t block_rows() const { return rows; }
+    [[nodiscard]] index_t current_rows() const { return rows; }
     [[nodiscard]] double candidate_mass(index_t row) const { return oracle::sum(weights(first_row + row)); }
     [[nodiscard]] const float* attention(index_t token, index_t) {
         column.clear();
@@ -67,11 +67,11 @@ folded fold(random& r, const Aggregator& aggregator, const oracle::tensor& a, in
     for (index_t first_row = 0; first_row < group * queries;) {
         const index_t rows = std::min(r.between(1, 9), group * queries - first_row);
         std::vector<float> factor = zeros(rows);
-        attention_of_rows block{weights, first_row, rows, {}};
-        if constexpr (requires(const kvtrim::attention_block<decltype(block)>& b) {
+        attention_of_rows current{weights, first_row, rows, {}};
+        if constexpr (requires(const kvtrim::attention_row_group<decltype(current)>& b) {
                           aggregator.weigh_rows(b, factor);
                       }) {
-            aggregator.weigh_rows(kvtrim::attention_block<decltype(block)>{block, head}, factor);
+            aggregator.weigh_rows(kvtrim::attention_row_group<decltype(current)>{current, head}, factor);
         }
         for (index_t first = 0; first < columns;) {
             const index_t tokens = std::min(r.between(1, 11), columns - first);

@@ -14,7 +14,7 @@ struct selection {
 };
 
 // What a reranker makes of scores and budgets: the survivors of a row are its `budget` most important columns.
-// `attention` empty: stage one ranks by importance.
+// `attention` empty: pass one ranks by importance.
 template <class Reranker>
 selection select(const Reranker& reranker, const oracle::matrix& importance, const oracle::matrix& attention,
                  const oracle::counts& budgets, const std::vector<float>& protected_mass = {}) {

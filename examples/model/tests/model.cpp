@@ -8,9 +8,8 @@
 #include "session.hpp"
 #include "tiny_model.hpp"
 
-#include <kvtrim/simd/cpu_level.hpp>
-
 #include <support/catch.hpp>
+#include <support/cpu_levels.hpp>
 
 namespace {
 
@@ -28,19 +27,6 @@ double largest_difference(const matrix& logits, const tiny::rows& right, std::si
         }
     }
     return largest;
-}
-
-template <class Body>
-void at_every_level(Body&& body) {
-    const kvtrim::cpu_level best = kvtrim::active_cpu_level();
-    for (const auto level :
-         {kvtrim::cpu_level::portable, kvtrim::cpu_level::avx2, kvtrim::cpu_level::avx512}) {
-        if (level > best) { continue; }
-        static_cast<void>(kvtrim::set_cpu_level(level));
-        INFO("level " << static_cast<int>(level));
-        body();
-    }
-    static_cast<void>(kvtrim::set_cpu_level(best));
 }
 
 // What the rounding of a format may change in this model's logits.
@@ -69,7 +55,7 @@ TEST_CASE("Products with a weight are those of its decoded rows: every format, n
             }
             const Eigen::Map<const Eigen::MatrixXd> columns(t.values.data(), 96, 75); // W^T
             const Eigen::MatrixXd right = x.cast<double>() * columns;
-            at_every_level([&] {
+            support::at_each_cpu_level([&] {
                 INFO("type " << type << ", tokens " << tokens);
                 CHECK((w.multiply(x).cast<double>() - right).cwiseAbs().maxCoeff() < 2e-5);
             });
@@ -89,7 +75,7 @@ TEST_CASE("Logits of a model from GGUF are those of naive loops") {
         const llama_model model = load_model(tiny::read(parts.bytes()));
         const auto tokens = tiny::random_tokens(60);
         const tiny::rows right = tiny::naive_logits(parts, s, tokens);
-        at_every_level(
+        support::at_each_cpu_level(
             [&] { CHECK(largest_difference(prefill(model, tokens, logit_rows::all).logits, right) < 2e-4); });
     }
 }

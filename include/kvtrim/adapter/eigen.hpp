@@ -60,7 +60,8 @@ constexpr void expect_no_temporary() {
 
 } // namespace detail
 
-/// [heads, tokens, head_dim] of m [tokens, heads * head_dim]. Not valid, and empty, unless cols is a multiple of heads > 0.
+/// [heads, tokens, head_dim] of m [tokens, heads * head_dim]. The view is empty, and validate() says why, unless cols is a
+/// multiple of heads > 0.
 template <class M>
 [[nodiscard]] auto heads_in_columns(M&& m, index_t heads) {
     detail::expect_no_temporary<M>();
@@ -72,7 +73,8 @@ template <class M>
                               {saturated_product(head_dim, m.colStride()), m.rowStride(), m.colStride()});
 }
 
-/// [heads, tokens, head_dim] of m [heads * tokens, head_dim]. Not valid, and empty, unless rows is a multiple of heads > 0.
+/// [heads, tokens, head_dim] of m [heads * tokens, head_dim]. The view is empty, and validate() says why, unless rows is a
+/// multiple of heads > 0.
 template <class M>
 [[nodiscard]] auto heads_in_rows(M&& m, index_t heads) {
     detail::expect_no_temporary<M>();
@@ -84,8 +86,8 @@ template <class M>
                               {saturated_product(tokens, m.rowStride()), m.rowStride(), m.colStride()});
 }
 
-/// [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim]. Not valid, and empty, unless cols is a multiple of q_heads
-/// > 0.
+/// [q_heads, head_dim, hidden] of m [hidden, q_heads * head_dim]. The view is empty, and validate() says why, unless cols is a
+/// multiple of q_heads > 0.
 template <class M>
 [[nodiscard]] auto output_projection(M&& m, index_t q_heads) {
     detail::expect_no_temporary<M>();

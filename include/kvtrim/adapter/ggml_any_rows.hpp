@@ -51,9 +51,9 @@ class ggml_any_rows {
     /// No rows.
     ggml_any_rows() = default;
 
-    /// stream: along axis 3. Not valid, and empty: a stream that is not there, axes that are no permutation of 0, 1, 2, a type that
-    /// ggml does not decode, blocks that are not along axis 0 or not whole, strides beyond what memory can hold, no data, or data
-    /// that the CPU does not address.
+    /// stream: along axis 3. The view is empty, and validate() says why, for a stream that is not there, axes that are no
+    /// permutation of 0, 1, 2, a type that ggml does not decode, blocks that are not along axis 0 or not whole, strides beyond
+    /// what memory can hold, no data, or data that the CPU does not address.
     explicit ggml_any_rows(const ggml_tensor& tensor, ggml_axes axes = ggml_axes::attended(),
                            index_t stream = 0) {
         ggml_tensor one = tensor;
@@ -146,9 +146,9 @@ class ggml_output_projection {
     /// No weights.
     ggml_output_projection() = default;
 
-    /// Not valid, and empty: another weight than [q_heads * head_dim, hidden], or what ggml_any_rows refuses: among that, a
-    /// weight in a buffer that the CPU does not address (llama.cpp: one repacked for faster products; load the model with
-    /// use_extra_bufts = false).
+    /// The view is empty, and validate() says why, for another weight than [q_heads * head_dim, hidden], or what ggml_any_rows
+    /// refuses: among that, a weight in a buffer that the CPU does not address (llama.cpp: one repacked for faster products; load
+    /// the model with use_extra_bufts = false).
     ggml_output_projection(const ggml_tensor& weight, index_t q_heads) : q_heads_(q_heads) {
         const ggml_any_rows rows(weight);
         validity_ = rows.validate();

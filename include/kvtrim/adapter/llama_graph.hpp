@@ -42,7 +42,7 @@ struct llama_token_place {
     std::int32_t position = 0; ///< in that sequence
 };
 
-/// The eyes of a program on a llama_context. Must not move while the context lives.
+/// Reads keys, queries and cells from the callback of a llama_context's graphs (cb_eval). Must not move while the context lives.
 class llama_graph {
   public:
     /// window: newest queries that are kept. streams of cells each.
@@ -57,19 +57,18 @@ class llama_graph {
 
     /// Why something of the graphs so far could not be read, or ok.
     [[nodiscard]] status validate() const { return problem_; }
-    /// Of a sequence whose queries were seen, by number; empty for another.
+    /// The layers of a sequence whose queries were seen, by number; empty for another sequence.
     [[nodiscard]] const std::map<int, llama_layer>& layers(int sequence = 0) const {
         static const std::map<int, llama_layer> none;
         const auto at = layers_.find(sequence);
         return at == layers_.end() ? none : at->second;
     }
-    /// Which cells a sequence has, of its stream; to be told of everything that changes them but decoding.
+    /// Which cells a sequence has, of its stream. Repeat on it every change of cells other than decoding (cache/cell_mirror.hpp).
     [[nodiscard]] cell_mirror& cells(int sequence) {
         return streams_[streams_.size() == 1 ? 0 : static_cast<std::size_t>(sequence)];
     }
-    [[nodiscard]] bool is_unified() const {
-        return streams_.size() == 1;
-    } ///< whether sequences can share cells
+    /// Whether sequences can share cells.
+    [[nodiscard]] bool is_unified() const { return streams_.size() == 1; }
 
     /// The next graphs are of these tokens, as the batch lists them. observe: their queries are copied.
     void begin(std::span<const llama_token_place> batch, bool observe = true) {

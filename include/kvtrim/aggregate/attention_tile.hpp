@@ -9,11 +9,11 @@
 //
 //   halo()                        columns it wants to see on either side of a tile, for pooling of its own
 //   lanes(group_size)             floats it accumulates per candidate
-//   weigh_rows(block, weights)    optional: once for each block of query rows, before its tiles; what it writes to weights
+//   weigh_rows(group, weights)    optional: once for each group of query rows, before its tiles; what it writes to weights
 //                                 [query_rows] its tiles have as row_weights
 //   add(tile, accumulators)       accumulators [lanes, candidates], zero at first
 //   finish(head, accumulators, importance, attention)
-//   writes_attention              whether finish also writes `attention` (what stage one ranks by)
+//   writes_attention              whether finish also writes `attention` (what pass one ranks by)
 //
 // 32 heads x 32 queries x 131072 tokens of float would be 512 MiB; the fold holds lanes x tokens.
 
@@ -79,16 +79,16 @@ struct attention_tile {
     }
 };
 
-/// A block of query rows as weigh_rows() sees it: their softmax statistics are known, and any column can be asked for.
+/// A group of query rows as weigh_rows() sees it: their softmax statistics are known, and any column can be asked for.
 template <class Rows>
-struct attention_block {
+struct attention_row_group {
     /// An attention_rows, or what has its members.
     Rows& rows;
     /// The fold that the tile belongs to.
     attention_head head;
 
-    /// Rows of the block.
-    [[nodiscard]] index_t query_rows() const { return rows.block_rows(); }
+    /// Rows of the group.
+    [[nodiscard]] index_t query_rows() const { return rows.current_rows(); }
     /// Attention of a row to all candidates together.
     [[nodiscard]] double mass(index_t row) const { return rows.candidate_mass(row); }
     /// Attention [query_rows] to one candidate; valid until the next call.
@@ -96,6 +96,10 @@ struct attention_block {
         return rows.attention(head.candidate_begin + candidate, 1);
     }
 };
+
+/// The former name of attention_row_group.
+template <class Rows>
+using attention_block [[deprecated("use attention_row_group; gone in 0.3")]] = attention_row_group<Rows>;
 
 /// A fold over attention tiles, see above. weigh_rows() is optional.
 template <class A>

@@ -97,7 +97,7 @@ struct mean_variance_attention {
     }
 };
 
-/// Entropy of the attention, and its variance for stage one (CAKE's layer preference).
+/// Entropy of the attention, and its variance for pass one (CAKE's layer preference).
 struct dispersion_attention {
     /// Whether finish() also writes `attention`.
     static constexpr bool writes_attention = true;

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The average attention that the observed queries pay a token, pooled over its neighbours.
+// The average attention that the observed queries pay to a token, pooled over its neighbours.
 //
 //   a[h, c]   = sum over queries i of A[h, i, c], divided by queries (mean), by the number of queries that
 //               see the token (lifetime), or not at all (sum)

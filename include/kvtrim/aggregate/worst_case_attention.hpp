@@ -2,14 +2,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// DefensiveKV's two-step aggregation: a token's importance is the highest pooled attention that any observed query pays it,
-// and at least the average of that over the tokens (a prior for tokens that no observed query happened to attend).
+// DefensiveKV's two-step aggregation: a token's importance is the highest pooled attention that any observed query pays to
+// it, and at least the average of that over the tokens (a prior for tokens that no observed query happened to attend).
 //
 //   a[i, c]        attention of query row i (all window queries of all heads of the group) to candidate c
 //   r[i, c]        average pooling of a[i], rescaled to the row's own mass: pooling must not change it
 //   worst[c]       = max over i of r[i, c]
 //   importance[c]  = max(worst[c], floor_weight * mean over c of worst)
-//   attention[c]   = mean over i of a[i, c]          (for stage one of the selection)
+//   attention[c]   = mean over i of a[i, c]          (for pass one of the selection)
 //
 // Source: DefensiveKV, arXiv:2510.13334, Sec. 4, Alg. 1; FFY0/DefensiveKV@9251b95
 // efficient_defensivekv_press.py. Linear in the number of attention weights.
@@ -48,27 +48,27 @@ struct worst_case_attention {
 
     /// weights [query_rows] = the mass of a row divided by the mass of its pooled row. They differ because a
     /// column near the ends of the row lies in fewer than kernel_tokens windows.
-    template <class Block>
-    void weigh_rows(const Block& block, std::span<float> weights) const {
-        const index_t columns = block.head.candidates;
+    template <class RowGroup>
+    void weigh_rows(const RowGroup& group, std::span<float> weights) const {
+        const index_t columns = group.head.candidates;
         const index_t half = std::min(halo(), columns); // a wider window has no more columns
         double missing[kernels::tile_query_rows] = {};  // mass of the windows beyond the ends
         const auto add_missing = [&](index_t begin, index_t end) {
             for (index_t c = begin; c < end; ++c) {
                 const auto windows = static_cast<double>(std::max<index_t>(0, half - c) +
                                                          std::max<index_t>(0, half - (columns - 1 - c)));
-                const float* const attention = block.column(c);
-                for (index_t r = 0; r < block.query_rows(); ++r) {
+                const float* const attention = group.column(c);
+                for (index_t r = 0; r < group.query_rows(); ++r) {
                     missing[r] += windows * static_cast<double>(attention[r]);
                 }
             }
         };
         add_missing(0, half);
         add_missing(std::max(half, columns - half), columns);
-        for (index_t r = 0; r < block.query_rows(); ++r) {
-            const double pooled = static_cast<double>(2 * half + 1) * block.mass(r) - missing[r];
+        for (index_t r = 0; r < group.query_rows(); ++r) {
+            const double pooled = static_cast<double>(2 * half + 1) * group.mass(r) - missing[r];
             weights[static_cast<std::size_t>(r)] =
-                pooled > 0 ? static_cast<float>(block.mass(r) / pooled) : 0.0f;
+                pooled > 0 ? static_cast<float>(group.mass(r) / pooled) : 0.0f;
         }
     }
 

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Softmax attention of a block of query rows of one KV head, produced tile by tile and never stored whole.
+// Softmax attention of a group of query rows of one KV head, produced tile by tile and never stored whole.
 //
 //   A[r, t] = exp(l[r, t] - m[r]) / z[r],   l[r, t] = cap(scale * <q[r], k[t]>) for visible t
 //   row r is query (r % queries) of query head kv_head * group_size + r / queries
@@ -12,7 +12,7 @@
 //
 // A query may also be none of the rows: one that comes behind all of them sees them all (observed_by).
 //
-// begin_block() sweeps the keys once for m and z; attention() computes any range of columns again, or takes the logits
+// begin_row_group() sweeps the keys once for m and z; attention() computes any range of columns again, or takes the logits
 // from memory that keep_logits_in() lent: the same floats, half of the products.
 // Shapes: queries [q_heads, queries, head_dim]; keys [kv_heads, tokens, head_dim]; any cache_view.
 // Where the CPU multiplies tiles of bf16, keys and queries that are both bf16 in memory are multiplied without widening; all
@@ -31,7 +31,8 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// Attention rows of one KV head, a block of rows at a time. Views the inputs and the workspace.
+/// Attention rows of one KV head, a row group at a time: neighbouring rows that are worked on together. Views the inputs and the
+/// workspace.
 template <class Inputs>
 class attention_rows {
   public:
@@ -72,7 +73,7 @@ class attention_rows {
         }
     }
 
-    /// Memory for the logits [tokens, block rows] of as many of the first tokens as fit, which attention() then need not
+    /// Memory for the logits [tokens, current_rows] of as many of the first tokens as fit, which attention() then need not
     /// compute again. Not used for tiles of bf16: their products are faster than writing and reading the logits.
     void keep_logits_in(std::span<float> memory) {
         if (!stays_bf16_) { kept_logits_ = memory; }
@@ -92,12 +93,12 @@ class attention_rows {
     [[nodiscard]] index_t tile_tokens() const { return tile_tokens_; }
 
     /// Selects rows [first_row, first_row + count), count <= tile_query_rows, and computes their softmax statistics.
-    void begin_block(index_t first_row, index_t count) {
+    void begin_row_group(index_t first_row, index_t count) {
         first_row_ = first_row;
         count_ = count;
         const bool one_head = first_row / queries_ == (first_row + count - 1) / queries_;
-        block_queries_ = {0, queries_};
-        if (one_head) { block_queries_ = {first_row % queries_, (first_row + count - 1) % queries_ + 1}; }
+        current_queries_ = {0, queries_};
+        if (one_head) { current_queries_ = {first_row % queries_, (first_row + count - 1) % queries_ + 1}; }
         const index_t room = std::ssize(kept_logits_) / count;
         kept_end_ = room >= visible_end() ? visible_end() : room / tile_tokens_ * tile_tokens_;
         load_queries();
@@ -113,31 +114,41 @@ class attention_rows {
         finish_statistics();
     }
 
-    /// Rows of the block.
-    [[nodiscard]] index_t block_rows() const { return count_; }
-    /// First row of the block.
+    /// The former names of begin_row_group() and current_rows().
+    [[deprecated("use begin_row_group; gone in 0.3")]] void begin_block(index_t first_row, index_t count) {
+        begin_row_group(first_row, count);
+    }
+    [[deprecated("use current_rows; gone in 0.3")]] [[nodiscard]] index_t block_rows() const { ///< as above
+        return current_rows();
+    }
+
+    /// Rows of the current group.
+    [[nodiscard]] index_t current_rows() const { return count_; }
+    /// First row of the current group.
     [[nodiscard]] index_t first_row() const { return first_row_; }
-    /// One past the last cache row that any query of the block sees.
-    [[nodiscard]] index_t visible_end() const { return std::min(tokens_, query_begin_ + block_queries_.end); }
+    /// One past the last cache row that any query of the current group sees.
+    [[nodiscard]] index_t visible_end() const {
+        return std::min(tokens_, query_begin_ + current_queries_.end);
+    }
     /// Whether no query sees any of the cache rows [begin, begin + count).
     [[nodiscard]] bool are_hidden(index_t begin, index_t count) const {
         const auto covers = [&](token_range r) { return r.begin <= begin && begin + count <= r.end; };
         return covers(hidden_[0]) || covers(hidden_[1]);
     }
     /// Sum of a row's attention to the candidates.
-    [[nodiscard]] double candidate_mass(index_t block_row) const {
-        const double sum = at(outside_, block_row) + at(mass_, block_row);
-        return sum > 0 ? at(mass_, block_row) / sum : 0.0;
+    [[nodiscard]] double candidate_mass(index_t row) const {
+        const double sum = at(outside_, row) + at(mass_, row);
+        return sum > 0 ? at(mass_, row) / sum : 0.0;
     }
     /// The sink logit's share of a row's softmax; 0 without one.
-    [[nodiscard]] double sink_mass(index_t block_row) const {
-        const double sum = at(outside_, block_row) + at(mass_, block_row);
-        return sum > 0 ? sink_term(block_row) / sum : 0.0;
+    [[nodiscard]] double sink_mass(index_t row) const {
+        const double sum = at(outside_, row) + at(mass_, row);
+        return sum > 0 ? sink_term(row) / sum : 0.0;
     }
-    /// Sum over the block's rows of the attention to tokens outside the candidate range.
+    /// Sum over the current rows of the attention to tokens outside the candidate range.
     [[nodiscard]] double protected_mass() const { return protected_mass_; }
 
-    /// Attention [count, block_rows] to the cache rows [begin, begin + count); valid until the next call.
+    /// Attention [count, current_rows] to the cache rows [begin, begin + count); valid until the next call.
     /// Requires count <= tile_tokens() + 2 * halo.
     [[nodiscard]] float* attention(index_t begin, index_t count) {
         const float* const logits =
@@ -159,19 +170,18 @@ class attention_rows {
         return values[static_cast<std::size_t>(i)];
     }
 
-    [[nodiscard]] index_t query_head(index_t block_row) const {
-        return kv_head_ * group_size_ + (first_row_ + block_row) / queries_;
+    [[nodiscard]] index_t query_head(index_t row) const {
+        return kv_head_ * group_size_ + (first_row_ + row) / queries_;
     }
-    [[nodiscard]] float sink_logit(index_t block_row) const {
+    [[nodiscard]] float sink_logit(index_t row) const {
         if (options_.sink_logits.empty()) { return kernels::masked_logit; }
-        return options_.sink_logits[static_cast<std::size_t>(query_head(block_row))];
+        return options_.sink_logits[static_cast<std::size_t>(query_head(row))];
     }
 
     // The sink logit's part of the row's sum.
-    [[nodiscard]] double sink_term(index_t block_row) const {
-        if (sink_logit(block_row) == kernels::masked_logit) { return 0; }
-        return std::exp(static_cast<double>(sink_logit(block_row)) -
-                        static_cast<double>(at(maximum_, block_row)));
+    [[nodiscard]] double sink_term(index_t row) const {
+        if (sink_logit(row) == kernels::masked_logit) { return 0; }
+        return std::exp(static_cast<double>(sink_logit(row)) - static_cast<double>(at(maximum_, row)));
     }
 
     [[nodiscard]] float scale() const {
@@ -209,7 +219,7 @@ class attention_rows {
 
     [[nodiscard]] bool are_kept(index_t begin, index_t count) const { return begin + count <= kept_end_; }
 
-    // Logits [count, block_rows], where they are kept or in the tile.
+    // Logits [count, current_rows], where they are kept or in the tile.
     float* compute_logits(index_t begin, index_t count) {
         float* const out = are_kept(begin, count) ? kept_logits_.data() + begin * count_ : tile_.data();
         multiply(begin, count, out);
@@ -253,8 +263,8 @@ class attention_rows {
             std::fill(logits + first * count_, logits + last * count_, kernels::masked_logit);
         }
         const index_t window = options_.sliding_window;
-        const bool all_see_end = begin + count <= query_begin_ + block_queries_.begin + 1;
-        const bool all_see_begin = window == 0 || query_begin_ + block_queries_.end - 1 - begin < window;
+        const bool all_see_end = begin + count <= query_begin_ + current_queries_.begin + 1;
+        const bool all_see_begin = window == 0 || query_begin_ + current_queries_.end - 1 - begin < window;
         if (all_see_end && all_see_begin) { return; }
         for (index_t t = 0; t < count; ++t) {
             for (index_t r = 0; r < count_; ++r) {
@@ -312,10 +322,10 @@ class attention_rows {
     bool stays_bf16_ = false; // keys and queries are multiplied as bf16
     index_t first_row_ = 0;
     index_t count_ = 0;
-    token_range block_queries_; // of any query head in the block
+    token_range current_queries_; // of any query head in the current group
     double protected_mass_ = 0;
     index_t kept_end_ = 0;         // logits of the tokens before it are kept
-    std::span<float> kept_logits_; // [tokens, block rows] of the first tokens
+    std::span<float> kept_logits_; // [tokens, current_rows] of the first tokens
     std::span<float> packed_;      // [tile_query_rows, head_dim] in the order of the kernels
     std::span<bf16> packed_bf16_;  // the same of bf16
     std::span<bf16> k_bf16_;       // [tile tokens + 2 halo, head_dim]

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What each cell of a cache holds, beside an engine that does not tell (llama.cpp: one mirror per stream of cells).
+// What each cell of a cache holds, for engines that do not expose it (llama.cpp: one mirror per stream of cells).
 //
 //   cell        0    1    2    3    4
 //   position    0    1    2    -    0       -1 where the cell is free
@@ -35,7 +35,7 @@ class cell_mirror {
     /// Sequences are numbered from 0.
     static constexpr int most_sequences = 64;
 
-    /// Free cells. Not valid, and empty: a negative number of them, or more than 2^31 - 1.
+    /// Free cells. The mirror is empty, and validate() says why, for a negative number of them, or more than 2^31 - 1.
     explicit cell_mirror(index_t cells = 0) {
         if (cells < 0 || cells > std::numeric_limits<std::int32_t>::max()) {
             validity_ = {errc::invalid_parameter, "cell_mirror: cells are numbered in 31 bits"};
@@ -85,9 +85,9 @@ class cell_mirror {
             positions_, [&](index_t c) { return use(sequence, c); }, room, out, options);
     }
 
-    /// Token i of the sequence is now in cells[i], at positions[i]; what was there is gone. Returns invalid_parameter for a
-    /// sequence that cannot be or lists of different lengths, invalid_table for a cell outside or a position below 0,
-    /// views_overlap for a list of positions().
+    /// Token i of the sequence is now in cells[i], at positions[i]; what was there is gone. Returns what validate() says,
+    /// invalid_parameter for a sequence that cannot be or lists of different lengths, invalid_table for a cell outside or a
+    /// position below 0, views_overlap for a list of positions(); with nothing changed.
     [[nodiscard]] status fill(std::span<const std::int64_t> cells_written,
                               std::span<const std::int32_t> positions, int sequence) {
         if (const status s = check(sequence); !s.ok()) { return s; }
@@ -111,7 +111,8 @@ class cell_mirror {
         return {};
     }
 
-    /// The sequence leaves its cells at positions [begin, end); an end below 0 is behind all.
+    /// Removes the sequence from its cells at positions [begin, end); an end below 0 is behind all. A cell that no other sequence
+    /// uses is then free. Returns what validate() says, or invalid_parameter for a sequence that cannot be.
     [[nodiscard]] status remove(int sequence, index_t begin, index_t end) {
         return for_each_at(sequence, begin, end, [&](std::size_t c) {
             sequences_[c] &= ~bit(sequence);
@@ -119,8 +120,8 @@ class cell_mirror {
         });
     }
 
-    /// Cells of the sequence at positions [begin, end) move by delta. Returns also invalid_table where a position would leave
-    /// 0 ... 2^31 - 1.
+    /// Adds delta to the positions in [begin, end) of the sequence's cells; an end below 0 is behind all. Returns what remove()
+    /// does, or invalid_table where a position would leave 0 ... 2^31 - 1; with nothing changed.
     [[nodiscard]] status shift(int sequence, index_t begin, index_t end, index_t delta) {
         bool fits = true;
         const status s = for_each_at(sequence, begin, end, [&](std::size_t c) {
@@ -137,14 +138,16 @@ class cell_mirror {
         });
     }
 
-    /// Sequence `to` has the cells of `from` too, besides its own.
+    /// Sequence `to` has the cells of `from` too, besides its own. Returns what validate() says, or invalid_parameter for a
+    /// sequence that cannot be.
     [[nodiscard]] status copy(int from, int to) {
         if (const status s = check(to); !s.ok()) { return s; }
         return for_each_at(from, 0, -1, [&](std::size_t c) { sequences_[c] |= bit(to); });
     }
 
-    /// The sequence's cells move to the first cells that are then free, in their order. Returns no_room (needed: cells) where
-    /// other sequences hold too many, invalid_parameter where cells were shifted since the last fill.
+    /// The sequence's cells move to the first cells that are then free, in their order. Returns what validate() says,
+    /// invalid_parameter for a sequence that cannot be or cells that were shifted since the last fill, or no_room (needed: cells)
+    /// where other sequences hold too many; with nothing changed.
     [[nodiscard]] status restore(int sequence) {
         if (const status s = check(sequence); !s.ok()) { return s; }
         if (awaits_turn_) {

@@ -25,7 +25,8 @@ class filled {
     /// The element in memory.
     using element_type = T;
 
-    /// Not valid, and empty: a cache that is not, other than one length per head, a length outside 0 ... capacity. O(heads).
+    /// The view is empty, and validate() says why, for a cache that is not valid, other than one length per head, a length
+    /// outside 0 ... capacity. O(heads).
     filled(const strided<T, 3>& cache, std::span<const index_t> lengths)
         : cache_(cache), lengths_(lengths), validity_(check()) {
         if (!validity_.ok()) {

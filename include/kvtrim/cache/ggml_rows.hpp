@@ -46,14 +46,14 @@ class ggml_rows {
     /// The block in memory.
     using block = std::remove_const_t<Block>;
 
-    /// Heads of their own stride: extents {kv_heads, tokens, head_dim}, strides {head, token} in bytes. Not valid, and
-    /// empty: extents that are negative or more than memory can hold, a head_dim that is no multiple of 32, data or strides
-    /// that are odd, null data unless an extent is 0.
+    /// Heads of their own stride: extents {kv_heads, tokens, head_dim}, strides {head, token} in bytes. The view is empty, and
+    /// validate() says why, for extents that are negative or more than memory can hold, a head_dim that is no multiple of 32,
+    /// data or strides that are odd, null data unless an extent is 0.
     ggml_rows(Block* data, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& byte_strides)
         : ggml_rows(data, extents, byte_strides, extents[2]) {}
 
-    /// Heads in one row: head h is the elements [h * head_dim, (h + 1) * head_dim) of a token's blocks, tokens token_stride
-    /// bytes apart. Not valid, and empty: as above, but kv_heads * head_dim has to be a multiple of 32.
+    /// Heads in one row: head h is the elements [h * head_dim, (h + 1) * head_dim) of a token's blocks, tokens token_stride bytes
+    /// apart. The view is empty, and validate() says why, for the same, but kv_heads * head_dim has to be a multiple of 32.
     [[nodiscard]] static ggml_rows heads_in_row(Block* data, const std::array<index_t, 3>& extents,
                                                 index_t token_stride) {
         const auto product = [](index_t a, index_t b) { // the largest index_t if it overflows

@@ -12,9 +12,9 @@
 //   strides in bytes, of any sign; for blocks, element_stride is the size of a block, and d counts as in cache/ggml_rows.hpp
 //
 // ggml's headers are not needed. To view a ggml_tensor: view_ggml in adapter/ggml.hpp.
-// Rows read, score and move as those of the typed view (strided, ggml_rows), bit for bit. Cost: a branch per tile, and what
-// the typed view may do without a copy (f32, and bf16 on AMX) is a copy here. visit(fn) calls fn with the typed view:
-// compact_in_place of a transposed V is faster so, as it moves channel by channel.
+// Rows read, score and move as those of the typed view (strided, ggml_rows), bit for bit. Cost: a branch per tile, and a
+// copy of rows that are read in place from the typed view (f32, and bf16 where the processor multiplies it). visit(fn) calls
+// fn with the typed view: compact_in_place of a transposed V is faster so, as it moves channel by channel.
 
 #include <kvtrim/cache/ggml_rows.hpp>
 #include <kvtrim/cache/row_reader.hpp>
@@ -118,13 +118,15 @@ class ggml_tensor_rows {
     /// No rows.
     ggml_tensor_rows() = default;
 
-    /// extents {kv_heads, tokens, head_dim}, strides {head, token, element} in bytes. Not valid, and empty: another type,
-    /// strides that are no whole elements, blocks that do not lie one after the other, and what the typed view refuses.
+    /// extents {kv_heads, tokens, head_dim}, strides {head, token, element} in bytes. The view is empty, and validate() says why,
+    /// for another type, strides that are no whole elements, blocks that do not lie one after the other, and what the typed view
+    /// refuses.
     ggml_tensor_rows(int type, void* data, const std::array<index_t, 3>& extents,
                      const std::array<index_t, 3>& byte_strides)
         : view_(detail::all_ggml_views::make(type, data, extents, byte_strides)) {}
 
-    /// Heads one after the other in each token's row, tokens token_stride bytes apart. Not valid, and empty: as above.
+    /// Heads one after the other in each token's row, tokens token_stride bytes apart. The view is empty, and validate() says
+    /// why, for the same.
     [[nodiscard]] static ggml_tensor_rows
     heads_in_row(int type, void* data, const std::array<index_t, 3>& extents, index_t token_stride) {
         ggml_tensor_rows rows;

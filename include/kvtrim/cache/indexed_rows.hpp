@@ -32,7 +32,8 @@ namespace KVTRIM_NAMESPACE {
 template <cache_view Slots>
 class indexed_rows {
   public:
-    /// Not valid, and empty: slots that are not, heads of different lengths, an index outside the slots. O(tokens).
+    /// The view is empty, and validate() says why, for slots that are not valid, heads of different lengths, an index outside the
+    /// slots. O(tokens).
     indexed_rows(const Slots& slots, std::span<const std::int32_t> indices)
         : slots_(slots), indices_(indices), validity_(check()) {
         if (!validity_.ok()) { indices_ = {}; }

@@ -42,8 +42,8 @@ struct latent_layout {
 template <element T>
 class latent_cache {
   public:
-    /// Not valid, and of three empty views: negative tokens, more rows than memory can hold, a part that is not inside the
-    /// row or overlaps the other, rows without data.
+    /// Its three views are empty, and validate() says why, for negative tokens, more rows than memory can hold, a part that is
+    /// not inside the row or overlaps the other, rows without data.
     latent_cache(T* data, index_t tokens, index_t token_stride, const latent_layout& layout)
         : data_(data), tokens_(tokens), token_stride_(token_stride), layout_(layout),
           problem_(find_problem()) {}

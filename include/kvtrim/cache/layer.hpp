@@ -13,8 +13,8 @@
 //   output_projection   [q_heads, head_dim, hidden]        W_O; row d of head h is channel h * head_dim + d
 //
 // Query head h reads KV head h / (q_heads / kv_heads); keys are never repeated. What was not given has the
-// type not_given, so that a stage that needs it refuses to compile and says what to pass. validate() asks all views, and
-// whether they belong together; every call that takes a layer asks it first.
+// type not_given, so that a stage that needs it refuses to compile and says what to pass. validate() checks every view, and
+// that they belong together; every call that takes a layer calls it first.
 
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/row_source.hpp>
@@ -30,7 +30,7 @@ enum class group_reduction : std::uint8_t { mean, maximum, sum };
 /// The type of a part of a layer that was not given.
 struct not_given {};
 
-/// Heads of a layer that a call looks at one by one: more are refused also where they hold no token and take no memory.
+/// Most heads of a layer. Calls loop over heads, so more are refused even where they hold no token and take no memory.
 inline constexpr index_t most_heads = index_t{1} << 20;
 
 /// Whether a type is that of a part that was given.
@@ -80,8 +80,8 @@ struct layer_inputs {
         return {keys, values, queries, w};
     }
 
-    /// Returns the answer of a view that is not valid; invalid_parameter where values, queries or W_O belong to another
-    /// layer than the keys, or to each other's; heads_not_divisible where their heads are no multiple of kv_heads;
+    /// Returns the answer of a view that is not valid; invalid_parameter where keys, values, queries and W_O do not agree in
+    /// heads, tokens or channels; heads_not_divisible where their heads are no multiple of kv_heads;
     /// rows_differ where query heads have different numbers of queries; index_overflow for more than most_heads heads.
     /// O(heads).
     [[nodiscard]] KVTRIM_NOINLINE constexpr status validate() const {

@@ -154,9 +154,9 @@ namespace detail {
 
 } // namespace detail
 
-/// Whether rows [first, first + count) of a table may be read with this layout: invalid_table for a row that it does not
-/// have, offsets that decrease or leave the indices, pages outside the pool, a last page without tokens or with too many;
-/// index_overflow; the layout's own errors. A page may be named more than once: readers share prefixes. O(pages named).
+/// Checks whether rows [first, first + count) of a table can be read with this layout. Returns invalid_table for a row that it
+/// does not have, offsets that decrease or leave the indices, pages outside the pool, a last page without tokens or with too
+/// many; index_overflow; the layout's own errors. A page may be named more than once: readers share prefixes. O(pages named).
 [[nodiscard]] inline status validate_rows(const page_table& table, index_t first, index_t count,
                                           const page_layout& layout) {
     if (const status s = layout.validate(); !s.ok()) { return s; }
@@ -174,6 +174,7 @@ namespace detail {
 }
 
 /// The same for a whole table of a pool of `pool_pages` pages, whose offsets must also go from 0 to the number of indices.
+/// Returns also invalid_parameter for a negative number of pages.
 [[nodiscard]] inline status validate(const page_table& table, index_t pool_pages, index_t page_tokens) {
     if (pool_pages < 0) {
         return {errc::invalid_parameter, "page table: a pool has no negative number of pages"};

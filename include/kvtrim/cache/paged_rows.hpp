@@ -142,8 +142,8 @@ template <class T>
 template <class T, class Pool = const T>
 class paged_rows {
   public:
-    /// Not valid, and empty: what validate_rows() says of the request's row, negative extents, strides that lead beyond what
-    /// memory can hold, rows without data. O(pages).
+    /// The view is empty, and validate() says why, for what validate_rows() says of the request's row, negative extents, strides
+    /// that lead beyond what memory can hold, rows without data. O(pages).
     paged_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                index_t kv_heads, index_t head_dim)
         : pool_(pool), layout_(layout),
@@ -218,8 +218,8 @@ paged_rows(T*, const page_layout&, const page_table&, index_t, index_t, index_t)
 template <class T, class Pool = const T>
 class paged_head_rows {
   public:
-    /// Not valid, and empty: what validate_rows() says of the request's kv_heads rows, negative extents, strides that lead
-    /// beyond what memory can hold, rows without data. O(pages of all heads).
+    /// The view is empty, and validate() says why, for what validate_rows() says of the request's kv_heads rows, negative
+    /// extents, strides that lead beyond what memory can hold, rows without data. O(pages of all heads).
     paged_head_rows(Pool* pool, const page_layout& layout, const page_table& table, index_t request,
                     index_t kv_heads, index_t head_dim)
         : pool_(pool), layout_(layout), table_(table), first_row_(detail::first_row_of(request, kv_heads)),

@@ -25,8 +25,8 @@ class ragged {
     /// The element in memory.
     using element_type = T;
 
-    /// Not valid, and empty: offsets that do not start at 0 or decrease, a head_dim that is negative or more than memory can
-    /// hold, rows without data. O(heads).
+    /// The view is empty, and validate() says why, for offsets that do not start at 0 or decrease, a head_dim that is negative or
+    /// more than memory can hold, rows without data. O(heads).
     ragged(T* data, std::span<const std::int32_t> offsets, index_t head_dim)
         : data_(data), offsets_(offsets), head_dim_(head_dim), validity_(check()) {
         if (!validity_.ok()) {

@@ -15,7 +15,7 @@ namespace KVTRIM_NAMESPACE {
 template <cache_view V>
 class row_range {
   public:
-    /// Not valid, and empty: a view that is not, rows that not every head has. O(heads).
+    /// The view is empty, and validate() says why, for a view that is not valid, rows that not every head has. O(heads).
     row_range(const V& view, index_t first, index_t count)
         : view_(view), first_(first), count_(count), validity_(check()) {}
 

@@ -10,10 +10,10 @@
 //   load_rows(view, head, first, count, memory)        a copy [count, row length]
 //   store_rows(view, head, first, count, floats)       writes floats [count, row length] to rows
 //
-// Heads and rows are indices, as a vector's: ask validate(view) first, and keep them below extent(0) and row_count(view, head).
+// Heads and rows are indices, as a vector's: call validate(view) first, and keep them below extent(0) and row_count(view, head).
 // Rows are floats, or the elements that the view holds (stored_element). All views give the same floats, so a policy's
-// result does not depend on the layout. The one exception: on a processor with AMX, keys and queries that both are bf16 rows
-// are multiplied as such, and scores are the same within rounding.
+// result does not depend on the layout. The one exception: where the processor multiplies bf16 (levels amx and neon_bf16), keys
+// and queries that both are bf16 rows are multiplied as such, and scores are the same within rounding.
 //
 // Cost: float rows of strided, filled, latent and ragged caches, ranges of them, and runs inside a page are read where they
 // lie; f16, bf16, fp8, scaled codes and ggml's blocks are decoded by vectors, also behind pages and indices. Slow, because

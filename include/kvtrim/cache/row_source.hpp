@@ -25,11 +25,12 @@
 //                        To be written: store_rows(head, first, count, const float* tile), the inverse of load_rows;
 //                        first_channels(count), the rows' first channels as a source of their own, at least so many, where
 //                        these are written without touching the others; written_places(), the pages or slots that rows are
-//                        written to (int32), of which none may stand there twice; heads_move_together(), whether heads share
+//                        written to (int32), each listed at most once; heads_move_together(), whether heads share
 //                        memory, so that none of them can be written alone
 //
-// All three give the same floats, so a policy's result does not depend on the layout. The one exception: on a processor with
-// AMX, keys and queries that both are bf16 rows are multiplied as such, and scores are the same within rounding.
+// All three give the same floats, so a policy's result does not depend on the layout. The one exception: where the processor
+// multiplies bf16 (levels amx and neon_bf16), keys and queries that both are bf16 rows are multiplied as such, and scores are the
+// same within rounding.
 
 #include <kvtrim/cache/strided_bytes.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
@@ -86,7 +87,7 @@ template <class V>
 }
 
 /// Whether a view may be read: its own answer where it has one; else no extent may be negative or more than memory can hold,
-/// no head may have more rows than the longest, and elements need memory. Every public call that takes views asks it first.
+/// no head may have more rows than the longest, and elements need memory. Every public call validates its views first.
 /// O(1), O(heads) where heads have rows of their own.
 template <class V>
 [[nodiscard]] constexpr status validate(const V& view) {

@@ -57,10 +57,10 @@ class scaled_rows {
     /// The code in memory.
     using code = std::remove_const_t<Code>;
 
-    /// extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. Not valid, and empty: extents that are
-    /// negative, extents or strides beyond what memory can hold, scales whose channel stride is neither 0 nor 1, codes or
-    /// scales missing where there are rows, codes that may move with scales per token that may not or that belong to several
-    /// heads.
+    /// extents {kv_heads, tokens, head_dim}, strides {head, token} in codes. The view is empty, and validate() says why, for
+    /// extents that are negative, extents or strides beyond what memory can hold, scales whose channel stride is neither 0 nor 1,
+    /// codes or scales missing where there are rows, codes that may move with scales per token that may not or that belong to
+    /// several heads.
     scaled_rows(Code* codes, const std::array<index_t, 3>& extents, const std::array<index_t, 2>& strides,
                 const scale_table<Float>& scales)
         : codes_(codes), extents_(extents), strides_(strides), scales_(scales), problem_(find_problem()) {

@@ -137,7 +137,8 @@ class bounded_sum {
   private:
     static constexpr index_t floor_div(index_t a, index_t b) { return a / b - (a % b < 0 ? 1 : 0); }
 
-    // With the first `count` terms, from the largest step down. Depth first, without recursion, which compilers unfold.
+    // With the first `count` terms, from the largest step down. Depth first. An explicit stack instead of recursion: compilers
+    // inline the recursion and the code grows.
     [[nodiscard]] bool search(std::size_t count) {
         struct level {
             index_t lo, hi;    // of the terms with smaller steps and this one

@@ -149,10 +149,9 @@ struct tensor_extents {
     }
 };
 
-/// A non-owning view of a strided array: element (i, j, k) is data[i * stride(0) + j * stride(1) + ...].
-///
-/// Extents and strides are any integers, in elements. Not valid, and empty: an extent that is negative, more elements or
-/// longer strides than memory can hold, null data unless an extent is 0.
+/// A non-owning view of a strided array: element (i, j, k) is data[i * stride(0) + j * stride(1) + ...]. Extents and strides are
+/// any integers, in elements. The view is empty, and validate() says why, for an extent that is negative, more elements or longer
+/// strides than memory can hold, null data unless an extent is 0.
 template <class T, std::size_t Rank>
 class strided {
     static_assert(element<T>, "kvtrim: this type is no element of a cache: specialise "

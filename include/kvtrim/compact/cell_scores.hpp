@@ -8,8 +8,8 @@
 //   s = all.add(policy, inputs, attention, memory);      // each layer: what the policy's scorer gives, or rows of one's own
 //   s = all.plan(plan);                                  // a plan of one row, for edit_cells (compact/edit_cells.hpp)
 //
-// Rows of all layers are folded (rerank/row_fold.hpp): sum, the default, and the best of those three on a real model
-// (docs/engines/llama-cpp.md); maximum; or votes.
+// Rows of all layers are folded (rerank/row_fold.hpp): by the sum of their squares, their sum, their maximum or their votes.
+// Squares are the default: they were the best of the four on a real model (docs/engines/llama-cpp.md).
 // Cost: a fold per row. Workspace: rerank/row_fold.hpp; add(policy, ...) takes its own from `memory`.
 
 #include <kvtrim/core/executor.hpp>
@@ -29,10 +29,11 @@ class cell_scores {
   public:
     /// What is asked of all layers: of `tokens` cells `kept_tokens` stay, protected ones included.
     struct request {
-        index_t tokens = 0;                             ///< cells of the sequence
-        index_t kept_tokens = 0;                        ///< cells that stay
-        protection protect = {};                        ///< tokens that always stay
-        head_reduction reduction = head_reduction::sum; ///< how rows are folded; docs/engines/llama-cpp.md
+        index_t tokens = 0;      ///< cells of the sequence
+        index_t kept_tokens = 0; ///< cells that stay
+        protection protect = {}; ///< tokens that always stay
+        head_reduction reduction =
+            head_reduction::squares; ///< how rows are folded; docs/engines/llama-cpp.md
 
         [[nodiscard]] token_range range() const { return candidates(protect, tokens); } ///< the candidates
         /// Candidates that stay.
@@ -100,7 +101,7 @@ class cell_scores {
     }
 
     /// Adds what a policy's scorer gives for one layer; its allocator and reranker have no part in one token set. Returns what
-    /// policy.score() says, or as above, with nothing added.
+    /// policy.score() or add(score_rows) says, with nothing added.
     template <class Policy, class Inputs, class Executor = serial_executor>
     [[nodiscard]] status add(const Policy& policy, const Inputs& in, const attention_options& attention,
                              growing_workspace& memory, Executor&& ex = {}) {

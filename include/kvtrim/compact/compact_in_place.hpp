@@ -152,7 +152,8 @@ template <class K, class V>
 
 } // namespace detail
 
-/// Compacts one tensor [kv_heads, tokens, head_dim].
+/// Compacts one tensor [kv_heads, tokens, head_dim]. Returns what validate(view) says, plan_mismatch, or views_overlap where rows
+/// share bytes with each other or with a table of the view; with the cache unchanged.
 template <class V>
     requires(strided_view<V, 3> || movable_rows<V>)
 [[nodiscard]] status compact_in_place(const V& cache, const keep_plan& plan) {
@@ -174,7 +175,8 @@ template <class V>
     return s;
 }
 
-/// Compacts keys and values; both, and what memory they share, are checked before either is changed.
+/// Compacts keys and values. Returns what the call for one tensor does, or views_overlap where both share memory but not the same
+/// rows; with both unchanged.
 template <class K, class V>
 [[nodiscard]] status compact_in_place(const K& keys, const V& values, const keep_plan& plan) {
     moved_views moved;

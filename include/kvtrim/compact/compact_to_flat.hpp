@@ -53,7 +53,8 @@ void gather_head(const V& cache, index_t head, std::span<const keep_plan::table_
 /// Copies the survivors of a cache into out: bit for bit where the cache keeps elements of out's type, else as floats, and out
 /// is of floats. out holds total_tokens * head_dim elements, and is not in the cache's memory: compact_to_flat is for that.
 /// The report sets what the source's rows occupy against what was written; a source of floats that does not say what a
-/// row occupies (row_bytes()) counts as if it held them.
+/// row occupies (row_bytes()) counts as if it held them. Returns what validate(view) says, plan_mismatch, invalid_parameter for
+/// a cache of other elements than out's or an out that is too short (needed: elements), or views_overlap; with nothing written.
 template <class V, class T>
     requires(cache_view<V>)
 [[nodiscard]] status gather(const V& cache, const keep_plan& plan, std::span<T> out,
@@ -170,7 +171,8 @@ inline constexpr bool can_be_flat<strided<T, 3>> = true;
 
 /// Compacts a cache to the front of its buffer: a strided one that is contiguous and head-major
 /// [kv_heads, tokens, head_dim], or one that is already flat and ragged. The view's new offsets are
-/// plan.cu_seqlens(); flat_view() makes the view of what is left.
+/// plan.cu_seqlens(); flat_view() makes the view of what is left. Returns what validate(view) says, plan_mismatch,
+/// invalid_parameter for a cache with gaps, or views_overlap where its offsets lie in its rows; with the cache unchanged.
 template <class V>
     requires(detail::can_be_flat<V>)
 [[nodiscard]] status compact_to_flat(const V& cache, const keep_plan& plan,
@@ -181,7 +183,8 @@ template <class V>
     return {};
 }
 
-/// Compacts keys and values; both are checked before either is changed. The report counts what both share once.
+/// Compacts keys and values. The report counts what both share once. Returns what the call for one cache does, or views_overlap
+/// where both share memory but not the same rows; with both unchanged.
 template <class K, class V>
     requires(detail::can_be_flat<K>&& detail::can_be_flat<V>)
 [[nodiscard]] status compact_to_flat(const K& keys, const V& values, const keep_plan& plan,

@@ -13,7 +13,7 @@
 //
 // Cells that share a position: with multi-position RoPE (M-RoPE: Qwen2-VL and others) all tokens of an image stand at one
 // position of the sequence. An engine that removes by position removes all of them or none, so all stay where one is
-// kept; how many more that are, edit_cells tells (cell_edit_report). State that the caller keeps per cell follows the
+// kept, and edit_cells reports how many more these are (cell_edit_report). State that the caller keeps per cell follows the
 // plan of keep_whole_positions.
 //
 // Closing: keep_positions shifts nothing, and always works. towards_first: survivors follow the first one without gaps
@@ -135,7 +135,7 @@ class position_groups {
     std::span<const std::int32_t> positions_;
 };
 
-// Neighbours that move by one distance, as one call.
+// Joins neighbours that move by the same distance into one call.
 template <class Shift>
 class shift_runs {
   public:
@@ -227,8 +227,8 @@ template <class Remove, class Shift>
     return {};
 }
 
-/// What edit_cells leaves: the cells of the plan's one row, and all that share a position with one of them. Returns
-/// plan_mismatch, index_overflow, or invalid_parameter if `out` is the plan that is read or has the positions; with out
+/// Writes the plan of what edit_cells() leaves: the cells of the plan's one row, and all that share a position with one of
+/// them. Returns plan_mismatch, index_overflow, or invalid_parameter if `out` is the plan that is read or has the positions; with out
 /// unchanged.
 [[nodiscard]] inline status keep_whole_positions(const keep_plan& plan,
                                                  std::span<const std::int32_t> positions, keep_plan& out) {

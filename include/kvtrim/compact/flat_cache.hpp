@@ -25,8 +25,8 @@
 // Errors: invalid_parameter, no_room, index_overflow, plan_mismatch, views_overlap, with nothing changed; a cache made of
 // wrong numbers has no heads, and every call answers validate().
 //
-// Every head gets as much room, for every token needs a row of each: `growth` of the mean row count, so that each
-// row is moved at most 1 / growth times per row appended, on average, and growth is the reserved share of memory.
+// Every head gets the same room, because every token needs a row of each head: `growth` times the mean row count. So each row is
+// moved at most 1 / growth times per row appended, on average, and growth is the reserved share of memory.
 // After an eviction the room is what the plan freed: several evictions need no spread().
 // Source: FFY0/AdaKV@efe4e2e copies the whole flat cache for each generated token.
 // Memory: 12 bytes per KV head. Cost: append O(kv_heads).
@@ -48,8 +48,8 @@ class flat_cache {
     /// Of memory that a table can address.
     static constexpr index_t most_rows = std::numeric_limits<std::int32_t>::max();
 
-    /// Without rows or memory. Not valid, and without heads: kv_heads outside 0 ... most_heads, a growth that is not
-    /// positive and finite.
+    /// Without rows or memory. It has no heads, and validate() says why, for kv_heads outside 0 ... most_heads, a growth that is
+    /// not positive and finite.
     explicit flat_cache(index_t kv_heads, double growth = 0.25) : growth_(growth) {
         const bool possible = kv_heads >= 0 && kv_heads <= most_heads && growth > 0 && std::isfinite(growth);
         if (!possible) {
@@ -80,7 +80,7 @@ class flat_cache {
     [[nodiscard]] std::span<const std::int32_t> begins() const { return begins_; }
     /// [kv_heads] rows of each head; seqused_k.
     [[nodiscard]] std::span<const std::int32_t> lengths() const { return lengths_; }
-    /// Of a head; not checked.
+    /// Rows of a head, which is not checked.
     [[nodiscard]] index_t rows(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
     [[nodiscard]] index_t capacity() const { return begins_.back(); } ///< rows of memory
     /// Rows of all heads.
@@ -89,7 +89,7 @@ class flat_cache {
         for (const index_t length : lengths_) { total += length; }
         return total;
     }
-    /// Tokens that can be appended as things are.
+    /// Tokens that append() takes without a spread().
     [[nodiscard]] index_t room() const {
         index_t least = kv_heads() == 0 ? 0 : capacity();
         for (std::size_t h = 0; h < lengths_.size(); ++h) {
@@ -154,7 +154,7 @@ class flat_cache {
         begins_.swap(next_begins_);
         return {};
     }
-    /// The same from one memory to another: every head that has rows is copied.
+    /// The same from one memory to another: calls copy(from, to, count) for every head that has rows. Returns what spread() does.
     template <class Copy>
     [[nodiscard]] status spread_into(index_t rows, Copy&& copy) {
         if (const status s = valid_capacity(rows); !s.ok()) { return s; }
@@ -164,8 +164,8 @@ class flat_cache {
         return {};
     }
 
-    /// The rows were cut by a plan (compact_in_place of flat_rows): each head keeps its place, and what it lost as
-    /// room. Returns errc::plan_mismatch, with nothing changed.
+    /// Takes over a cut by this plan (compact_in_place of flat_rows): each head begins where it did, and its evicted rows become
+    /// room. Returns what validate() says or plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (const status s = check_plan(*this, plan); !s.ok()) { return s; }
         for (index_t h = 0; h < kv_heads(); ++h) {
@@ -224,8 +224,8 @@ class flat_rows {
   public:
     using element_type = T; ///< what a row consists of
 
-    /// Memory for cache.capacity() rows. Not valid, and empty: a cache that is not, a negative head_dim, more elements than
-    /// memory can hold, rows without data.
+    /// Memory for cache.capacity() rows. The view is empty, and validate() says why, for a cache that is not valid, a negative
+    /// head_dim, more elements than memory can hold, rows without data.
     flat_rows(T* data, const flat_cache& cache, index_t head_dim)
         : data_(data), cache_(&cache), head_dim_(head_dim), validity_(check()) {
         if (!validity_.ok()) { head_dim_ = 0; }
@@ -273,7 +273,7 @@ class flat_rows {
     void move_row(index_t head, index_t from, index_t to) const {
         move(cache_->row(head, from), cache_->row(head, to), 1);
     }
-    /// Rows of memory; the ranges may overlap.
+    /// Moves `count` rows of memory, whatever head they belong to; the ranges may overlap.
     void move(index_t from, index_t to, index_t count) const {
         if (head_dim_ == 0) { return; } // such rows may have no memory
         std::memmove(data_ + to * head_dim_, data_ + from * head_dim_,

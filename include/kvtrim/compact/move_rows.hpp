@@ -112,7 +112,9 @@ template <class T, class Executor>
 } // namespace detail
 
 /// Moves the rows of one pool: with a plan of one head all heads of a slot move together. Rows of the plan may run on any
-/// thread.
+/// thread. Returns what layout.validate() says, invalid_parameter (negative heads or row_length, null data, an executor that
+/// calls nothing), plan_mismatch for a pool of other pages or heads than the plan's (needed: the plan's), or views_overlap where
+/// rows share bytes; with nothing moved.
 template <class T, executor Executor = serial_executor>
 [[nodiscard]] status move_rows(const paged_memory<T>& memory, const move_plan& plan, Executor&& ex = {}) {
     if (const status s = detail::check_pool(memory, plan); !s.ok()) { return s; }
@@ -121,7 +123,8 @@ template <class T, executor Executor = serial_executor>
     return detail::move_checked(memory, plan, ex);
 }
 
-/// Moves the rows of two pools by one plan; both, and what memory they share, are checked before either is changed.
+/// Moves the rows of two pools by one plan. Returns what the call for one pool does, or views_overlap where both share memory but
+/// not the same rows; with nothing moved.
 template <class T, class U, executor Executor = serial_executor>
 [[nodiscard]] status move_rows(const paged_memory<T>& keys, const paged_memory<U>& values,
                                const move_plan& plan, Executor&& ex = {}) {

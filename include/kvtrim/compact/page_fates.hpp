@@ -17,16 +17,23 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// Which survivors move where; see compact/plan_page_moves.hpp.
-enum class move_order : std::uint8_t { fewest, from_tail, in_order };
-/// What becomes of a shared page that is kept in part: all its tokens stay, or its survivors are copied.
-enum class shared_pages : std::uint8_t { stay_whole, copied };
+/// Which survivors move where; compact/plan_page_moves.hpp has an example of each.
+enum class move_order : std::uint8_t {
+    fewest,    ///< pages with the most survivors stay, and the other survivors fill their holes
+    from_tail, ///< the first pages of a row stay, and the survivors behind them fill their holes
+    in_order,  ///< survivors close up and keep their order
+};
+/// What becomes of a shared page that is kept in part.
+enum class shared_pages : std::uint8_t {
+    stay_whole, ///< all its tokens stay
+    copied,     ///< its survivors are copied into pages of the row's own
+};
 
 /// The pages of a pool, as the planner needs to know them.
 struct page_pool {
-    index_t pages = 0;                             ///< pages of the pool
-    index_t page_tokens = 16;                      ///< slots of a page
-    index_t heads = 1;                             ///< that share pages, with token sets of their own
+    index_t pages = 0;        ///< pages of the pool
+    index_t page_tokens = 16; ///< slots of a page
+    index_t heads = 1;        ///< KV heads in each page, each with a token set of its own
     std::span<const std::int32_t> ref_counts = {}; ///< [pages]; empty: no page is shared
     std::span<const std::int32_t> free_pages = {}; ///< for copies, taken from the first on
 
@@ -76,6 +83,7 @@ enum class page_fate : std::uint8_t {
     replaced, // shared: released, and a free page takes its place in the row
 };
 
+// Decides the fates of the pages of one row at a time.
 class page_fates {
   public:
     page_fates(const page_table& table, const page_pool& pool, const page_move_options& options,
@@ -189,6 +197,7 @@ class page_fates {
         return {};
     }
 
+    // Survivors fill holes: full shared pages stay as they are, and of the others as many stay as the remaining tokens need.
     [[nodiscard]] status decide_by_holes(const keep_plan& plan, index_t row) {
         std::fill_n(fates_.begin(), pages_.size(), page_fate::leaves);
         index_t owned = std::ssize(pages_);

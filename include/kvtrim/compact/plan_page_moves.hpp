@@ -29,10 +29,8 @@
 //                in_order, a free page takes the place of each one that is copied
 // A page stands in the table at most as often as its ref_count says; without ref_counts, once.
 //
-// Errors: those of validate(table) and validate(pool); plan_mismatch; rows_differ (heads that share pages keep different
-// numbers of tokens); invalid_table (a page too often, or a free page that is in use); page_shared (stay_whole: a page would
-// have to change that others read: a last one that is not full, or in_order one behind an evicted token);
-// pages_too_few (needed: pages); index_overflow; workspace_too_small. Nothing is written then.
+// page_shared is the answer where a shared page would have to change under stay_whole: a last page that is not full, or
+// in_order one behind an evicted token. pages_too_few: copies need more free pages than there are.
 // Cost: linear in kept tokens, pages of the pool, and heads * page_tokens for each row. Workspace: an int per page
 // of the pool, heads + 2 for each page of the longest row, and heads * page_tokens.
 
@@ -181,8 +179,8 @@ class page_planner {
         return static_cast<std::int32_t>(row_.page(j) * tokens_ - first_token(j));
     }
 
-    // Survivors in used slots of pages that stay are in place; the others fill the empty slots there. Until one is found, a
-    // move's `from` is the hole's place among the origins.
+    // Survivors in used slots of pages that stay are in place; the others fill the empty slots there. Until a survivor is
+    // assigned to a hole, `from` of its move is the hole's index among the origins.
     slot_move* fill_holes(const std::int32_t* kept, index_t head, std::span<const std::int32_t> new_pages,
                           std::int32_t* const origins, slot_move* const moves) const {
         const std::int32_t* const first = row_.first(head);
@@ -296,8 +294,10 @@ class page_planner {
     return is_valid ? detail::page_planner_bytes(table, pool) : 0;
 }
 
-/// Plans the moves. `out` is another plan than the one that holds `table` or the pool's lists, or the answer is
-/// invalid_parameter.
+/// Plans the moves. Returns what validate(table) and validate(pool) say; plan_mismatch for a plan of other rows;
+/// rows_differ where heads that share pages keep different numbers of tokens; invalid_table for a page that is named too often or
+/// a free page that is in use; page_shared, pages_too_few (needed: pages) or index_overflow, see above; workspace_too_small; or
+/// invalid_parameter if `out` holds the table or the pool's lists. `out` is then as it was.
 [[nodiscard]] inline status plan_page_moves(const keep_plan& plan, const page_table& table,
                                             const page_pool& pool, const page_move_options& options,
                                             move_plan& out, workspace& scratch) {

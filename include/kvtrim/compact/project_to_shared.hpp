@@ -83,7 +83,7 @@ template <class KeptTokens>
 } // namespace detail
 
 /// The `kept_tokens` tokens that most heads keep, in every row of `out`. Returns plan_mismatch, budget_zero,
-/// invalid_parameter (kept_tokens above tokens) or workspace_too_small, with out unchanged.
+/// invalid_parameter (kept_tokens above tokens), workspace_too_small or index_overflow, with out unchanged.
 [[nodiscard]] inline status project_to_shared(const keep_plan& plan, index_t tokens, index_t kept_tokens,
                                               keep_plan& out, workspace& scratch) {
     if (kept_tokens <= 0) { return {errc::budget_zero, "the shared set must keep at least one token"}; }
@@ -95,7 +95,8 @@ template <class KeptTokens>
         plan, tokens, [&](std::span<const float>) { return kept_tokens; }, out, scratch);
 }
 
-/// The union: every token that some head keeps.
+/// The union: every token that some head keeps. Returns invalid_parameter for a negative number of tokens, plan_mismatch,
+/// workspace_too_small, or index_overflow for more rows than a plan holds; with out unchanged.
 [[nodiscard]] inline status project_to_shared(const keep_plan& plan, index_t tokens, any_head_t,
                                               keep_plan& out, workspace& scratch) {
     const auto voted = [](std::span<const float> votes) {

@@ -21,12 +21,8 @@
 // partial rotary dimension, any table of frequencies. The attention factor is in the keys already and stays.
 // Frequencies that the model changes with the length (dynamic NTK) have no such rotation.
 //
-// Errors, with the keys unchanged: what the view or the rope says, invalid_table (offsets that do not ascend within the
-// positions, a position below 0, a page or slot that would be rotated twice), plan_mismatch (heads or rows that the cache
-// does not have), invalid_parameter (more rotary channels than a row has; heads that share
-// blocks), views_overlap, workspace_too_small. A row whose position stays is not touched. Of a row that moves, the channels
-// behind the rotary ones keep their bits, but for those that share a quantised block, or a row's own scale, with rotary
-// ones.
+// A row whose position stays is not touched. Of a row that moves, the channels behind the rotary ones keep their bits, except
+// for those that share a quantised block, or a row's own scale, with rotary ones.
 //
 // Numerics: float, then one rounding of the element or one encoding (kernels/encode.hpp) for each rotation. Rounding to
 // nearest loses turns of less than half a step, so the errors of many small rotations do not cancel, they add up. A
@@ -183,7 +179,10 @@ template <class V, class Positions, class NewPosition, class Executor>
 
 } // namespace detail
 
-/// Rotates row i of each head from position from.row(head)[i] to i. Errors as above, with the keys unchanged.
+/// Rotates row i of each head from position from.row(head)[i] to i. Returns what validate(keys), valid_rope() or from.validate()
+/// says, plan_mismatch (heads or rows that the cache does not have), invalid_parameter (more rotary channels than a row has,
+/// heads that share blocks, rows that cannot be written), invalid_table (a page or slot that would be rotated twice),
+/// views_overlap or workspace_too_small; with the keys unchanged.
 template <class V, class Executor = serial_executor>
 [[nodiscard]] status rerotate_keys(const V& keys, const rope& r, const row_positions& from,
                                    workspace& scratch, Executor&& ex = {}) {
@@ -191,7 +190,8 @@ template <class V, class Executor = serial_executor>
         keys, r, from, [](index_t, index_t i) { return i; }, scratch, ex);
 }
 
-/// Rotates row i of head g to position to.row(g)[i]. Returns plan_mismatch unless `to` has the rows of `from`.
+/// Rotates row i of head g to position to.row(g)[i]. Returns what the call without `to` does, what to.validate() says, or
+/// plan_mismatch unless `to` has the rows of `from`; with the keys unchanged.
 template <class V, class Executor = serial_executor>
 [[nodiscard]] status rerotate_keys(const V& keys, const rope& r, const row_positions& from,
                                    const row_positions& to, workspace& scratch, Executor&& ex = {}) {

@@ -34,8 +34,8 @@ struct rotation_scratch {
     }
 };
 
-// How many fine turns balance the cost of their table, filled once, with that of the coarse turns, one a head for as many
-// positions.
+// The number of fine turns that balances two costs: of their table, which is filled once, and of the coarse turns, of which each
+// head computes one per so many positions.
 template <class V>
 [[nodiscard]] index_t count_fine_turns(const V& keys) {
     const double balanced =

@@ -19,9 +19,6 @@
 // first_destinations 0, sparse_kv_indices and sparse_kv_offsets of its attention operator. Layers that keep different
 // tokens are one call each, into the slices of [layers, kv_heads, width]: every layer must then keep equally many.
 //
-// Errors, with both tables untouched: rows_differ (heads of a request keep different numbers; requests of different
-// kv_heads), plan_mismatch (a plan that evicts a token of the prefix, or whose rows do not ascend), invalid_parameter (a
-// negative or missing first destination, tables that are too small; needed: columns), index_overflow, views_overlap.
 // Cost: each kept token read once. No workspace.
 
 #include <kvtrim/cache/check_outputs.hpp>
@@ -76,8 +73,10 @@ namespace detail {
 
 } // namespace detail
 
-/// Writes offsets [requests + 1] and sources [kv_heads, width], where width is sources.size() / kv_heads. Errors: see
-/// above.
+/// Writes offsets [requests + 1] and sources [kv_heads, width], where width is sources.size() / kv_heads. Returns rows_differ
+/// (heads of a request that keep different numbers, or requests of different kv_heads), plan_mismatch (a plan that evicts a token
+/// of the prefix, or whose rows do not ascend), invalid_parameter (a negative or missing first destination, or tables too small;
+/// needed: columns), index_overflow or views_overlap; with both tables unchanged.
 [[nodiscard]] inline status write_move_sources(std::span<const keep_plan> plans,
                                                std::span<const index_t> first_destinations,
                                                std::span<std::int32_t> offsets,

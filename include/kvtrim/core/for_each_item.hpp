@@ -6,9 +6,9 @@
 // and takes the next item until none is left.
 //
 // An executor says with workers() how many calls it runs at the same time; one without workers() counts as untold_workers.
-// The number of processors is never asked for, so workspace_bytes() is the same on every machine. There are as many workers
-// as the executor runs and the workspace holds; memory for one is enough. So a workspace that was sized for one executor
-// serves every other one, and it lets the executor that it was sized for run at full width.
+// The number of processors is never asked for, so workspace_bytes() is the same on every machine.
+// Workers: as many as the executor runs, or fewer if the workspace is smaller. One worker's memory is enough, so a workspace that
+// was sized for one executor serves every other one.
 // Items share no scratch and no sums, so results do not depend on the number of workers.
 
 #include <kvtrim/core/executor.hpp>

@@ -55,7 +55,7 @@ enum class errc : std::uint8_t {
     plan_mismatch,           ///< a plan made for another cache
     index_overflow,          ///< more tokens than a 32-bit table can address
     invalid_table, ///< a page table with impossible numbers, or a page named twice where it may be named once
-    page_shared,   ///< a page that others read stands where something must change
+    page_shared,   ///< a shared page would have to be changed
     pages_too_few, ///< fewer free pages than copies need; needed: pages
     no_room,       ///< a cache whose memory is full; needed: rows of memory
     workspace_too_small, ///< needed: bytes

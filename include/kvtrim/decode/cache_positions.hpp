@@ -5,7 +5,7 @@
 // The position of each cached token of one layer of one sequence in the text, and the position that its key is rotated to,
 // after any number of evictions.
 //
-//   positions(head)          [tokens(head)]  int32, ascending; of the text: what masks and sliding windows ask
+//   positions(head)          [tokens(head)]  int32, ascending; in the text, as masks and sliding windows use them
 //   rotary_positions(head)   [tokens(head)]  int32, ascending; what the key's bits are rotated to
 //   next_position()          what the next token's query and key are rotated to
 //   seen_tokens()            how many tokens the sequence has had: the next token's position in the text
@@ -43,8 +43,8 @@ class cache_positions {
   public:
     using position = std::int32_t; ///< a position in the text
 
-    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and without heads: a number that is
-    /// negative, or more of both than memory can hold.
+    /// reserved_tokens: per head, so that nothing allocates up to there. It has no heads, and validate() says why, for a number
+    /// that is negative, or more of both than memory can hold.
     explicit cache_positions(index_t kv_heads, index_t reserved_tokens = 0)
         : text_(kv_heads, reserved_tokens), rotary_(0) {}
 
@@ -58,13 +58,13 @@ class cache_positions {
     [[nodiscard]] status validate() const { return text_.validate(); }
 
     [[nodiscard]] index_t kv_heads() const { return text_.kv_heads(); } ///< 0 where it is not valid
-    /// Of a head; not checked.
+    /// Tokens of a head, which is not checked.
     [[nodiscard]] index_t tokens(index_t head) const { return text_.tokens(head); }
     /// [kv_heads] rows of the cache that are filled, for cache/filled.hpp.
     [[nodiscard]] std::span<const index_t> lengths() const { return text_.lengths(); }
-    /// Of all heads.
-    [[nodiscard]] index_t total_tokens() const { return text_.total_tokens(); } // of all heads
-    [[nodiscard]] index_t longest_row() const { return text_.longest_row(); }   ///< of the longest head
+    /// Tokens of all heads.
+    [[nodiscard]] index_t total_tokens() const { return text_.total_tokens(); }
+    [[nodiscard]] index_t longest_row() const { return text_.longest_row(); } ///< of the longest head
     /// [tokens(head)] positions in the text, ascending; the head is not checked.
     [[nodiscard]] std::span<const position> positions(index_t head) const { return text_.row(head); }
     /// [tokens(head)] positions that the keys are rotated to, ascending; the head is not checked.
@@ -117,11 +117,11 @@ class cache_positions {
         return {};
     }
 
-    /// Whether a plan is one for this cache: errc::plan_mismatch.
+    /// Returns what validate() says, or plan_mismatch for a plan of another cache.
     [[nodiscard]] status validate(const keep_plan& plan) const {
         return validate().ok() ? check_plan(text_, plan) : validate();
     }
-    /// Records that the cache was cut by a plan. Returns errc::plan_mismatch, with nothing changed.
+    /// Records that the cache was cut by a plan. Returns what validate(plan) says, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) {
         if (const status s = validate(); !s.ok()) { return s; }
         if (const status s = text_.compact(plan); !s.ok()) { return s; }

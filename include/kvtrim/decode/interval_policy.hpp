@@ -51,7 +51,7 @@ struct interval_policy {
     index_t buffer_tokens = 512;              ///< tokens per KV head that may follow before the next cut
     index_t pending_drafts = 0; ///< of these, newest ones that a cut keeps beside the budget: with_rollback()
 
-    /// Tokens of all heads that are never passed.
+    /// Most tokens of all heads together, before a cut and after.
     [[nodiscard]] index_t limit_tokens(index_t kv_heads) const {
         return saturated_sum(budget_tokens(kv_heads),
                              saturated_product(kv_heads, std::max<index_t>(0, buffer_tokens)));
@@ -64,7 +64,7 @@ struct interval_policy {
         return {errc::invalid_parameter, "interval_policy: at least one token comes at a time", 1};
     }
 
-    /// Whether `incoming` more tokens would not fit.
+    /// Whether a cut is needed before `incoming` more tokens are cached.
     [[nodiscard]] bool is_due(const cache_positions& cached, index_t incoming = 1) const {
         const index_t heads = cached.kv_heads();
         return tokens_with(cached.total_tokens(), heads, incoming) > limit_tokens(heads);

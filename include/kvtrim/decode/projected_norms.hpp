@@ -23,14 +23,15 @@ namespace KVTRIM_NAMESPACE {
 /// The projected value norms of the cached tokens of one layer of one sequence. A plain value.
 class projected_norms {
   public:
-    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: token_rows::valid_size().
+    /// reserved_tokens: per head, so that nothing allocates up to there. The object is empty, and validate() says why, for what
+    /// token_rows::valid_size() refuses.
     explicit projected_norms(index_t kv_heads, index_t reserved_tokens = 0)
         : rows_(kv_heads, reserved_tokens) {}
 
     /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return rows_.validate(); }
     [[nodiscard]] index_t kv_heads() const { return rows_.kv_heads(); } ///< 0 where it is not valid
-    /// Of a head; not checked.
+    /// Tokens of a head, which is not checked.
     [[nodiscard]] index_t tokens(index_t head) const { return rows_.tokens(head); }
     /// [tokens(head)] norms of a head, which is not checked.
     [[nodiscard]] std::span<const float> row(index_t head) const { return rows_.row(head); }

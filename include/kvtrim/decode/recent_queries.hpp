@@ -40,9 +40,9 @@ class query_ring_view;
 template <element T = float>
 class recent_queries {
   public:
-    /// window: how many queries a scorer sees. rollback_tokens: how many may be undone without one of them missing.
-    /// Not valid, and empty: no window, another number below 0, more than memory can hold, than most_heads (cache/layer.hpp),
-    /// or than 2^31 - 1 queries.
+    /// window: how many queries a scorer sees. rollback_tokens: how many may be undone without one of them missing. The object is
+    /// empty, and validate() says why, for no window, another number below 0, more than memory can hold, than most_heads
+    /// (cache/layer.hpp), or than 2^31 - 1 queries.
     recent_queries(index_t q_heads, index_t window, index_t head_dim, index_t rollback_tokens = 0)
         : shape_{q_heads, window, head_dim, saturated_sum(window, rollback_tokens), 0, 0},
           validity_(shape_.validate()) {
@@ -105,8 +105,8 @@ class recent_queries {
         return {};
     }
 
-    /// The newest `window` queries before the newest `rollback_tokens`, fewer of a short sequence; [q_heads, queries,
-    /// head_dim], a row_source. To be read while this object lives and does not change. Not valid, and empty: unless
+    /// The newest `window` queries before the newest `rollback_tokens`, fewer of a short sequence; [q_heads, queries, head_dim],
+    /// a row_source. To be read while this object lives and does not change. The object is empty, and validate() says why, unless
     /// 0 <= rollback_tokens <= held().
     [[nodiscard]] query_ring_view<T> view(index_t rollback_tokens = 0) const& {
         return query_ring_view<T>(*this, rollback_tokens);

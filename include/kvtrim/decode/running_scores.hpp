@@ -38,7 +38,7 @@ enum class score_lifetime : std::uint8_t { ignored, normalised };
 class running_scores {
   public:
     using query_number = std::int32_t; ///< a query's number in the order of addition
-    /// reserved_tokens per head are allocated at once. Not valid, and empty: what token_rows::valid_size() refuses.
+    /// reserved_tokens per head are allocated at once. Empty, and validate() says why, for what token_rows::valid_size() refuses.
     explicit running_scores(index_t kv_heads, index_t rollback_tokens = 0, index_t reserved_tokens = 0)
         : validity_(valid_sizes(kv_heads, rollback_tokens, reserved_tokens)), first_(0) {
         if (!validity_.ok()) { rollback_tokens = kv_heads = reserved_tokens = 0; }

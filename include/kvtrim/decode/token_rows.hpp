@@ -13,8 +13,8 @@
 // A value: copies are forks, save() and restore() work (core/plain_memory.hpp); equal states save equal bytes. Memory:
 // [kv_heads, capacity] of T, where capacity grows when a head outgrows it, and is the longest head after a restore;
 // nothing else allocates.
-// Numbers are not trusted (core/status.hpp): made with wrong sizes it is empty and answers validate() to everything; a call
-// that cannot be served changes nothing.
+// Numbers are not trusted (core/status.hpp): an object of wrong sizes is empty, and every call returns what validate() says. A
+// refused call changes nothing.
 
 #include <kvtrim/compact/check_plan.hpp>
 #include <kvtrim/core/plain_memory.hpp>
@@ -32,7 +32,8 @@ class token_rows {
     /// Of one head: what a plan can address.
     static constexpr index_t most_tokens = std::numeric_limits<keep_plan::table_index>::max();
 
-    /// reserved_tokens: per head, so that nothing allocates up to there. Not valid, and empty: what valid_size() refuses.
+    /// reserved_tokens: per head, so that nothing allocates up to there. The object is empty, and validate() says why, for what
+    /// valid_size() refuses.
     explicit token_rows(index_t kv_heads, index_t reserved_tokens = 0)
         : validity_(valid_size(kv_heads, reserved_tokens)) {
         if (!validity_.ok()) { return; }
@@ -76,7 +77,7 @@ class token_rows {
     [[nodiscard]] status validate() const { return validity_; }
 
     [[nodiscard]] index_t kv_heads() const { return std::ssize(lengths_); } ///< 0 where it is not valid
-    /// Of a head; not checked.
+    /// Tokens of a head, which is not checked.
     [[nodiscard]] index_t tokens(index_t head) const { return lengths_[static_cast<std::size_t>(head)]; }
     /// [kv_heads], as cache/filled.hpp takes them; valid until the state is assigned or restored.
     [[nodiscard]] std::span<const index_t> lengths() const { return lengths_; }

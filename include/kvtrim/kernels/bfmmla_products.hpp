@@ -2,14 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Products of bf16 by ARM's BFMMLA: the logits of kernels/window_kernels.hpp and the L1 norms of kernels/projection_kernels.hpp where
-// both factors are bf16; all other steps are those of NEON.
+// What the BFMMLA kernels share: products of bf16, 8 by 8, by the instruction of ARM.
 //
 //   C [8][8] += A [8][8] * B [8][8]     BFMMLA: C [2][2] += A [2][4] * B [4][2]; 16 pairs of C stay in registers
 //   packed   panels of 8 columns, [inner / 4][4 pairs of columns][2][4 of inner], `inner` padded with zeros to whole eights
 //
-// A (keys, values) is read in place, eight rows with all panels. The scale of logits comes after the product, because scaled
-// queries would have to be rounded.
+// A (keys, values) is read in place, eight rows with all panels.
 //
 // Numerics: products of bf16 are exact; two of them, and these sums to C, are added in float with an error below one unit in
 // the last place instead of half of one ("round to odd"). Elements and sums below 2^-126 count as 0.
@@ -19,7 +17,6 @@
 
 #include <kvtrim/core/element.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
-#include <kvtrim/kernels/soon_read.hpp>
 #include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
@@ -39,30 +36,6 @@ inline constexpr index_t edge = 8; ///< rows and columns of C, and elements of a
 [[nodiscard]] constexpr index_t packed_index(index_t inner_dim, index_t inner, index_t column) {
     return column / edge * edge * whole_steps(inner_dim) + inner / 4 * 4 * edge + column % edge * 4 +
            inner % 4;
-}
-
-/// window_kernels::pack_bf16_queries.
-inline void pack_queries(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
-                         index_t head_dim, bf16* packed) {
-    for (index_t i = 0; i < count; ++i) {
-        for (index_t d = 0; d < whole_steps(head_dim); ++d) {
-            packed[packed_index(head_dim, d, first_row + i)] =
-                d < head_dim ? queries[i * query_stride + d] : bf16{0};
-        }
-    }
-}
-
-/// projection_kernels::pack_bf16.
-inline void pack_matrix(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
-                        index_t columns, bf16* packed) {
-    const bool is_last = first_row + count == inner; // then the padding is written, too
-    for (index_t i = first_row; i < (is_last ? whole_steps(inner) : first_row + count); ++i) {
-        for (index_t c = 0; c < whole_steps(columns); ++c) {
-            const bool is_there = i < inner && c < columns;
-            packed[packed_index(inner, i, c)] =
-                is_there ? element_traits<bf16>::from_float(rows[(i - first_row) * stride + c]) : bf16{0};
-        }
-    }
 }
 
 KVTRIM_BEGIN_NEON_BF16
@@ -119,90 +92,6 @@ KVTRIM_INLINE void multiply_panel(const rows_in& a, index_t first, const bf16* p
         const bf16* const parts[8] = {part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7]};
         multiply_step(parts, 0, panel, c);
     }
-}
-
-/// window_kernels::bf16_logits.
-inline void logits(const bf16* keys, index_t key_stride, index_t tokens, const bf16* packed, index_t rows,
-                   index_t head_dim, float scale, float soft_cap, float* out, soon_read next) {
-    even_prefetch soon(next, (tokens + edge - 1) / edge);
-    const float32x4_t unit = vdupq_n_f32(scale);
-    for (index_t t = 0; t < tokens; t += edge) {
-        soon.step();
-        for (index_t r = 0; r < rows; r += edge) {
-            sums_of_panel c;
-            multiply_panel({keys, key_stride, tokens, head_dim}, t, packed + r * whole_steps(head_dim), c);
-            float* const to = out + t * rows + r;
-            const auto put = [&](index_t token, index_t column, float64x2_t x, auto some) KVTRIM_INLINED {
-                if (t + token < tokens) {
-                    some.store(to + token * rows + column, vreinterpretq_f32_f64(x) * unit);
-                }
-            };
-            const auto put_all = [&](auto lanes_of) KVTRIM_INLINED {
-                KVTRIM_UNROLL
-                for (int n = 0; n < 16; n += 2) { // two rows of four columns
-                    const float64x2_t left = vreinterpretq_f64_f32(c[n]),
-                                      right = vreinterpretq_f64_f32(c[n + 1]);
-                    const index_t token = n / 4 * 2, column = n % 4 * 2;
-                    put(token, column, vzip1q_f64(left, right), lanes_of(column));
-                    put(token + 1, column, vzip2q_f64(left, right), lanes_of(column));
-                }
-            };
-            if (r + edge <= rows) {
-                put_all([](index_t) KVTRIM_INLINED { return neon::all_lanes{}; });
-            } else {
-                put_all([&](index_t column) { return neon::first_lanes(rows - r - column); });
-            }
-        }
-    }
-    if (soft_cap > 0) { neon::cap_logits(out, tokens * rows, {soft_cap}); }
-}
-
-/// sums [4 pairs of rows][2][2] += |C|, of as many columns as there are: 0 times an infinite element of the row is NaN, so
-/// padding is left out.
-KVTRIM_INLINE void fold_absolute(const sums_of_panel& c, index_t columns, float* sums) {
-    const auto fold_all = [&](auto kept) KVTRIM_INLINED {
-        KVTRIM_UNROLL
-        for (int p = 0; p < 4; ++p) {
-            float32x4_t sum = vld1q_f32(sums + 4 * p);
-            KVTRIM_UNROLL
-            for (int q = 0; q < 4; ++q) { sum = sum + kept(q, vabsq_f32(c[4 * p + q])); }
-            vst1q_f32(sums + 4 * p, sum);
-        }
-    };
-    if (columns >= edge) {
-        fold_all([](int, float32x4_t x) KVTRIM_INLINED { return x; });
-    } else {
-        fold_all([&](int q, float32x4_t x) KVTRIM_INLINED {
-            const uint32x4_t column = uint32x4_t{0, 1, 0, 1} + static_cast<std::uint32_t>(2 * q);
-            return neon::keep(vcltq_u32(column, vdupq_n_u32(static_cast<std::uint32_t>(columns))), x);
-        });
-    }
-}
-
-/// The same of eight rows of A from `first` on times a panel. Not inlined: in the loops of its caller g++ 12 spills row pointers.
-KVTRIM_NOINLINE inline void fold_panel(const rows_in& a, index_t first, const bf16* panel, index_t columns,
-                                       float* sums) {
-    sums_of_panel c;
-    multiply_panel(a, first, panel, c);
-    fold_absolute(c, columns, sums);
-}
-
-/// projection_kernels::add_bf16_l1.
-inline void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,
-                   index_t columns, float* scratch, float* norms) {
-    constexpr index_t rows_at_once = 64; // with a panel they stay in the first level cache
-    const rows_in a{x, x_stride, rows, inner};
-    std::fill_n(scratch, whole_steps(rows) * 2, 0.0f);
-    for (index_t begin = 0; begin < rows; begin += rows_at_once) {
-        const index_t end = std::min(begin + rows_at_once, rows);
-        for (index_t column = 0; column < columns; column += edge) {
-            const bf16* const panel = packed + column * whole_steps(inner);
-            for (index_t r = begin; r < end; r += edge) {
-                fold_panel(a, r, panel, columns - column, scratch + 2 * r);
-            }
-        }
-    }
-    for (index_t r = 0; r < rows; ++r) { norms[r] += scratch[2 * r] + scratch[2 * r + 1]; }
 }
 
 KVTRIM_END_REGION

@@ -221,11 +221,20 @@ struct logit_cap {
     }
 };
 
+// In place, with one body for whole vectors and the rest: the last vector ends at the last logit. Logits that it has in common
+// with the one before are those of before the cap, so that none is capped twice. Fewer logits than lanes move to a full vector.
 inline void cap_logits(float* logits, index_t count, const logit_cap& cap) {
-    index_t i = 0;
-    for (; i + lanes <= count; i += lanes) { store(logits + i, cap(load(logits + i))); }
-    const first_lanes rest(count - i);
-    rest.store(logits + i, cap(rest.load(logits + i)));
+    float few[static_cast<std::size_t>(lanes)] = {};
+    const bool are_few = count < lanes;
+    if (are_few) { std::copy_n(logits, count, few); }
+    float* const at = are_few ? few : logits;
+    const index_t last = std::max(count, lanes) - lanes;
+    const floats uncapped = load(at + last);
+    for (index_t i = 0; i < count; i += lanes) {
+        const bool is_whole = i <= last;
+        store(at + (is_whole ? i : last), cap(is_whole ? load(at + i) : uncapped));
+    }
+    if (are_few) { std::copy_n(few, count, logits); }
 }
 
 } // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

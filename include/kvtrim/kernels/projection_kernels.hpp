@@ -13,9 +13,9 @@
 // no other row, nor on its address.
 
 #include <kvtrim/core/element.hpp>
-#include <kvtrim/kernels/bfmmla_products.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/projection_kernels_amx.hpp>
+#include <kvtrim/kernels/projection_kernels_bfmmla.hpp>
 #include <kvtrim/kernels/tile_tokens.hpp>
 #include <kvtrim/simd/choose.hpp>
 
@@ -56,6 +56,10 @@ struct projection_kernels {
     /// pairs: first_row is even, and so is count unless the matrix ends there.
     void (*pack_bf16)(const float* rows, index_t stride, index_t first_row, index_t count, index_t inner,
                       index_t columns, bf16* packed) = nullptr;
+    /// rows [count, columns] without gaps = rows [first_row, first_row + count) of a matrix [inner, columns] that pack_bf16
+    /// packed; null if the level has none.
+    void (*unpack_bf16)(const bf16* packed, index_t first_row, index_t count, index_t inner, index_t columns,
+                        float* rows) = nullptr;
     /// `add_l1` for x of bf16; null if the level has none.
     void (*add_bf16_l1)(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,
                         index_t columns, float* scratch, float* norms) = nullptr;
@@ -71,24 +75,8 @@ namespace KVTRIM_NAMESPACE::kernels {
 /// The kernels of a level.
 template <class = void>
 [[nodiscard]] const projection_kernels& projection_kernels_of(cpu_level level) {
-#if KVTRIM_HAS_X86
-    static constexpr projection_kernels tiles = [] {
-        projection_kernels steps = avx512::projection_table;
-        steps.pack_bf16 = amx::pack_matrix;
-        steps.add_bf16_l1 = amx::add_l1<simd::amx_tiles>;
-        return steps;
-    }();
-    if (level >= cpu_level::amx) { return tiles; }
-#elif KVTRIM_HAS_NEON
-    static constexpr projection_kernels products = [] {
-        projection_kernels steps = neon::projection_table;
-        steps.pack_bf16 = bfmmla::pack_matrix;
-        steps.add_bf16_l1 = bfmmla::add_l1;
-        return steps;
-    }();
-    if (level >= cpu_level::neon_bf16) { return products; }
-#endif
-    return KVTRIM_CHOOSE(level, projection_table);
+    return KVTRIM_CHOOSE_PRODUCTS(level, amx::with_norms<avx512::projection_table>,
+                                  bfmmla::with_norms<neon::projection_table>, projection_table);
 }
 
 #if defined(KVTRIM_COMPILED_KERNELS) // kernels/compiled.hpp

@@ -13,6 +13,7 @@
 // Cost per 32 rows and 32 columns at inner 128, in cycles: 256 of products, 64 vectors of C folded; 740 measured.
 
 #include <kvtrim/kernels/amx_products.hpp>
+#include <kvtrim/kernels/unpack_matrix.hpp>
 
 #if KVTRIM_HAS_X86
 
@@ -71,6 +72,16 @@ KVTRIM_TARGET_AMX void add_l1(const bf16* x, index_t x_stride, index_t rows, con
         norms[r] += avx512::sum_of_lanes(_mm512_loadu_ps(scratch + r * 16));
     }
 }
+
+/// The steps of a target's projection_kernels, with these products.
+template <const auto& Steps>
+inline constexpr auto with_norms = [] {
+    auto steps = Steps;
+    steps.pack_bf16 = pack_matrix;
+    steps.unpack_bf16 = unpack_matrix<packed_index>;
+    steps.add_bf16_l1 = add_l1<simd::amx_tiles>;
+    return steps;
+}();
 
 } // namespace KVTRIM_NAMESPACE::kernels::amx
 

@@ -30,6 +30,8 @@ struct row_kernels {
                           const float* weights, double* sums);
     /// into [count] += from
     void (*add_row)(const float* from, index_t count, float* into);
+    /// into [count] += from * |from|: squares that keep their sign, so that their order is that of the scores.
+    void (*add_squares)(const float* from, index_t count, float* into);
     /// into [count] = max(into, from); NaN in from counts as absent.
     void (*raise_row)(const float* from, index_t count, float* into);
     /// row [count] = (row + added) * weights

@@ -80,6 +80,13 @@ inline void add_row(const float* from, index_t count, float* into) {
     });
 }
 
+inline void add_squares(const float* from, index_t count, float* into) {
+    for_each_vector(count, [&](index_t i, auto some) KVTRIM_INLINED {
+        const floats x = some.load(from + i);
+        some.store(into + i, fma(x, absolute(x), some.load(into + i)));
+    });
+}
+
 inline void raise_row(const float* from, index_t count, float* into) {
     for_each_vector(count, [&](index_t i, auto some) KVTRIM_INLINED {
         some.store(into + i, max(some.load(from + i), some.load(into + i)));
@@ -185,8 +192,9 @@ inline void softmax(float* row, index_t count) {
     });
 }
 
-inline constexpr row_kernels row_table{
-    dots,       add_absolute, condition_logits, add_over_rows,      add_row,      raise_row, weigh_row,
-    scale_rows, deviations,   fold_bounds,      clear_empty_bounds, corner_bound, softmax};
+inline constexpr row_kernels row_table{dots,         add_absolute, condition_logits, add_over_rows,
+                                       add_row,      add_squares,  raise_row,        weigh_row,
+                                       scale_rows,   deviations,   fold_bounds,      clear_empty_bounds,
+                                       corner_bound, softmax};
 
 } // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

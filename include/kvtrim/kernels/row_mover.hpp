@@ -4,23 +4,19 @@
 
 // Moves rows from scattered places to neighbouring ones, at memory bandwidth.
 //
-// Above streamed_bytes in all, rows are written past the caches (non-temporal stores): nothing is evicted from the caches,
-// and the destination is not read before it is written. Rows are prefetched eight rows ahead. Below streamed_bytes, and for
-// rows that are not whole cache lines, memmove is used. Measured: see bench/NOTES.md.
+// From streamed_bytes in all on, rows of whole cache lines are prefetched eight rows ahead, and written past the caches where
+// the processor can and the destination is aligned (simd/streamed_copy.hpp). All others are moved by memmove.
+// Measured: see bench/NOTES.md.
 
 #include <kvtrim/core/status.hpp>
+#include <kvtrim/simd/prefetch.hpp>
+#include <kvtrim/simd/streamed_copy.hpp>
 
-#include <cstdint>
 #include <cstring>
-#include <span>
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
 
 namespace KVTRIM_NAMESPACE::kernels {
 
-/// From this total on, rows are written past the caches.
+/// From this total on, rows are prefetched and written past the caches.
 inline constexpr index_t streamed_bytes = index_t{4} << 20;
 
 /// Moves rows of one size. They are visible to other threads when the mover is destroyed.
@@ -29,14 +25,12 @@ class row_mover {
     /// Of rows of row_bytes, about `total` bytes in all.
     row_mover(index_t row_bytes, index_t total)
         : bytes_(static_cast<std::size_t>(row_bytes)),
-          streams_(total >= streamed_bytes && row_bytes % 64 == 0) {}
+          streams_(total >= streamed_bytes && bytes_ % line_bytes == 0) {}
     row_mover(const row_mover&) = delete;
     row_mover& operator=(const row_mover&) = delete;
     /// Makes the rows visible to other threads.
     ~row_mover() {
-#if defined(__SSE2__)
-        if (streams_) { _mm_sfence(); }
-#endif
+        if (streams_) { simd::finish_streamed_copies(); }
     }
 
     /// Calls place(i) for the source and the destination {from, to} of each of `count` rows, in order. Rows may overlap as
@@ -51,33 +45,20 @@ class row_mover {
     }
 
   private:
-    static constexpr std::size_t ahead = 8;
+    static constexpr std::size_t ahead = 8, line_bytes = 64;
 
-    void fetch([[maybe_unused]] const void* row) const {
-#if defined(__SSE2__)
-        for (std::size_t i = 0; i < bytes_; i += 64) {
-            _mm_prefetch(static_cast<const char*>(row) + i, _MM_HINT_T0);
+    void fetch(const void* row) const {
+        for (std::size_t i = 0; i < bytes_; i += line_bytes) {
+            simd::prefetch(static_cast<const char*>(row) + i);
         }
-#endif
     }
 
     void move_row(const void* from, void* to) const {
-#if defined(__SSE2__)
-        if (streams_ && reinterpret_cast<std::uintptr_t>(to) % 16 == 0) {
-            const auto* source = static_cast<const __m128i*>(from);
-            auto* target = static_cast<__m128i*>(to);
-            for (std::size_t i = 0; i < bytes_; i += 64, source += 4, target += 4) {
-                const __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
-                const __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
-                _mm_stream_si128(target, a);
-                _mm_stream_si128(target + 1, b);
-                _mm_stream_si128(target + 2, c);
-                _mm_stream_si128(target + 3, d);
-            }
-            return;
+        if (streams_) {
+            simd::streamed_copy(from, to, bytes_);
+        } else {
+            std::memmove(to, from, bytes_);
         }
-#endif
-        std::memmove(to, from, bytes_);
     }
 
     std::size_t bytes_;

@@ -13,11 +13,11 @@
 // exponential is 2^(x log2 e) with relative error 3e-7 for x > -10 and 6e-8 |x| beyond; a weight below e^-75 is exactly 0.
 // The result of a step for a row or a token depends on nothing else in the tile, nor on its address.
 
-#include <kvtrim/kernels/bfmmla_products.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/soon_read.hpp>
 #include <kvtrim/kernels/tile_tokens.hpp>
 #include <kvtrim/kernels/window_kernels_amx.hpp>
+#include <kvtrim/kernels/window_kernels_bfmmla.hpp>
 #include <kvtrim/simd/choose.hpp>
 
 namespace KVTRIM_NAMESPACE::kernels {
@@ -73,27 +73,10 @@ namespace KVTRIM_NAMESPACE::kernels {
 /// not compile them. A template that is not inline, so that a program that links to the compiled kernels compiles none.
 template <class Element = float>
 [[nodiscard]] const window_kernels& window_kernels_of(cpu_level level) {
-#if KVTRIM_HAS_X86
     if constexpr (std::is_same_v<Element, bf16>) {
-        static constexpr window_kernels tiles = [] {
-            window_kernels steps = avx512::window_table;
-            steps.pack_bf16_queries = amx::pack_queries;
-            steps.bf16_logits = amx::logits<simd::amx_tiles>;
-            return steps;
-        }();
-        if (level >= cpu_level::amx) { return tiles; }
+        return KVTRIM_CHOOSE_PRODUCTS(level, amx::with_logits<avx512::window_table>,
+                                      bfmmla::with_logits<neon::window_table>, window_table);
     }
-#elif KVTRIM_HAS_NEON
-    if constexpr (std::is_same_v<Element, bf16>) {
-        static constexpr window_kernels products = [] {
-            window_kernels steps = neon::window_table;
-            steps.pack_bf16_queries = bfmmla::pack_queries;
-            steps.bf16_logits = bfmmla::logits;
-            return steps;
-        }();
-        if (level >= cpu_level::neon_bf16) { return products; }
-    }
-#endif
     return KVTRIM_CHOOSE(level, window_table);
 }
 

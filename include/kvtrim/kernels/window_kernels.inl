@@ -128,14 +128,15 @@ inline void logits(const float* keys, index_t key_stride, index_t tokens, const 
 
 inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float* maximum, float* rescale) {
     for_all_rows<4>(rows, highest_step{tile, tokens, rows, rescale});
-    for_each_vector(rows, [&](index_t r, auto some) KVTRIM_INLINED {
+    for (index_t r = 0; r < rows; r += lanes) {
+        const first_lanes some(std::min(lanes, rows - r));
         const floats old = some.load(maximum + r), found = some.load(rescale + r);
         const floats raised = min(max(found, old), broadcast(largest_logit));
         // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
         const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
         some.store(maximum + r, raised);
         some.store(rescale + r, factor);
-    });
+    }
 }
 
 inline void add_exponentials(const float* tile, index_t tokens, index_t rows, const float* maximum,

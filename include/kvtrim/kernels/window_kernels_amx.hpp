@@ -70,6 +70,15 @@ KVTRIM_TARGET_AMX void logits(const bf16* keys, index_t key_stride, index_t toke
     if (soft_cap > 0) { avx512::cap_logits(out, tokens * rows, {soft_cap}); }
 }
 
+/// The steps of a target's window_kernels, with these products.
+template <const auto& Steps>
+inline constexpr auto with_logits = [] {
+    auto steps = Steps;
+    steps.pack_bf16_queries = pack_queries;
+    steps.bf16_logits = logits<simd::amx_tiles>;
+    return steps;
+}();
+
 } // namespace KVTRIM_NAMESPACE::kernels::amx
 
 #endif // KVTRIM_HAS_X86

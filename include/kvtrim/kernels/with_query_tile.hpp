@@ -20,8 +20,8 @@ decltype(auto) with_float_query_tile(Fn&& fn) {
 /// that for floats.
 template <class Fn>
 decltype(auto) with_bf16_query_tile(Fn&& fn) {
-    return (KVTRIM_CHOOSE_TILES(active_cpu_level(), amx::call_with_query_tile<Fn>,
-                                with_float_query_tile<Fn&>))(fn);
+    return (KVTRIM_CHOOSE_PRODUCTS(active_cpu_level(), amx::call_with_query_tile<Fn>,
+                                   with_float_query_tile<Fn&>, call_with_query_tile<Fn>))(fn);
 }
 
 } // namespace KVTRIM_NAMESPACE::kernels

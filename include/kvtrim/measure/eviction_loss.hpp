@@ -56,7 +56,7 @@ enum class loss_bound : std::uint8_t { measured, skipped };
 
 namespace detail {
 
-// Outputs of one block of query rows, split into what the kept and the evicted tokens contribute.
+// Outputs of one group of query rows, split into what the kept and the evicted tokens contribute.
 template <class Inputs>
 class split_outputs {
   public:
@@ -71,7 +71,7 @@ class split_outputs {
     void run(attention_rows<Inputs>& rows, index_t kv_head, const std::vector<char>& is_kept) {
         for (auto* sums : {&kept_, &evicted_}) { std::fill(sums->begin(), sums->end(), 0.0f); }
         for (auto* sums : {&kept_mass_, &evicted_mass_}) { std::fill(sums->begin(), sums->end(), 0.0); }
-        const index_t count_rows = rows.block_rows();
+        const index_t count_rows = rows.current_rows();
         for (index_t r = 0; r < count_rows; ++r) {
             sink_mass_[static_cast<std::size_t>(r)] = rows.sink_mass(r);
         }
@@ -215,9 +215,9 @@ template <class Inputs>
         workspace scratch = memory.of_bytes(counting.needed_bytes());
         attention_rows rows(in, request, g, 0, 0, scratch);
         for (index_t first = 0; first < rows.rows(); first += kernels::tile_query_rows) {
-            rows.begin_block(first, std::min(kernels::tile_query_rows, rows.rows() - first));
+            rows.begin_row_group(first, std::min(kernels::tile_query_rows, rows.rows() - first));
             outputs.run(rows, g, is_kept);
-            for (index_t r = 0; r < rows.block_rows(); ++r) {
+            for (index_t r = 0; r < rows.current_rows(); ++r) {
                 const index_t flat = g * rows.rows() + first + r; // q_head * queries + query
                 const auto h = static_cast<std::size_t>(flat / queries);
                 const double share = 1.0 / static_cast<double>(queries);

@@ -22,9 +22,9 @@
 //
 // A stage fills its outputs or returns an error with nothing written; it takes scratch only from the workspace,
 // which plan() compares with workspace_bytes() before the first stage runs: that number must cover it.
-// plan() asks inputs and request before any stage, and every budget after each stage that may have written one: what a stage
-// answers cannot make it read or write outside. A stage that shall also be called without plan() asks for itself, as the
-// library's do: validate_scoring(), validate_total(), validate_budgets() (plan/token_scores.hpp).
+// plan() validates inputs, request, and every budget after a stage that may write one, so no stage's answer can make it read or
+// write outside. A stage that is called directly must validate its own inputs, as the library's do: validate_scoring(),
+// validate_total(), validate_budgets() (plan/token_scores.hpp).
 // What a stage must know of the request comes with the scores (score_rows::protected_tokens), never as a field of its own.
 
 #include <kvtrim/cache/layer.hpp>

@@ -63,7 +63,7 @@ template <class Position>
 /// The cache rows that survive, for every KV head. A value: copies are independent.
 class keep_plan {
   public:
-    /// Of both tables.
+    /// The integers of both tables.
     using table_index = std::int32_t;
 
     keep_plan() = default;                       ///< never made

@@ -8,7 +8,7 @@
 //   moves(r)          slot_move {from, to}, in the order of execution; slot = page * page_tokens + token of the page
 //   table()           the new indptr, indices, last_page_len (0 for a row without pages)
 //   freed_pages()     pages that the table owned and no longer names
-//   released_pages()  shared pages that a row no longer names: one reference less for each time they stand here
+//   released_pages()  shared pages that a row no longer names: decrement the page's reference count once per entry
 //   taken_pages()     how many of the free pages that were offered now belong to the table, from the first on
 //   origins(r)        for each slot of a row, in the order of its new table, the cache row whose token it holds now
 //

@@ -13,7 +13,7 @@
 // attended causally, always. So a plan is causal by construction, and a row of all its allowed blocks is dense
 // attention. Blocks are numbered from the first row of the cache, also in a chunk whose earlier keys are cached.
 //
-// An engine may write the rows itself: what reads a plan asks check_invariants() first.
+// An engine may write the rows itself: every call that reads a plan calls check_invariants() first.
 
 #include <kvtrim/core/saturated.hpp>
 
@@ -71,8 +71,8 @@ struct segment_grid {
 };
 
 /// Whether tables can hold a row of all allowed blocks for every (KV head, segment). Returns the grid's own answer,
-/// invalid_parameter for a negative number of heads, or index_overflow (needed: tokens, heads, rows or blocks) beyond 2^31 -
-/// 1.
+/// invalid_parameter for a negative number of heads, or index_overflow (needed: tokens, heads, rows or blocks) beyond
+/// 2^31 - 1.
 [[nodiscard]] inline status valid_table_size(const segment_grid& grid, index_t kv_heads) {
     constexpr index_t limit = std::numeric_limits<std::int32_t>::max();
     if (const status s = grid.validate(); !s.ok()) { return s; }
@@ -90,7 +90,7 @@ struct segment_grid {
 /// The blocks that every (KV head, segment) attends. A value: copies are independent.
 class prune_plan {
   public:
-    /// Of both tables.
+    /// The integers of both tables.
     using table_index = std::int32_t;
 
     prune_plan() = default;                        ///< never made
@@ -121,8 +121,8 @@ class prune_plan {
 
     /// Sizes the tables for `counts` [kv_heads * segments] blocks per row; the rows are then written through writable_row().
     /// Returns the grid's own answer, invalid_parameter (another number of counts, needed: that of rows; a count that is
-    /// negative or above the row's allowed blocks, needed: these) or index_overflow (needed: heads or blocks) beyond 2^31 -
-    /// 1 in total, with the plan unchanged.
+    /// negative or above the row's allowed blocks, needed: these) or index_overflow (needed: heads or blocks) beyond
+    /// 2^31 - 1 in total, with the plan unchanged.
     [[nodiscard]] status reset(const segment_grid& grid, index_t kv_heads, std::span<const index_t> counts) {
         if (const status s = grid.validate(); !s.ok()) { return s; }
         const index_t rows = saturated_product(kv_heads, grid.segments());

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The position of each row of each head, as a CSR table: the positions that keys are rotated to, or shall be rotated to.
+// The position of each row of each head, as a CSR table: the positions that keys are rotated to now, or are to be rotated to.
 //
 //   offsets     [kv_heads + 1]        int32, ascending
 //   positions   [offsets[kv_heads]]   int32, from 0 on; row i of head g has positions[offsets[g] + i]
 //
-// Tables are not trusted: validate() checks them in O(rows), and what takes positions asks it.
+// Tables are not trusted: validate() checks them in O(rows), and every call that takes positions calls it.
 
 #include <kvtrim/plan/keep_plan.hpp>
 

@@ -33,7 +33,7 @@ class score_table {
     [[nodiscard]] std::span<const index_t> offsets() const { return span_of(offsets_); }
     /// [candidates] what ranks the tokens; higher stays.
     [[nodiscard]] std::span<const float> importance() const { return span_of(importance_); }
-    /// What ranks stage one of a two-stage selection; empty where the scorer has one stage.
+    /// What ranks pass one of a selection in two passes; empty where the scorer writes none.
     [[nodiscard]] std::span<const float> attention() const { return span_of(attention_); }
     /// [kv_heads] mean attention on the protected tokens.
     [[nodiscard]] std::span<const float> protected_mass() const { return span_of(protected_mass_); }

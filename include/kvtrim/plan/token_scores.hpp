@@ -7,7 +7,7 @@
 //
 //   offsets           [rows + 1]        row r is [offsets[r], offsets[r + 1]); a row is a KV head
 //   importance        [offsets[rows]]   what ranks the tokens; higher stays
-//   attention         [offsets[rows]]   what ranks stage one of a two-stage selection; empty if there is none
+//   attention         [offsets[rows]]   what ranks pass one of a selection in two passes; empty if there is none
 //   protected_mass    [rows]            mean attention on the protected tokens; 0 where no attention is seen
 //   protected_tokens  [rows]            tokens of the row that always stay and are no candidates; empty: none in any row
 //   kv_heads                            rows of each layer where there are many; 0: one layer
@@ -68,7 +68,7 @@ struct token_scores {
     std::span<const index_t> offsets;
     /// [offsets[rows]] what ranks the tokens; higher stays.
     std::span<float> importance;
-    /// [offsets[rows]] what ranks stage one of a two-stage selection; empty: there is none.
+    /// [offsets[rows]] what ranks pass one of a selection in two passes; empty: there is none.
     std::span<float> attention = {};
     /// [rows] mean attention on the protected tokens; may be empty.
     std::span<float> protected_mass = {};
@@ -85,7 +85,7 @@ struct token_scores {
     [[nodiscard]] score_rows importance_rows() const {
         return {offsets, importance, protected_tokens, kv_heads};
     }
-    /// What ranks stage one: attention where the scorer writes it, else importance.
+    /// What ranks pass one: attention where the scorer writes it, else importance.
     [[nodiscard]] score_rows attention_rows() const {
         return {offsets, attention.empty() ? importance : attention, protected_tokens, kv_heads};
     }
@@ -113,8 +113,8 @@ struct token_scores {
     return {};
 }
 
-/// Whether these are rows for the candidates of a layer's heads under this protection, from offset 0 on: a scorer that is
-/// called directly asks this of its output. Returns the inputs' own answer, invalid_parameter or invalid_table. O(kv_heads).
+/// Checks that these are rows for the candidates of a layer's heads under this protection, from offset 0 on; for the output of a
+/// scorer that is called directly. Returns the inputs' own answer, invalid_parameter or invalid_table. O(kv_heads).
 template <class Inputs>
 [[nodiscard]] status validate_candidates(const Inputs& in, const protection& protect,
                                          const score_rows& scores) {
@@ -142,9 +142,9 @@ template <class Scorer, class Inputs, class Executor>
     return 0;
 }
 
-/// What a scorer asks first, so that it may also be called without a policy: whether all that it reads is valid, and all
-/// that it writes has room and lies apart from what is read. Returns what validate_candidates(), check_outputs() or the
-/// scorer's own validate() says, or invalid_parameter. O(kv_heads), of paged rows O(pages).
+/// What a scorer checks first, so that it can also be called without a policy: everything that it reads is valid, and
+/// everything that it writes has room and lies apart from what is read. Returns what validate_candidates(), check_outputs() or
+/// the scorer's own validate() says, or invalid_parameter. O(kv_heads), of paged rows O(pages).
 template <class Scorer, class Inputs>
 [[nodiscard]] status validate_scoring(const Scorer& scorer, const Inputs& in, const eviction_request& request,
                                       const token_scores& out) {
@@ -168,7 +168,7 @@ template <class Scorer, class Inputs>
     return {};
 }
 
-/// The same of a scorer that takes scratch: it holds what the scorer needs at least. Returns workspace_too_small, too.
+/// The same for a scorer that takes scratch. Returns also workspace_too_small (needed: bytes).
 template <class Scorer, class Inputs>
 [[nodiscard]] status validate_scoring(const Scorer& scorer, const Inputs& in, const eviction_request& request,
                                       const token_scores& out, const workspace& scratch) {
@@ -177,7 +177,7 @@ template <class Scorer, class Inputs>
     return scratch.holds(bytes) ? status{} : scratch.too_small(bytes);
 }
 
-/// What every allocator asks first, so that an engine may call it directly: `total` is at most the number of candidates, and
+/// What every allocator checks first, so that an engine can call it directly: `total` is at most the number of candidates, and
 /// each row has a budget, in memory apart from the scores. Returns invalid_table, invalid_parameter or views_overlap.
 /// O(rows).
 [[nodiscard]] inline status validate_total(const score_rows& scores, index_t total,
@@ -194,7 +194,7 @@ template <class Scorer, class Inputs>
                          scores.protected_tokens);
 }
 
-/// What selection asks of budgets, from an allocator or from an engine: one per row, at most the row's candidates.
+/// Checks budgets before selection, whether an allocator or an engine wrote them: one per row, at most the row's candidates.
 /// Returns invalid_table or invalid_parameter. O(rows).
 [[nodiscard]] inline status validate_budgets(const score_rows& scores, std::span<const index_t> budgets) {
     if (const status s = validate(scores); !s.ok()) { return s; }

@@ -6,13 +6,13 @@
 // norm.
 //
 //   criticalkv      the same budget for each KV head
-//   ada_criticalkv  budgets from Ada-KV on the attention scores, then the two stages inside each head
+//   ada_criticalkv  budgets from Ada-KV on the attention scores, then the two passes inside each head
 //
 // Needs values, queries and W_O [q_heads, head_dim, hidden] or its Gram view
 // (score/projected_value_norms.hpp). Source: CriticalKV, arXiv:2502.03805, Alg. 1; checked against
 // kvpress@8bb29b9 criticalkv_press.py through the golden vectors.
-// Departures: stage one is a mark, not a large score; the window is protected, not scored; budgets belong to one
-// sequence; stage one takes its share of the head's own rounded budget.
+// Departures: pass one is a mark, not a large score; the window is protected, not scored; budgets belong to one
+// sequence; pass one takes its share of the head's own rounded budget.
 
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/rerank/two_stage.hpp>

@@ -22,19 +22,21 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// The authors' estimate, the same budget for each KV head.
+/// CritiPrefill, arXiv:2409.12490: the same budget of blocks for each KV head. Needs the prompt's queries and keys.
 [[nodiscard]] constexpr auto critiprefill(const pruning_options& options = {}) {
     return block_pruner<mid_query, uniform>{.options = options};
 }
 
-/// Quest's bound as the estimate.
+/// The same budget of blocks for each KV head, ranked by Quest's bound. Needs the prompt's queries and keys.
 [[nodiscard]] constexpr auto critiprefill_bound(const pruning_options& options = {}) {
     return block_pruner<corner_query, uniform>{.options = options};
 }
 
-/// The authors' estimate, blocks dealt out over the KV heads by Ada-KV.
-[[nodiscard]] constexpr auto ada_critiprefill(const pruning_options& options = {}) {
-    return block_pruner<mid_query, adaptive>{.options = options};
+/// KV heads compete for the blocks of a segment. Any allocator. Needs the prompt's queries and keys.
+template <class Allocator = adaptive>
+[[nodiscard]] constexpr auto ada_critiprefill(const pruning_options& options = {},
+                                              const Allocator& allocator = {}) {
+    return block_pruner<mid_query, Allocator>{.options = options, .allocator = allocator};
 }
 
 } // namespace KVTRIM_NAMESPACE

@@ -12,7 +12,7 @@
 //   D1  attention on the window is the window's own, per KV head, not that of the tokens before it
 //   D2  the cumulative mass is compared in units of the whole attention
 //   D3  the token that crosses the threshold counts
-//   D4  the limit of stage one is the head's even share of the budget after the window
+//   D4  the limit of pass one is the head's even share of the budget after the window
 //   D5  a limit below zero is zero (there: nearly every token is forced)
 //   D6  norms are normalised over the tokens of a head, not over the heads of a token
 //   D7  forced tokens and the window outrank every score; they tie with nothing
@@ -20,7 +20,7 @@
 //   D9  the mass on the window is always known: attention is computed here
 //   D10 ragged caches can be cut again (cache/ragged.hpp)
 //
-// One default is ours: stage one takes at most half of the even budget (CriticalKV's share). With the authors'
+// One default is ours: pass one takes at most half of the even budget (CriticalKV's share). With the authors'
 // rule it takes nearly all of it wherever 90 % of the mass need more tokens than the budget, and little is left
 // for the defensive score to decide. On running text of SmolLM2 no limit is a little better, on the demo's model it
 // loses answers, most of all freqword's (docs/quality.md, Defaults; docs/demo-results.md): first_at_most = 1.
@@ -37,9 +37,9 @@ namespace KVTRIM_NAMESPACE {
 /// Settings of defensivekv().
 struct defensivekv_config {
     worst_case_attention attention = {};     ///< kernel 5, floor at the mean
-    norm_scope scope = norm_scope::per_head; ///< how value norms are normalised
-    double attention_mass = 0.9;             ///< threshold of stage one; reference 0.9
-    double first_at_most = 0.5;              ///< cap on stage one, as a share of the even budget; reference 1
+    norm_scope scope = norm_scope::per_head; ///< how projected value norms are normalised
+    double attention_mass = 0.9;             ///< threshold of pass one; reference 0.9
+    double first_at_most = 0.5;              ///< cap on pass one, as a share of the even budget; reference 1
     double safeguard_ratio = 0.0;            ///< tokens of every head that do not compete; reference none
 };
 

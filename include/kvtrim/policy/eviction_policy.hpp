@@ -12,7 +12,6 @@
 // Memory: workspace_bytes() bytes of the caller's, and the tables of the plan; nothing else is allocated.
 // Determinism: equal inputs give equal plans, for any executor.
 
-#include <kvtrim/plan/score_table.hpp>
 #include <kvtrim/policy/run_pipeline.hpp>
 
 #include <utility>
@@ -34,7 +33,7 @@ class eviction_policy {
         "uniform allocator (chunks of heads that compete: chunked_per_head); see rerank/shared.hpp");
 
   public:
-    [[no_unique_address]] Scorer scorer = {};       ///< the inner scorer
+    [[no_unique_address]] Scorer scorer = {};       ///< scores the candidates
     [[no_unique_address]] Allocator allocator = {}; ///< deals the budget out over the KV heads
     [[no_unique_address]] Reranker reranker = {};   ///< rewrites importance before selection
 
@@ -44,16 +43,17 @@ class eviction_policy {
         return detail::validate_pipeline(*this, one(in), request);
     }
 
-    /// Bytes of workspace that plan() needs for these inputs; 0 for inputs it refuses. They are enough for any executor;
-    /// those for the executor at hand let it work at its full width.
+    /// Bytes of workspace that plan() needs for these inputs; 0 for inputs it refuses. Bytes for a serial executor are enough;
+    /// bytes for `ex` let all its workers run.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
         return validate(in, request).ok() ? detail::pipeline_bytes(*this, one(in), request, ex) : 0;
     }
 
-    /// Makes the plan for one layer. `scratch` holds at least workspace_bytes(in, request), or nothing is scored and
-    /// the answer names them.
+    /// Makes the plan for one layer. Returns what validate() says, workspace_too_small (needed: workspace_bytes),
+    /// invalid_parameter for an output that a ragged view of the inputs reads, index_overflow (needed: tokens), or what a stage
+    /// answers; with out unchanged.
     template <class Inputs, class Executor = serial_executor, class Observer = no_observer>
     [[nodiscard]] status plan(const Inputs& in, const eviction_request& request, keep_plan& out,
                               workspace& scratch, Executor&& ex = {}, Observer&& observer = {}) const {
@@ -69,28 +69,30 @@ class eviction_policy {
         return plan(in, request, out, scratch, ex, observer);
     }
 
+    /// Bytes of workspace that score() needs for these inputs; 0 for inputs it refuses. Bytes for a
+    /// serial executor are enough; bytes for `ex` let all its workers run.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] index_t score_bytes(const Inputs& in, const eviction_request& request,
+                                      const Executor& ex = {}) const {
+        return detail::score_tables_bytes(*this, one(in), request, ex);
+    }
+
     /// The scores alone, for engines that fold them or select by themselves: of every candidate of the layer, as the scorer
-    /// gives them. request.budget is not read. Returns what the policy says of inputs that it refuses, with the table as it
-    /// was.
+    /// gives them. request.budget is not read. Returns what validate() says of inputs that no budget can repair,
+    /// workspace_too_small (needed: score_bytes), or what the scorer answers; with the table as it was.
+    template <class Inputs, class Executor = serial_executor>
+    [[nodiscard]] status score(const Inputs& in, const eviction_request& request, score_table& out,
+                               workspace& scratch, Executor&& ex = {}) const {
+        expect_stages<Inputs, Executor>();
+        return detail::score_tables(*this, one(in), request, std::span(&out, 1), scratch, ex);
+    }
+
+    /// The same with a workspace that grows on first use and then stays.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, score_table& out,
                                growing_workspace& memory, Executor&& ex = {}) const {
-        expect_stages<Inputs, Executor>();
-        eviction_request scored = request;
-        scored.budget = over_all_heads(std::numeric_limits<index_t>::max());
-        if (const status s = validate(in, scored); !s.ok()) { return s; }
-        const index_t candidates = count_lengths(in, request.protect).candidates();
-        workspace counting = workspace::counting();
-        static_cast<void>(detail::tables_of<eviction_policy>(1, in.kv_heads(), candidates, counting));
-        static_cast<void>(counting.take<std::byte>(scoring_bytes(scorer, in, request, ex)));
-        workspace scratch = memory.of_bytes(counting.needed_bytes());
-        const detail::tables_of<eviction_policy> t(1, in.kv_heads(), candidates, scratch);
-        t.begin(one(in), request.protect);
-        if (candidates > 0) {
-            if (const status s = scorer.score(in, request, t.all(), scratch, ex); !s.ok()) { return s; }
-        }
-        out.assign(t.all());
-        return {};
+        workspace scratch = memory.of_bytes(score_bytes(in, request, ex));
+        return score(in, request, out, scratch, ex);
     }
 
   private:

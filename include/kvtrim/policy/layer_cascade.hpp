@@ -61,7 +61,7 @@ class layer_cascade {
     [[nodiscard]] status validate() const { return validity_; }
 
     [[nodiscard]] index_t layers() const { return std::ssize(layer_begin_) - 1; } ///< pushed so far
-    /// Of a layer.
+    /// Rows of a layer; the layer is not checked, here and below.
     [[nodiscard]] index_t rows(index_t layer) const { return begin_of(layer + 1) - begin_of(layer); }
     /// Candidates held in all rows; at most total after each push.
     [[nodiscard]] index_t held_tokens() const { return competing_ + safeguarded_; }
@@ -156,7 +156,7 @@ class layer_cascade {
         return layer_begin_[static_cast<std::size_t>(layer)];
     }
 
-    // The row's safeguarded tokens are kept whatever follows, all others enter their buckets.
+    // The row's safeguarded tokens are kept, whatever layers follow. The others are put into buckets by score.
     void add_row(std::span<float> scores) {
         const auto row = static_cast<column_index>(kept_.size());
         std::vector<column_index>& kept = kept_.emplace_back();
@@ -248,7 +248,7 @@ class layer_cascade {
         std::inplace_merge(evicted.begin(), evicted.begin() + earlier, evicted.end());
     }
 
-    // Cache rows before the push of what is kept: the merge of kept and evicted columns numbers them.
+    // Row numbers before the push: position in the merge of kept and evicted columns.
     static void write_row(std::span<const column_index> kept, std::span<const column_index> evicted,
                           index_t prefix, std::span<column_index> out) {
         std::size_t i = 0;

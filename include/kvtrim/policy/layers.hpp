@@ -32,25 +32,25 @@ namespace KVTRIM_NAMESPACE {
 
 inline constexpr double layer_safeguard_ratio = 0.7; ///< share of an even budget that is safe in every row
 
-/// SnapKV's scores; all (layer, KV head) rows compete.
+/// Ada-KV, arXiv:2407.11550, over layers: SnapKV's scores; all (layer, KV head) rows compete. Needs queries.
 [[nodiscard]] constexpr auto layer_ada_snapkv(const mean_attention& aggregator = {},
                                               double safeguard_ratio = layer_safeguard_ratio) {
     return layer_wise{ada_snapkv(aggregator, adaptive{.safeguard_ratio = safeguard_ratio})};
 }
 
-/// DefensiveKV's scores; all (layer, KV head) rows compete.
+/// Layer-DefensiveKV, arXiv:2510.13334: all (layer, KV head) rows compete. Needs values, queries and W_O or its Gram view.
 [[nodiscard]] constexpr auto layer_defensivekv(defensivekv_config c = {
                                                    .safeguard_ratio = layer_safeguard_ratio}) {
     return layer_wise{defensivekv(c)};
 }
 
-/// PyramidKV, arXiv:2406.02069: SnapKV's scores, budgets that fall from the first layer to the last.
+/// PyramidKV, arXiv:2406.02069: SnapKV's scores; budgets that fall from the first layer to the last. Needs queries.
 [[nodiscard]] constexpr auto pyramidkv(const mean_attention& aggregator = {},
                                        const pyramid_shares& shares = {}) {
     return layer_wise{eviction_policy{window_attention{aggregator}, shares, by_importance{}}};
 }
 
-/// CAKE, arXiv:2503.12491. shares [layers] are read when the policy plans, and must live until then.
+/// CAKE, arXiv:2503.12491. Needs queries. shares [layers] are read when the policy plans, and must live until then.
 [[nodiscard]] constexpr auto cake(std::span<const double> shares,
                                   const mean_variance_attention& aggregator = {}) {
     return layer_wise{eviction_policy{window_attention{aggregator}, layer_shares{shares}, by_importance{}}};

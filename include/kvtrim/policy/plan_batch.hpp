@@ -126,9 +126,10 @@ template <class BytesOf, class Executor>
     return counting.needed_bytes();
 }
 
-// Whether sequences that run at the same time would write one plan, or one would write what another reads. plans_of(i) is
-// what sequence i writes, reads(i, plan) whether it reads that. A sequence that reads a plan of its own is what its policy
-// refuses. order [sequences] is scratch. O(sequences * log(sequences)), and sequences * plans where inputs can read plans.
+// Checks that no two sequences write the same plan and none reads a plan that another writes; they run at the same time.
+// plans_of(i): the plans that sequence i writes. reads(i, plan): whether it reads this one. A sequence that reads a plan of its
+// own is refused by its policy. order [sequences] is scratch. O(sequences * log(sequences)), and sequences * plans where inputs
+// can read plans.
 template <class PlansOf, class Reads>
 [[nodiscard]] status check_sequences(std::span<sized_sequence> order, PlansOf&& plans_of, Reads&& reads) {
     const auto begin_of = [&](const sized_sequence& s) { return plans_of(s.sequence).data(); };
@@ -187,15 +188,14 @@ template <class BytesOf, class Plan, class PlansOf, class Reads, class Executor>
 
 } // namespace detail
 
-/// Bytes of workspace for plan_batch at the full width of this executor; those for one worker are enough. 0 where it has not one
-/// request per sequence.
+/// Bytes of workspace for plan_batch() at the full width of this executor; those for one worker are enough.
 template <class Executor = serial_executor>
 [[nodiscard]] index_t plan_batch_bytes(std::span<const batch_item> items, const Executor& ex = {}) {
     return detail::batch_bytes(
         std::ssize(items), [&](index_t i) { return items[static_cast<std::size_t>(i)].workspace_bytes(); },
         ex);
 }
-/// The same for sequences of one kind.
+/// The same for sequences of one kind; 0 unless there is one request per sequence.
 template <class Policy, class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t plan_batch_bytes(const Policy& policy, std::span<const Inputs> inputs,
                                        std::span<const eviction_request> requests, const Executor& ex = {}) {

@@ -7,8 +7,8 @@
 //   replay          the rows of a layer's heads compete for its budget                   2505.23416, non-uniform
 //   layer_replay    the rows of all (layer, KV head) compete for the model's             2505.23416, as published
 //   replay_uniform  every head keeps the best of its own                                 2505.23416, uniform
-//   layer_afar      no replay: what the prompt's own queries want from afar (replay_scores::add_own), all rows compete
-//   profiled        the same inside each row; how many tokens a row keeps is the model's (allocate/row_profile.hpp)
+//   layer_afar      no replay: attention of the prompt's queries to tokens at least `nearest` before them, all rows compete
+//   profiled        the same inside each row; the number of tokens per row comes from the model's table
 //   dropkv          no replay: what the newest queries' outputs lose, one layer          kvpress, pull request 285
 //   layer_dropkv    the same, the rows of all (layer, KV head) compete
 //
@@ -42,15 +42,15 @@ namespace KVTRIM_NAMESPACE {
     return eviction_policy{replayed{}, uniform{}, by_importance{}};
 }
 
-/// What the prompt's own queries want from afar; the rows of all (layer, KV head) compete. nearest, in tokens: that of
-/// replay_scores::add_own(). Sums of squares are meant (token_loss::output_square_sum), with W_O divided by the length of the
+/// By attention of the prompt's own queries to tokens at least `nearest` before them (replay_scores::add_own()); the rows of all
+/// (layer, KV head) compete. Sums of squares are meant (token_loss::output_square_sum), with W_O divided by the length of the
 /// residual stream. safeguard_ratio as above.
 [[nodiscard]] constexpr auto layer_afar(index_t nearest = 64, double safeguard_ratio = 0.0) {
     return layer_wise{
         eviction_policy{replayed{nearest}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}}};
 }
 
-/// The same inside each row; how many tokens a row keeps is what the table says of the model (allocate/row_profile.hpp).
+/// The same inside each row; the number of tokens per row comes from the model's table (allocate/row_profile.hpp).
 /// budgets: of a row_profile over all (layer, KV head) rows, which must outlive the policy. nearest as above.
 [[nodiscard]] constexpr auto profiled(const profiled_budgets& budgets, index_t nearest = 64) {
     return layer_wise{eviction_policy{replayed{nearest}, budgets, by_importance{}}};

@@ -16,9 +16,7 @@
 // tokens alone, whatever its scorer says of the window. Errors leave every plan as it was.
 // Memory: the scores of all layers, tables of 6 numbers a row, and the scratch of the largest stage.
 
-#include <kvtrim/core/any_index.hpp>
-#include <kvtrim/plan/candidate_rows.hpp>
-#include <kvtrim/plan/concepts.hpp>
+#include <kvtrim/policy/score_layers.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -43,16 +41,6 @@ struct no_observer {
 
 namespace detail {
 
-template <class Inputs>
-[[nodiscard]] index_t kv_heads_of(std::span<const Inputs> layers) {
-    return layers.empty() ? 0 : layers.front().kv_heads();
-}
-
-template <class Stage>
-[[nodiscard]] status validate_stage(const Stage& stage) {
-    if constexpr (requires { stage.validate(); }) { return stage.validate(); }
-    return {};
-}
 template <class Stage>
 [[nodiscard]] index_t stage_bytes(const Stage& stage, index_t rows, index_t candidates) {
     if constexpr (requires { stage.workspace_bytes(rows, candidates); }) {
@@ -69,16 +57,6 @@ template <class Policy>
         return total == std::numeric_limits<index_t>::max(); // keeping_all()
     }
     return total >= tokens;
-}
-
-// What the scorer says of a layer that has something to score.
-template <class Policy, class Inputs>
-[[nodiscard]] status validate_scorer(const Policy& policy, const Inputs& in,
-                                     const eviction_request& request) {
-    if constexpr (requires { policy.scorer.validate(in, request); }) {
-        return policy.scorer.validate(in, request);
-    }
-    return {};
 }
 
 // What a budget of `total` tokens means to caches of these lengths, all together.
@@ -98,118 +76,49 @@ template <class Policy, class Inputs>
 template <class Policy, class Inputs>
 [[nodiscard]] status validate_pipeline(const Policy& policy, std::span<const Inputs> layers,
                                        const eviction_request& request) {
-    const protection& p = request.protect;
-    if (const status s = valid_protection(p); !s.ok()) { return s; }
-    for (const status s : {validate_stage(policy.allocator), validate_stage(policy.reranker)}) {
-        if (!s.ok()) { return s; }
-    }
-    const index_t heads = kv_heads_of(layers);
-    for (const Inputs& in : layers) {
-        if (const status s = in.validate(); !s.ok()) { return s; }
-        if (in.kv_heads() != heads) {
-            return {errc::rows_differ, "all layers must have the same kv_heads", heads};
-        }
-    }
-    const cache_lengths all = count_lengths(layers, p);
-    if (all.longest > std::numeric_limits<keep_plan::table_index>::max()) {
-        return {errc::index_overflow, "a plan addresses at most 2^31 - 1 tokens per head", all.longest};
-    }
-    const index_t total = request.budget.total(heads, std::ssize(layers));
+    if (const status s = validate_layers(policy, layers, request.protect); !s.ok()) { return s; }
+    const cache_lengths all = count_lengths(layers, request.protect);
+    const index_t total = request.budget.total(kv_heads_of(layers), std::ssize(layers));
     if (const status s = validate_budget(request, all, total); !s.ok()) { return s; }
-    for (const Inputs& in : layers) {
-        // A layer that is not scored may be shorter than the window; all other errors are returned.
-        const bool unscored =
-            keeps_whole<Policy>(total, all.tokens) || count_lengths(in, p).candidates() == 0;
-        const status s = validate_scorer(policy, in, request);
-        if (!s.ok() && !(unscored && s.code() == errc::window_exceeds_tokens)) { return s; }
-    }
-    return {};
+    return validate_scorers(policy, layers, request, keeps_whole<Policy>(total, all.tokens));
 }
 
-// Scores and budgets of the rows of all layers.
-template <bool WritesAttention>
-struct pipeline_tables {
-    std::span<index_t> offsets;          // [rows + 1]
-    std::span<float> importance;         // [candidates]
-    std::span<float> attention;          // [candidates] if the scorer has two stages
-    std::span<float> protected_mass;     // [rows]
-    std::span<index_t> protected_tokens; // [rows]
-    std::span<index_t> budgets;          // [rows]
-    std::span<index_t> counts;           // [kv_heads]
-    std::span<index_t> own_offsets;      // [kv_heads + 1] of one layer, from 0
-    std::size_t heads;
-
-    pipeline_tables(index_t layers, index_t kv_heads, index_t candidates, workspace& scratch)
-        : offsets(scratch.take<index_t>(layers * kv_heads + 1)), importance(scratch.take<float>(candidates)),
-          attention(scratch.take<float>(WritesAttention ? candidates : 0)),
-          protected_mass(scratch.take<float>(layers * kv_heads)),
-          protected_tokens(scratch.take<index_t>(layers * kv_heads)),
-          budgets(scratch.take<index_t>(layers * kv_heads)), counts(scratch.take<index_t>(kv_heads)),
-          own_offsets(scratch.take<index_t>(kv_heads + 1)), heads(static_cast<std::size_t>(kv_heads)) {}
-
-    template <class Inputs>
-    void begin(std::span<const Inputs> layers, const protection& protect) const {
-        offsets[0] = 0;
-        for (std::size_t l = 0; l < layers.size(); ++l) {
-            fill_candidate_offsets(layers[l], protect, offsets.subspan(l * heads, heads + 1),
-                                   protected_tokens.subspan(l * heads, heads));
-        }
-        std::fill(protected_mass.begin(), protected_mass.end(), 0.0f);
-        std::fill(budgets.begin(), budgets.end(), index_t{-1}); // -1 is refused if it stays
+// Bytes of the reranker's scratch for the layer that needs most.
+template <class Policy, class Inputs>
+[[nodiscard]] index_t reranking_bytes(const Policy& policy, std::span<const Inputs> layers,
+                                      const protection& protect) {
+    index_t most = 0;
+    for (const Inputs& in : layers) {
+        const index_t candidates = count_lengths(in, protect).candidates();
+        if (candidates == 0) { continue; }
+        most = std::max(most, stage_bytes(policy.reranker, in.kv_heads(), candidates));
     }
+    return most;
+}
 
-    [[nodiscard]] token_scores all() const {
-        return {offsets,        importance,       attention,
-                protected_mass, protected_tokens, static_cast<index_t>(heads)};
-    }
-    // The rows of one layer, with offsets from 0; valid until the next call.
-    [[nodiscard]] token_scores layer(std::size_t l) const {
-        const auto begins = offsets.subspan(l * heads, heads + 1);
-        for (std::size_t g = 0; g <= heads; ++g) { own_offsets[g] = begins[g] - begins[0]; }
-        const auto first = static_cast<std::size_t>(begins[0]);
-        const auto count = static_cast<std::size_t>(own_offsets.back());
-        return {own_offsets, importance.subspan(first, count),
-                WritesAttention ? attention.subspan(first, count) : std::span<float>{},
-                protected_mass.subspan(l * heads, heads), protected_tokens.subspan(l * heads, heads)};
-    }
-    [[nodiscard]] std::span<index_t> layer_budgets(std::size_t l) const {
-        return budgets.subspan(l * heads, heads);
-    }
-};
-
-template <class Policy>
-using tables_of = pipeline_tables<decltype(Policy::scorer)::writes_attention>;
-
-// Bytes of workspace, by a run over a counting workspace, which reads no tensor. Requires inputs that validate_pipeline
-// accepts.
+// Bytes of workspace for run_pipeline(). Requires inputs that validate_pipeline() accepts.
 template <class Policy, class Inputs, class Executor>
 [[nodiscard]] index_t pipeline_bytes(const Policy& policy, std::span<const Inputs> layers,
                                      const eviction_request& request, const Executor& ex) {
     const index_t heads = kv_heads_of(layers);
     const cache_lengths all = count_lengths(layers, request.protect);
-    const index_t total = request.budget.total(heads, std::ssize(layers));
-    workspace counting = workspace::counting();
-    if (keeps_whole<Policy>(total, all.tokens)) {
+    if (keeps_whole<Policy>(request.budget.total(heads, std::ssize(layers)), all.tokens)) {
+        workspace counting = workspace::counting();
         static_cast<void>(counting.take<index_t>(heads));
         return counting.needed_bytes();
     }
-    static_cast<void>(tables_of<Policy>(std::ssize(layers), heads, all.candidates(), counting));
-    index_t stage = stage_bytes(policy.allocator, std::ssize(layers) * heads, all.candidates());
-    for (const Inputs& in : layers) {
-        const index_t own = count_lengths(in, request.protect).candidates();
-        if (own == 0) { continue; }
-        stage = std::max(stage, scoring_bytes(policy.scorer, in, request, ex));
-        stage = std::max(stage, stage_bytes(policy.reranker, heads, own));
-    }
-    static_cast<void>(counting.take<std::byte>(stage));
-    return counting.needed_bytes();
+    const index_t allocating = stage_bytes(policy.allocator, std::ssize(layers) * heads, all.candidates());
+    return score_layers_bytes(policy, layers, request, ex,
+                              std::max(allocating, reranking_bytes(policy, layers, request.protect)));
 }
 
-// Runs the reranker's before_allocation() on a layer's scores. total: candidates that stay in a layer on average.
+// Runs the reranker's before_allocation() on a layer's scores. even_share: candidates that stay in a layer on average, of
+// which a short layer can keep its own at most.
 template <class Policy>
-[[nodiscard]] status before_allocation(const Policy& policy, const token_scores& scores, index_t total,
+[[nodiscard]] status before_allocation(const Policy& policy, const token_scores& scores, index_t even_share,
                                        workspace& scratch) {
-    if constexpr (requires { policy.reranker.before_allocation(scores, total, scratch); }) {
+    if constexpr (requires { policy.reranker.before_allocation(scores, even_share, scratch); }) {
+        const index_t total = std::min(even_share, scores.importance_rows().candidates());
         return policy.reranker.before_allocation(scores, total, scratch);
     }
     return {};
@@ -241,13 +150,8 @@ template <class Policy, class Inputs, class Executor, class Observer>
         return plan_everything(layers, scratch.take<index_t>(heads), out);
     }
     const tables_of<Policy> t(std::ssize(layers), heads, all.candidates(), scratch);
-    t.begin(layers, request.protect);
     const index_t kept = std::min(total, all.tokens) - all.protected_tokens;
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-        const token_scores own = t.layer(l);
-        if (own.importance.empty()) { continue; }
-        if (const status s = policy.scorer.score(layers[l], request, own, scratch, ex); !s.ok()) { return s; }
-    }
+    if (const status s = score_layers(policy, layers, request, t, scratch, ex); !s.ok()) { return s; }
     const token_scores scores = t.all();
     observer(plan_progress{plan_stage::scored, scores, {}});
 

@@ -53,7 +53,8 @@ class block_pruner {
     [[no_unique_address]] Estimator estimator = {}; ///< see prefill/block_estimator.hpp
     [[no_unique_address]] Allocator allocator = {}; ///< deals blocks out over KV heads
 
-    /// Everything plan() checks before it computes: what the views and the stages say, and valid_pruning().
+    /// Everything that plan() checks before it computes. Returns what the views or the stages say, or valid_pruning():
+    /// invalid_parameter, heads_not_divisible, budget_zero, budget_below_protection or index_overflow.
     template <class Queries, class Keys>
     [[nodiscard]] status validate(const Queries& queries, const Keys& keys,
                                   const prefill_chunk& chunk) const {
@@ -83,9 +84,9 @@ class block_pruner {
         return counting.needed_bytes();
     }
 
-    /// Plans one layer of a chunk. `state` is the request's own; `scratch` holds workspace_bytes() bytes.
-    /// On an error the plan and the state are as they were, with one exception: where an allocator refuses a segment or
-    /// answers impossible budgets, the state is reset (layer_fusion::reset).
+    /// Plans one layer of a chunk. `state` is the request's own. Returns what validate() says, workspace_too_small (needed:
+    /// workspace_bytes), what the allocator answers, or invalid_parameter for impossible budgets of an allocator. The plan is then
+    /// as it was, and so is the state, unless an allocator is the reason: then it is reset (layer_fusion::reset).
     template <class Queries, class Keys, class Executor = serial_executor>
     [[nodiscard]] status plan(const Queries& queries, const Keys& keys, const prefill_chunk& chunk,
                               layer_fusion& state, prune_plan& out, workspace& scratch,

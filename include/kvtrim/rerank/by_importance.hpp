@@ -8,7 +8,7 @@
 // rewrites the importance (or the budgets) beforehand, and may do so at two moments:
 //
 //   before_allocation(scores, total, workspace)      e.g. tokens that outrank all others in every row
-//   before_selection(scores, budgets, workspace)     e.g. a first stage that takes half of each budget
+//   before_selection(scores, budgets, workspace)     e.g. takes half of each budget by attention
 //   allocate_by_attention                            whether allocators see attention instead of importance
 //
 // A token that must stay gets importance +infinity, which no finite score and no norm can outrank. by_importance

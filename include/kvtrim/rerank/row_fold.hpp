@@ -6,10 +6,12 @@
 // that those of all heads and layers never have to be in memory together.
 //
 //   sum, maximum   of the rows' scores
+//   squares        the sum of x |x|: a row in which a column stands out counts for more than many in which it does not
 //   votes          +infinity for the chosen columns, the votes for the others; chosen are the `budget` first by
 //                  number of rows whose own best `budget` hold the column, then sum of scores, then lower index
 //
-// Numerics: sums in float, those of votes in double. A NaN sum ranks last (among equal votes); maximum ignores NaN.
+// Numerics: sums in float, those of votes in double. A NaN sum ranks last (among equal votes); maximum ignores NaN; squares of scores
+// above 1e19 are infinite.
 // Cost: one read of each row; votes: a top-k per row, and a partial sort at the end. Workspace: a float per
 // column; votes: 20 bytes per column.
 
@@ -25,8 +27,8 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// How rows are folded into one: their sum, their maximum, or the votes of their best columns.
-enum class head_reduction : std::uint8_t { sum, maximum, votes };
+/// How rows are folded into one: their sum, their maximum, the votes of their best columns, or the sum of their squares.
+enum class head_reduction : std::uint8_t { sum, maximum, votes, squares };
 
 /// Folds rows of scores one by one: begin(), add() for each row, finish().
 class row_fold {
@@ -55,7 +57,9 @@ class row_fold {
             for_each_above(row, cut, [&](index_t c) { folded_[static_cast<std::size_t>(c)] += 1.0f; });
             return;
         }
-        const auto fold = reduction_ == head_reduction::maximum ? steps.raise_row : steps.add_row;
+        const auto fold = reduction_ == head_reduction::maximum   ? steps.raise_row
+                          : reduction_ == head_reduction::squares ? steps.add_squares
+                                                                  : steps.add_row;
         fold(row.data(), std::ssize(row), folded_.data());
     }
 

@@ -2,21 +2,21 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Two-stage rerankers: first the most attended tokens, then the rest of the budget by importance.
+// Two-pass rerankers: first the most attended tokens, then the rest of the budget by importance.
 //
-//   two_stage          stage one takes a share of each row's budget by attention        (CriticalKV)
-//   two_stage_by_mass  stage one takes tokens until they and the protected ones hold a given share of the
+//   two_stage          pass one takes a share of each row's budget by attention        (CriticalKV)
+//   two_stage_by_mass  pass one takes tokens until they and the protected ones hold a given share of the
 //                      attention, before rows compete                                    (DefensiveKV)
 //
 // Source: CriticalKV, arXiv:2502.03805, Alg. 1 (first share 0.5); kvpress@8bb29b9 criticalkv_press.py.
 // DefensiveKV, arXiv:2510.13334; FFY0/DefensiveKV@9251b95 efficient_defensivekv_press.py (threshold 0.9).
 // Rounding of a share: kvpress takes int(budget * first_ratio), one token short wherever the product in doubles falls
 // below the whole number that it stands for (100 x 0.29: 28); exact gives that number, truncated what kvpress gives.
-// Departures: stage one is a mark that no norm can change (the references multiply a sentinel by the norm: a
+// Departures: pass one is a mark that no norm can change (the references multiply a sentinel by the norm: a
 // zero value loses its place). By mass: the attention on the protected tokens is the window's own, per KV
 // head; the sum is compared in units of the whole attention; the token that crosses the threshold counts;
 // a limit below zero is zero (defects D1 to D5 and D7 of the authors' code).
-// Cost: three reads of the scores per stage. Workspace: none.
+// Cost: three reads of the scores per pass. Workspace: none.
 
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/workspace.hpp>
@@ -43,14 +43,16 @@ inline void mark_most_attended(const token_scores& scores, index_t row, index_t 
 } // namespace detail
 
 /// How a share of a budget becomes tokens: exactly, or truncated in doubles as kvpress does.
-enum class stage_rounding : std::uint8_t { exact, truncated };
+enum class share_rounding : std::uint8_t { exact, truncated };
+/// The former name of share_rounding.
+using stage_rounding [[deprecated("use share_rounding; gone in 0.3")]] = share_rounding;
 
-/// Stage one takes a share of each row's budget by attention, stage two the rest by importance (CriticalKV).
+/// Pass one takes a share of each row's budget by attention, pass two the rest by importance (CriticalKV).
 struct two_stage {
-    double first_ratio = 0.5;   ///< share of a row's budget that stage one takes, in [0, 1]; reference 0.5
+    double first_ratio = 0.5;   ///< share of a row's budget that pass one takes, in [0, 1]; reference 0.5
     index_t first_tokens = -1;  ///< >= 0: this many tokens per row instead
     index_t first_at_least = 0; ///< never fewer (kvpress' Ada form: the safeguard)
-    stage_rounding rounding = stage_rounding::exact; ///< of a share to tokens; kvpress: truncated
+    share_rounding rounding = share_rounding::exact; ///< of a share to tokens; kvpress: truncated
 
     /// whether the allocator sees attention instead of importance
     static constexpr bool allocate_by_attention = true;
@@ -62,18 +64,18 @@ struct two_stage {
         return {errc::ratio_out_of_range, "two_stage: first_ratio must lie in [0, 1]"};
     }
 
-    /// Tokens that stage one takes of a row with this budget.
+    /// Tokens that pass one takes of a row with this budget.
     [[nodiscard]] index_t first_count(index_t budget) const {
         index_t first = first_tokens;
         if (first < 0 && validate().ok()) {
-            first = rounding == stage_rounding::exact
+            first = rounding == share_rounding::exact
                         ? kept_tokens(budget, first_ratio)
                         : static_cast<index_t>(static_cast<double>(budget) * first_ratio);
         }
         return std::min(budget, std::max(first, first_at_least));
     }
 
-    /// Marks stage one in the importance. Returns what validate(), validate_budgets() or validate(score_rows) says, with
+    /// Marks the tokens of pass one in the importance. Returns what validate(), validate_budgets() or validate(score_rows) says, with
     /// nothing written.
     [[nodiscard]] status before_selection(const token_scores& scores, std::span<index_t> budgets,
                                           workspace&) const {
@@ -87,10 +89,10 @@ struct two_stage {
     }
 };
 
-/// Stage one takes tokens until a share of the attention is held, before rows compete (DefensiveKV).
+/// Pass one takes tokens until a share of the attention is held, before rows compete (DefensiveKV).
 struct two_stage_by_mass {
     double attention_mass = 0.9; ///< threshold, in [0, 1]; reference 0.9
-    double first_at_most = 1.0;  ///< cap on stage one, as a share of the even budget, in [0, 1]; reference 1
+    double first_at_most = 1.0;  ///< cap on pass one, as a share of the even budget, in [0, 1]; reference 1
     index_t first_limit_tokens = -1; ///< >= 0: this cap per row instead
 
     /// whether the allocator sees attention instead of importance
@@ -106,7 +108,7 @@ struct two_stage_by_mass {
                 "two_stage_by_mass: attention_mass and first_at_most must lie in [0, 1]"};
     }
 
-    /// Tokens that stage one takes of a row, when `total` candidates stay in all rows.
+    /// Tokens that pass one takes of a row, when `total` candidates stay in all rows.
     [[nodiscard]] index_t first_count(const token_scores& scores, index_t row, index_t total) const {
         const index_t even_share = total / scores.rows();
         const index_t limit = first_limit_tokens >= 0 ? std::min(first_limit_tokens, even_share)
@@ -115,7 +117,7 @@ struct two_stage_by_mass {
         return std::min(limit, count_for_mass(scores.attention_rows().row(row), attention_mass - covered));
     }
 
-    /// Marks stage one in the importance. Returns invalid_parameter without protected_mass [rows] or for a total that is
+    /// Marks the tokens of pass one in the importance. Returns invalid_parameter without protected_mass [rows] or for a total that is
     /// negative or above the number of candidates, or what validate() or validate(score_rows) says, with nothing written.
     [[nodiscard]] status before_allocation(const token_scores& scores, index_t total, workspace&) const {
         if (const status s = validate(); !s.ok()) { return s; }

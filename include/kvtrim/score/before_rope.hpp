@@ -9,9 +9,9 @@
 //     auto policy = kvtrim::key_diff_before_rope(rope);                                   policy/baselines.hpp
 //     auto other = kvtrim::eviction_policy{kvtrim::before_rope<kvtrim::lag_score>{{}, rope}, ...};
 //
-// RoPE spreads keys that mean the same over a circle in each pair of channels, the fast ones within a few tokens: without it,
-// what keys have in common does not depend on where they stand. Meant for scorers that look at keys alone (key_diff_score, an
-// own one); the queries of window attention are rotated, and must meet rotated keys.
+// RoPE rotates each pair of channels by an angle that grows with the position, so keys that were equal differ in the cache.
+// Turned back, they are equal again, and what keys have in common does not depend on their positions. Meant for scorers that look
+// at keys alone (key_diff_score, an own one): the queries of window attention are rotated, so their keys must be too.
 //
 // The cache stays as it is. A cache that was cut needs the positions of its rows: positions_of(plan), or cache_positions
 // (decode/cache_positions.hpp). Frequencies that the model changes with the length (dynamic NTK) cannot be turned back.

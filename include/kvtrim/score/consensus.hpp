@@ -9,7 +9,7 @@
 //
 // With one token set for all heads (rerank/shared.hpp) the sum alone decides. The score must not be negative, as
 // attention is not. A head whose scores are all 0, or not finite, adds nothing to the sum. A score that is not finite stays
-// what it is. Stage-one scores (attention) are left as they are.
+// what it is. Attention, where the scorer writes it, is left as it is.
 //
 // Source: kvtrim's own, shown on a small model only (docs/demo-results.md). Heads must have equal lengths.
 // Cost: three passes over the scores. Workspace: a double and a float per column.

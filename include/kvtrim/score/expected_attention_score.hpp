@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scores each candidate by the attention that queries yet to come are expected to pay it, from the statistics of the
+// Scores each candidate by the attention that queries yet to come are expected to pay to it, from the statistics of the
 // queries so far.
 //
 //   R                = mean RoPE rotation over the next future_positions positions

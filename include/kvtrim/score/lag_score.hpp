@@ -17,8 +17,8 @@
 // Departures: a channel that is constant in the next partition, or not finite there, counts as z = 0 (the reference:
 // 0/0 or infinity); equal scores rank by index, the lower one higher (the reference: arbitrary); sinks are protected by
 // the request; a prompt of less than two partitions keeps its newest tokens (the reference: is not compressed).
-// A token with a NaN or an infinity that is compared scores NaN, which ranks last, and takes no part in its partition's softmax;
-// the last partitions, which are not, are kept by age whatever they hold.
+// A token with a NaN or an infinity scores NaN, which ranks last, and takes no part in its partition's softmax. In the last
+// whole partition and behind it nothing is compared: such tokens are kept there by age, as all others.
 // Cost: keys and values read twice; lag * log(lag) comparisons per partition. Numerics: double.
 // Workspace: a tile of rows, four rows and three numbers per token of a partition, per KV head.
 

@@ -7,9 +7,9 @@
 //
 //   importance[g, t] = inner[g, t] for t before the window, else max over all heads and tokens of inner + 1
 //
-// For published kvpress runs only. Protection by a score counts window tokens towards a safeguard and stage
-// one, ties inside the window, and can lose window tokens once a norm is multiplied in; a request's
-// protection has none of this. Use it with an unprotected request (all tokens are then candidates).
+// For published kvpress runs only. Protection by a score counts window tokens towards a safeguard and pass
+// one, makes all of them tie, and can lose them once a norm is multiplied in; a request's protection has none of
+// this. Use it with an unprotected request (all tokens are then candidates).
 //
 // Source: kvpress@8bb29b9 snapkv_press.py, tova_press.py.
 

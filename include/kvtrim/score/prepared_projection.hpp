@@ -63,8 +63,8 @@ template <cache_view W>
 /// G_h of every query head, prepared once per layer and kept by the engine.
 class gram_projection {
   public:
-    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. Not valid, and empty: a W_O that is not, or
-    /// whose heads have different numbers of rows.
+    /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. The object is empty, and validate() says why, for
+    /// a W_O that is not valid, or whose heads have different numbers of rows.
     template <cache_view W>
     explicit gram_projection(const W& w_o) : validity_(detail::validate_to_prepare(w_o)) {
         if (!validity_.ok()) { return; }
@@ -98,11 +98,11 @@ class gram_projection {
 
 /// View of W_O packed for the kernels of one instruction set: as floats, or as bf16. Pass it as the output projection.
 struct packed_view {
-    const float* data = nullptr;                        ///< W_O packed as floats; null where `blocks` is set
-    const bf16* blocks = nullptr;                       ///< W_O packed as bf16, or null
-    index_t q_heads = 0;                                ///< query heads of W_O
-    index_t head_dim = 0;                               ///< rows of each head
-    index_t hidden = 0;                                 ///< columns of each head
+    const float* data = nullptr;       ///< W_O packed as floats; null where `packed_bf16` is set
+    const bf16* packed_bf16 = nullptr; ///< W_O packed as bf16, or null
+    index_t q_heads = 0;               ///< query heads of W_O
+    index_t head_dim = 0;              ///< rows of each head
+    index_t hidden = 0;                ///< columns of each head
     const kernels::projection_kernels* steps = nullptr; ///< the kernels that W_O was packed for
 
     /// Extents [q_heads, head_dim, hidden].
@@ -115,7 +115,10 @@ struct packed_view {
         if (steps == nullptr && q_heads != 0) {
             return {errc::invalid_parameter, "packed_view: the kernels that it was packed for are missing"};
         }
-        if (blocks != nullptr) { return strided<const bf16, 3>(blocks, extents).validate(); }
+        if (packed_bf16 != nullptr && steps != nullptr && steps->unpack_bf16 == nullptr) {
+            return {errc::invalid_parameter, "packed_view: its kernels do not pack bf16"};
+        }
+        if (packed_bf16 != nullptr) { return strided<const bf16, 3>(packed_bf16, extents).validate(); }
         return strided<const float, 3>(data, extents).validate();
     }
     /// Packed floats of a query head; q_head is not checked.
@@ -123,8 +126,8 @@ struct packed_view {
         return data + q_head * kernels::panel_floats(head_dim, hidden);
     }
     /// Packed bf16 of a query head; q_head is not checked.
-    [[nodiscard]] const bf16* head_blocks(index_t q_head) const {
-        return blocks + q_head * kernels::panel_bf16(head_dim, hidden);
+    [[nodiscard]] const bf16* head_bf16(index_t q_head) const {
+        return packed_bf16 + q_head * kernels::panel_bf16(head_dim, hidden);
     }
 };
 
@@ -151,12 +154,7 @@ struct unpacked_rows {
         return r == 0 ? from.q_heads : r == 1 ? from.head_dim : from.hidden;
     }
     void load_rows(index_t head, index_t first, index_t count, float* tile) const {
-        const bf16* const blocks = from.head_blocks(head);
-        for (index_t i = first; i < first + count; ++i) {
-            for (index_t c = 0; c < from.hidden; ++c) {
-                *tile++ = to_float(blocks[kernels::amx::packed_index(from.head_dim, i, c)]);
-            }
-        }
+        from.steps->unpack_bf16(from.head_bf16(head), first, count, from.head_dim, from.hidden, tile);
     }
 };
 
@@ -166,7 +164,7 @@ struct unpacked_rows {
 class packed_projection {
   public:
     /// W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
-    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (level amx). The steps outlive this
+    /// elements of it instead, rows and columns padded, where the steps multiply bf16 (levels amx and neon_bf16). The steps outlive this
     /// object. Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows.
     template <cache_view W>
     explicit packed_projection(
@@ -183,7 +181,7 @@ class packed_projection {
         };
         if constexpr (is_made_of<W, bf16>) {
             if (steps.pack_bf16 != nullptr) {
-                pack_all(steps.pack_bf16, blocks_, kernels::panel_bf16(view_.head_dim, view_.hidden));
+                pack_all(steps.pack_bf16, packed_bf16_, kernels::panel_bf16(view_.head_dim, view_.hidden));
                 return;
             }
         }
@@ -202,7 +200,7 @@ class packed_projection {
     [[nodiscard]] packed_view view() const& {
         packed_view v = view_;
         v.data = packed_.data();
-        v.blocks = blocks_.empty() ? nullptr : blocks_.data();
+        v.packed_bf16 = packed_bf16_.empty() ? nullptr : packed_bf16_.data();
         return v;
     }
     packed_view view() const&& = delete; ///< of a temporary
@@ -211,7 +209,7 @@ class packed_projection {
     status validity_;
     packed_view view_;
     std::vector<float> packed_;
-    std::vector<bf16> blocks_;
+    std::vector<bf16> packed_bf16_;
 };
 
 } // namespace KVTRIM_NAMESPACE

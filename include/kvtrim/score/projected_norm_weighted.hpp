@@ -5,7 +5,7 @@
 // Any scorer times the projected value norm, which bounds how far the token's eviction can change the layer's output.
 //
 //   importance[g, t] = (s[g, t] + epsilon * e) * w[g, t]      w: projected value norm, in the scope's units
-//   attention[g, t]  = the inner scorer's stage-one score where it has one, else s[g, t]
+//   attention[g, t]  = the inner scorer's attention where it writes one, else s[g, t]
 //   e = 1, or the row's mean of s where epsilon is relative
 //
 // norm_scope: raw (CriticalKV), per_head: divided by its sum over the head's candidates (DefensiveKV as

@@ -14,7 +14,7 @@
 // {head_dim, 1, q_heads * head_dim}.
 //
 // A token's norm depends on its value alone, so an engine may take it when the token enters the cache
-// (newest_value_norms; decode/projected_norms.hpp keeps them as long as their tokens) and give known_norms to the scorers.
+// (newest_projected_value_norms; decode/projected_norms.hpp keeps them as long as their tokens) and give known_norms to the scorers.
 //
 // Source: CriticalKV, arXiv:2502.03805, Sec. 4, Eq. 8; kvpress@8bb29b9 criticalkv_press.py:vwl1norm.
 // Departures: values are not repeated per query head; the norms of fp16 values are taken in float.
@@ -62,7 +62,7 @@ inline constexpr bool may_stay_bf16 = std::is_same_v<stored_element<decltype(Inp
 template <class Inputs>
 [[nodiscard]] bool stays_bf16(const Inputs& in, const kernels::projection_kernels& steps) {
     if constexpr (may_stay_bf16<Inputs> && uses_packed<Inputs>) {
-        return in.output_projection.blocks != nullptr && keeps<bf16>(in.values);
+        return in.output_projection.packed_bf16 != nullptr && keeps<bf16>(in.values);
     }
     return may_stay_bf16<Inputs> && steps.add_bf16_l1 != nullptr && keeps<bf16>(in.values);
 }
@@ -74,7 +74,7 @@ struct projected_norm_scratch {
     std::span<float> norms;      // of the kernels
     std::span<float> rows;       // [packed_rows_at_once, hidden]; empty where nothing is to be read
     std::span<float> packed;     // W_O or the Gram matrix of one query head; empty where it is prepared
-    std::span<bf16> blocks;      // the same where it may stay bf16
+    std::span<bf16> packed_bf16; // the same where it may stay bf16
 
     template <class Inputs>
     projected_norm_scratch(const Inputs& in, workspace& own) {
@@ -89,9 +89,9 @@ struct projected_norm_scratch {
             const index_t hidden = extent(in.output_projection, 2);
             if constexpr (uses_packed<Inputs>) {
                 const packed_view& w_o = in.output_projection;
-                if (w_o.blocks == nullptr || stays_bf16(in, *w_o.steps)) { return; }
+                if (w_o.packed_bf16 == nullptr || stays_bf16(in, *w_o.steps)) { return; }
             } else if constexpr (may_stay_bf16<Inputs>) {
-                blocks = own.take<bf16>(kernels::panel_bf16(value_dim, hidden));
+                packed_bf16 = own.take<bf16>(kernels::panel_bf16(value_dim, hidden));
             }
             rows = own.take<float>(packed_rows_at_once * hidden);
             packed = own.take<float>(kernels::panel_floats(value_dim, hidden));
@@ -116,7 +116,7 @@ template <class Inputs>
         const index_t dim = w_o.head_dim;
         steps.pack(w_o.head(h), dim, 0, dim, dim, dim, packed);
     } else if constexpr (uses_packed<Inputs>) {
-        if (w_o.blocks == nullptr) { return w_o.head(h); }
+        if (w_o.packed_bf16 == nullptr) { return w_o.head(h); }
         pack_head(unpacked_rows{w_o}, h, steps.pack, scratch.rows.data(), packed);
     } else {
         pack_head(w_o, h, steps.pack, scratch.rows.data(), packed);
@@ -131,16 +131,16 @@ void add_bf16_norms(const Inputs& in, index_t kv_head, index_t h, token_range ra
                     float* norms) {
     const index_t value_dim = extent(in.values, 2);
     const index_t step = kernels::tile_tokens(value_dim);
-    const bf16* blocks = scratch.blocks.data();
+    const bf16* packed_bf16 = scratch.packed_bf16.data();
     if constexpr (uses_packed<Inputs>) {
-        blocks = in.output_projection.head_blocks(h);
+        packed_bf16 = in.output_projection.head_bf16(h);
     } else {
-        pack_head(in.output_projection, h, steps.pack_bf16, scratch.rows.data(), scratch.blocks.data());
+        pack_head(in.output_projection, h, steps.pack_bf16, scratch.rows.data(), scratch.packed_bf16.data());
     }
     for (index_t t = range.begin; t < range.end; t += step) {
         const index_t count = std::min(step, range.end - t);
         const auto v = read_rows<bf16>(in.values, kv_head, t, count, scratch.values_bf16.data());
-        steps.add_bf16_l1(v.data, v.stride, count, blocks, value_dim, extent(in.output_projection, 2),
+        steps.add_bf16_l1(v.data, v.stride, count, packed_bf16, value_dim, extent(in.output_projection, 2),
                           scratch.norms.data(), norms + (t - range.begin));
     }
 }
@@ -233,7 +233,7 @@ template <class Inputs>
     }
     return {};
 }
-/// Bytes of workspace for projected_value_norms() and newest_value_norms(); 0 for inputs that validate_projection() refuses.
+/// Bytes of workspace for projected_value_norms() and newest_projected_value_norms(); 0 for inputs that validate_projection() refuses.
 template <class Inputs, class Executor = serial_executor>
 [[nodiscard]] index_t projected_value_norms_bytes(const Inputs& in, const Executor& ex = {}) {
     if constexpr (detail::knows_norms<Inputs>) {
@@ -266,17 +266,19 @@ template <class Inputs, executor Executor>
 /// [kv_heads, count] and one after the other in a head, views_overlap (check_outputs), or workspace_too_small
 /// (projected_value_norms_bytes); with nothing written.
 template <class Inputs, executor Executor>
-[[nodiscard]] status newest_value_norms(const Inputs& in, index_t count, const strided<float, 2>& norms,
-                                        workspace& scratch, Executor& ex) {
+[[nodiscard]] status newest_projected_value_norms(const Inputs& in, index_t count,
+                                                  const strided<float, 2>& norms, workspace& scratch,
+                                                  Executor& ex) {
     if (const status s = validate_projection(in); !s.ok()) { return s; }
     if (const status s = norms.validate(); !s.ok()) { return s; }
     if (count < 0 || count > in.shortest_row()) {
-        return {errc::invalid_parameter, "newest_value_norms: no head may have fewer tokens",
+        return {errc::invalid_parameter, "newest_projected_value_norms: no head may have fewer tokens",
                 in.shortest_row()};
     }
     if (norms.extent(0) != in.kv_heads() || norms.extent(1) != count || norms.stride(1) != 1) {
-        return {errc::invalid_parameter,
-                "newest_value_norms: norms must be [kv_heads, count], one after the other in a head"};
+        return {
+            errc::invalid_parameter,
+            "newest_projected_value_norms: norms must be [kv_heads, count], one after the other in a head"};
     }
     if (count == 0) { return {}; }
     if (const status s = check_outputs(std::array{bytes_of(norms)}, in); !s.ok()) { return s; }
@@ -287,6 +289,14 @@ template <class Inputs, executor Executor>
         },
         [&](index_t g) { return std::span(&norms(g, index_t{0}), static_cast<std::size_t>(count)); }, scratch,
         ex);
+}
+
+/// The former name of newest_projected_value_norms().
+template <class Inputs, executor Executor>
+[[deprecated("use newest_projected_value_norms; gone in 0.3")]] [[nodiscard]] status
+newest_value_norms(const Inputs& in, index_t count, const strided<float, 2>& norms, workspace& scratch,
+                   Executor& ex) {
+    return newest_projected_value_norms(in, count, norms, scratch, ex);
 }
 
 } // namespace KVTRIM_NAMESPACE

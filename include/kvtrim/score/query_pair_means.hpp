@@ -2,14 +2,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What queries before RoPE are like in every pair of channels that RoPE turns together: their mean, and their mean length.
+// Statistics of queries before RoPE in every pair of channels that RoPE rotates together: their mean, and their mean length.
 //
 //   mean[h]       [head_dim]   1/c * sum of q[h, p]                                     over c queries
 //   length[h, i]  [pairs]      1/c * sum of sqrt(q[h, p, a]^2 + q[h, p, b]^2)           a, b: channels of pair i
 //
-// Where they agree, all queries of a head point the same way in that pair, and the mean alone says what a key will be worth.
-// A model's heads hardly change from text to text, so that one object per layer, filled once on any text and kept in a
-// file, serves every sequence (score/trig_series_score.hpp). Plain data: the fields are the whole state.
+// Where the length of the mean equals the mean length, all queries of a head have the same direction in that pair, and the mean
+// alone predicts the logit of a key. A model's heads hardly change from text to text, so one object per layer, filled once on any
+// text and kept in a file, serves every sequence (score/trig_series_score.hpp). Plain data: the fields are the whole state.
 //
 // Source: TriAttention, arXiv:2604.04921. Departure: a query that is not finite is left out.
 // Cost: q_heads * tokens * head_dim. Numerics: sums in double. Memory: 12 * q_heads * head_dim bytes. No workspace but a
@@ -37,8 +37,8 @@ struct query_pair_means {
     std::vector<double> sums;        ///< [q_heads, head_dim]
     std::vector<double> length_sums; ///< [q_heads, pairs]
 
-    /// Allocates all memory it will need. Not valid, and empty: negative numbers, more pairs than head_dim / 2, or more than
-    /// memory can hold.
+    /// Allocates all memory it will need. The object is empty, and validate() says why, for negative numbers, more pairs than
+    /// head_dim / 2, or more than memory can hold.
     query_pair_means(index_t heads, index_t dim, const rope& r)
         : q_heads(heads), head_dim(dim), pairs(r.pairs()), pairing(r.pairing) {
         if (!has_possible_numbers()) { return; }

@@ -42,8 +42,8 @@ struct query_statistics {
     std::vector<double> means;     ///< [q_heads, head_dim]
     std::vector<float> co_moments; ///< [q_heads, head_dim, head_dim]: counts * covariance
 
-    /// Allocates all memory it will need. skip: first positions to leave out. Not valid, and empty: negative numbers, or
-    /// more than memory can hold.
+    /// Allocates all memory it will need. skip: first positions to leave out. The object is empty, and validate() says why, for
+    /// negative numbers, or more than memory can hold.
     query_statistics(index_t heads, index_t dim, index_t skip = 4)
         : q_heads(heads), head_dim(dim), skip_positions(skip) {
         if (!has_possible_numbers()) { return; }

@@ -10,8 +10,8 @@
 //   r[t]       = mean over the head's tokens i of <u[i], u[t]>, leaving out i = t and every i with newest(i) = t
 //   importance = lambda * s[t] / mean |s|  -  (1 - lambda) * e^r[t] / mean e^r
 //
-// So a token loses score for its similarity to all the others, but the newest of a group of similar tokens does not lose any
-// for the group, so that one token of it is kept. As r is a mean over all tokens, a single copy counts 1 / tokens only, and
+// So similarity to other tokens lowers a token's score. The newest token of a group of similar ones is exempt from the group's
+// share, so that one token of the group is kept. As r is a mean over all tokens, a single copy changes it by 1 / tokens only, and
 // the common direction of the keys has more influence.
 //
 // Source: R-KV, arXiv:2505.24133, Sec. 3; Zefan-Cai/R-KV@cc5a9b9 rkv/utils.py (one newest token, threshold 0.5).
@@ -49,10 +49,9 @@ class key_redundancy {
     key_redundancy(const Keys& keys, index_t head, index_t rows, workspace& own)
         : keys_(keys), head_(head), rows_(rows), dim_(extent(keys, 2)),
           tile_tokens_(kernels::tile_tokens(dim_)), units_(own.take<float>(tile_tokens_ * dim_)),
-          newer_(own.take<float>(search_block * dim_)),
-          cosines_(own.take<float>(tile_tokens_ * search_block)), found_(own.take<bool>(tile_tokens_)),
-          sum_(own.take<double>(dim_)), sum_row_(own.take<float>(dim_)), spared_(own.take<float>(rows)),
-          result_(own.take<float>(rows)) {}
+          newer_(own.take<float>(search_rows * dim_)), cosines_(own.take<float>(tile_tokens_ * search_rows)),
+          found_(own.take<bool>(tile_tokens_)), sum_(own.take<double>(dim_)), sum_row_(own.take<float>(dim_)),
+          spared_(own.take<float>(rows)), result_(own.take<float>(rows)) {}
 
     // The result holds until the workspace is given back.
     [[nodiscard]] std::span<const float> compute(float similar_above, index_t search_tokens) {
@@ -72,7 +71,7 @@ class key_redundancy {
     }
 
   private:
-    static constexpr index_t search_block = 32;
+    static constexpr index_t search_rows = 32;
 
     void sum_units() {
         std::fill(sum_.begin(), sum_.end(), 0.0);
@@ -96,8 +95,8 @@ class key_redundancy {
         for_each_tile([&](index_t first, index_t count) {
             std::fill_n(found_.begin(), count, false);
             index_t missing = count;
-            for (index_t end = rows_; end > oldest && missing > 0; end -= search_block) {
-                const index_t begin = std::max(oldest, end - search_block);
+            for (index_t end = rows_; end > oldest && missing > 0; end -= search_rows) {
+                const index_t begin = std::max(oldest, end - search_rows);
                 load_units(begin, end - begin, newer_);
                 kernels::logits(units_.data(), dim_, count, newer_.data(), end - begin, dim_,
                                 cosines_.data());
@@ -145,8 +144,8 @@ class key_redundancy {
     index_t head_, rows_, dim_, tile_tokens_;
     index_t directions_ = 0;
     std::span<float> units_;   // [tile_tokens, head_dim]
-    std::span<float> newer_;   // [search_block, head_dim]
-    std::span<float> cosines_; // [tile_tokens, search_block]
+    std::span<float> newer_;   // [search_rows, head_dim]
+    std::span<float> cosines_; // [tile_tokens, search_rows]
     std::span<bool> found_;    // [tile_tokens]
     std::span<double> sum_;    // [head_dim]
     std::span<float> sum_row_; // [head_dim]

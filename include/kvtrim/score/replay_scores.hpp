@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scores every cached token by what a second pass over the prompt wants of it: KVzip, for any engine.
+// Scores every cached token by the attention that a second pass over the prompt pays to it: KVzip, for any engine.
 //
-// The prompt is fed again behind itself ("Repeat the previous context:" and the prompt, or a part of it), and each cached row is
-// worth the most that any query of this replay makes of it: its attention, or what the output loses without the row.
+// The prompt is fed again behind itself ("Repeat the previous context:" and the prompt, or a part of it). The score of a cached
+// row is the maximum over the queries of this replay: of the attention to it, or of what the output loses without it.
 //
 //   score[g, t] = max over the replay's queries i and the query heads h of group g of A[h, i, t]
 //                 or of A / (1 - A) || (v[t] - o[i]) W_O[h] ||, or the root of the sum of its squares   (token_loss)
@@ -23,7 +23,7 @@
 // Chunks may be cut anywhere: maxima are the same bit for bit (of finite values), sums but for rounding.
 // Source: KVzip, arXiv:2505.23416, Sec. 3 (attention, softmax over a part). Departures: by default the softmax runs over all rows;
 // what the output loses, and its sum, are kvtrim's own (score/single_eviction.hpp).
-// decode/running_scores.hpp is another thing: sums over a growing cache's own tokens, each of which can be undone.
+// decode/running_scores.hpp differs: it sums over the tokens of a growing cache, and each sum can be undone.
 // Cost: per chunk that of score/single_eviction.hpp, for all rows. Memory: 4 bytes per row.
 
 #include <kvtrim/core/any_index.hpp>
@@ -131,8 +131,8 @@ class replay_scores {
     }
 
     /// The prompt's own pass, chunk by chunk: the queries of the newest rows of `in`, which has the state's rows alone (append()
-    /// first). They score the rows at least `nearest` before their own: what is wanted from afar is no neighbour's glance. Returns
-    /// what add() does.
+    /// first). They score the rows at least `nearest` before their own. Nearer rows are skipped, because most tokens attend to
+    /// their neighbours. Returns what add() does.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] status add_own(const Inputs& in, const attention_options& attention, index_t nearest,
                                  workspace& scratch, Executor&& ex = {}) {
@@ -264,7 +264,7 @@ class replay_scores {
             static_cast<std::size_t>(offsets_[static_cast<std::size_t>(kv_head)]),
             static_cast<std::size_t>(tokens(kv_head)));
     }
-    // Logits that are kept of one block, within the bound.
+    // Logits that are kept of one row group, within the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in) const {
         return std::min(kernels::tile_query_rows * in.longest_row(),

@@ -9,14 +9,14 @@
 //   importance[g, t] = max over the queries i of all heads h of group g, or root of the sum of squares over the queries and of
 //                      their mean over the heads
 //
-// A token whose value is what the query gets anyway costs nothing, however much attention it has. Without W_O the distance is
+// The loss is 0 for a token whose value equals the query's output, however much attention it has. Without W_O the distance is
 // || v - o ||_2; W_O is given as it is or, prepared once, as its Gram view. The sum of squares is DropKV's score.
 // W_O may be given scaled: divided by the length of the residual stream that a layer adds to, it makes layers comparable.
 //
 // Source: DropKV, openreview MqfNzH3TVH; kvpress issue 284 and pull request 285 (sum of squares over the newest queries).
 // Departures: W_O is counted where it is given; the maximum is kvtrim's own.
 // Cost: the logits twice or three times (once where they are kept), and two products more of the same size for o and <v, o>.
-// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float. Queries with outputs not finite count nothing.
+// Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float. A query whose output is not finite is left out.
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
@@ -32,10 +32,10 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// What a token is worth to the queries of all heads that read its KV head.
+/// How the loss of a token is measured over the queries of all heads that read its KV head.
 enum class token_loss : std::uint8_t {
-    attention_maximum, ///< the most attention that one of them pays it, 0 to 1
-    output_maximum,    ///< the most that one output changes when it is evicted, in the output's unit
+    attention_maximum, ///< the maximum of their attention to it, 0 to 1
+    output_maximum,    ///< the maximum of what their outputs change when it is evicted, in the output's unit
     output_square_sum, ///< root of the sum of squares of what all outputs change
 };
 
@@ -48,7 +48,7 @@ template <class Inputs>
 inline constexpr bool has_gram =
     std::is_same_v<std::remove_cvref_t<decltype(Inputs::output_projection)>, gram_view>;
 
-// Bad input of a loss that reads values. Returns invalid_parameter.
+// Checks the inputs of a loss that reads values. Returns invalid_parameter.
 template <class Inputs>
 [[nodiscard]] status validate_loss(const Inputs& in, token_loss loss) {
     if constexpr (Inputs::has_values) {
@@ -68,7 +68,7 @@ template <class Inputs>
     }
 }
 
-// The losses of one KV head's tokens, block by block of its query rows.
+// The losses of one KV head's tokens, one group of its query rows after the other.
 template <class Inputs>
 class token_losses {
   public:
@@ -100,14 +100,14 @@ class token_losses {
         }
     }
 
-    // losses [range] fold in those of all query rows; squares of them where the loss is an output's.
+    // losses [range] = maximum (or sum of squares) over all query rows, and over what was in it before.
     void add(attention_rows<Inputs>& rows, std::span<float> losses) {
         if constexpr (Inputs::has_values) {
             if (is_of_output()) { prepare(rows.tile_tokens(), rows.group_size()); }
         }
         for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
-            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r));
-            add_block(rows, losses);
+            rows.begin_row_group(r, std::min(kernels::tile_query_rows, rows.rows() - r));
+            add_row_group(rows, losses);
         }
     }
 
@@ -116,9 +116,9 @@ class token_losses {
 
     [[nodiscard]] bool is_of_output() const { return loss_ != token_loss::attention_maximum; }
 
-    void add_block(attention_rows<Inputs>& rows, std::span<float> losses) {
+    void add_row_group(attention_rows<Inputs>& rows, std::span<float> losses) {
         const kernels::window_kernels& steps = kernels::active_window_kernels();
-        const index_t count = rows.block_rows();
+        const index_t count = rows.current_rows();
         if constexpr (Inputs::has_values) {
             if (is_of_output()) { take_outputs(rows); }
         }
@@ -140,11 +140,11 @@ class token_losses {
         }
     }
 
-    // Rows close before a query are nothing to it.
+    // Rows less than nearest_ before a query do not count for it.
     void leave_out_nearest(const attention_rows<Inputs>& rows, index_t first, index_t tokens,
                            float* tile) const {
         if (nearest_ == 0) { return; }
-        const index_t count = rows.block_rows();
+        const index_t count = rows.current_rows();
         for (index_t r = 0; r < count; ++r) {
             const index_t own_row = rows.query_begin() + (rows.first_row() + r) % rows.queries();
             for (index_t t = std::max<index_t>(0, own_row - nearest_ + 1 - first); t < tokens; ++t) {
@@ -156,10 +156,10 @@ class token_losses {
     // ---- Of outputs ----
 
     template <class Fn>
-    void for_each_head(const attention_rows<Inputs>& rows, Fn&& fn) const {
-        for (index_t begin = 0; begin < rows.block_rows();) {
+    void for_each_query_head(const attention_rows<Inputs>& rows, Fn&& fn) const {
+        for (index_t begin = 0; begin < rows.current_rows();) {
             const index_t head = (rows.first_row() + begin) / rows.queries();
-            const index_t end = std::min(rows.block_rows(), (head + 1) * rows.queries() - rows.first_row());
+            const index_t end = std::min(rows.current_rows(), (head + 1) * rows.queries() - rows.first_row());
             fn(head, begin, end);
             begin = end;
         }
@@ -204,9 +204,9 @@ class token_losses {
         }
     }
 
-    // o of the block's rows, |o|^2, and o as the other factor of <v, o>.
+    // o of the current rows, |o|^2, and o as the other factor of <v, o>.
     void take_outputs(attention_rows<Inputs>& rows) {
-        const index_t dim = extent(in_.values, 2), count = rows.block_rows();
+        const index_t dim = extent(in_.values, 2), count = rows.current_rows();
         std::fill_n(outputs_.begin(), count * dim, 0.0f);
         for (index_t t = 0; t < rows.visible_end(); t += rows.tile_tokens()) {
             const index_t tokens = std::min(rows.tile_tokens(), rows.visible_end() - t);
@@ -217,7 +217,7 @@ class token_losses {
         }
         const float* turned = outputs_.data();
         if constexpr (has_metric) {
-            for_each_head(rows, [&](index_t head, index_t begin, index_t end) {
+            for_each_query_head(rows, [&](index_t head, index_t begin, index_t end) {
                 kernels::active_product_kernels().multiply({outputs_.data() + begin * dim, dim, 1},
                                                            end - begin, {gram(head), dim, 1}, dim, dim,
                                                            turned_.data() + begin * dim, dim);
@@ -234,10 +234,10 @@ class token_losses {
     // The tile's attention becomes squares of errors.
     void to_errors(const attention_rows<Inputs>& rows, index_t first, index_t tokens, float* tile,
                    const kernels::window_kernels& steps) {
-        const index_t dim = extent(in_.values, 2), count = rows.block_rows();
+        const index_t dim = extent(in_.values, 2), count = rows.current_rows();
         const float_rows v = read_rows(in_.values, kv_head_, first, tokens, values_.data());
         steps.logits(v.data, v.stride, tokens, packed_.data(), count, dim, 0.0f, products_.data(), {});
-        for_each_head(rows, [&](index_t head, index_t begin, index_t end) {
+        for_each_query_head(rows, [&](index_t head, index_t begin, index_t end) {
             const float* const squares =
                 squares_.data() + (has_metric ? head * range_.size() : 0) + (first - range_.begin);
             kernels::eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
@@ -339,7 +339,7 @@ struct single_eviction {
     }
 
   private:
-    // Logits that are kept of one block, within the bound.
+    // Logits that are kept of one row group, within the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in) const {
         return std::min(kernels::tile_query_rows * in.longest_row(),

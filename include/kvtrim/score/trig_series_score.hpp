@@ -3,7 +3,7 @@
 #pragma once
 
 // Scores each candidate by the logit that a head's mean query is expected to give it at distances from near to far, from
-// what queries before RoPE are like (score/query_pair_means.hpp). It asks no query of the sequence itself.
+// statistics of queries before RoPE (score/query_pair_means.hpp). No query of the sequence itself is needed.
 //
 //   series[h, t] = mean over offsets o = 1, 2, 4, ..., 2^(octaves - 1) of <R(next + o) mean[h], k[t]>
 //   spread[h, t] = sum over rotated pairs i of (length[h, i] - |mean[h, i]|) * |k[t, i]|
@@ -18,8 +18,8 @@
 // Source: TriAttention, arXiv:2604.04921; the authors' code with normalised scores, mean over offsets and maximum over a
 // group's heads, as its documentation and TensorRT-LLM's describe it. There the prompt is pinned and only generated tokens
 // compete: keeping_prefix(request, prompt_tokens).
-// Departures: channels that RoPE leaves alone add their product with the mean query; attention_options have no say, as a
-// series is no attention.
+// Departures: channels that RoPE leaves alone add their product with the mean query; attention_options are not read, because
+// a series is no attention.
 // Cost: 2 * q_heads * tokens * head_dim flops and kv_heads * tokens * pairs square roots; keys read once. Workspace: for
 // each query head of a group a score per token. Numerics: products in float, rotations and moments in double. A key that is not
 // finite scores NaN, which ranks last, and takes no part in m and s.

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Scores each candidate token by the attention that the observed queries pay it, in two sweeps over the keys.
+// Scores each candidate token by the attention that the observed queries pay to it, in two sweeps over the keys.
 //
 //   importance[g] = aggregator( A[h, i, candidates] for all query heads h of group g, all queries i )
 //
@@ -58,7 +58,8 @@ struct window_attention {
         return validate_attention(in, request);
     }
 
-    /// Bytes for the executor's full width; those for one worker are enough. 0 for inputs that it refuses.
+    /// Bytes of workspace for score() at the full width of this executor; those for one worker are enough. 0 for inputs that it
+    /// refuses.
     template <class Inputs, class Executor = serial_executor>
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
@@ -91,14 +92,14 @@ struct window_attention {
   private:
     template <class Inputs>
     static constexpr bool weighs_rows = requires(const Aggregator& a,
-                                                 const attention_block<attention_rows<Inputs>>& block,
+                                                 const attention_row_group<attention_rows<Inputs>>& group,
                                                  std::span<float> weights) {
-        a.weigh_rows(block, weights);
+        a.weigh_rows(group, weights);
     };
     template <class Inputs>
     static constexpr index_t weight_floats = weighs_rows<Inputs> ? kernels::tile_query_rows : 0;
 
-    // Logits that one of `workers` keeps: all of a block of query rows, within its share of the bound.
+    // Logits that one of `workers` keeps: all of a group of query rows, within its share of the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in, index_t workers) const {
         const index_t queries = extent(in.queries, 1);
@@ -139,12 +140,12 @@ struct window_attention {
                                   range.begin,       rows.query_begin(), request.attention.sliding_window};
         double protected_mass = 0;
         for (index_t r = 0; r < rows.rows(); r += kernels::tile_query_rows) {
-            rows.begin_block(r, std::min(kernels::tile_query_rows, rows.rows() - r));
+            rows.begin_row_group(r, std::min(kernels::tile_query_rows, rows.rows() - r));
             protected_mass += rows.protected_mass();
             if constexpr (weighs_rows<Inputs>) {
-                aggregator.weigh_rows(attention_block<attention_rows<Inputs>>{rows, head}, weights);
+                aggregator.weigh_rows(attention_row_group<attention_rows<Inputs>>{rows, head}, weights);
             }
-            fold_block(rows, head, range, halo(in), weights.data(), accumulators);
+            fold_row_group(rows, head, range, halo(in), weights.data(), accumulators);
         }
         const auto g = static_cast<std::size_t>(kv_head);
         std::span<float> attention = {};
@@ -156,16 +157,16 @@ struct window_attention {
     }
 
     template <class Inputs>
-    void fold_block(attention_rows<Inputs>& rows, const attention_head& head, token_range range, index_t halo,
-                    const float* weights, std::span<float> accumulators) const {
+    void fold_row_group(attention_rows<Inputs>& rows, const attention_head& head, token_range range,
+                        index_t halo, const float* weights, std::span<float> accumulators) const {
         const index_t end = std::min(range.end, rows.visible_end() + halo);
         for (index_t t = range.begin; t < end; t += rows.tile_tokens()) {
             const index_t tokens = std::min(rows.tile_tokens(), end - t);
             const index_t before = std::min(halo, t - range.begin);
             const index_t after = std::min(halo, range.end - (t + tokens));
             const float* attention = rows.attention(t - before, before + tokens + after);
-            aggregator.add({attention, weights, rows.block_rows(), rows.first_row(), t - range.begin, tokens,
-                            before, after, head},
+            aggregator.add({attention, weights, rows.current_rows(), rows.first_row(), t - range.begin,
+                            tokens, before, after, head},
                            accumulators);
         }
     }

@@ -2,16 +2,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Chooses among the targets at run time. Each family of kernels has a struct of function pointers, and each target
-// a constant of it, which its body defines:
+// Chooses among the targets at run time. KVTRIM_CHOOSE(level, name) is `name` in the namespace of the level's target. It may be
+// a table of function pointers, where a family of kernels has one, or a function:
 //
 //   const window_kernels& steps = KVTRIM_CHOOSE(level, window_table);
+//   (KVTRIM_CHOOSE(level, scale_row<Code>))(codes, count, by, to);
 //
 // Where targets differ in a class, the body defines a function template that calls its argument with that class, and
 // KVTRIM_CHOOSE picks among those (kernels/with_query_tile.hpp).
 //
-// Level amx is level avx512 with products of tiles, where a family has them:
-// KVTRIM_CHOOSE_TILES(level, tiles, others) is `tiles` at level amx, which is not compiled where there is no such level.
+// Level amx is level avx512 with other products of bf16, level neon_bf16 is NEON with others. For a family that has them,
+// KVTRIM_CHOOSE_PRODUCTS(level, of_amx, of_bfmmla, name) is `of_amx` or `of_bfmmla` at that level, and else
+// KVTRIM_CHOOSE(level, name). What is meant for another architecture is not compiled.
 
 #include <kvtrim/simd/cpu_level.hpp>
 
@@ -20,9 +22,15 @@
     (level) >= cpu_level::avx512 ? avx512::__VA_ARGS__                                                       \
     : (level) >= cpu_level::avx2 ? avx2::__VA_ARGS__                                                         \
                                  : KVTRIM_BASELINE::__VA_ARGS__
-#define KVTRIM_CHOOSE_TILES(level, tiles, ...) (level) >= cpu_level::amx ? tiles : (__VA_ARGS__)
+#define KVTRIM_CHOOSE_PRODUCTS(level, of_amx, of_bfmmla, ...)                                                \
+    (level) >= cpu_level::amx ? of_amx : KVTRIM_CHOOSE(level, __VA_ARGS__)
 #else
-#define KVTRIM_CHOOSE_TILES(level, tiles, ...) (__VA_ARGS__)
 #define KVTRIM_CHOOSE(level, ...)                                                                            \
     (level) == cpu_level::portable ? KVTRIM_BASELINE::__VA_ARGS__ : KVTRIM_BASELINE::__VA_ARGS__
+#if KVTRIM_HAS_NEON
+#define KVTRIM_CHOOSE_PRODUCTS(level, of_amx, of_bfmmla, ...)                                                \
+    (level) >= cpu_level::neon_bf16 ? of_bfmmla : KVTRIM_BASELINE::__VA_ARGS__
+#else
+#define KVTRIM_CHOOSE_PRODUCTS(level, of_amx, of_bfmmla, ...) KVTRIM_CHOOSE(level, __VA_ARGS__)
+#endif
 #endif

@@ -34,8 +34,9 @@
 //   all_lanes{}, first_lanes(n)             .load(p), .store(p, x), .keep(x), .count(): all, or as many as there are of the
 //                                           first n lanes, the others reading 0 and writing nothing
 //
-// Kernels are written once with these primitives, in a .inl file that simd/for_each_target.inl includes for each target; a
-// new target is a header here, a block there, and a line in simd/choose.hpp.
+// Kernels are written once with these primitives, in a .inl file that simd/for_each_target.inl includes for each target. A new
+// target is a header here; its region and the tag of its namespace in simd/region.hpp; a block in simd/for_each_target.inl; a
+// level, its detection and its name in simd/cpu_level.hpp; a line in simd/choose.hpp.
 //
 // Google Highway 1.0.3 is not used: every user would have to install it, and it costs each file 1.2 s of g++ 12, these
 // headers 0.5 s; fp8, ggml's blocks and tiles of bf16 would still have to be written here. For SVE, RVV or WASM it could

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// Defects of the first stage in DefensiveKV's and kvpress' CriticalKV code, as symptoms.
+// Defects of the first pass in DefensiveKV's and kvpress' CriticalKV code, as symptoms.
 
 #include "support/checks.hpp"
 
@@ -37,7 +37,7 @@ index_t forced(const trace& t) {
     return std::count(t.selected.begin(), t.selected.end(), std::numeric_limits<float>::infinity());
 }
 
-// The authors' rule, without the library's own cap on stage one.
+// The authors' rule, without the library's own cap on pass one.
 constexpr defensivekv_config uncapped(double attention_mass = 0.9) {
     defensivekv_config c;
     c.attention_mass = attention_mass;
@@ -84,7 +84,7 @@ TEST_CASE("defensivekv: the cumulative mass counts in units of the whole attenti
 }
 
 // D3: argmax of cumsum >= threshold leaves the crossing token out: 0.74 to 0.84 covered, not 0.9.
-TEST_CASE("defensivekv: stage one and the window cover the threshold whenever the limit allows",
+TEST_CASE("defensivekv: pass one and the window cover the threshold whenever the limit allows",
           "[regression]") {
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
         const layer_data layer = random_layer({.kv_heads = 2, .group = 2, .tokens = 150, .queries = 8}, seed);
@@ -105,7 +105,7 @@ TEST_CASE("defensivekv: stage one and the window cover the threshold whenever th
     }
 }
 
-// DefensiveKV 9251b95: a threshold that rounding keeps out of reach made argmax return 0: no stage one at all.
+// DefensiveKV 9251b95: a threshold that rounding keeps out of reach made argmax return 0: no pass one at all.
 TEST_CASE("defensivekv: a threshold that is never reached forces as many tokens as the limit allows",
           "[regression]") {
     const weighted_layer layer({0.2, 0.2, 0.1, 0.1, 0.1, 0.3});
@@ -116,13 +116,13 @@ TEST_CASE("defensivekv: a threshold that is never reached forces as many tokens 
 }
 
 // The same code: threshold - window mass at or below zero.
-TEST_CASE("defensivekv: a window that holds the whole mass leaves stage one empty", "[regression]") {
+TEST_CASE("defensivekv: a window that holds the whole mass leaves pass one empty", "[regression]") {
     const weighted_layer layer({0.01, 0.01, 0.02, 0.46, 0.5});
     CHECK(forced(run(defensivekv(uncapped()), layer.inputs(), request_of(4, 2))) == 0);
 }
 
 // D4: int(m (1 - r) - w) with m already without the window is about w (1 - r) too small.
-TEST_CASE("defensivekv: stage one may take all that the window leaves of the budget", "[regression]") {
+TEST_CASE("defensivekv: pass one may take all that the window leaves of the budget", "[regression]") {
     std::vector<double> even(100, 1.0);
     const weighted_layer layer(even);
     CHECK(forced(run(defensivekv(uncapped()), layer.inputs(), request_of(50, 20))) == 30);
@@ -141,7 +141,7 @@ TEST_CASE("defensivekv: a budget that the window uses up forces nothing", "[regr
 }
 
 // D7: forced tokens and the window get the layer's maximum and tie with its best token.
-TEST_CASE("defensivekv: a token of stage one is never dropped for one that scores higher", "[regression]") {
+TEST_CASE("defensivekv: a token of pass one is never dropped for one that scores higher", "[regression]") {
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
         layer_data layer = random_layer({.kv_heads = 3, .group = 2, .tokens = 120, .queries = 8}, seed);
         for (index_t t = 0; t < 120; t += 3) { // what is attended need not be worth much
@@ -161,7 +161,7 @@ TEST_CASE("defensivekv: a token of stage one is never dropped for one that score
     }
 }
 
-// DefensiveKV, Sec. 4: stage one takes nearly the whole budget where attention is flat; the cap is the way out.
+// DefensiveKV, Sec. 4: pass one takes nearly the whole budget where attention is flat; the cap is the way out.
 TEST_CASE("defensivekv: a cap leaves a part of the budget to the worst-case score", "[regression]") {
     const weighted_layer layer(std::vector<double>(100, 1.0));
     CHECK(forced(run(defensivekv(), layer.inputs(), request_of(50, 20))) == 15);
@@ -196,15 +196,15 @@ TEST_CASE("criticalkv: the most attended token stays although its value is zero"
     }
 }
 
-// kvpress 8bb29b9, CriticalKVPress: padded window tokens use up stage one; with a stage-one budget below the window it takes nothing else.
-TEST_CASE("criticalkv: the window does not use up stage one", "[regression]") {
+// kvpress 8bb29b9, CriticalKVPress: padded window tokens use up pass one; with a pass-one budget below the window it takes nothing else.
+TEST_CASE("criticalkv: the window does not use up pass one", "[regression]") {
     const layer_data layer = random_layer({.kv_heads = 1, .group = 1, .tokens = 200, .queries = 32}, 3);
     CHECK(forced(run(criticalkv(), layer.inputs(), request_of(52, 32))) ==
           10); // half of the 20 beside the window
 }
 
 // kvpress 8bb29b9, CriticalKVPress: int((1 - r) n ratio) is not a fraction of the rounded kept count: 0.1 x 100 x 0.5 is 5, not 4.
-TEST_CASE("criticalkv: stage one is its share of the rounded budget", "[regression]") {
+TEST_CASE("criticalkv: pass one is its share of the rounded budget", "[regression]") {
     const layer_data layer = random_layer({.kv_heads = 1, .group = 1, .tokens = 100, .queries = 1}, 3);
     const index_t budget = kept_tokens(100, 0.1);
     CHECK(budget == 10);
