@@ -24,6 +24,7 @@
  * Structs begin with `size`: set it to sizeof the struct, or start from its _init(). Later versions add members at the end, and
  * take a struct as it was before as one whose missing members are 0; in an array all have one size. An _init(), and
  * kvtrim_queries_view, write the struct of the library's own version: a program that may meet a later one sets members itself.
+ * Structs without `size`, kvtrim_status and kvtrim_ints, are returned by value, and keep their members in all versions.
  * Objects: made by _create, freed by _destroy (null: does nothing). Pointers that an object hands out are valid until it changes.
  * Calls that share no object they change may run at the same time; policies never change. Equal inputs give equal plans.
  */
@@ -184,7 +185,8 @@ KVTRIM_API kvtrim_status kvtrim_mirror_shift(kvtrim_mirror* mirror, int32_t sequ
                                              int64_t end, int64_t delta);
 /** llama_memory_seq_cp of a whole sequence in a unified cache. */
 KVTRIM_API kvtrim_status kvtrim_mirror_copy(kvtrim_mirror* mirror, int32_t from, int32_t to);
-/** State of a sequence saved, removed and set again: its cells are the first free ones then. */
+/** State of a sequence saved, removed and set again: its cells are the first free ones then. Refused between a shift and the next
+ *  fill: llama.cpp turns shifted keys when it decodes, and would save them unturned. */
 KVTRIM_API kvtrim_status kvtrim_mirror_restore(kvtrim_mirror* mirror, int32_t sequence);
 /** The cells of a sequence; the other arguments are those of kvtrim_list_cells. */
 KVTRIM_API kvtrim_status kvtrim_mirror_list(const kvtrim_mirror* mirror, int32_t sequence,

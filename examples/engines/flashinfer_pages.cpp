@@ -2,9 +2,10 @@
 // SPDX-License-Identifier: MIT
 
 // FlashInfer's and vLLM's page tables: the same requests as NHD with K and V apart, as HND with both in one five-axis pool
-// [pages, 2, heads, page_tokens, head_dim], and as vLLM's unified pool [pages, heads, page_tokens, 2 * head_dim], where a
-// token's value follows its key. All give the same plan; pages are freed, and each slot of the new table holds the token
-// that it should. Attention over the new table is attention over the survivors.
+// [pages, 2, heads, page_tokens, head_dim], and as a layer of vLLM's buffers, where a token's value follows its key, in each of
+// the six orders that vLLM has for layers, blocks (pages), heads, tokens and content. All give the same plan; pages are freed,
+// each slot of the new table holds the token that it should, and the other layers are as they were. Attention over the new table
+// is attention over the survivors.
 #include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/compact/move_rows.hpp>
 #include <kvtrim/compact/plan_page_moves.hpp>
@@ -14,6 +15,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <map>
+#include <string>
 #include <vector>
 
 namespace {
@@ -21,16 +24,18 @@ namespace {
 using namespace kvtrim;
 
 constexpr index_t q_heads = 4, kv_heads = 2, head_dim = 16, page_tokens = 8, pool_pages = 40, window = 8;
-constexpr index_t kept = 40;
+constexpr index_t kept = 40, layers = 3;
 
 // Keys (which = 0) and values (1) of a layer, in a pool of either kind.
 struct kv_pool {
     std::vector<float> memory;
     page_layout layout;
-    index_t values_at; // elements from the keys
+    index_t values_at;      // elements from the keys
+    index_t first = 0;      // elements before the layer's
+    std::string order = {}; // of a buffer of all layers
 
     [[nodiscard]] paged_memory<float> part(int which) {
-        return {memory.data() + which * values_at, layout, kv_heads, head_dim};
+        return {memory.data() + first + which * values_at, layout, kv_heads, head_dim};
     }
 };
 
@@ -47,9 +52,25 @@ kv_pool combined_hnd() {
     return {std::vector<float>(static_cast<std::size_t>(2 * pool_pages * one)), layout, one};
 }
 
-kv_pool unified_hnd() {
-    const page_layout layout = hnd_pages(page_tokens, kv_heads, 2 * head_dim);
-    return {std::vector<float>(static_cast<std::size_t>(pool_pages * layout.page_stride)), layout, head_dim};
+// Layer 1 of a vLLM buffer whose axes lie in memory in this order: "LBNHC", for instance.
+kv_pool vllm_layer(const std::string& order) {
+    std::map<char, index_t> extent{
+        {'L', layers}, {'B', pool_pages}, {'H', kv_heads}, {'N', page_tokens}, {'C', 2 * head_dim}};
+    std::map<char, index_t> stride;
+    index_t elements = 1;
+    for (auto axis = order.rbegin(); axis != order.rend(); ++axis) {
+        stride[*axis] = elements;
+        elements *= extent[*axis];
+    }
+    return {.memory = std::vector<float>(static_cast<std::size_t>(elements)),
+            .layout = {.page_tokens = page_tokens,
+                       .page_stride = stride['B'],
+                       .token_stride = stride['N'],
+                       .head_stride = stride['H'],
+                       .pages = pool_pages},
+            .values_at = head_dim,
+            .first = stride['L'],
+            .order = order};
 }
 
 // What token t of a request holds.
@@ -103,6 +124,21 @@ bool holds_survivors(kv_pool& p, const move_plan& moves) {
         }
     }
     return true;
+}
+
+// Whether nothing was written beside the layer: memory of the others is zero, as it was made.
+bool leaves_other_layers(const kv_pool& p) {
+    if (p.order.empty()) { return true; }
+    const auto written = std::count_if(p.memory.begin(), p.memory.end(), [](float x) { return x != 0; });
+    kv_pool own = p;
+    for (std::int32_t slot = 0; slot < pool_pages * page_tokens; ++slot) {
+        for (index_t h = 0; h < kv_heads; ++h) {
+            for (int which = 0; which < 2; ++which) {
+                std::fill_n(own.part(which).row(slot, h), head_dim, 0.0f);
+            }
+        }
+    }
+    return written > 0 && std::all_of(own.memory.begin(), own.memory.end(), [](float x) { return x == 0; });
 }
 
 // The largest difference between attention over the new table of a request and over its survivors, gathered; < 0: an error.
@@ -166,7 +202,12 @@ int main() {
         keep_plan plan = {};
         move_plan moves = {};
     };
-    evicted pools[] = {{separate_nhd()}, {combined_hnd()}, {unified_hnd()}};
+    std::vector<evicted> pools;
+    pools.push_back({separate_nhd()});
+    pools.push_back({combined_hnd()});
+    for (const char* order : {"LBHNC", "LBNHC", "LHBNC", "BLHNC", "BLNHC", "BHLNC"}) {
+        pools.push_back({vllm_layer(order)});
+    }
     bool is_right = true;
     for (evicted& e : pools) {
         const status s = evict(e.pool, e.plan, e.moves);
@@ -176,9 +217,10 @@ int main() {
             is_right = is_right && distance >= 0 && distance < 1e-5f;
         }
         is_right = is_right && e.plan == pools[0].plan && e.moves == pools[0].moves &&
-                   holds_survivors(e.pool, e.moves) && e.moves.freed_pages().size() == 24;
+                   holds_survivors(e.pool, e.moves) && e.moves.freed_pages().size() == 24 &&
+                   leaves_other_layers(e.pool);
     }
-    std::printf("NHD, HND and unified: %d rows moved, %zu of 34 pages freed, %s\n",
+    std::printf("NHD, HND and the orders of vLLM: %d rows moved, %zu of 34 pages freed, %s\n",
                 static_cast<int>(pools[0].moves.total_moves()), pools[0].moves.freed_pages().size(),
                 is_right ? "each survivor in its slot" : "WRONG");
     return is_right ? 0 : 1;

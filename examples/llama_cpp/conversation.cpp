@@ -43,24 +43,36 @@ class conversation {
             chosen_.chunk > 0 ? chosen_.chunk : std::max<index_t>(1, std::ssize(tokens)));
         for (std::size_t at = 0; at < tokens.size(); at += chunk) {
             const auto part = tokens.subspan(at, std::min(chunk, tokens.size() - at));
-            if (engine_.decode(part, sequence)) { continue; }
-            if (cuts_) { cut(sequence); }
-            if (!cuts_ || !engine_.decode(part, sequence)) {
+            bool has_room = engine_.decode(part, sequence);
+            if (!has_room && cuts_ && of(sequence).seen > 0) {
+                cut(sequence, std::ssize(part));
+                has_room = engine_.decode(part, sequence);
+            }
+            if (!has_room) {
                 throw std::runtime_error(fmt::format(
                     "{} cells are too few for {} tokens more: --cells, or --chunk with a smaller --keep",
                     chosen_.cells, part.size()));
             }
+            of(sequence).seen += std::ssize(part);
         }
         of(sequence).take(engine_.logits());
         fmt::print("read {} tokens, {:.0f} per second\n", tokens.size(),
                    static_cast<double>(tokens.size()) / since(start));
     }
 
-    void cut(llama_seq_id sequence) {
-        const index_t used = engine_.seen().cells(sequence).used(sequence);
-        // Cells that other sequences use too would not be free.
-        const index_t shared = chosen_.unified ? shared_ : 0;
-        cut_options how{.kept = shared + kvtrim::kept_tokens(used - shared, chosen_.keep),
+    // Keeps the share of all tokens that the sequence has seen, not of those that an earlier cut left; fewer where `room` cells
+    // would not be free else.
+    void cut(llama_seq_id sequence, index_t room) {
+        const kvtrim::cell_mirror& cells = engine_.seen().cells(sequence);
+        const index_t used = cells.used(sequence), own = own_cells(sequence);
+        const index_t shared = used - own; // other sequences use them too: they would not be free
+        const index_t wanted = std::min(own, kvtrim::kept_tokens(of(sequence).seen, chosen_.keep));
+        const index_t fits = std::max<index_t>(0, own + cells.free_cells() - room);
+        if (fits < wanted) {
+            fmt::print("{} of {} tokens seen would be kept, but the cells hold {}\n", wanted,
+                       of(sequence).seen, fits);
+        }
+        cut_options how{.kept = shared + std::min(wanted, fits),
                         .protect = {.sink_tokens = chosen_.sinks,
                                     .pinned_tokens = shared,
                                     .window_tokens = chosen_.window},
@@ -90,7 +102,11 @@ class conversation {
     // What sequence 0 has read is what all have read.
     void share() {
         shared_ = engine_.seen().cells(0).used(0);
-        for (llama_seq_id s = 1; s < static_cast<llama_seq_id>(speakers_.size()); ++s) { engine_.copy(0, s); }
+        if (chosen_.unified) { of(0).seen = 0; } // from here on what it has for itself
+        for (llama_seq_id s = 1; s < static_cast<llama_seq_id>(speakers_.size()); ++s) {
+            engine_.copy(0, s);
+            of(s).seen = of(0).seen;
+        }
         fmt::print("{} sequences {} {} cells\n", speakers_.size(), chosen_.unified ? "share" : "have each",
                    shared_);
     }
@@ -100,7 +116,14 @@ class conversation {
     std::vector<answer> reply(std::size_t asked, std::span<const answer> given, bool observes) {
         std::vector<answer> made(asked);
         std::vector<bool> has_ended(asked);
-        for (std::size_t s = 0; given.empty() && s < asked; ++s) { speakers_[s].before = speakers_[s].next; }
+        for (std::size_t s = 0; s < asked; ++s) {
+            const auto sequence = static_cast<llama_seq_id>(s);
+            made[s].seen = of(sequence).seen;
+            made[s].cells = own_cells(sequence);
+            if (!given.empty()) { continue; }
+            of(sequence).before = of(sequence).next;
+            of(sequence).seen_before = of(sequence).seen;
+        }
         engine_.observes = observes;
         clock::time_point start = clock::now();
         std::size_t spoken = 0;
@@ -139,14 +162,19 @@ class conversation {
     void forget_from(index_t position, llama_seq_id sequence) {
         engine_.remove(sequence, position);
         of(sequence).next = of(sequence).before;
+        of(sequence).seen = of(sequence).seen_before;
     }
     [[nodiscard]] index_t position(llama_seq_id sequence) const { return engine_.next_position(sequence); }
 
   private:
     struct speaker {
         std::vector<float> next, before; // logits
+        index_t seen = 0, seen_before = 0;
         void take(std::span<const float> logits) { next.assign(logits.begin(), logits.end()); }
     };
+    [[nodiscard]] index_t own_cells(llama_seq_id sequence) {
+        return engine_.seen().cells(sequence).used(sequence) - (chosen_.unified ? shared_ : 0);
+    }
     speaker& of(llama_seq_id sequence) { return speakers_[static_cast<std::size_t>(sequence)]; }
 
     // A token of each of these sequences.
@@ -158,6 +186,7 @@ class conversation {
             }
             for (std::size_t i = 0; i < at_once; ++i) {
                 of(sequences[at + i]).take(engine_.logits(static_cast<std::int32_t>(i)));
+                ++of(sequences[at + i]).seen;
             }
         }
     }
@@ -197,11 +226,11 @@ std::vector<answer> converse(const language_model& words, const options& chosen,
             const std::size_t at = text_alone ? said.rfind(question) : 0;
             if (at > 0 && i == 0) {
                 chat.read(words.tokens(std::string_view(said).substr(0, at), true), 0);
-                if (cuts) { chat.cut(0); }
+                if (cuts) { chat.cut(0, 0); }
                 if (chosen.sequences > 0) { chat.share(); }
             }
             chat.read(words.tokens(std::string_view(said).substr(at), is_first && at == 0), sequence);
-            if (cuts && at == 0) { chat.cut(sequence); }
+            if (cuts && at == 0) { chat.cut(sequence, chosen.max_tokens); }
         }
 
         std::vector<index_t> begin;

@@ -17,7 +17,7 @@ struct options {
     std::string model, text_file, policy = "criticalkv", type_k = "f16", type_v = "f16", fold = "squares",
                                   positions = "keep";
     std::vector<std::string> questions;
-    double keep = 0.5;
+    double keep = 0.5; // of all tokens that a sequence has seen
     index_t window = 32, sinks = 4, chunk = 0, cells = 4096, max_tokens = 64;
     index_t sequences = 0; // that share the text; 0: one conversation
     std::vector<int> layers;
@@ -28,6 +28,8 @@ struct options {
 struct answer {
     std::vector<llama_token> tokens;
     std::vector<std::vector<float>> log_probabilities; // of each token, by what came before it
+    index_t seen = 0;  // tokens that its sequence had for itself before it, in the cache or evicted
+    index_t cells = 0; // of them in the cache
     double tokens_per_second = 0;
     double divergence = 0; // KL(full || cut) per token of the full cache's answer, where that was given
 };

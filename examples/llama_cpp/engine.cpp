@@ -44,7 +44,8 @@ bool engine::see(ggml_tensor* t, bool ask, void* self) {
 
 bool engine::decode(std::span<const llama_token> tokens, std::span<const llama_seq_id> sequences,
                     bool all_logits) {
-    if (tokens.empty()) { return true; }
+    // llama_decode would abort on too many.
+    if (tokens.empty() || tokens.size() > llama_n_batch(context_)) { return tokens.empty(); }
     std::map<llama_seq_id, index_t> next;
     std::vector<kvtrim::llama_token_place> places;
     llama_batch batch = llama_batch_init(static_cast<std::int32_t>(tokens.size()), 0, 1);
@@ -89,18 +90,20 @@ cut_report engine::cut(const cut_options& chosen, const add_scores& add) {
     kvtrim::keep_plan plan;
     require(all.plan(plan));
 
-    const index_t free_before = mirror.free_cells();
+    cut_report report{.freed = -mirror.free_cells()};
+    std::vector<kvtrim::position_shift> shifts;
     // seq_rm takes tokens from the cache of sliding windows too, which loses none by a cut.
     std::vector<std::uint8_t> windows;
     if (seen_.has_windows()) { windows = state(chosen.sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY); }
-    cut_report report;
     require(kvtrim::edit_cells(
         plan.row(0), positions, {.close = chosen.close},
         [&](kvtrim::token_range r) { remove(chosen.sequence, r.begin, r.end), ++report.removals; },
-        [&](const kvtrim::position_shift& by) { shift(chosen.sequence, by), ++report.shifts; }));
+        [&](const kvtrim::position_shift& by) { shifts.push_back(by), ++report.shifts; }));
     if (chosen.moves_cells) { move_cells(chosen.sequence); }
     if (!windows.empty()) { put_back(windows, chosen.sequence, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY); }
-    report.freed = mirror.free_cells() - free_before;
+    // Last: llama.cpp turns shifted keys in the next decode, and would save them unturned.
+    for (const kvtrim::position_shift& by : shifts) { shift(chosen.sequence, by); }
+    report.freed += mirror.free_cells();
     return report;
 }
 

@@ -59,7 +59,7 @@ class engine {
     engine& operator=(const engine&) = delete;
     ~engine() { llama_free(context_); }
 
-    // Appends tokens to a sequence. Returns false where there are too few cells.
+    // Appends tokens to a sequence. Returns false where there are too few cells, or the tokens more than n_batch.
     bool decode(std::span<const llama_token> tokens, llama_seq_id sequence = 0, bool all_logits = false) {
         return decode(tokens, std::vector(tokens.size(), sequence), all_logits);
     }
@@ -78,7 +78,8 @@ class engine {
     void remove(llama_seq_id sequence, index_t begin, index_t end = -1);
     void shift(llama_seq_id sequence, const kvtrim::position_shift& by);
     void copy(llama_seq_id from, llama_seq_id to);
-    // Saves, removes and restores a sequence: seq_rm leaves holes, and llama.cpp attends up to the last cell in use.
+    // Saves, removes and restores a sequence: seq_rm leaves holes, and llama.cpp attends up to the last cell in use. Refused between
+    // a shift and the next decode.
     void move_cells(llama_seq_id sequence);
 
     [[nodiscard]] index_t next_position(llama_seq_id sequence = 0) const {

@@ -36,7 +36,7 @@ int main(int argc, char** argv) {
         ->check(CLI::IsMember({"on", "off"}))
         ->capture_default_str();
     app.add_option("--policy", chosen.policy)->check(CLI::IsMember(policy_names()))->capture_default_str();
-    app.add_option("--keep", chosen.keep, "share of the cells that stays")
+    app.add_option("--keep", chosen.keep, "share that stays, of all tokens that a sequence has seen")
         ->check(CLI::Range(1e-6, 1.0))
         ->capture_default_str();
     app.add_option("--window", chosen.window, "newest tokens that stay and are observed")

@@ -6,7 +6,9 @@
 #include <kvtrim/policy/consensuskv.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
+#include <kvtrim/policy/lagkv.hpp>
 #include <kvtrim/policy/replay.hpp>
+#include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 
 #include <memory>
@@ -46,6 +48,8 @@ const std::vector<named_scorer>& scorers() {
         {"criticalkv", projected_scorer(kvtrim::criticalkv())},
         {"defensivekv", projected_scorer(kvtrim::defensivekv())},
         {"dropkv", projected_scorer(kvtrim::dropkv({.loss = kvtrim::token_loss::output_square_sum}))},
+        {"rkv", scorer(kvtrim::rkv())},
+        {"lagkv", scorer(kvtrim::lagkv({.lag = 32}))},
         {"key_diff", scorer(kvtrim::key_diff())},
         {"key_norm", scorer(kvtrim::key_norm())},
         {"streaming_llm", scorer(kvtrim::streaming_llm())},

@@ -37,9 +37,10 @@ class gguf_writer {
     gguf_context* file() { return file_.get(); }
 
     // F32, ne[0] the innermost.
-    void tensor(const std::string& name, std::vector<float> values, std::int64_t ne0, std::int64_t ne1 = 1) {
-        ggml_tensor* t = ne1 == 1 ? ggml_new_tensor_1d(tensors_.get(), GGML_TYPE_F32, ne0)
-                                  : ggml_new_tensor_2d(tensors_.get(), GGML_TYPE_F32, ne0, ne1);
+    void tensor(const std::string& name, std::vector<float> values, std::int64_t ne0, std::int64_t ne1 = 1,
+                std::int64_t ne2 = 1) {
+        const std::int64_t ne[] = {ne0, ne1, ne2};
+        ggml_tensor* t = ggml_new_tensor(tensors_.get(), GGML_TYPE_F32, ne2 > 1 ? 3 : ne1 > 1 ? 2 : 1, ne);
         ggml_set_name(t, name.c_str());
         t->data = data_.emplace_back(std::make_unique<std::vector<float>>(std::move(values)))->data();
         gguf_add_tensor(file_.get(), t);
@@ -144,6 +145,60 @@ void write_recall_model(const std::string& safetensors, const std::string& gguf)
         matrix(in + "w_gate", as + "ffn_gate.weight", hidden, d);
         matrix(in + "w_up", as + "ffn_up.weight", hidden, d);
         matrix(in + "w_down", as + "ffn_down.weight", d, hidden);
+    }
+    to.write(gguf);
+}
+
+void write_latent_model(const std::string& gguf) {
+    constexpr int layers = 2, d = 64, heads = 2, hidden = 64, tokens = 128, q_rank = 32, kv_rank = 64,
+                  turned = 32, unturned = 32, value = 32;
+    gguf_writer to("deepseek2", 64);
+    to.number("context_length", 4096);
+    to.number("block_count", layers);
+    to.number("embedding_length", d);
+    to.number("feed_forward_length", hidden);
+    to.number("attention.head_count", heads);
+    to.number("attention.head_count_kv", 1);
+    to.number("attention.key_length", kv_rank + turned);
+    to.number("attention.value_length", kv_rank);
+    to.number("attention.key_length_mla", unturned + turned);
+    to.number("attention.value_length_mla", value);
+    to.number("attention.q_lora_rank", q_rank);
+    to.number("attention.kv_lora_rank", kv_rank);
+    to.number("attention.layer_norm_rms_epsilon", 1e-6f);
+    to.number("rope.dimension_count", turned);
+    to.number("leading_dense_block_count", layers);
+    to.number("expert_feed_forward_length", hidden);
+    to.number("expert_shared_count", 1);
+    to.number("vocab_size", tokens);
+    gguf_set_val_str(to.file(), "tokenizer.ggml.model", "none");
+    std::mt19937 random(30);
+    const auto matrix = [&](const std::string& name, int inputs, int outputs, int count = 1) {
+        std::normal_distribution<float> normal(0, 1 / std::sqrt(static_cast<float>(inputs)));
+        std::vector<float> values(static_cast<std::size_t>(inputs * outputs * count));
+        for (float& x : values) { x = normal(random); }
+        to.tensor(name, std::move(values), inputs, outputs, count);
+    };
+    const auto norm = [&](const std::string& name, int n) {
+        to.tensor(name, std::vector<float>(static_cast<std::size_t>(n), 1), n);
+    };
+    matrix("token_embd.weight", d, tokens);
+    norm("output_norm.weight", d);
+    for (int l = 0; l < layers; ++l) {
+        const std::string as = "blk." + std::to_string(l) + ".";
+        norm(as + "attn_norm.weight", d);
+        norm(as + "attn_q_a_norm.weight", q_rank);
+        norm(as + "attn_kv_a_norm.weight", kv_rank);
+        matrix(as + "attn_q_a.weight", d, q_rank);
+        matrix(as + "attn_q_b.weight", q_rank, heads * (unturned + turned));
+        matrix(as + "attn_kv_a_mqa.weight", d, kv_rank + turned);
+        matrix(as + "attn_k_b.weight", unturned, kv_rank, heads);
+        matrix(as + "attn_v_b.weight", kv_rank, value, heads);
+        matrix(as + "attn_output.weight", heads * value, d);
+        norm(as + "ffn_norm.weight", d);
+        matrix(as + "ffn_gate.weight", d, hidden);
+        matrix(as + "ffn_up.weight", d, hidden);
+        matrix(as + "ffn_down.weight", hidden, d);
     }
     to.write(gguf);
 }

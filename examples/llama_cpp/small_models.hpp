@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Small models as GGUF files that llama.cpp loads: the demo's, and random ones with sliding windows.
+// Small models as GGUF files that llama.cpp loads: the demo's, and random ones with sliding windows or latent attention.
 
 #include <string>
 
 namespace llama_example {
 
-// The demo's model (examples/needle/data/recall.safetensors), whose tokens are words such as [KEY], a07, v31. Both throw
+// The demo's model (examples/needle/data/recall.safetensors), whose tokens are words such as [KEY], a07, v31. All throw
 // std::runtime_error where a file cannot be read or written.
 void write_recall_model(const std::string& safetensors, const std::string& gguf);
 
@@ -20,5 +20,8 @@ struct window_model {
 };
 // Gemma 3's architecture with random weights; tokens 0 to 127, and no text.
 void write_window_model(const window_model& shape, const std::string& gguf);
+
+// DeepSeek 2's with random weights: values are the first channels of keys, which all heads share.
+void write_latent_model(const std::string& gguf);
 
 } // namespace llama_example

@@ -257,8 +257,8 @@ static void sources_of_moves(void) {
 
 /* What llama.cpp does to its cells, repeated. */
 static void mirrored_cells(void) {
-    static const int64_t at[] = {5, 6, 1}, more[] = {0, 2};
-    static const int32_t first[] = {0, 1, 2}, next[] = {3, 4};
+    static const int64_t at[] = {5, 6, 1}, more[] = {0, 2}, last = 7;
+    static const int32_t first[] = {0, 1, 2}, next[] = {3, 4}, end = 4;
     kvtrim_mirror* mirror = NULL;
     int32_t cells[8];
     int64_t listed = 0, shared = 0;
@@ -282,9 +282,12 @@ static void mirrored_cells(void) {
     ok(kvtrim_mirror_remove(mirror, 0, 0, -1), "a sequence goes");
     check(kvtrim_mirror_positions(mirror).data[6] == -1 && kvtrim_mirror_used(mirror, 0) == 0,
           "its cell is free", "mirror");
+    refused(kvtrim_mirror_restore(mirror, 1), KVTRIM_INVALID_PARAMETER,
+            "keys that a decode has still to turn");
+    ok(kvtrim_mirror_fill(mirror, 1, &last, &end, 1), "a decode");
     ok(kvtrim_mirror_restore(mirror, 1), "saved, removed, set again");
     ok(kvtrim_mirror_list(mirror, 1, 0, cells, 8, &listed, &shared), "cells");
-    check(listed == 4 && shared == 0 && kvtrim_mirror_end_of_use(mirror) == 4, "the first cells", "mirror");
+    check(listed == 5 && shared == 0 && kvtrim_mirror_end_of_use(mirror) == 5, "the first cells", "mirror");
     refused(kvtrim_mirror_list(mirror, 1, 0, cells, 3, &listed, &shared), KVTRIM_NO_ROOM, "room for 3");
     refused(kvtrim_mirror_fill(mirror, 64, at, first, 3), KVTRIM_INVALID_PARAMETER, "a sequence");
     refused(kvtrim_mirror_shift(mirror, 1, 0, -1, -9), KVTRIM_INVALID_TABLE, "positions below 0");

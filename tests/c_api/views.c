@@ -323,6 +323,16 @@ static void cells_of_a_sequence(void) {
             "room for 5");
 }
 
+static void library_says_what_it_is(void) {
+    static const char* const levels[] = {"portable", "neon_bf16", "avx2", "avx512", "amx"};
+    size_t i = 0;
+    while (i < 5 && strcmp(kvtrim_cpu_level(), levels[i]) != 0) { ++i; }
+    check(i < 5, "a level of the header's list", kvtrim_cpu_level());
+    check(strcmp(kvtrim_version(), KVTRIM_EXPECTED_VERSION) == 0, "the version of the sources",
+          kvtrim_version());
+    check(kvtrim_api_version() == KVTRIM_C_API_VERSION, "the interface of the header", "version");
+}
+
 int main(void) {
     kvtrim_context* context = make_context();
     kvtrim_policy* policy = make_policy("ada_snapkv", NULL);
@@ -331,6 +341,7 @@ int main(void) {
     layer_of_test t;
     int element;
     use_all();
+    library_says_what_it_is();
     fill();
     make_layer(&t);
     ok(kvtrim_plan_layers(policy, &t.layer, 1, &r, &expected, 1, context), "floats");

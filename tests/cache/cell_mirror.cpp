@@ -59,6 +59,26 @@ TEST_CASE("cell_mirror: what is filled, copied, removed and shifted is listed in
     CHECK(m.end_of_use() == 6);
 }
 
+TEST_CASE("cell_mirror: cells whose keys an engine has still to turn are not restored", "[cache]") {
+    cell_mirror m(6);
+    const std::int64_t cells[] = {2, 3, 4}, next[] = {5};
+    const std::int32_t positions[] = {0, 1, 2}, position[] = {2};
+    REQUIRE(m.fill(cells, positions, 0).ok());
+    REQUIRE(m.remove(0, 0, 1).ok());
+    REQUIRE(m.shift(0, 1, 3, 0).ok());
+    REQUIRE(m.shift(0, 7, 9, -1).ok()); // no cell is there
+    CHECK(cell_mirror(m).restore(0).ok());
+    REQUIRE(m.shift(0, 1, 3, -1).ok());
+    const cell_mirror before = m;
+    CHECK(m.restore(0).code() == errc::invalid_parameter);
+    CHECK(m == before);
+    REQUIRE(m.fill({}, {}, 0).ok());
+    CHECK(m.restore(0).code() == errc::invalid_parameter);
+    REQUIRE(m.fill(next, position, 0).ok());
+    REQUIRE(m.restore(0).ok());
+    CHECK(m.end_of_use() == 3);
+}
+
 TEST_CASE("cell_mirror: a restored sequence is in the first free cells, shared ones come back as copies",
           "[cache]") {
     cell_mirror m = shared_prefix();

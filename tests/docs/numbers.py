@@ -22,7 +22,8 @@ below(policy, other, keep) per cent of the heads whose output error is lower; fo
 answers(policy); of the values of an option ("policy:option") kls_of(option, value, tokens), answers_of(option, value), kl_against(option, value) in per
 cent and answers_against(option, value), what differs from today's value, sample by sample, and at worst excess(option, value) of KL over the best
 value's and shortfall(option, value) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
-keep, file, text), beside(fold, other, file) the geometric mean of KL over the other's, for all texts of a file and all shares, mean_kl(fold, keep, file), and texts(file); of docs/results/tried-*.json
+keep, file, text), beside(fold, other, file) the geometric mean of KL over the other's, for all texts of a file and all shares, mean_kl(fold, keep, file), and texts(file);
+of docs/results/python-*.json kl_and_error(policy, keep); of docs/results/tried-*.json
 right(score, keep, *seeds), answers, rights (each seed's), nll, and kl(score, *texts). Of every file: data, the JSON itself; cell(key=value, ...), the one row
 that has these values (among=data[...]: of another list of the file); two(x), two significant digits; n(x), or a whole number from 100 on; pct(x), per cent. Of a second and a
 third file the names end in _2 and _3.
@@ -97,6 +98,8 @@ def names(file):
             "mib": lambda n: f"{row(n)['workspace_bytes'] / 2**20:.0f}",
             "rate": lambda n: one([r for r in data["limits"] if r["name"] == f"limit/{n}/threads:1"], n)["rate"] / 1e9,
         }
+    elif "transformers" in data:
+        known["kl_and_error"] = lambda p, k: "{kl_mean:.4f} ± {kl_standard_error:.4f}".format(**cell(policy=p, kept_ratio=k))
     elif "folds" in data:
         known["kl"] = lambda fold, sets, keep, file, text=0: "{:.4f}".format(one(
             [r for r in data["folds"] if (r["fold"], r["sets"], r["file"], r["text"]) == (fold, sets, file, text)],

@@ -16,10 +16,10 @@
 //
 // Keys and values are viewed where they lie, in any type, V also transposed (no flash attention); queries are copied. Scores
 // need the newest `window` queries and those of tokens that are in the cache, so nothing may be decoded unseen before a cut.
-// Known by what llama.cpp names its tensors: cache_k_l0, cache_v_l0, kq_soft_max-0, blk.0.attn_output.weight, attn_inp_v_rot
-// (checked with the release that ./dev llama builds). Tensors must be in memory of the CPU.
+// Known by what llama.cpp names its tensors: cache_k_l0, cache_v_l0, kq_soft_max-0, blk.0.attn_output.weight, attn_inp_k_rot,
+// attn_inp_v_rot (checked with the release that ./dev llama builds). Tensors must be in memory of the CPU.
 // A batch may hold tokens of several sequences; in a unified cache whose layers have windows it must not, as llama.cpp may then
-// change their order. Not seen, and said by validate(): that; ALiBi; capped logits without flash attention.
+// change their order. Not seen, and said by validate(): that; ALiBi; capped logits without flash attention; latent attention (MLA).
 // Sliding-window layers have a second cache, of few cells, and llama.cpp names neither. They are told apart by that, so make the
 // context with swa_full = false and more cells than window and micro-batch; they are not in layers(), and not mirrored. seq_rm
 // takes from both caches: save and put back what the window held (LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) around a cut.
@@ -108,11 +108,11 @@ class llama_graph {
         return t.op == GGML_OP_MUL_MAT ? number_behind("cache_k_l", root(t.src[0])) : -1;
     }
 
-    /// Whether llama.cpp can turn the keys that were seen to other positions. It aborts on quantised ones whose head_dim is no
-    /// multiple of 64: its shift turns back a rotation that such a cache does not have.
+    /// Whether llama.cpp can turn the keys that were seen to other positions. It crashes on quantised keys that it did not rotate
+    /// (head_dim no multiple of 64, or LLAMA_ATTN_ROT_DISABLE): its shift turns back a rotation that such a cache does not have.
     [[nodiscard]] bool can_shift(int sequence) const {
-        return std::all_of(layers(sequence).begin(), layers(sequence).end(), [](const auto& l) {
-            return !ggml_is_quantized(l.second.k.type) || l.second.queries.head_dim() % 64 == 0;
+        return std::all_of(layers(sequence).begin(), layers(sequence).end(), [&](const auto& l) {
+            return !ggml_is_quantized(l.second.k.type) || keys_are_rotated_;
         });
     }
     /// Whether a sliding-window layer was seen.
@@ -129,7 +129,8 @@ class llama_graph {
         switch (t.op) {
         case GGML_OP_FLASH_ATTN_EXT:
             if (!attends(*t.src[1], ask)) { return false; }
-            if (!ask) {
+            if (!ask && number_behind("cache_k_l", root(t.src[2])) >= 0) { fail(latent_attention); }
+            if (!ask && problem_.ok()) {
                 see_attention(t, t.src[4], parameter(t, 2));
                 see_values(*t.src[2], false);
                 see_queries(*t.src[0], *t.src[1]);
@@ -166,6 +167,8 @@ class llama_graph {
         std::memcpy(&x, t.op_params + i, sizeof x);
         return x;
     }
+    static constexpr const char* latent_attention =
+        "llama.cpp: latent attention, whose values are a part of its keys, is not read";
     void fail(const char* what) { problem_ = {errc::invalid_parameter, what}; }
 
     // Tokens enter the cache of a layer, whose attention comes next.
@@ -202,6 +205,7 @@ class llama_graph {
             return true;
         }
         if (!ask) { return false; }
+        keys_are_rotated_ = keys_are_rotated_ || std::strcmp(weight.name, "attn_inp_k_rot") == 0;
         if (v_rotation_.empty() && std::strcmp(weight.name, "attn_inp_v_rot") == 0) {
             v_rotation_.resize(static_cast<std::size_t>(ggml_nelements(&weight)));
             ggml_backend_tensor_get(&weight, v_rotation_.data(), 0, ggml_nbytes(&weight));
@@ -211,7 +215,11 @@ class llama_graph {
             see_values(weight, true);
         } else if (number_behind("blk.", weight) == current_ &&
                    std::strstr(weight.name, ".attn_output.weight") != nullptr) {
-            for (const run& r : runs_) { layers_[r.sequence][current_].wo = &weight; }
+            for (const run& r : runs_) {
+                llama_layer& l = layers_[r.sequence][current_];
+                l.wo = &weight;
+                if (l.v.data == nullptr) { fail(latent_attention); } // its values had to be seen by now
+            }
         }
         return false;
     }
@@ -309,6 +317,7 @@ class llama_graph {
     std::vector<cell_mirror> streams_;
     std::map<int, std::map<int, llama_layer>> layers_; // by sequence
     std::vector<float> v_rotation_;
+    bool keys_are_rotated_ = false;
     int first_ = -1;                       // the layer whose writes tell what the cells hold
     int current_ = -1;                     // the layer whose attention is being computed, if it is seen
     bool is_seen_ = false;                 // its queries met its keys

@@ -16,7 +16,8 @@
 //   shift(sequence, begin, end, delta)   llama_memory_seq_add; cells that other sequences share move for those too
 //   copy(from, to)                       llama_memory_seq_cp of a whole sequence in a unified cache
 //   restore(sequence)                    llama_state_seq_get_data, seq_rm of all, llama_state_seq_set_data: the state lists cells
-//                                        in ascending order, and they come back in the first free ones
+//                                        in ascending order, and they come back in the first free ones. Not between a shift and
+//                                        the next fill: llama.cpp turns shifted keys when it decodes, and saves them unturned
 //   list(sequence, room, out)            the cells in the order of the sequence (cache/list_cells.hpp)
 //
 // Cost: O(cells) per call, fill O(tokens). A value: copies are independent.
@@ -106,6 +107,7 @@ class cell_mirror {
             positions_[c] = positions[i];
             sequences_[c] = bit(sequence);
         }
+        awaits_turn_ = awaits_turn_ && positions.empty();
         return {};
     }
 
@@ -130,8 +132,10 @@ class cell_mirror {
         if (!fits) {
             return {errc::invalid_table, "cell_mirror: a cell would have a position that cannot be"};
         }
-        return for_each_at(sequence, begin, end,
-                           [&](std::size_t c) { positions_[c] += static_cast<std::int32_t>(delta); });
+        return for_each_at(sequence, begin, end, [&](std::size_t c) {
+            positions_[c] += static_cast<std::int32_t>(delta);
+            awaits_turn_ = awaits_turn_ || delta != 0;
+        });
     }
 
     /// Sequence `to` has the cells of `from` too, besides its own. Returns what validate() says, or invalid_parameter for a
@@ -142,10 +146,14 @@ class cell_mirror {
     }
 
     /// The sequence's cells move to the first cells that are then free, in their order. Returns what validate() says,
-    /// invalid_parameter for a sequence that cannot be, or no_room (needed: cells) where other sequences hold too many; with
-    /// nothing changed.
+    /// invalid_parameter for a sequence that cannot be or cells that were shifted since the last fill, or no_room (needed: cells)
+    /// where other sequences hold too many; with nothing changed.
     [[nodiscard]] status restore(int sequence) {
         if (const status s = check(sequence); !s.ok()) { return s; }
+        if (awaits_turn_) {
+            return {errc::invalid_parameter,
+                    "cell_mirror: shifted keys are turned in the next decode: save them behind it"};
+        }
         cell_mirror moved = *this;
         std::vector<std::int32_t> state;
         for (index_t c = 0; c < cells(); ++c) {
@@ -194,6 +202,7 @@ class cell_mirror {
 
     std::vector<std::int32_t> positions_;
     std::vector<std::uint64_t> sequences_;
+    bool awaits_turn_ = false; // shifted since the last fill
     status validity_;
 };
 

@@ -4,20 +4,22 @@
 """One row of docs/quality.md's table of running text, measured with transformers in place of kvtrim's own engine.
 
     ./dev run -p "Who are you?" && pip install './examples/python[gguf]'    # fetches the weights; the package with torch
-    python examples/python/running_text.py layer_defensivekv --option safeguard_ratio=0 --keep 0.2
+    python examples/python/measure/running_text.py layer_defensivekv --option safeguard_ratio=0 --keep 0.2 --json rows.json
 """
 import argparse
+import json
 import pathlib
 import statistics
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import kvtrim
 import kvtrim.transformers as kt
 
 TOKENS, NEXT, WINDOW, SINKS = 1024, 256, 32, 4
-TEXT = pathlib.Path(__file__).parents[1] / "model/data/beagle.txt"
+TEXT = pathlib.Path(__file__).parents[2] / "model/data/beagle.txt"
 FIRST_PARAGRAPHS = 223, 19, 220, 80, 247, 142, 32, 220  # that ./dev quality draws for its samples 1000, 1001, ...
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -26,6 +28,7 @@ options.add_argument("--option", action="append", default=[], help="NAME=VALUE o
 options.add_argument("--keep", type=float, default=0.2, help="share of the cache")
 options.add_argument("--samples", type=int, default=8, choices=range(2, 9))
 options.add_argument("--model", type=pathlib.Path, default=pathlib.Path.home() / ".cache/kvtrim/SmolLM2-135M-Instruct.Q4_1.gguf")
+options.add_argument("--json", type=pathlib.Path, help="a file of results, to which the row is added")
 given = options.parse_args()
 
 tokenizer = AutoTokenizer.from_pretrained(given.model.parent, gguf_file=given.model.name)
@@ -55,4 +58,10 @@ def kl_of_sample(at):
 
 kls = [kl_of_sample(paragraph) for paragraph in FIRST_PARAGRAPHS[:given.samples]]
 error = statistics.stdev(kls) / len(kls) ** 0.5
+if given.json:
+    results = json.loads(given.json.read_text()) if given.json.exists() else {"rows": []}
+    results |= {"transformers": transformers.__version__, "torch": torch.__version__, "model": given.model.name, "tokens": TOKENS, "next": NEXT}
+    results["rows"].append({"policy": ":".join([given.policy, *given.option]), "kept_ratio": given.keep, "kl_mean": statistics.mean(kls),
+                            "kl_standard_error": error, "kl": kls})
+    given.json.write_text(json.dumps(results, indent=1) + "\n")
 print(f"{policy!r} keeps {given.keep:g}: KL {statistics.mean(kls):.4f} ± {error:.4f} over {len(kls)} samples")
