@@ -347,9 +347,6 @@ const std::vector<named_policy>& all_policies() {
             kvtrim::replayed{}, kvtrim::above_threshold{p.profile->budgets().threshold_of(share)},
             kvtrim::by_importance{}}};
     };
-    const auto by_table = [](const layer_prompt& p, const eviction_request&) {
-        return kvtrim::profiled(p.profile->budgets(), afar_tokens);
-    };
     static const std::vector<named_policy> policies{
         having_options([](policy_options& o) { return named("snapkv", kvtrim::snapkv(attention_of(o))); }),
         having_options([](policy_options& o) {
@@ -432,7 +429,18 @@ const std::vector<named_policy>& all_policies() {
             p.nearest = nearest;
             return p;
         }),
-        of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
+        having_options([](policy_options& o) {
+            index_t nearest = afar_tokens;
+            o.set("nearest", nearest);
+            named_policy p = of_pass(
+                "profiled", scoring_pass::own, token_loss::output_square_sum,
+                [=](const layer_prompt& prompt, const eviction_request&) {
+                    return kvtrim::profiled(prompt.profile->budgets(), nearest);
+                },
+                true);
+            p.nearest = nearest;
+            return p;
+        }),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),
         profiled_policy("profiled_random", kvtrim::random_score{}),
     };

@@ -267,7 +267,8 @@ bool are_equal(const std::vector<kvtrim::keep_plan>& one, const std::vector<kvtr
 
 TEST_CASE("A policy with an option by name plans as one whose config has it") {
     const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
-    session sequence(model, cache_format::f32, 256, {});
+    const kvtrim::row_profile profile = calibrate(model, tiny::random_tokens(128), {});
+    session sequence(model, cache_format::f32, 256, {{}, &profile});
     static_cast<void>(sequence.prefill(tiny::random_tokens(256), 256));
     const cut_request half{.kept_ratio = 0.5};
     const auto plans = [&](const char* text) { return sequence.plan(policy_named(text), half); };
@@ -281,6 +282,7 @@ TEST_CASE("A policy with an option by name plans as one whose config has it") {
               "layer_defensivekv:safeguard_ratio=1"},
              {"consensuskv", "consensuskv:lambda=1", "consensuskv:lambda=0"},
              {"layer_afar", "layer_afar:nearest=64:safeguard_ratio=0", "layer_afar:nearest=8"},
+             {"profiled", "profiled:nearest=64", "profiled:nearest=8"},
          }) {
         INFO(other);
         CHECK(policy_named(other).name == other);
