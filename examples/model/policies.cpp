@@ -236,7 +236,8 @@ template <class MakePolicy>
 named_policy of_pass(std::string name, scoring_pass pass, kvtrim::token_loss loss, const MakePolicy& make,
                      bool needs_profile = false) {
     return {.name = std::move(name),
-            .queries = pass == scoring_pass::own ? observed::whole_prompt : observed::window,
+            .queries = pass == scoring_pass::own || pass == scoring_pass::both ? observed::whole_prompt
+                                                                               : observed::window,
             .needs_gram = loss != kvtrim::token_loss::attention_maximum,
             .plan =
                 [make](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
@@ -417,6 +418,13 @@ const std::vector<named_policy>& all_policies() {
         }),
         of_pass("replay", scoring_pass::replay, token_loss::attention_maximum, by_all_rows),
         of_pass("replay_output", scoring_pass::replay, token_loss::output_square_sum, by_all_rows),
+        having_options([=](policy_options& o) {
+            named_policy p =
+                of_pass("replay_afar", scoring_pass::both, token_loss::output_square_sum, by_all_rows);
+            o.set("nearest", p.nearest);
+            o.set("weight", p.own_weight);
+            return p;
+        }),
         of_pass("replay_threshold", scoring_pass::replay, token_loss::output_square_sum, by_threshold, true),
         having_options([](policy_options& o) {
             index_t nearest = afar_tokens;

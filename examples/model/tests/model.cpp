@@ -281,8 +281,10 @@ TEST_CASE("A policy with an option by name plans as one whose config has it") {
              {"layer_defensivekv", "layer_defensivekv:safeguard_ratio=0.7",
               "layer_defensivekv:safeguard_ratio=1"},
              {"consensuskv", "consensuskv:lambda=1", "consensuskv:lambda=0"},
-             {"layer_afar", "layer_afar:nearest=64:safeguard_ratio=0", "layer_afar:nearest=8"},
-             {"profiled", "profiled:nearest=64", "profiled:nearest=8"},
+             {"layer_afar", "layer_afar:nearest=32:safeguard_ratio=0", "layer_afar:nearest=8"},
+             {"profiled", "profiled:nearest=32", "profiled:nearest=8"},
+             {"replay_afar", "replay_afar:nearest=32:weight=2", "replay_afar:weight=0"},
+             {"replay_output", "replay_afar:weight=0", "replay_afar:nearest=8"},
          }) {
         INFO(other);
         CHECK(policy_named(other).name == other);
@@ -338,7 +340,7 @@ TEST_CASE("A fork that goes on from a prompt is the sequence of both in one piec
     const auto tokens = tiny::random_tokens(300);
     const std::span<const token_id> first(tokens.data(), 290), rest(tokens.data() + 290, 10);
     const std::vector<token_id> further{5, 6}, lead{1, 2, 3};
-    for (const char* const name : {"snapkv", "h2o", "layer_afar", "replay"}) {
+    for (const char* const name : {"snapkv", "h2o", "layer_afar", "replay", "replay_afar"}) {
         INFO(name);
         const named_policy& policy = policy_named(name);
         const index_t observed = policy.queries == observed::whole_prompt ? 300 : 32;

@@ -582,7 +582,7 @@ class Replay(State):
         asked = _c_request(_c.Layer(), dict(request), keep)
         check(lib.kvtrim_replay_add(self, ctypes.byref(_c_layer(layer, keep)), ctypes.byref(asked), context()))
 
-    def add_own(self, layer: Layer, nearest: int = 64, **request: Unpack[Options]) -> None:
+    def add_own(self, layer: Layer, nearest: int = 32, **request: Unpack[Options]) -> None:
         """Adds the prompt's own queries, those of the newest rows; they score rows at least `nearest` before their own."""
         keep: list[Any] = []
         asked = _c_request(_c.Layer(), dict(request), keep)
