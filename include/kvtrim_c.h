@@ -720,6 +720,11 @@ KVTRIM_API kvtrim_status kvtrim_replay_add_part(kvtrim_replay* replay, const kvt
 KVTRIM_API kvtrim_status kvtrim_replay_add_own(kvtrim_replay* replay, const kvtrim_layer* layer,
                                                const kvtrim_request* request, int64_t nearest,
                                                kvtrim_context* context);
+/** Adds what another pass made of the same rows: sums of squares `weight` times, of maxima the larger. own_nearest: if not negative,
+ * `other` is of the prompt's own pass, all of it, with this as its `nearest`; -1: of a replay. After an own pass of 32 with a weight
+ * of 2 "layer_replay" plans from what a replay and what the prompt's own queries want. */
+KVTRIM_API kvtrim_status kvtrim_replay_add_pass(kvtrim_replay* replay, const kvtrim_replay* other,
+                                                int64_t own_nearest, double weight);
 /** The cache got `count` new tokens at its end, in every head; their scores are 0. */
 KVTRIM_API kvtrim_status kvtrim_replay_append(kvtrim_replay* replay, int64_t count);
 /** Keeps the rows of the plan. */

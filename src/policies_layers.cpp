@@ -72,14 +72,14 @@ policy_rows layer_policies() {
             [](const settings& s, const call_state&) { return layer_replay(s.real(o::safeguard_ratio)); }),
         row<replay_ref>(
             "profiled", "the scores of replays or own passes, budgets of all rows from a table of the model",
-            {{o::nearest, 64}},
+            {{o::nearest, 32}},
             [](const settings& s, const call_state& state) {
                 return layer_wise{
                     eviction_policy{replayed{s.whole(o::nearest)}, state.profile, by_importance{}}};
             },
             KVTRIM_NEEDS_PROFILE),
         row<replay_ref>("layer_afar", "kvtrim's own: what the prompt's own queries want from afar",
-                        {{o::nearest, 64}, {o::safeguard_ratio, 0}},
+                        {{o::nearest, 32}, {o::safeguard_ratio, 0}},
                         [](const settings& s, const call_state&) {
                             return layer_afar(s.whole(o::nearest), s.real(o::safeguard_ratio));
                         }),

@@ -4,6 +4,10 @@
 // Replays: what a pass over the prompt wants of its rows.
 #include "policies.hpp"
 
+#include <kvtrim/score/add_pass.hpp>
+
+#include <limits>
+
 namespace kvtrim::c {
 namespace {
 
@@ -78,6 +82,14 @@ kvtrim_status kvtrim_replay_add_own(kvtrim_replay* replay, const kvtrim_layer* l
             return replay->state.add_own(in, asked.value.attention, nearest, context->memory,
                                          context->executor);
         });
+    });
+}
+kvtrim_status kvtrim_replay_add_pass(kvtrim_replay* replay, const kvtrim_replay* other, int64_t own_nearest,
+                                     double weight) {
+    return guarded([&]() -> status {
+        if (replay == nullptr || other == nullptr) { return no_handle(); }
+        const bool fits = weight >= 0 && weight <= double{std::numeric_limits<float>::max()};
+        return add_pass(replay->state, other->state, own_nearest, fits ? static_cast<float>(weight) : -1.0f);
     });
 }
 kvtrim_status kvtrim_replay_append(kvtrim_replay* replay, int64_t count) {

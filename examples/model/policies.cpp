@@ -233,7 +233,8 @@ template <class MakePolicy>
 named_policy of_pass(std::string name, scoring_pass pass, kvtrim::token_loss loss, const MakePolicy& make,
                      bool needs_profile = false) {
     return {.name = std::move(name),
-            .queries = pass == scoring_pass::own ? observed::whole_prompt : observed::window,
+            .queries = pass == scoring_pass::own || pass == scoring_pass::both ? observed::whole_prompt
+                                                                               : observed::window,
             .needs_gram = loss != kvtrim::token_loss::attention_maximum,
             .plan =
                 [make](std::span<const layer_prompt> layers, const kvtrim::eviction_request& request,
@@ -344,9 +345,6 @@ const std::vector<named_policy>& all_policies() {
             kvtrim::replayed{}, kvtrim::above_threshold{p.profile->budgets().threshold_of(share)},
             kvtrim::by_importance{}}};
     };
-    const auto by_table = [](const layer_prompt& p, const eviction_request&) {
-        return kvtrim::profiled(p.profile->budgets(), afar_tokens);
-    };
     static const std::vector<named_policy> policies{
         having_options([](policy_options& o) { return named("snapkv", kvtrim::snapkv(attention_of(o))); }),
         having_options([](policy_options& o) {
@@ -417,6 +415,13 @@ const std::vector<named_policy>& all_policies() {
         }),
         of_pass("replay", scoring_pass::replay, token_loss::attention_maximum, by_all_rows),
         of_pass("replay_output", scoring_pass::replay, token_loss::output_square_sum, by_all_rows),
+        having_options([=](policy_options& o) {
+            named_policy p =
+                of_pass("replay_afar", scoring_pass::both, token_loss::output_square_sum, by_all_rows);
+            o.set("nearest", p.nearest);
+            o.set("weight", p.own_weight);
+            return p;
+        }),
         of_pass("replay_threshold", scoring_pass::replay, token_loss::output_square_sum, by_threshold, true),
         having_options([](policy_options& o) {
             index_t nearest = afar_tokens;
@@ -429,7 +434,18 @@ const std::vector<named_policy>& all_policies() {
             p.nearest = nearest;
             return p;
         }),
-        of_pass("profiled", scoring_pass::own, token_loss::output_square_sum, by_table, true),
+        having_options([](policy_options& o) {
+            index_t nearest = afar_tokens;
+            o.set("nearest", nearest);
+            named_policy p = of_pass(
+                "profiled", scoring_pass::own, token_loss::output_square_sum,
+                [=](const layer_prompt& prompt, const eviction_request&) {
+                    return kvtrim::profiled(prompt.profile->budgets(), nearest);
+                },
+                true);
+            p.nearest = nearest;
+            return p;
+        }),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),
         profiled_policy("profiled_random", kvtrim::random_score{}),
     };

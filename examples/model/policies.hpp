@@ -25,11 +25,13 @@ namespace lm {
 enum class observed { window, whole_prompt };
 
 // The pass over the prompt whose queries score its rows before a policy plans: none, its own (what is wanted from afar), or a
-// second one behind it.
-enum class scoring_pass { none, own, replay };
+// second one behind it, or both, added up.
+enum class scoring_pass { none, own, replay, both };
 
 // How near before a query rows are not scored by it, where the prompt's own pass scores, unless a policy says otherwise.
-inline constexpr index_t afar_tokens = 64;
+inline constexpr index_t afar_tokens = 32;
+// How much its scores count beside a replay's.
+inline constexpr float both_weight = 2;
 
 // One layer of a prefilled prompt.
 struct layer_prompt {
@@ -68,6 +70,7 @@ struct named_policy {
     scoring_pass pass = scoring_pass::none;
     kvtrim::token_loss loss = kvtrim::token_loss::attention_maximum; // of that pass
     index_t nearest = afar_tokens;                                   // of the own pass
+    float own_weight = both_weight; // where there are both, that of the own pass
     bool needs_profile = false;
     // Makes the policy of this name with defaults of kvtrim's set otherwise; empty where it has no options. policy_named() asks.
     std::function<named_policy(policy_options&)> with_options = {};

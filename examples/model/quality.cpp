@@ -26,9 +26,6 @@
 
 namespace {
 
-// A text for choosing, of a seed that no measure begins with.
-constexpr std::uint64_t calibration_seed = 977;
-
 using namespace lm;
 
 struct options {
@@ -120,8 +117,7 @@ int measure(options& chosen) {
     kvtrim::row_profile profile;
     const auto needs = [](const std::string& name) { return policy_named(name).needs_profile; };
     if (std::any_of(request.policies.begin(), request.policies.end(), needs)) {
-        const running_text text = source->text(1024, 2, calibration_seed);
-        profile = calibrate(model, text.context, request.aids.replay_lead);
+        profile = calibrate(model, source->calibration(), request.aids.replay_lead);
         request.aids.profile = &profile;
     }
     std::ofstream out;

@@ -7,7 +7,10 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <numeric>
+#include <optional>
 #include <stdexcept>
+#include <utility>
 
 namespace lm {
 namespace {
@@ -38,6 +41,14 @@ class draws {
             if (std::find(chosen.begin(), chosen.end(), next) == chosen.end()) { chosen.push_back(next); }
         }
         return chosen;
+    }
+
+    // The numbers below `end` in an order of chance.
+    std::vector<std::size_t> shuffled(std::size_t end) {
+        std::vector<std::size_t> order(end);
+        std::iota(order.begin(), order.end(), std::size_t{0});
+        for (std::size_t i = end; i > 1; --i) { std::swap(order[i - 1], order[below(i)]); }
+        return order;
     }
 
   private:
@@ -98,11 +109,30 @@ std::vector<std::string> sentences_of(const std::string& paragraph) {
     return sentences;
 }
 
+// Tokens of a book, [paragraph][piece]: a piece is the whole paragraph, or a sentence of it.
+using token_pieces = std::vector<std::vector<std::vector<token_id>>>;
+
+// Paragraphs from `first` on at which stretches of at least so many tokens begin, one behind the other.
+std::vector<std::size_t> stretches_of(const token_pieces& book, std::size_t first, index_t tokens) {
+    std::vector<std::size_t> starts;
+    std::size_t start = first;
+    index_t length = 0;
+    for (std::size_t p = first; p < book.size(); ++p) {
+        for (const std::vector<token_id>& piece : book[p]) { length += std::ssize(piece); }
+        if (length < tokens) { continue; }
+        starts.push_back(start);
+        start = p + 1;
+        length = 0;
+    }
+    return starts;
+}
+
 class texts final : public sample_source {
   public:
     texts(const tokenizer& words, const std::string& choosing, const std::string& judging)
         : words_(words), description_(file_name(choosing) + " below seed 1000, else " + file_name(judging)),
-          paragraphs_{read_lines(choosing), read_lines(judging)} {}
+          files_{file_name(choosing), file_name(judging)}, paragraphs_{read_lines(choosing),
+                                                                       read_lines(judging)} {}
 
     std::vector<needle_values> values() const override {
         return {needle_values::numbers, needle_values::words};
@@ -117,7 +147,7 @@ class texts final : public sample_source {
         // Two tasks ask about the same text.
         draws draw(seed, std::string(task == "multiquery" ? "multikey" : task) +
                              (values == needle_values::numbers ? " numbers" : " words"));
-        const std::size_t half = seed < first_judging_seed ? 0 : 1;
+        const std::size_t half = half_of(seed);
         const std::string kind = values == needle_values::numbers ? "number" : "word";
         const std::size_t count = is_single ? 1 : needles_of_many;
 
@@ -135,7 +165,8 @@ class texts final : public sample_source {
         }
 
         needle_sample made;
-        made.context = context_of(key_of, value_of, kind, tokens, half, draw);
+        const std::size_t start = stretch(sentences, seed, tokens, task == "multiquery" ? "multikey" : task);
+        made.context = context_of(key_of, value_of, kind, tokens, half, start, draw);
         const auto asked = [&](const std::vector<std::string>& whose,
                                const std::vector<std::string>& answers) {
             const bool one = answers.size() == 1;
@@ -163,23 +194,78 @@ class texts final : public sample_source {
     }
 
     running_text text(index_t tokens, index_t next_tokens, std::uint64_t seed) const override {
-        draws draw(seed, "running text");
-        const std::vector<std::string>& from = paragraphs_[seed < first_judging_seed ? 0 : 1];
-        std::vector<token_id> all;
-        for (std::size_t i = draw.below(from.size()); std::ssize(all) < tokens + next_tokens; ++i) {
-            append(all, words_.encode(from[i % from.size()] + "\n"));
-        }
+        const std::size_t start = stretch(whole_paragraphs, seed, tokens + next_tokens, "running text");
+        std::vector<token_id> all = tokens_from(half_of(seed), start, tokens + next_tokens);
         const auto middle = all.begin() + tokens;
         return {{all.begin(), middle}, {middle, middle + next_tokens}};
     }
 
+    std::vector<token_id> calibration() const override { return tokens_from(0, 0, calibration_tokens); }
+
     std::string description() const override { return description_; }
 
   private:
+    enum piece_kind : std::size_t { whole_paragraphs, sentences };
+
+    static std::size_t half_of(std::uint64_t seed) { return seed < first_judging_seed ? 0 : 1; }
+
+    // Made when it is first asked for.
+    const token_pieces& pieces(piece_kind kind, std::size_t half) const {
+        std::optional<token_pieces>& made = pieces_[kind][half];
+        if (made) { return *made; }
+        made.emplace();
+        for (const std::string& paragraph : paragraphs_[half]) {
+            made->emplace_back();
+            if (kind == whole_paragraphs) {
+                made->back().push_back(words_.encode(paragraph + "\n"));
+                continue;
+            }
+            for (const std::string& sentence : sentences_of(paragraph)) {
+                made->back().push_back(words_.encode(" " + sentence));
+            }
+        }
+        return *made;
+    }
+
+    // The paragraph at which the seed's stretch of so many tokens begins. Seeds of one purpose and length have no token in common,
+    // and none of calibration()'s.
+    std::size_t stretch(piece_kind kind, std::uint64_t seed, index_t tokens, std::string_view purpose) const {
+        const std::size_t half = half_of(seed);
+        const std::vector<std::size_t> calibrating =
+            stretches_of(pieces(whole_paragraphs, half), 0, calibration_tokens);
+        const std::vector<std::size_t> starts = stretches_of(
+            pieces(kind, half), calibrating.size() < 2 ? paragraphs_[half].size() : calibrating[1], tokens);
+        const std::uint64_t first_seed = half == 0 ? 0 : first_judging_seed;
+        if (seed - first_seed >= starts.size()) {
+            std::string message = files_[half] + " has " + std::to_string(starts.size()) + " texts of " +
+                                  std::to_string(tokens) + " tokens that do not overlap";
+            if (!starts.empty()) {
+                message += ", seeds " + std::to_string(first_seed) + " to " +
+                           std::to_string(first_seed + starts.size() - 1);
+            }
+            throw std::invalid_argument(message + "; there is none for seed " + std::to_string(seed));
+        }
+        return starts[draws(first_seed, purpose).shuffled(starts.size())[seed - first_seed]];
+    }
+
+    std::vector<token_id> tokens_from(std::size_t half, std::size_t paragraph, index_t tokens) const {
+        const token_pieces& book = pieces(whole_paragraphs, half);
+        std::vector<token_id> all;
+        for (std::size_t p = paragraph; p < book.size() && std::ssize(all) < tokens; ++p) {
+            append(all, book[p].front());
+        }
+        if (std::ssize(all) < tokens) {
+            throw std::invalid_argument(files_[half] + " has fewer than " + std::to_string(tokens) +
+                                        " tokens");
+        }
+        all.resize(static_cast<std::size_t>(tokens));
+        return all;
+    }
+
     // The first value of a key that has several comes first in the text.
     std::vector<token_id> context_of(const std::vector<std::string>& key_of,
                                      const std::vector<std::string>& value_of, const std::string& kind,
-                                     index_t tokens, std::size_t half, draws& draw) const {
+                                     index_t tokens, std::size_t half, std::size_t start, draws& draw) const {
         const std::string head = key_of.size() == 1
                                      ? "A special magic " + kind +
                                            " is hidden within the following text. Make sure to "
@@ -200,10 +286,9 @@ class texts final : public sample_source {
         if (room < 1) { throw std::invalid_argument("a context too short for its needles"); }
 
         std::vector<std::vector<token_id>> filler;
-        const std::vector<std::string>& from = paragraphs_[half];
-        for (std::size_t p = draw.below(from.size()); room > 0; ++p) {
-            for (const std::string& sentence : sentences_of(from[p % from.size()])) {
-                std::vector<token_id> encoded = words_.encode(" " + sentence);
+        const token_pieces& from = pieces(sentences, half);
+        for (std::size_t p = start; room > 0; ++p) {
+            for (std::vector<token_id> encoded : from[p]) {
                 if (std::ssize(encoded) > room) { encoded.resize(static_cast<std::size_t>(room)); }
                 room -= std::ssize(encoded);
                 filler.push_back(std::move(encoded));
@@ -231,7 +316,9 @@ class texts final : public sample_source {
 
     const tokenizer& words_;
     std::string description_;
+    std::array<std::string, 2> files_;
     std::array<std::vector<std::string>, 2> paragraphs_;
+    mutable std::array<std::array<std::optional<token_pieces>, 2>, 2> pieces_; // by kind and half
 };
 
 class recall final : public sample_source {
@@ -267,9 +354,15 @@ class recall final : public sample_source {
         return made;
     }
 
+    std::vector<token_id> calibration() const override {
+        return text(calibration_tokens, 2, calibration_seed).context;
+    }
+
     std::string description() const override { return "the demo's samples"; }
 
   private:
+    static constexpr std::uint64_t calibration_seed = 977; // with which no measure begins
+
     static index_t index_of(std::uint64_t seed) { return static_cast<index_t>(seed); }
 };
 

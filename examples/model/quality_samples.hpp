@@ -13,6 +13,9 @@
 //
 // A seed names the same sample on every machine. Seeds below `first_judging_seed` are for choosing, those from there on for
 // judging: they draw on another text, other keys and other words, so that what was chosen cannot know them.
+//
+// Texts of different seeds do not overlap: for each task and length a book is cut into stretches, which the seeds from 0 and from
+// first_judging_seed on are given in an order of chance. A seed behind the last is refused.
 
 #include "tokenizer.hpp"
 
@@ -26,6 +29,9 @@
 namespace lm {
 
 inline constexpr std::uint64_t first_judging_seed = 1000;
+
+// Of the text that a table of the model's rows is made from.
+inline constexpr index_t calibration_tokens = 1024;
 
 inline constexpr std::array<std::string_view, 4> needle_tasks{"single", "multikey", "multiquery",
                                                               "multivalue"};
@@ -57,7 +63,7 @@ struct running_text {
     std::vector<token_id> next; // what follows
 };
 
-// Where samples come from. Calls throw std::invalid_argument for what the source does not have.
+// Where samples come from. Calls throw std::invalid_argument for what the source does not have, a seed behind its last text too.
 class sample_source {
   public:
     virtual ~sample_source() = default;
@@ -66,6 +72,8 @@ class sample_source {
                                                 std::uint64_t seed) const = 0;
     [[nodiscard]] virtual running_text text(index_t tokens, index_t next_tokens,
                                             std::uint64_t seed) const = 0;
+    // calibration_tokens tokens for choosing, of which no sample has any.
+    [[nodiscard]] virtual std::vector<token_id> calibration() const = 0;
     // What the texts are, for the results.
     [[nodiscard]] virtual std::string description() const = 0;
 };

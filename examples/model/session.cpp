@@ -3,6 +3,7 @@
 #include "session.hpp"
 
 #include <kvtrim/adapter/eigen.hpp>
+#include <kvtrim/score/add_pass.hpp>
 #include <kvtrim/score/projected_value_norms.hpp>
 
 #include <algorithm>
@@ -120,9 +121,7 @@ std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const c
              .tokens = prompt_tokens_,
              .window_tokens = std::min(chosen.window_tokens, queries.extent(1)),
              .stream_power = static_cast<float>(stream_power_[l] / static_cast<double>(prompt_tokens_)),
-             .scored = policy.pass == scoring_pass::none
-                           ? nullptr
-                           : &scored_[{policy.pass, policy.nearest, policy.loss}][l],
+             .scored = policy.pass == scoring_pass::none ? nullptr : &scored_[key_of(policy)][l],
              .profile = aids_.profile});
     }
     std::vector<kvtrim::keep_plan> plans(caches_.size());
@@ -145,25 +144,46 @@ std::vector<float> session::gram(std::size_t layer, bool in_stream_units) const 
     return gram;
 }
 
+session::scores_key session::key_of(const named_policy& policy) {
+    return {policy.pass, policy.pass == scoring_pass::replay ? 0 : policy.nearest,
+            policy.pass == scoring_pass::both ? policy.own_weight : 0, policy.loss};
+}
+
 void session::score_for(std::span<const named_policy* const> policies) {
     std::map<std::pair<scoring_pass, index_t>, std::set<kvtrim::token_loss>> passes;
+    const auto want = [&](scoring_pass pass, index_t nearest, kvtrim::token_loss loss) {
+        if (!scored_.contains({pass, nearest, 0, loss})) { passes[{pass, nearest}].insert(loss); }
+    };
     for (const named_policy* p : policies) {
-        if (p->pass != scoring_pass::none && !scored_.contains({p->pass, p->nearest, p->loss})) {
-            passes[{p->pass, p->nearest}].insert(p->loss);
-        }
+        if (p->pass == scoring_pass::none || scored_.contains(key_of(*p))) { continue; }
+        if (p->pass != scoring_pass::own) { want(scoring_pass::replay, 0, p->loss); }
+        if (p->pass != scoring_pass::replay) { want(scoring_pass::own, p->nearest, p->loss); }
     }
     for (const auto& [pass, wanted] : passes) {
         const std::vector<kvtrim::token_loss> losses(wanted.begin(), wanted.end());
         std::vector<layer_scores> scores = score(pass.first, losses, pass.second);
         for (std::size_t i = 0; i < losses.size(); ++i) {
-            scored_[{pass.first, pass.second, losses[i]}] = std::move(scores[i]);
+            scored_[{pass.first, pass.second, 0, losses[i]}] = std::move(scores[i]);
         }
+    }
+    for (const named_policy* p : policies) {
+        if (p->pass != scoring_pass::both || scored_.contains(key_of(*p))) { continue; }
+        layer_scores both = scored_[{scoring_pass::replay, 0, 0, p->loss}];
+        const layer_scores& own = scored_[{scoring_pass::own, p->nearest, 0, p->loss}];
+        for (std::size_t l = 0; l < both.size(); ++l) {
+            const kvtrim::status added = kvtrim::add_pass(both[l], own[l], p->nearest, p->own_weight);
+            if (!added.ok()) { throw std::runtime_error(added.what()); }
+        }
+        scored_[key_of(*p)] = std::move(both);
     }
 }
 
 std::vector<session::layer_scores>
 session::score(scoring_pass pass, std::span<const kvtrim::token_loss> losses, index_t nearest) const {
     constexpr std::size_t part_tokens = 512;
+    if (pass == scoring_pass::both || pass == scoring_pass::none) {
+        throw std::invalid_argument("scores are those of one pass");
+    }
     const model_config& c = model_.config;
     std::vector<layer_scores> scores(losses.size());
     std::vector<std::vector<float>> grams;

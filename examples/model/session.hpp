@@ -49,6 +49,7 @@ class session {
 
     // What a pass over the prompt makes of its rows: for each loss, per layer. The own pass asks for all of the prompt's queries,
     // and leaves out rows nearer than `nearest`; the replay feeds the prompt again, a part at a time behind replay_lead, each part over the whole prompt.
+    // Throws std::invalid_argument for scoring_pass::both.
     using layer_scores = std::vector<kvtrim::replay_scores>;
     [[nodiscard]] std::vector<layer_scores>
     score(scoring_pass pass, std::span<const kvtrim::token_loss> losses, index_t nearest = afar_tokens) const;
@@ -69,6 +70,10 @@ class session {
     [[nodiscard]] std::size_t cache_bytes() const;
 
   private:
+    // Pass, nearest, the own pass's weight where there are both, and loss.
+    using scores_key = std::tuple<scoring_pass, index_t, float, kvtrim::token_loss>;
+    static scores_key key_of(const named_policy& policy);
+
     // Gram matrices of W_O [q_heads, head_dim, head_dim], as they are or in units of the layer's stream.
     [[nodiscard]] std::vector<float> gram(std::size_t layer, bool in_stream_units) const;
 
@@ -80,8 +85,7 @@ class session {
     std::vector<head_tensor> queries_; // the prompt's newest
     std::vector<double>
         stream_power_; // per layer, sum over the prompt of 1 / x^2, x the length of the stream
-    std::map<std::tuple<scoring_pass, index_t, kvtrim::token_loss>, layer_scores>
-        scored_; // by pass, nearest and loss
+    std::map<scores_key, layer_scores> scored_;
     index_t tokens_ = 0;
     index_t prompt_tokens_ = 0;
 };

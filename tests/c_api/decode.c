@@ -158,7 +158,7 @@ static void replays_take_maxima(void) {
     kvtrim_request request = make_request();
     kvtrim_plan* plan = make_plan();
     layer_of_test t;
-    float scores[TOKENS], one;
+    float scores[TOKENS], twice[TOKENS], one;
     int64_t head, q, i, d;
     make_layer(&t);
     ok(kvtrim_replay_create(KV_HEADS, TOKENS, KVTRIM_ATTENTION_MAXIMUM, &r), "a replay");
@@ -196,6 +196,13 @@ static void replays_take_maxima(void) {
     ok(kvtrim_replay_add(r, &t.layer, &request, context), "behind W_O");
     t.layer.output_projection = NULL;
     ok(kvtrim_replay_add_own(r, &t.layer, &request, 0, context), "before W_O, the prompt's own queries");
+    ok(kvtrim_replay_scores(r, 0, scores, TOKENS), "scores");
+    ok(kvtrim_replay_add_pass(r, r, -1, 3), "the same pass three times more");
+    ok(kvtrim_replay_scores(r, 0, twice, TOKENS), "scores");
+    for (i = 0; i < TOKENS; ++i) {
+        check(fabs((double)twice[i] - 2 * (double)scores[i]) <= 1e-5 * (double)twice[i],
+              "four times the squares", "replay");
+    }
     t.layer.values = NULL;
     refused(kvtrim_replay_add(r, &t.layer, &request, context), KVTRIM_INVALID_PARAMETER,
             "outputs without values");

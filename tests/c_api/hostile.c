@@ -471,6 +471,10 @@ static void wrong_handles(void) {
         no(kvtrim_replay_add(replay, &good.layer, &request, NULL), "null");
     no(kvtrim_replay_add_own(replay, &good.layer, &request, -1, context), "nearest"),
         no(kvtrim_replay_add_own(NULL, &good.layer, &request, 0, context), "null");
+    no(kvtrim_replay_add_pass(NULL, replay, -1, 1), "null"),
+        no(kvtrim_replay_add_pass(replay, NULL, -1, 1), "null");
+    no(kvtrim_replay_add_pass(replay, replay, INT64_MIN, -1), "a weight"),
+        no(kvtrim_replay_add_pass(replay, replay, 0, 1e300), "a weight");
     no(kvtrim_replay_append(NULL, 1), "null"), no(kvtrim_replay_compact(replay, NULL), "null"),
         no(kvtrim_replay_compact(NULL, plan), "null");
     no(kvtrim_replay_scores(NULL, 0, cache, 1), "null"),

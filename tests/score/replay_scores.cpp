@@ -1,6 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
+#include <kvtrim/score/add_pass.hpp>
 #include <kvtrim/score/replay_scores.hpp>
 
 #include <kvtrim/policy/replay.hpp>
@@ -218,6 +219,59 @@ TEST_CASE("replay_scores: a prompt's own pass scores what its queries want from 
             }
         }
     }
+}
+
+TEST_CASE("add_pass: an own pass counts as many queries as a replay, a replay as it is, maxima the larger",
+          "[score]") {
+    const layer_data layer = random_layer({.kv_heads = 2, .group = 2, .tokens = 80, .queries = 80}, 98);
+    growing_workspace memory;
+    for (const token_loss loss : all_losses) {
+        replay_scores replayed(2, 80, loss), own(2, 80, loss);
+        REQUIRE(replayed.add(layer.inputs(), {}, memory).ok());
+        REQUIRE(own.add_own(layer.inputs(), {}, 10, memory).ok());
+        for (const index_t nearest : {index_t{-1}, index_t{10}}) {
+            replay_scores both = replayed;
+            REQUIRE(add_pass(both, own, nearest, 3).ok());
+            for (index_t g = 0; g < 2; ++g) {
+                for (index_t t = 0; t < 80; ++t) {
+                    const double one = replayed.score(g, t), other = own.score(g, t);
+                    const double seen =
+                        nearest < 0 ? 1 : 80 / static_cast<double>(std::max<index_t>(1, 70 - t));
+                    const double expected = loss == token_loss::output_square_sum
+                                                ? std::sqrt(one * one + 3 * seen * other * other)
+                                                : std::max(one, other);
+                    CHECK(both.score(g, t) == Approx(expected));
+                }
+            }
+        }
+        replay_scores same = replayed;
+        REQUIRE(add_pass(same, replay_scores(2, 80, loss)).ok()); // which saw nothing
+        CHECK(same_scores(same, replayed));
+    }
+}
+
+TEST_CASE("add_pass: another cache, loss or weight is refused with nothing changed", "[score][errors]") {
+    const replayed_layer layer({.kv_heads = 2, .group = 2, .tokens = 60, .queries = 20}, 99);
+    replay_scores scores = fed(layer, token_loss::output_square_sum, {20});
+    const replay_scores before = scores;
+    for (const replay_scores& other :
+         {replay_scores(2, 41, token_loss::output_square_sum), replay_scores(2, 40),
+          replay_scores(1, 40, token_loss::output_square_sum)}) {
+        CHECK(add_pass(scores, other).code() == errc::invalid_parameter);
+    }
+    for (const float weight :
+         {-1.0f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+        CHECK(add_pass(scores, before, -1, weight).code() == errc::invalid_parameter);
+    }
+    replay_scores broken(-1, 3);
+    CHECK(add_pass(scores, broken).code() == errc::invalid_parameter);
+    CHECK(add_pass(broken, scores).code() == errc::invalid_parameter);
+    CHECK(same_scores(scores, before));
+    constexpr index_t huge = std::numeric_limits<index_t>::max();
+    CHECK(add_pass(scores, before, huge, 0).ok());
+    CHECK(same_scores(scores, before));
+    replay_scores none(0, 0, token_loss::output_square_sum);
+    CHECK(add_pass(none, replay_scores(0, 0, token_loss::output_square_sum)).ok());
 }
 
 TEST_CASE("replay_scores: heads of different lengths are scored each with its own rows", "[score]") {

@@ -253,7 +253,8 @@ bool are_equal(const std::vector<kvtrim::keep_plan>& one, const std::vector<kvtr
 
 TEST_CASE("A policy with an option by name plans as one whose config has it") {
     const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
-    session sequence(model, cache_format::f32, 256, {});
+    const kvtrim::row_profile profile = calibrate(model, tiny::random_tokens(128), {});
+    session sequence(model, cache_format::f32, 256, {{}, &profile});
     static_cast<void>(sequence.prefill(tiny::random_tokens(256), 256));
     const cut_request half{.kept_ratio = 0.5};
     const auto plans = [&](const char* text) { return sequence.plan(policy_named(text), half); };
@@ -266,7 +267,10 @@ TEST_CASE("A policy with an option by name plans as one whose config has it") {
              {"layer_defensivekv", "layer_defensivekv:safeguard_ratio=0.7",
               "layer_defensivekv:safeguard_ratio=1"},
              {"consensuskv", "consensuskv:lambda=1", "consensuskv:lambda=0"},
-             {"layer_afar", "layer_afar:nearest=64:safeguard_ratio=0", "layer_afar:nearest=8"},
+             {"layer_afar", "layer_afar:nearest=32:safeguard_ratio=0", "layer_afar:nearest=8"},
+             {"profiled", "profiled:nearest=32", "profiled:nearest=8"},
+             {"replay_afar", "replay_afar:nearest=32:weight=2", "replay_afar:weight=0"},
+             {"replay_output", "replay_afar:weight=0", "replay_afar:nearest=8"},
          }) {
         INFO(other);
         CHECK(policy_named(other).name == other);
@@ -322,7 +326,7 @@ TEST_CASE("A fork that goes on from a prompt is the sequence of both in one piec
     const auto tokens = tiny::random_tokens(300);
     const std::span<const token_id> first(tokens.data(), 290), rest(tokens.data() + 290, 10);
     const std::vector<token_id> further{5, 6}, lead{1, 2, 3};
-    for (const char* const name : {"snapkv", "h2o", "layer_afar", "replay"}) {
+    for (const char* const name : {"snapkv", "h2o", "layer_afar", "replay", "replay_afar"}) {
         INFO(name);
         const named_policy& policy = policy_named(name);
         const index_t observed = policy.queries == observed::whole_prompt ? 300 : 32;

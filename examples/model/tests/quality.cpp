@@ -33,12 +33,30 @@ class text_file {
     std::string path_;
 };
 
+// Paragraphs of sentences, each with a number of its own.
+std::string paragraphs(const std::string& color) {
+    std::string text;
+    for (int i = 1000; i < 4000; ++i) {
+        text += color + " #" + std::to_string(i) + "# is. Is it? As e.g. that " + color + "!\n";
+    }
+    return text;
+}
+
+// Numbers of the paragraphs that a text has something of.
+std::set<std::string> numbers_of(const std::string& text) {
+    std::set<std::string> numbers;
+    for (std::size_t at = text.find('#'); at != text.npos; at = text.find('#', at + 1)) {
+        if (at + 5 < text.size() && text[at + 5] == '#') { numbers.insert(text.substr(at + 1, 4)); }
+    }
+    return numbers;
+}
+
 struct world {
     gguf file = tiny::read(tiny::make_parts().bytes());
     tokenizer words{file};
     llama_model model = load_model(file);
-    text_file choosing{"choosing.txt", "Red red. Is it red? Red as e.g. that!\nMore of red.\n"};
-    text_file judging{"judging.txt", "Blue blue. Is it blue? Blue as that!\nMore of blue.\n"};
+    text_file choosing{"choosing.txt", paragraphs("Red")};
+    text_file judging{"judging.txt", paragraphs("Blue")};
     std::unique_ptr<sample_source> source = text_source(words, choosing.path(), judging.path());
 };
 
@@ -139,6 +157,68 @@ TEST_CASE("Samples that judge share no text, key or word with samples that choos
     }
     CHECK_FALSE(contains(w.words.decode(w.source->text(100, 50, 3).context), "lue"));
     CHECK(std::ssize(w.source->text(100, 50, 1003).next) == 50);
+}
+
+TEST_CASE("Samples of different seeds have no text in common, nor with the text of a table") {
+    const world w;
+    const auto require_different = [&](std::uint64_t first_seed, const auto& text_of) {
+        std::set<std::string> before = numbers_of(w.words.decode(w.source->calibration()));
+        CHECK_FALSE(before.empty());
+        for (std::uint64_t seed = first_seed; seed < first_seed + 16; ++seed) {
+            const std::set<std::string> now = numbers_of(w.words.decode(text_of(seed)));
+            CHECK(now.size() > 10);
+            for (const std::string& number : now) { CHECK(before.insert(number).second); }
+        }
+    };
+    for (const std::uint64_t first_seed : {std::uint64_t{0}, first_judging_seed}) {
+        for (const std::string_view task : needle_tasks) {
+            require_different(first_seed, [&](std::uint64_t seed) {
+                return w.source->needles(task, needle_values::numbers, 1024, seed).context;
+            });
+        }
+        require_different(first_seed, [&](std::uint64_t seed) {
+            running_text text = w.source->text(1024, 256, seed);
+            CHECK(std::ssize(text.context) == 1024);
+            CHECK(std::ssize(text.next) == 256);
+            text.context.insert(text.context.end(), text.next.begin(), text.next.end());
+            return text.context;
+        });
+    }
+    CHECK(std::ssize(w.source->calibration()) == calibration_tokens);
+}
+
+TEST_CASE("A seed that no text is left for is refused, before anything is measured") {
+    const world w;
+    const auto refused = [&](const auto& call) {
+        try {
+            call();
+        } catch (const std::invalid_argument& error) { return std::string(error.what()); }
+        return std::string();
+    };
+    const std::string long_text = refused([&] { (void)w.source->text(20'000, 1, 1500); });
+    CHECK(contains(long_text, "kvtrim_quality_judging.txt has "));
+    CHECK(contains(long_text, " texts of 20001 tokens that do not overlap, seeds 1000 to 100"));
+    CHECK(contains(long_text, "there is none for seed 1500"));
+    CHECK(contains(refused([&] { (void)w.source->text(10'000'000, 1, 3); }),
+                   "choosing.txt has 0 texts of 10000001 tokens that do not overlap; there is none"));
+    CHECK(contains(refused([&] { (void)w.source->needles("single", needle_values::words, 4096, 999); }),
+                   "texts of 4096 tokens"));
+
+    quality_request request{.policies = {"streaming_llm"},
+                            .kept_ratios = {0.5},
+                            .tasks = {"text"},
+                            .tokens = {1024},
+                            .samples = 999,
+                            .first_seed = 0};
+    CHECK_THROWS_AS(
+        measure_quality(w.model, *w.source, request,
+                        [](index_t, index_t, const std::string&) { FAIL("the measurement began"); }),
+        std::invalid_argument);
+
+    const text_file small("small.txt", "Red.\n"); // of fewer tokens than a table is made from
+    const auto source = text_source(w.words, small.path(), small.path());
+    CHECK(contains(refused([&] { (void)source->calibration(); }), "fewer than 1024 tokens"));
+    CHECK_THROWS_AS(source->text(2, 1, 0), std::invalid_argument);
 }
 
 TEST_CASE("A standard error is that of the mean, and of a ratio whose wholes differ") {

@@ -138,6 +138,7 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {  # what it returns, and its arguments
     "replay_destroy": (None, Handle),
     "replay_add": (Status, Handle, Layers, Requests, Handle),
     "replay_add_own": (Status, Handle, Layers, Requests, c_int64, Handle),
+    "replay_add_pass": (Status, Handle, Handle, c_int64, c_double),
     "replay_weigh": (Status, Handle, Handle),
     "replay_scores": (Status, Handle, c_int64, Floats, c_int64),
     "queries_create": (Status, c_int64, c_int64, c_int64, c_int64, c_int32, Made),

@@ -582,11 +582,18 @@ class Replay(State):
         asked = _c_request(_c.Layer(), dict(request), keep)
         check(lib.kvtrim_replay_add(self, ctypes.byref(_c_layer(layer, keep)), ctypes.byref(asked), context()))
 
-    def add_own(self, layer: Layer, nearest: int = 64, **request: Unpack[Options]) -> None:
+    def add_own(self, layer: Layer, nearest: int = 32, **request: Unpack[Options]) -> None:
         """Adds the prompt's own queries, those of the newest rows; they score rows at least `nearest` before their own."""
         keep: list[Any] = []
         asked = _c_request(_c.Layer(), dict(request), keep)
         check(lib.kvtrim_replay_add_own(self, ctypes.byref(_c_layer(layer, keep)), ctypes.byref(asked), nearest, context()))
+
+    def add_pass(self, other: "Replay", own_nearest: int = -1, weight: float = 1.0) -> None:
+        """Adds what another pass made of the same rows, `weight` times its squares; of maxima the larger stays.
+
+        own_nearest  if not negative, `other` is of the prompt's own pass (add_own), all of it, with this as its `nearest`; -1: of a replay
+        """
+        check(lib.kvtrim_replay_add_pass(self, other, own_nearest, weight))
 
     def weigh(self, norms: Norms) -> None:
         """Multiplies every score by the norm of its token's value, after the last add: for "attention_maximum"."""

@@ -325,6 +325,19 @@ def test_norms_taken_when_tokens_come_choose_as_those_taken_at_the_cut(layer, rn
         kvtrim.Projection(w_o, "l2")
 
 
+def test_a_replay_and_the_prompts_own_pass_are_added_up(layer):
+    keys, queries, values = layer
+    replay, own = (kvtrim.Replay(2, 100, "output_square_sum") for _ in range(2))
+    replay.add(kvtrim.Layer(keys, queries, values))
+    own.add_own(kvtrim.Layer(keys, queries, values), 10)
+    before, more = replay.scores(1, 100), own.scores(1, 100)
+    replay.add_pass(own, 10, 2)
+    observers = np.maximum(1, 90 - np.arange(100))
+    np.testing.assert_allclose(replay.scores(1, 100)**2, before**2 + 2 * 100 / observers * more**2, rtol=1e-4)
+    with pytest.raises(kvtrim.Refused):
+        replay.add_pass(kvtrim.Replay(2, 99, "output_square_sum"))
+
+
 def test_a_replay_is_weighed_by_norms(layer, rng):
     keys, queries, values = layer
     norms, replay, plain = kvtrim.Norms(2), kvtrim.Replay(2, 100), kvtrim.Replay(2, 100)

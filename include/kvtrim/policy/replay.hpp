@@ -6,6 +6,7 @@
 //
 //   replay          the rows of a layer's heads compete for its budget                   2505.23416, non-uniform
 //   layer_replay    the rows of all (layer, KV head) compete for the model's             2505.23416, as published
+//                   after add_pass() what the prompt's own queries want from afar counts too (score/add_pass.hpp)
 //   replay_uniform  every head keeps the best of its own                                 2505.23416, uniform
 //   layer_afar      no replay: attention of the prompt's queries to tokens at least `nearest` before them, all rows compete
 //   profiled        the same inside each row; the number of tokens per row comes from the model's table
@@ -21,6 +22,7 @@
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
+#include <kvtrim/score/add_pass.hpp>
 #include <kvtrim/score/replayed.hpp>
 
 namespace KVTRIM_NAMESPACE {
@@ -45,14 +47,14 @@ namespace KVTRIM_NAMESPACE {
 /// By attention of the prompt's own queries to tokens at least `nearest` before them (replay_scores::add_own()); the rows of all
 /// (layer, KV head) compete. Sums of squares are meant (token_loss::output_square_sum), with W_O divided by the length of the
 /// residual stream. safeguard_ratio as above.
-[[nodiscard]] constexpr auto layer_afar(index_t nearest = 64, double safeguard_ratio = 0.0) {
+[[nodiscard]] constexpr auto layer_afar(index_t nearest = 32, double safeguard_ratio = 0.0) {
     return layer_wise{
         eviction_policy{replayed{nearest}, adaptive{.safeguard_ratio = safeguard_ratio}, by_importance{}}};
 }
 
 /// The same inside each row; the number of tokens per row comes from the model's table (allocate/row_profile.hpp).
 /// budgets: of a row_profile over all (layer, KV head) rows, which must outlive the policy. nearest as above.
-[[nodiscard]] constexpr auto profiled(const profiled_budgets& budgets, index_t nearest = 64) {
+[[nodiscard]] constexpr auto profiled(const profiled_budgets& budgets, index_t nearest = 32) {
     return layer_wise{eviction_policy{replayed{nearest}, budgets, by_importance{}}};
 }
 

@@ -243,9 +243,9 @@ class replay_scores {
     }
 
   private:
+    friend status add_pass(replay_scores&, const replay_scores&, index_t, float); // score/add_pass.hpp
     static constexpr std::uint32_t tag = 0x31704B54;
     static constexpr index_t kept_logit_bytes = index_t{48} << 20; // as in score/window_attention.hpp
-
     [[nodiscard]] static status valid_size(index_t kv_heads, index_t tokens) {
         constexpr index_t most = std::numeric_limits<keep_plan::table_index>::max();
         if (kv_heads < 0 || tokens < 0 ||
