@@ -207,6 +207,8 @@ TEST_CASE("A seed that no text is left for is refused, before anything is measur
     quality_request request{.policies = {"streaming_llm"},
                             .kept_ratios = {0.5},
                             .tasks = {"text"},
+                            .values = {},
+                            .question_seen = {},
                             .tokens = {1024},
                             .samples = 999,
                             .first_seed = 0};
