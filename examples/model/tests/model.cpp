@@ -170,7 +170,7 @@ TEST_CASE("A plan for another cache is refused and changes nothing") {
     CHECK_THROWS_AS(cache.cut(random_plan(3, 10, random)), std::runtime_error);
     CHECK_THROWS_AS(cache.cut(random_plan(2, 100, random)), std::runtime_error);
     CHECK(cache.total_rows() == 20);
-    CHECK_THROWS_AS(kv_cache(2, 48, cache_format::q8_0), std::runtime_error);
+    CHECK_THROWS_AS(kv_cache(2, 48, cache_format::q8_0), std::invalid_argument);
 }
 
 TEST_CASE("What a cut frees is the system's again") {
