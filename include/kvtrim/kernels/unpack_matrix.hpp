@@ -5,6 +5,7 @@
 // The inverse of what packs a matrix of bf16, for any order of its elements.
 
 #include <kvtrim/core/element.hpp>
+#include <kvtrim/core/status.hpp>
 
 namespace KVTRIM_NAMESPACE::kernels {
 
