@@ -4,6 +4,7 @@
 
 #include "cache.hpp"
 #include "require.hpp"
+#include "seconds_since.hpp"
 
 #include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/kvtrim.hpp>
@@ -219,8 +220,7 @@ named_policy cake_policy() {
                 for (std::size_t l = 0; l < layers.size(); ++l) {
                     require(kvtrim::layer_preference{}.measure(inputs[l], request, shares[l], memory));
                 }
-                seconds.allocate +=
-                    std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+                seconds.allocate += seconds_since(start);
                 run(kvtrim::cake(shares), std::span<const layer_inputs>(inputs), request, memory, plans,
                     seconds);
             }};

@@ -9,6 +9,7 @@
 #include "quality_dump.hpp"
 #include "quality_report.hpp"
 #include "quality_speed.hpp"
+#include "seconds_since.hpp"
 #include "threads.hpp"
 
 #include <CLI/CLI.hpp>
@@ -59,8 +60,7 @@ struct options {
 quality_progress progress_lines() {
     const auto start = std::chrono::steady_clock::now();
     return [start](index_t done, index_t all, const std::string& what) {
-        const double seconds =
-            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        const double seconds = seconds_since(start);
         const double left =
             done == 0 ? 0 : seconds / static_cast<double>(done) * static_cast<double>(all - done);
         fmt::print(stderr, "[{}/{}] {:.0f} s, about {:.0f} left: {}\n", done, all, seconds, left, what);

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include "quality_measure.hpp"
 
+#include "seconds_since.hpp"
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -348,7 +350,7 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
             for (double& sum : *sums) { sum /= static_cast<double>(cell.kl.size()); }
         }
     }
-    results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    results.seconds = seconds_since(start);
     return results;
 }
 

@@ -144,9 +144,9 @@ class texts final : public sample_source {
         if (std::find(needle_tasks.begin(), needle_tasks.end(), task) == needle_tasks.end()) {
             throw std::invalid_argument("no task " + std::string(task));
         }
-        // Two tasks ask about the same text.
-        draws draw(seed, std::string(task == "multiquery" ? "multikey" : task) +
-                             (values == needle_values::numbers ? " numbers" : " words"));
+        const std::string_view text_of =
+            task == "multiquery" ? "multikey" : task; // the same text, asked otherwise
+        draws draw(seed, std::string(text_of) + (values == needle_values::numbers ? " numbers" : " words"));
         const std::size_t half = half_of(seed);
         const std::string kind = values == needle_values::numbers ? "number" : "word";
         const std::size_t count = is_single ? 1 : needles_of_many;
@@ -165,7 +165,7 @@ class texts final : public sample_source {
         }
 
         needle_sample made;
-        const std::size_t start = stretch(sentences, seed, tokens, task == "multiquery" ? "multikey" : task);
+        const std::size_t start = stretch(sentences, seed, tokens, text_of);
         made.context = context_of(key_of, value_of, kind, tokens, half, start, draw);
         const auto asked = [&](const std::vector<std::string>& whose,
                                const std::vector<std::string>& answers) {

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include "quality_speed.hpp"
 
+#include "seconds_since.hpp"
+
 #include <fmt/core.h>
 #include <unistd.h>
 
@@ -20,9 +22,7 @@ namespace {
 
 class stopwatch {
   public:
-    [[nodiscard]] double seconds() const {
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-    }
+    [[nodiscard]] double seconds() const { return seconds_since(start_); }
     [[nodiscard]] double processor_seconds() const {
         return static_cast<double>(std::clock() - clock_) / CLOCKS_PER_SEC;
     }

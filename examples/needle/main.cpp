@@ -8,6 +8,7 @@
 #include "generation.hpp"
 #include "load_model.hpp"
 #include "report.hpp"
+#include "seconds_since.hpp"
 #include "sparse_prefill.hpp"
 
 #include <CLI/CLI.hpp>
@@ -243,7 +244,7 @@ report evaluate_all(const options& chosen, const llama_model& model) {
                                        .has_errors = s.heads > 0,
                                        .has_overlap = s.kept > 0});
     }
-    results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    results.seconds = lm::seconds_since(start);
     return results;
 }
 

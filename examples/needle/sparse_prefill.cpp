@@ -4,6 +4,7 @@
 
 #include "engine.hpp"
 #include "require.hpp"
+#include "seconds_since.hpp"
 
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
@@ -35,7 +36,7 @@ template <class Fn>
 double seconds(Fn&& fn) {
     const auto start = std::chrono::steady_clock::now();
     fn();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return lm::seconds_since(start);
 }
 
 // The model's attention through a prune plan; sums what it measures.
