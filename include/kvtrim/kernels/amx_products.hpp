@@ -11,6 +11,7 @@
 // Numerics: exact products of bf16, summed in float; denormals count as 0 (simd/amx_tiles.hpp).
 
 #include <kvtrim/core/element.hpp>
+#include <kvtrim/kernels/bf16_rows.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/amx_tiles.hpp>
 
@@ -76,17 +77,9 @@ KVTRIM_TARGET_AMX void multiply_step(const bf16* a, const bf16* a_below, index_t
     Tiles::template multiply_add<3, 5, 7>();
 }
 
-/// Rows of bf16 in memory; row t starts at t * stride.
-struct rows_in {
-    const bf16* data; ///< element (0, 0)
-    index_t stride;   ///< elements from row to row
-    index_t count;    ///< rows
-    index_t length;   ///< elements of a row
-};
-
 /// C = rows [first, first + 32) of A times a panel of 32 columns, b [whole_steps(length) / 32][2][16][16][2].
 template <class Tiles>
-KVTRIM_TARGET_AMX void multiply_panel(const rows_in& a, index_t first, const bf16* b) {
+KVTRIM_TARGET_AMX void multiply_panel(const bf16_rows& a, index_t first, const bf16* b) {
     alignas(64) bf16 part[step * step]; // a copy, padded with zeros, of rows that are no whole step
     zero_c<Tiles>();
     for (index_t d = 0; d < a.length; d += step, b += 2 * tile_elements) {

@@ -16,6 +16,7 @@
 // break what the headers promise of scores (tests ask for 1e-6 of the size of a sum).
 
 #include <kvtrim/core/element.hpp>
+#include <kvtrim/kernels/bf16_rows.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/region.hpp>
 
@@ -68,16 +69,8 @@ KVTRIM_INLINE void multiply_step(const bf16* const (&rows)[8], index_t at, const
     }
 }
 
-/// Rows of bf16 in memory; row t starts at t * stride.
-struct rows_in {
-    const bf16* data; ///< element (0, 0)
-    index_t stride;   ///< elements from row to row
-    index_t count;    ///< rows
-    index_t length;   ///< elements of a row
-};
-
 /// C = rows [first, first + 8) of A times a panel; rows behind the last one repeat it.
-KVTRIM_INLINE void multiply_panel(const rows_in& a, index_t first, const bf16* panel, sums_of_panel& c) {
+KVTRIM_INLINE void multiply_panel(const bf16_rows& a, index_t first, const bf16* panel, sums_of_panel& c) {
     const bf16* rows[8];
     KVTRIM_UNROLL
     for (int i = 0; i < 8; ++i) { rows[i] = a.data + std::min(first + i, a.count - 1) * a.stride; }

@@ -13,7 +13,6 @@
 // Cost per 32 rows and 32 columns at inner 128, in cycles: 256 of products, 64 vectors of C folded; 740 measured.
 
 #include <kvtrim/kernels/amx_products.hpp>
-#include <kvtrim/kernels/unpack_matrix.hpp>
 
 #if KVTRIM_HAS_X86
 
@@ -53,7 +52,7 @@ template <class Tiles>
 KVTRIM_TARGET_AMX void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed,
                               index_t inner, index_t columns, float* scratch, float* norms) {
     constexpr index_t rows_at_once = 64;
-    const rows_in a{x, x_stride, rows, inner};
+    const bf16_rows a{x, x_stride, rows, inner};
     alignas(64) float c[step * step];
     std::fill_n(scratch, rows * 16, 0.0f);
     Tiles::configure();

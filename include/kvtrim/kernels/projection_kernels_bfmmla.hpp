@@ -8,7 +8,6 @@
 // kernels/bfmmla_products.hpp.
 
 #include <kvtrim/kernels/bfmmla_products.hpp>
-#include <kvtrim/kernels/unpack_matrix.hpp>
 
 #if KVTRIM_HAS_NEON
 
@@ -52,7 +51,7 @@ KVTRIM_INLINE void fold_absolute(const sums_of_panel& c, index_t columns, float*
 }
 
 /// The same of eight rows of A from `first` on times a panel. Not inlined: in the loops of its caller g++ 12 spills row pointers.
-KVTRIM_NOINLINE inline void fold_panel(const rows_in& a, index_t first, const bf16* panel, index_t columns,
+KVTRIM_NOINLINE inline void fold_panel(const bf16_rows& a, index_t first, const bf16* panel, index_t columns,
                                        float* sums) {
     sums_of_panel c;
     multiply_panel(a, first, panel, c);
@@ -63,7 +62,7 @@ KVTRIM_NOINLINE inline void fold_panel(const rows_in& a, index_t first, const bf
 inline void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner,
                    index_t columns, float* scratch, float* norms) {
     constexpr index_t rows_at_once = 64; // with a panel they stay in the first level cache
-    const rows_in a{x, x_stride, rows, inner};
+    const bf16_rows a{x, x_stride, rows, inner};
     std::fill_n(scratch, whole_steps(rows) * 2, 0.0f);
     for (index_t begin = 0; begin < rows; begin += rows_at_once) {
         const index_t end = std::min(begin + rows_at_once, rows);

@@ -23,15 +23,7 @@
 namespace KVTRIM_NAMESPACE::kernels::amx {
 
 /// window_kernels::pack_bf16_queries.
-inline void pack_queries(const bf16* queries, index_t query_stride, index_t first_row, index_t count,
-                         index_t head_dim, bf16* packed) {
-    for (index_t i = 0; i < count; ++i) {
-        for (index_t d = 0; d < whole_steps(head_dim); ++d) {
-            packed[packed_index(head_dim, d, first_row + i)] =
-                d < head_dim ? queries[i * query_stride + d] : bf16{0};
-        }
-    }
-}
+inline constexpr auto pack_queries = pack_columns<packed_index, whole_steps>;
 
 /// out [tokens, rows] = scale * c [tokens][32], of the 16 columns that begin at both pointers, or fewer.
 template <class Lanes>
