@@ -146,13 +146,7 @@ TEST_CASE("window_kernels_amx: the level amx has it, the others leave bf16 to be
 #if defined(__linux__)
 // To the bit, by the processor where there is AMX; elsewhere its instructions are decoded and emulated.
 TEST_CASE("window_kernels_amx: the instructions of its tiles give what the emulated ones give", "[kernels]") {
-    if (!support::runs_avx512()) { return; }
-    const bool real = best_cpu_level() >= cpu_level::amx;
-    if (detail::has_amx() && !real) {
-        WARN("AMX on this machine may not be used: its instructions are not tested");
-        return;
-    }
-    if (!real) { WARN("no AMX on this machine: its instructions are decoded, not executed"); }
+    if (!support::runs_tile_instructions()) { return; }
     const support::trapped_tiles scope;
     support::random r(44);
     for (int n = 0; n < 20; ++n) {

@@ -9,6 +9,7 @@
 // Source: the encodings of LDTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILESTORED and TDPBF16PS in Intel's Software
 // Developer's Manual, volume 2: VEX.128.0F38.W0, three-byte form.
 
+#include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
 
 #if KVTRIM_HAS_X86 && defined(__linux__)
@@ -20,6 +21,24 @@
 #include <utility>
 
 namespace support {
+
+// Whether AMX's instructions may be executed: by the processor, or, where it has none, by trapped_tiles.
+inline bool may_execute_tiles() {
+    const bool real = kvtrim::best_cpu_level() >= kvtrim::cpu_level::amx;
+    if (kvtrim::detail::has_amx() && !real) {
+        WARN("AMX on this machine may not be used: its instructions are not tested");
+        return false;
+    }
+    if (!real) { WARN("no AMX on this machine: its instructions are decoded, not executed"); }
+    return true;
+}
+// The same of what is AVX-512 around them, without bf16 and with it.
+inline bool runs_tile_instructions() {
+    return runs_avx512() && may_execute_tiles();
+}
+inline bool runs_bf16_tile_instructions() {
+    return runs_bf16_vectors() && may_execute_tiles();
+}
 
 class trapped_tiles {
   public:
