@@ -10,11 +10,6 @@ using namespace support;
 
 namespace {
 
-layer_data small_layer() {
-    return random_layer(
-        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
-}
-
 // Any rows of each head, also none.
 keep_plan random_plan(support::random& r, const layer_shape& s) {
     std::vector<oracle::token_set> sets;

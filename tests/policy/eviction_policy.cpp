@@ -19,11 +19,6 @@ namespace {
 
 constexpr auto newest_first = eviction_policy{recency{}, uniform{}, by_importance{}};
 
-layer_data small_layer() {
-    return random_layer(
-        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
-}
-
 // Keys of any size that nobody reads.
 struct unread_keys {
     index_t heads = 1, tokens = 0, dim = 1;

@@ -54,8 +54,7 @@ void for_each_scorer(const layer_data& layer, const query_statistics& statistics
 TEST_CASE(
     "every scorer, called without a policy, refuses inputs and outputs that do not fit, with nothing written",
     "[properties][errors]") {
-    const layer_data layer = random_layer(
-        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
+    const layer_data layer = small_layer();
     const query_statistics statistics(4, 8);
     const auto in = layer.inputs();
     const eviction_request request{};
@@ -102,8 +101,7 @@ TEST_CASE(
 }
 
 TEST_CASE("every scorer, called without a policy, scores what fits", "[properties]") {
-    const layer_data layer = random_layer(
-        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
+    const layer_data layer = small_layer();
     const query_statistics statistics(4, 8);
     for_each_scorer(layer, statistics, [&](const auto& scorer) {
         score_memory memory(layer.inputs(), {});

@@ -18,11 +18,6 @@ namespace {
 
 using mean_weighted = projected_norm_weighted<window_attention<mean_attention>>;
 
-layer_data square_layer() {
-    return random_layer(
-        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = 8, .queries = 4}, 1);
-}
-
 } // namespace
 
 TEST_CASE("projected_norm_weighted: scores equal (s + epsilon) * norm for every field and random shapes",
@@ -58,7 +53,7 @@ TEST_CASE("projected_norm_weighted: scores equal (s + epsilon) * norm for every 
 TEST_CASE(
     "projected_norm_weighted: with a scorer that writes attention inside, attention is that scorer's own",
     "[score][oracle]") {
-    const layer_data layer = square_layer();
+    const layer_data layer = small_layer();
     const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
     projected_norm_weighted<window_attention<worst_case_attention>> scorer;
     scorer.epsilon = 0;
@@ -81,7 +76,7 @@ TEST_CASE(
 }
 
 TEST_CASE("projected_norm_weighted: it weights any scorer, also one without a workspace", "[score]") {
-    const layer_data layer = square_layer();
+    const layer_data layer = small_layer();
     projected_norm_weighted<recency> scorer;
     scorer.epsilon = 0;
     score_memory fast = score_layer(scorer, layer.inputs(), {});
@@ -101,7 +96,7 @@ TEST_CASE("projected_norm_weighted: with one KV head the per-token scope makes e
 }
 
 TEST_CASE("projected_norm_weighted: a scope without any norm weighs 0, not 0/0", "[score][odd]") {
-    layer_data layer = square_layer();
+    layer_data layer = small_layer();
     std::fill(layer.w.begin(), layer.w.end(), 0.0f);
     for (const norm_scope scope : {norm_scope::raw, norm_scope::per_head, norm_scope::per_token}) {
         mean_weighted scorer;
@@ -119,7 +114,7 @@ TEST_CASE("projected_norm_weighted: a NaN or infinite value costs no other token
     for (const norm_scope scope : {norm_scope::raw, norm_scope::per_head, norm_scope::per_token}) {
         mean_weighted scorer;
         scorer.scope = scope;
-        layer_data layer = square_layer();
+        layer_data layer = small_layer();
         // A zero value adds nothing to any sum: the others then score as they do among themselves.
         std::fill_n(layer.value(0, 5), 8, 0.0f);
         std::fill_n(layer.value(1, 7), 8, 0.0f);
@@ -145,7 +140,7 @@ TEST_CASE("projected_norm_weighted: where all values are NaN or infinite, so are
     for (const norm_scope scope : {norm_scope::raw, norm_scope::per_head, norm_scope::per_token}) {
         mean_weighted scorer;
         scorer.scope = scope;
-        layer_data layer = square_layer();
+        layer_data layer = small_layer();
         for (float& x : layer.v) { x = std::numeric_limits<float>::infinity(); }
         std::fill(layer.w.begin(), layer.w.end(), 1.0f);
         const std::vector<float> infinite = score_layer(scorer, layer.inputs(), {}).importance;
@@ -157,7 +152,7 @@ TEST_CASE("projected_norm_weighted: where all values are NaN or infinite, so are
 
 TEST_CASE("projected_norm_weighted: a score that is not finite stays out of a relative epsilon",
           "[score][odd]") {
-    const layer_data layer = square_layer();
+    const layer_data layer = small_layer();
     std::vector<float> given(80, 1.0f);
     given[3] = std::numeric_limits<float>::quiet_NaN();
     given[4] = std::numeric_limits<float>::infinity();
@@ -173,7 +168,7 @@ TEST_CASE("projected_norm_weighted: a score that is not finite stays out of a re
 }
 
 TEST_CASE("projected_norm_weighted: bad input is named", "[score][errors]") {
-    const layer_data layer = square_layer();
+    const layer_data layer = small_layer();
     const eviction_request request{.budget = per_head(10)};
     CHECK(mean_weighted{}.validate(layer.inputs(), request).ok());
     for (const float epsilon :
@@ -209,7 +204,7 @@ TEST_CASE("projected_norm_weighted: bad input is named", "[score][errors]") {
 
 TEST_CASE("projected_norm_weighted: a workspace that is too small is refused with nothing written",
           "[score][errors]") {
-    const layer_data layer = square_layer();
+    const layer_data layer = small_layer();
     const eviction_request request{};
     const mean_weighted scorer;
     serial_executor ex;

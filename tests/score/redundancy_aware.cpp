@@ -17,10 +17,6 @@ using namespace support;
 
 namespace {
 
-layer_data redundant_layer() {
-    return random_layer({.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .queries = 4}, 1);
-}
-
 template <class Scorer>
 std::vector<float> scores_of(const Scorer& scorer, const layer_data& layer,
                              const eviction_request& request = {}) {
@@ -87,7 +83,7 @@ TEST_CASE("redundancy_aware: of equal keys the newest is not charged, and a key 
 }
 
 TEST_CASE("redundancy_aware: the scale of the base scores does not matter, nor their sign", "[score]") {
-    const layer_data layer = redundant_layer();
+    const layer_data layer = small_layer(16);
     std::vector<float> given(80);
     support::random r(542);
     for (float& x : given) { x = static_cast<float>(r.uniform()); }
@@ -104,7 +100,7 @@ TEST_CASE("redundancy_aware: the scale of the base scores does not matter, nor t
 }
 
 TEST_CASE("redundancy_aware: a scorer that writes attention keeps its attention", "[score]") {
-    const layer_data layer = redundant_layer();
+    const layer_data layer = small_layer(16);
     const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
     using inner = window_attention<worst_case_attention>;
     const score_memory bare = score_layer(inner{}, layer.inputs(), request);
@@ -117,8 +113,8 @@ TEST_CASE("redundancy_aware: a scorer that writes attention keeps its attention"
 TEST_CASE("redundancy_aware: a key without a direction scores NaN and changes no other score",
           "[score][odd]") {
     constexpr float infinity = std::numeric_limits<float>::infinity();
-    layer_data without = redundant_layer(); // token 7 of each head is left out
-    const layer_data layer = redundant_layer();
+    layer_data without = small_layer(16); // token 7 of each head is left out
+    const layer_data layer = small_layer(16);
     without.shape.tokens = 39;
     without.k.clear();
     for (index_t t = 0; t < 80; ++t) {
@@ -142,7 +138,7 @@ TEST_CASE("redundancy_aware: a key without a direction scores NaN and changes no
 }
 
 TEST_CASE("redundancy_aware: zero keys are alike to none, scores that are not finite stay", "[score][odd]") {
-    layer_data layer = redundant_layer();
+    layer_data layer = small_layer(16);
     std::fill(layer.k.begin(), layer.k.end(), 0.0f);
     CHECK(scores_of(redundancy_only, layer) == std::vector<float>(80, -1.0f));
     std::vector<float> given(80, 1.0f);
@@ -168,7 +164,7 @@ TEST_CASE("redundancy_aware: its workspace is linear in the tokens", "[score]") 
 
 TEST_CASE("redundancy_aware: bad input is named, a small workspace refused with nothing written",
           "[score][errors]") {
-    const layer_data layer = redundant_layer();
+    const layer_data layer = small_layer(16);
     const float nan = std::numeric_limits<float>::quiet_NaN();
     for (const redundancy_aware<recency>& bad : {redundancy_aware<recency>{{}, -0.1f},
                                                  {{}, 1.1f},

@@ -42,10 +42,6 @@ mean_pair random_mean(support::random& r) {
              slow_averages[average]}};
 }
 
-layer_data small_layer() {
-    return random_layer({.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .queries = 4}, 1);
-}
-
 } // namespace
 
 TEST_CASE("window attention: mean scores equal the full softmax for random shapes, options and reductions",
@@ -155,7 +151,7 @@ TEST_CASE("window attention: newest_queries uses the newest of the given queries
 }
 
 TEST_CASE("window attention: without memory for the protected mass it is not written", "[score]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = small_layer(16);
     score_memory memory(layer.inputs(), {});
     const eviction_request request{};
     const window_attention scorer{mean_attention{}};
@@ -169,7 +165,7 @@ TEST_CASE("window attention: without memory for the protected mass it is not wri
 
 TEST_CASE("window attention: a workspace that is too small is refused with nothing written",
           "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = small_layer(16);
     score_memory memory(layer.inputs(), {});
     const eviction_request request{};
     const window_attention scorer{worst_case_attention{}};
@@ -185,7 +181,7 @@ TEST_CASE("window attention: a workspace that is too small is refused with nothi
 }
 
 TEST_CASE("window attention: bad input is named", "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = small_layer(16);
     const auto in = layer.inputs();
     const eviction_request good{.budget = per_head(10)};
     const window_attention scorer{mean_attention{}};
@@ -248,7 +244,7 @@ TEST_CASE("window attention: bad input is named", "[score][errors]") {
 
 TEST_CASE("window attention: views that disagree are refused, also where it is called without a policy",
           "[score][errors]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = small_layer(16);
     const window_attention scorer{mean_attention{}};
     const view narrow(layer.q.data(), {4, 4, 7});
     score_memory memory(layer.inputs(), {});
@@ -273,7 +269,7 @@ TEST_CASE("window attention: views that disagree are refused, also where it is c
 
 TEST_CASE("window attention: a key of NaN is as if it were masked, other scores do not change",
           "[score][odd]") {
-    layer_data layer = small_layer();
+    layer_data layer = small_layer(16);
     const eviction_request request{.budget = {}, .protect = {.window_tokens = 4}};
     for (const float soft_cap : {0.0f, 5.0f}) {
         eviction_request capped = request;
@@ -296,7 +292,7 @@ TEST_CASE("window attention: a key of NaN is as if it were masked, other scores 
 }
 
 TEST_CASE("window attention: an infinite logit takes all the attention and spoils nothing", "[score][odd]") {
-    layer_data layer = small_layer();
+    layer_data layer = small_layer(16);
     for (float& x : layer.q) { x = std::abs(x) + 0.1f; }
     layer.key(0, 10)[3] = std::numeric_limits<float>::infinity();
     layer.key(0, 11)[3] = -std::numeric_limits<float>::infinity();
@@ -310,7 +306,7 @@ TEST_CASE("window attention: an infinite logit takes all the attention and spoil
 }
 
 TEST_CASE("window attention: a query row without any visible token scores nothing", "[score][odd]") {
-    layer_data layer = small_layer();
+    layer_data layer = small_layer(16);
     std::fill(layer.q.begin(), layer.q.end(), std::numeric_limits<float>::quiet_NaN());
     for (const bool with_sink : {false, true}) {
         const std::vector<float> sinks(4, 1.0f);
@@ -328,7 +324,7 @@ TEST_CASE("window attention: a query row without any visible token scores nothin
 
 TEST_CASE("window attention: a pooling kernel wider than the row pools the row, whatever its width",
           "[score][odd]") {
-    const layer_data layer = small_layer();
+    const layer_data layer = small_layer(16);
     const auto scored = [&](index_t kernel) {
         return score_layer(window_attention{worst_case_attention{.kernel_tokens = kernel}}, layer.inputs(),
                            {})

@@ -149,6 +149,12 @@ inline layer_data random_layer(const layer_shape& shape, std::uint64_t seed) {
     return layer;
 }
 
+// Two KV heads, four query heads and four queries over 40 tokens: enough where the shape does not matter.
+inline layer_data small_layer(index_t value_dim = 8) {
+    return random_layer(
+        {.kv_heads = 2, .group = 2, .tokens = 40, .head_dim = 8, .value_dim = value_dim, .queries = 4}, 1);
+}
+
 // Shapes around the borders that matter: tiles of tokens, blocks of query rows, odd sizes.
 inline layer_shape random_shape(random& r) {
     layer_shape s;
