@@ -250,6 +250,68 @@ named_policy of_pass(std::string name, scoring_pass pass, kvtrim::token_loss los
             .needs_profile = needs_profile};
 }
 
+// Each layer by itself, with the layer's share of the budget, which is every layer's.
+template <class Policy>
+struct each_alone {
+    Policy policy;
+
+    template <class Inputs, class Executor, class Progress>
+    [[nodiscard]] kvtrim::status plan(std::span<const Inputs> layers, const kvtrim::eviction_request& request,
+                                      std::span<kvtrim::keep_plan> plans, kvtrim::growing_workspace& memory,
+                                      Executor&& ex, const Progress& progress) const {
+        for (std::size_t l = 0; l < layers.size(); ++l) {
+            const kvtrim::status done = policy.plan(layers[l], request, plans[l], memory, ex, progress);
+            if (!done.ok()) { return done; }
+        }
+        return {};
+    }
+};
+
+// What a token's score is multiplied by: the norm of its value, in the layer's output.
+kvtrim::replay_scores times_value_norms(const layer_prompt& p, kvtrim::growing_workspace& memory) {
+    kvtrim::projected_norms norms(p.config.kv_heads, p.tokens);
+    require(norms.append(inputs_of(p, observed::window), p.tokens, memory));
+    kvtrim::replay_scores weighed = *p.scored;
+    require(weighed.weigh(norms.view().rows));
+    return weighed;
+}
+
+// KVzip's replay: which rows compete, what a row's score is, which rows a softmax is over.
+named_policy replay_policy(policy_options& given) {
+    enum class competing { model, layer, head } rows = competing::model;
+    kvtrim::token_loss loss = kvtrim::token_loss::attention_maximum;
+    bool over_part = false, value_norms = false;
+    given.set("rows", rows,
+              {{"model", competing::model}, {"layer", competing::layer}, {"head", competing::head}});
+    given.set("loss", loss,
+              {{"attention", kvtrim::token_loss::attention_maximum},
+               {"output", kvtrim::token_loss::output_maximum},
+               {"output_squares", kvtrim::token_loss::output_square_sum}});
+    given.set("softmax", over_part, {{"cache", false}, {"part", true}});
+    given.set("value_norms", value_norms, {{"0", false}, {"1", true}});
+    const auto of = [=](const auto& policy) {
+        return of_pass("replay", scoring_pass::replay, loss,
+                       [policy](const layer_prompt&, const kvtrim::eviction_request&) { return policy; });
+    };
+    named_policy made = rows == competing::model   ? of(kvtrim::layer_replay())
+                        : rows == competing::layer ? of(each_alone{kvtrim::replay()})
+                                                   : of(each_alone{kvtrim::replay_uniform()});
+    made.softmax_over_part = over_part;
+    if (value_norms) {
+        made.plan = [plan = made.plan](std::span<const layer_prompt> layers,
+                                       const kvtrim::eviction_request& request,
+                                       kvtrim::growing_workspace& memory, std::span<kvtrim::keep_plan> plans,
+                                       stage_seconds& seconds) {
+            std::vector<kvtrim::replay_scores> weighed;
+            for (const layer_prompt& p : layers) { weighed.push_back(times_value_norms(p, memory)); }
+            std::vector<layer_prompt> prompts(layers.begin(), layers.end());
+            for (std::size_t l = 0; l < prompts.size(); ++l) { prompts[l].scored = &weighed[l]; }
+            plan(prompts, request, memory, plans, seconds);
+        };
+    }
+    return made;
+}
+
 // The budgets of the model's table, and any scorer inside each row.
 template <class Scorer>
 named_policy profiled_policy(std::string name, const Scorer& scorer) {
@@ -413,7 +475,7 @@ const std::vector<named_policy>& all_policies() {
         having_options([](policy_options& o) {
             return layer_dropkv("layer_dropkv", token_loss::output_square_sum, safeguard_of(o, 0));
         }),
-        of_pass("replay", scoring_pass::replay, token_loss::attention_maximum, by_all_rows),
+        having_options(replay_policy),
         of_pass("replay_output", scoring_pass::replay, token_loss::output_square_sum, by_all_rows),
         having_options([=](policy_options& o) {
             named_policy p =

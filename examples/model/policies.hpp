@@ -71,6 +71,8 @@ struct named_policy {
     kvtrim::token_loss loss = kvtrim::token_loss::attention_maximum; // of that pass
     index_t nearest = afar_tokens;                                   // of the own pass
     float own_weight = both_weight; // where there are both, that of the own pass
+    bool softmax_over_part =
+        false; // of a replay: a part's queries see that part and the sinks alone, as KVzip's
     bool needs_profile = false;
     // Makes the policy of this name with defaults of kvtrim's set otherwise; empty where it has no options. policy_named() asks.
     std::function<named_policy(policy_options&)> with_options = {};

@@ -146,30 +146,33 @@ std::vector<float> session::gram(std::size_t layer, bool in_stream_units) const 
 
 session::scores_key session::key_of(const named_policy& policy) {
     return {policy.pass, policy.pass == scoring_pass::replay ? 0 : policy.nearest,
-            policy.pass == scoring_pass::both ? policy.own_weight : 0, policy.loss};
+            policy.pass == scoring_pass::both ? policy.own_weight : 0, policy.softmax_over_part, policy.loss};
 }
 
 void session::score_for(std::span<const named_policy* const> policies) {
-    std::map<std::pair<scoring_pass, index_t>, std::set<kvtrim::token_loss>> passes;
-    const auto want = [&](scoring_pass pass, index_t nearest, kvtrim::token_loss loss) {
-        if (!scored_.contains({pass, nearest, 0, loss})) { passes[{pass, nearest}].insert(loss); }
+    std::map<std::tuple<scoring_pass, index_t, bool>, std::set<kvtrim::token_loss>> passes;
+    const auto want = [&](scoring_pass pass, index_t nearest, bool over_part, kvtrim::token_loss loss) {
+        if (!scored_.contains({pass, nearest, 0, over_part, loss})) {
+            passes[{pass, nearest, over_part}].insert(loss);
+        }
     };
     for (const named_policy* p : policies) {
         if (p->pass == scoring_pass::none || scored_.contains(key_of(*p))) { continue; }
-        if (p->pass != scoring_pass::own) { want(scoring_pass::replay, 0, p->loss); }
-        if (p->pass != scoring_pass::replay) { want(scoring_pass::own, p->nearest, p->loss); }
+        if (p->pass != scoring_pass::own) { want(scoring_pass::replay, 0, p->softmax_over_part, p->loss); }
+        if (p->pass != scoring_pass::replay) { want(scoring_pass::own, p->nearest, false, p->loss); }
     }
-    for (const auto& [pass, wanted] : passes) {
-        const std::vector<kvtrim::token_loss> losses(wanted.begin(), wanted.end());
-        std::vector<layer_scores> scores = score(pass.first, losses, pass.second);
+    for (const auto& [wanted, of_losses] : passes) {
+        const auto [pass, nearest, over_part] = wanted;
+        const std::vector<kvtrim::token_loss> losses(of_losses.begin(), of_losses.end());
+        std::vector<layer_scores> scores = score(pass, losses, nearest, over_part);
         for (std::size_t i = 0; i < losses.size(); ++i) {
-            scored_[{pass.first, pass.second, 0, losses[i]}] = std::move(scores[i]);
+            scored_[{pass, nearest, 0, over_part, losses[i]}] = std::move(scores[i]);
         }
     }
     for (const named_policy* p : policies) {
         if (p->pass != scoring_pass::both || scored_.contains(key_of(*p))) { continue; }
-        layer_scores both = scored_[{scoring_pass::replay, 0, 0, p->loss}];
-        const layer_scores& own = scored_[{scoring_pass::own, p->nearest, 0, p->loss}];
+        layer_scores both = scored_[{scoring_pass::replay, 0, 0, p->softmax_over_part, p->loss}];
+        const layer_scores& own = scored_[{scoring_pass::own, p->nearest, 0, false, p->loss}];
         for (std::size_t l = 0; l < both.size(); ++l) {
             const kvtrim::status added = kvtrim::add_pass(both[l], own[l], p->nearest, p->own_weight);
             if (!added.ok()) { throw std::runtime_error(added.what()); }
@@ -178,9 +181,11 @@ void session::score_for(std::span<const named_policy* const> policies) {
     }
 }
 
-std::vector<session::layer_scores>
-session::score(scoring_pass pass, std::span<const kvtrim::token_loss> losses, index_t nearest) const {
+std::vector<session::layer_scores> session::score(scoring_pass pass,
+                                                  std::span<const kvtrim::token_loss> losses, index_t nearest,
+                                                  bool softmax_over_part) const {
     constexpr std::size_t part_tokens = 512;
+    constexpr index_t part_sinks = 4; // seen beside a part
     if (pass == scoring_pass::both || pass == scoring_pass::none) {
         throw std::invalid_argument("scores are those of one pass");
     }
@@ -202,10 +207,11 @@ session::score(scoring_pass pass, std::span<const kvtrim::token_loss> losses, in
     };
     // Adds the newest queries of a layer whose cache has their rows already.
     const auto add = [&](std::size_t l, const cache_rows& keys, const cache_rows& values,
-                         const head_tensor& queries) {
+                         const head_tensor& queries, const kvtrim::replay_part& part = {}) {
         const auto seen = kvtrim::layer(keys, values).with_queries(rows_of(queries));
         const auto feed = [&](kvtrim::replay_scores& to, const auto& in) {
-            require(pass == scoring_pass::own ? to.add_own(in, {}, nearest, memory) : to.add(in, {}, memory));
+            require(pass == scoring_pass::own ? to.add_own(in, {}, nearest, memory)
+                                              : to.add(in, {}, memory, part));
         };
         for (layer_scores& of_loss : scores) {
             if (of_loss[l].loss() == kvtrim::token_loss::attention_maximum) {
@@ -229,11 +235,16 @@ session::score(scoring_pass pass, std::span<const kvtrim::token_loss> losses, in
         std::vector<token_id> fed = aids_.replay_lead;
         const auto part = std::span(prompt_).subspan(first, std::min(part_tokens, prompt_.size() - first));
         fed.insert(fed.end(), part.begin(), part.end());
+        kvtrim::replay_part scored;
+        if (softmax_over_part) {
+            const auto begin = static_cast<index_t>(first);
+            scored = {{begin, begin + std::ssize(part)}, part_sinks};
+        }
         std::vector<kv_cache> caches = copy();
         const auto attend = [&](index_t layer, const attention_inputs& inputs) {
             const auto l = static_cast<std::size_t>(layer);
             caches[l].append(inputs.keys, inputs.values);
-            add(l, caches[l].keys(), caches[l].values(), inputs.queries);
+            add(l, caches[l].keys(), caches[l].values(), inputs.queries, scored);
             return caches[l].attend(inputs.queries);
         };
         forward(model_, fed, prompt_tokens_, attend, logit_rows::none);

@@ -48,11 +48,13 @@ class session {
     [[nodiscard]] std::vector<kvtrim::keep_plan> plan(const named_policy& policy, const cut_request& request);
 
     // What a pass over the prompt makes of its rows: for each loss, per layer. The own pass asks for all of the prompt's queries,
-    // and leaves out rows nearer than `nearest`; the replay feeds the prompt again, a part at a time behind replay_lead, each part over the whole prompt.
-    // Throws std::invalid_argument for scoring_pass::both.
+    // and leaves out rows nearer than `nearest`; the replay feeds the prompt again, a part at a time behind replay_lead, each part
+    // over the whole prompt, or in the scores over itself and the sinks alone. Throws std::invalid_argument for scoring_pass::both.
     using layer_scores = std::vector<kvtrim::replay_scores>;
-    [[nodiscard]] std::vector<layer_scores>
-    score(scoring_pass pass, std::span<const kvtrim::token_loss> losses, index_t nearest = afar_tokens) const;
+    [[nodiscard]] std::vector<layer_scores> score(scoring_pass pass,
+                                                  std::span<const kvtrim::token_loss> losses,
+                                                  index_t nearest = afar_tokens,
+                                                  bool softmax_over_part = false) const;
 
     // Runs the passes that these policies want, each once for all of them. plan() does so for a policy that was not named here.
     void score_for(std::span<const named_policy* const> policies);
@@ -70,8 +72,8 @@ class session {
     [[nodiscard]] std::size_t cache_bytes() const;
 
   private:
-    // Pass, nearest, the own pass's weight where there are both, and loss.
-    using scores_key = std::tuple<scoring_pass, index_t, float, kvtrim::token_loss>;
+    // Pass, nearest, the own pass's weight where there are both, whether over parts, and loss.
+    using scores_key = std::tuple<scoring_pass, index_t, float, bool, kvtrim::token_loss>;
     static scores_key key_of(const named_policy& policy);
 
     // Gram matrices of W_O [q_heads, head_dim, head_dim], as they are or in units of the layer's stream.
