@@ -53,11 +53,10 @@ template <class View>
     }
 }
 
-/// Returns views_overlap for an output that shares a byte with what is read, with another output or with itself,
-/// invalid_parameter for one whose strides lead beyond what can be addressed. `outputs` is an array of strided_bytes;
-/// `read` are views, layers and spans.
-template <class Outputs, class... Read>
-[[nodiscard]] status check_outputs(const Outputs& outputs, const Read&... read) {
+namespace detail {
+
+// The same but for what is read.
+[[nodiscard]] KVTRIM_NOINLINE inline status check_alone(std::span<const strided_bytes> outputs) {
     for (const strided_bytes& out : outputs) {
         if (const status s = out.validate(); !s.ok()) { return s; }
         if (overlaps_itself(out)) { return {errc::views_overlap, "two elements of an output share memory"}; }
@@ -65,6 +64,19 @@ template <class Outputs, class... Read>
             if (&other == &out) { break; }
             if (overlap(other, out)) { return {errc::views_overlap, "two outputs share memory"}; }
         }
+    }
+    return {};
+}
+
+} // namespace detail
+
+/// Returns views_overlap for an output that shares a byte with what is read, with another output or with itself,
+/// invalid_parameter for one whose strides lead beyond what can be addressed. `outputs` is an array of strided_bytes;
+/// `read` are views, layers and spans.
+template <class Outputs, class... Read>
+[[nodiscard]] status check_outputs(const Outputs& outputs, const Read&... read) {
+    if (const status s = detail::check_alone(outputs); !s.ok()) { return s; }
+    for (const strided_bytes& out : outputs) {
         if ((shares_bytes(read, out) || ...)) {
             return {errc::views_overlap, "the output lies in the memory of what is read"};
         }

@@ -67,7 +67,7 @@ struct byte_range {
     bool possible = true;
 };
 
-[[nodiscard]] inline byte_range range_of(const strided_bytes& v) {
+[[nodiscard]] KVTRIM_NOINLINE inline byte_range range_of(const strided_bytes& v) {
     if (v.empty()) { return {}; }
     constexpr index_t most = std::numeric_limits<index_t>::max() / 16; // sums over two views do not overflow
     if (v.bytes > most) { return {.possible = false}; }
@@ -180,13 +180,13 @@ class bounded_sum {
 
 } // namespace detail
 
-inline status strided_bytes::validate() const {
+KVTRIM_NOINLINE inline status strided_bytes::validate() const {
     if (detail::range_of(*this).possible) { return {}; }
     return {errc::invalid_parameter, "strides of a view lead beyond what memory can be addressed"};
 }
 
 /// Whether two views, both valid, share a byte.
-[[nodiscard]] inline bool overlap(const strided_bytes& a, const strided_bytes& b) {
+[[nodiscard]] KVTRIM_NOINLINE inline bool overlap(const strided_bytes& a, const strided_bytes& b) {
     const detail::byte_range in_a = detail::range_of(a);
     const detail::byte_range in_b = detail::range_of(b);
     if (in_a.end <= in_b.begin || in_b.end <= in_a.begin) { return false; } // also if one is empty
@@ -201,7 +201,7 @@ inline status strided_bytes::validate() const {
 }
 
 /// Whether two elements of a valid view share a byte: a stride of 0, heads nearer to each other than a row is long.
-[[nodiscard]] inline bool overlaps_itself(const strided_bytes& v) {
+[[nodiscard]] KVTRIM_NOINLINE inline bool overlaps_itself(const strided_bytes& v) {
     if (v.empty()) { return false; }
     for (std::size_t first = 0; first < 4; ++first) { // the first index in which two elements differ
         if (v.extents[first] == 1) { continue; }

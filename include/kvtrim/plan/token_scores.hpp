@@ -94,7 +94,7 @@ struct token_scores {
 /// Returns invalid_table unless offsets begin at 0 or above, do not decrease and lie within the values, rows are a multiple
 /// of kv_heads, and rows that say how many of their tokens are protected say so for each, in numbers that a plan can hold.
 /// O(rows).
-[[nodiscard]] inline status validate(const score_rows& scores) {
+[[nodiscard]] KVTRIM_NOINLINE inline status validate(const score_rows& scores) {
     if (scores.offsets.empty() || scores.offsets.front() < 0 ||
         scores.offsets.back() > static_cast<index_t>(scores.values.size()) || !scores.offsets_ascend()) {
         return {errc::invalid_table, "scores: offsets must ascend within the values"};
