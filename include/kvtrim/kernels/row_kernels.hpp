@@ -9,6 +9,7 @@
 
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
+#include <kvtrim/simd/prefetch.hpp>
 
 #include <cmath>
 #include <type_traits>

@@ -5,15 +5,25 @@ namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
+// Rows are read once. Vectors of whole lines read faster than the hardware fetches by itself, most of all between two calls for
+// neighbouring rows: the line 4 KiB further on is prefetched, in this call's rows or behind them, where that does no harm.
+// Narrower vectors lost by it.
 inline void dots(const float* rows, index_t stride, index_t count, index_t length, const float* other,
                  float* out) {
+    constexpr index_t line_floats = 16, floats_ahead = 1024;
+    const index_t ahead = std::max<index_t>(1, floats_ahead / length) * stride;
+    const auto load_row = [&](index_t i, index_t d, auto some) KVTRIM_INLINED {
+        const float* const from = rows + i * stride + d;
+        if constexpr (lanes == line_floats) { simd::prefetch_to_l2(from + ahead); }
+        return some.load(from);
+    };
     // Two loops, because a compiler takes the choice out of one at -O3 alone.
     const auto take = [&](index_t i, float sum) KVTRIM_INLINED { out[i] = sum; };
     if (other == nullptr) {
         sum_rows(
             count, length,
             [&](index_t i, floats sum, index_t d, auto some) KVTRIM_INLINED {
-                const floats x = some.load(rows + i * stride + d);
+                const floats x = load_row(i, d, some);
                 return fma(x, x, sum);
             },
             take);
@@ -22,7 +32,7 @@ inline void dots(const float* rows, index_t stride, index_t count, index_t lengt
     sum_rows(
         count, length,
         [&](index_t i, floats sum, index_t d, auto some)
-            KVTRIM_INLINED { return fma(some.load(rows + i * stride + d), some.load(other + d), sum); },
+            KVTRIM_INLINED { return fma(load_row(i, d, some), some.load(other + d), sum); },
         take);
 }
 
