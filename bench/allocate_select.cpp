@@ -111,6 +111,38 @@ bool is_right(benchmark::State& state) {
 // Of these scores; a fifth is the bound.
 constexpr kvtrim::above_threshold above_18_per_cent{0.2f}, above_25_per_cent{0.1f};
 
+// Curves of the model's table, of one layer.
+const kvtrim::row_profile& profile() {
+    static const kvtrim::row_profile table = [] {
+        kvtrim::row_profile made;
+        scored data(2000);
+        if (!made.add(data.rows()).ok()) { made = {}; } // then allocate() refuses it, and the row says so
+        return made;
+    }();
+    return table;
+}
+
+// Budgets that no scores decide: the limit is the writing of them.
+template <class Allocator>
+void deal_out(benchmark::State& state, const Allocator& allocator) {
+    scored data(state.range(0));
+    std::vector<index_t> budgets(kv_heads);
+    check(state, allocate_fifth(allocator, data, budgets));
+    for (auto _ : state) {
+        check(state, allocate_fifth(allocator, data, budgets));
+        benchmark::DoNotOptimize(budgets.data());
+    }
+    describe(state, {.note = "reads no scores"});
+}
+
+void profiled(benchmark::State& state) {
+    deal_out(state, profile().budgets());
+}
+void layer_shares(benchmark::State& state) {
+    const std::vector<double> shares(kv_heads, 1.0);
+    deal_out(state, kvtrim::layer_shares{shares});
+}
+
 // passes: over the scores.
 template <class Allocator>
 void allocate(benchmark::State& state, const Allocator& allocator, double passes = 3) {
@@ -162,6 +194,8 @@ BENCHMARK_CAPTURE(allocate, adaptive, kvtrim::adaptive{})->Apply(token_counts);
 BENCHMARK_CAPTURE(allocate, blended, kvtrim::blended{})->Apply(token_counts);
 BENCHMARK_CAPTURE(allocate, above_threshold, above_18_per_cent, 1)->Apply(token_counts);
 BENCHMARK_CAPTURE(allocate, above_threshold_bounded, above_25_per_cent)->Apply(token_counts);
+BENCHMARK(profiled)->Name("allocate/profiled_budgets")->Apply(token_counts);
+BENCHMARK(layer_shares)->Name("allocate/layer_shares")->Apply(token_counts);
 BENCHMARK(naive_allocate)->Name("allocate/naive_sort")->Apply(token_counts);
 BENCHMARK_CAPTURE(plan, given_scores_uniform, kvtrim::uniform{})->Apply(token_counts);
 BENCHMARK_CAPTURE(plan, given_scores_adaptive, kvtrim::adaptive{})->Apply(token_counts);

@@ -212,6 +212,41 @@ void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double produ
                      .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}))});
 }
 
+// The same over one part of the prompt of 2048 rows, and four sinks.
+void replay_part_chunk(benchmark::State& state) {
+    constexpr index_t rows = 2048;
+    const auto& data = shared_layer<float>(state.range(0));
+    kvtrim::replay_scores scores(kv_heads, data.tokens);
+    kvtrim::growing_workspace memory;
+    const index_t begin = (data.tokens - rows) / 2;
+    const kvtrim::replay_part part{{begin, begin + rows}, 4};
+    for (auto _ : state) { check(state, scores.add(data.inputs(), {}, memory, part)); }
+    describe(state,
+             {.stages = {products<float>(window_flops(rows),
+                                         data.bytes_of_keys() * rows / static_cast<double>(data.tokens))},
+              .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}, part))});
+}
+
+// A replay's scores times the norms of the values, both in the cache after a pass.
+void replay_weigh(benchmark::State& state) {
+    const index_t tokens = state.range(0);
+    kvtrim::replay_scores scores(kv_heads, tokens);
+    const std::vector<float> ones(static_cast<std::size_t>(kv_heads * tokens), 1.0f);
+    const kvtrim::strided<const float, 2> norms(ones.data(), {kv_heads, tokens});
+    for (auto _ : state) { check(state, scores.weigh(norms)); }
+    describe(state, {.stages = {{.cached_bytes = 12.0 * static_cast<double>(ones.size())}}});
+}
+
+// A replay's scores and those of the prompt's own pass, added.
+void replay_add_pass(benchmark::State& state) {
+    const index_t tokens = state.range(0);
+    const auto loss = kvtrim::token_loss::output_square_sum;
+    kvtrim::replay_scores scores(kv_heads, tokens, loss);
+    const kvtrim::replay_scores own(kv_heads, tokens, loss);
+    for (auto _ : state) { check(state, kvtrim::add_pass(scores, own, 32, 2)); }
+    describe(state, {.stages = {{.cached_bytes = 12.0 * static_cast<double>(kv_heads * tokens)}}});
+}
+
 // The same by the prompt's own newest queries: what is wanted from afar.
 void own_chunk(benchmark::State& state) {
     const auto& data = shared_layer<float>(state.range(0));
@@ -322,6 +357,9 @@ BENCHMARK_CAPTURE(replay_chunk, attention, kvtrim::token_loss::attention_maximum
 BENCHMARK_CAPTURE(replay_chunk, output, kvtrim::token_loss::output_square_sum, 3.0)
     ->Name("score_f32/replay_chunk_output")
     ->Apply(token_counts);
+BENCHMARK(replay_part_chunk)->Name("score_f32/replay_part_chunk")->Apply(token_counts);
+BENCHMARK(replay_weigh)->Name("score_f32/replay_weigh")->Apply(token_counts);
+BENCHMARK(replay_add_pass)->Name("score_f32/replay_add_pass")->Apply(token_counts);
 BENCHMARK(own_chunk)->Name("score_f32/own_chunk_output")->Apply(token_counts);
 BENCHMARK(triattention)->Name("score_f32/triattention")->Apply(token_counts);
 BENCHMARK(key_diff_before_rope)->Name("score_f32/key_diff_before_rope")->Apply(token_counts);
