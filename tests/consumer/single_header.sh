@@ -10,12 +10,12 @@ cp "$checkout"/examples/quickstart.cpp "$folder/sources"
 cp -r "$checkout"/tests/conformance "$folder/sources/tests"
 find "$folder/sources" -type f -exec sed -i '/#include <kvtrim\//d' {} +
 
-compile() { # OUTPUT SOURCES
-    "${compiler[@]}" -std=c++20 -O1 -Wall -Wextra -Werror -include "$folder/kvtrim_single.hpp" "${@:2}" -o "$1"
+compile() { # OPTIMISATION OUTPUT SOURCES
+    "${compiler[@]}" -std=c++20 "$1" -Wall -Wextra -Werror -include "$folder/kvtrim_single.hpp" "${@:3}" -o "$2"
 }
-compile "$folder/quickstart" "$folder/sources/quickstart.cpp"
+compile -O1 "$folder/quickstart" "$folder/sources/quickstart.cpp"
 "$folder/quickstart"
 # As one file: each file with the whole library would take as long again.
 printf '#include "%s"\n' "$folder"/sources/tests/conformance/*.cpp >"$folder/sources/conformance.cpp"
-compile "$folder/conformance" "$folder/sources/conformance.cpp"
+compile -O0 "$folder/conformance" "$folder/sources/conformance.cpp"
 "$folder/conformance" "$checkout/tests/golden"

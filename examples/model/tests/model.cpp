@@ -271,6 +271,12 @@ TEST_CASE("A policy with an option by name plans as one whose config has it") {
              {"profiled", "profiled:nearest=32", "profiled:nearest=8"},
              {"replay_afar", "replay_afar:nearest=32:weight=2", "replay_afar:weight=0"},
              {"replay_output", "replay_afar:weight=0", "replay_afar:nearest=8"},
+             {"replay_output", "replay:loss=output_squares", "replay:loss=output"},
+             {"replay", "replay:rows=model:loss=attention", "replay:rows=layer"},
+             {"replay:rows=layer", "replay:softmax=cache:rows=layer", "replay:rows=head"},
+             {"replay", "replay:value_norms=0", "replay:value_norms=1"},
+             // A prompt of one part.
+             {"replay:value_norms=1", "replay:softmax=part:value_norms=1", "replay"},
          }) {
         INFO(other);
         CHECK(policy_named(other).name == other);
@@ -319,6 +325,14 @@ TEST_CASE("One replay for two losses scores as one for each") {
             for (index_t t = 0; t < 600; ++t) { CHECK(together[i][l].score(0, t) == alone[l].score(0, t)); }
         }
     }
+    // Over two parts each row competes with its own part's alone.
+    const auto of_parts = sequence.score(scoring_pass::replay, {both.data(), 1}, afar_tokens, true).front();
+    double over_cache = 0, over_part = 0;
+    for (index_t t = 512; t < 600; ++t) { // the second, of 88 rows
+        over_cache += static_cast<double>(together[0].front().score(0, t));
+        over_part += static_cast<double>(of_parts.front().score(0, t));
+    }
+    CHECK(over_part > 1.5 * over_cache);
 }
 
 TEST_CASE("A fork that goes on from a prompt is the sequence of both in one piece, plans included") {
