@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: MIT
 #include "cache.hpp"
 
+#include "policy_options.hpp"
 #include "require.hpp"
 #include "threads.hpp"
 
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/kernels/quant_blocks.hpp>
-#include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 #include <kvtrim/simd/convert.hpp>
 
@@ -244,20 +244,30 @@ matrix kv_cache::attend(const head_tensor& queries) const {
     return all;
 }
 
+block_pruning::block_pruning(index_t budget_tokens, std::string_view options) {
+    kvtrim::pruning_options& sizes = policy.options;
+    sizes.segment_tokens = segment_tokens;
+    sizes.budget_tokens = budget_tokens;
+    sizes.dense_below_tokens = 0; // segments within the budget attend everything anyhow
+    if (options.empty()) { return; }
+    policy_options given(options);
+    given.set("sink_blocks", sizes.sink_blocks);
+    given.set("local_blocks", sizes.local_blocks);
+    given.set("block_tokens", sizes.block_tokens);
+    given.set("scale", policy.criticality.scale);
+    given.require_known();
+}
+
 matrix kv_cache::attend(const head_tensor& queries, index_t layer, bool ends_prompt,
                         block_pruning& pruning) const {
     const index_t count = queries.tokens(), stride = common_stride();
     if (stride == 0) { throw std::invalid_argument("a pruned prefill needs a cache that was not cut"); }
     matrix all(count, queries.heads() * head_dim_);
-    auto policy = kvtrim::critiprefill();
-    policy.options.segment_tokens = block_pruning::segment_tokens;
-    policy.options.budget_tokens = pruning.budget_tokens;
-    policy.options.dense_below_tokens = 0; // segments within the budget attend everything anyhow
     const kvtrim::prefill_chunk chunk{layer, rows(0) - count, ends_prompt};
     const auto q = rows_of(queries);
     with_rows_of(0, kv_heads(), stride, [&](const auto& own_keys, const auto& own_values) {
         const kvtrim::openmp_executor threads;
-        require(policy.plan(q, own_keys, chunk, pruning.fusion, pruning.plan, scratch(), threads));
+        require(pruning.policy.plan(q, own_keys, chunk, pruning.fusion, pruning.plan, scratch(), threads));
         require(kvtrim::block_sparse_attention(kvtrim::layer(own_keys, own_values).with_queries(q),
                                                pruning.plan, {}, heads_of(all, queries.heads()), {},
                                                scratch(), threads));

@@ -12,6 +12,7 @@
 #include "model.hpp"
 
 #include <kvtrim/compact/flat_cache.hpp>
+#include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/layer_fusion.hpp>
 
 #include <cstddef>
@@ -87,11 +88,15 @@ struct block_pruning {
     static constexpr index_t segment_tokens =
         512; // a chunk of the prompt is a multiple of it, but for the last one
 
-    index_t budget_tokens = 0; // of cached tokens per KV head and segment
+    decltype(kvtrim::critiprefill()) policy = {}; // how blocks are chosen; its segments are those above
     kvtrim::layer_fusion fusion = {};
     kvtrim::prune_plan plan = {};
     double pairs = 0; // of queries and keys that were attended
     double dense_pairs = 0;
+
+    // Options by name (policy_options.hpp) where they are not CritiPrefill's. budget_tokens: of cached tokens per KV head and
+    // segment. Throws std::invalid_argument for what is no option or no value of one.
+    explicit block_pruning(index_t budget_tokens, std::string_view options = {});
 };
 
 class kv_cache {

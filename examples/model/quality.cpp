@@ -52,6 +52,7 @@ struct options {
     bool check = false;
     bool speed = false;
     std::vector<index_t> prefill_budgets{256, 512, 1024};
+    std::vector<std::string> prefill_options{""};
     index_t decode_steps = 64;
     std::string llama_speed;
 };
@@ -132,7 +133,7 @@ int measure(options& chosen) {
         if (!out) { throw std::runtime_error(chosen.json_file + ": cannot be written"); }
     };
     if (chosen.speed) {
-        speed_request times{chosen.prefill_budgets, chosen.decode_steps, {}};
+        speed_request times{chosen.prefill_budgets, chosen.prefill_options, chosen.decode_steps, {}};
         for (const bool flash : {false, true}) {
             if (chosen.llama_speed.empty()) { break; }
             times.peers.push_back(
@@ -228,6 +229,11 @@ int main(int argc, char** argv) {
         ->delimiter(',')
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
+    app.add_option("--prefill-options", chosen.prefill_options,
+                   "of --speed: CritiPrefill's, as OPTION=VALUE:..., each list at every budget; sink_blocks, "
+                   "local_blocks, "
+                   "block_tokens, scale")
+        ->delimiter(',');
     app.add_option("--decode-steps", chosen.decode_steps, "of --speed, for each share; 0: none")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();

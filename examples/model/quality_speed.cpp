@@ -75,10 +75,9 @@ decode_speed time_decoding(session& sequence, std::span<const token_id> next, in
 
 // Values of a sample's questions that are right after a prefill.
 std::vector<bool> answers(const llama_model& model, const needle_sample& sample,
-                          const quality_request& request, index_t budget_tokens) {
-    block_pruning pruning{.budget_tokens = budget_tokens};
+                          const quality_request& request, block_pruning* pruning) {
     session sequence(model, request.format, std::ssize(sample.context));
-    (void)sequence.prefill(sample.context, 1, {}, budget_tokens == 0 ? nullptr : &pruning);
+    (void)sequence.prefill(sample.context, 1, {}, pruning);
     std::vector<bool> all;
     for (const asked_question& q : sample.questions) {
         const std::vector<bool> right = right_values(model, sequence.copy(), sequence.tokens(), q);
@@ -118,16 +117,20 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
                             const quality_request& samples, const speed_request& request,
                             const quality_progress& progress) {
     speed_results results;
-    std::vector<index_t> every{0};
-    every.insert(every.end(), request.prefill_budgets.begin(), request.prefill_budgets.end());
+    std::vector<std::pair<index_t, std::string>> every{{0, ""}}; // budget and options
+    for (const std::string& options : request.prefill_options) {
+        for (const index_t budget : request.prefill_budgets) { every.emplace_back(budget, options); }
+    }
+    for (const auto& [budget, options] : every) { (void)block_pruning(budget, options); } // refused now
     const auto prefills =
         std::ssize(samples.tokens) * samples.samples * (std::ssize(every) + std::ssize(request.peers));
     index_t done = 0;
     for (const index_t tokens : samples.tokens) {
         const auto first_row = results.prefill.size();
-        for (const index_t budget : every) {
+        for (const auto& [budget, options] : every) {
             results.prefill.push_back({.tokens = tokens,
                                        .budget_tokens = budget,
+                                       .options = options,
                                        .seconds = {},
                                        .processor_seconds = {},
                                        .kl = {},
@@ -148,32 +151,33 @@ speed_results measure_speed(const llama_model& model, const sample_source& sourc
             std::vector<bool> dense_answers;
             for (std::size_t b = 0; b < every.size(); ++b) {
                 prefill_speed& row = results.prefill[first_row + b];
+                const auto& [budget, options] = every[b];
                 progress(done++, prefills,
-                         fmt::format("prefill of {} tokens, {}", tokens,
-                                     every[b] == 0 ? "dense" : fmt::format("budget {}", every[b])));
-                block_pruning pruning{.budget_tokens = every[b]};
+                         fmt::format("prefill of {} tokens, {} {}", tokens,
+                                     budget == 0 ? "dense" : fmt::format("budget {}", budget), options));
+                block_pruning pruning(budget, options), same = pruning;
                 session sequence(model, samples.format, tokens + request.decode_steps + 1);
                 const stopwatch time;
                 (void)sequence.prefill(text.context, samples.window_tokens, {},
-                                       every[b] == 0 ? nullptr : &pruning);
+                                       budget == 0 ? nullptr : &pruning);
                 row.seconds.push_back(time.seconds());
                 row.processor_seconds.push_back(time.processor_seconds());
                 {
                     std::vector<kv_cache> caches = sequence.copy();
                     matrix logits = decode(model, caches, text.next, tokens, logit_rows::all);
                     log_softmax(logits);
-                    if (every[b] == 0) { dense = logits; }
+                    if (budget == 0) { dense = logits; }
                     row.kl.push_back(mean_kl(dense, logits));
                 }
-                const std::vector<bool> now = answers(model, needles, samples, every[b]);
-                if (every[b] == 0) { dense_answers = now; }
+                const std::vector<bool> now = answers(model, needles, samples, budget == 0 ? nullptr : &same);
+                if (budget == 0) { dense_answers = now; }
                 double right = 0;
                 for (std::size_t v = 0; v < now.size(); ++v) { right += now[v] && dense_answers[v] ? 1 : 0; }
                 row.right.push_back(right);
-                row.asked.push_back(every[b] == 0 ? static_cast<double>(now.size())
-                                                  : results.prefill[first_row].right.back());
-                if (every[b] > 0) { row.pairs_share = pruning.pairs / pruning.dense_pairs; }
-                if (every[b] > 0 || s > 0 || request.decode_steps == 0) { continue; }
+                row.asked.push_back(budget == 0 ? static_cast<double>(now.size())
+                                                : results.prefill[first_row].right.back());
+                if (budget > 0) { row.pairs_share = pruning.pairs / pruning.dense_pairs; }
+                if (budget > 0 || s > 0 || request.decode_steps == 0) { continue; }
 
                 std::vector<double> shares = samples.kept_ratios;
                 std::sort(shares.begin(), shares.end(), std::greater<>());
@@ -211,6 +215,7 @@ nlohmann::json json_of(const speed_results& results) {
     for (const prefill_speed& row : results.prefill) {
         prefill.push_back({{"tokens", row.tokens},
                            {"budget_tokens", row.budget_tokens},
+                           {"options", row.options},
                            {"pairs_share", row.pairs_share},
                            {"seconds", row.seconds},
                            {"processor_seconds", row.processor_seconds},
@@ -243,9 +248,10 @@ std::string tables_of(const speed_results& results) {
     for (const prefill_speed& row : results.prefill) {
         out += fmt::format(
             "| {} | {} | {:.1f} % | {:.2f} s | {:.2f} s | {:.4f} ± {:.4f} | {:.0f} of {:.0f} |\n", row.tokens,
-            row.budget_tokens == 0 ? "dense" : fmt::format("{}", row.budget_tokens), 100 * row.pairs_share,
-            mean_of(row.seconds).mean, mean_of(row.processor_seconds).mean, mean_of(row.kl).mean,
-            mean_of(row.kl).standard_error, std::accumulate(row.right.begin(), row.right.end(), 0.0),
+            row.budget_tokens == 0 ? "dense" : fmt::format("{} {}", row.budget_tokens, row.options),
+            100 * row.pairs_share, mean_of(row.seconds).mean, mean_of(row.processor_seconds).mean,
+            mean_of(row.kl).mean, mean_of(row.kl).standard_error,
+            std::accumulate(row.right.begin(), row.right.end(), 0.0),
             std::accumulate(row.asked.begin(), row.asked.end(), 0.0));
     }
     if (results.decode.empty()) { return out; }

@@ -23,6 +23,7 @@ namespace lm {
 struct prefill_speed {
     index_t tokens = 0;
     index_t budget_tokens = 0;   // 0: dense
+    std::string options;         // of CritiPrefill, where they are not its own
     double pairs_share = 1;      // of the queries' and keys' pairs of dense attention
     std::vector<double> seconds; // to the first token, a sample each
     std::vector<double> processor_seconds;
@@ -62,8 +63,9 @@ struct speed_results {
 };
 
 struct speed_request {
-    std::vector<index_t> prefill_budgets; // beside dense prefill
-    index_t decode_steps = 0;             // per share; the first token is not timed
+    std::vector<index_t> prefill_budgets;         // beside dense prefill
+    std::vector<std::string> prefill_options{""}; // each at every budget (block_pruning)
+    index_t decode_steps = 0;                     // per share; the first token is not timed
     std::vector<speed_peer> peers;
 };
 

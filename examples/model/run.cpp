@@ -148,7 +148,7 @@ int run(const options& chosen) {
         policy.queries == observed::whole_prompt ? tokens : std::min(tokens, chosen.cut.window_tokens);
     const bool terminal = isatty(STDERR_FILENO) != 0;
     const auto prefill_start = clock::now();
-    block_pruning pruning{.budget_tokens = chosen.prefill_budget};
+    block_pruning pruning(chosen.prefill_budget);
     const matrix logits = sequence.prefill(
         asked.cached, observed_tokens,
         [&](index_t done) {

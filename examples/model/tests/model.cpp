@@ -313,6 +313,18 @@ TEST_CASE("What is no option, no value or no policy is refused with its name") {
     }
 }
 
+TEST_CASE("Options of a pruned prefill go by name; what is none is refused") {
+    const block_pruning plain(256), chosen(256, "sink_blocks=0:local_blocks=2:scale=1:block_tokens=16");
+    CHECK(plain.policy.options.budget_tokens == 256);
+    CHECK(plain.policy.options.sink_blocks == kvtrim::pruning_options{}.sink_blocks);
+    CHECK(chosen.policy.options.sink_blocks == 0);
+    CHECK(chosen.policy.options.local_blocks == 2);
+    CHECK(chosen.policy.options.block_tokens == 16);
+    CHECK(chosen.policy.criticality.scale == 1);
+    CHECK_THROWS(block_pruning(256, "sinks=1"));
+    CHECK_THROWS(block_pruning(256, "scale=much"));
+}
+
 TEST_CASE("One replay for two losses scores as one for each") {
     const llama_model model = load_model(tiny::read(tiny::make_parts().bytes()));
     session sequence(model, cache_format::f32, 600, {{1, 2, 3}, nullptr});
