@@ -263,15 +263,20 @@ class attention_rows {
             std::fill(logits + first * count_, logits + last * count_, kernels::masked_logit);
         }
         const index_t window = options_.sliding_window;
-        const bool all_see_end = begin + count <= query_begin_ + current_queries_.begin + 1;
-        const bool all_see_begin = window == 0 || query_begin_ + current_queries_.end - 1 - begin < window;
-        if (all_see_end && all_see_begin) { return; }
         for (index_t t = 0; t < count; ++t) {
-            for (index_t r = 0; r < count_; ++r) {
-                const index_t distance = query_begin_ + (first_row_ + r) % queries_ - (begin + t);
-                if (distance < 0 || (window > 0 && distance >= window)) {
-                    logits[t * count_ + r] = kernels::masked_logit;
-                }
+            // Queries [first, last) see this token.
+            const index_t first = begin + t - query_begin_;
+            const index_t last = window > 0 ? first + std::min(window, queries_ - first) : queries_;
+            if (first <= current_queries_.begin && current_queries_.end <= last) { continue; }
+            float* row = logits + t * count_;
+            index_t query = first_row_ % queries_;
+            for (index_t left = count_; left > 0; query = 0) { // the queries of one head after the other
+                const index_t run = std::min(queries_ - query, left);
+                const index_t seen = std::clamp(first - query, index_t{0}, run);
+                std::fill(row, row + seen, kernels::masked_logit);
+                std::fill(row + std::clamp(last - query, seen, run), row + run, kernels::masked_logit);
+                row += run;
+                left -= run;
             }
         }
     }
