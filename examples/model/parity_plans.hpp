@@ -46,8 +46,8 @@ struct parity_plan {
     std::vector<double> shares = {};        // of snapkv_by_shares
 };
 
-// `replays` are those of replay_prompt(). For each of the request's kept ratios, with its window; sink_tokens only where the method has some. Throws std::runtime_error if
-// kvtrim refuses.
+// For each of the request's kept ratios, with its window; its sink_tokens only where the method has some. `replays` are those of
+// replay_prompt(). Throws std::runtime_error if kvtrim refuses.
 [[nodiscard]] std::vector<parity_plan> parity_plans(const model_config& config,
                                                     std::span<const attention_inputs> layers,
                                                     std::span<const replayed_part> replays,
