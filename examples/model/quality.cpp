@@ -108,13 +108,13 @@ int measure(options& chosen) {
                                                  tokens, model.config.context));
         }
     }
+    if (words) { request.aids.replay_lead = replay_lead(*words); }
     if (!chosen.dump_folder.empty()) {
         const running_text text =
             source->text(request.tokens.front(), request.next_tokens, request.first_seed);
         dump_prompt(model, text.context, request, chosen.dump_folder);
         return 0;
     }
-    if (words) { request.aids.replay_lead = replay_lead(*words); }
     kvtrim::row_profile profile;
     const auto needs = [](const std::string& name) { return policy_named(name).needs_profile; };
     if (std::any_of(request.policies.begin(), request.policies.end(), needs)) {
@@ -242,8 +242,9 @@ int main(int argc, char** argv) {
         ->check(CLI::ExistingFile);
     app.add_flag("--check", chosen.check, "fails unless a cache that keeps everything loses nothing");
     app.add_option("--dump", chosen.dump_folder,
-                   "measures nothing: writes the layers of one running text, and what policies keep, to this "
-                   "folder")
+                   "measures nothing: writes the layers of one running text, and what the policies that "
+                   "kvpress has too "
+                   "keep, to this folder")
         ->check(CLI::ExistingDirectory);
     app.add_option("--results", chosen.results, "measures nothing: tables of these files of --json")
         ->check(CLI::ExistingFile);

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: MIT
 #include "quality_dump.hpp"
 
+#include "parity_plans.hpp"
+
 #include <kvtrim/adapter/eigen.hpp>
 #include <kvtrim/score/projected_value_norms.hpp>
 
@@ -9,6 +11,7 @@
 
 #include <fstream>
 #include <stdexcept>
+#include <utility>
 
 namespace lm {
 namespace {
@@ -24,6 +27,14 @@ void close(std::ofstream& out, const std::string& name) {
     out.close();
     if (!out) { throw std::runtime_error(name + ": cannot be written"); }
 }
+
+// Policies by name, and whether the method itself has sinks.
+constexpr std::pair<const char*, bool> compared_policies[] = {
+    {"snapkv", false},     {"snapkv:pool=none", false}, {"ada_snapkv", false},
+    {"criticalkv", false}, {"ada_criticalkv", false},   {"tova", false},
+    {"key_diff", false},   {"key_norm", false},         {"lagkv", false},
+    {"pyramidkv", false},  {"streaming_llm", true},     {"expected_attention", true},
+};
 
 } // namespace
 
@@ -49,6 +60,21 @@ void dump_prompt(const llama_model& model, const std::vector<token_id>& prompt,
         put(out, projections[l].data(), projections[l].size());
         close(out, name);
     }
+    const std::vector<replayed_part> replays =
+        replay_prompt(model, prompt, whole.layers, request.aids.replay_lead);
+    nlohmann::json parts = nlohmann::json::array();
+    for (std::size_t i = 0; i < replays.size(); ++i) {
+        const std::string name = folder + "/replay_" + std::to_string(i) + ".f32";
+        const index_t fed = replays[i].layers.front().keys.tokens();
+        const rope_table behind = make_rope_table(c, tokens, fed);
+        std::ofstream out(name, std::ios::binary);
+        for (const attention_inputs& in : replays[i].layers) {
+            put(out, before_rotation(in.queries, behind));
+            put(out, in.keys);
+        }
+        close(out, name);
+        parts.push_back({replays[i].first, replays[i].count, fed});
+    }
     for (std::size_t l = 0; l < whole.layers.size(); ++l) {
         const attention_inputs& in = whole.layers[l];
         const auto gram_floats = static_cast<std::size_t>(c.q_heads * c.head_dim * c.head_dim);
@@ -64,16 +90,22 @@ void dump_prompt(const llama_model& model, const std::vector<token_id>& prompt,
     }
 
     nlohmann::json plans = nlohmann::json::array();
+    for (parity_plan& plan : parity_plans(c, whole.layers, replays, request)) {
+        plans.push_back({{"policy", plan.policy},
+                         {"kept_ratio", plan.kept_ratio},
+                         {"sink_tokens", plan.sink_tokens},
+                         {"window_tokens", plan.window_tokens},
+                         {"threshold", plan.threshold},
+                         {"shares", plan.shares},
+                         {"kept", std::move(plan.kept)}});
+    }
     kvtrim::growing_workspace memory;
-    for (const std::string& name : request.policies) {
+    for (const auto& [name, has_sinks] : compared_policies) {
         const named_policy& policy = policy_named(name);
-        if (policy.pass != scoring_pass::none || policy.needs_profile) {
-            throw std::invalid_argument(name + " needs more than the layers that are written");
-        }
         for (const double share : request.kept_ratios) {
-            const kvtrim::eviction_request cut{
-                .budget = kvtrim::per_head(kvtrim::kept_tokens(tokens, share)),
-                .protect = {.sink_tokens = request.sink_tokens, .window_tokens = request.window_tokens}};
+            const kvtrim::eviction_request cut{.budget = kvtrim::per_head(kvtrim::kept_tokens(tokens, share)),
+                                               .protect = {.sink_tokens = has_sinks ? request.sink_tokens : 0,
+                                                           .window_tokens = request.window_tokens}};
             std::vector<kvtrim::keep_plan> kept(layers.size());
             stage_seconds ignored;
             policy.plan(layers, cut, memory, kept, ignored);
@@ -81,18 +113,17 @@ void dump_prompt(const llama_model& model, const std::vector<token_id>& prompt,
             for (const kvtrim::keep_plan& plan : kept) {
                 for (index_t h = 0; h < plan.rows(); ++h) { rows.push_back(plan.row(h)); }
             }
-            plans.push_back({{"policy", name}, {"kept_ratio", share}, {"kept", std::move(rows)}});
+            plans.push_back({{"policy", name},
+                             {"kept_ratio", share},
+                             {"sink_tokens", cut.protect.sink_tokens},
+                             {"window_tokens", cut.protect.window_tokens},
+                             {"kept", std::move(rows)}});
         }
     }
-    const nlohmann::json all{{"layers", c.layers},
-                             {"q_heads", c.q_heads},
-                             {"kv_heads", c.kv_heads},
-                             {"head_dim", c.head_dim},
-                             {"d_model", c.d_model},
-                             {"tokens", tokens},
-                             {"frequencies", c.frequencies},
-                             {"sink_tokens", request.sink_tokens},
-                             {"window_tokens", request.window_tokens},
+    const nlohmann::json all{{"layers", c.layers},           {"q_heads", c.q_heads},
+                             {"kv_heads", c.kv_heads},       {"head_dim", c.head_dim},
+                             {"d_model", c.d_model},         {"tokens", tokens},
+                             {"frequencies", c.frequencies}, {"replay_parts", std::move(parts)},
                              {"plans", std::move(plans)}};
     const std::string name = folder + "/plans.json";
     std::ofstream out(name);
