@@ -34,7 +34,7 @@ inline constexpr index_t tile_row_bytes = 64;     ///< of a tile
 inline constexpr index_t row_sums = lanes;        ///< in which fold_absolute() sums a row
 
 /// C in memory.
-struct block {
+struct sums_of_panel {
     alignas(64) float c[edge * edge];
 };
 
@@ -82,7 +82,7 @@ void multiply_step(const bf16* a, const bf16* a_below, index_t a_row_bytes, cons
 
 /// C = rows [first, first + 32) of A times a panel of 32 columns.
 template <class Tiles>
-void multiply_panel(const bf16_rows& a, index_t first, const bf16* panel, block& c) {
+void multiply_panel(const bf16_rows& a, index_t first, const bf16* panel, sums_of_panel& c) {
     alignas(64) bf16 part[edge * edge]; // a copy, padded with zeros, of rows that are no whole step
     zero_c<Tiles>();
     for (index_t d = 0; d < a.length; d += edge, panel += edge * edge) {
@@ -103,7 +103,7 @@ void multiply_panel(const bf16_rows& a, index_t first, const bf16* panel, block&
 
 /// Calls put(row, column, vector, lanes) for the first rows and columns of C.
 template <class Put>
-KVTRIM_INLINE void for_each_vector_of(const block& c, index_t rows, index_t columns, const Put& put) {
+KVTRIM_INLINE void for_each_vector_of(const sums_of_panel& c, index_t rows, index_t columns, const Put& put) {
     for (index_t half = 0; half < std::min(edge, columns); half += lanes) {
         const auto put_rows = [&](auto some) KVTRIM_INLINED {
             for (index_t t = 0; t < rows; ++t) { put(t, half, load(c.c + t * edge + half), some); }
@@ -117,7 +117,7 @@ KVTRIM_INLINE void for_each_vector_of(const block& c, index_t rows, index_t colu
 }
 
 /// sums [rows][row_sums] += |C|, of as many columns as there are.
-KVTRIM_INLINE void fold_absolute(const block& c, index_t rows, index_t columns, float* sums) {
+KVTRIM_INLINE void fold_absolute(const sums_of_panel& c, index_t rows, index_t columns, float* sums) {
     const auto fold = [&](auto left, auto right) KVTRIM_INLINED {
         for (const float* from = c.c; from != c.c + rows * edge; from += edge, sums += row_sums) {
             store(sums, load(sums) + absolute(left.load(from)) + absolute(right.load(from + lanes)));

@@ -4,7 +4,7 @@
 
 // Products of bf16 by BFMMLA of ARM, 8 by 8; all else is that of NEON.
 //
-//   C [8][8] += A [8][8] * B [8][8]     BFMMLA: C [2][2] += A [2][4] * B [4][2]; 16 pairs of C stay in registers
+//   C [8][8] += A [8][8] * B [8][8]     BFMMLA: C [2][2] += A [2][4] * B [4][2]; 16 pairs of C stay in registers while `inner` runs
 //
 // A (keys, values) is read in place, eight rows with all panels.
 //
@@ -35,19 +35,20 @@ inline constexpr index_t row_sums = 2; ///< in which fold_absolute() sums a row
 
 /// All that a product needs is in vector registers: there are no tiles to configure.
 struct tiles {
-    static void configure() {} ///< before products
-    static void release() {}   ///< after them
+    static void configure() {} ///< does nothing
+    static void release() {}   ///< does nothing
 };
 
 /// C [4 pairs of rows][4 pairs of columns], each [2][2].
-using block = floats[16];
+using sums_of_panel = floats[16];
 
 KVTRIM_INLINE uint16x8_t load_eight(const bf16* from) {
     return vld1q_u16(reinterpret_cast<const std::uint16_t*>(from));
 }
 
 /// C += so many elements of eight rows times 8 [inner] of a panel.
-KVTRIM_INLINE void multiply_step(const bf16* const (&rows)[8], index_t at, const bf16* panel, block& c) {
+KVTRIM_INLINE void multiply_step(const bf16* const (&rows)[8], index_t at, const bf16* panel,
+                                 sums_of_panel& c) {
     uint64x2_t low[4], high[4]; // elements 0 to 3, and 4 to 7, of a pair of rows
     KVTRIM_UNROLL
     for (int p = 0; p < 4; ++p) {
@@ -66,11 +67,15 @@ KVTRIM_INLINE void multiply_step(const bf16* const (&rows)[8], index_t at, const
     }
 }
 
-/// C = rows [first, first + 8) of A times a panel; rows behind the last one repeat it.
-KVTRIM_INLINE void multiply_panel(const bf16_rows& a, index_t first, const bf16* panel, block& c) {
+/// C = rows [first, first + 8) of A times a panel; rows behind the last one repeat it. Not inlined: with what its callers do
+/// around it g++ 12 spills sums and row pointers.
+template <class Tiles>
+KVTRIM_NOINLINE void multiply_panel(const bf16_rows& a, index_t first, const bf16* panel,
+                                    sums_of_panel& out) {
     const bf16* rows[8];
     KVTRIM_UNROLL
     for (int i = 0; i < 8; ++i) { rows[i] = a.data + std::min(first + i, a.count - 1) * a.stride; }
+    sums_of_panel c;
     KVTRIM_UNROLL
     for (int n = 0; n < 16; ++n) { c[n] = broadcast(0.0f); }
     index_t d = 0;
@@ -82,11 +87,13 @@ KVTRIM_INLINE void multiply_panel(const bf16_rows& a, index_t first, const bf16*
         const bf16* const parts[8] = {part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7]};
         multiply_step(parts, 0, panel, c);
     }
+    KVTRIM_UNROLL
+    for (int n = 0; n < 16; ++n) { out[n] = c[n]; }
 }
 
 /// Calls put(row, column, vector, lanes) for the first rows and columns of C.
 template <class Put>
-KVTRIM_INLINE void for_each_vector_of(const block& c, index_t rows, index_t columns, const Put& put) {
+KVTRIM_INLINE void for_each_vector_of(const sums_of_panel& c, index_t rows, index_t columns, const Put& put) {
     const auto put_all = [&](auto lanes_of) KVTRIM_INLINED {
         KVTRIM_UNROLL
         for (int n = 0; n < 16; n += 2) { // two rows of four columns
@@ -107,7 +114,7 @@ KVTRIM_INLINE void for_each_vector_of(const block& c, index_t rows, index_t colu
 
 /// sums [4 pairs of rows][2][2] += |C|, of as many columns as there are: 0 times an infinite element of the row is NaN, so
 /// padding is left out. The sums of rows that are not there are written, too.
-KVTRIM_INLINE void fold_absolute(const block& c, index_t, index_t columns, float* sums) {
+KVTRIM_INLINE void fold_absolute(const sums_of_panel& c, index_t, index_t columns, float* sums) {
     const auto fold_all = [&](auto kept) KVTRIM_INLINED {
         KVTRIM_UNROLL
         for (int p = 0; p < 4; ++p) {

@@ -27,12 +27,10 @@ inline void pack_matrix(const float* rows, index_t stride, index_t first_row, in
     }
 }
 
-// Adds the L1 norms of `edge` rows of A from `first` on, times a panel, to `sums`. Not inlined: in the loops of its caller
-// g++ 12 spills row pointers.
+// Adds the L1 norms of `edge` rows of A from `first` on, times a panel, to `sums`.
 template <class Tiles>
-KVTRIM_NOINLINE void fold_panel(const bf16_rows& a, index_t first, const bf16* panel, index_t columns,
-                                float* sums) {
-    block c;
+void fold_panel(const bf16_rows& a, index_t first, const bf16* panel, index_t columns, float* sums) {
+    sums_of_panel c;
     multiply_panel<Tiles>(a, first, panel, c);
     fold_absolute(c, std::min(edge, a.count - first), columns, sums);
 }

@@ -10,11 +10,10 @@ using namespace simd::KVTRIM_TARGET;
 struct query_products {
     using element = float; // of queries, keys and values
     static constexpr index_t max_keys = 64;
-    static constexpr index_t keys_together = 1;  // of which put_weights() takes the weights
+    static constexpr index_t keys_together = 1;  // whose weights put_weights() takes
     static constexpr bool scales_queries = true; // else logits are to be scaled
-    [[nodiscard]] static constexpr index_t padded(index_t count) {
-        return count;
-    } // keys, or rows of the output
+    // Keys of a tile, or rows of its output, in whole steps of the products.
+    [[nodiscard]] static constexpr index_t padded(index_t count) { return count; }
 
     // Memory of one tile, aligned for doubles, and what all tiles of a thread share.
     [[nodiscard]] static constexpr index_t own_floats(index_t head_dim) { return panel_columns * head_dim; }

@@ -14,7 +14,7 @@ void logits(const bf16* keys, index_t key_stride, index_t tokens, const bf16* pa
     for (index_t t = 0; t < tokens; t += edge) {
         soon.step();
         for (index_t r = 0; r < rows; r += edge) {
-            block c;
+            sums_of_panel c;
             multiply_panel<Tiles>({keys, key_stride, tokens, head_dim}, t,
                                   packed + r * order::whole_steps(head_dim), c);
             float* const to = out + t * rows + r;
