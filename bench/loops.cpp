@@ -4,6 +4,7 @@
 // The hot loops of every target, one function each, for bench/loops.py: it compiles this file and counts instructions.
 
 #include <kvtrim/kernels/decode_tile.hpp>
+#include <kvtrim/kernels/eviction_errors.hpp>
 #include <kvtrim/kernels/projection_kernels.hpp>
 #include <kvtrim/kernels/quant_blocks.hpp>
 #include <kvtrim/kernels/query_tile.hpp>

@@ -11,7 +11,7 @@ using namespace kernels::KVTRIM_TARGET;
 
 KVTRIM_LOOP void products_logits(const matrix_in& keys, const float* queries, index_t head_dim,
                                  const panel_out& out) {
-    multiply<false, product_rows(product_vectors), product_vectors>(keys, queries, head_dim, out, 0);
+    multiply<false, product_vectors>(keys, queries, head_dim, out, 0, product_rows(product_vectors));
 }
 // Has no loop of its own: that of fold_products(), which is not inlined, is taken.
 void products_norms(const matrix_in& values, const float* panel, index_t head_dim, float* sums) {
@@ -20,7 +20,7 @@ void products_norms(const matrix_in& values, const float* panel, index_t head_di
 }
 KVTRIM_LOOP void products_values(const matrix_in& values, const float* weights, index_t keys,
                                  const panel_out& out) {
-    multiply<true, product_rows(product_vectors), product_vectors>(values, weights, keys, out, 0);
+    multiply<true, product_vectors>(values, weights, keys, out, 0, product_rows(product_vectors));
 }
 
 #define KVTRIM_DECODE(Element)                                                                               \
@@ -50,7 +50,7 @@ KVTRIM_LOOP void products_dots(const float* rows, index_t stride, index_t length
     }
 }
 
-KVTRIM_LOOP void read_maximum(const maximum_step& step) {
+KVTRIM_LOOP void read_maximum(const highest_step& step) {
     step.run<4>(0, all_lanes{});
 }
 KVTRIM_LOOP void exponentials_sums(const exponentials_step& step) {
@@ -119,12 +119,9 @@ KVTRIM_LOOP void written_rotate_pairs(turn_row a, turn_row b, index_t pairs, flo
 namespace kvtrim::loops::neon {
 
 KVTRIM_BEGIN_NEON_BF16
-KVTRIM_LOOP void products_bf16_logits(const bf16* keys, index_t tokens, const bf16* packed, float* out) {
-    bfmmla::logits(keys, 128, tokens, packed, 128, 128, 0.1f, 0, out, {});
-}
-void products_bf16_norms(const bf16* values, index_t tokens, const bf16* packed, float* scratch,
-                         float* norms) {
-    bfmmla::add_l1(values, 128, tokens, packed, 128, 4096, scratch, norms);
+// Has no loop of its own either: that of multiply_panel() is taken.
+void products_bf16(const bf16* values, index_t tokens, const bf16* packed, float* scratch, float* norms) {
+    bfmmla::add_l1<bfmmla::tiles>(values, 128, tokens, packed, 128, 4096, scratch, norms);
 }
 KVTRIM_END_REGION
 

@@ -86,8 +86,7 @@ work_of = {
 
 not_inlined = {  # where the loop is in a function of the kernels
     "products_norms": r"\d+fold_productsIL\w+0ELl[346]E",
-    "products_bf16_norms": r"6bfmmla10fold_panel",
-    "exponentials_query_tile": r"\d+query_tile12make_weights",
+    "products_bf16": r"6bfmmla14multiply_panel",
 }
 
 
@@ -97,7 +96,7 @@ def functions(assembly, target):
     for line in assembly.splitlines():
         line = line.split("//" if target == "neon" else "#")[0].strip()
         m = re.match(r"_ZN6kvtrim5loops\d+%s(\d+)(\w+):" % target, line)
-        other = [n for n, symbol in not_inlined.items() if re.match(r"_ZN6kvtrim7kernels(?:\d+%s)?%s[\w.]+:" % (target, symbol), line)]
+        other = [n for n, symbol in not_inlined.items() if re.match(r"_ZN6kvtrim(?:\d+v\w+)?7kernels(?:\d+%s)?%s[\w.]+:" % (target, symbol), line)]
         if m or other:
             name, lines = other[0] if other else m[2][: int(m[1])], []
             name = None if m and name in not_inlined else name

@@ -270,7 +270,7 @@ TEST_CASE("attention_rows: keys and queries of bf16 in AMX tiles give what they 
     }
     const kernels::window_kernels& widened = kernels::window_kernels_of(cpu_level::avx512);
     kernels::window_kernels tiles = widened;
-    tiles.pack_bf16_queries = kernels::amx::pack_queries;
+    tiles.pack_bf16_queries = kernels::pack_columns<kernels::amx::order>;
     tiles.bf16_logits = kernels::amx::logits<support::emulated_tiles>;
     support::random r(91);
     for (const index_t dim : {24, 64, 80}) {

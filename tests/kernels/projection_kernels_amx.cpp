@@ -118,8 +118,8 @@ TEST_CASE("projection_kernels_amx: what is packed unpacks to the same rows, from
         kernels::amx::pack_matrix(c.matrix.data(), c.stride, 0, c.inner, c.inner, c.columns, packed.data());
         const index_t first = r.between(0, c.inner - 1);
         std::vector<float> rows(static_cast<std::size_t>((c.inner - first) * c.columns + 1), guard);
-        kernels::unpack_matrix<kernels::amx::packed_index>(packed.data(), first, c.inner - first, c.inner,
-                                                           c.columns, rows.data());
+        kernels::unpack_matrix<kernels::amx::order>(packed.data(), first, c.inner - first, c.inner, c.columns,
+                                                    rows.data());
         bool same = rows.back() == guard;
         for (index_t i = first; i < c.inner; ++i) {
             const float* const row = rows.data() + (i - first) * c.columns;

@@ -18,7 +18,7 @@ using namespace support;
 
 namespace {
 
-using emulated_tile = kernels::basic_query_tile_amx<emulated_tiles>;
+using emulated_tile = kernels::amx::basic_query_tile<kernels::amx::basic_query_products<emulated_tiles>>;
 using checks = query_tile_checks<emulated_tile>;
 
 } // namespace
@@ -132,7 +132,7 @@ TEST_CASE("query_tile_amx: the instructions of its tiles give what the emulated 
     for (int n = 0; n < 60; ++n) {
         const tile_case c = random_tile_case(r, emulated_tile::max_queries);
         support::random same(static_cast<std::uint64_t>(n)), order(static_cast<std::uint64_t>(n));
-        const tile_result got = attend_in_tiles<kernels::query_tile_amx>(c, same);
+        const tile_result got = attend_in_tiles<kernels::amx::query_tile>(c, same);
         const tile_result emulated = attend_in_tiles<emulated_tile>(c, order);
         CAPTURE(n, c.head_dim, c.value_dim, c.queries, c.keys());
         CHECK(got.out == emulated.out);

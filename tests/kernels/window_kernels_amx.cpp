@@ -47,8 +47,9 @@ template <class Tiles>
 std::vector<float> logits_of(const logits_case& c) {
     std::vector<bf16> packed(static_cast<std::size_t>(kernels::packed_bf16(c.rows, c.dim)), bf16{0x7fff});
     const index_t half = c.rows / 2;
-    kernels::amx::pack_queries(c.query(0), c.query_stride, 0, half, c.dim, packed.data());
-    kernels::amx::pack_queries(c.query(half), c.query_stride, half, c.rows - half, c.dim, packed.data());
+    kernels::pack_columns<kernels::amx::order>(c.query(0), c.query_stride, 0, half, c.dim, packed.data());
+    kernels::pack_columns<kernels::amx::order>(c.query(half), c.query_stride, half, c.rows - half, c.dim,
+                                               packed.data());
     std::vector<float> out(static_cast<std::size_t>(c.tokens * c.rows + 16), support::guard);
     kernels::amx::logits<Tiles>(c.keys.data(), c.key_stride, c.tokens, packed.data(), c.rows, c.dim, c.scale,
                                 c.soft_cap, out.data(), {});

@@ -5,7 +5,8 @@
 #   kernels/*amx*, *bfmmla*        anything: products that one instruction set alone has
 #   kernels/*.hpp                  the choice among targets, KVTRIM_CHOOSE... of simd/choose.hpp, with amx:: and bfmmla:: and the
 #                                  tables that these complete
-#   kernels/*.inl, examples' too   nothing: which target a body is compiled for is decided by simd/for_each_target.inl
+#   kernels/*.inl, examples' too   nothing: which target a body is compiled for is decided by simd/for_each_target.inl, and by
+#                                  simd/for_each_bf16_target.inl for products of bf16
 #   all others, src/, examples/    nothing: they call a kernel and do not know which one; an example may choose among bodies
 #
 # A part of a name is hidden from this by ##, so that is refused too.

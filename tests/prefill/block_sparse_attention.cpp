@@ -585,7 +585,7 @@ TEST_CASE("block_sparse_attention: scratch does not grow with the tokens", "[pre
 
 namespace {
 
-using emulated_tile = kernels::basic_query_tile_amx<emulated_tiles>;
+using emulated_tile = kernels::amx::basic_query_tile<kernels::amx::basic_query_products<emulated_tiles>>;
 
 // As at level amx, on any machine with AVX-512.
 template <class Inputs, class Output, class Executor>

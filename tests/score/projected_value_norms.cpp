@@ -139,7 +139,7 @@ TEST_CASE("projected value norm: values and W_O of bf16 in AMX tiles give the no
     const cpu_level_guard guard(cpu_level::avx512);
     kernels::projection_kernels tiles = kernels::projection_kernels_of(cpu_level::avx512);
     tiles.pack_bf16 = kernels::amx::pack_matrix;
-    tiles.unpack_bf16 = kernels::unpack_matrix<kernels::amx::packed_index>;
+    tiles.unpack_bf16 = kernels::unpack_matrix<kernels::amx::order>;
     tiles.add_bf16_l1 = kernels::amx::add_l1<emulated_tiles>;
     for (const index_t value_dim : {8, 40, 64}) {
         layer_data layer =

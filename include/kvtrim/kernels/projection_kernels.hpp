@@ -13,13 +13,14 @@
 // no other row, nor on its address.
 
 #include <kvtrim/core/element.hpp>
+#include <kvtrim/kernels/amx_products.hpp>
+#include <kvtrim/kernels/bfmmla_products.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
-#include <kvtrim/kernels/projection_kernels_amx.hpp>
-#include <kvtrim/kernels/projection_kernels_bfmmla.hpp>
 #include <kvtrim/kernels/tile_tokens.hpp>
 #include <kvtrim/simd/choose.hpp>
 
 #include <cmath>
+#include <cstring>
 
 namespace KVTRIM_NAMESPACE::kernels {
 
@@ -69,6 +70,9 @@ struct projection_kernels {
 
 #define KVTRIM_BODY <kvtrim/kernels/projection_kernels.inl>
 #include <kvtrim/simd/for_each_target.inl>
+
+#define KVTRIM_BODY <kvtrim/kernels/projection_kernels_bf16.inl>
+#include <kvtrim/simd/for_each_bf16_target.inl>
 
 namespace KVTRIM_NAMESPACE::kernels {
 

@@ -12,8 +12,9 @@
 //
 // Each target has a class query_tile in its namespace: begin(), attend() for every key tile in any order, finish(). Each
 // lane is a query, so both products are the same small kernel, which reads keys and values in place, unpacked and
-// untransposed, and statistics and exponentials are vertical. A version that needs keys and values in an order of its own
-// (query_tile_amx.hpp) packs them in pack(), once for all query tiles that attend to a key tile.
+// untransposed, and statistics and exponentials are vertical. Other products with the same class around them need keys and
+// values in an order of their own (query_tile_amx.hpp): they are packed in pack(), once for all query tiles that attend to a
+// key tile.
 //
 // Numerics: products and exponentials in float, z in double across tiles; 2^x with relative error 1.5e-7 (2.2e-7 on the
 // baseline of x86-64); a NaN logit counts as masked, +infinity as the largest float. A row that sees nothing gives 0 and
@@ -94,6 +95,12 @@ void add_other_values(const key_tile& tile, index_t value_dim, query_table<const
 }
 
 } // namespace KVTRIM_NAMESPACE::kernels
+
+#define KVTRIM_BODY <kvtrim/kernels/panel_softmax.inl>
+#include <kvtrim/simd/for_each_target.inl>
+
+#define KVTRIM_BODY <kvtrim/kernels/query_products.inl>
+#include <kvtrim/simd/for_each_target.inl>
 
 #define KVTRIM_BODY <kvtrim/kernels/query_tile.inl>
 #include <kvtrim/simd/for_each_target.inl>

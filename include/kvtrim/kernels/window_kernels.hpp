@@ -13,11 +13,11 @@
 // exponential is 2^(x log2 e) with relative error 3e-7 for x > -10 and 6e-8 |x| beyond; a weight below e^-75 is exactly 0.
 // The result of a step for a row or a token depends on nothing else in the tile, nor on its address.
 
+#include <kvtrim/kernels/amx_products.hpp>
+#include <kvtrim/kernels/bfmmla_products.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/soon_read.hpp>
 #include <kvtrim/kernels/tile_tokens.hpp>
-#include <kvtrim/kernels/window_kernels_amx.hpp>
-#include <kvtrim/kernels/window_kernels_bfmmla.hpp>
 #include <kvtrim/simd/choose.hpp>
 
 namespace KVTRIM_NAMESPACE::kernels {
@@ -66,6 +66,9 @@ struct window_kernels {
 
 #define KVTRIM_BODY <kvtrim/kernels/window_kernels.inl>
 #include <kvtrim/simd/for_each_target.inl>
+
+#define KVTRIM_BODY <kvtrim/kernels/window_kernels_bf16.inl>
+#include <kvtrim/simd/for_each_bf16_target.inl>
 
 namespace KVTRIM_NAMESPACE::kernels {
 

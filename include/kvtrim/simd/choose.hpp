@@ -13,7 +13,8 @@
 //
 // Level amx is level avx512 with other products of bf16, level neon_bf16 is NEON with others. For a family that has them,
 // KVTRIM_CHOOSE_PRODUCTS(level, of_amx, of_bfmmla, name) is `of_amx` or `of_bfmmla` at that level, and else
-// KVTRIM_CHOOSE(level, name). What is meant for another architecture is not compiled.
+// KVTRIM_CHOOSE(level, name). What is meant for another architecture is not compiled. The body that makes of both products what
+// the family calls is one, too (simd/for_each_bf16_target.inl).
 
 #include <kvtrim/simd/cpu_level.hpp>
 
