@@ -313,7 +313,7 @@ TEST_CASE("What is no option, no value or no policy is refused with its name") {
     }
 }
 
-TEST_CASE("Options of a pruned prefill go by name; what is none is refused") {
+TEST_CASE("Options of a pruned prefill go by name, and what is none is refused") {
     const block_pruning plain(256), chosen(256, "sink_blocks=0:local_blocks=2:scale=1:block_tokens=16");
     CHECK(plain.policy.options.budget_tokens == 256);
     CHECK(plain.policy.options.sink_blocks == kvtrim::pruning_options{}.sink_blocks);
