@@ -11,7 +11,7 @@ using namespace simd::KVTRIM_TARGET;
 inline void dots(const float* rows, index_t stride, index_t count, index_t length, const float* other,
                  float* out) {
     constexpr index_t line_floats = 16, floats_ahead = 1024;
-    const index_t ahead = std::max<index_t>(1, floats_ahead / length) * stride;
+    const index_t ahead = std::max<index_t>(1, floats_ahead / std::max<index_t>(1, length)) * stride;
     const auto load_row = [&](index_t i, index_t d, auto some) KVTRIM_INLINED {
         const float* const from = rows + i * stride + d;
         if constexpr (lanes == line_floats) { simd::prefetch_to_l2(from + ahead); }
