@@ -12,7 +12,8 @@
 // the last place instead of half of one ("round to odd"). Elements and sums below 2^-126 count as 0.
 // Cost per 8 rows, 8 columns and 8 of inner: 32 BFMMLA, each 16 multiply-adds, and 24 loads and shuffles.
 // Not used: BFDOT, which does half as much per instruction with the same rounding, and arithmetic in f16, whose 11 bits would
-// break what the headers promise of scores (tests ask for 1e-6 of the size of a sum).
+// break what the headers promise of scores (tests ask for 2e-6 of the size of a sum). Flash tiles of bf16 are widened to floats
+// on ARM: BFMMLA's order of elements would have to be packed anew for each key tile, which was not tried.
 
 #include <kvtrim/core/element.hpp>
 #include <kvtrim/kernels/bf16_rows.hpp>

@@ -18,8 +18,8 @@
 //
 // Numerics: products and exponentials in float, z in double across tiles; 2^x with relative error 1.5e-7 (2.2e-7 on the
 // baseline of x86-64); a NaN logit counts as masked, +infinity as the largest float. A row that sees nothing gives 0 and
-// -infinity. A key that a query does not see changes no bit of its result, whatever its elements; a NaN or infinite value
-// of one that it sees makes only the channels that it is in NaN or infinite.
+// -infinity. A key that a query does not see changes no bit of its result, whatever its elements (in AMX's products: unless
+// its value is not finite); a NaN or infinite value of one that it sees makes only the channels that it is in NaN or infinite.
 // Cost per attend: 2 * rows * keys * (head_dim + value_dim) flops, rows * keys exponentials. Measured: see bench/NOTES.md.
 
 #include <kvtrim/kernels/panel_product.hpp>

@@ -254,7 +254,7 @@ KVTRIM_INLINE floats zip_high(floats a, floats b) {
 }
 KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
                                     double sign) {
-    const auto half = [&](int i) __attribute__((always_inline)) {
+    const auto half = [&](int i) KVTRIM_INLINED {
         const __m256d other = _mm256_loadu_pd(c + i) * _mm256_loadu_pd(d + i);
         return _mm256_cvtpd_ps(_mm256_loadu_pd(a + i) * _mm256_loadu_pd(b + i) +
                                _mm256_set1_pd(sign) * other);

@@ -236,7 +236,7 @@ KVTRIM_INLINE floats zip_high(floats a, floats b) {
 }
 KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
                                     double sign) {
-    const auto half = [&](int i) __attribute__((always_inline)) {
+    const auto half = [&](int i) KVTRIM_INLINED {
         const __m512d other = _mm512_loadu_pd(c + i) * _mm512_loadu_pd(d + i);
         return _mm512_maskz_cvtpd_ps(0xff, _mm512_loadu_pd(a + i) * _mm512_loadu_pd(b + i) +
                                                _mm512_set1_pd(sign) * other);

@@ -176,7 +176,7 @@ KVTRIM_INLINE std::uint32_t* pack(std::uint32_t* to, unsigned chosen, uints x) {
 }
 KVTRIM_INLINE floats round_products(const double* a, const double* b, const double* c, const double* d,
                                     double sign) {
-    const auto half = [&](int i) __attribute__((always_inline)) {
+    const auto half = [&](int i) KVTRIM_INLINED {
         const float64x2_t other = vmulq_f64(vld1q_f64(c + i), vld1q_f64(d + i));
         return vfmaq_f64(vmulq_n_f64(other, sign), vld1q_f64(a + i), vld1q_f64(b + i));
     };

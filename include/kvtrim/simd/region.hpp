@@ -104,12 +104,9 @@
 #define KVTRIM_TARGET_AVX512 __attribute__((target(KVTRIM_AVX512_FEATURES)))
 #define KVTRIM_TARGET_AMX __attribute__((target(KVTRIM_AMX_FEATURES)))
 
-// Functions that are always inlined, also for one instruction set; what a lambda of that kind has behind its parameters; and
-// functions that never are.
+// Functions that are always inlined; what a lambda of that kind has behind its parameters; and functions that never are.
 #define KVTRIM_INLINED __attribute__((always_inline))
 #define KVTRIM_INLINE KVTRIM_INLINED inline
-#define KVTRIM_INLINE_AVX512 KVTRIM_INLINED KVTRIM_TARGET_AVX512 inline
-#define KVTRIM_INLINE_AMX KVTRIM_INLINED KVTRIM_TARGET_AMX inline
 #define KVTRIM_NOINLINE __attribute__((noinline))
 
 // Before every loop over an array that is meant to live in registers: g++ unrolls no such loop at -O2 by itself, and

@@ -6,7 +6,7 @@
 //
 //   lanes                                   floats of a vector
 //   product_registers, product_vectors      register blocking: sums that a product keeps in registers; vectors of a panel
-//   floats, mask                            + - * / of floats are those of the language
+//   floats, ints, mask                      + - * / of floats are those of the language; ints: lanes of 32 bits with a sign
 //   broadcast(x), load(p), store(p, x)      p anywhere; load() also from bf16, f16, fp8 and int8, store() also to bf16, f16
 //   fma(a, b, c)                            a * b + c
 //   min(a, b), max(a, b)                    b where a is NaN
@@ -17,7 +17,8 @@
 //   load_nibbles(p, x)                      x [32 / lanes] = 4 bits minus 8: the low halves of 16 bytes, then the high ones
 //   look_up(table, p)                       p [32] = table [16] at p [32], all of 8 bits
 //   even_lanes(a, b), odd_lanes(a, b)       of both, one behind the other; zip_low(a, b), zip_high(a, b) are the inverse
-//   load_two(p, a, b)                       two vectors of elements, in order, or its even and its odd ones (splits_pairs)
+//   load_two(p, a, b)                       two vectors of elements, in order, or by the target's load_split(p, a, b) the elements
+//                                           at even and those at odd places (splits_pairs)
 //   load_first_of_two(p, n, a, b)           load_two() of the first n elements, and zeros
 //   sums_of_lanes(x)                        lane i: the sum of the lanes of x[i], x [lanes]
 //   sum_of_fours(x), highest_of_fours(x)    over lanes whose places differ by a multiple of 4, in each of them
@@ -35,8 +36,9 @@
 //                                           first n lanes, the others reading 0 and writing nothing
 //
 // Kernels are written once with these primitives, in a .inl file that simd/for_each_target.inl includes for each target. A new
-// target is a header here; its region and the tag of its namespace in simd/region.hpp; a block in simd/for_each_target.inl; a
-// level, its detection and its name in simd/cpu_level.hpp; a line in simd/choose.hpp.
+// target is a header here, included below; its region and the tag of its namespace in simd/region.hpp; a block in
+// simd/for_each_target.inl; a level, its detection and its name in simd/cpu_level.hpp; a line in simd/choose.hpp. What is the same
+// in all targets, from uints on, is simd/common.inl; simd/four_lanes.inl and simd/copied_parts.inl are for whom they fit.
 //
 // Google Highway 1.0.3 is not used: every user would have to install it, and it costs each file 1.2 s of g++ 12, these
 // headers 0.5 s; fp8, ggml's blocks and tiles of bf16 would still have to be written here. For SVE, RVV or WASM it could
