@@ -16,7 +16,7 @@ command that measures, or a test (`ctest -R`) or links to a file of results. A p
 Expressions are Python. A row of the benchmark is named as in its results file; NAME@N stands for NAME/tokens:N, and threads:1
 may be left out. From bench/results: t(row) time with its unit, ms(row), s(row), of(row) times the machine's limit,
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
-kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, counted(policy, keep) how many of how many, mean_right(policy, keep) their mean over the tasks, mean_of(key,
+kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, counted(policy, keep) how many of how many, of_all(policy) at every share and over all lengths, mean_right(policy, keep) their mean over the tasks, mean_of(key,
 policy, keep) the mean of another column, all of rows with further values (setting="question_aware"), perplexity(policy, keep),
 below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
 answers(policy); of the values of an option ("policy:option") kls_of(option, value, tokens), answers_of(option, value), kl_against(option, value) in per
@@ -207,8 +207,14 @@ def names(file):
             row = of(policy, keep, task=task)
             return f"{sum(row['right']):.0f} of {sum(row['asked']):.0f} ({row['accuracy']:.2f} ± {row['standard_error']:.2f})"
 
+        def of_all(policy):
+            right = [sum(sum(r["right"]) for r in rows_of(policy, k) if r["task"] != "text") for k in shares]
+            asked = sum(sum(r["asked"]) for r in rows_of(policy, shares[0]) if r["task"] != "text")
+            return f"{' / '.join(f'{r:.0f}' for r in right)} of {asked:.0f}"
+
         known |= {
             "counted": counted,
+            "of_all": of_all,
             "kl": lambda p, k: f"{of(p, k, task='text')['kl_mean']:.3f}",
             "kl_and_error": lambda p, k: "{kl_mean:.4f} ± {kl_standard_error:.4f}".format(**of(p, k, task="text")),
             "perplexity": lambda p, k: f"{of(p, k, task='text')['perplexity']:.1f}",
