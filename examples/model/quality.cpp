@@ -181,7 +181,10 @@ int main(int argc, char** argv) {
     app.add_option("--model", chosen.model_file,
                    "a GGUF file of the LLaMA architecture, or the demo's .safetensors")
         ->check(CLI::ExistingFile);
-    app.add_option("--policies", request.policies)->delimiter(',')->check(is_policy())->capture_default_str();
+    app.add_option("--policies", request.policies, "or all")
+        ->delimiter(',')
+        ->check(is_policy() | CLI::IsMember({"all"}))
+        ->capture_default_str();
     app.add_option("--keep", request.kept_ratios, "shares of the cache that stay")
         ->delimiter(',')
         ->check(CLI::Range(1e-6, 1.0))
@@ -250,6 +253,10 @@ int main(int argc, char** argv) {
         ->check(CLI::ExistingFile);
     app.add_option("--plot-data", chosen.plot_data, "of --results: writes STEM.*.dat for quality.gnuplot");
     CLI11_PARSE(app, argc, argv);
+    if (request.policies == std::vector<std::string>{"all"}) {
+        request.policies.clear();
+        for (const named_policy& p : all_policies()) { request.policies.push_back(p.name); }
+    }
     try {
         if (!chosen.results.empty()) { return show(chosen); }
         if (chosen.model_file.empty()) { throw std::runtime_error("--model is missing"); }
