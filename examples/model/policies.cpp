@@ -266,6 +266,8 @@ struct each_alone {
         return {};
     }
 };
+template <class Policy>
+each_alone(Policy) -> each_alone<Policy>;
 
 // What a token's score is multiplied by: the norm of its value, in the layer's output.
 kvtrim::replay_scores times_value_norms(const layer_prompt& p, kvtrim::growing_workspace& memory) {
