@@ -5,6 +5,7 @@
 
 #include "support/bf16_rows.hpp"
 #include "support/cpu_levels.hpp"
+#include "support/guarded.hpp"
 
 #include <cmath>
 #include <limits>
@@ -13,11 +14,9 @@
 #if KVTRIM_HAS_NEON
 
 using namespace kvtrim;
-using support::bf16_rows, support::runs_bfmmla;
+using support::bf16_rows, support::guard, support::runs_bfmmla;
 
 namespace {
-
-constexpr float guard = -31337.0f; // behind the output: must stay
 
 // norms [rows] of x times a matrix [inner, columns], packed in two calls into memory of NaN, added to 1.
 std::vector<float> norms_of(const bf16_rows& x, const std::vector<float>& matrix, index_t columns) {
@@ -37,7 +36,7 @@ std::vector<float> norms_of(const bf16_rows& x, const std::vector<float>& matrix
     return norms;
 }
 
-std::vector<float> random_matrix(support::random& r, index_t inner, index_t columns) {
+std::vector<float> random_projection(support::random& r, index_t inner, index_t columns) {
     std::vector<float> matrix(static_cast<std::size_t>(inner * columns));
     for (float& x : matrix) {
         x = to_float(element_traits<bf16>::from_float(static_cast<float>(0.1 * r.normal())));
@@ -56,7 +55,7 @@ TEST_CASE(
         for (const index_t inner : {1, 6, 8, 40, 128}) {
             for (const index_t columns : {1, 2, 5, 8, 9, 48}) {
                 const bf16_rows x(r, rows, inner);
-                const std::vector<float> matrix = random_matrix(r, inner, columns);
+                const std::vector<float> matrix = random_projection(r, inner, columns);
                 const std::vector<float> got = norms_of(x, matrix, columns);
                 bool right = true;
                 for (index_t i = 0; i < rows; ++i) {
@@ -88,7 +87,7 @@ TEST_CASE("projection_kernels_bfmmla: an infinite element makes its row's norm i
     if (!runs_bfmmla()) { return; }
     support::random r(75);
     bf16_rows x(r, 10, 12);
-    const std::vector<float> matrix = random_matrix(r, 12, 3);
+    const std::vector<float> matrix = random_projection(r, 12, 3);
     const std::vector<float> before = norms_of(x, matrix, 3);
     x.row(4)[11] = bf16{0xff80}; // -infinity
     const std::vector<float> after = norms_of(x, matrix, 3);
@@ -103,7 +102,7 @@ TEST_CASE("projection_kernels_bfmmla: what is packed unpacks to the same rows, f
     support::random r(76);
     for (const index_t inner : {1, 8, 12, 65}) {
         for (const index_t columns : {1, 7, 8, 9, 40}) {
-            const std::vector<float> matrix = random_matrix(r, inner, columns);
+            const std::vector<float> matrix = random_projection(r, inner, columns);
             std::vector<bf16> packed(static_cast<std::size_t>(kernels::panel_bf16(inner, columns)));
             steps.pack_bf16(matrix.data(), columns, 0, inner, inner, columns, packed.data());
             const index_t first = r.between(0, inner - 1);

@@ -5,6 +5,7 @@
 
 #include "support/bf16_rows.hpp"
 #include "support/cpu_levels.hpp"
+#include "support/guarded.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -13,11 +14,9 @@
 #if KVTRIM_HAS_NEON
 
 using namespace kvtrim;
-using support::bf16_rows, support::runs_bfmmla;
+using support::bf16_rows, support::guard, support::runs_bfmmla;
 
 namespace {
-
-constexpr float guard = -31337.0f; // behind the output: must stay
 
 // [tokens, rows]; the queries packed in two calls, into memory of NaN.
 std::vector<float> logits_of(const bf16_rows& keys, index_t first, index_t tokens, const bf16_rows& queries,
