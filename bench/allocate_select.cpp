@@ -122,28 +122,7 @@ const kvtrim::row_profile& profile() {
     return table;
 }
 
-// Budgets that no scores decide: the limit is the writing of them.
-template <class Allocator>
-void deal_out(benchmark::State& state, const Allocator& allocator) {
-    scored data(state.range(0));
-    std::vector<index_t> budgets(kv_heads);
-    check(state, allocate_fifth(allocator, data, budgets));
-    for (auto _ : state) {
-        check(state, allocate_fifth(allocator, data, budgets));
-        benchmark::DoNotOptimize(budgets.data());
-    }
-    describe(state, {.note = "reads no scores"});
-}
-
-void profiled(benchmark::State& state) {
-    deal_out(state, profile().budgets());
-}
-void layer_shares(benchmark::State& state) {
-    const std::vector<double> shares(kv_heads, 1.0);
-    deal_out(state, kvtrim::layer_shares{shares});
-}
-
-// passes: over the scores.
+// passes: over the scores; 0, if they decide nothing: then there is no limit.
 template <class Allocator>
 void allocate(benchmark::State& state, const Allocator& allocator, double passes = 3) {
     if (!is_right(state)) { return; }
@@ -154,7 +133,16 @@ void allocate(benchmark::State& state, const Allocator& allocator, double passes
         check(state, allocate_fifth(allocator, data, budgets));
         benchmark::DoNotOptimize(budgets.data());
     }
-    describe(state, {.stages = {passes / 3 * three_passes(data.tokens)}});
+    describe(state, {.stages = {passes / 3 * three_passes(data.tokens)},
+                     .note = passes == 0 ? "reads no scores" : ""});
+}
+
+void profiled(benchmark::State& state) {
+    allocate(state, profile().budgets(), 0);
+}
+void layer_shares(benchmark::State& state) {
+    const std::vector<double> shares(kv_heads, 1.0);
+    allocate(state, kvtrim::layer_shares{shares}, 0);
 }
 
 // A whole plan from given scores: allocate, select, write the table.

@@ -201,30 +201,31 @@ void single_eviction(benchmark::State& state) {
                      .workspace_bytes = static_cast<double>(own.workspace_bytes())});
 }
 
-// A chunk of as many queries as the window has, of a replay behind the cache: a prompt is scored once per chunk.
-void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double products_of_keys) {
+// A chunk of as many queries as the window has, of a replay behind the cache: a prompt is scored once per chunk. part_rows: of
+// the prompt, which are scored and seen beside four sinks; 0: all.
+void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double products_of_keys,
+                  index_t part_rows = 0) {
     const auto& data = shared_layer<float>(state.range(0));
     kvtrim::replay_scores scores(kv_heads, data.tokens, loss);
     kvtrim::growing_workspace memory;
-    for (auto _ : state) { check(state, scores.add(data.inputs(), {}, memory)); }
-    describe(state, {.stages = {products<float>(products_of_keys * window_flops(data.tokens),
-                                                data.bytes_of_keys() * (products_of_keys > 1 ? 2 : 1))},
-                     .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}))});
+    const index_t rows = part_rows > 0 ? part_rows : data.tokens, begin = (data.tokens - rows) / 2;
+    const kvtrim::replay_part part{{begin, begin + rows}, part_rows > 0 ? 4 : 0};
+    for (auto _ : state) { check(state, scores.add(data.inputs(), {}, memory, part)); }
+    const double key_bytes =
+        data.bytes_of_keys() * static_cast<double>(rows) / static_cast<double>(data.tokens);
+    describe(state,
+             {.stages = {products<float>(products_of_keys * window_flops(rows),
+                                         key_bytes * (products_of_keys > 1 ? 2 : 1))},
+              .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}, part))});
 }
 
-// The same over one part of the prompt of 2048 rows, and four sinks.
-void replay_part_chunk(benchmark::State& state) {
-    constexpr index_t rows = 2048;
+// The same by the prompt's own newest queries: what is wanted from afar.
+void own_chunk(benchmark::State& state) {
     const auto& data = shared_layer<float>(state.range(0));
-    kvtrim::replay_scores scores(kv_heads, data.tokens);
+    kvtrim::replay_scores scores(kv_heads, data.tokens, kvtrim::token_loss::output_square_sum);
     kvtrim::growing_workspace memory;
-    const index_t begin = (data.tokens - rows) / 2;
-    const kvtrim::replay_part part{{begin, begin + rows}, 4};
-    for (auto _ : state) { check(state, scores.add(data.inputs(), {}, memory, part)); }
-    describe(state,
-             {.stages = {products<float>(window_flops(rows),
-                                         data.bytes_of_keys() * rows / static_cast<double>(data.tokens))},
-              .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}, part))});
+    for (auto _ : state) { check(state, scores.add_own(data.inputs(), {}, 64, memory)); }
+    describe(state, {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys())}});
 }
 
 // A replay's scores times the norms of the values, both in the cache after a pass.
@@ -245,15 +246,6 @@ void replay_add_pass(benchmark::State& state) {
     const kvtrim::replay_scores own(kv_heads, tokens, loss);
     for (auto _ : state) { check(state, kvtrim::add_pass(scores, own, 32, 2)); }
     describe(state, {.stages = {{.cached_bytes = 12.0 * static_cast<double>(kv_heads * tokens)}}});
-}
-
-// The same by the prompt's own newest queries: what is wanted from afar.
-void own_chunk(benchmark::State& state) {
-    const auto& data = shared_layer<float>(state.range(0));
-    kvtrim::replay_scores scores(kv_heads, data.tokens, kvtrim::token_loss::output_square_sum);
-    kvtrim::growing_workspace memory;
-    for (auto _ : state) { check(state, scores.add_own(data.inputs(), {}, 64, memory)); }
-    describe(state, {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys())}});
 }
 
 const std::vector<float>& frequencies() {
@@ -357,7 +349,9 @@ BENCHMARK_CAPTURE(replay_chunk, attention, kvtrim::token_loss::attention_maximum
 BENCHMARK_CAPTURE(replay_chunk, output, kvtrim::token_loss::output_square_sum, 3.0)
     ->Name("score_f32/replay_chunk_output")
     ->Apply(token_counts);
-BENCHMARK(replay_part_chunk)->Name("score_f32/replay_part_chunk")->Apply(token_counts);
+BENCHMARK_CAPTURE(replay_chunk, part, kvtrim::token_loss::attention_maximum, 1.0, 2048)
+    ->Name("score_f32/replay_part_chunk")
+    ->Apply(token_counts);
 BENCHMARK(replay_weigh)->Name("score_f32/replay_weigh")->Apply(token_counts);
 BENCHMARK(replay_add_pass)->Name("score_f32/replay_add_pass")->Apply(token_counts);
 BENCHMARK(own_chunk)->Name("score_f32/own_chunk_output")->Apply(token_counts);

@@ -31,14 +31,14 @@ auto inputs_of(const attention_inputs& in, index_t queries) {
         .with_queries(rows_of(in.queries, tokens - queries, queries));
 }
 
-template <class Policy>
-kept_rows each_layer(const Policy& policy, std::span<const attention_inputs> layers, index_t queries,
+template <class Policy, class Inputs>
+kept_rows each_layer(const Policy& policy, const std::vector<Inputs>& layers,
                      const kvtrim::eviction_request& request) {
     kept_rows rows;
     kvtrim::growing_workspace memory;
-    for (const attention_inputs& in : layers) {
+    for (const Inputs& in : layers) {
         kvtrim::keep_plan plan;
-        require(policy.plan(inputs_of(in, queries), request, plan, memory));
+        require(policy.plan(in, request, plan, memory));
         append(plan, 0, rows);
     }
     return rows;
@@ -182,8 +182,11 @@ std::vector<parity_plan> parity_plans(const model_config& config, std::span<cons
         {"replay_in_parts", replay_scores(replays.subspan(1), false)},
         {"replay_of_parts", replay_scores(replays.subspan(1), true)}};
     const std::vector<double> shares = uneven_shares(config.layers * config.kv_heads);
-    std::vector<decltype(inputs_of(layers.front(), window))> windows;
-    for (const attention_inputs& in : layers) { windows.push_back(inputs_of(in, window)); }
+    std::vector<decltype(inputs_of(layers.front(), window))> windows, prompts;
+    for (const attention_inputs& in : layers) {
+        windows.push_back(inputs_of(in, window));
+        prompts.push_back(inputs_of(in, tokens));
+    }
 
     std::vector<parity_plan> plans;
     for (const double share : request.kept_ratios) {
@@ -196,8 +199,8 @@ std::vector<parity_plan> parity_plans(const model_config& config, std::span<cons
             plans.push_back(
                 {policy, share, by.protect.sink_tokens, by.protect.window_tokens, std::move(rows)});
         };
-        add("observed_attention", cut, each_layer(kvtrim::observed_attention(), layers, tokens, cut));
-        add("chunked", cut, each_layer(by_window(kvtrim::uniform{}, kvtrim::chunked{}), layers, window, cut));
+        add("observed_attention", cut, each_layer(kvtrim::observed_attention(), prompts, cut));
+        add("chunked", cut, each_layer(by_window(kvtrim::uniform{}, kvtrim::chunked{}), windows, cut));
         add("key_diff_in_blocks", {}, in_blocks(layers, 128, kept));
         add("key_diff_in_chunks", {}, in_chunks(layers, 1024, share));
         add("snapkv_by_shares", cut,
@@ -208,18 +211,11 @@ std::vector<parity_plan> parity_plans(const model_config& config, std::span<cons
         kvtrim::eviction_request unbounded = cut;
         unbounded.budget = kvtrim::per_head(tokens);
         add("snapkv_above_threshold", unbounded,
-            each_layer(by_window(kvtrim::above_threshold{threshold}, kvtrim::by_importance{}), layers, window,
+            each_layer(by_window(kvtrim::above_threshold{threshold}, kvtrim::by_importance{}), windows,
                        unbounded));
         plans.back().threshold = static_cast<double>(threshold);
         for (const auto& [name, scores] : replayed) {
-            kept_rows rows;
-            kvtrim::growing_workspace memory;
-            for (const kvtrim::replay_scores& layer : scores) {
-                kvtrim::keep_plan plan;
-                require(kvtrim::replay().plan(layer, with_sinks, plan, memory));
-                append(plan, 0, rows);
-            }
-            add(name, with_sinks, std::move(rows));
+            add(name, with_sinks, each_layer(kvtrim::replay(), scores, with_sinks));
             add("layer_" + std::string(name), with_sinks,
                 all_layers(kvtrim::layer_replay(), scores, with_sinks));
         }

@@ -234,8 +234,7 @@ int main(int argc, char** argv) {
         ->capture_default_str();
     app.add_option("--prefill-options", chosen.prefill_options,
                    "of --speed: CritiPrefill's, as OPTION=VALUE:..., each list at every budget; sink_blocks, "
-                   "local_blocks, "
-                   "block_tokens, scale")
+                   "local_blocks, block_tokens, scale")
         ->delimiter(',');
     app.add_option("--decode-steps", chosen.decode_steps, "of --speed, for each share; 0: none")
         ->check(CLI::NonNegativeNumber)
@@ -246,8 +245,7 @@ int main(int argc, char** argv) {
     app.add_flag("--check", chosen.check, "fails unless a cache that keeps everything loses nothing");
     app.add_option("--dump", chosen.dump_folder,
                    "measures nothing: writes the layers of one running text, and what the policies that "
-                   "kvpress has too "
-                   "keep, to this folder")
+                   "kvpress has too keep, to this folder")
         ->check(CLI::ExistingDirectory);
     app.add_option("--results", chosen.results, "measures nothing: tables of these files of --json")
         ->check(CLI::ExistingFile);
