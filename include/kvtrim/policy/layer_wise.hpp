@@ -30,6 +30,24 @@ inline constexpr bool can_be_cascaded =
     r.before_selection(scores, budgets, scratch);
 };
 
+namespace detail {
+
+// A cascade as the allocator of the layer that arrives: a row's budget is what stays of it for now.
+struct cascade_allocator {
+    layer_cascade& cascade;
+
+    [[nodiscard]] status allocate(const score_rows& ranked, index_t /*total*/, std::span<index_t> budgets,
+                                  workspace& /*scratch*/) const {
+        if (const status s = cascade.push(ranked); !s.ok()) { return s; }
+        for (std::size_t r = 0; r < budgets.size(); ++r) {
+            budgets[r] = std::ssize(cascade.kept(cascade.layers() - 1, static_cast<index_t>(r)));
+        }
+        return {};
+    }
+};
+
+} // namespace detail
+
 /// A policy whose budget is shared by all layers.
 template <class Scorer, class Allocator, class Reranker>
 class layer_wise {
@@ -141,11 +159,8 @@ class layer_wise {
             std::fill(t.importance.begin(), t.importance.end(), 0.0f);
             return cascade.push(t.all().importance_rows());
         }
-        if (const status s = detail::score_layers(policy, one, request, t, scratch, ex); !s.ok()) {
-            return s;
-        }
-        const status s = detail::before_allocation(policy, t.layer(0), total / layers, scratch);
-        return s.ok() ? cascade.push(t.layer(0).importance_rows()) : s;
+        return detail::run_stages(policy, detail::cascade_allocator{cascade}, one, request, total,
+                                  total / layers, t, scratch, ex, no_observer{});
     }
 
     /// The same with a workspace that grows on first use and then stays.

@@ -124,6 +124,42 @@ template <class Policy>
     return {};
 }
 
+// Scores and budgets of the rows of these layers: every stage but the plan. allocator: the policy's, or the cascade that stands in
+// for it while layers arrive. kept: candidates that it deals out; even_share: what a layer keeps on average. Requires inputs that
+// validate_pipeline() or push() accepts, and scratch for each stage beside the tables.
+template <class Policy, class Allocator, class Inputs, class Executor, class Observer>
+[[nodiscard]] status run_stages(const Policy& policy, const Allocator& allocator,
+                                std::span<const Inputs> layers, const eviction_request& request, index_t kept,
+                                index_t even_share, const tables_of<Policy>& t, workspace& scratch,
+                                Executor& ex, Observer&& observer) {
+    if (const status s = score_layers(policy, layers, request, t, scratch, ex); !s.ok()) { return s; }
+    const token_scores scores = t.all();
+    observer(plan_progress{plan_stage::scored, scores, {}});
+
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+        const status s = before_allocation(policy, t.layer(l), even_share, scratch);
+        if (!s.ok()) { return s; }
+    }
+    using reranker = std::remove_cvref_t<decltype(policy.reranker)>;
+    const score_rows ranked =
+        reranker::allocate_by_attention ? scores.attention_rows() : scores.importance_rows();
+    if (const status s = allocator.allocate(ranked, kept, t.budgets, scratch); !s.ok()) { return s; }
+    if (const status s = validate_budgets(ranked, t.budgets); !s.ok()) { return s; }
+    observer(plan_progress{plan_stage::allocated, scores, t.budgets});
+
+    if constexpr (requires(token_scores own) { policy.reranker.before_selection(own, t.budgets, scratch); }) {
+        for (std::size_t l = 0; l < layers.size(); ++l) {
+            const token_scores own = t.layer(l);
+            const auto budgets = t.layer_budgets(l);
+            if (const status s = policy.reranker.before_selection(own, budgets, scratch); !s.ok()) {
+                return s;
+            }
+            if (const status s = validate_budgets(own.importance_rows(), budgets); !s.ok()) { return s; }
+        }
+    }
+    return {};
+}
+
 // Runs all stages. out: a plan per layer. scratch: pipeline_bytes() of a serial executor at least, or the answer names them
 // and nothing is scored.
 template <class Policy, class Inputs, class Executor, class Observer>
@@ -151,30 +187,11 @@ template <class Policy, class Inputs, class Executor, class Observer>
     }
     const tables_of<Policy> t(std::ssize(layers), heads, all.candidates(), scratch);
     const index_t kept = std::min(total, all.tokens) - all.protected_tokens;
-    if (const status s = score_layers(policy, layers, request, t, scratch, ex); !s.ok()) { return s; }
-    const token_scores scores = t.all();
-    observer(plan_progress{plan_stage::scored, scores, {}});
-
+    const status ran = run_stages(policy, policy.allocator, layers, request, kept, kept / std::ssize(layers),
+                                  t, scratch, ex, observer);
+    if (!ran.ok()) { return ran; }
     for (std::size_t l = 0; l < layers.size(); ++l) {
-        const status s = before_allocation(policy, t.layer(l), kept / std::ssize(layers), scratch);
-        if (!s.ok()) { return s; }
-    }
-    using reranker = std::remove_cvref_t<decltype(policy.reranker)>;
-    const score_rows ranked =
-        reranker::allocate_by_attention ? scores.attention_rows() : scores.importance_rows();
-    if (const status s = policy.allocator.allocate(ranked, kept, t.budgets, scratch); !s.ok()) { return s; }
-    if (const status s = validate_budgets(ranked, t.budgets); !s.ok()) { return s; }
-    observer(plan_progress{plan_stage::allocated, scores, t.budgets});
-
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-        const token_scores own = t.layer(l);
         const auto budgets = t.layer_budgets(l);
-        if constexpr (requires { policy.reranker.before_selection(own, budgets, scratch); }) {
-            if (const status s = policy.reranker.before_selection(own, budgets, scratch); !s.ok()) {
-                return s;
-            }
-        }
-        if (const status s = validate_budgets(own.importance_rows(), budgets); !s.ok()) { return s; }
         const index_t tokens = std::accumulate(budgets.begin(), budgets.end(),
                                                count_lengths(layers[l], request.protect).protected_tokens);
         if (const status s = fits_plan(tokens); !s.ok()) { return s; }
@@ -184,7 +201,7 @@ template <class Policy, class Inputs, class Executor, class Observer>
                                    t.layer_budgets(l), t.counts, out[l]);
         if (!s.ok()) { return s; }
     }
-    observer(plan_progress{plan_stage::selected, scores, t.budgets});
+    observer(plan_progress{plan_stage::selected, t.all(), t.budgets});
     return {};
 }
 
