@@ -48,5 +48,5 @@ compiler, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 blocks = re.findall(r"^```cpp\n(.*?)^```", (markdown.ROOT / "docs/getting-started.md").read_text(), re.S | re.M)
 source, program = folder / "getting_started.cpp", folder / "getting_started"
 source.write_text(PROGRAM % "\n".join(blocks))
-subprocess.run([compiler, "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{markdown.ROOT / 'include'}", source, "-o", program], check=True)
+subprocess.run([compiler, "-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{markdown.ROOT / 'include'}", source, "-o", program], check=True)
 sys.exit(subprocess.run([program], check=False).returncode)
