@@ -21,7 +21,7 @@
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
 #include <kvtrim/attention/observed_by.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/kernels/window_kernels.hpp>
 

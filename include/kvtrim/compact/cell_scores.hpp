@@ -13,10 +13,10 @@
 // Cost: a fold per row. Workspace: rerank/row_fold.hpp; add(policy, ...) takes its own from `memory`.
 
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/plan/candidate_rows.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/plan/plan_best.hpp>
 #include <kvtrim/plan/score_table.hpp>
-#include <kvtrim/plan/top_k.hpp>
 #include <kvtrim/rerank/row_fold.hpp>
 
 #include <algorithm>

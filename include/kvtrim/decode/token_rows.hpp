@@ -10,15 +10,15 @@
 //   compact      the cache was cut by a plan: the same rows stay here
 //   drop_newest  the newest tokens of every head are undone; they must not have been evicted
 //
-// A value: copies are forks, save() and restore() work (core/plain_memory.hpp); equal states save equal bytes. Memory:
+// A value: copies are forks, save() and restore() work (core/save.hpp); equal states save equal bytes. Memory:
 // [kv_heads, capacity] of T, where capacity grows when a head outgrows it, and is the longest head after a restore;
 // nothing else allocates.
 // Numbers are not trusted (core/status.hpp): an object of wrong sizes is empty, and every call returns what validate() says. A
 // refused call changes nothing.
 
 #include <kvtrim/compact/check_plan.hpp>
-#include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/saturated.hpp>
+#include <kvtrim/core/save.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -183,7 +183,7 @@ class token_rows {
     }
     [[nodiscard]] index_t rows(index_t head) const { return tokens(head); } ///< tokens(head), for check_plan
 
-    /// Writes the state, for save() (core/plain_memory.hpp).
+    /// Writes the state, for save() (core/save.hpp).
     void write(memory_writer& out) const {
         out.put(kv_heads());
         out.put(longest_row());

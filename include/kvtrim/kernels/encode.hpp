@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Floats to quantised rows: the inverse of quant_blocks.hpp and scaled_codes.hpp, for rows that change in place.
+// Floats to quantised rows: the inverse of quant_blocks.hpp and scale_codes.hpp, for rows that change in place.
 //
 //   encode_blocks         each block of 32 gets a new scale d, as f16, and codes
 //     q8_0                d = max |x| / 127
@@ -27,7 +27,7 @@
 // level.
 
 #include <kvtrim/kernels/quant_blocks.hpp>
-#include <kvtrim/kernels/scaled_codes.hpp>
+#include <kvtrim/kernels/scale_codes.hpp>
 #include <kvtrim/simd/portable.hpp>
 
 #include <algorithm>

@@ -23,7 +23,7 @@
 // mass is 0 contributes || y ||.
 
 #include <kvtrim/attention/attention_rows.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/kernels/row_statistics.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 

@@ -24,7 +24,7 @@
 
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/plan/concepts.hpp>
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 #include <kvtrim/prefill/block_estimator.hpp>
 #include <kvtrim/prefill/layer_fusion.hpp>
 #include <kvtrim/prefill/pruning_options.hpp>

@@ -17,7 +17,7 @@
 
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 
 #include <algorithm>
 #include <cmath>

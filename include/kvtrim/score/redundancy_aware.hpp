@@ -26,7 +26,7 @@
 // the search. Memory: linear. Workspace: two floats per token and tiles of keys per KV head, or the inner scorer's.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
