@@ -17,6 +17,7 @@
 
 #include <kvtrim/allocate/round_to_total.hpp>
 #include <kvtrim/cache/check_outputs.hpp>
+#include <kvtrim/core/saturated.hpp>
 
 #include <numeric>
 
