@@ -90,7 +90,7 @@ class running_scores {
                     first_.longest_row()};
         }
         const auto& steps = kernels::active_row_kernels();
-        float copy[detail::weights_group];
+        float copy[detail::weights_run];
         const index_t group = rows / kv_heads();
         add_queries(queries, 0, group, [&](index_t g, index_t first, index_t n, float* sums) {
             for (index_t h = g * group; h < (g + 1) * group; ++h) {
