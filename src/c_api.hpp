@@ -11,7 +11,7 @@
 #include <kvtrim/cache/rope.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/save.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/decode/projected_norms.hpp>
 #include <kvtrim/plan/score_table.hpp>

@@ -2,12 +2,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The library's plain tables of queries as states that save themselves (core/plain_memory.hpp). Their fields are public and checked by
+// The library's plain tables of queries as states that save themselves (core/save.hpp). Their fields are public and checked by
 // validate(); here they become bytes, and are read back within what there is.
 
 #include "c_api.hpp"
 
-#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/save.hpp>
 #include <kvtrim/score/query_pair_means.hpp>
 #include <kvtrim/score/query_statistics.hpp>
 

@@ -17,7 +17,7 @@
 #include <kvtrim/cache/list_cells.hpp>
 #include <kvtrim/cache/paged_rows.hpp>
 #include <kvtrim/cache/ragged.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/cache/scaled_rows.hpp>
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/compact/compact_to_flat.hpp>

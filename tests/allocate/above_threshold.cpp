@@ -6,7 +6,7 @@
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/given_scores.hpp>
 
 #include "support/allocate.hpp"
 #include "support/special_floats.hpp"

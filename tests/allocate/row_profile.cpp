@@ -7,7 +7,7 @@
 #include <kvtrim/allocate/adaptive.hpp>
 #include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/random_score.hpp>
 
 #include "support/allocate.hpp"
 

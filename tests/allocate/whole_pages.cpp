@@ -8,7 +8,7 @@
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/policy/layer_wise.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/random_score.hpp>
 
 #include "compact/random_pages.hpp"
 #include "support/allocate.hpp"

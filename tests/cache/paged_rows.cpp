@@ -9,7 +9,7 @@
 #include <kvtrim/cache/list_cells.hpp>
 #include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/recency.hpp>
 
 #include <numeric>
 

@@ -9,7 +9,7 @@
 #include <kvtrim/cache/row_range.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/recency.hpp>
 
 #include "compact/random_cache.hpp"
 #include "core/own_views.hpp"

@@ -27,7 +27,7 @@
 #include <kvtrim/rerank/shared.hpp>
 #include <kvtrim/rerank/two_stage.hpp>
 #include <kvtrim/score/padded.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/recency.hpp>
 
 #if defined(EIGEN_WORLD_VERSION)
 #error "a light header includes Eigen"

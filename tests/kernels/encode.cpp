@@ -6,7 +6,10 @@
 #include <kvtrim/core/fp8.hpp>
 
 #include "support/checks.hpp"
+#include "support/cpu_levels.hpp"
 
+#include <array>
+#include <cstring>
 #include <vector>
 
 using namespace kvtrim;
@@ -63,6 +66,47 @@ void check_blocks(std::uint64_t seed) {
 }
 
 } // namespace
+
+TEST_CASE("encode_blocks, encode_row: every level writes the same bits", "[kernels][encode]") {
+    support::random r(6);
+    for (int n = 0; n < 200; ++n) {
+        std::vector<float> x = odd_row(r, 96);
+        if (r.chance(0.2)) {
+            x[static_cast<std::size_t>(r.between(0, 95))] =
+                r.one_of({std::nanf(""), std::numeric_limits<float>::infinity(), 3e38f, -0.0f, 1e-42f});
+        }
+        const index_t length = r.between(1, 96);
+        const auto bits = [&] {
+            std::array<block_q8_0, 3> eight{};
+            std::array<block_q4_0, 3> four{};
+            std::array<std::int8_t, 96> plain{}, shifted{};
+            std::array<float, 3> numbers{};
+            kernels::encode_blocks(x.data(), 3, eight.data());
+            kernels::encode_blocks(x.data(), 3, four.data());
+            kernels::encode_row(x.data(), length, plain.data(), {&numbers[0], nullptr, 0});
+            kernels::encode_row(x.data(), length, shifted.data(), {&numbers[1], &numbers[2], 0});
+            std::vector<unsigned char> all;
+            const auto add = [&](const auto& list) {
+                const auto size = all.size();
+                all.resize(size + sizeof(list));
+                std::memcpy(all.data() + size, list.data(), sizeof(list));
+            };
+            add(eight);
+            add(four);
+            add(plain);
+            add(shifted);
+            add(numbers);
+            return all;
+        };
+        std::vector<unsigned char> expected;
+        {
+            const support::cpu_level_guard guard(cpu_level::portable);
+            expected = bits();
+        }
+        CAPTURE(n, length);
+        support::at_each_cpu_level([&] { CHECK(bits() == expected); });
+    }
+}
 
 TEST_CASE("encode_blocks: the error is at most half a step of the new scale", "[kernels][encode]") {
     check_blocks<block_q8_0>(1);

@@ -2,7 +2,7 @@
 # The other checks of this folder find what they are there for: of examples/CHECK.txt each example is a project of its own, which
 # CHECK must refuse or accept as the line before it says.
 #
-#   === refused include/kvtrim/score/key_norm.hpp
+#   === refused include/kvtrim/score/key_norm_score.hpp
 #   ... the lines of that file; "each" instead of "refused": every line is an example, which CHECK must name
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "${1:-$(dirname "$0")/../..}/include/kvtrim"
 
 declare -A level=([core]=1 [simd]=2 [kernels]=3 [cache]=4 [plan]=5 [attention]=5 [aggregate]=5
-    [score]=6 [allocate]=6 [rerank]=6 [compact]=7 [prefill]=7 [policy]=8 [decode]=9 [measure]=9 [adapter]=10)
+    [score]=6 [allocate]=6 [rerank]=6 [compact]=6 [measure]=6 [prefill]=7 [decode]=7 [policy]=8 [adapter]=8)
 below_all=' version.hpp simd/region.hpp ' # macros
 max_lines=350
 

@@ -8,7 +8,7 @@
 #include <kvtrim/rerank/chunked.hpp>
 #include <kvtrim/rerank/shared.hpp>
 #include <kvtrim/rerank/two_stage.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/recency.hpp>
 
 #include "support/checks.hpp"
 

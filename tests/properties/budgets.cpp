@@ -5,7 +5,7 @@
 #include "support/policy_oracle.hpp"
 
 #include <kvtrim/policy/snapkv.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/given_scores.hpp>
 
 using namespace kvtrim;
 using namespace support;

@@ -10,12 +10,14 @@
 #include <kvtrim/score/before_rope.hpp>
 #include <kvtrim/score/consensus.hpp>
 #include <kvtrim/score/expected_attention_score.hpp>
-#include <kvtrim/score/key_norm.hpp>
+#include <kvtrim/score/given_scores.hpp>
+#include <kvtrim/score/key_norm_score.hpp>
 #include <kvtrim/score/lag_score.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 #include <kvtrim/score/padded.hpp>
 #include <kvtrim/score/projected_norm_weighted.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/random_score.hpp>
+#include <kvtrim/score/recency.hpp>
 #include <kvtrim/score/redundancy_aware.hpp>
 #include <kvtrim/score/value_norm_weighted.hpp>
 #include <kvtrim/score/window_attention.hpp>

@@ -9,7 +9,7 @@
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/rerank/chunked.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/given_scores.hpp>
 
 using namespace kvtrim;
 using namespace support;

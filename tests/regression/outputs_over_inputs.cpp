@@ -8,7 +8,8 @@
 
 #include <kvtrim/aggregate/dispersion_attention.hpp>
 #include <kvtrim/aggregate/worst_case_attention.hpp>
-#include <kvtrim/allocate/layer_budgets.hpp>
+#include <kvtrim/allocate/preference.hpp>
+#include <kvtrim/allocate/pyramid.hpp>
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/cache/cell_mirror.hpp>
 #include <kvtrim/cache/filled.hpp>

@@ -7,7 +7,7 @@
 
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/given_scores.hpp>
 
 using namespace kvtrim;
 using namespace support;

@@ -7,7 +7,7 @@
 #include "support/rotated.hpp"
 
 #include <kvtrim/cache/ragged.hpp>
-#include <kvtrim/score/key_norm.hpp>
+#include <kvtrim/score/key_norm_score.hpp>
 
 using namespace kvtrim;
 using namespace support;

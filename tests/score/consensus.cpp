@@ -7,7 +7,8 @@
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/rerank/shared.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/given_scores.hpp>
+#include <kvtrim/score/recency.hpp>
 
 #include "support/checks.hpp"
 

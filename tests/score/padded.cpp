@@ -4,8 +4,8 @@
 #include <kvtrim/score/padded.hpp>
 
 #include <kvtrim/aggregate/mean_attention.hpp>
-#include <kvtrim/score/key_norm.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/key_norm_score.hpp>
+#include <kvtrim/score/recency.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
 #include "support/checks.hpp"

@@ -5,8 +5,9 @@
 
 #include <kvtrim/aggregate/mean_attention.hpp>
 #include <kvtrim/aggregate/worst_case_attention.hpp>
-#include <kvtrim/score/key_norm.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/given_scores.hpp>
+#include <kvtrim/score/key_norm_score.hpp>
+#include <kvtrim/score/recency.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
 #include "support/checks.hpp"

@@ -3,7 +3,8 @@
 
 #include <kvtrim/score/value_norm_weighted.hpp>
 
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/random_score.hpp>
+#include <kvtrim/score/recency.hpp>
 
 #include "support/checks.hpp"
 

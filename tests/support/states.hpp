@@ -6,7 +6,7 @@
 
 #include "support/checks.hpp"
 
-#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/save.hpp>
 
 namespace support {
 

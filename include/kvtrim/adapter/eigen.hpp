@@ -9,7 +9,7 @@
 //   heads_in_rows(m, heads)      m [heads * tokens, head_dim]: the tokens of a head together (head-major)
 //   output_projection(m, heads)  m [hidden, q_heads * head_dim]: W_O as checkpoints store it (y = x m^T)
 //
-// Any storage order; Map, Ref or block with strides, also a temporary one, for it is a view itself. The memory must
+// Any storage order; Map, Ref or Block with strides, also a temporary one, because it is a view itself. The memory must
 // outlive the view: a temporary that owns (or, a Ref to const, may own) its elements is refused.
 
 #include <kvtrim/cache/tensor_view.hpp>

@@ -9,7 +9,7 @@
 //
 //   halo()                        columns it wants to see on either side of a tile, for pooling of its own
 //   lanes(group_size)             floats it accumulates per candidate
-//   weigh_rows(group, weights)    optional: once for each group of query rows, before its tiles; what it writes to weights
+//   weigh_rows(group, weights)    optional: once for each row group, before its tiles; what it writes to weights
 //                                 [query_rows] its tiles have as row_weights
 //   add(tile, accumulators)       accumulators [lanes, candidates], zero at first
 //   finish(head, accumulators, importance, attention)
@@ -79,7 +79,8 @@ struct attention_tile {
     }
 };
 
-/// A group of query rows as weigh_rows() sees it: their softmax statistics are known, and any column can be asked for.
+/// A row group (query rows that are worked on together) as weigh_rows() sees it: their softmax statistics are known, and any
+/// column can be asked for.
 template <class Rows>
 struct attention_row_group {
     /// An attention_rows, or what has its members.
@@ -87,7 +88,7 @@ struct attention_row_group {
     /// The fold that the tile belongs to.
     attention_head head;
 
-    /// Rows of the group.
+    /// Rows of the row group.
     [[nodiscard]] index_t query_rows() const { return rows.current_rows(); }
     /// Attention of a row to all candidates together.
     [[nodiscard]] double mass(index_t row) const { return rows.candidate_mass(row); }

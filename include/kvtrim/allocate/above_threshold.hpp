@@ -8,13 +8,13 @@
 //              = tokens of row r among the `total` best of all rows         otherwise: the threshold is raised
 //
 // For scores whose size means something by itself: those of a model trained to say what it will need again (DMS,
-// arXiv:2506.05345; KVzap, arXiv:2601.07891: score/query_free.hpp, given_scores), or losses (score/single_eviction.hpp). How much
+// arXiv:2506.05345; KVzap, arXiv:2601.07891: score/given_scores.hpp), or losses (score/single_eviction.hpp). How much
 // stays then depends on the text. A NaN is above no threshold.
 //
 // A cache within the budget is scored and cut all the same (keeps_less); only the request of keeping_all() keeps it whole.
 // Cost: one linear read of the scores, two to four more where the budget binds.
 
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 
 #include <numeric>
 

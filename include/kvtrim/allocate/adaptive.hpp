@@ -19,7 +19,7 @@
 
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/workspace.hpp>
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 
 namespace KVTRIM_NAMESPACE {
 

@@ -18,7 +18,7 @@
 
 #include <kvtrim/allocate/round_to_total.hpp>
 #include <kvtrim/core/eviction_request.hpp>
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 
 #include <cstdint>
 

@@ -16,10 +16,11 @@
 //                what a row can not use goes to the others in proportion
 //
 // Source: PyramidKV, arXiv:2406.02069; CAKE, arXiv:2503.12491; LU-KV, arXiv:2602.08585. The schedules of published code, which
-// count the window and do not sum to the total, are in allocate/layer_budgets.hpp. Cost: O(rows log rows), no scores read.
+// count the window and do not sum to the total, are in allocate/pyramid.hpp. Cost: O(rows log rows), no scores read.
 // Workspace: four numbers per row.
 
-#include <kvtrim/allocate/layer_budgets.hpp>
+#include <kvtrim/allocate/preference.hpp>
+#include <kvtrim/allocate/pyramid.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 namespace KVTRIM_NAMESPACE {

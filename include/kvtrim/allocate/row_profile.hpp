@@ -26,7 +26,7 @@
 
 #include <kvtrim/allocate/round_to_total.hpp>
 #include <kvtrim/core/eviction_request.hpp>
-#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/save.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>
@@ -144,7 +144,7 @@ struct profiled_budgets {
 };
 
 /// The mean score curve of each row over the prompts seen, from which profiled_budgets deals out. A value: copies are
-/// independent; save() and restore() take it (core/plain_memory.hpp).
+/// independent; save() and restore() take it (core/save.hpp).
 class row_profile {
   public:
     /// Of no prompts.
@@ -198,7 +198,7 @@ class row_profile {
     [[nodiscard]] profiled_budgets budgets() const& { return {curves_}; }
     profiled_budgets budgets() const&& = delete; ///< of a temporary
 
-    /// Writes the state, for save() (core/plain_memory.hpp).
+    /// Writes the state, for save() (core/save.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         out.put(prompts_);

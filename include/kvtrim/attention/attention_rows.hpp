@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Softmax attention of a group of query rows of one KV head, produced tile by tile and never stored whole.
+// Softmax attention of the query rows of one KV head, a row group at a time, produced tile by tile and never stored whole.
 //
 //   A[r, t] = exp(l[r, t] - m[r]) / z[r],   l[r, t] = cap(scale * <q[r], k[t]>) for visible t
 //   row r is query (r % queries) of query head kv_head * group_size + r / queries
@@ -21,7 +21,7 @@
 // Cost: 2 * rows * tokens * head_dim flops and rows * tokens exponentials per sweep.
 
 #include <kvtrim/attention/observed_by.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/kernels/window_kernels.hpp>
 
@@ -122,11 +122,11 @@ class attention_rows {
         return current_rows();
     }
 
-    /// Rows of the current group.
+    /// Rows of the current row group.
     [[nodiscard]] index_t current_rows() const { return count_; }
-    /// First row of the current group.
+    /// First row of the current row group.
     [[nodiscard]] index_t first_row() const { return first_row_; }
-    /// One past the last cache row that any query of the current group sees.
+    /// One past the last cache row that any query of the current row group sees.
     [[nodiscard]] index_t visible_end() const {
         return std::min(tokens_, query_begin_ + current_queries_.end);
     }
@@ -327,7 +327,7 @@ class attention_rows {
     bool stays_bf16_ = false; // keys and queries are multiplied as bf16
     index_t first_row_ = 0;
     index_t count_ = 0;
-    token_range current_queries_; // of any query head in the current group
+    token_range current_queries_; // of any query head in the current row group
     double protected_mass_ = 0;
     index_t kept_end_ = 0;         // logits of the tokens before it are kept
     std::span<float> kept_logits_; // [tokens, current_rows] of the first tokens

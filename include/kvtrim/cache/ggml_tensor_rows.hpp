@@ -17,7 +17,7 @@
 // fn with the typed view: compact_in_place of a transposed V is faster so, as it moves channel by channel.
 
 #include <kvtrim/cache/ggml_rows.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 
 #include <variant>
 

@@ -10,7 +10,7 @@
 //
 // The indices must live as long as the source. Runs of neighbouring slots are read at once.
 
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/any_index.hpp>
 
 #include <algorithm>

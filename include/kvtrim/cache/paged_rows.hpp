@@ -19,7 +19,7 @@
 // To evict: compact/plan_page_moves.hpp.
 
 #include <kvtrim/cache/page_table.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/cache/strided_bytes.hpp>
 
 #include <algorithm>

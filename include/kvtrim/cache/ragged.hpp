@@ -9,7 +9,7 @@
 //
 // It is a row_source, so that a cache that was cut once can be scored and cut again.
 
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 
 #include <algorithm>
 #include <array>

@@ -7,7 +7,7 @@
 //   row_range(view, first, count)   [heads, count, row length], rows [first, first + count) of each head
 
 #include <kvtrim/cache/check_outputs.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 
 namespace KVTRIM_NAMESPACE {
 

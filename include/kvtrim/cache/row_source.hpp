@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What a view of a cache is, and what is known of its rows without reading them. The reader: cache/row_reader.hpp.
+// What a view of a cache is, and what is known of its rows without reading them. The reader: cache/read_rows.hpp.
 //
 // Keys and values are [kv_heads, tokens, head_dim] logically; queries [q_heads, queries, head_dim] and the
 // output projection [q_heads, head_dim, hidden] are read the same way. A source is one of

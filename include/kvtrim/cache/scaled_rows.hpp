@@ -19,12 +19,12 @@
 // Rows that are written back (store_rows) get a new scale and zero point where these are the token's own; where others share
 // them, they stay, and codes are rounded anew and saturate. kernels/encode.hpp states the error.
 //
-// Numerics: kernels/scaled_codes.hpp; every policy gives the bits that it gives over the decoded floats.
+// Numerics: kernels/scale_codes.hpp; every policy gives the bits that it gives over the decoded floats.
 
 #include <kvtrim/cache/strided_bytes.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
 #include <kvtrim/kernels/encode.hpp>
-#include <kvtrim/kernels/scaled_codes.hpp>
+#include <kvtrim/kernels/scale_codes.hpp>
 #include <kvtrim/simd/convert.hpp>
 
 #include <array>

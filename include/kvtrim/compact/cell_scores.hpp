@@ -8,16 +8,16 @@
 //   s = all.add(policy, inputs, attention, memory);      // each layer: what the policy's scorer gives, or rows of one's own
 //   s = all.plan(plan);                                  // a plan of one row, for edit_cells (compact/edit_cells.hpp)
 //
-// Rows of all layers are folded (rerank/row_fold.hpp): by the sum of their squares, their sum, their maximum or their votes.
+// Rows of all layers are folded (plan/row_fold.hpp): by the sum of their squares, their sum, their maximum or their votes.
 // Squares are the default: they were the best of the four on a real model (docs/engines/llama-cpp.md).
-// Cost: a fold per row. Workspace: rerank/row_fold.hpp; add(policy, ...) takes its own from `memory`.
+// Cost: a fold per row. Workspace: plan/row_fold.hpp; add(policy, ...) takes its own from `memory`.
 
 #include <kvtrim/core/executor.hpp>
-#include <kvtrim/plan/candidate_rows.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/plan/plan_best.hpp>
+#include <kvtrim/plan/row_fold.hpp>
 #include <kvtrim/plan/score_table.hpp>
-#include <kvtrim/plan/top_k.hpp>
-#include <kvtrim/rerank/row_fold.hpp>
 
 #include <algorithm>
 #include <limits>

@@ -19,7 +19,7 @@
 
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/ragged.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/compact/check_plan.hpp>
 #include <kvtrim/compact/moved_views.hpp>
 #include <kvtrim/kernels/row_mover.hpp>

@@ -259,7 +259,7 @@ class flat_rows {
                 .table = cache_};
     }
 
-    /// Rows from `first` on, in place; for row_reader.
+    /// Rows from `first` on, in place; for read_rows().
     [[nodiscard]] element_rows<std::remove_const_t<T>> rows_in_place(index_t head, index_t first,
                                                                      index_t) const {
         return {row(head, first), head_dim_};

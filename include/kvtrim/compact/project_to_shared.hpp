@@ -16,8 +16,8 @@
 // Cost: O(kept tokens of both plans + tokens). Workspace: a float per token.
 
 #include <kvtrim/core/workspace.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
-#include <kvtrim/plan/top_k.hpp>
 
 #include <algorithm>
 

@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Whether any element of a list is a wrong one. Of long lists: what makes the checking of tables, plans and saved states cheap. Groups of
-// fixed length without a branch inside, of which compilers make vectors at -O2 too.
+// Whether any element of a list is a wrong one. It makes the checking of long tables, plans and saved states cheap: the list is
+// read in runs of fixed length without a branch inside, of which compilers make vectors at -O2 too.
 //
-// Cost: one pass, which ends with the first group that has one.
+// Cost: one pass, which ends with the first run that has one.
 
 #include <kvtrim/simd/region.hpp>
 

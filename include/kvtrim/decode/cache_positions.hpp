@@ -18,7 +18,7 @@
 //   closed up: the first pinned rows of every head stay; the others end at next_position() - 1 in every head, without gaps
 //   between each other
 //
-// A value: copies are forks; save() and restore() work (core/plain_memory.hpp). Memory: 4 bytes per token and KV head, 8
+// A value: copies are forks; save() and restore() work (core/save.hpp). Memory: 4 bytes per token and KV head, 8
 // once keys were closed up.
 
 #include <kvtrim/core/any_index.hpp>
@@ -183,7 +183,7 @@ class cache_positions {
         return {};
     }
 
-    /// Writes the state, for save() (core/plain_memory.hpp).
+    /// Writes the state, for save() (core/save.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         out.put(seen_);

@@ -38,7 +38,7 @@
 #include <kvtrim/core/executor.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/decode/cache_positions.hpp>
-#include <kvtrim/plan/candidate_rows.hpp>
+#include <kvtrim/plan/cache_lengths.hpp>
 
 namespace KVTRIM_NAMESPACE {
 

@@ -11,7 +11,7 @@
 //     s = policy.plan(layer(keys, values).with_queries(q).with_output_projection(norms.view()), ...);
 //     s = norms.compact(plan);                                                        // the cache was cut
 //
-// A value: copies are forks; save() and restore() work (core/plain_memory.hpp). With AVX-512 the norms are bit for bit those
+// A value: copies are forks; save() and restore() work (core/save.hpp). With AVX-512 the norms are bit for bit those
 // of a single pass; the portable products may differ in the last bits where their tiles are cut otherwise.
 // Cost: that of the norms of the new tokens. Memory: 4 bytes per token and KV head.
 
@@ -71,7 +71,7 @@ class projected_norms {
     /// Records that the cache was cut by a plan. Returns plan_mismatch, with nothing changed.
     [[nodiscard]] status compact(const keep_plan& plan) { return rows_.compact(plan); }
 
-    /// Writes the state, for save() (core/plain_memory.hpp).
+    /// Writes the state, for save() (core/save.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         rows_.write(out);

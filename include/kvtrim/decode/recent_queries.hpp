@@ -19,14 +19,14 @@
 // Speculative decoding: append the drafts' queries too, score with view(drafts) and protect.rollback_tokens = drafts,
 // and rollback(rejected) undoes them; the ring then shows what it would have shown without them.
 //
-// A value: copies are forks; save() and restore() work (core/plain_memory.hpp). Cost: one copy of each query.
+// A value: copies are forks; save() and restore() work (core/save.hpp). Cost: one copy of each query.
 // Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory.
 
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
-#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/saturated.hpp>
+#include <kvtrim/core/save.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -113,7 +113,7 @@ class recent_queries {
     }
     query_ring_view<T> view(index_t = 0) const&& = delete; ///< a view of a temporary
 
-    /// Writes the state, for save() (core/plain_memory.hpp).
+    /// Writes the state, for save() (core/save.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         out.put(shape_);
@@ -199,7 +199,7 @@ class query_ring_view {
         if (!validity_.ok()) { return 0; }
         return r == 0 ? ring_->q_heads() : r == 1 ? count_ : ring_->head_dim();
     }
-    /// Queries [first, first + count) in place, or nothing where they wrap around the end of the ring; for row_reader.
+    /// Queries [first, first + count) in place, or nothing where they wrap around the end of the ring; for read_rows().
     [[nodiscard]] element_rows<T> rows_in_place(index_t head, index_t first, index_t count) const {
         const index_t slot = slot_of(first);
         return slot + count <= ring_->capacity() ? rows_from(head, slot) : element_rows<T>{};

@@ -12,9 +12,8 @@
 //     s = scores.update(inputs, {}, memory);     // kvtrim computes it from inputs.with_queries(new queries)
 //     ... plan with eviction_policy{scores.scorer(), uniform{}, by_importance{}}, then: s = scores.compact(plan);
 //
-// A sum grows with every query, so new tokens have the lowest sums and would be evicted first. The scorer therefore refuses
-// sums without request.protect.window_tokens (needed: half of the budget, as H2O). The window must cover tokens whose queries
-// were not added; sums divided by their queries (score_lifetime::normalised) need that alone.
+// New tokens have the lowest sums and would be evicted first. So the scorer refuses sums without request.protect.window_tokens
+// (needed: half of the budget, as H2O). The window must cover tokens whose queries were not added; normalised sums need no more.
 // Source: H2O, arXiv:2306.14048 (sums); kvpress@8bb29b9 observed_attention_press.py (over the queries that saw a token).
 // Departures: one sum per KV head, a mean over its group; attention is that of the cache as it is, after evictions too.
 // With rollback_tokens = R the last R single queries can be undone exactly, by R + 1 versions of the sums; a prompt cannot.
@@ -26,7 +25,8 @@
 #include <kvtrim/core/any_index.hpp>
 #include <kvtrim/decode/token_rows.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/fill_scores.hpp>
+#include <kvtrim/score/validate_sum_window.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
 namespace KVTRIM_NAMESPACE {
@@ -90,7 +90,7 @@ class running_scores {
                     first_.longest_row()};
         }
         const auto& steps = kernels::active_row_kernels();
-        float copy[detail::weights_group];
+        float copy[detail::weights_run];
         const index_t group = rows / kv_heads();
         add_queries(queries, 0, group, [&](index_t g, index_t first, index_t n, float* sums) {
             for (index_t h = g * group; h < (g + 1) * group; ++h) {
@@ -173,7 +173,7 @@ class running_scores {
     }
     void scorer(score_lifetime = score_lifetime::ignored) const&& = delete; ///< of a temporary
 
-    /// Writes the state, for save() (core/plain_memory.hpp).
+    /// Writes the state, for save() (core/save.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         for (const index_t number : {std::ssize(sums_), version_, undoable_, queries_}) { out.put(number); }

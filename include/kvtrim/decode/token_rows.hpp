@@ -10,15 +10,15 @@
 //   compact      the cache was cut by a plan: the same rows stay here
 //   drop_newest  the newest tokens of every head are undone; they must not have been evicted
 //
-// A value: copies are forks, save() and restore() work (core/plain_memory.hpp); equal states save equal bytes. Memory:
+// A value: copies are forks, save() and restore() work (core/save.hpp); equal states save equal bytes. Memory:
 // [kv_heads, capacity] of T, where capacity grows when a head outgrows it, and is the longest head after a restore;
 // nothing else allocates.
 // Numbers are not trusted (core/status.hpp): an object of wrong sizes is empty, and every call returns what validate() says. A
 // refused call changes nothing.
 
 #include <kvtrim/compact/check_plan.hpp>
-#include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/saturated.hpp>
+#include <kvtrim/core/save.hpp>
 
 #include <algorithm>
 #include <limits>
@@ -183,7 +183,7 @@ class token_rows {
     }
     [[nodiscard]] index_t rows(index_t head) const { return tokens(head); } ///< tokens(head), for check_plan
 
-    /// Writes the state, for save() (core/plain_memory.hpp).
+    /// Writes the state, for save() (core/save.hpp).
     void write(memory_writer& out) const {
         out.put(kv_heads());
         out.put(longest_row());
@@ -245,20 +245,20 @@ class token_rows {
 
 namespace detail {
 
-inline constexpr index_t weights_group = 256; // most weights that add_weights() asks for at once
+inline constexpr index_t weights_run = 256; // most weights that add_weights() asks for at once
 
 // after [count] = before + weights / divisor, where these are positive and finite; write(first, n, weights) adds n of them
-// to zeros. In groups of one size, whose sums compilers turn into vectors at -O2, too.
+// to zeros. In runs of one size, whose sums compilers turn into vectors at -O2, too.
 template <class Write>
 void add_weights(const float* before, index_t count, float divisor, const Write& write, float* after) {
-    constexpr index_t group = weights_group;
-    float weights[group], sums[group] = {}; // apart from other memory, so that no compiler has to ask
-    for (index_t first = 0; first < count; first += group) {
-        const index_t n = std::min(group, count - first);
-        std::fill_n(weights, group, 0.0f);
+    constexpr index_t run = weights_run;
+    float weights[run], sums[run] = {}; // apart from other memory, so that no compiler has to ask
+    for (index_t first = 0; first < count; first += run) {
+        const index_t n = std::min(run, count - first);
+        std::fill_n(weights, run, 0.0f);
         write(first, n, weights);
         std::copy_n(before + first, n, sums);
-        for (index_t i = 0; i < group; ++i) {
+        for (index_t i = 0; i < run; ++i) {
             const float weight = weights[i] / divisor;
             sums[i] += weight > 0 && weight <= std::numeric_limits<float>::max() ? weight : 0.0f;
         }

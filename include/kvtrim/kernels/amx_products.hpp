@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Products of bf16 by AMX, 32 by 32; all else is that of AVX-512.
+// Products of bf16 by AMX, 32 by 32; all other steps are those of AVX-512.
 //
 //   C [32][32] += A [32][32] * B [32][32]      C in tiles 0 to 3, rows of 16 and then columns of 16
 //
@@ -10,9 +10,9 @@
 // multiples of 32 at full speed. Tiles: simd::amx_tiles, or an emulation.
 //
 // Numerics: exact products of bf16, summed in float; denormals count as 0 (simd/amx_tiles.hpp).
-// Cost in cycles, measured, at 128 of inner: window logits 3200 per 32 keys and 128 queries (1024 of products, 64 of 16; 8 KiB
-// of keys and 32 KiB of queries); norms 740 per 32 rows and 32 columns (256 of products, 64 vectors of C folded; 16 KiB of rows
-// and 8 KiB of a panel).
+// Cost in cycles, measured with an inner dimension of 128. Window logits of 32 keys and 128 queries take 3200, of which the 64
+// products are 1024; 8 KiB of keys and 32 KiB of queries are read. Norms of 32 rows and 32 columns take 740, of which products are
+// 256; 64 vectors of C are folded, 16 KiB of rows and an 8 KiB panel are read.
 
 #include <kvtrim/kernels/bf16_rows.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
@@ -83,7 +83,7 @@ void multiply_step(const bf16* a, const bf16* a_below, index_t a_row_bytes, cons
 /// C = rows [first, first + 32) of A times a panel of 32 columns.
 template <class Tiles>
 void multiply_panel(const bf16_rows& a, index_t first, const bf16* panel, sums_of_panel& c) {
-    alignas(64) bf16 part[edge * edge]; // a copy, padded with zeros, of rows that are no whole step
+    alignas(64) bf16 padded_rows[edge * edge]; // a copy, padded with zeros, of rows that are no whole step
     zero_c<Tiles>();
     for (index_t d = 0; d < a.length; d += edge, panel += edge * edge) {
         const bf16* const from = a.data + first * a.stride + d;
@@ -94,9 +94,9 @@ void multiply_panel(const bf16_rows& a, index_t first, const bf16* panel, sums_o
         }
         for (index_t t = 0; t < edge; ++t) {
             const index_t length = first + t < a.count ? a.length - d : 0;
-            _mm512_store_si512(part + t * edge, load_row(from + t * a.stride, length));
+            _mm512_store_si512(padded_rows + t * edge, load_row(from + t * a.stride, length));
         }
-        multiply_step<Tiles>(part, part + tile_elements, tile_row_bytes, panel);
+        multiply_step<Tiles>(padded_rows, padded_rows + tile_elements, tile_row_bytes, panel);
     }
     store_c<Tiles>(c.c);
 }

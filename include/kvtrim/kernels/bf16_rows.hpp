@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// What products of bf16 have in common, whatever multiplies: rows in memory, and matrices packed in an order of the
-// product's.
+// What all products of bf16 share, whichever instruction multiplies: rows in memory, and matrices packed in the order that the
+// product reads.
 
 #include <kvtrim/core/element.hpp>
 #include <kvtrim/core/status.hpp>

@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Products of bf16 by BFMMLA of ARM, 8 by 8; all else is that of NEON.
+// Products of bf16 by ARM's BFMMLA, 8 by 8; all other steps are those of NEON.
 //
 //   C [8][8] += A [8][8] * B [8][8]     BFMMLA: C [2][2] += A [2][4] * B [4][2]; 16 pairs of C stay in registers while `inner` runs
 //
-// A (keys, values) is read in place, eight rows with all panels.
+// A (keys, values) is read in place: eight rows are multiplied by all panels before the next eight.
 //
 // Numerics: products of bf16 are exact; two of them, and these sums to C, are added in float with an error below one unit in
 // the last place instead of half of one ("round to odd"). Elements and sums below 2^-126 count as 0.
@@ -47,7 +47,7 @@ KVTRIM_INLINE uint16x8_t load_eight(const bf16* from) {
     return vld1q_u16(reinterpret_cast<const std::uint16_t*>(from));
 }
 
-/// C += so many elements of eight rows times 8 [inner] of a panel.
+/// C += elements [at, at + 8) of eight rows times the same 8 rows of a panel.
 KVTRIM_INLINE void multiply_step(const bf16* const (&rows)[8], index_t at, const bf16* panel,
                                  sums_of_panel& c) {
     uint64x2_t low[4], high[4]; // elements 0 to 3, and 4 to 7, of a pair of rows
@@ -82,11 +82,13 @@ KVTRIM_NOINLINE void multiply_panel(const bf16_rows& a, index_t first, const bf1
     index_t d = 0;
     for (; d + edge <= a.length; d += edge, panel += edge * edge) { multiply_step(rows, d, panel, c); }
     if (d < a.length) {
-        bf16 part[8][8] = {};
+        bf16 padded[8][8] = {};
         KVTRIM_UNROLL
-        for (int i = 0; i < 8; ++i) { std::copy(rows[i] + d, rows[i] + a.length, part[i]); }
-        const bf16* const parts[8] = {part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7]};
-        multiply_step(parts, 0, panel, c);
+        for (int i = 0; i < 8; ++i) { std::copy(rows[i] + d, rows[i] + a.length, padded[i]); }
+        const bf16* padded_rows[8];
+        KVTRIM_UNROLL
+        for (int i = 0; i < 8; ++i) { padded_rows[i] = padded[i]; }
+        multiply_step(padded_rows, 0, panel, c);
     }
     KVTRIM_UNROLL
     for (int n = 0; n < 16; ++n) { out[n] = c[n]; }

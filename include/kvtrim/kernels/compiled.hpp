@@ -5,7 +5,7 @@
 // The kernels, compiled once for a program that includes kvtrim in many files.
 //
 // Define KVTRIM_COMPILED_KERNELS for all files, and include this header in exactly one of them; or, in CMake, link to
-// kvtrim::kernels. Nothing else changes: the same functions, chosen at run time.
+// kvtrim::kernels. Nothing else changes: the same functions are chosen at run time.
 
 #include <kvtrim/kernels/all_kernels.hpp>
 

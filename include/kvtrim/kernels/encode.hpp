@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Floats to quantised rows: the inverse of quant_blocks.hpp and scaled_codes.hpp, for rows that change in place.
+// Floats to quantised rows: the inverse of quant_blocks.hpp and scale_codes.hpp, for rows that change in place.
 //
 //   encode_blocks         each block of 32 gets a new scale d, as f16, and codes
 //     q8_0                d = max |x| / 127
@@ -23,12 +23,12 @@
 // to the largest. Source of the layouts: kernels/quant_blocks.hpp.
 //
 // Odd data: a block or row with an own scale that holds a NaN or an infinity decodes to NaN, all of it; by given scales a
-// NaN becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same at every
-// level.
+// NaN becomes the largest code, or a NaN where codes have one. Numerics: float, zero points in double; the same bits at every
+// level. Blocks and rows of int8 are encoded by the target's vectors, because encoding is most of what it costs to rotate them;
+// 8-bit floats one by one.
 
 #include <kvtrim/kernels/quant_blocks.hpp>
-#include <kvtrim/kernels/scaled_codes.hpp>
-#include <kvtrim/simd/portable.hpp>
+#include <kvtrim/kernels/scale_codes.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -37,6 +37,28 @@
 #include <type_traits>
 
 namespace KVTRIM_NAMESPACE::kernels {
+
+/// A number whose addition rounds to an integer, ties to even, because it leaves no bits behind the point: 1.5 * 2^23.
+inline constexpr float code_aligner = 0x1.8p23f;
+
+/// The nearest integer of x between two limits below 2^22; the highest for NaN.
+[[nodiscard]] inline std::int32_t to_code(float x, float lowest, float highest) {
+    const float below = x < highest ? x : highest;
+    const float inside = below > lowest ? below : lowest;
+    return std::bit_cast<std::int32_t>(inside + code_aligner) - std::bit_cast<std::int32_t>(code_aligner);
+}
+
+/// The lowest and the highest of some floats and 0.
+struct value_range {
+    float low;      ///< at most 0
+    float high;     ///< at least 0
+    bool is_finite; ///< whether all floats are
+
+    /// The larger of the two sizes.
+    [[nodiscard]] float largest() const { return std::max(high, -low); }
+    /// The smaller of the two sizes.
+    [[nodiscard]] float smaller() const { return std::min(high, -low); }
+};
 
 namespace detail {
 
@@ -48,48 +70,6 @@ namespace detail {
     return scale;
 }
 
-// Four elements at a time, in the vectors that every target has.
-namespace four = simd::portable;
-
-// Rounds to nearest, ties to even: adding 1.5 * 2^23 leaves no bits behind the point. NaN becomes `highest`. Limits are
-// below 2^22.
-[[nodiscard]] inline four::ints to_codes(four::floats x, float lowest, float highest) {
-    constexpr float aligner = 0x1.8p23f;
-    const four::floats below = four::min(x, four::broadcast(highest));
-    const four::floats inside = four::max(below, four::broadcast(lowest));
-    return std::bit_cast<four::ints>(inside + aligner) - std::bit_cast<std::int32_t>(aligner);
-}
-[[nodiscard]] inline std::int32_t to_code(float x, float lowest, float highest) {
-    return to_codes(four::broadcast(x), lowest, highest)[0];
-}
-
-struct value_range {
-    float low = 0; // the range always contains 0
-    float high = 0;
-    bool is_finite = true;
-
-    value_range(const float* x, index_t count) {
-        four::floats lows{}, highs{};
-        four::mask special{}; // infinities and NaNs
-        const auto add = [&](four::floats v) {
-            lows = four::min(v, lows);
-            highs = four::max(v, highs);
-            const four::uints all_ones = four::broadcast(0x7f800000u);
-            special |= four::equal(std::bit_cast<four::uints>(v) & all_ones, all_ones);
-        };
-        const index_t whole = count - count % 4;
-        for (index_t i = 0; i < whole; i += 4) { add(four::load(x + i)); }
-        for (index_t i = whole; i < count; ++i) { add(four::broadcast(x[i])); }
-        for (int lane = 0; lane < 4; ++lane) {
-            low = std::min(low, lows[lane]);
-            high = std::max(high, highs[lane]);
-        }
-        is_finite = !four::any(special);
-    }
-    [[nodiscard]] float largest() const { return std::max(high, -low); }
-    [[nodiscard]] float smaller() const { return std::min(high, -low); }
-};
-
 // 0 if the inverse is not finite: for 0, for scales so small that everything decodes to 0, and for NaN.
 [[nodiscard]] inline float inverse_of(float scale) {
     const float inverse = 1 / scale;
@@ -98,42 +78,40 @@ struct value_range {
 
 inline constexpr f16 nan_scale{0x7e00};
 
-inline void encode_block(const float* x, block_q8_0& to) {
-    const value_range range(x, 32);
-    to.scale = stored_scale(range.largest() / 127);
-    const float inverse = inverse_of(to_float(to.scale));
-    for (index_t i = 0; i < 32; i += 4) {
-        four::store_low_bytes(to.codes.data() + i, to_codes(four::load(x + i) * inverse, -127, 127));
-    }
-    if (!range.is_finite) { to.scale = nan_scale; }
-}
-
-inline void encode_block(const float* x, block_q4_0& to) {
-    const value_range range(x, 32);
-    const float m = range.largest(), o = range.smaller();
-    to.scale = stored_scale(o > 0.9375f * m ? o / 7 : m / 8);
-    if (range.high >= -range.low && to.scale.bits != 0) { to.scale.bits |= 0x8000u; }
-    const float inverse = inverse_of(to_float(to.scale));
-    for (index_t i = 0; i < 16; i += 4) {
-        const four::ints low = to_codes(four::load(x + i) * inverse, -8, 7) + 8;
-        const four::ints high = to_codes(four::load(x + 16 + i) * inverse, -8, 7) + 8;
-        four::store_low_bytes(to.codes.data() + i, low | high << 4);
-    }
-    if (!range.is_finite) { to.scale = nan_scale; }
-}
-
 } // namespace detail
+
+/// Writes the scale of a block whose elements have this range, and returns the factor that makes codes of them.
+[[nodiscard]] inline float start_block(const value_range& range, block_q8_0& to) {
+    const f16 scale = detail::stored_scale(range.largest() / 127);
+    to.scale = range.is_finite ? scale : detail::nan_scale;
+    return detail::inverse_of(to_float(scale));
+}
+/// As above.
+[[nodiscard]] inline float start_block(const value_range& range, block_q4_0& to) {
+    const float m = range.largest(), o = range.smaller();
+    f16 scale = detail::stored_scale(o > 0.9375f * m ? o / 7 : m / 8);
+    if (range.high >= -range.low && scale.bits != 0) { scale.bits |= 0x8000u; }
+    to.scale = range.is_finite ? scale : detail::nan_scale;
+    return detail::inverse_of(to_float(scale));
+}
+
+} // namespace KVTRIM_NAMESPACE::kernels
+
+#define KVTRIM_BODY <kvtrim/kernels/encode.inl>
+#include <kvtrim/simd/for_each_target.inl>
+
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// A format of blocks that floats can be encoded in.
 template <class Block>
-concept has_encoder = requires(const float* x, Block& to) {
-    detail::encode_block(x, to);
+concept has_encoder = requires(const value_range& range, Block& to) {
+    start_block(range, to);
 };
 
 /// blocks [count] = the codes of x [32 * count].
 template <has_encoder Block>
 void encode_blocks(const float* x, index_t count, Block* blocks) {
-    for (index_t b = 0; b < count; ++b) { detail::encode_block(x + b * Block::elements, blocks[b]); }
+    (KVTRIM_CHOOSE(active_cpu_level(), encode_all<Block>))(x, count, blocks);
 }
 
 /// Where the new scale and zero point of a row are written; the counterpart of code_scales.
@@ -159,24 +137,32 @@ template <class Code>
 template <class Code>
 void encode_by(const float* x, index_t count, float scale, float zero, Code* codes) {
     const float inverse = inverse_of(scale);
-    for (index_t i = 0; i < count; ++i) {
-        if constexpr (std::is_same_v<Code, std::int8_t>) {
-            // In double if there is a zero point: a float sum with a large one would lose the fraction.
-            codes[i] = static_cast<std::int8_t>(
-                zero == 0
-                    ? to_code(x[i] * inverse, -128, 127)
-                    : to_code(static_cast<float>(static_cast<double>(x[i]) * static_cast<double>(inverse) +
-                                                 static_cast<double>(zero)),
-                              -128, 127));
-        } else {
+    if constexpr (std::is_same_v<Code, std::int8_t>) {
+        if (zero == 0 && count > 1) {
+            (KVTRIM_CHOOSE(active_cpu_level(), encode_codes))(x, count, inverse, codes);
+            return;
+        }
+        for (index_t i = 0; i < count; ++i) {
+            // In double: a float sum with a large zero point would lose the fraction.
+            const double code =
+                static_cast<double>(x[i]) * static_cast<double>(inverse) + static_cast<double>(zero);
+            codes[i] = static_cast<std::int8_t>(to_code(static_cast<float>(code), -128, 127));
+        }
+    } else {
+        for (index_t i = 0; i < count; ++i) {
             codes[i] = element_traits<Code>::from_float(x[i] * inverse + zero);
         }
     }
 }
 
+[[nodiscard]] inline value_range range_of_row(const float* x, index_t count) {
+    if (count == 1) { return {x[0] < 0 ? x[0] : 0.0f, x[0] > 0 ? x[0] : 0.0f, std::isfinite(x[0])}; }
+    return (KVTRIM_CHOOSE(active_cpu_level(), range_of))(x, count);
+}
+
 template <class Code>
 void encode_group(const float* x, index_t count, Code* codes, float* scale, float* zero) {
-    const value_range range(x, count);
+    const value_range range = range_of_row(x, count);
     *scale = range.largest() / largest_code<Code>();
     float offset = 0;
     if (std::is_same_v<Code, std::int8_t> && zero != nullptr && count > 1) {

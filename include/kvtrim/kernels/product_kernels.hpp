@@ -17,7 +17,7 @@
 
 namespace KVTRIM_NAMESPACE::kernels {
 
-/// Products of one instruction set. Rows of C are out_row floats apart; the rows of B or its columns have no gaps.
+/// Products of one instruction set. Rows of C are out_row floats apart. Either the rows of B have no gaps, or its columns.
 struct product_kernels {
     /// C = A * B.
     void (*multiply)(const matrix_in& a, index_t rows, const matrix_in& b, index_t inner, index_t columns,

@@ -9,7 +9,7 @@
 // A panel of the matrix stays in the first level cache while all rows of a tile are multiplied by it. The products are
 // reduced in registers, and none is written to memory.
 //
-// Numerics: products in float, each row sums in the lanes of one vector; norms add up in float. A row's norm depends on
+// Numerics: products in float; each row is summed in the lanes of one vector; norms add up in float. A row's norm depends on
 // no other row, nor on its address.
 
 #include <kvtrim/core/element.hpp>

@@ -35,8 +35,8 @@ void fold_panel(const bf16_rows& a, index_t first, const bf16* panel, index_t co
     fold_absolute(c, std::min(edge, a.count - first), columns, sums);
 }
 
-// Rows are read in place, 64 at a time with all panels: with a panel they stay in the first level cache. Products are reduced
-// before the next ones.
+// Rows are read in place. 64 rows are multiplied by all panels before the next 64, because so many rows and a panel fit in the
+// first level cache. The products of one panel are reduced before those of the next.
 template <class Tiles>
 void add_l1(const bf16* x, index_t x_stride, index_t rows, const bf16* packed, index_t inner, index_t columns,
             float* scratch, float* norms) {

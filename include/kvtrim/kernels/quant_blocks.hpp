@@ -12,7 +12,7 @@
 //   iq4_nl   f16 scale d, 16 bytes b                                x = d * iq4_nl_values[c]                    18 bytes
 //
 // Code c of element i < 16 is the low half of byte i, of element 16 + i the high half; in q5_0 and q5_1 bit i of h stands
-// above it. Codes of 8 bits with a scale per row or channel: kernels/scaled_codes.hpp. Source: ggml's blocks of these names.
+// above it. Codes of 8 bits with a scale per row or channel: kernels/scale_codes.hpp. Source: ggml's blocks of these names.
 // Numerics: a scale has 11 bits and a code at most 8, so that the product is exact and only the sum with m rounds. The
 // floats are those of ggml, bit for bit, at every level, whether a compiler fuses product and sum or not.
 

@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The products of kernels/query_tile.hpp by AMX, for bf16 queries, keys and values; all else is that of AVX-512.
+// The products of kernels/query_tile.hpp by AMX, for bf16 queries, keys and values; all other steps are those of AVX-512.
 //
 //   logits  [keys][32]      = K [keys][head_dim] * Q^T        weights rounded to bf16
 //   out     [value_dim][32] += V^T [value_dim][keys] * weights
 //
-// Keys and transposed values are copied to tiles, once for all query tiles that share them, and padded with zeros: any
-// head_dim, value_dim and count work, multiples of 32 at full speed. Keys read in place cost 2 to 5 % more.
+// Keys and transposed values are copied to the order of tiles, once for all query tiles that share them, and padded with zeros.
+// So any head_dim, value_dim and count work, multiples of 32 at full speed. Reading keys in place took 2 to 5 % longer.
 //
 // Numerics: logits from exact products of bf16, summed in float; weights rounded to bf16 (relative 2^-9) for the product
 // with values only, so that log-sum-exp is as exact as in AVX-512 and outputs are within 2e-3 of the largest value. A

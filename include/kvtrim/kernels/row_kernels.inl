@@ -6,8 +6,8 @@ namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 using namespace simd::KVTRIM_TARGET;
 
 // Rows are read once. Vectors of whole lines read faster than the hardware fetches by itself, most of all between two calls for
-// neighbouring rows: the line 4 KiB further on is prefetched, in this call's rows or behind them, where that does no harm.
-// Narrower vectors lost by it.
+// neighbouring rows. So the line 4 KiB further on is prefetched; it may lie behind this call's rows, where that does no harm.
+// Narrower vectors became slower by it.
 inline void dots(const float* rows, index_t stride, index_t count, index_t length, const float* other,
                  float* out) {
     constexpr index_t line_floats = 16, floats_ahead = 1024;

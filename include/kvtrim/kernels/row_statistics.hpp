@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Steps on tiles that call other kernels: softmax statistics of a logit tile, and L1 norms without a packed matrix.
+// Steps on logit tiles that are made of other kernels: softmax statistics of a logit tile, and L1 norms without a packed matrix.
 //
 //   logit tile  [tokens, query_rows]   the query rows of one token are contiguous
 

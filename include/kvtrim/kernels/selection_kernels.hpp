@@ -54,11 +54,11 @@ struct key_range {
     }
 };
 
-/// How many scores lie above a range, and in each of its buckets. Neighbouring scores are counted in different tables, so
-/// that equal ones do not wait for each other's increment.
+/// How many scores lie above a range, and in each of its buckets. There are four tables, because neighbouring scores that are
+/// equal would wait for each other's increment in one.
 struct key_histogram {
     index_t above = 0; ///< scores above the range
-    /// Counts per bucket, in four parts.
+    /// Counts per bucket; a bucket's number of scores is the sum over the tables.
     std::array<std::array<std::uint32_t, 2048>, 4> tables{};
 
     /// Scores in a bucket.

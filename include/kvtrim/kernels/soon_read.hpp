@@ -25,7 +25,7 @@ class even_prefetch {
         : line_(static_cast<const char*>(next.data)), end_(line_ + next.bytes),
           step_bytes_((next.bytes / steps + line_bytes) / line_bytes * line_bytes) {}
 
-    /// Prefetches the next part.
+    /// Prefetches the next lines.
     void step() {
         const char* const stop = line_ + std::min<index_t>(step_bytes_, end_ - line_);
         for (; line_ < stop; line_ += line_bytes) { simd::prefetch_to_l2(line_); }

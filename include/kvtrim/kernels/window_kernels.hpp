@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The steps of window scoring on one logit tile: each lane is a query row, keys are read in place.
+// The steps of window scoring on one logit tile: each lane is a query row, keys are read in place. `rows` are query rows here.
 //
-//   logit tile  [tokens, rows]   the query rows of one token are contiguous, rows <= tile_query_rows: statistics per
-//                                query are vertical vector operations, sums per token horizontal ones
+//   logit tile  [tokens, rows]   the query rows of one token are contiguous, rows <= tile_query_rows: so statistics per
+//                                query are vertical vector operations, and sums per token are horizontal ones
 //   packed      queries in the order that the level's products want, rows_packed(rows) * head_dim floats
 //
 // A tile may hold any float: every step reads NaN as masked and +infinity as the largest float.

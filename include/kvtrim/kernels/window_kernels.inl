@@ -19,7 +19,7 @@ KVTRIM_INLINE void for_all_rows(index_t rows, const Step& step) {
     if (r < rows) { step.template run<1>(r, first_lanes(rows - r)); }
 }
 
-// Vectors of exponentials at a time: of four lanes in 16 registers no more than two, which leave room for what is between.
+// Vectors of exponentials at a time: of four lanes in 16 registers no more than two, as intermediate results need the others.
 inline constexpr index_t exponential_vectors = lanes > 4 || product_registers > 12 ? 4 : 2;
 
 // found [rows] = the highest logit of each row; NaN counts as masked.

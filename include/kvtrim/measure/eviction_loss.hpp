@@ -23,7 +23,7 @@
 // mass is 0 contributes || y ||.
 
 #include <kvtrim/attention/attention_rows.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/kernels/row_statistics.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
@@ -56,7 +56,7 @@ enum class loss_bound : std::uint8_t { measured, skipped };
 
 namespace detail {
 
-// Outputs of one group of query rows, split into what the kept and the evicted tokens contribute.
+// Outputs of one row group, split into what the kept and the evicted tokens contribute.
 template <class Inputs>
 class split_outputs {
   public:

@@ -25,8 +25,10 @@
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/rerank/shared.hpp>
 #include <kvtrim/score/before_rope.hpp>
-#include <kvtrim/score/key_norm.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/key_norm_score.hpp>
+#include <kvtrim/score/random_score.hpp>
+#include <kvtrim/score/recency.hpp>
+#include <kvtrim/score/validate_sum_window.hpp>
 
 namespace KVTRIM_NAMESPACE {
 

@@ -22,8 +22,8 @@
 // (sorted), the rows they leave, and one bucket; the other tokens are not read. Memory: 16 bytes per held token.
 
 #include <kvtrim/core/saturated.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
-#include <kvtrim/plan/top_k.hpp>
 
 #include <algorithm>
 #include <numeric>

@@ -21,8 +21,8 @@
 
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/plan/candidate_rows.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
+#include <kvtrim/plan/plan_best.hpp>
 
 #include <algorithm>
 #include <functional>

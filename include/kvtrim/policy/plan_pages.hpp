@@ -23,7 +23,7 @@
 #include <kvtrim/compact/project_to_shared.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 #include <kvtrim/rerank/by_importance.hpp>
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/given_scores.hpp>
 
 #include <cmath>
 

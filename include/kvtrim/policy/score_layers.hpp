@@ -11,8 +11,8 @@
 // scorer.
 
 #include <kvtrim/core/any_index.hpp>
-#include <kvtrim/plan/candidate_rows.hpp>
 #include <kvtrim/plan/concepts.hpp>
+#include <kvtrim/plan/plan_best.hpp>
 #include <kvtrim/plan/score_table.hpp>
 
 #include <algorithm>

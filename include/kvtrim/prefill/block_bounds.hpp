@@ -12,7 +12,7 @@
 // Cost: every row read once.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>

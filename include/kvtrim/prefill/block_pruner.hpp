@@ -19,12 +19,12 @@
 // Departures: blocks are chosen among the allowed ones only (the authors pick masked blocks where fewer are allowed and
 // fail below the budget); rows are ranked by logits where nothing is mixed; sink and local blocks are an addition (0
 // and 0: the authors' rule); a last segment that is whole counts as last, as in the authors' code.
-// Memory: workspace_bytes(); grows with tokens, not with their square: estimates live per worker, a panel of segments at
+// Memory: workspace_bytes(); grows with tokens, not with their square: estimates live per worker, eight segments at
 // a time. Cost: K and Q read once, then the estimator's products; selection is linear in the estimates.
 
 #include <kvtrim/allocate/uniform.hpp>
 #include <kvtrim/plan/concepts.hpp>
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 #include <kvtrim/prefill/block_estimator.hpp>
 #include <kvtrim/prefill/layer_fusion.hpp>
 #include <kvtrim/prefill/pruning_options.hpp>
@@ -79,8 +79,8 @@ class block_pruner {
         workspace counting = workspace::counting();
         static_cast<void>(take(l, counting));
         const index_t bounds = block_bounds_bytes(ex, l.q_heads, l.head_dim);
-        const index_t panels = for_each_item_bytes(ex, l.panels(), worker_bytes(l));
-        static_cast<void>(counting.take<std::byte>(std::max(bounds, panels)));
+        const index_t estimates = for_each_item_bytes(ex, l.runs(), worker_bytes(l));
+        static_cast<void>(counting.take<std::byte>(std::max(bounds, estimates)));
         return counting.needed_bytes();
     }
 
@@ -120,7 +120,7 @@ class block_pruner {
     }
 
   private:
-    static constexpr index_t panel_segments = 8; // segments whose estimates are one product
+    static constexpr index_t run_segments = 8; // segments whose estimates are one product
 
     struct layout {
         segment_grid grid;
@@ -129,7 +129,7 @@ class block_pruner {
         index_t budget_blocks;
 
         [[nodiscard]] index_t pruned_segments() const { return end_pruned - first_pruned; }
-        [[nodiscard]] index_t panels() const { return block_count(pruned_segments(), panel_segments); }
+        [[nodiscard]] index_t runs() const { return block_count(pruned_segments(), run_segments); }
         // Blocks that any pruned segment may attend.
         [[nodiscard]] index_t blocks() const {
             return pruned_segments() == 0 ? 0 : grid.allowed_blocks(end_pruned - 1);
@@ -187,17 +187,17 @@ class block_pruner {
         return 0;
     }
 
-    // Scratch of one worker for a panel of segments; its size is that of take_panel() over a counting workspace.
-    struct panel_tables {
+    // Scratch of one worker for a segment run; its size is that of take_run() over a counting workspace.
+    struct run_tables {
         std::span<float> rows;   // [segments, kv_heads, allowed blocks]
         std::span<float> logits; // [segments, blocks] of one KV head
         std::span<float> spare;
         std::span<index_t> offsets; // [kv_heads + 1]
         std::span<index_t> budgets; // [kv_heads]
     };
-    [[nodiscard]] panel_tables take_panel(const layout& l, workspace& own) const {
-        const index_t segments = std::min(panel_segments, l.pruned_segments());
-        panel_tables p;
+    [[nodiscard]] run_tables take_run(const layout& l, workspace& own) const {
+        const index_t segments = std::min(run_segments, l.pruned_segments());
+        run_tables p;
         p.rows = own.take<float>(segments * l.kv_heads * l.blocks());
         p.logits = own.take<float>(segments * l.blocks());
         p.spare = own.take<float>(block_logits_floats(estimator, segments, l.blocks(), l.head_dim));
@@ -207,7 +207,7 @@ class block_pruner {
     }
     [[nodiscard]] index_t worker_bytes(const layout& l) const {
         workspace counting = workspace::counting();
-        static_cast<void>(take_panel(l, counting));
+        static_cast<void>(take_run(l, counting));
         static_cast<void>(counting.take<std::byte>(allocator_bytes(l)));
         return counting.needed_bytes();
     }
@@ -238,10 +238,10 @@ class block_pruner {
         }
         first_refusal refused;
         const status done =
-            for_each_item(l.panels(), worker_bytes(l), scratch, ex, [&](index_t panel, workspace& own) {
-                const index_t first = l.first_pruned + panel * panel_segments;
-                const index_t end = std::min(first + panel_segments, l.end_pruned);
-                const panel_tables p = take_panel(l, own);
+            for_each_item(l.runs(), worker_bytes(l), scratch, ex, [&](index_t run, workspace& own) {
+                const index_t first = l.first_pruned + run * run_segments;
+                const index_t end = std::min(first + run_segments, l.end_pruned);
+                const run_tables p = take_run(l, own);
                 for (index_t g = 0; g < l.kv_heads; ++g) { estimate_rows(l, t, p, state, g, first, end); }
                 for (index_t s = first; s < end; ++s) {
                     refused.note(s, select_segment(l, t, p, s, first, own));
@@ -252,7 +252,7 @@ class block_pruner {
     }
 
     // Estimates of one KV head for segments [first, end), into p.rows.
-    void estimate_rows(const layout& l, const tables& t, const panel_tables& p, layer_fusion& state,
+    void estimate_rows(const layout& l, const tables& t, const run_tables& p, layer_fusion& state,
                        index_t kv_head, index_t first, index_t end) const {
         const index_t blocks = l.grid.allowed_blocks(end - 1);
         block_logits(estimator, criticality, t.queries, t.keys, l.q_heads / l.kv_heads, kv_head, first,
@@ -273,13 +273,13 @@ class block_pruner {
     }
 
     // [kv_heads, allowed blocks of the segment]
-    [[nodiscard]] static std::span<float> segment_rows(const layout& l, const panel_tables& p,
-                                                       index_t segment, index_t first) {
+    [[nodiscard]] static std::span<float> segment_rows(const layout& l, const run_tables& p, index_t segment,
+                                                       index_t first) {
         return p.rows.subspan(static_cast<std::size_t>((segment - first) * l.kv_heads * l.blocks()),
                               static_cast<std::size_t>(l.kv_heads * l.grid.allowed_blocks(segment)));
     }
 
-    [[nodiscard]] status select_segment(const layout& l, const tables& t, const panel_tables& p,
+    [[nodiscard]] status select_segment(const layout& l, const tables& t, const run_tables& p,
                                         index_t segment, index_t first, workspace& own) const {
         const workspace::frame frame(own);
         const index_t allowed = l.grid.allowed_blocks(segment);

@@ -28,7 +28,7 @@
 
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/with_query_tile.hpp>

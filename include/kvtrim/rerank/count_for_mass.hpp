@@ -4,12 +4,12 @@
 
 // How many of a row's highest scores it takes to sum to a given mass, in linear time.
 //
-// Method: the radix passes of plan/top_k.hpp with sums instead of counts; among equal scores the number is a
+// Method: the radix passes of plan/find_top_k.hpp with sums instead of counts; among equal scores the number is a
 // division. Scores that are negative or NaN count as zero. Numerics: sums in double; the answer may differ from a
 // sequential sum only where that lies within rounding of the mass.
 // Cost: three reads of the row; 32 KiB of histogram on the stack.
 
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 
 #include <cmath>
 

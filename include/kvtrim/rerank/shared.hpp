@@ -5,12 +5,12 @@
 // One token set for all heads, for caches whose cell holds a token for every head.
 //
 //   importance[g] = reduction over all rows, the same for every g; every budget becomes the smallest
-//   reductions (sum, maximum, votes of the rows): rerank/row_fold.hpp
+//   reductions (sum, maximum, votes of the rows): plan/row_fold.hpp
 //
 // Source: TOVA, arXiv:2401.06104 (head mean); llama.cpp-like caches can represent nothing else.
-// Numerics, cost and workspace: those of rerank/row_fold.hpp.
+// Numerics, cost and workspace: those of plan/row_fold.hpp.
 
-#include <kvtrim/rerank/row_fold.hpp>
+#include <kvtrim/plan/row_fold.hpp>
 
 namespace KVTRIM_NAMESPACE {
 

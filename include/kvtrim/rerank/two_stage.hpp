@@ -20,7 +20,7 @@
 
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/workspace.hpp>
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 #include <kvtrim/rerank/count_for_mass.hpp>
 
 #include <cstdint>

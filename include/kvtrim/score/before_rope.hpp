@@ -21,7 +21,7 @@
 // Workspace: 32 sqrt(positions) bytes per pair, shared by all heads, and the scorer's. Numerics: angles in double, rows in float.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/cache/turn_table.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/executor.hpp>

@@ -17,7 +17,7 @@
 // Numerics: products in float, rounded once to T. Cost: 2 * q_heads * latent_dim * value_dim * hidden flops.
 // Workspace per worker: W_O of one head as floats, and two tiles.
 
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/simd/convert.hpp>

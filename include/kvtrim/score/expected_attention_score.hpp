@@ -24,8 +24,8 @@
 // Numerics: products in float, rotations and sums over tokens in double. A NaN logit counts as masked.
 
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/cache/rope.hpp>
-#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/kernels/projection_kernels.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>

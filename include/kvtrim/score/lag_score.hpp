@@ -23,7 +23,7 @@
 // Workspace: a tile of rows, four rows and three numbers per token of a partition, per KV head.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>

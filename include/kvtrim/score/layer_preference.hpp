@@ -9,13 +9,13 @@
 //   preference = H^(1 / tau1) * V^(1 / tau2)
 //
 // A is the softmax over all visible tokens, its candidate part not renormalised. Budgets follow from the preferences of
-// all layers: preference in allocate/layer_budgets.hpp.
+// all layers: allocate/preference.hpp.
 //
 // Source: CAKE, arXiv:2503.12491, Sec. 4; FFY0/DefensiveKV@9251b95 cake_scorer_press.py (tau1 1.6, tau2 0.6).
 // Departures: per sequence, not summed over a batch. Cost: one window scoring. Numerics: sums over tokens in double.
 
 #include <kvtrim/aggregate/dispersion_attention.hpp>
-#include <kvtrim/plan/candidate_rows.hpp>
+#include <kvtrim/plan/plan_best.hpp>
 #include <kvtrim/score/window_attention.hpp>
 
 #include <cmath>

@@ -11,7 +11,7 @@
 // {head_dim, 1, q_heads * head_dim}. Both allocate their storage; their views are what is passed as the output projection.
 // Cost: Gram 2 * q_heads * head_dim^2 * hidden flops; packing reads and writes W_O once.
 
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/kernels/projection_kernels.hpp>
 

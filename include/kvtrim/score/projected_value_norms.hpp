@@ -22,7 +22,7 @@
 // 2 * q_heads * tokens * head_dim^2. Workspace per KV head: two tiles, and W_O of one query head unless prepared.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/plan/token_scores.hpp>

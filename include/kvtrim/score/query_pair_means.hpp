@@ -15,8 +15,8 @@
 // Cost: q_heads * tokens * head_dim. Numerics: sums in double. Memory: 12 * q_heads * head_dim bytes. No workspace but a
 // tile of queries.
 
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/cache/rope.hpp>
-#include <kvtrim/cache/row_reader.hpp>
 #include <kvtrim/core/workspace.hpp>
 
 #include <algorithm>

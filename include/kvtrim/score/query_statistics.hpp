@@ -18,7 +18,7 @@
 // Cost: q_heads * tokens * head_dim^2 multiplications. Memory: 4 * q_heads * head_dim^2 bytes. Numerics: products in
 // float on centred queries, means in double of float sums of 16. Workspace: two tiles of queries per query head.
 
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>

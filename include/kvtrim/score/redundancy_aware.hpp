@@ -10,8 +10,8 @@
 //   r[t]       = mean over the head's tokens i of <u[i], u[t]>, leaving out i = t and every i with newest(i) = t
 //   importance = lambda * s[t] / mean |s|  -  (1 - lambda) * e^r[t] / mean e^r
 //
-// So similarity to other tokens lowers a token's score. The newest token of a group of similar ones is exempt from the group's
-// share, so that one token of the group is kept. As r is a mean over all tokens, a single copy changes it by 1 / tokens only, and
+// So similarity to other tokens lowers a token's score. The newest of several similar tokens is exempt from their share, so
+// that one of them is kept. As r is a mean over all tokens, a single copy changes it by 1 / tokens only, and
 // the common direction of the keys has more influence.
 //
 // Source: R-KV, arXiv:2505.24133, Sec. 3; Zefan-Cai/R-KV@cc5a9b9 rkv/utils.py (one newest token, threshold 0.5).
@@ -26,7 +26,7 @@
 // the search. Memory: linear. Workspace: two floats per token and tiles of keys per KV head, or the inner scorer's.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>

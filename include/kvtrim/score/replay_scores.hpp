@@ -27,8 +27,8 @@
 // Cost: per chunk that of score/single_eviction.hpp, for all rows. Memory: 4 bytes per row.
 
 #include <kvtrim/core/any_index.hpp>
-#include <kvtrim/core/plain_memory.hpp>
 #include <kvtrim/core/saturated.hpp>
+#include <kvtrim/core/save.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/score/single_eviction.hpp>
 
@@ -45,7 +45,7 @@ struct replay_part {
 };
 
 /// A layer's scores [kv_heads, tokens], folded over chunks of queries. A value: copies are independent; save() and restore()
-/// take it (core/plain_memory.hpp).
+/// take it (core/save.hpp).
 class replay_scores {
   public:
     /// `tokens` rows in every head. Not valid, and empty: negative numbers or more than memory can hold.
@@ -214,7 +214,7 @@ class replay_scores {
         return {};
     }
 
-    /// Writes the state, for save() (core/plain_memory.hpp).
+    /// Writes the state, for save() (core/save.hpp).
     void write(memory_writer& out) const {
         out.put(tag);
         out.put(loss_);

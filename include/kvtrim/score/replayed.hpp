@@ -6,7 +6,7 @@
 //
 //   importance[g, t] = score[g, t], of an own pass's sums divided by the root of the number of queries they came from
 
-#include <kvtrim/score/query_free.hpp>
+#include <kvtrim/score/fill_scores.hpp>
 #include <kvtrim/score/replay_scores.hpp>
 
 namespace KVTRIM_NAMESPACE {

@@ -68,7 +68,7 @@ template <class Inputs>
     }
 }
 
-// The losses of one KV head's tokens, one group of its query rows after the other.
+// The losses of one KV head's tokens, one row group after the other.
 template <class Inputs>
 class token_losses {
   public:

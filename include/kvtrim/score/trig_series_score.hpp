@@ -25,7 +25,7 @@
 // finite scores NaN, which ranks last, and takes no part in m and s.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>

@@ -13,7 +13,7 @@
 // A value that is not finite gives what the formula gives: +infinity, or NaN, which ranks last.
 // Cost: values read once. Workspace: a tile of values per KV head, and the inner scorer's.
 
-#include <kvtrim/score/key_norm.hpp>
+#include <kvtrim/score/key_norm_score.hpp>
 
 #include <cmath>
 

@@ -99,7 +99,7 @@ struct window_attention {
     template <class Inputs>
     static constexpr index_t weight_floats = weighs_rows<Inputs> ? kernels::tile_query_rows : 0;
 
-    // Logits that one of `workers` keeps: all of a group of query rows, within its share of the bound.
+    // Logits that one of `workers` keeps: all of a row group, within its share of the bound.
     template <class Inputs>
     [[nodiscard]] index_t logit_floats(const Inputs& in, index_t workers) const {
         const index_t queries = extent(in.queries, 1);

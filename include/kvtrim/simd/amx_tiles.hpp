@@ -8,7 +8,7 @@
 //   C[m][n] += sum over k < 32 of A[m][k] * B[k / 2][n][k % 2]      TDPBF16PS: rounded to nearest after each product,
 //                                                                  denormals read and written as 0
 //
-// configure() before the first tile operation of a thread and release() after the last; between them the tiles belong to
+// A thread calls configure() before its first tile operation and release() after the last; between them the tiles belong to
 // that thread. Tests run the same code over an emulation with these members (tests/support/emulated_tiles.hpp).
 //
 // The compilers' intrinsics are not used. Those of GCC 12 paste the register's number into text, so it cannot be a template

@@ -218,6 +218,13 @@ KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x
     return to + count;
 }
 
+KVTRIM_INLINE void store_low_bytes(void* to, ints x) {
+    const __m256i low = _mm256_set1_epi32(0x0c080400);
+    const __m256i four = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(x), low); // in each half
+    const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    _mm_storel_epi64(static_cast<__m128i*>(to), both);
+}
+
 // ---- Pairs, and doubles ----
 
 KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {
@@ -264,7 +271,7 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 
 #define KVTRIM_SIMD_TARGET avx2
 #include <kvtrim/simd/common.inl>
-#include <kvtrim/simd/copied_parts.inl>
+#include <kvtrim/simd/load_first_of_two.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace KVTRIM_NAMESPACE::simd::avx2

@@ -174,6 +174,11 @@ KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x
     return to + count;
 }
 
+KVTRIM_INLINE void store_low_bytes(void* to, ints x) {
+    const __m128i low = _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(x));
+    _mm_storeu_si128(static_cast<__m128i*>(to), low);
+}
+
 // ---- Pairs, and doubles ----
 
 KVTRIM_INLINE void split(__m512i bits, floats& even, floats& odd) {

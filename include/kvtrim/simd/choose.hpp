@@ -11,10 +11,10 @@
 // Where targets differ in a class, the body defines a function template that calls its argument with that class, and
 // KVTRIM_CHOOSE picks among those (kernels/with_query_tile.hpp).
 //
-// Level amx is level avx512 with other products of bf16, level neon_bf16 is NEON with others. For a family that has them,
-// KVTRIM_CHOOSE_PRODUCTS(level, of_amx, of_bfmmla, name) is `of_amx` or `of_bfmmla` at that level, and else
-// KVTRIM_CHOOSE(level, name). What is meant for another architecture is not compiled. The body that makes of both products what
-// the family calls is one, too (simd/for_each_bf16_target.inl).
+// Level amx is level avx512 with other products of bf16, and level neon_bf16 is NEON with others. For a family of kernels that
+// has such products, KVTRIM_CHOOSE_PRODUCTS(level, of_amx, of_bfmmla, name) is `of_amx` or `of_bfmmla` at that level, and
+// KVTRIM_CHOOSE(level, name) at all others. What is meant for another architecture is not compiled. What a family does with these
+// products is also written once (simd/for_each_bf16_target.inl).
 
 #include <kvtrim/simd/cpu_level.hpp>
 

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Contiguous elements to floats, exactly, and floats to elements, rounded to nearest even: by vectors for f16, bf16 and fp8
-// where a target loads and stores them, else one by one. A NaN stays a NaN; its bits may differ
+// widen() makes floats of contiguous elements, exactly, and narrow() makes elements of floats, rounded to nearest even: by
+// vectors for f16, bf16 and fp8 where a target loads and stores them, else one by one. A NaN stays a NaN; its bits may differ
 // between levels.
 
 #include <kvtrim/simd/choose.hpp>

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-// What exp2 of every target is made of: included inside each target's namespace, behind broadcast() and fma().
+// The polynomial that exp2() of every target uses: included inside each target's namespace, behind broadcast() and fma().
 
 // 2^x for 0 <= x < 1; the whole part goes to the exponent.
 KVTRIM_INLINE floats power_of_fraction(floats x) {

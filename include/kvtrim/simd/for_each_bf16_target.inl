@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MIT
 
 // Includes KVTRIM_BODY, a file of kernels, once for each target that has products of bf16 of its own. KVTRIM_TARGET is the
-// namespace below kvtrim::kernels in which these are: kernels/amx_products.hpp, kernels/bfmmla_products.hpp. All else in it is
-// of the target that it adds them to.
+// namespace below kvtrim::kernels in which these are: kernels/amx_products.hpp, kernels/bfmmla_products.hpp. The other names in
+// it are those of the target whose kernels the products complete.
 
 #if KVTRIM_HAS_X86
 #define KVTRIM_TARGET amx

@@ -53,6 +53,12 @@ KVTRIM_INLINE std::int32_t* pack_only(std::int32_t* to, unsigned chosen, uints x
     return to;
 }
 
+KVTRIM_INLINE void store_low_bytes(void* to, ints x) {
+    using low_bytes = std::int8_t __attribute__((vector_size(lanes)));
+    const low_bytes low = __builtin_convertvector(x, low_bytes);
+    __builtin_memcpy(to, &low, sizeof(low));
+}
+
 // ---- Pairs, and doubles ----
 
 KVTRIM_INLINE void load_split(const bf16* from, floats& even, floats& odd) {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Sixteen floats in one vector, looked up by codes of four bits: a primitive that targets of sixteen lanes alone have. A body
+// Sixteen floats in one vector, looked up by codes of four bits: a primitive that only targets of sixteen lanes have. A body
 // asks for it: `if constexpr (requires { look_up_nibbles(table, from, to); })`, in a template.
 
 #include <kvtrim/simd/avx512.hpp>

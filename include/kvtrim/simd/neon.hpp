@@ -187,7 +187,7 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 #include <kvtrim/simd/four_lanes.inl>
 
 #include <kvtrim/simd/common.inl>
-#include <kvtrim/simd/copied_parts.inl>
+#include <kvtrim/simd/load_first_of_two.inl>
 #undef KVTRIM_SIMD_TARGET
 
 // ---- Products of bf16, where cpu_level is neon_bf16 ----

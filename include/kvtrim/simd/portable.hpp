@@ -176,11 +176,6 @@ KVTRIM_INLINE void store(bf16* to, floats x) { // as element_traits<bf16>
     const uints bits = reinterpret_cast<uints>(x), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     store_high(to, reinterpret_cast<ints>(bits & 0x7fffffffu) > 0x7f800000 ? bits | 0x400000u : rounded);
 }
-KVTRIM_INLINE void store_low_bytes(void* to, ints x) {
-    using low_bytes = std::int8_t __attribute__((vector_size(4)));
-    const low_bytes low = __builtin_convertvector(x, low_bytes);
-    __builtin_memcpy(to, &low, sizeof(low));
-}
 KVTRIM_INLINE floats broadcast(f16 x) {
     return broadcast(to_float(x));
 }
@@ -205,7 +200,7 @@ KVTRIM_INLINE floats round_products(const double* a, const double* b, const doub
 #include <kvtrim/simd/four_lanes.inl>
 
 #include <kvtrim/simd/common.inl>
-#include <kvtrim/simd/copied_parts.inl>
+#include <kvtrim/simd/load_first_of_two.inl>
 #undef KVTRIM_SIMD_TARGET
 
 } // namespace KVTRIM_NAMESPACE::simd::portable

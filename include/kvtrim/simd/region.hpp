@@ -104,7 +104,8 @@
 #define KVTRIM_TARGET_AVX512 __attribute__((target(KVTRIM_AVX512_FEATURES)))
 #define KVTRIM_TARGET_AMX __attribute__((target(KVTRIM_AMX_FEATURES)))
 
-// Functions that are always inlined; what a lambda of that kind has behind its parameters; and functions that never are.
+// KVTRIM_INLINE: a function that is always inlined. KVTRIM_INLINED: the same of a lambda, behind its parameters.
+// KVTRIM_NOINLINE: a function that never is.
 #define KVTRIM_INLINED __attribute__((always_inline))
 #define KVTRIM_INLINE KVTRIM_INLINED inline
 #define KVTRIM_NOINLINE __attribute__((noinline))

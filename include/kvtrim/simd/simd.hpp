@@ -29,6 +29,7 @@
 //   lanes_of(m)                             a bit for each lane, the first one lowest
 //   pack(p, chosen, x)                      writes the chosen lanes of x one behind the other, returns their end;
 //                                           may write a whole vector; pack_only(p, chosen, x) writes nothing else
+//   store_low_bytes(p, x)                   the lowest 8 bits of each of the ints x
 //   sixteen_bytes, load_sixteen(p)          of 8 bits, in every target; + - & | >> == are those of the language; store(p, x)
 //   doubles, double_lanes                   a vector of doubles; + - * / are those of the language
 //   all_doubles{}, one_double{}             .load(p) of doubles or floats: a vector of doubles, or one
@@ -36,9 +37,10 @@
 //                                           first n lanes, the others reading 0 and writing nothing
 //
 // Kernels are written once with these primitives, in a .inl file that simd/for_each_target.inl includes for each target. A new
-// target is a header here, included below; its region and the tag of its namespace in simd/region.hpp; a block in
+// target is a header here, included below; its region and the tag of its namespace in simd/region.hpp; a section in
 // simd/for_each_target.inl; a level, its detection and its name in simd/cpu_level.hpp; a line in simd/choose.hpp. What is the same
-// in all targets, from uints on, is simd/common.inl; simd/four_lanes.inl and simd/copied_parts.inl are for whom they fit.
+// in all targets, from uints on, is simd/common.inl; simd/four_lanes.inl and simd/load_first_of_two.inl are for the targets
+// that they fit.
 //
 // Google Highway 1.0.3 is not used: every user would have to install it, and it costs each file 1.2 s of g++ 12, these
 // headers 0.5 s; fp8, ggml's blocks and tiles of bf16 would still have to be written here. For SVE, RVV or WASM it could

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 
 #include "core/own_views.hpp"
 #include "support/catch.hpp"

@@ -23,7 +23,7 @@ struct code_scales {
 
 } // namespace KVTRIM_NAMESPACE::kernels
 
-#define KVTRIM_BODY <kvtrim/kernels/scaled_codes.inl>
+#define KVTRIM_BODY <kvtrim/kernels/scale_codes.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
 namespace KVTRIM_NAMESPACE::kernels {

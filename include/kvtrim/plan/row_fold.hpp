@@ -10,14 +10,14 @@
 //   votes          +infinity for the chosen columns, the votes for the others; chosen are the `budget` first by
 //                  number of rows whose own best `budget` hold the column, then sum of scores, then lower index
 //
-// Numerics: sums in float, those of votes in double. A NaN sum ranks last (among equal votes); maximum ignores NaN; squares of scores
-// above 1e19 are infinite.
+// Numerics: sums in float, those of votes in double. A NaN sum ranks last (among equal votes); maximum ignores NaN; squares of
+// scores above 1e19 are infinite.
 // Cost: one read of each row; votes: a top-k per row, and a partial sort at the end. Workspace: a float per
 // column; votes: 20 bytes per column.
 
 #include <kvtrim/core/workspace.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>
-#include <kvtrim/plan/top_k.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 
 #include <algorithm>
 #include <cmath>

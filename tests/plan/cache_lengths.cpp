@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/plan/candidate_rows.hpp>
+#include <kvtrim/plan/cache_lengths.hpp>
 
 #include "support/checks.hpp"
 

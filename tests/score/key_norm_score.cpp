@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/score/key_norm.hpp>
+#include <kvtrim/score/key_norm_score.hpp>
 
 #include "support/checks.hpp"
 

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Rows of bf16 at a distance, for the products of bf16 that one instruction set has.
+// Random rows of bf16 with gaps between them, for the products of bf16 that one instruction set has.
 
 #include "support/random_layer.hpp"
 
@@ -14,11 +14,11 @@ namespace support {
 
 using kvtrim::bf16;
 
-struct bf16_rows {
+struct random_bf16_rows {
     index_t count, length, stride;
     std::vector<bf16> data; // nothing behind the last row
 
-    bf16_rows(random& r, index_t rows, index_t row_length)
+    random_bf16_rows(random& r, index_t rows, index_t row_length)
         : count(rows), length(row_length), stride(row_length + r.between(0, 11)),
           data(static_cast<std::size_t>((rows - 1) * stride + row_length)) {
         for (bf16& x : data) {

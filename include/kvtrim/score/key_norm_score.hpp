@@ -15,7 +15,7 @@
 // Cost: keys read once (key_norm_score) or twice (key_diff_score). Workspace: a tile of keys per KV head.
 
 #include <kvtrim/cache/layer.hpp>
-#include <kvtrim/cache/row_reader.hpp>
+#include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>

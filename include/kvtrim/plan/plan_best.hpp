@@ -2,58 +2,19 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// From a layer's cache to rows of candidates, and from budgets back to a plan: what policies over one layer and over
-// many have in common.
+// From budgets to the plan that keeps each head's best candidates, and the offsets of the candidates before that: what policies
+// over one layer and over many have in common.
 //
 //   row of head g:   protected prefix | candidates(protect, tokens(g)) | protected suffix
 
-#include <kvtrim/cache/layer.hpp>
 #include <kvtrim/core/any_index.hpp>
-#include <kvtrim/core/eviction_request.hpp>
-#include <kvtrim/core/saturated.hpp>
+#include <kvtrim/plan/cache_lengths.hpp>
+#include <kvtrim/plan/find_top_k.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
-#include <kvtrim/plan/top_k.hpp>
 
-#include <algorithm>
 #include <numeric>
 
 namespace KVTRIM_NAMESPACE {
-
-/// Lengths summed over the KV heads of a layer.
-struct cache_lengths {
-    index_t tokens = 0;           ///< cached
-    index_t protected_tokens = 0; ///< that always stay
-    index_t longest = 0;          ///< tokens of the longest head
-
-    /// Tokens that compete for the budget.
-    [[nodiscard]] index_t candidates() const { return tokens - protected_tokens; }
-};
-
-/// Lengths of one layer. O(kv_heads).
-template <class Inputs>
-[[nodiscard]] cache_lengths count_lengths(const Inputs& in, const protection& protect) {
-    cache_lengths all;
-    for (index_t g = 0; g < in.kv_heads(); ++g) {
-        const index_t kept = in.tokens(g) - candidates(protect, in.tokens(g)).size();
-        all.tokens = saturated_sum(all.tokens, in.tokens(g));
-        all.protected_tokens = saturated_sum(all.protected_tokens, kept);
-        all.longest = std::max(all.longest, in.tokens(g));
-    }
-    return all;
-}
-
-/// Lengths summed over the KV heads of all layers.
-template <class Inputs>
-[[nodiscard]] cache_lengths count_lengths(std::span<const Inputs> layers, const protection& protect) {
-    cache_lengths all;
-    for (const Inputs& in : layers) {
-        const cache_lengths one = count_lengths(in, protect);
-        all.tokens = saturated_sum(all.tokens, one.tokens);
-        all.protected_tokens = saturated_sum(all.protected_tokens, one.protected_tokens);
-        all.longest = std::max(all.longest, one.longest);
-    }
-    return all;
-}
 
 /// Whether a view of these inputs reads its offsets, pages or indices from a plan, which can then not be written.
 template <class Inputs>

@@ -5,7 +5,7 @@
 
 template <class T>
 KVTRIM_INLINE void load_first_of_two(const T* from, index_t count, floats& first, floats& second) {
-    T part[2 * lanes] = {};
-    std::copy_n(from, std::clamp<index_t>(count, 0, 2 * lanes), part);
-    load_two(part, first, second);
+    T some[2 * lanes] = {};
+    std::copy_n(from, std::clamp<index_t>(count, 0, 2 * lanes), some);
+    load_two(some, first, second);
 }

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/core/plain_memory.hpp>
+#include <kvtrim/core/save.hpp>
 
 #include "support/checks.hpp"
 

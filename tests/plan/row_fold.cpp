@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/rerank/row_fold.hpp>
+#include <kvtrim/plan/row_fold.hpp>
 
 #include "support/catch.hpp"
 
