@@ -12,10 +12,10 @@
 // NaN: average spreads it over the kernel; maximum ignores it unless all columns are NaN.
 // Cost: kernel reads per column. in and out must not overlap.
 
+#include <kvtrim/core/math.hpp>
 #include <kvtrim/core/status.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <span>
 
@@ -57,7 +57,7 @@ void fold_windows(index_t half, std::span<const float> in, std::span<float> out,
     if (kind == pooling::maximum) {
         detail::fold_windows(half, in, out, [](const float* window, index_t count) {
             float highest = window[0];
-            for (index_t i = 1; i < count; ++i) { highest = std::fmax(highest, window[i]); }
+            for (index_t i = 1; i < count; ++i) { highest = math::fmax(highest, window[i]); }
             return highest;
         });
         return {};

@@ -12,11 +12,11 @@
 // exact, and it is a cut, not a list: every row can be walked in ascending order against it.
 // Cost: two reads of the scores in general, three for short rows, four at most; no copy; 40 KiB on the stack.
 
+#include <kvtrim/core/math.hpp>
 #include <kvtrim/kernels/selection_kernels.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <algorithm>
-#include <cmath>
 
 namespace KVTRIM_NAMESPACE {
 
@@ -64,7 +64,7 @@ template <class UseRow>
     if (count == 0) { return {}; }
     const double share = static_cast<double>(k) / static_cast<double>(length);
     const double rank = share * static_cast<double>(count);
-    const double margin = 2 + 3 * std::sqrt(rank * (1 - share)); // three standard deviations
+    const double margin = 2 + 3 * math::sqrt(rank * (1 - share)); // three standard deviations
     kernels::key_range range;
     auto low = static_cast<index_t>(count);
     if (rank + margin < static_cast<double>(count)) {
