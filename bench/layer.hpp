@@ -9,6 +9,7 @@
 
 #include <kvtrim/kvtrim.hpp>
 
+#include <cmath>
 #include <map>
 #include <memory>
 #include <vector>

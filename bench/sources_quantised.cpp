@@ -6,6 +6,8 @@
 
 #include "source_rows.hpp"
 
+#include <cmath>
+
 namespace {
 
 using namespace bench;

@@ -5,6 +5,7 @@
 #include "policies.hpp"
 
 #include <charconv>
+#include <cmath>
 #include <string_view>
 
 namespace kvtrim::c {

@@ -8,6 +8,7 @@
 #include <kvtrim/decode/ragged_attention.hpp>
 #include <kvtrim/policy/criticalkv.hpp>
 
+#include <cmath>
 #include <cstdio>
 
 namespace {

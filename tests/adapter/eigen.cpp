@@ -8,6 +8,7 @@
 
 #include "support/checks.hpp"
 
+#include <cmath>
 #include <type_traits>
 #include <vector>
 

@@ -6,6 +6,8 @@
 #include "support/checks.hpp"
 #include "support/random_attention.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

@@ -6,6 +6,7 @@
 #include "support/checks.hpp"
 #include "support/special_floats.hpp"
 
+#include <cmath>
 #include <optional>
 #include <vector>
 

@@ -9,6 +9,7 @@
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/layers.hpp>
 
+#include <cmath>
 #include <iterator>
 #include <limits>
 #include <numeric>

@@ -11,6 +11,8 @@
 
 #include "support/allocate.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

@@ -11,6 +11,7 @@
 #include "support/emulated_tiles.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace {

@@ -10,6 +10,7 @@
 #include "support/checks.hpp"
 #include "support/cpu_levels.hpp"
 
+#include <cmath>
 #include <vector>
 
 namespace {

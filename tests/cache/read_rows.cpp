@@ -7,6 +7,7 @@
 #include "support/catch.hpp"
 #include "support/random_layer.hpp"
 
+#include <cmath>
 #include <limits>
 #include <vector>
 

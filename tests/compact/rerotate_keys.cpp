@@ -9,6 +9,8 @@
 #include "compact/random_cache.hpp"
 #include "oracle/expected_attention.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

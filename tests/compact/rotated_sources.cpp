@@ -17,6 +17,8 @@
 
 #include "compact/random_cache.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

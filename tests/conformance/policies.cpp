@@ -5,6 +5,7 @@
 
 #include <kvtrim/kvtrim.hpp>
 
+#include <cmath>
 #include <functional>
 #include <stdexcept>
 

@@ -9,6 +9,7 @@
 #include "oracle/expected_attention.hpp"
 #include "support/states.hpp"
 
+#include <cmath>
 #include <numeric>
 
 using namespace kvtrim;

@@ -11,6 +11,7 @@
 #include "support/cpu_levels.hpp"
 #include "support/special_floats.hpp"
 
+#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>

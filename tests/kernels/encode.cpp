@@ -9,6 +9,7 @@
 #include "support/cpu_levels.hpp"
 
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <vector>
 

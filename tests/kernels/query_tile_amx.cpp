@@ -8,6 +8,8 @@
 #include "support/query_tiles.hpp"
 #include "support/trapped_tiles.hpp"
 
+#include <cmath>
+
 // The first tests are those of the other tiles (query_tile.cpp), with emulated products. The last one tests that these are the
 // processor's.
 

@@ -7,6 +7,8 @@
 #include "support/cpu_levels.hpp"
 #include "support/random_layer.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 
 TEST_CASE("rotate: two turns together are one turn by the sum of their angles, in both pairings",

@@ -6,6 +6,8 @@
 
 #include "oracle/reference.hpp"
 
+#include <cmath>
+
 namespace oracle {
 
 // Channels (i, i + rotary_dim / 2), or (2 i, 2 i + 1) where interleaved; further channels stay.

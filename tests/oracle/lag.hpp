@@ -6,6 +6,8 @@
 
 #include "oracle/reference.hpp"
 
+#include <cmath>
+
 namespace oracle {
 
 // Unbiased deviation over the channels of each row of a partition, in units of the next partition's extremes.

@@ -8,6 +8,8 @@
 
 #include "oracle/reference.hpp"
 
+#include <cmath>
+
 namespace oracle {
 
 constexpr double masked = -std::numeric_limits<double>::infinity();

@@ -6,6 +6,8 @@
 
 #include "oracle/reference.hpp"
 
+#include <cmath>
+
 namespace oracle {
 
 struct redundancy {

@@ -7,6 +7,7 @@
 #include "support/special_floats.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <vector>

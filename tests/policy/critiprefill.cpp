@@ -5,6 +5,7 @@
 
 #include "support/prefill.hpp"
 
+#include <cmath>
 #include <type_traits>
 
 using namespace kvtrim;

@@ -6,6 +6,8 @@
 #include "compact/random_pages.hpp"
 #include "support/random_scores.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using support::plan_of;
 

@@ -9,6 +9,7 @@
 #include "support/prefill.hpp"
 #include "support/special_floats.hpp"
 
+#include <cmath>
 #include <string>
 #include <vector>
 

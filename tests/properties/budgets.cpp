@@ -7,6 +7,8 @@
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/given_scores.hpp>
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

@@ -10,6 +10,7 @@
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 
+#include <cmath>
 #include <vector>
 
 using namespace kvtrim;

@@ -8,6 +8,8 @@
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

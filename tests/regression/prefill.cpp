@@ -9,6 +9,7 @@
 #include <kvtrim/policy/critiprefill.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
 
+#include <cmath>
 #include <limits>
 #include <vector>
 

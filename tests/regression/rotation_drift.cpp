@@ -10,6 +10,8 @@
 
 #include "support/checks.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 
 namespace {

@@ -8,6 +8,8 @@
 #include <kvtrim/policy/baselines.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

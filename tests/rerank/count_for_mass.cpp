@@ -8,6 +8,7 @@
 #include "support/special_floats.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace {

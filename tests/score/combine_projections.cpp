@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 #include "support/checks.hpp"
 
+#include <cmath>
 #include <vector>
 
 namespace {

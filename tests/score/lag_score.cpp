@@ -6,6 +6,8 @@
 #include "oracle/lag.hpp"
 #include "support/checks.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

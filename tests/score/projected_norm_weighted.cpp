@@ -12,6 +12,8 @@
 
 #include "support/checks.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

@@ -9,6 +9,8 @@
 #include "support/cpu_levels.hpp"
 #include "support/emulated_tiles.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

@@ -9,6 +9,8 @@
 #include "oracle/expected_attention.hpp"
 #include "support/checks.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

@@ -14,6 +14,8 @@
 #include "oracle/redundancy.hpp"
 #include "support/checks.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

@@ -8,6 +8,7 @@
 
 #include "support/losses.hpp"
 
+#include <cmath>
 #include <limits>
 
 using namespace kvtrim;

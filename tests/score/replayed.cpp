@@ -7,6 +7,8 @@
 
 #include "support/checks.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

@@ -6,6 +6,8 @@
 #include "support/cpu_levels.hpp"
 #include "support/losses.hpp"
 
+#include <cmath>
+
 using namespace kvtrim;
 using namespace support;
 

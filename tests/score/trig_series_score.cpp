@@ -6,6 +6,7 @@
 #include "support/checks.hpp"
 #include "support/rotated.hpp"
 
+#include <cmath>
 #include <numeric>
 
 using namespace kvtrim;

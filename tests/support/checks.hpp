@@ -14,6 +14,7 @@
 #include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/policy/eviction_policy.hpp>
 
+#include <cmath>
 #include <sstream>
 #include <stdexcept>
 #include <string>

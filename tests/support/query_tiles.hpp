@@ -8,6 +8,7 @@
 
 #include <kvtrim/kernels/query_tile.hpp>
 
+#include <cmath>
 #include <string>
 #include <vector>
 

@@ -9,6 +9,8 @@
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 
+#include <cmath>
+
 namespace support {
 
 // [group][queries][columns], non-negative, with exact zeros in between.

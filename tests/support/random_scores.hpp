@@ -7,6 +7,8 @@
 
 #include "support/random_layer.hpp"
 
+#include <cmath>
+
 namespace support {
 
 enum class score_kind { distinct, tied, odd };

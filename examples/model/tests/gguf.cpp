@@ -8,6 +8,7 @@
 
 #include <support/catch.hpp>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <limits>

@@ -11,6 +11,8 @@
 #include <support/catch.hpp>
 #include <support/cpu_levels.hpp>
 
+#include <cmath>
+
 namespace {
 
 using namespace lm;

@@ -20,6 +20,7 @@
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/plan/find_top_k.hpp>
 
+#include <cmath>
 #include <cstdint>
 
 namespace KVTRIM_NAMESPACE {

@@ -19,6 +19,7 @@
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/core/saturated.hpp>
 
+#include <cmath>
 #include <numeric>
 
 namespace KVTRIM_NAMESPACE {

@@ -21,6 +21,8 @@
 
 #include <kvtrim/allocate/round_to_total.hpp>
 
+#include <cmath>
+
 namespace KVTRIM_NAMESPACE {
 
 /// The published forms of the pyramid.

@@ -36,6 +36,8 @@
 #include <kvtrim/decode/decode_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
 
+#include <cmath>
+
 namespace KVTRIM_NAMESPACE {
 
 namespace detail {

@@ -27,6 +27,7 @@
 #include <kvtrim/kernels/row_statistics.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
+#include <cmath>
 #include <type_traits>
 #include <vector>
 

@@ -34,6 +34,8 @@
 #include <kvtrim/kernels/with_query_tile.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 
+#include <cmath>
+
 namespace KVTRIM_NAMESPACE {
 
 namespace detail {

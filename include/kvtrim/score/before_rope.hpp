@@ -29,6 +29,7 @@
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <bit>
+#include <cmath>
 
 namespace KVTRIM_NAMESPACE {
 

@@ -32,6 +32,8 @@
 #include <kvtrim/plan/token_scores.hpp>
 #include <kvtrim/score/query_statistics.hpp>
 
+#include <cmath>
+
 namespace KVTRIM_NAMESPACE {
 
 /// Scores by the attention that the next queries are expected to pay, given statistics of the earlier ones.

@@ -32,6 +32,7 @@
 #include <kvtrim/plan/keep_plan.hpp>
 #include <kvtrim/score/single_eviction.hpp>
 
+#include <cmath>
 #include <limits>
 #include <vector>
 

@@ -9,6 +9,8 @@
 #include <kvtrim/score/fill_scores.hpp>
 #include <kvtrim/score/replay_scores.hpp>
 
+#include <cmath>
+
 namespace KVTRIM_NAMESPACE {
 
 /// The scorer over a replay_scores: importance is the state's own score of each candidate.

@@ -33,6 +33,7 @@
 #include <kvtrim/score/finite_sum.hpp>
 #include <kvtrim/score/query_pair_means.hpp>
 
+#include <cmath>
 #include <limits>
 
 namespace KVTRIM_NAMESPACE {
