@@ -40,9 +40,8 @@ namespace KVTRIM_NAMESPACE {
 
 /// The cache rows that one add() is about.
 struct replay_part {
-    token_range rows = {0,
-                        std::numeric_limits<index_t>::max()}; ///< which are scored, and seen by the queries
-    index_t sink_tokens = 0;                                  ///< first rows, seen beside them
+    token_range rows = {0, std::numeric_limits<index_t>::max()}; ///< scored, and seen by the queries
+    index_t sink_tokens = 0;                                     ///< first rows, seen beside them
 };
 
 /// A layer's scores [kv_heads, tokens], folded over chunks of queries. A value: copies are independent; save() and restore()
