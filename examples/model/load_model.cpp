@@ -71,7 +71,11 @@ model_config read_config(const gguf& file) {
     if (file.has_tensor("rope_freqs.weight")) { // Llama 3: pairs that turn more slowly
         const row_vector factors = read_vector(file, "rope_freqs.weight", c.head_dim / 2);
         for (index_t i = 0; i < c.head_dim / 2; ++i) {
-            c.frequencies[static_cast<std::size_t>(i)] /= static_cast<double>(factors(i));
+            const auto factor = static_cast<double>(factors(i));
+            if (!(factor > 0) || !std::isfinite(factor)) {
+                file.fail("has rope_freqs.weight of a number that is not above 0 or not finite");
+            }
+            c.frequencies[static_cast<std::size_t>(i)] /= factor;
         }
     }
     c.vocabulary = file.matrix_shape("token_embd.weight").first;

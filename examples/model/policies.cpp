@@ -325,6 +325,16 @@ named_policy profiled_policy(std::string name, const Scorer& scorer) {
     return named;
 }
 
+// The budgets of a table of shares, and the scores of any policy for one layer.
+template <class Policy>
+named_policy by_shares(std::string name, const Policy& policy) {
+    named_policy named = made_for_layers(std::move(name), [policy](const layer_prompt& p) {
+        return kvtrim::with_layer_shares(policy, p.shares);
+    });
+    named.needs_shares = true;
+    return named;
+}
+
 // DropKV over all layers, whose W_O is divided by the length of the stream that each layer adds to.
 named_policy layer_dropkv(std::string name, kvtrim::token_loss loss, double safeguard_ratio) {
     return {.name = std::move(name),
@@ -512,6 +522,11 @@ const std::vector<named_policy>& all_policies() {
         }),
         profiled_policy("profiled_key_diff", kvtrim::key_diff_score{}),
         profiled_policy("profiled_random", kvtrim::random_score{}),
+        having_options(
+            [](policy_options& o) { return by_shares("snapkv_by_shares", kvtrim::snapkv(attention_of(o))); }),
+        having_options([](policy_options& o) {
+            return by_shares("defensivekv_by_shares", kvtrim::defensivekv(defensive_of(o, {})));
+        }),
     };
     return policies;
 }

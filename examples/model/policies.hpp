@@ -48,6 +48,7 @@ struct layer_prompt {
     float stream_power = 1;                        // mean of 1 / x^2, x the length of the stream at a token
     const kvtrim::replay_scores* scored = nullptr; // by the pass that the policy asked for
     const kvtrim::row_profile* profile = nullptr;  // of the model, where the policy needs one
+    std::span<const double> shares = {};           // [layers] or [layers * kv_heads] of the budget, likewise
 };
 
 struct stage_seconds {
@@ -74,6 +75,7 @@ struct named_policy {
     bool softmax_over_part =
         false; // of a replay: a part's queries see that part and the sinks alone, as KVzip's
     bool needs_profile = false;
+    bool needs_shares = false;
     // Makes the policy of this name with defaults of kvtrim's set otherwise; empty where it has no options. policy_named() asks.
     std::function<named_policy(policy_options&)> with_options = {};
     // For a policy that can evict while the layers arrive: plays one prefill, with real caches, and returns the most
@@ -85,9 +87,9 @@ struct named_policy {
 
 [[nodiscard]] const std::vector<named_policy>& all_policies();
 
-// Whether it is one of its own and plans from the layers alone, without a pass of its own or a table of the model.
+// Whether it is one of its own and plans from the layers alone, without a pass of its own, a table or shares of the model.
 [[nodiscard]] inline bool is_plain(const named_policy& p) {
-    return p.pass == scoring_pass::none && !p.needs_profile;
+    return p.pass == scoring_pass::none && !p.needs_profile && !p.needs_shares;
 }
 
 // "NAME", or "NAME:OPTION=VALUE:..." (policy_options.hpp), which is another policy with the whole as its name. Throws

@@ -45,10 +45,12 @@ struct options {
     std::string cache = "f32";
     std::string model_file;
     std::string text_file;
+    aid_files files;
     std::string json_file;
     std::vector<std::string> results;
     std::string plot_data;
     std::string dump_folder;
+    std::string sample_file;
     bool check = false;
     bool speed = false;
     std::vector<index_t> prefill_budgets{256, 512, 1024};
@@ -66,6 +68,24 @@ quality_progress progress_lines() {
             done == 0 ? 0 : seconds / static_cast<double>(done) * static_cast<double>(all - done);
         fmt::print(stderr, "[{}/{}] {:.0f} s, about {:.0f} left: {}\n", done, all, seconds, left, what);
     };
+}
+
+// The text of one sample to a file, and each of its questions and the answer to it on lines of their own.
+void write_sample(const sample_source& source, const tokenizer& words, const quality_request& request,
+                  const std::string& file) {
+    const needle_sample sample = source.needles(request.tasks.front(), request.values.front(),
+                                                request.tokens.front(), request.first_seed);
+    std::ofstream out(file, std::ios::binary);
+    out << words.decode(sample.context);
+    out.close();
+    if (!out) { throw std::runtime_error(file + ": cannot be written"); }
+    const auto line = [&](const std::vector<token_id>& tokens) {
+        const std::string text = words.decode(tokens);
+        return text.substr(std::min(text.find_first_not_of(" \n"), text.size()));
+    };
+    for (const asked_question& q : sample.questions) {
+        fmt::print("{}\n{}\n", line(q.question), line(q.answer));
+    }
 }
 
 int measure(options& chosen) {
@@ -108,6 +128,11 @@ int measure(options& chosen) {
                                                  tokens, model.config.context));
         }
     }
+    if (!chosen.sample_file.empty()) {
+        if (!words) { throw std::runtime_error("this model has no words"); }
+        write_sample(*source, *words, request, chosen.sample_file);
+        return 0;
+    }
     if (words) { request.aids.replay_lead = replay_lead(*words); }
     if (!chosen.dump_folder.empty()) {
         const running_text text =
@@ -115,12 +140,10 @@ int measure(options& chosen) {
         dump_prompt(model, text.context, request, chosen.dump_folder);
         return 0;
     }
-    kvtrim::row_profile profile;
-    const auto needs = [](const std::string& name) { return policy_named(name).needs_profile; };
-    if (std::any_of(request.policies.begin(), request.policies.end(), needs)) {
-        profile = calibrate(model, source->calibration(), request.aids.replay_lead);
-        request.aids.profile = &profile;
-    }
+    model_table table;
+    add_aids(request.aids, table, model, request.policies, chosen.files,
+             [&] { return source->calibration(); });
+    if (!table.origin.empty()) { fmt::print(stderr, "table of the model's rows: {}\n", table.origin); }
     std::ofstream out;
     if (!chosen.json_file.empty()) { // not after an hour
         out.open(chosen.json_file);
@@ -181,10 +204,17 @@ int main(int argc, char** argv) {
     app.add_option("--model", chosen.model_file,
                    "a GGUF file of the LLaMA architecture, or the demo's .safetensors")
         ->check(CLI::ExistingFile);
-    app.add_option("--policies", request.policies, "or all")
+    app.add_option("--policies", request.policies, "or all, those by shares with --shares")
         ->delimiter(',')
         ->check(is_policy() | CLI::IsMember({"all"}))
         ->capture_default_str();
+    app.add_option(
+        "--table", chosen.files.table,
+        "of policies with a table of the model's rows (profiled..., replay_threshold): read from this "
+        "file, or made and written there if there is none; without a file it is made each time");
+    app.add_option("--shares", chosen.files.shares,
+                   "of ..._by_shares: a text file of a number for each layer, or for each KV head of each "
+                   "layer, in proportion to which the budget is dealt out");
     app.add_option("--keep", request.kept_ratios, "shares of the cache that stay")
         ->delimiter(',')
         ->check(CLI::Range(1e-6, 1.0))
@@ -247,13 +277,19 @@ int main(int argc, char** argv) {
                    "measures nothing: writes the layers of one running text, and what the policies that "
                    "kvpress has too keep, to this folder")
         ->check(CLI::ExistingDirectory);
+    app.add_option(
+        "--write-sample", chosen.sample_file,
+        "measures nothing: writes the text of one sample of needles (--tasks --values --tokens --seed) "
+        "to this file, and prints its questions, each with the answer on the next line");
     app.add_option("--results", chosen.results, "measures nothing: tables of these files of --json")
         ->check(CLI::ExistingFile);
     app.add_option("--plot-data", chosen.plot_data, "of --results: writes STEM.*.dat for quality.gnuplot");
     CLI11_PARSE(app, argc, argv);
     if (request.policies == std::vector<std::string>{"all"}) {
         request.policies.clear();
-        for (const named_policy& p : all_policies()) { request.policies.push_back(p.name); }
+        for (const named_policy& p : all_policies()) {
+            if (!p.needs_shares || !chosen.files.shares.empty()) { request.policies.push_back(p.name); }
+        }
     }
     try {
         if (!chosen.results.empty()) { return show(chosen); }

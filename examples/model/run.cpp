@@ -34,6 +34,7 @@ struct options {
     std::string model_file;
     std::string policy = "defensivekv";
     std::string cache = "f16";
+    aid_files files;
     cut_request cut;
     index_t prefill_budget = 0;
     index_t max_tokens = 64;
@@ -135,14 +136,14 @@ int run(const options& chosen) {
     fmt::print("{}: {} layers, {} query heads, {} KV heads of {}\n", file.text("general.name", "model"),
                c.layers, c.q_heads, c.kv_heads, c.head_dim);
 
-    policy_aids aids{replay_lead(words), nullptr};
-    kvtrim::row_profile profile;
-    if (policy.needs_profile) {
+    policy_aids aids{replay_lead(words)};
+    model_table table;
+    add_aids(aids, table, model, {&policy.name, 1}, chosen.files, [&] {
         std::vector<token_id> text = words.encode(read_text(MODEL_DATA_DIR "/holmes.txt").substr(0, 8192));
         text.resize(std::min<std::size_t>(text.size(), 1024));
-        profile = calibrate(model, text, aids.replay_lead);
-        aids.profile = &profile;
-    }
+        return text;
+    });
+    if (policy.needs_profile) { fmt::print("table of the model's rows: {}\n", table.origin); }
     session sequence(model, format, tokens + after, aids);
     const index_t observed_tokens =
         policy.queries == observed::whole_prompt ? tokens : std::min(tokens, chosen.cut.window_tokens);
@@ -193,6 +194,13 @@ int main(int argc, char** argv) {
         ->required()
         ->check(CLI::ExistingFile);
     app.add_option("--policy", chosen.policy)->check(is_policy())->capture_default_str();
+    app.add_option(
+        "--table", chosen.files.table,
+        "of policies with a table of the model's rows (profiled..., replay_threshold): read from this "
+        "file, or made and written there if there is none; without a file it is made each time");
+    app.add_option("--shares", chosen.files.shares,
+                   "of ..._by_shares: a text file of a number for each layer, or for each KV head of each "
+                   "layer, in proportion to which the budget is dealt out");
     app.add_option("--keep", chosen.cut.kept_ratio, "share of the cache that stays")
         ->check(CLI::Range(1e-6, 1.0))
         ->capture_default_str();

@@ -100,6 +100,9 @@ std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const c
     if (policy.needs_profile && aids_.profile == nullptr) {
         throw std::runtime_error(policy.name + " needs a table of the model's rows");
     }
+    if (policy.needs_shares && aids_.shares.empty()) {
+        throw std::runtime_error(policy.name + " needs shares of the budget");
+    }
     const named_policy* const asked = &policy;
     score_for({&asked, 1});
     std::vector<matrix> projections; // W_O as floats, for as long as it is needed
@@ -122,7 +125,8 @@ std::vector<kvtrim::keep_plan> session::plan(const named_policy& policy, const c
              .window_tokens = std::min(chosen.window_tokens, queries.extent(1)),
              .stream_power = static_cast<float>(stream_power_[l] / static_cast<double>(prompt_tokens_)),
              .scored = policy.pass == scoring_pass::none ? nullptr : &scored_[key_of(policy)][l],
-             .profile = aids_.profile});
+             .profile = aids_.profile,
+             .shares = aids_.shares});
     }
     std::vector<kvtrim::keep_plan> plans(caches_.size());
     kvtrim::growing_workspace memory;

@@ -25,6 +25,7 @@ struct cut_request {
 struct policy_aids {
     std::vector<token_id> replay_lead;            // said before the prompt is fed again
     const kvtrim::row_profile* profile = nullptr; // of the model; must outlive the session
+    std::vector<double> shares = {};              // [layers] or [layers * kv_heads] of the budget
 };
 
 class session {

@@ -126,6 +126,22 @@ TEST_CASE("What is wrong with a GGUF file is said") {
         says(complaint_after([&](auto& p) { p.set("llama.rope.freq_base", tiny::f32, nan); }), "not finite"));
 }
 
+TEST_CASE("A table of slower turns whose numbers are not positive and finite is refused") {
+    tiny::sizes s;
+    s.slower.assign(static_cast<std::size_t>(s.head_dim / 2), 2.0F);
+    REQUIRE(complaint(tiny::make_parts(s).bytes()).empty());
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    for (const float bad :
+         {0.0F, -0.0F, -1.0F, infinity, -infinity, std::numeric_limits<float>::quiet_NaN()}) {
+        for (const std::size_t at : {std::size_t{0}, s.slower.size() - 1}) {
+            tiny::sizes spoilt = s;
+            spoilt.slower[at] = bad;
+            INFO(bad << " at " << at);
+            CHECK(says(complaint(tiny::make_parts(spoilt).bytes()), "rope_freqs.weight"));
+        }
+    }
+}
+
 TEST_CASE("Counts, lengths and offsets that no file can hold are refused before memory is asked for") {
     using tiny::bytes_out;
     const auto list = [](std::uint32_t type, std::uint64_t count) {

@@ -201,7 +201,7 @@ TEST_CASE("Every policy cuts a session to its share, and the session runs on") {
     const std::vector<token_id> further{5, 6}, lead{1, 2, 3};
     const kvtrim::row_profile profile = calibrate(model, tiny::random_tokens(128), lead);
     CHECK(profile.rows() == model.config.layers * model.config.kv_heads);
-    const policy_aids aids{lead, &profile};
+    const policy_aids aids{lead, &profile, {0.5, 2}};
     for (const named_policy& policy : all_policies()) {
         INFO(policy.name);
         const index_t observed_tokens = policy.queries == observed::whole_prompt ? 256 : 32;
@@ -245,6 +245,7 @@ TEST_CASE("A replay in parts scores every row, and leaves the sequence as it was
     const std::vector<token_id> further{5, 6};
     CHECK(sequence.step(further).allFinite());
     CHECK_THROWS(sequence.plan(policy_named("profiled_key_diff"), {})); // without a table
+    CHECK_THROWS(sequence.plan(policy_named("snapkv_by_shares"), {}));  // without shares
 }
 
 bool are_equal(const std::vector<kvtrim::keep_plan>& one, const std::vector<kvtrim::keep_plan>& other) {
