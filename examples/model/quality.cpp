@@ -32,8 +32,8 @@ using namespace lm;
 struct options {
     quality_request request{
         .policies = {"snapkv", "ada_snapkv", "criticalkv", "ada_criticalkv", "defensivekv",
-                     "layer_defensivekv", "layer_defensivekv:safeguard_ratio=0", "consensuskv",
-                     "expected_attention", "lagkv", "key_diff", "streaming_llm"},
+                     "layer_defensivekv", "expected_attention", "lagkv", "key_diff", "streaming_llm",
+                     "profiled", "replay_output", "replay_afar"},
         .kept_ratios = {0.5, 0.2, 0.1},
         .tasks = {"single", "multikey", "multiquery", "multivalue", "text"},
         .values = {needle_values::numbers, needle_values::words},
