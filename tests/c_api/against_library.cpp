@@ -18,6 +18,7 @@
 #include <kvtrim/policy/rkv.hpp>
 #include <kvtrim/policy/triattention.hpp>
 #include <kvtrim/rerank/chunked.hpp>
+#include <kvtrim/score/given_scores.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 
 #include <atomic>

@@ -19,6 +19,7 @@
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/rerank/chunked.hpp>
 #include <kvtrim/rerank/shared.hpp>
+#include <kvtrim/score/given_scores.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -7,6 +7,7 @@
 #include <kvtrim/policy/criticalkv.hpp>
 #include <kvtrim/policy/defensivekv.hpp>
 #include <kvtrim/rerank/chunked.hpp>
+#include <kvtrim/score/given_scores.hpp>
 
 #include "support/checks.hpp"
 

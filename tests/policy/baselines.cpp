@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 
 #include <kvtrim/policy/baselines.hpp>
+#include <kvtrim/score/given_scores.hpp>
 
 #include "support/policy_oracle.hpp"
 #include "support/rotated.hpp"
