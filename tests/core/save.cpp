@@ -10,7 +10,7 @@ using namespace kvtrim;
 namespace {
 
 // The smallest state: a count and as many numbers.
-struct numbers {
+struct counted_floats {
     std::vector<float> values;
 
     void write(memory_writer& out) const {
@@ -25,7 +25,7 @@ struct numbers {
     }
 };
 
-std::vector<std::byte> saved(const numbers& state) {
+std::vector<std::byte> saved(const counted_floats& state) {
     std::vector<std::byte> bytes(static_cast<std::size_t>(saved_bytes(state)));
     REQUIRE(save(state, bytes).ok());
     return bytes;
@@ -37,7 +37,7 @@ TEST_CASE("plain memory: a restored state is the saved one", "[core]") {
     for (const std::vector<float>& values : {std::vector<float>{}, {1}, {1, -2, 3e30f}}) {
         const auto bytes = saved({values});
         CHECK(bytes.size() == 8 + 4 * values.size());
-        numbers other{{9, 9}};
+        counted_floats other{{9, 9}};
         REQUIRE(restore(other, bytes).ok());
         CHECK(other.values == values);
     }
@@ -53,7 +53,7 @@ TEST_CASE("plain memory: a short output is told what it needs and left alone", "
 
 TEST_CASE("plain memory: bytes that were cut, extended or invented are refused, the state stays", "[core]") {
     const auto bytes = saved({{1, 2, 3}});
-    numbers state{{4}};
+    counted_floats state{{4}};
     for (std::size_t cut = 0; cut < bytes.size(); ++cut) {
         CHECK(restore(state, std::span(bytes).first(cut)).code() == errc::invalid_parameter);
     }
