@@ -20,9 +20,11 @@ namespace {
 }
 
 std::string read_all(const std::filesystem::path& file) {
+    std::error_code ignored;
     std::ifstream in(file, std::ios::binary);
+    if (!in.is_open() || std::filesystem::is_directory(file, ignored)) { fail(file, "cannot be read"); }
     std::string bytes((std::istreambuf_iterator<char>(in)), {});
-    if (!in.is_open() || in.bad() || std::filesystem::is_directory(file)) { fail(file, "cannot be read"); }
+    if (in.bad()) { fail(file, "cannot be read"); }
     return bytes;
 }
 

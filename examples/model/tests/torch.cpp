@@ -71,21 +71,21 @@ TEST_CASE("Logits of SmolLM2 are those of torch, from a cache of every format", 
     REQUIRE(own.size() >= tokens.size());
     CHECK(std::equal(tokens.begin(), tokens.end(), own.begin()));
 
-    // The largest difference of a logit; torch has a cache of floats.
+    // The largest difference of a logit, and the most positions with another likeliest token; torch has a cache of floats.
     struct expected {
         cache_format format;
-        std::size_t positions;
         double bound;
+        index_t others;
     };
-    for (const expected& e : {expected{cache_format::f32, 2048, 1e-3}, expected{cache_format::f16, 512, 0.05},
-                              expected{cache_format::q8_0, 512, 1.5}}) {
+    for (const expected& e : {expected{cache_format::f32, 1e-3, 0}, expected{cache_format::f16, 0.15, 4},
+                              expected{cache_format::q8_0, 1.5, 40}}) {
         std::vector<kv_cache> caches;
         for (index_t l = 0; l < model.config.layers; ++l) {
             caches.emplace_back(model.config.kv_heads, model.config.head_dim, e.format);
         }
         double largest = 0;
-        index_t others = 0;
-        for (std::size_t at = 0; at < e.positions; at += 512) {
+        index_t others = 0, clearly_others = 0;
+        for (std::size_t at = 0; at < tokens.size(); at += 512) {
             const matrix logits =
                 decode(model, caches, std::span(tokens).subspan(at, 512), static_cast<index_t>(at));
             for (index_t t = 0; t < logits.rows(); ++t) {
@@ -95,8 +95,9 @@ TEST_CASE("Logits of SmolLM2 are those of torch, from a cache of every format", 
                 index_t likeliest = 0;
                 logits.row(t).maxCoeff(&likeliest);
                 // Where torch's own second is as near as that, either may be first.
-                if (likeliest != r.likeliest && (e.format == cache_format::f32 || r.lead > 2 * e.bound)) {
+                if (likeliest != r.likeliest) {
                     ++others;
+                    clearly_others += r.lead > 2 * e.bound ? 1 : 0;
                 }
                 const double top = row(r.likeliest);
                 const double sum = top + std::log((row - top).exp().sum());
@@ -110,7 +111,8 @@ TEST_CASE("Logits of SmolLM2 are those of torch, from a cache of every format", 
         INFO(name_of(e.format) << ": largest difference " << largest << ", another likeliest token at "
                                << others);
         CHECK(largest < e.bound);
-        CHECK(others == 0);
+        CHECK(others <= e.others);
+        CHECK(clearly_others == 0);
     }
 }
 
