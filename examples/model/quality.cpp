@@ -198,7 +198,7 @@ int main(int argc, char** argv) {
     options chosen;
     quality_request& request = chosen.request;
     std::vector<std::string> tasks(all_needle_tasks.begin(), all_needle_tasks.end());
-    tasks.emplace_back("text");
+    tasks.insert(tasks.end(), {"text", "live"});
 
     CLI::App app{"What eviction policies keep of a model's abilities, against its full cache"};
     app.add_option("--model", chosen.model_file,

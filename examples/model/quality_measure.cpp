@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: MIT
 #include "quality_measure.hpp"
 
+#include "../needle/live_sequence.hpp"
 #include "seconds_since.hpp"
 
 #include <algorithm>
@@ -101,6 +102,37 @@ class measurement {
             }
             add_to(cell.kept_rows, rows);
         });
+    }
+
+    void live(std::span<const token_id> text, const quality_key& key) {
+        constexpr index_t interval = 64;
+        const index_t first = std::ssize(text) / 2 / interval * interval;
+        std::vector<matrix> full; // log p, an interval each
+        const auto add = [&](quality_cell& cell, const std::string& policy, index_t budget) {
+            const needle::cache_limit limit{budget + interval, interval, request_.window_tokens};
+            needle::live_sequence sequence(model_, needle::live_policy_named(policy), limit);
+            double kl = 0, nll = 0, count = 0;
+            for (index_t i = 0; i + interval <= std::ssize(text); i += interval) {
+                const auto tokens = text.subspan(static_cast<std::size_t>(i), interval);
+                matrix logits = sequence.step(tokens, i < first ? logit_rows::none : logit_rows::all);
+                if (i < first) { continue; }
+                log_softmax(logits);
+                const auto n = static_cast<std::size_t>((i - first) / interval);
+                if (n == full.size()) { full.push_back(logits); }
+                kl += mean_kl(full[n], logits);
+                nll += mean_nll(logits, tokens);
+                ++count;
+            }
+            cell.kl.push_back(kl / count);
+            cell.nll.push_back(nll / count);
+        };
+        add(cell_of(key, "full", 1), "streaming_llm", std::ssize(text)); // of which nothing goes
+        for (const named_policy* policy : policies_) {
+            for (const double share : request_.kept_ratios) {
+                add(cell_of(key, policy->name, share), policy->name,
+                    kvtrim::kept_tokens(std::ssize(text), share));
+            }
+        }
     }
 
   private:
@@ -296,6 +328,13 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
         if (std::find(request.tasks.begin(), request.tasks.end(), "text") != request.tasks.end()) {
             parts.push_back({{.tokens = tokens, .task = "text", .values = "", .policy = ""}, {}});
         }
+        if (std::find(request.tasks.begin(), request.tasks.end(), "live") != request.tasks.end()) {
+            if (request.sink_tokens != needle::live_sequence::sink_tokens) {
+                throw std::invalid_argument("the task live has 4 sinks");
+            }
+            for (const std::string& name : request.policies) { (void)needle::live_policy_named(name); }
+            parts.push_back({{.tokens = tokens, .task = "live", .values = "", .policy = ""}, {}});
+        }
         // In an order in which samples of the same context are neighbours.
         for (const needle_values values : request.values) {
             const std::string name = values == needle_values::numbers ? "numbers" : "words";
@@ -316,7 +355,7 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
     }
     const auto last_seed = request.first_seed + static_cast<std::uint64_t>(request.samples - 1);
     for (const part& p : parts) { // a text that is not there is missed now, not after an hour
-        if (p.key.task == "text") {
+        if (!has_answers(p.key.task)) {
             (void)source.text(p.key.tokens, request.next_tokens, last_seed);
         } else {
             (void)source.needles(p.key.task, p.values, p.key.tokens, last_seed);
@@ -333,12 +372,14 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
         for (const part& p : parts) {
             progress(done++, all,
                      p.key.task + (p.key.values.empty() ? "" : " of " + p.key.values) +
-                         (p.key.task == "text"  ? ""
-                          : p.key.question_seen ? ", question seen"
-                                                : ", question unseen") +
+                         (!has_answers(p.key.task) ? ""
+                          : p.key.question_seen    ? ", question seen"
+                                                   : ", question unseen") +
                          ", " + std::to_string(p.key.tokens) + " tokens, seed " + std::to_string(seed));
             if (p.key.task == "text") {
                 measure.text(source.text(p.key.tokens, request.next_tokens, seed), p.key);
+            } else if (p.key.task == "live") {
+                measure.live(source.text(p.key.tokens, request.next_tokens, seed).context, p.key);
             } else {
                 measure.needles(source.needles(p.key.task, p.values, p.key.tokens, seed), p.key);
             }

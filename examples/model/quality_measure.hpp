@@ -10,6 +10,8 @@
 //               right tokens so far. It then is in greedy decoding, too.
 //   KL, nll     mean over the next tokens of sum_w p(w) log(p(w) / q(w)), p with the full cache, q with the cut one; mean of
 //               -log q(next token). Perplexity is the latter's exponential.
+//   live        KL and nll over the second half of a text that comes 64 tokens at a time, as a long answer would, into a cache that
+//               is cut back to its share each time (../needle/live_sequence.hpp). Throws for a policy that cannot.
 //   error       per query head, sum |o - o'| / sum |o| over the next tokens, o being the attention's output of the full cache for
 //               the queries that the full cache leads to; and the same of o W_O.
 // Cost: a forward pass over the question or the next tokens for each cut. Numerics: sums in double.
@@ -27,7 +29,7 @@ namespace lm {
 struct quality_request {
     std::vector<std::string> policies;
     std::vector<double> kept_ratios;
-    std::vector<std::string> tasks; // of all_needle_tasks, and "text"
+    std::vector<std::string> tasks; // of all_needle_tasks, "text" and "live"
     std::vector<needle_values> values;
     std::vector<bool> question_seen; // the cut happens behind the question, before it, or each in turn
     std::vector<index_t> tokens;
@@ -43,7 +45,7 @@ struct quality_request {
 // One cut of one kind of samples. The full cache is the policy "full" with a kept ratio of 1.
 struct quality_key {
     index_t tokens = 0;
-    std::string task; // "text": running text
+    std::string task; // "text", "live": running text
     std::string values;
     bool question_seen = false;
     std::string policy;
@@ -51,6 +53,11 @@ struct quality_key {
 
     auto operator<=>(const quality_key&) const = default;
 };
+
+// Whether a task asks for answers.
+[[nodiscard]] inline bool has_answers(const std::string& task) {
+    return task != "text" && task != "live";
+}
 
 struct quality_cell {
     // A number per sample. Needles: values that were right of those that the full cache gets right; of the policy "full", of all.

@@ -29,7 +29,7 @@ json rounded(const std::vector<double>& numbers, int digits = 5) {
 json json_of(const quality_key& key, const quality_cell& cell) {
     json row{
         {"tokens", key.tokens}, {"task", key.task}, {"policy", key.policy}, {"kept_ratio", key.kept_ratio}};
-    if (key.task != "text") {
+    if (has_answers(key.task)) {
         const estimate accuracy = ratio_of(cell.right, cell.asked);
         row["values"] = key.values;
         row["question"] = key.question_seen ? "seen" : "unseen";
@@ -44,6 +44,7 @@ json json_of(const quality_key& key, const quality_cell& cell) {
     row["perplexity"] = rounded(std::exp(mean_of(cell.nll).mean));
     row["kl"] = rounded(cell.kl, 9);
     row["nll"] = rounded(cell.nll, 9);
+    if (key.task == "live") { return row; }
     row["error"] = rounded(cell.error);
     row["error_projected"] = rounded(cell.error_projected);
     row["kept_rows"] = rounded(cell.kept_rows);
@@ -168,6 +169,26 @@ std::string text_table(const quality_results& results, index_t tokens) {
     return out + "\n";
 }
 
+std::string live_table(const quality_results& results, index_t tokens) {
+    const quality_key key{.tokens = tokens, .task = "live", .values = "", .policy = ""};
+    const auto axes =
+        axes_of(results, [&](const quality_key& k) { return k.tokens == tokens && k.task == "live"; });
+    const quality_cell* full = find(results, key, "full", 1);
+    if (axes.policies.empty() || full == nullptr) { return ""; }
+    return fmt::format(
+               "### A text of {} tokens in a cache that is cut every 64\n\nMean KL ± its standard error, and "
+               "perplexity (full cache: {:.2f}), over the second half:\n\n",
+               tokens, std::exp(mean_of(full->nll).mean)) +
+           table_of(axes,
+                    [&](const std::string& policy, double share) {
+                        const quality_cell* cell = find(results, key, policy, share);
+                        if (cell == nullptr) { return std::string(); }
+                        return with_error(mean_of(cell->kl), cell->kl.size(), 4) +
+                               fmt::format("; {:.2f}", std::exp(mean_of(cell->nll).mean));
+                    }) +
+           "\n";
+}
+
 // Of the needle tasks that have answers, each as much as the others; the mean is below 0 where none has.
 estimate mean_over_tasks(const quality_results& results, quality_key key) {
     double sum = 0, squares = 0, count = 0;
@@ -275,7 +296,7 @@ std::string tables_of(const quality_results& results) {
         if (!key.values.empty()) { values.insert(key.values); }
     }
     std::string out;
-    for (const index_t tokens : lengths) { out += text_table(results, tokens); }
+    for (const index_t tokens : lengths) { out += text_table(results, tokens) + live_table(results, tokens); }
     for (const index_t tokens : lengths) {
         for (const std::string& v : values) {
             for (const bool seen : {false, true}) { out += needle_table(results, tokens, v, seen); }

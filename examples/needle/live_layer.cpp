@@ -21,10 +21,12 @@ using lm::require;
 
 live_layer::live_layer(const model_config& config, const layer_weights& weights, index_t slots,
                        index_t window_tokens, kept_state state)
-    : config_(config), weights_(weights), slots_(slots), state_(state),
+    : config_(config), wo_(weights.wo.decoded()), slots_(slots), state_(state),
       keys_(static_cast<std::size_t>(config.kv_heads * slots * config.head_dim)), values_(keys_.size()),
       positions_(config.kv_heads, slots), queries_(config.q_heads, window_tokens, config.head_dim),
-      received_(config.kv_heads), statistics_(config.q_heads, config.head_dim) {}
+      received_(config.kv_heads), statistics_(config.q_heads, config.head_dim),
+      frequencies_(config.frequencies.begin(), config.frequencies.end()),
+      pair_means_(config.q_heads, config.head_dim, rotation()) {}
 
 std::size_t live_layer::bytes() const {
     return static_cast<std::size_t>(2 * positions_.total_tokens() * config_.head_dim) * sizeof(float);
@@ -78,11 +80,14 @@ matrix live_layer::attend(const attention_inputs& incoming, const rope_table& ro
         require(received_.add(
             kvtrim::strided<const float, 2>(received.data(), {received.rows(), received.cols()}),
             new_tokens));
-    } else if (state_ == kept_state::query_statistics) {
-        const head_tensor queries = before_rotation(incoming.queries, rope);
-        kvtrim::workspace scratch = memory_.of_bytes(statistics_.workspace_bytes());
-        require(statistics_.add(rows_of(queries), scratch));
     }
+    const auto add_queries = [&](auto& gathered) {
+        const head_tensor queries = before_rotation(incoming.queries, rope);
+        kvtrim::workspace scratch = memory_.of_bytes(gathered.workspace_bytes());
+        require(gathered.add(rows_of(queries), scratch));
+    };
+    if (state_ == kept_state::query_statistics) { add_queries(statistics_); }
+    if (state_ == kept_state::query_pair_means) { add_queries(pair_means_); }
     return attended;
 }
 

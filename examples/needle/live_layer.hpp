@@ -16,6 +16,7 @@
 #include <kvtrim/decode/cache_positions.hpp>
 #include <kvtrim/decode/recent_queries.hpp>
 #include <kvtrim/decode/running_scores.hpp>
+#include <kvtrim/score/query_pair_means.hpp>
 #include <kvtrim/score/query_statistics.hpp>
 
 #include <vector>
@@ -27,6 +28,7 @@ enum class kept_state {
     none,
     received_attention, // H2O's running sums
     query_statistics,   // mean and covariance of all queries before their rotation
+    query_pair_means,   // their mean in every pair of channels that is rotated
 };
 
 class live_layer {
@@ -39,6 +41,9 @@ class live_layer {
     [[nodiscard]] const kvtrim::cache_positions& positions() const { return positions_; }
     [[nodiscard]] const kvtrim::running_scores& received() const { return received_; }
     [[nodiscard]] const kvtrim::query_statistics& statistics() const { return statistics_; }
+    [[nodiscard]] const kvtrim::query_pair_means& pair_means() const { return pair_means_; }
+    // The model's rotation, of frequencies that the layer holds.
+    [[nodiscard]] kvtrim::rope rotation() const { return {.inverse_frequencies = frequencies_}; }
     // Keys and values of the filled rows.
     [[nodiscard]] std::size_t bytes() const;
 
@@ -46,7 +51,7 @@ class live_layer {
     [[nodiscard]] auto inputs() const {
         return kvtrim::layer(filled_rows(keys_.data()), filled_rows(values_.data()))
             .with_queries(queries_.view())
-            .with_output_projection(kvtrim::output_projection(weights_.wo.floats(), config_.q_heads));
+            .with_output_projection(kvtrim::output_projection(wo_, config_.q_heads));
     }
 
     // Caches new tokens, whose positions `rope` has, and returns their attention over the cache and, causally, themselves:
@@ -68,7 +73,7 @@ class live_layer {
     void append(const head_tensor& incoming, std::vector<float>& buffer) const;
 
     const model_config& config_;
-    const layer_weights& weights_;
+    matrix wo_;
     index_t slots_;
     kept_state state_;
     std::vector<float> keys_;
@@ -77,6 +82,8 @@ class live_layer {
     kvtrim::recent_queries<float> queries_;
     kvtrim::running_scores received_;
     kvtrim::query_statistics statistics_;
+    std::vector<float> frequencies_;
+    kvtrim::query_pair_means pair_means_;
     kvtrim::growing_workspace memory_;
 };
 

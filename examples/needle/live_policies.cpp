@@ -47,12 +47,17 @@ live_policy expected_attention() {
             .heads_differ = false,
             .cut = [](const live_layer& layer, const kvtrim::eviction_request& request,
                       kvtrim::growing_workspace& memory, kvtrim::keep_plan& plan) {
-                const std::vector<double>& turns = layer.config().frequencies;
-                const std::vector<float> frequencies(turns.begin(), turns.end());
-                const kvtrim::rope rope{.inverse_frequencies = frequencies};
-                return kvtrim::expected_attention(layer.statistics(), rope)
+                return kvtrim::expected_attention(layer.statistics(), layer.rotation())
                     .plan(layer.inputs(), request, plan, memory);
             }};
+}
+
+// With the means of the sequence's own queries so far, where its authors gather them on another text.
+live_policy triattention() {
+    return made_each_time("triattention", kept_state::query_pair_means, false, [](const live_layer& layer) {
+        return kvtrim::triattention(layer.pair_means(), layer.rotation(),
+                                    {.next_position = layer.positions().next_position()});
+    });
 }
 
 // Another seed for each cut: rows move, and a row's number would decide forever.
@@ -73,9 +78,11 @@ const std::vector<live_policy>& live_policies() {
         named("defensivekv", kvtrim::defensivekv()),
         named("consensuskv", kvtrim::consensuskv()),
         named("tova", kvtrim::tova()),
+        named("dropkv", kvtrim::dropkv()),
         h2o("h2o", kvtrim::score_lifetime::ignored),
         h2o("h2o_normalised", kvtrim::score_lifetime::normalised),
         expected_attention(),
+        triattention(),
         named("rkv", kvtrim::rkv()),
         named("lagkv", kvtrim::lagkv(small_lag)),
         named("streaming_llm", kvtrim::streaming_llm()),

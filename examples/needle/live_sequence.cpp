@@ -38,9 +38,9 @@ live_sequence::live_sequence(const llama_model& model, const live_policy& policy
     }
 }
 
-matrix live_sequence::step(std::span<const token_id> tokens) {
+matrix live_sequence::step(std::span<const token_id> tokens, logit_rows rows) {
     cut_where_due(std::ssize(tokens));
-    const matrix logits = forward(tokens);
+    matrix logits = forward(tokens, rows);
     if (bytes() > cap_bytes_) {
         throw std::runtime_error(fmt::format("{}: {} bytes cached at position {}, above the cap of {}",
                                              decode_.policy.name, bytes(),
@@ -49,13 +49,13 @@ matrix live_sequence::step(std::span<const token_id> tokens) {
     return logits;
 }
 
-matrix live_sequence::forward(std::span<const token_id> tokens) {
+matrix live_sequence::forward(std::span<const token_id> tokens, logit_rows rows) {
     const index_t first_position = layers_.front().positions().next_position();
     const rope_table rope = make_rope_table(model_.config, first_position, std::ssize(tokens));
     const auto attend = [&](index_t layer, const attention_inputs& incoming) {
         return layers_[static_cast<std::size_t>(layer)].attend(incoming, rope);
     };
-    matrix logits = lm::forward(model_, tokens, first_position, attend, logit_rows::last);
+    matrix logits = lm::forward(model_, tokens, first_position, attend, rows);
     most_bytes_ = std::max(most_bytes_, bytes());
     return logits;
 }

@@ -29,12 +29,12 @@ class live_sequence {
     live_sequence(const llama_model& model, const live_policy& policy, const cache_limit& limit,
                   index_t prompt_room = 0);
 
-    // Runs tokens at the next positions, after the cuts that are due; returns the last one's logits [1, vocabulary].
-    // Throws std::runtime_error if a layer is above the cap afterwards.
-    matrix step(std::span<const token_id> tokens);
+    // Runs tokens at the next positions, after the cuts that are due; returns logits, the last one's [1, vocabulary] if not asked
+    // for others. Throws std::runtime_error if a layer is above the cap afterwards.
+    matrix step(std::span<const token_id> tokens, logit_rows rows = logit_rows::last);
 
     // The same without cuts and without the cap.
-    matrix forward(std::span<const token_id> tokens);
+    matrix forward(std::span<const token_id> tokens, logit_rows rows = logit_rows::last);
 
     // Keys and values of all layers, as they are now.
     [[nodiscard]] std::size_t bytes() const;

@@ -45,7 +45,7 @@ TEST_CASE("plain memory: a restored state is the saved one", "[core]") {
 
 TEST_CASE("plain memory: a short output is told what it needs and left alone", "[core]") {
     std::vector<std::byte> bytes(11, std::byte{7});
-    const status s = save(numbers{{1}}, bytes);
+    const status s = save(counted_floats{{1}}, bytes);
     CHECK(s.code() == errc::workspace_too_small);
     CHECK(s.needed() == 12);
     CHECK(bytes == std::vector<std::byte>(11, std::byte{7}));

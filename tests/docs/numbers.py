@@ -18,7 +18,7 @@ may be left out. From bench/results: t(row) time with its unit, ms(row), s(row),
 times(row, other) how many times as long, rate(limit) 10^9/s, mib(row) scratch. From docs/results:
 kl(policy, keep), kl_and_error(policy, keep), right(policy, keep) share of answers, counted(policy, keep) how many of how many, of_all(policy) at every share and over all lengths, mean_right(policy, keep) their mean over the tasks, mean_of(key,
 policy, keep) the mean of another column, all of rows with further values (setting="question_aware"), perplexity(policy, keep),
-below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
+live(policy, keep) KL and perplexity of the task live, below(policy, other, keep) per cent of the heads whose output error is lower; for every share of the file kls(policy, tokens) and
 answers(policy); of the values of an option ("policy:option") kls_of(option, value, tokens), answers_of(option, value), kl_against(option, value) in per
 cent and answers_against(option, value), what differs from today's value, sample by sample, and at worst excess(option, value) of KL over the best
 value's and shortfall(option, value) of answers; of docs/results/llama-folds-*.json kl(fold, sets,
@@ -218,6 +218,7 @@ def names(file):
             "kl": lambda p, k: f"{of(p, k, task='text')['kl_mean']:.3f}",
             "kl_and_error": lambda p, k: "{kl_mean:.4f} ± {kl_standard_error:.4f}".format(**of(p, k, task="text")),
             "perplexity": lambda p, k: f"{of(p, k, task='text')['perplexity']:.1f}",
+            "live": lambda p, k: "{kl_mean:.3f} ± {kl_standard_error:.3f} | {perplexity:.1f}".format(**of(p, k, task="live")),
             "right": lambda p, k, task="multikey": f"{of(p, k, task=task)['accuracy']:.2f}",
             "mean_right": lambda p, k, **more: f"{mean_right(p, k, **more):.2f}",
             "mean_of": mean_of,

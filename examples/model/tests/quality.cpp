@@ -286,6 +286,65 @@ TEST_CASE("A cache that keeps everything loses nothing, one that keeps a tenth d
     }
 }
 
+// Without queries to score, what stays is known: the sinks and the newest rows.
+TEST_CASE("A text in a cache that is cut again and again is predicted from the sinks and the newest rows") {
+    const world w;
+    quality_request request{.policies = {"streaming_llm", "h2o", "triattention", "expected_attention"},
+                            .kept_ratios = {1, 0.25},
+                            .tasks = {"live"},
+                            .values = {},
+                            .question_seen = {},
+                            .tokens = {512},
+                            .samples = 1,
+                            .first_seed = 7,
+                            .next_tokens = 2};
+    const auto quiet = [](index_t, index_t, const std::string&) {};
+    const quality_results results = measure_quality(w.model, *w.source, request, quiet);
+    CHECK(check_whole_caches(results).empty());
+    std::set<double> different;
+    for (const std::string& policy : request.policies) {
+        const quality_cell& cell = results.cells.at({512, "live", "", false, policy, 0.25});
+        REQUIRE(cell.kl.size() == 1);
+        CHECK(cell.kl.front() > 0);
+        different.insert(cell.kl.front());
+    }
+    CHECK(different.size() == request.policies.size());
+    CHECK(contains(tables_of(results), "### A text of 512 tokens in a cache that is cut every 64"));
+
+    const std::vector<token_id> text = w.source->text(512, 2, 7).context;
+    std::vector<kv_cache> whole, cut;
+    for (index_t l = 0; l < w.model.config.layers; ++l) {
+        for (std::vector<kv_cache>* caches : {&whole, &cut}) {
+            caches->emplace_back(w.model.config.kv_heads, w.model.config.head_dim, cache_format::f32);
+        }
+    }
+    double kl = 0;
+    for (index_t i = 0; i < 512; i += 64) {
+        for (kv_cache& cache : cut) {
+            if (cache.rows(0) <= 128) { continue; }
+            kvtrim::keep_plan plan;
+            REQUIRE(plan.reset(std::vector<index_t>(static_cast<std::size_t>(cache.kv_heads()), 128)).ok());
+            for (index_t h = 0; h < cache.kv_heads(); ++h) {
+                const auto row = plan.writable_row(h);
+                for (std::int32_t r = 0; r < 128; ++r) {
+                    row[static_cast<std::size_t>(r)] = r < 4 ? r : r + 64;
+                }
+            }
+            cache.cut(plan);
+        }
+        const auto tokens = std::span(text).subspan(static_cast<std::size_t>(i), 64);
+        matrix p = decode(w.model, whole, tokens, i), q = decode(w.model, cut, tokens, i);
+        log_softmax(p);
+        log_softmax(q);
+        if (i >= 256) { kl += mean_kl(p, q) / 4; }
+    }
+    CHECK(results.cells.at({512, "live", "", false, "streaming_llm", 0.25}).kl.front() ==
+          Approx(kl).epsilon(1e-3));
+
+    request.policies = {"replay"};
+    CHECK_THROWS_AS(measure_quality(w.model, *w.source, request, quiet), std::invalid_argument);
+}
+
 TEST_CASE("A whole cache that lost something is found, and so is a check of nothing") {
     quality_results results;
     CHECK_FALSE(check_whole_caches(results).empty());
