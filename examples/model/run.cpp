@@ -32,7 +32,7 @@ struct options {
     std::string text_file;
     std::string system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
     std::string model_file;
-    std::string policy = "defensivekv";
+    std::string policy = "replay_afar";
     std::string cache = "f16";
     aid_files files;
     cut_request cut;
@@ -193,7 +193,13 @@ int main(int argc, char** argv) {
     app.add_option("--model", chosen.model_file, "a GGUF file of the LLaMA architecture")
         ->required()
         ->check(CLI::ExistingFile);
-    app.add_option("--policy", chosen.policy)->check(is_policy())->capture_default_str();
+    app.add_option(
+           "--policy", chosen.policy,
+           "what chooses the part; replay_afar runs the prompt a second time, and from a fifth of the cache "
+           "gives most answers of the full one, known questions or not (docs/quality.md); profiled needs one "
+           "pass and a table of the model, but loses more; policies that look at a window lose most")
+        ->check(is_policy())
+        ->capture_default_str();
     app.add_option(
         "--table", chosen.files.table,
         "of policies with a table of the model's rows (profiled..., replay_threshold): read from this "
