@@ -190,23 +190,35 @@ void expected_attention(benchmark::State& state, bool use_covariance) {
     score<float>(state, kvtrim::expected_attention_score{&statistics, {frequencies}, 512, use_covariance});
 }
 
-// What the newest queries' outputs lose: two products more than attention, for o and <v, o>; W_O is not given.
-void single_eviction(benchmark::State& state) {
+// measure(inputs, what they cost beside products of queries), with W_O as its Gram matrix or without it.
+template <class Measure>
+void with_or_without_gram(const layer<float>& data, bool has_gram, const Measure& measure) {
+    static const kvtrim::gram_projection gram(
+        kvtrim::strided<const float, 3>(output_weights<float>().data(), {q_heads, head_dim, hidden}));
+    if (!has_gram) { return measure(data.inputs(), work{}); }
+    measure(data.inputs().with_output_projection(gram.view()),
+            products<float>(projection_flops(data.tokens, head_dim), 0));
+}
+
+// What the newest queries' outputs lose: two products more than attention, for o and <v, o>.
+void single_eviction(benchmark::State& state, bool has_gram) {
     const auto& data = shared_layer<float>(state.range(0));
     const kvtrim::single_eviction scorer;
-    scoring own(data.inputs(), data.request(), scorer);
-    check(state, own.run());
-    for (auto _ : state) { check(state, own.run()); }
-    describe(state, {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys())},
-                     .workspace_bytes = static_cast<double>(own.workspace_bytes())});
+    with_or_without_gram(data, has_gram, [&](const auto& in, const work& norms) {
+        scoring own(in, data.request(), scorer);
+        check(state, own.run());
+        for (auto _ : state) { check(state, own.run()); }
+        describe(state,
+                 {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys()), norms},
+                  .workspace_bytes = static_cast<double>(own.workspace_bytes())});
+    });
 }
 
 // A chunk of as many queries as the window has, of a replay behind the cache: a prompt is scored once per chunk. part_rows: of
 // the prompt, which are scored and seen beside four sinks; 0: all.
-void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double products_of_keys,
-                  index_t part_rows = 0) {
+void replay_chunk(benchmark::State& state, index_t part_rows) {
     const auto& data = shared_layer<float>(state.range(0));
-    kvtrim::replay_scores scores(kv_heads, data.tokens, loss);
+    kvtrim::replay_scores scores(kv_heads, data.tokens);
     kvtrim::growing_workspace memory;
     const index_t rows = part_rows > 0 ? part_rows : data.tokens, begin = (data.tokens - rows) / 2;
     const kvtrim::replay_part part{{begin, begin + rows}, part_rows > 0 ? 4 : 0};
@@ -214,18 +226,22 @@ void replay_chunk(benchmark::State& state, kvtrim::token_loss loss, double produ
     const double key_bytes =
         data.bytes_of_keys() * static_cast<double>(rows) / static_cast<double>(data.tokens);
     describe(state,
-             {.stages = {products<float>(products_of_keys * window_flops(rows),
-                                         key_bytes * (products_of_keys > 1 ? 2 : 1))},
+             {.stages = {products<float>(window_flops(rows), key_bytes)},
               .workspace_bytes = static_cast<double>(scores.workspace_bytes(data.inputs(), {}, part))});
 }
 
-// The same by the prompt's own newest queries: what is wanted from afar.
-void own_chunk(benchmark::State& state) {
+// Losses of outputs by such a chunk, or (is_own) by the prompt's own newest queries: what is wanted from afar.
+void output_chunk(benchmark::State& state, bool is_own, bool has_gram) {
     const auto& data = shared_layer<float>(state.range(0));
     kvtrim::replay_scores scores(kv_heads, data.tokens, kvtrim::token_loss::output_square_sum);
     kvtrim::growing_workspace memory;
-    for (auto _ : state) { check(state, scores.add_own(data.inputs(), {}, 64, memory)); }
-    describe(state, {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys())}});
+    with_or_without_gram(data, has_gram, [&](const auto& in, const work& norms) {
+        for (auto _ : state) {
+            check(state, is_own ? scores.add_own(in, {}, 64, memory) : scores.add(in, {}, memory));
+        }
+        describe(state, {.stages = {products<float>(3 * window_flops(data.tokens), 2 * data.bytes_of_keys()),
+                                    norms}});
+    });
 }
 
 // A replay's scores times the norms of the values, both in the cache after a pass.
@@ -342,19 +358,22 @@ BENCHMARK_CAPTURE(expected_attention, covariance, true)
     ->Name("score_f32/expected_attention")
     ->Apply(token_counts);
 BENCHMARK_CAPTURE(expected_attention, mean, false)->Name("score_f32/expected_mean_only")->Apply(token_counts);
-BENCHMARK(single_eviction)->Name("score_f32/single_eviction")->Apply(token_counts);
-BENCHMARK_CAPTURE(replay_chunk, attention, kvtrim::token_loss::attention_maximum, 1.0)
-    ->Name("score_f32/replay_chunk_attention")
-    ->Apply(token_counts);
-BENCHMARK_CAPTURE(replay_chunk, output, kvtrim::token_loss::output_square_sum, 3.0)
+BENCHMARK_CAPTURE(single_eviction, values, false)->Name("score_f32/single_eviction")->Apply(token_counts);
+BENCHMARK_CAPTURE(single_eviction, gram, true)->Name("score_f32/single_eviction_gram")->Apply(token_counts);
+BENCHMARK_CAPTURE(replay_chunk, attention, 0)->Name("score_f32/replay_chunk_attention")->Apply(token_counts);
+BENCHMARK_CAPTURE(output_chunk, replay, false, false)
     ->Name("score_f32/replay_chunk_output")
     ->Apply(token_counts);
-BENCHMARK_CAPTURE(replay_chunk, part, kvtrim::token_loss::attention_maximum, 1.0, 2048)
-    ->Name("score_f32/replay_part_chunk")
+BENCHMARK_CAPTURE(output_chunk, replay_gram, false, true)
+    ->Name("score_f32/replay_chunk_output_gram")
     ->Apply(token_counts);
+BENCHMARK_CAPTURE(replay_chunk, part, 2048)->Name("score_f32/replay_part_chunk")->Apply(token_counts);
 BENCHMARK(replay_weigh)->Name("score_f32/replay_weigh")->Apply(token_counts);
 BENCHMARK(replay_add_pass)->Name("score_f32/replay_add_pass")->Apply(token_counts);
-BENCHMARK(own_chunk)->Name("score_f32/own_chunk_output")->Apply(token_counts);
+BENCHMARK_CAPTURE(output_chunk, own, true, false)->Name("score_f32/own_chunk_output")->Apply(token_counts);
+BENCHMARK_CAPTURE(output_chunk, own_gram, true, true)
+    ->Name("score_f32/own_chunk_output_gram")
+    ->Apply(token_counts);
 BENCHMARK(triattention)->Name("score_f32/triattention")->Apply(token_counts);
 BENCHMARK(key_diff_before_rope)->Name("score_f32/key_diff_before_rope")->Apply(token_counts);
 BENCHMARK(naive_snapkv)->Name("score_f32/naive_snapkv")->Apply(scaled_token_counts);
