@@ -219,7 +219,9 @@ int main(int argc, char** argv) {
         ->delimiter(',')
         ->check(CLI::Range(1e-6, 1.0))
         ->capture_default_str();
-    app.add_option("--tasks", request.tasks)
+    app.add_option("--tasks", request.tasks,
+                   "text: running text behind the context; live: one that is longer than its cache, with "
+                   "policies that cut while it grows (docs/quality.md names them); the others are needles")
         ->delimiter(',')
         ->check(CLI::IsMember(tasks))
         ->capture_default_str();

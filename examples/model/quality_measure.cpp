@@ -332,6 +332,9 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
             if (request.sink_tokens != needle::live_sequence::sink_tokens) {
                 throw std::invalid_argument("the task live has 4 sinks");
             }
+            if (request.format != cache_format::f32) {
+                throw std::invalid_argument("the task live has a cache of floats");
+            }
             for (const std::string& name : request.policies) { (void)needle::live_policy_named(name); }
             parts.push_back({{.tokens = tokens, .task = "live", .values = "", .policy = ""}, {}});
         }

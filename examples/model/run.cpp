@@ -197,7 +197,8 @@ int main(int argc, char** argv) {
            "--policy", chosen.policy,
            "what chooses the part; replay_afar runs the prompt a second time, and from a fifth of the cache "
            "gives most answers of the full one, known questions or not (docs/quality.md); profiled needs one "
-           "pass and a table of the model, but loses more; policies that look at a window lose most")
+           "pass and a table of the model, but loses more; policies that look at a window lose most of what "
+           "is asked later")
         ->check(is_policy())
         ->capture_default_str();
     app.add_option(
