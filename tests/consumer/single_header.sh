@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The quickstart runs with the single header alone, and the policies of the conformance tool compile with it: their results are those
-# of the headers that it is made of.
+# The quickstart runs with the single header alone, and the policies of the conformance tool compile with it; the golden vectors are
+# compared with the headers that it is made of.
 #   single_header.sh CHECKOUT FOLDER COMPILER [flags of the compiler]
 set -euo pipefail
 checkout=$1 folder=$2 compiler=("${@:3}")

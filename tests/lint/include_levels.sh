@@ -25,7 +25,7 @@ while IFS=: read -r file include; do
         fail "$file: level ${level[$from]} must not include $target of level ${level[$to]}"
     fi
     arrows+="$file $target"$'\n'
-done < <(grep -r --include='*.hpp' --include='*.inl' '^ *# *include <kvtrim/' */)
+done < <(grep -rE --include='*.hpp' --include='*.inl' '^[[:blank:]]*#[[:blank:]]*(include|define KVTRIM_BODY)[[:blank:]]*<kvtrim/' */)
 tsort <<<"$arrows" >/dev/null || fail "headers include each other"
 
 while read -r file; do fail "$file: open namespace KVTRIM_NAMESPACE (simd/region.hpp)"; done < <(

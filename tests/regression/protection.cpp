@@ -58,7 +58,7 @@ TEST_CASE("protected tokens are not lost where max + 1 equals max", "[regression
     CHECK(keeps_protected(t.plan, layer.inputs(), sinks_and_window));
 }
 
-// kvpress#226, DefensiveKV repository D7: the window ties with the best tokens, and loses by its higher index.
+// kvpress#226, D7 of policy/defensivekv.hpp: the window ties with the best tokens, and loses by its higher index.
 TEST_CASE("protected tokens are not lost to tokens of equal score", "[regression]") {
     layer_data layer = random_layer(shape, 1);
     std::fill(layer.k.begin(), layer.k.end(), 0.0f);
@@ -67,7 +67,7 @@ TEST_CASE("protected tokens are not lost to tokens of equal score", "[regression
     check_protected(layer, over_all_heads(2 * 20));
 }
 
-// DefensiveKV repository D5: with w (1 - r) small, window tokens went first: n 1000, w 64, r 0.934.
+// D5 of policy/defensivekv.hpp: with w (1 - r) small, window tokens went first: n 1000, w 64, r 0.934.
 TEST_CASE("protected tokens stay when the budget is just above them", "[regression]") {
     layer_data layer = random_layer({.kv_heads = 2,
                                      .group = 1,

@@ -75,7 +75,7 @@ TEST_CASE("a refused request does not disturb the next one", "[regression]") {
     }
 }
 
-// DefensiveKV 9251b95 (D10): "only allows to compress once" (heads of equal length are asserted).
+// D10 of policy/defensivekv.hpp: "only allows to compress once" (heads of equal length are asserted).
 TEST_CASE("a cache with heads of different length is compressed a second and a third time", "[regression]") {
     layer_data layer = prompt_with_window(200, 7);
     const auto policy = defensivekv();

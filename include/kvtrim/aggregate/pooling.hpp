@@ -57,7 +57,7 @@ void fold_windows(index_t half, std::span<const float> in, std::span<float> out,
     if (kind == pooling::maximum) {
         detail::fold_windows(half, in, out, [](const float* window, index_t count) {
             float highest = window[0];
-            for (index_t i = 1; i < count; ++i) { highest = math::fmax(highest, window[i]); }
+            for (index_t i = 1; i < count; ++i) { highest = detail::math::fmax(highest, window[i]); }
             return highest;
         });
         return {};

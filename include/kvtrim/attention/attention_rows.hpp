@@ -181,11 +181,13 @@ class attention_rows {
     // The sink logit's part of the row's sum.
     [[nodiscard]] double sink_term(index_t row) const {
         if (sink_logit(row) == kernels::masked_logit) { return 0; }
-        return math::exp(static_cast<double>(sink_logit(row)) - static_cast<double>(at(maximum_, row)));
+        return detail::math::exp(static_cast<double>(sink_logit(row)) -
+                                 static_cast<double>(at(maximum_, row)));
     }
 
     [[nodiscard]] float scale() const {
-        return options_.scale > 0 ? options_.scale : 1.0f / math::sqrt(static_cast<float>(in_.head_dim()));
+        return options_.scale > 0 ? options_.scale
+                                  : 1.0f / detail::math::sqrt(static_cast<float>(in_.head_dim()));
     }
 
     // Packs the queries, read through the keys' tile. Floats are scaled here, so that products are logits; bf16 is not.

@@ -78,8 +78,8 @@ struct attention_options {
     if (!o.sink_logits.empty() && static_cast<index_t>(o.sink_logits.size()) != q_heads) {
         return {errc::invalid_parameter, "attention.sink_logits must have one entry per query head", q_heads};
     }
-    const bool in_range = o.scale >= 0 && math::isfinite(o.scale) && o.soft_cap >= 0 &&
-                          math::isfinite(o.soft_cap) && o.sliding_window >= 0;
+    const bool in_range = o.scale >= 0 && detail::math::isfinite(o.scale) && o.soft_cap >= 0 &&
+                          detail::math::isfinite(o.soft_cap) && o.sliding_window >= 0;
     if (!in_range) {
         return {errc::invalid_parameter,
                 "attention: scale, soft_cap and sliding_window must be finite and not negative"};
@@ -133,9 +133,10 @@ struct token_budget {
 [[nodiscard]] inline index_t kept_tokens(index_t tokens, double kept_ratio) {
     if (tokens < 0 || !(kept_ratio > 0 && kept_ratio <= 1)) { return 0; }
     const double exact = static_cast<double>(tokens) * kept_ratio;
-    const double nearest = math::round(exact);
+    const double nearest = detail::math::round(exact);
     const double slack = std::max(1e-9, 4 * std::numeric_limits<double>::epsilon() * nearest);
-    return static_cast<index_t>(math::abs(exact - nearest) <= slack ? nearest : math::floor(exact));
+    return static_cast<index_t>(detail::math::abs(exact - nearest) <= slack ? nearest
+                                                                            : detail::math::floor(exact));
 }
 
 /// Tokens that a compression ratio keeps by kvpress' rule, to reproduce published runs: int(tokens * (1 -

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// All families of kernels that have a table, for compiled.hpp. Users of one family include its own header.
+// The families of kernels that are the same for every engine's elements, for compiled.hpp. Users of one family include its own header.
 
 #include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/kernels/projection_kernels.hpp>

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The kernels, compiled once for a program that includes kvtrim in many files.
+// The kernels of windows, products, projections, rows and selection, compiled once for a program that includes kvtrim in many
+// files. Those that are made for an engine's elements (conversion, the decode tile) stay with the file that uses them.
 //
 // Define KVTRIM_COMPILED_KERNELS for all files, and include this header in exactly one of them; or, in CMake, link to
 // kvtrim::kernels. Nothing else changes: the same functions are chosen at run time.

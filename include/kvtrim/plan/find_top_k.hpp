@@ -64,7 +64,7 @@ template <class UseRow>
     if (count == 0) { return {}; }
     const double share = static_cast<double>(k) / static_cast<double>(length);
     const double rank = share * static_cast<double>(count);
-    const double margin = 2 + 3 * math::sqrt(rank * (1 - share)); // three standard deviations
+    const double margin = 2 + 3 * detail::math::sqrt(rank * (1 - share)); // three standard deviations
     kernels::key_range range;
     auto low = static_cast<index_t>(count);
     if (rank + margin < static_cast<double>(count)) {
