@@ -42,6 +42,14 @@ const std::vector<T>& output_weights() {
     return weights;
 }
 
+// The same as its Gram matrix.
+template <class T>
+const kvtrim::gram_projection& output_gram() {
+    static const kvtrim::gram_projection gram(
+        kvtrim::strided<const T, 3>(output_weights<T>().data(), {q_heads, head_dim, hidden}));
+    return gram;
+}
+
 template <class T>
 struct layer {
     index_t tokens;

@@ -90,9 +90,7 @@ void exact_l1(benchmark::State& state) {
 
 template <class T>
 void gram_l2(benchmark::State& state) {
-    static const kvtrim::gram_projection gram(
-        kvtrim::strided<const T, 3>(output_weights<T>().data(), {q_heads, head_dim, hidden}));
-    norms<T>(state, gram.view(), head_dim, q_heads);
+    norms<T>(state, output_gram<T>().view(), head_dim, q_heads);
 }
 
 // The textbook loop, over one query head and 1024 tokens.

@@ -56,10 +56,8 @@ void check_inputs(benchmark::State& state) {
 
 template <class Policy>
 void by_gram_norms(benchmark::State& state, const Policy& policy) {
-    static const kvtrim::gram_projection gram(
-        kvtrim::strided<const element, 3>(output_weights<element>().data(), {q_heads, head_dim, hidden}));
     const auto& data = shared_layer<element>(state.range(0));
-    run(state, data, data.inputs().with_output_projection(gram.view()), policy,
+    run(state, data, data.inputs().with_output_projection(output_gram<element>().view()), policy,
         {score_work(data), norm_work(data, head_dim)});
 }
 

@@ -193,10 +193,8 @@ void expected_attention(benchmark::State& state, bool use_covariance) {
 // measure(inputs, what they cost beside products of queries), with W_O as its Gram matrix or without it.
 template <class Measure>
 void with_or_without_gram(const layer<float>& data, bool has_gram, const Measure& measure) {
-    static const kvtrim::gram_projection gram(
-        kvtrim::strided<const float, 3>(output_weights<float>().data(), {q_heads, head_dim, hidden}));
     if (!has_gram) { return measure(data.inputs(), work{}); }
-    measure(data.inputs().with_output_projection(gram.view()),
+    measure(data.inputs().with_output_projection(output_gram<float>().view()),
             products<float>(projection_flops(data.tokens, head_dim), 0));
 }
 

@@ -2,12 +2,13 @@
 // SPDX-License-Identifier: MIT
 #include "calibrate.hpp"
 
+#include "read_file.hpp"
+
 #include <kvtrim/policy/replay.hpp>
 
 #include <charconv>
 #include <cmath>
 #include <fstream>
-#include <iterator>
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
@@ -17,15 +18,6 @@ namespace {
 
 [[noreturn]] void fail(const std::filesystem::path& file, const std::string& what) {
     throw std::runtime_error(file.string() + ": " + what);
-}
-
-std::string read_all(const std::filesystem::path& file) {
-    std::error_code ignored;
-    std::ifstream in(file, std::ios::binary);
-    if (!in.is_open() || std::filesystem::is_directory(file, ignored)) { fail(file, "cannot be read"); }
-    std::string bytes((std::istreambuf_iterator<char>(in)), {});
-    if (in.bad()) { fail(file, "cannot be read"); }
-    return bytes;
 }
 
 // Under another name first, so that what was interrupted is no table.
@@ -77,7 +69,7 @@ model_table table_of(const llama_model& model, const std::filesystem::path& file
                      const std::function<std::vector<token_id>()>& text, const std::vector<token_id>& lead) {
     model_table table;
     if (!file.empty() && std::filesystem::exists(file)) {
-        const std::string bytes = read_all(file);
+        const std::string bytes = read_file(file);
         if (!kvtrim::restore(table.profile, std::as_bytes(std::span(bytes))).ok()) {
             fail(file, "is no table of a model's rows, or a damaged one");
         }
@@ -103,7 +95,7 @@ model_table table_of(const llama_model& model, const std::filesystem::path& file
 }
 
 std::vector<double> read_shares(const std::filesystem::path& file, const model_config& model) {
-    std::istringstream words(read_all(file));
+    std::istringstream words(read_file(file));
     std::vector<double> shares;
     bool is_any_positive = false;
     for (std::string word; words >> word;) {

@@ -208,13 +208,7 @@ int main(int argc, char** argv) {
         ->delimiter(',')
         ->check(is_policy() | CLI::IsMember({"all"}))
         ->capture_default_str();
-    app.add_option(
-        "--table", chosen.files.table,
-        "of policies with a table of the model's rows (profiled..., replay_threshold): read from this "
-        "file, or made and written there if there is none; without a file it is made each time");
-    app.add_option("--shares", chosen.files.shares,
-                   "of ..._by_shares: a text file of a number for each layer, or for each KV head of each "
-                   "layer, in proportion to which the budget is dealt out");
+    add_aid_files(app, chosen.files);
     app.add_option("--keep", request.kept_ratios, "shares of the cache that stay")
         ->delimiter(',')
         ->check(CLI::Range(1e-6, 1.0))

@@ -323,12 +323,15 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
         quality_key key;
         needle_values values;
     };
+    const auto asks = [&](std::string_view task) {
+        return std::find(request.tasks.begin(), request.tasks.end(), task) != request.tasks.end();
+    };
     std::vector<part> parts;
     for (const index_t tokens : request.tokens) {
-        if (std::find(request.tasks.begin(), request.tasks.end(), "text") != request.tasks.end()) {
+        if (asks("text")) {
             parts.push_back({{.tokens = tokens, .task = "text", .values = "", .policy = ""}, {}});
         }
-        if (std::find(request.tasks.begin(), request.tasks.end(), "live") != request.tasks.end()) {
+        if (asks("live")) {
             if (request.sink_tokens != needle::live_sequence::sink_tokens) {
                 throw std::invalid_argument("the task live has 4 sinks");
             }
@@ -342,9 +345,7 @@ quality_results measure_quality(const llama_model& model, const sample_source& s
         for (const needle_values values : request.values) {
             const std::string name = values == needle_values::numbers ? "numbers" : "words";
             for (const std::string_view task : all_needle_tasks) {
-                if (std::find(request.tasks.begin(), request.tasks.end(), task) == request.tasks.end()) {
-                    continue;
-                }
+                if (!asks(task)) { continue; }
                 for (const bool seen : request.question_seen) {
                     parts.push_back({{.tokens = tokens,
                                       .task = std::string(task),

@@ -6,6 +6,7 @@
 #include "calibrate.hpp"
 #include "load_model.hpp"
 #include "policy_check.hpp"
+#include "read_file.hpp"
 #include "seconds_since.hpp"
 #include "session.hpp"
 #include "tokenizer.hpp"
@@ -17,8 +18,6 @@
 
 #include <chrono>
 #include <exception>
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -48,13 +47,6 @@ double megabytes(std::size_t bytes) {
     return static_cast<double>(bytes) * 1e-6;
 }
 
-std::string read_text(const std::string& name) {
-    std::ifstream in(name, std::ios::binary);
-    std::string text((std::istreambuf_iterator<char>(in)), {});
-    if (!in.is_open() || in.bad()) { throw std::runtime_error(name + ": cannot be read"); }
-    return text;
-}
-
 // What comes before the cut, and what after it.
 struct prompt {
     std::vector<token_id> cached;
@@ -70,7 +62,7 @@ prompt make_prompt(const tokenizer& words, const options& chosen) {
         to->insert(to->end(), tokens.begin(), tokens.end());
     };
     const token_id begin = words.control("<|im_start|>"), end = words.control("<|im_end|>");
-    const std::string text = chosen.text_file.empty() ? "" : read_text(chosen.text_file);
+    const std::string text = chosen.text_file.empty() ? "" : read_file(chosen.text_file);
     const bool is_chat = !chosen.plain && !chosen.question.empty() && begin >= 0 && end >= 0;
     if (is_chat) {
         if (!chosen.system.empty()) {
@@ -139,7 +131,7 @@ int run(const options& chosen) {
     policy_aids aids{replay_lead(words)};
     model_table table;
     add_aids(aids, table, model, {&policy.name, 1}, chosen.files, [&] {
-        std::vector<token_id> text = words.encode(read_text(MODEL_DATA_DIR "/holmes.txt").substr(0, 8192));
+        std::vector<token_id> text = words.encode(read_file(MODEL_DATA_DIR "/holmes.txt").substr(0, 8192));
         text.resize(std::min<std::size_t>(text.size(), 1024));
         return text;
     });
@@ -201,13 +193,7 @@ int main(int argc, char** argv) {
            "is asked later")
         ->check(is_policy())
         ->capture_default_str();
-    app.add_option(
-        "--table", chosen.files.table,
-        "of policies with a table of the model's rows (profiled..., replay_threshold): read from this "
-        "file, or made and written there if there is none; without a file it is made each time");
-    app.add_option("--shares", chosen.files.shares,
-                   "of ..._by_shares: a text file of a number for each layer, or for each KV head of each "
-                   "layer, in proportion to which the budget is dealt out");
+    add_aid_files(app, chosen.files);
     app.add_option("--keep", chosen.cut.kept_ratio, "share of the cache that stays")
         ->check(CLI::Range(1e-6, 1.0))
         ->capture_default_str();

@@ -3,7 +3,7 @@
 
 #include <kvtrim/allocate/preference.hpp>
 
-#include "support/checks.hpp"
+#include "support/allocate.hpp"
 
 #include <cmath>
 
@@ -21,10 +21,6 @@ std::vector<index_t> shares(const preference& p, const std::vector<double>& pref
     return budgets;
 }
 
-index_t sum_of_shares(const std::vector<index_t>& values) {
-    return std::accumulate(values.begin(), values.end(), index_t{0});
-}
-
 } // namespace
 
 TEST_CASE("preference: shares follow the preferences, under the caps, with an exact sum", "[policy]") {
@@ -37,10 +33,10 @@ TEST_CASE("preference: shares follow the preferences, under the caps, with an ex
             preferences.push_back(r.chance(0.1) ? 0.0 : std::exp(3 * r.normal()));
             caps.push_back(r.between(0, 500));
         }
-        const index_t total = r.between(0, sum_of_shares(caps));
+        const index_t total = r.between(0, sum_of(caps));
         const auto budgets = shares({}, preferences, caps, total);
         CAPTURE(i, layers, total);
-        CHECK(sum_of_shares(budgets) == total);
+        CHECK(sum_of(budgets) == total);
         for (std::size_t a = 0; a < layers; ++a) {
             CHECK(budgets[a] >= 0);
             CHECK(budgets[a] <= caps[a]);
@@ -137,11 +133,11 @@ TEST_CASE("preference: with a floor every layer has its part of an even share, a
             preferences[l] = r.chance(0.2) ? 0.0 : r.uniform();
             caps[l] = r.between(0, 500);
         }
-        const index_t total = r.between(0, sum_of_shares(caps));
+        const index_t total = r.between(0, sum_of(caps));
         const double ratio = r.uniform();
         CAPTURE(i, layers, total, ratio);
         const auto budgets = shares({.floor_ratio = ratio}, preferences, caps, total);
-        CHECK(sum_of_shares(budgets) == total);
+        CHECK(sum_of(budgets) == total);
         const double even = ratio * static_cast<double>(total) / static_cast<double>(layers);
         for (std::size_t l = 0; l < layers; ++l) {
             CHECK(static_cast<double>(budgets[l]) >=

@@ -3,7 +3,7 @@
 
 #include <kvtrim/allocate/pyramid.hpp>
 
-#include "support/checks.hpp"
+#include "support/allocate.hpp"
 
 #include <cmath>
 
@@ -26,10 +26,6 @@ std::vector<index_t> pyramid_of(const pyramid& p, index_t layers, index_t tokens
     return budgets;
 }
 
-index_t sum_of_layers(const std::vector<index_t>& values) {
-    return std::accumulate(values.begin(), values.end(), index_t{0});
-}
-
 } // namespace
 
 TEST_CASE("pyramid: budgets fall, hold the window, and sum exactly to what all layers keep", "[policy]") {
@@ -42,7 +38,7 @@ TEST_CASE("pyramid: budgets fall, hold the window, and sum exactly to what all l
         const pyramid p{.beta = r.one_of({1.0, 2.0, 5.0, 20.0, 100.0})};
         CAPTURE(i, layers, tokens, window, kept, p.beta);
         const auto budgets = pyramid_of(p, layers, tokens, window, kept);
-        CHECK(sum_of_layers(budgets) == layers * std::min(kept, tokens));
+        CHECK(sum_of(budgets) == layers * std::min(kept, tokens));
         for (std::size_t l = 0; l < budgets.size(); ++l) {
             CHECK(budgets[l] >= window);
             CHECK(budgets[l] <= tokens);
@@ -65,8 +61,8 @@ TEST_CASE("pyramid: one layer keeps what it is asked to, and no prompt leaves it
 
 TEST_CASE("pyramid: the references' totals drift, the exact schedule's does not", "[policy][reference]") {
     // A step of 0: every layer gets the top of the pyramid.
-    CHECK(sum_of_layers(pyramid_of({.schedule = pyramid_schedule::adakv}, 32, 2000, 8, 23)) == 32 * (8 + 30));
-    CHECK(sum_of_layers(pyramid_of({}, 32, 2000, 8, 23)) == 32 * 23);
+    CHECK(sum_of(pyramid_of({.schedule = pyramid_schedule::adakv}, 32, 2000, 8, 23)) == 32 * (8 + 30));
+    CHECK(sum_of(pyramid_of({}, 32, 2000, 8, 23)) == 32 * 23);
 }
 
 TEST_CASE("pyramid: bad input is refused with the budgets as they were", "[policy][errors]") {
@@ -147,7 +143,7 @@ TEST_CASE("pyramid: with a floor every layer has its part of an even share, and 
         CAPTURE(i, layers, tokens, window, kept, ratio);
         const auto budgets = pyramid_of({.floor_ratio = ratio}, layers, tokens, window, kept);
         const index_t base = std::min(kept, tokens) - window;
-        CHECK(sum_of_layers(budgets) == layers * (base + window));
+        CHECK(sum_of(budgets) == layers * (base + window));
         for (std::size_t l = 0; l < budgets.size(); ++l) {
             CHECK(static_cast<double>(budgets[l] - window) >= std::floor(ratio * static_cast<double>(base)));
             CHECK(budgets[l] <= tokens);

@@ -186,8 +186,7 @@ TEST_CASE("projection_kernels of bf16: what is packed unpacks to the same rows, 
 TEST_CASE("projection_kernels of bf16: levels without such products leave bf16 to be widened", "[kernels]") {
     for (const auto level :
          {cpu_level::portable, cpu_level::neon_bf16, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
-        const bool has_products = level >= (KVTRIM_HAS_X86 ? cpu_level::amx : cpu_level::neon_bf16) &&
-                                  (KVTRIM_HAS_X86 || KVTRIM_HAS_NEON);
+        const bool has_products = support::has_bf16_products(level);
         const kernels::projection_kernels& steps = kernels::projection_kernels_of(level);
         CAPTURE(name_of(level));
         CHECK((steps.add_bf16_l1 != nullptr) == has_products);

@@ -168,8 +168,7 @@ TEST_CASE("window_kernels of bf16: a broken key spoils its own logits and no oth
 TEST_CASE("window_kernels of bf16: levels without such products leave bf16 to be widened", "[kernels]") {
     for (const auto level :
          {cpu_level::portable, cpu_level::neon_bf16, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
-        const bool has_products = level >= (KVTRIM_HAS_X86 ? cpu_level::amx : cpu_level::neon_bf16) &&
-                                  (KVTRIM_HAS_X86 || KVTRIM_HAS_NEON);
+        const bool has_products = support::has_bf16_products(level);
         const kernels::window_kernels& steps = kernels::window_kernels_of<bf16>(level);
         CAPTURE(name_of(level));
         CHECK((steps.bf16_logits != nullptr) == has_products);

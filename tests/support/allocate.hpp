@@ -56,8 +56,9 @@ void require_allocation_refusals(const Allocator& allocator) {
     }
 }
 
-inline std::size_t sum_of(const oracle::counts& budgets) {
-    return std::accumulate(budgets.begin(), budgets.end(), std::size_t{0});
+template <class Number>
+Number sum_of(const std::vector<Number>& budgets) {
+    return std::accumulate(budgets.begin(), budgets.end(), Number{0});
 }
 
 } // namespace support

@@ -61,6 +61,12 @@ inline bool runs_avx512() {
     return false;
 }
 
+// Whether kernels of this level multiply bf16, where they are compiled for the processor's family.
+inline bool has_bf16_products(kvtrim::cpu_level level) {
+    return level >= (KVTRIM_HAS_X86 ? kvtrim::cpu_level::amx : kvtrim::cpu_level::neon_bf16) &&
+           (KVTRIM_HAS_X86 || KVTRIM_HAS_NEON);
+}
+
 // Whether this machine multiplies bf16 by BFMMLA. Printed likewise.
 inline bool runs_bfmmla() {
     if (kvtrim::best_cpu_level() == kvtrim::cpu_level::neon_bf16) { return true; }
