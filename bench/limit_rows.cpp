@@ -69,13 +69,14 @@ void one_and_two_threads(benchmark::internal::Benchmark* b) {
     b->ArgName("threads")->Arg(1)->Arg(2)->Unit(benchmark::kMillisecond)->UseRealTime();
 }
 
-void add_register_loop(const register_loop& loop, const char* unit) {
-    const std::string name = loop.name; // <what>_<level>
-    const auto row = [=, level = name.substr(name.rfind('_') + 1)](benchmark::State& state) {
+// The row limit/<what>_<level>.
+void add_level_limit(const std::string& what, const level_limit& of, const char* unit) {
+    const std::string level = kvtrim::name_of(of.level);
+    const auto row = [=, loop = of.loop](benchmark::State& state) {
         limit(state, loop.per_step * static_cast<double>(loop.steps), unit, level,
               [&](index_t) { loop.run(loop.steps); });
     };
-    benchmark::RegisterBenchmark(("limit/" + name).c_str(), row)->Apply(one_and_two_threads);
+    benchmark::RegisterBenchmark(("limit/" + what + "_" + level).c_str(), row)->Apply(one_and_two_threads);
 }
 
 BENCHMARK(read)->Name("limit/read")->Apply(one_and_two_threads);
@@ -85,8 +86,8 @@ BENCHMARK(copy)->Name("limit/copy")->Apply(one_and_two_threads);
 } // namespace
 
 void add_limit_rows() {
-    for (const register_loop& loop : product_limits()) { add_register_loop(loop, "flops"); }
-    add_register_loop(exponential_limit(), "exponentials");
+    for (const level_limit& of : product_limits()) { add_level_limit("products", of, "flops"); }
+    add_level_limit("exp", exponential_limit(), "exponentials");
 }
 
 } // namespace bench

@@ -6,6 +6,7 @@
 // limit_rows.cpp makes rows of them, so that they are timed in the same process and rounds as the rows they bound.
 
 #include <kvtrim/core/status.hpp>
+#include <kvtrim/simd/cpu_level.hpp>
 
 #include <span>
 
@@ -15,18 +16,29 @@ using kvtrim::index_t;
 
 // A loop over registers: run(steps) does steps * per_step operations, in some tens of milliseconds.
 struct register_loop {
-    const char* name; // of the row limit/<name>, ends with _<level>
     index_t steps;
     double per_step;
     void (*run)(index_t steps);
 };
 
-// Multiply-adds in f32, one loop for each level that this machine has, and bf16 tiles where it has AMX; flops.
-// The portable level's is multiplication and addition in 128 bits: what code for plain x86-64 can do.
-[[nodiscard]] std::span<const register_loop> product_limits();
+// The loop of a level, which is a part of its row's name.
+struct level_limit {
+    kvtrim::cpu_level level;
+    register_loop loop;
+};
 
-// 2^x to float accuracy with the widest vectors, from registers; the portable level's is Eigen's, from L1.
-[[nodiscard]] register_loop exponential_limit();
+// Multiply-adds, one loop for each level that this machine has, the lowest level first: of bf16 where the level has products
+// of bf16 of its own, of f32 elsewhere; flops. The portable level's of x86-64 multiply and then add.
+[[nodiscard]] std::span<const level_limit> product_limits();
+
+// Whether a level has products of bf16 of its own. What else its kernels do is then done as at float_level().
+[[nodiscard]] bool multiplies_bf16(kvtrim::cpu_level level);
+
+// The lowest level that multiplies f32 as `level` does.
+[[nodiscard]] kvtrim::cpu_level float_level(kvtrim::cpu_level level);
+
+// 2^x to float accuracy with the widest vectors, from registers.
+[[nodiscard]] level_limit exponential_limit();
 
 // Reads floats [count], a multiple of 256, in four streams.
 void read_all(const float* data, index_t count);

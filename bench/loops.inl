@@ -23,18 +23,17 @@ KVTRIM_LOOP void products_values(const matrix_in& values, const float* weights, 
     multiply<true, product_vectors>(values, weights, keys, out, 0, product_rows(product_vectors));
 }
 
-#define KVTRIM_DECODE(Element)                                                                               \
-    KVTRIM_LOOP void products_decode_keys_##Element(const Element* const* rows, index_t head_dim,            \
-                                                    const float* queries, float* logits) {                   \
+#define KVTRIM_DECODE(Element, of_keys, of_values)                                                           \
+    KVTRIM_LOOP void of_keys(const Element* const* rows, index_t head_dim, const float* queries,             \
+                             float* logits) {                                                                \
         decode_logits(rows, 0, head_dim, queries, logits);                                                   \
     }                                                                                                        \
-    KVTRIM_LOOP void products_decode_values_##Element(const decode_tile& tile, element_rows<Element> values, \
-                                                      index_t keys) {                                        \
+    KVTRIM_LOOP void of_values(const decode_tile& tile, element_rows<Element> values, index_t keys) {        \
         add_decode_values<true>(tile, values, 0, keys, keys);                                                \
     }
-KVTRIM_DECODE(float)
-KVTRIM_DECODE(bf16)
-KVTRIM_DECODE(f16)
+KVTRIM_DECODE(float, products_decode_keys_float, products_decode_values_float)
+KVTRIM_DECODE(bf16, products_decode_keys_bf16, products_decode_values_bf16)
+KVTRIM_DECODE(f16, products_decode_keys_f16, products_decode_values_f16)
 #undef KVTRIM_DECODE
 KVTRIM_LOOP void exponentials_decode(const decode_tile& tile, index_t keys) {
     make_decode_weights(tile, keys);
@@ -84,14 +83,14 @@ KVTRIM_LOOP std::int32_t* ordered_selection(std::span<const float> row, top_k_cu
     return kernels::KVTRIM_TARGET::write_above(row, cut, 0, out);
 }
 
-#define KVTRIM_WIDEN(Element)                                                                                \
-    KVTRIM_LOOP void written_widen_##Element(const Element* from, index_t count, float* to) {                \
-        simd::KVTRIM_TARGET::widen_row(from, count, to);                                                     \
+#define KVTRIM_WIDEN(Element, of_element)                                                                    \
+    KVTRIM_LOOP void of_element(const Element* from, index_t count, float* to) {                             \
+        kernels::KVTRIM_TARGET::widen_row(from, count, to);                                                  \
     }
-KVTRIM_WIDEN(f16)
-KVTRIM_WIDEN(bf16)
-KVTRIM_WIDEN(f8_e5m2)
-KVTRIM_WIDEN(f8_e4m3)
+KVTRIM_WIDEN(f16, written_widen_f16)
+KVTRIM_WIDEN(bf16, written_widen_bf16)
+KVTRIM_WIDEN(f8_e5m2, written_widen_f8_e5m2)
+KVTRIM_WIDEN(f8_e4m3, written_widen_f8_e4m3)
 #undef KVTRIM_WIDEN
 KVTRIM_LOOP void written_q8_0(const block_q8_0* blocks, index_t count, float* to) {
     decode(blocks, count, to);
@@ -100,10 +99,10 @@ KVTRIM_LOOP void written_q4_0(const block_q4_0* blocks, index_t count, float* to
     decode(blocks, count, to);
 }
 KVTRIM_LOOP void read_narrow_f16(const float* from, index_t count, f16* to) {
-    simd::KVTRIM_TARGET::narrow_row(from, count, to);
+    kernels::KVTRIM_TARGET::narrow_row(from, count, to);
 }
 KVTRIM_LOOP void read_narrow_bf16(const float* from, index_t count, bf16* to) {
-    simd::KVTRIM_TARGET::narrow_row(from, count, to);
+    kernels::KVTRIM_TARGET::narrow_row(from, count, to);
 }
 
 KVTRIM_LOOP void written_rotate_halves(turn_row a, turn_row b, index_t pairs, float* row) {
@@ -114,16 +113,3 @@ KVTRIM_LOOP void written_rotate_pairs(turn_row a, turn_row b, index_t pairs, flo
 }
 
 } // namespace kvtrim::loops::KVTRIM_TARGET
-
-#if KVTRIM_HAS_NEON
-namespace kvtrim::loops::neon {
-
-KVTRIM_BEGIN_NEON_BF16
-// Has no loop of its own either: that of multiply_panel() is taken.
-void products_bf16(const bf16* values, index_t tokens, const bf16* packed, float* scratch, float* norms) {
-    bfmmla::add_l1<bfmmla::tiles>(values, 128, tokens, packed, 128, 4096, scratch, norms);
-}
-KVTRIM_END_REGION
-
-} // namespace kvtrim::loops::neon
-#endif

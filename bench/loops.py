@@ -7,11 +7,12 @@
     bench/loops.py --compiler g++
     bench/loops.py --show NAME        the instructions of one loop, for every target
 
-bench/loops.inl has one function for each loop. Of its innermost loops the one that does most work in an iteration is
-taken: multiply-adds, exponentials, floats put in order, written or read, as the function's name begins. Cycles are
-llvm-mca's, for 16 units of work: what the ports and the width of a processor alone allow, to what it allows where instructions
-also wait for each other; every load hits the first level cache, every branch is predicted. Its models let an address that a
-store increments wait for the stored value, which processors do not: in a loop that only converts the second figure is too high.
+bench/loops.inl and bench/loops_bf16.inl have one function for each loop. Of its innermost loops the one that does most work in
+an iteration is taken: multiply-adds, exponentials, floats put in order, written or read, as the function's name begins. Cycles
+are llvm-mca's, for 16 units of work: what the ports and the width of a processor alone allow, to what it allows where
+instructions also wait for each other; every load hits the first level cache, every branch is predicted. Its models let an
+address that a store increments wait for the stored value, which processors do not: in a loop that only converts the second
+figure is too high.
 """
 
 import argparse
@@ -91,7 +92,7 @@ not_inlined = {  # where the loop is in a function of the kernels
 
 
 def functions(assembly, target):
-    """(name, lines) of the functions of bench/loops.inl."""
+    """(name, lines) of the functions of both."""
     name, lines = None, []
     for line in assembly.splitlines():
         line = line.split("//" if target == "neon" else "#")[0].strip()

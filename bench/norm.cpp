@@ -55,11 +55,11 @@ class norming {
 template <class T, class Projection>
 const char* disagreement_with_portable(const Projection& projection, index_t heads) {
     const layer<T> data(300);
-    norming own(data, projection, heads), portable(data, projection, heads);
+    norming own(data, projection, heads), expected(data, projection, heads);
     bool is_done = own.run().ok();
     const at_level lowered(kvtrim::cpu_level::portable);
-    is_done = is_done && portable.run().ok();
-    return is_done && agree(own.norms(), portable.norms(), 1e-2f) ? nullptr
+    is_done = is_done && expected.run().ok();
+    return is_done && agree(own.norms(), expected.norms(), 1e-2f) ? nullptr
                                                                   : "norms differ from the portable level's";
 }
 

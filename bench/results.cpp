@@ -69,15 +69,24 @@ class machine {
         std::string by; // the limits that bind, of each pass one
     };
 
+    // The row of the products in f32 at the level of this name. A level of other programs has none.
+    [[nodiscard]] static std::string float_products_at(const std::string& level) {
+        for (const level_limit& of : product_limits()) {
+            if (level == kvtrim::name_of(of.level)) {
+                return fmt::format("products_{}", kvtrim::name_of(float_level(of.level)));
+            }
+        }
+        return "none";
+    }
+
     // The least time for a row's stages; none where a rate was not measured.
     [[nodiscard]] std::optional<bound> limit_of(const row_facts& facts) const {
-        const std::string vectors =
-            facts.level == "amx" ? "products_avx512" : "products_" + facts.level; // f32 beside the tiles
+        const std::string float_products = float_products_at(facts.level);
         bound sum;
         for (const work& w : facts.stages) {
             bound longest;
-            const std::pair<double, std::string> parts[] = {{w.flops, vectors},
-                                                            {w.tile_flops, "products_amx"},
+            const std::pair<double, std::string> parts[] = {{w.flops, float_products},
+                                                            {w.bf16_flops, "products_" + facts.level},
                                                             {w.read_bytes, "read"},
                                                             {w.cached_bytes, "read_cached"},
                                                             {w.copied_bytes, "copy"}};

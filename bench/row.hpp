@@ -15,6 +15,8 @@
 // The suite runs it in rounds, and sets its median against the limit: the time that the machine needs for the same work
 // at the rates measured by the rows limit/... in the same rounds (limits.hpp). What a row must hold is a line in goals.hpp.
 
+#include "limits.hpp"
+
 #include <kvtrim/core/element.hpp>
 #include <kvtrim/core/executor.hpp>
 #include <kvtrim/core/status.hpp>
@@ -39,14 +41,14 @@ using kvtrim::index_t;
 // sum over its stages, which can not.
 struct work {
     double flops = 0;        // in f32, at the peak of the row's level
-    double tile_flops = 0;   // in bf16 tiles: AMX
+    double bf16_flops = 0;   // in products of bf16 that the row's level has
     double read_bytes = 0;   // from memory
     double cached_bytes = 0; // read from the last-level cache
     double copied_bytes = 0; // read and written
 
     // Half of the heads measured: twice the work.
     friend work operator*(double factor, work w) {
-        for (double* part : {&w.flops, &w.tile_flops, &w.read_bytes, &w.cached_bytes, &w.copied_bytes}) {
+        for (double* part : {&w.flops, &w.bf16_flops, &w.read_bytes, &w.cached_bytes, &w.copied_bytes}) {
             *part *= factor;
         }
         return w;
@@ -75,7 +77,7 @@ inline void describe(benchmark::State& state, row_facts facts) {
     };
     double flops = 0, bytes = 0;
     for (const work& w : facts.stages) {
-        flops += w.flops + w.tile_flops;
+        flops += w.flops + w.bf16_flops;
         bytes += w.read_bytes + w.cached_bytes + w.copied_bytes;
     }
     rate("flops", flops);
@@ -87,12 +89,11 @@ inline void describe(benchmark::State& state, row_facts facts) {
     last_row = std::move(facts);
 }
 
-// Products of elements T: in tiles where the level in force has them for this element, else in f32.
+// Products of elements T: of bf16 as they are where the level in force multiplies them, else in f32.
 template <class T>
 work products(double flops, double read_bytes) {
-    const bool in_tiles =
-        std::is_same_v<T, kvtrim::bf16> && kvtrim::active_cpu_level() == kvtrim::cpu_level::amx;
-    return {.flops = in_tiles ? 0 : flops, .tile_flops = in_tiles ? flops : 0, .read_bytes = read_bytes};
+    const bool in_bf16 = std::is_same_v<T, kvtrim::bf16> && multiplies_bf16(kvtrim::active_cpu_level());
+    return {.flops = in_bf16 ? 0 : flops, .bf16_flops = in_bf16 ? flops : 0, .read_bytes = read_bytes};
 }
 
 // ---- What a row does ---------------------------------------------------------------------------

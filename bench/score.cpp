@@ -93,11 +93,11 @@ const char* disagreement_with_naive_loop() {
 template <class T, class Scorer>
 const char* disagreement_with_portable(const Scorer& scorer) {
     const layer<T> data(checked_tokens);
-    scoring own(data.inputs(), data.request(), scorer), portable(data.inputs(), data.request(), scorer);
+    scoring own(data.inputs(), data.request(), scorer), expected(data.inputs(), data.request(), scorer);
     bool is_done = own.run().ok();
     const at_level lowered(kvtrim::cpu_level::portable);
-    is_done = is_done && portable.run().ok();
-    return is_done && agree(own.importance(), portable.importance(), 1e-2f)
+    is_done = is_done && expected.run().ok();
+    return is_done && agree(own.importance(), expected.importance(), 1e-2f)
                ? nullptr
                : "scores differ from the portable level's";
 }

@@ -94,7 +94,7 @@ void gather_converted(const any_rows& rows, const keep_plan& plan, T* out) {
     for (index_t g = 0; g < plan.rows(); ++g) {
         for (const auto kept : plan.row(g)) {
             rows.load_rows(g, kept, 1, row.data());
-            simd::narrow(row.data(), length, out);
+            kernels::narrow(row.data(), length, out);
             out += length;
         }
     }

@@ -16,30 +16,6 @@ struct kvtrim_queries {
 namespace kvtrim::c {
 namespace {
 
-/// Rows read as elements T, rounded where they are others.
-template <class T>
-struct rounded_rows {
-    any_rows from;
-    std::span<float> row; // [channels] scratch: while rows are stored nothing allocates
-
-    [[nodiscard]] status validate() const { return from.validate(); }
-    [[nodiscard]] index_t extent(std::size_t r) const { return from.extent(r); }
-    [[nodiscard]] index_t rows(index_t head) const { return from.rows(head); }
-    [[nodiscard]] bool overlaps(const strided_bytes& other) const { return from.overlaps(other); }
-    [[nodiscard]] element_rows<T> rows_in_place(index_t, index_t, index_t) const { return {}; }
-    template <class Out>
-    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
-        if constexpr (std::is_same_v<Out, float>) {
-            from.load_rows(head, first, count, tile);
-        } else {
-            for (index_t i = first; i < first + count; ++i, tile += std::ssize(row)) {
-                from.load_rows(head, i, 1, row.data());
-                simd::narrow(row.data(), std::ssize(row), tile);
-            }
-        }
-    }
-};
-
 /// A ring's rows in their order, as an INDEXED view of its slots.
 template <class T>
 void describe(const query_ring_view<T>& rows, int32_t element, std::vector<std::int32_t>& order,
@@ -108,12 +84,7 @@ kvtrim_status kvtrim_queries_append(kvtrim_queries* queries, const kvtrim_view* 
     return guarded([&]() -> status {
         if (queries == nullptr) { return no_handle(); }
         const any_rows rows = any_rows::of(newest);
-        return std::visit(
-            [&]<class T>(recent_queries<T>& state) {
-                std::vector<float> row(static_cast<std::size_t>(state.head_dim()));
-                return state.append(rounded_rows<T>{rows, row});
-            },
-            queries->state);
+        return std::visit([&](auto& state) { return state.append(rows); }, queries->state);
     });
 }
 kvtrim_status kvtrim_queries_rollback(kvtrim_queries* queries, int64_t count) {

@@ -15,6 +15,7 @@ long heap_requests = 0;
 #include <kvtrim/kvtrim.hpp>
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <vector>
 
@@ -132,6 +133,9 @@ void check(const shape& s, bool token_major) {
     bool added = true;
     expect(requests_of([&] { added = statistics.add(in.queries, chunk_scratch).ok(); }), 0,
            "query_statistics", s.head_dim);
+    recent_queries<f16> ring(q_heads, 8, s.head_dim);
+    expect(requests_of([&] { added = added && ring.append(in.queries).ok(); }), 0, "recent_queries",
+           s.head_dim);
     const std::vector<float> frequencies(static_cast<std::size_t>(s.head_dim / 2), 0.1f);
     expect(added ? 0 : refused, 0, "query_statistics", s.head_dim);
     expect_no_allocation("expected_attention", expected_attention(statistics, {frequencies}), in, request);
@@ -223,6 +227,23 @@ void check_decode(index_t head_dim) {
     expect(done ? requests : refused, 0, "decode", head_dim);
 }
 
+// The CPU levels of this machine; those that it lacks are named once.
+const std::vector<cpu_level>& levels_of_this_machine() {
+    static const std::vector<cpu_level> levels = [] {
+        std::vector<cpu_level> own;
+        for (unsigned i = 0; std::strcmp(name_of(static_cast<cpu_level>(i)), "unknown") != 0; ++i) {
+            const auto level = static_cast<cpu_level>(i);
+            if (set_cpu_level(level) == level) {
+                own.push_back(level);
+            } else {
+                std::printf("no %s on this machine: not tested\n", name_of(level));
+            }
+        }
+        return own;
+    }();
+    return levels;
+}
+
 // Plan and attention of a prompt in the caller's workspace, at each CPU level.
 template <class T, class Policy>
 void check_prefill(const char* name, Policy policy, index_t head_dim) {
@@ -236,7 +257,7 @@ void check_prefill(const char* name, Policy policy, index_t head_dim) {
     const strided queries(q.data(), {q_heads, tokens, head_dim}, {head_dim, q_heads * head_dim, 1});
     const strided out(o.data(), {q_heads, tokens, head_dim}, {head_dim, q_heads * head_dim, 1});
     const auto in = layer(keys, keys).with_queries(queries);
-    for (const cpu_level level : {cpu_level::portable, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
+    for (const cpu_level level : levels_of_this_machine()) {
         set_cpu_level(level);
         layer_fusion state;
         prune_plan plan;

@@ -174,6 +174,8 @@ int main() {
     copy_each("cache_positions", cache_positions(1), positions, same_bytes);
     copy_each("running_scores", running_scores(1), scores, same_bytes);
     copy_each("recent_queries", recent_queries<float>(1, 1, 2), recent_queries<float>(2, 8, 16), same_bytes);
+    copy_each("recent_queries of bf16", recent_queries<bf16>(1, 1, 2), recent_queries<bf16>(2, 8, 16),
+              same_bytes);
     copy_each("replay_scores", replay_scores(1, 1), replay_scores(2, 30), same_bytes);
     copy_each("flat_cache", flat_cache(1), flat_cache(kept), [](const flat_cache& a, const flat_cache& b) {
         return std::ranges::equal(a.begins(), b.begins()) && std::ranges::equal(a.lengths(), b.lengths());

@@ -8,8 +8,8 @@
 // pairs, so the rate per pair gives the whole layer. Estimate and plan run on the whole prompt.
 // The data are synthetic: spans of 64 tokens share a topic, queries look for the topics of their segment, and the first
 // tokens are an attention sink. Kept mass and error say how an estimate ranks such blocks, not what a model keeps.
-// One table per element and number of threads; where the machine has AMX, bf16 is measured unless other elements are asked
-// for, and the speed of its tile products alone is printed beside.
+// One table per element and number of threads; where attention multiplies bf16 as they are (AMX), bf16 is measured unless other
+// elements are asked for, and the speed of these products alone is printed beside.
 
 #include "limits.hpp"
 
@@ -22,8 +22,8 @@
 #include <chrono>
 #include <cmath>
 #include <random>
-#include <string_view>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -307,10 +307,15 @@ void run(const std::vector<index_t>& lengths, const std::vector<index_t>& budget
     }
 }
 
-// Tile products alone, GFLOP/s of one thread; 0 without AMX.
-double amx_peak_gflops() {
-    const bench::register_loop loop = bench::product_limits().back();
-    if (std::string_view(loop.name) != "products_amx") { return 0; }
+// Whether attention multiplies bf16 as they are, and not widened to floats.
+bool multiplies_bf16() {
+    return kvtrim::kernels::with_bf16_query_tile(
+        []<class Tile>() { return std::is_same_v<typename Tile::element, kvtrim::bf16>; });
+}
+
+// The best level's products alone, GFLOP/s of one thread.
+double peak_gflops() {
+    const bench::register_loop loop = bench::product_limits().back().loop;
     std::vector<double> times;
     for (int r = 0; r < 11; ++r) {
         times.push_back(seconds([&] { loop.run(loop.steps); }));
@@ -323,8 +328,8 @@ void print_table(const std::string& element, const std::vector<index_t>& lengths
                  const std::vector<index_t>& budgets, const setup& s) {
     fmt::print("{}, {} thread{}, CPU level {}; seconds per layer, median ± half the interquartile range\n",
                element, s.threads, s.threads == 1 ? "" : "s", kvtrim::name_of(kvtrim::active_cpu_level()));
-    if (element == "bf16" && kvtrim::active_cpu_level() >= kvtrim::cpu_level::amx) {
-        fmt::print("tile products alone: {:.0f} GFLOP/s a thread\n", amx_peak_gflops());
+    if (element == "bf16" && multiplies_bf16()) {
+        fmt::print("products of bf16 alone: {:.0f} GFLOP/s a thread\n", peak_gflops());
     }
     fmt::print(
         "\n| policy | tokens | budget | dense s | GFLOP/s | estimate ms | plan ms | sparse s | speed-up "
@@ -345,7 +350,7 @@ int main(int argc, char** argv) {
     std::vector<index_t> lengths{8192, 16384, 32768, 65536, 131072};
     std::vector<index_t> budgets{1024, 2048, 4096};
     std::vector<std::string> elements{"f32"};
-    if (kvtrim::active_cpu_level() >= kvtrim::cpu_level::amx) { elements.emplace_back("bf16"); }
+    if (multiplies_bf16()) { elements.emplace_back("bf16"); }
     std::vector<index_t> threads{1};
     setup s;
     app.add_option("--tokens", lengths, "prompt lengths")->delimiter(',')->capture_default_str();

@@ -8,9 +8,9 @@
 
 #include <kvtrim/compact/compact_in_place.hpp>
 #include <kvtrim/decode/ragged_attention.hpp>
+#include <kvtrim/kernels/convert.hpp>
 #include <kvtrim/kernels/quant_blocks.hpp>
 #include <kvtrim/prefill/block_sparse_attention.hpp>
-#include <kvtrim/simd/convert.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -48,7 +48,7 @@ void write_row(cache_format format, const float* from, index_t count, std::byte*
         std::memcpy(to, from, static_cast<std::size_t>(count) * 4);
         break;
     case cache_format::f16:
-        kvtrim::simd::narrow(from, count, reinterpret_cast<f16*>(to));
+        kvtrim::kernels::narrow(from, count, reinterpret_cast<f16*>(to));
         break;
     case cache_format::q8_0:
         encode(from, count, reinterpret_cast<block_q8_0*>(to));
@@ -132,7 +132,7 @@ void cache_rows::load_rows(index_t head, index_t first, index_t count, float* ti
         std::memcpy(tile, from, static_cast<std::size_t>(elements) * 4);
         break;
     case cache_format::f16:
-        kvtrim::simd::widen(reinterpret_cast<const f16*>(from), elements, tile);
+        kvtrim::kernels::widen(reinterpret_cast<const f16*>(from), elements, tile);
         break;
     case cache_format::q8_0:
         kvtrim::kernels::decode_blocks(reinterpret_cast<const block_q8_0*>(from), elements / 32, tile);

@@ -4,9 +4,8 @@
 
 #include "threads.hpp"
 
+#include <kvtrim/kernels/convert.hpp>
 #include <kvtrim/simd/choose.hpp>
-#include <kvtrim/simd/convert.hpp>
-#include <kvtrim/simd/look_up_nibbles.hpp>
 #include <kvtrim/simd/prefetch.hpp>
 #include <kvtrim/simd/simd.hpp>
 
@@ -112,7 +111,7 @@ void weight::decode_row(index_t r, float* to) const {
         std::memcpy(to, row(r), static_cast<std::size_t>(columns_) * 4);
         break;
     case weight_format::f16:
-        kvtrim::simd::widen(reinterpret_cast<const kvtrim::f16*>(row(r)), columns_, to);
+        kvtrim::kernels::widen(reinterpret_cast<const kvtrim::f16*>(row(r)), columns_, to);
         break;
     case weight_format::q4_0:
         blocks.operator()<kvtrim::block_q4_0>();

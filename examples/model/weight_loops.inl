@@ -109,29 +109,16 @@ KVTRIM_INLINE void add_products(const Block& block, const float* x, floats (&sum
     };
     const floats scale = broadcast(block.scale);
     registers<32 / lanes> codes;
-    if constexpr (requires { look_up_nibbles(scale, block.codes.data(), codes); }) {
-        alignas(64) static constexpr float all[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        floats elements;
-        if constexpr (has_minimum) {
-            elements = fma(scale, load(all), broadcast(block.minimum));
-        } else {
-            elements = scale * (load(all) - 8.0F);
-        }
-        look_up_nibbles(elements, block.codes.data(), codes);
-        sums[0] = fma(codes[0], load(x), sums[0]);
-        sums[1] = fma(codes[1], load(x + lanes), sums[1]);
-    } else {
-        load_nibbles(block.codes.data(), codes); // c - 8
-        floats products = codes[0] * load(x);
+    load_nibbles(block.codes.data(), codes); // c - 8
+    floats products = codes[0] * load(x);
+    KVTRIM_UNROLL
+    for (index_t i = 1; i < 32 / lanes; ++i) { products = fma(codes[i], load(x + i * lanes), products); }
+    sums[0] = fma(scale, products, sums[0]);
+    if constexpr (has_minimum) { // d c + m = d (c - 8) + (8 d + m)
+        floats total = load(x);
         KVTRIM_UNROLL
-        for (index_t i = 1; i < 32 / lanes; ++i) { products = fma(codes[i], load(x + i * lanes), products); }
-        sums[0] = fma(scale, products, sums[0]);
-        if constexpr (has_minimum) { // d c + m = d (c - 8) + (8 d + m)
-            floats total = load(x);
-            KVTRIM_UNROLL
-            for (index_t i = 1; i < 32 / lanes; ++i) { total = total + load(x + i * lanes); }
-            sums[1] = fma(fma(scale, broadcast(8.0F), broadcast(block.minimum)), total, sums[1]);
-        }
+        for (index_t i = 1; i < 32 / lanes; ++i) { total = total + load(x + i * lanes); }
+        sums[1] = fma(fma(scale, broadcast(8.0F), broadcast(block.minimum)), total, sums[1]);
     }
 }
 

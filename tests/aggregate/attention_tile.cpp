@@ -68,3 +68,17 @@ TEST_CASE("attention_tile: columns before and after the tile are within reach", 
     CHECK(tile.column(0)[1] == 11);
     CHECK(tile.column(3)[1] == 41);
 }
+
+TEST_CASE("attention_tile: the highest pooled attention counts columns of the halo, and never falls",
+          "[aggregate]") {
+    const std::vector<float> attention{1, 2, 3, 0, 0, 5, 1, 1, 4, 0}; // five columns of two rows
+    const attention_tile tile{attention.data(), nullptr, 2, 0, 7, 2, 1, 2, {1, 2, 20, 0, 18, 0}};
+    const float weights[] = {1, 0.5f};
+    std::vector<float> best{0, 100};
+    tile.raise_to_pooled(1, weights, best.data());
+    CHECK(best == std::vector<float>{4, 100}); // columns 0 to 2: rows 4 and 7 / 2
+    best = {0, 0};
+    tile.raise_to_pooled(2, weights, best.data());
+    CHECK(best == std::vector<float>{5, 9}); // columns 0 to 3: rows 5 and 8 / 2; 0 to 4: 9 and 8 / 2
+    static_assert(attention_tile::most_query_rows >= 2);
+}

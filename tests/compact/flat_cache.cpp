@@ -284,6 +284,24 @@ TEST_CASE("flat_cache: no number of tokens or rows overflows, what no table can 
     CHECK(table.capacity() == 5);
 }
 
+TEST_CASE("flat_rows: rows are written as those of any view, rounded, and no other is touched", "[compact]") {
+    static_assert(row_store<flat_rows<f16>> && row_store<ragged<f16>>);
+    static_assert(cache_view<flat_rows<const f16>> && !row_store<flat_rows<const f16>>);
+    flat_cache table(support::plan_of({{0, 1}, {0, 1, 2}}));
+    const f16 before{0xdead};
+    std::vector<f16> memory(16, before); // of 8 rows, which have room between them
+    REQUIRE(table.spread(8, [](index_t, index_t, index_t) {}).ok());
+    const flat_rows<f16> rows(memory.data(), table, 2);
+    const float tile[] = {1, 2, 3, 4.0001f};
+    store_rows(rows, 1, 1, 2, tile);
+    const auto first = static_cast<std::size_t>(2 * table.row(1, 1));
+    for (std::size_t i = 0; i < memory.size(); ++i) {
+        const bool is_written = first <= i && i < first + 4;
+        CHECK(memory[i].bits ==
+              (is_written ? element_traits<f16>::from_float(tile[i - first]) : before).bits);
+    }
+}
+
 TEST_CASE("flat_rows: wrong numbers make an empty view", "[compact][errors]") {
     const flat_cache table(support::plan_of({{0, 1}}));
     std::vector<float> memory(2);

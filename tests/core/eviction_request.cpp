@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 
 #include <array>
+#include <cmath>
 #include <limits>
 #include <set>
 #include <utility>
@@ -237,4 +238,17 @@ TEST_CASE("keeping_live_window: a negative number stays as it is, to be refused"
     CHECK(keeping_live_window(request).protect.window_tokens == 15);
     request.protect.window_tokens = -5;
     CHECK(keeping_live_window(request).protect.window_tokens == -5);
+}
+
+TEST_CASE("attention_options: the scale and sink logits in force", "[core]") {
+    for (const index_t dim : {1, 3, 64, 80, 128, 576}) {
+        CHECK(attention_options{}.scale_for(dim) == 1.0f / std::sqrt(static_cast<float>(dim)));
+        CHECK(attention_options{}.scale_for<double>(dim) == 1.0 / std::sqrt(static_cast<double>(dim)));
+        CHECK(attention_options{.scale = 0.3f}.scale_for(dim) == 0.3f);
+        CHECK(attention_options{.scale = 0.3f}.scale_for<double>(dim) == static_cast<double>(0.3f));
+    }
+    CHECK(attention_options{}.scale_for(0) == 1); // times no product, it stays a number
+    const std::vector<float> sinks{1, -2};
+    CHECK(attention_options{.sink_logits = sinks}.sink_logit_of(1) == -2);
+    CHECK(attention_options{}.sink_logit_of(1) == -std::numeric_limits<float>::infinity());
 }

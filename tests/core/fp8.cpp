@@ -71,7 +71,7 @@ TEMPLATE_TEST_CASE("fp8: each of the 256 patterns is what its format says, at ev
     support::at_each_cpu_level([&] {
         for (const std::size_t begin : {0u, 1u, 125u, 241u, 255u}) {
             std::vector<float> wide(257, 7.0f);
-            simd::widen(all.data() + begin, static_cast<index_t>(256 - begin), wide.data() + begin);
+            kernels::widen(all.data() + begin, static_cast<index_t>(256 - begin), wide.data() + begin);
             for (std::size_t i = begin; i < 256; ++i) {
                 if (!same(f8_format_of<TestType>.value(static_cast<std::uint32_t>(i)), wide[i])) {
                     FAIL_CHECK("pattern " << i << " widened");

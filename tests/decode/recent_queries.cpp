@@ -142,6 +142,28 @@ TEST_CASE("recent queries: 16-bit queries stay what they are", "[decode]") {
     }
 }
 
+TEST_CASE("recent queries: other elements are rounded to the nearest of the ring's, from any view",
+          "[decode]") {
+    const layer_data layer = all_queries(7, 5);
+    const auto check = [&](auto ring, const auto& queries) {
+        using T = stored_element<decltype(ring.view())>;
+        std::vector<float> expected = floats_of(queries);
+        for (float& x : expected) { x = element_traits<T>::to_float(element_traits<T>::from_float(x)); }
+        REQUIRE(ring.append(queries).ok());
+        CHECK(floats_of(ring.view()) == expected);
+    };
+    for (const layout order : {layout::head_major, layout::token_major, layout::transposed, layout::gapped}) {
+        const auto floats = store<float>(layer.queries(), order);
+        const auto halves = store<f16>(layer.queries(), order);
+        check(recent_queries<f16>(4, 7, 8), floats.get());
+        check(recent_queries<bf16>(4, 7, 8), floats.get());
+        check(recent_queries<bf16>(4, 7, 8), halves.get());
+    }
+    check(recent_queries<bf16>(4, 7, 8), decoding_source(layer.queries()));
+    const std::vector<std::int32_t> offsets{0, 7, 14, 21, 28};
+    check(recent_queries<f16>(4, 7, 8), ragged<const float>(layer.q.data(), offsets, 8));
+}
+
 TEST_CASE("recent queries: queries that must be decoded are taken as floats", "[decode]") {
     const layer_data layer = all_queries(7, 5);
     recent_queries<> ring(4, 7, 8);

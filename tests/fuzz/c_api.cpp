@@ -19,7 +19,6 @@
 #include <array>
 #include <cstring>
 #include <string>
-#include <string_view>
 #include <type_traits>
 
 namespace {
@@ -211,8 +210,8 @@ class caller {
             const float x = s.value();
             std::memcpy(arena.data() + i, &x, sizeof x);
         }
-        constexpr std::string_view levels[] = {"portable", "neon_bf16", "avx2", "avx512", "amx"};
-        FUZZ_CHECK(std::ranges::count(levels, kvtrim_cpu_level()) == 1);
+        static const std::string level = kvtrim_cpu_level(); // nothing that is called changes it
+        FUZZ_CHECK(!level.empty() && level != "unknown" && level == kvtrim_cpu_level());
         FUZZ_CHECK(kvtrim_api_version() == KVTRIM_C_API_VERSION &&
                    std::count(kvtrim_version(), kvtrim_version() + std::strlen(kvtrim_version()), '.') == 2);
         heads = in.between(1, 3), group = in.between(1, 2), tokens = in.between(0, 12),

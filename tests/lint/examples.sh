@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 project=$(mktemp -d)
-mkdir -p "$project/include/kvtrim" "$project/src" "$project/examples"
+mkdir -p "$project"/{include/kvtrim,src,examples,bench}
 trap 'rm -rf "$project"' EXIT
 failed=0 examples=0
 

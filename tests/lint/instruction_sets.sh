@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Who may name an instruction set, in code (comments and strings may):
 #
-#   simd/                          anything
+#   simd/, core/region.hpp         anything
 #   kernels/*amx*, *bfmmla*        anything: products that one instruction set alone has
 #   kernels/*.hpp                  the choice among targets, KVTRIM_CHOOSE... of simd/choose.hpp, with amx:: and bfmmla:: and the
 #                                  tables that these complete
-#   kernels/*.inl, examples' too   nothing: which target a body is compiled for is decided by simd/for_each_target.inl, and by
+#   bodies, *.inl, wherever        nothing: which target a body is compiled for is decided by simd/for_each_target.inl, and by
 #                                  simd/for_each_bf16_target.inl for products of bf16
-#   all others, src/, examples/    nothing: they call a kernel and do not know which one; an example may choose among bodies
+#   examples/, bench/              the choice among bodies of their own, KVTRIM_CHOOSE...; a level by a name that is read or
+#                                  printed, or the portable one, which every machine has
+#   all others, src/               nothing: they call a kernel and do not know which one
 #
 # A part of a name is hidden from this by ##, so that is refused too.
 set -euo pipefail
 cd "${1:-$(dirname "$0")/../..}"
 
-# Macros of simd/region.hpp and of compilers for a set or a processor; headers; questions to the processor; targets; assembly.
+# Macros of core/region.hpp and of compilers for a set or a processor; headers; questions to the processor; targets; assembly.
 sets='KVTRIM_[A-Z0-9_]*(X86|NEON|AVX|AMX|SSE|SVE)|KVTRIM_(BEGIN|END|TARGET)_|##'
 sets+='|\b__(SSE|SSSE|AVX|AMX|FMA|F16C|BMI|LZCNT|POPCNT|ADX|VAES|GFNI|PCLMUL|XSAVE|ARM|ALTIVEC|VSX)'
 sets+='|\b_*(x86_64|amd64|i[36]86|aarch64|arm64|riscv|wasm|powerpc|ppc64|loongarch|s390x)|\b_M_(X64|IX86|AMD64|ARM)'
@@ -72,20 +74,21 @@ check() {
 
 headers=$(find include/kvtrim -name '*.hpp' -o -name '*.inl' | LC_ALL=C sort)
 sources=$(find src -name '*.[ch]pp' -o -name '*.[ch]' | LC_ALL=C sort)
-examples=$(find examples -name '*.[ch]pp' -o -name '*.[ch]' | LC_ALL=C sort)
-bodies=$(find examples -name '*.inl' | LC_ALL=C sort)
+programs=$(find examples bench -name '*.[ch]pp' -o -name '*.[ch]' | LC_ALL=C sort)
+bodies=$(find examples bench -name '*.inl' | LC_ALL=C sort)
 in_kernels() { grep '^include/kvtrim/kernels/' <<<"$headers" || true; }
 own='/(amx|bfmmla)_[a-z_]+\.hpp$|_(amx|bfmmla)\.hpp$'
 
 check "$sets|$targets|$choice|KVTRIM_TARGET" '\bvalues_bf16\b' < <(
-    grep -vE '^include/kvtrim/(simd|kernels)/' <<<"$headers")
+    grep -vE '^include/kvtrim/((simd|kernels)/|core/region\.hpp$)' <<<"$headers")
 check "$sets|$targets" '\b(amx|bfmmla)::([a-z_]+<(avx512|neon)::)?' < <(
     in_kernels | grep '\.hpp$' | grep -vE "$own")
 check "$sets|$targets|$choice" 'no exception' < <(
     { in_kernels; echo "$bodies"; } | grep '\.inl$')
 # The C interface tells its caller the name of the level.
 check "$sets|$targets|$choice|KVTRIM_TARGET" '\bkvtrim_cpu_level\b|name_of\(active_cpu_level\(\)\)|<kvtrim\/simd\/cpu_level\.hpp>' <<<"$sources"
-check "$sets|$targets|KVTRIM_TARGET" 'no exception' <<<"$examples"
-[[ -n $headers$sources$examples$bodies ]] || { echo "instruction_sets: no files found" >&2; failed=1; }
+own_bodies='\bKVTRIM_CHOOSE_PRODUCTS\([a-z_]+, amx::[a-z0-9_]+, bfmmla::[a-z0-9_]+'
+check "$sets|$targets|KVTRIM_TARGET" "$own_bodies|\bcpu_level::portable\b[^:]" <<<"$programs"
+[[ -n $headers$sources$programs$bodies ]] || { echo "instruction_sets: no files found" >&2; failed=1; }
 ((failed)) || echo "instruction_sets: none outside simd/ and kernels/, none in a body"
 exit "$failed"

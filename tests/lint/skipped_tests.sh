@@ -7,18 +7,23 @@
 #
 #   WARN("no ... on this machine: not tested");     such a helper, or a test that has checked nothing yet
 #   return;                                         directly behind it
+#
+# A test that returns in another way before it has checked anything is refused: it would count as passed.
 set -euo pipefail
 cd "${1:-$(dirname "$0")/../..}/tests"
 
 find . \( -name '*.cpp' -o -name '*.hpp' \) -print0 | LC_ALL=C sort -z | xargs -0 awk '
     function complain(what) { printf "skipped_tests: %s:%d: %s\n", FILENAME, FNR, what > "/dev/stderr"; failed = 1 }
-    FNR == 1 { is_header = has_checked = warns = opens = 0; warning = ""; files++ }
-    /^(TEMPLATE_)?TEST_CASE/ { is_header = 1; has_checked = 0 }
-    /^}/ { has_checked = 0 }
+    FNR == 1 { in_test = is_header = has_checked = warns = opens = 0; warning = ""; files++ }
+    /^(TEMPLATE_)?TEST_CASE/ { in_test = is_header = 1; has_checked = 0 }
+    /^}/ { in_test = has_checked = 0 }
     { sub(/ *\/\/.*/, "") }
     /^ *$/ { next }
 
-    warns { if ($0 !~ /^ *return( false)?;$/) { complain("no return directly behind a warning") } warns = 0 }
+    warns { warns = 0; if ($0 ~ /^ *return( false)?;$/) { next } complain("no return directly behind a warning") }
+    in_test && !has_checked && !/runs_/ && /^(    if \(.*\{ return; \}|        return;)$/ {
+        complain("returns before it has checked anything, without a warning")
+    }
     /\(![a-z:]*runs_[a-z0-9_]+\(/ {
         if (!opens || $0 !~ /^    if \(!(support::)?runs_[a-z0-9_]+\(\)\) \{ return; \}$/) {
             complain("asks what runs here elsewhere than at the beginning of a test")

@@ -12,6 +12,7 @@
 #include <kvtrim/policy/snapkv.hpp>
 #include <kvtrim/score/layer_preference.hpp>
 #include <kvtrim/score/padded.hpp>
+#include <kvtrim/score/query_pair_means.hpp>
 #include <kvtrim/score/replay_scores.hpp>
 
 using namespace kvtrim;
@@ -123,6 +124,44 @@ TEST_CASE("executors decide nothing about what a replay and a prompt's own pass 
             });
         }
     }
+}
+
+TEST_CASE("executors decide nothing about a W_O that is prepared, and means of queries",
+          "[properties][threads]") {
+    const two_layers m;
+    const view w_o = m.data[0].projection();
+    const auto stored = store<bf16>(w_o, layout::gapped);
+    check_executors([&](const auto& ex) {
+        const gram_projection gram(w_o, ex);
+        REQUIRE(gram.validate().ok());
+        const gram_view made = gram.view();
+        return std::vector<float>(made.data, made.data + made.q_heads * made.head_dim * made.head_dim);
+    });
+    check_executors([&](const auto& ex) {
+        const kernels::projection_kernels& steps = kernels::active_projection_kernels();
+        const packed_projection packed(w_o, steps, ex), of_stored(stored.get(), steps, ex);
+        REQUIRE((packed.validate().ok() && of_stored.validate().ok()));
+        std::vector<float> all;
+        const auto add = [&](const packed_view& made) {
+            const index_t floats = made.q_heads * kernels::panel_floats(made.head_dim, made.hidden);
+            const index_t elements = made.q_heads * kernels::panel_bf16(made.head_dim, made.hidden);
+            if (made.packed_bf16 == nullptr) { all.insert(all.end(), made.data, made.data + floats); }
+            for (index_t i = 0; made.packed_bf16 != nullptr && i < elements; ++i) {
+                all.push_back(to_float(made.packed_bf16[i]));
+            }
+        };
+        add(packed.view());
+        add(of_stored.view());
+        return all;
+    });
+    check_executors([&](const auto& ex) {
+        const std::vector<float> table = rope_frequencies(8);
+        query_pair_means means(8, 16, {table});
+        growing_workspace memory;
+        workspace scratch = memory.of_bytes(means.workspace_bytes(ex));
+        REQUIRE(means.add(m.data[0].queries(), scratch, ex).ok());
+        return std::tuple(means.counts, means.sums, means.length_sums);
+    });
 }
 
 TEST_CASE("executors decide nothing about one set of cells, an interval's cut, and keys that close up",

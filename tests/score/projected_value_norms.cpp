@@ -271,6 +271,10 @@ TEST_CASE("prepared projections: a W_O that cannot be read gives an empty one th
     check(of_uneven, errc::rows_differ);
     check(of_missing, errc::invalid_parameter);
     check(of_broadcast, errc::invalid_parameter);
+    const auto idle = [](index_t, auto&&) {};
+    check(gram_projection(layer.projection(), idle), errc::invalid_parameter);
+    const packed_projection not_packed(layer.projection(), kernels::active_projection_kernels(), idle);
+    check(not_packed, errc::invalid_parameter);
     CHECK(gram_projection(layer.projection()).validate().ok());
     CHECK(packed_projection(layer.projection()).validate().ok());
     const auto text = [&](const auto& w_o) {

@@ -360,6 +360,26 @@ TEST_CASE("replay_scores: a replay of all layers keeps the best rows of all head
     CHECK(cut.compact(even).code() == errc::plan_mismatch);
 }
 
+TEST_CASE(
+    "replay_scores: at 131072 tokens and 8 KV heads a serial call keeps 48 MiB of logits, a wide one no more",
+    "[score][workspace]") {
+    struct never_read {
+        std::array<index_t, 3> extents;
+
+        [[nodiscard]] index_t extent(std::size_t r) const { return extents[r]; }
+        static void load_rows(index_t, index_t, index_t, float*) { FAIL("rows were read"); }
+    };
+    constexpr index_t tokens = 131072;
+    const never_read cache{{8, tokens, 64}};
+    const replay_scores scores(8, tokens);
+    const auto in = kvtrim::layer(cache, cache).with_queries(never_read{{32, 32, 64}});
+    for (const index_t bytes :
+         {scores.workspace_bytes(in, {}), scores.workspace_bytes(in, {}, {}, counted_executor{8})}) {
+        CHECK(bytes > index_t{48} << 20);
+        CHECK(bytes < index_t{64} << 20);
+    }
+}
+
 TEST_CASE("replay_scores: value norms multiply scores, once and for all", "[score]") {
     const replayed_layer layer({.kv_heads = 2, .group = 2, .tokens = 60, .queries = 20}, 98);
     for (const token_loss loss : {token_loss::attention_maximum, token_loss::output_maximum}) {

@@ -115,6 +115,19 @@ TEST_CASE("single_eviction: scores do not depend on what of the logits is kept",
     }
 }
 
+TEST_CASE("single_eviction: a serial call keeps as many logits as the bound allows for all heads together",
+          "[score][workspace]") {
+    const layer_data layer = random_layer({.kv_heads = 8, .group = 2, .tokens = 100, .queries = 9}, 2);
+    const auto bytes = [&](index_t kept, const auto& ex) {
+        return single_eviction{.kept_logit_bytes = kept}.workspace_bytes(layer.inputs(), {}, ex);
+    };
+    const serial_executor serial;
+    CHECK(bytes(6400, serial) - bytes(0, serial) == 6400);
+    CHECK(bytes(index_t{1} << 30, serial) - bytes(0, serial) == 9 * 2 * 100 * 4 + 32); // whole cache lines
+    const counted_executor wide{4};
+    CHECK(bytes(6400, wide) - bytes(0, wide) == 6400);
+}
+
 TEST_CASE("single_eviction: every instruction set finds the same losses within rounding", "[score]") {
     const layer_data layer = random_layer({.kv_heads = 2, .group = 3, .tokens = 90, .queries = 20}, 6);
     const layer_oracle slow(layer.inputs(), eviction_request{});

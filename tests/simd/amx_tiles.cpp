@@ -91,19 +91,18 @@ void check_strides() {
 } // namespace
 
 TEST_CASE("emulated_tiles: products of pairs, fused, even and odd apart, denormals as 0", "[kernels]") {
-    if (best_cpu_level() < cpu_level::avx512) { return; } // the emulation is compiled for it
+    if (!runs_avx512()) { return; } // the emulation is compiled for it
     check_products<emulated_tiles>();
 }
 
 TEST_CASE("emulated_tiles: rows are read and written at a stride", "[kernels]") {
-    if (best_cpu_level() < cpu_level::avx512) { return; }
+    if (!runs_avx512()) { return; }
     check_strides<emulated_tiles>();
 }
 
 #if defined(__linux__)
 TEST_CASE("amx_tiles: the same by the processor, or decoded where it has no AMX", "[kernels]") {
-    if (best_cpu_level() < cpu_level::avx512) { return; }
-    if (detail::has_amx() && best_cpu_level() < cpu_level::amx) { return; } // not permitted
+    if (!runs_tile_instructions()) { return; }
     const trapped_tiles scope;
     check_products<simd::amx_tiles>();
     check_strides<simd::amx_tiles>();

@@ -9,21 +9,30 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <set>
 #include <string>
 #include <vector>
 
 using namespace kvtrim;
 
+// The levels of this architecture above the portable one.
+#if KVTRIM_HAS_X86
+#define KVTRIM_LEVELS_HERE cpu_level::avx2, cpu_level::avx512, cpu_level::amx
+#else
+#define KVTRIM_LEVELS_HERE cpu_level::neon_bf16
+#endif
+
 TEST_CASE("set_cpu_level: it never exceeds the best level and answers what is in force", "[kernels]") {
     const support::cpu_level_guard guard(active_cpu_level());
     CHECK(active_cpu_level() <= best_cpu_level());
-    for (const cpu_level wanted : {cpu_level::amx, cpu_level::portable, cpu_level::avx512, cpu_level::avx2,
-                                   cpu_level::amx, cpu_level::portable}) {
-        const cpu_level got = set_cpu_level(wanted);
-        CHECK(got <= wanted);
-        CHECK(got <= best_cpu_level());
-        CHECK(active_cpu_level() == got);
-        CHECK((got == wanted || wanted > best_cpu_level()));
+    for (const cpu_level first : {cpu_level::portable, KVTRIM_LEVELS_HERE}) {
+        for (const cpu_level wanted : {first, KVTRIM_LEVELS_HERE, cpu_level::portable}) { // up and down
+            const cpu_level got = set_cpu_level(wanted);
+            CHECK(got <= wanted);
+            CHECK(got <= best_cpu_level());
+            CHECK(active_cpu_level() == got);
+            CHECK((got == wanted || wanted > best_cpu_level()));
+        }
     }
 }
 
@@ -36,13 +45,8 @@ TEST_CASE("cpu_level: a scope of the tests restores the level", "[kernels]") {
 }
 
 // What "at each level" leaves out: a level that the machine lacks is skipped here, by its name.
-#if KVTRIM_HAS_X86
 TEMPLATE_TEST_CASE_SIG("cpu_level: tests at each level run at this one", "[kernels]",
-                       ((cpu_level Level), Level), cpu_level::avx2, cpu_level::avx512, cpu_level::amx) {
-#else
-TEMPLATE_TEST_CASE_SIG("cpu_level: tests at each level run at this one", "[kernels]",
-                       ((cpu_level Level), Level), cpu_level::neon_bf16) {
-#endif
+                       ((cpu_level Level), Level), KVTRIM_LEVELS_HERE) {
     if (Level > best_cpu_level()) {
         WARN("no " << name_of(Level) << " on this machine: tests at each level are not tested at this one");
         return;
@@ -59,11 +63,13 @@ TEST_CASE("cpu_level: levels have names", "[kernels]") {
     CHECK(std::string(name_of(cpu_level::avx512)) == "avx512");
     CHECK(std::string(name_of(cpu_level::amx)) == "amx");
     CHECK(support::cpu_levels().back() == best_cpu_level());
+    std::set<std::string> names;
+    for (const cpu_level level : support::all_cpu_levels()) { names.insert(name_of(level)); }
+    CHECK(names.size() == support::all_cpu_levels().size());
 }
 
 TEST_CASE("cpu_level: detection stays below what is asked for", "[kernels]") {
-    for (const cpu_level highest :
-         {cpu_level::portable, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
+    for (const cpu_level highest : {cpu_level::portable, KVTRIM_LEVELS_HERE}) {
         CHECK(detail::detect_cpu_level(highest) == std::min(highest, best_cpu_level()));
     }
 }
@@ -105,13 +111,12 @@ TEST_CASE("cpu_level: the environment names a level, and what it does not name i
         setenv("KVTRIM_CPU_LEVEL", name, 1);
         return detail::wanted_cpu_level();
     };
-    CHECK(wanted("portable") == cpu_level::portable);
-    CHECK(wanted("neon_bf16") == cpu_level::neon_bf16);
-    CHECK(wanted("avx2") == cpu_level::avx2);
-    CHECK(wanted("avx512") == cpu_level::avx512);
-    CHECK(wanted("amx") == cpu_level::amx);
-    CHECK(wanted("") == cpu_level::amx);
+    for (const cpu_level level : support::all_cpu_levels()) { CHECK(wanted(name_of(level)) == level); }
+    const cpu_level highest = support::all_cpu_levels().back();
+    CHECK(wanted("") == highest);
     unsetenv("KVTRIM_CPU_LEVEL");
-    CHECK(detail::wanted_cpu_level() == cpu_level::amx);
+    CHECK(detail::wanted_cpu_level() == highest);
     if (before != nullptr) { setenv("KVTRIM_CPU_LEVEL", restored.c_str(), 1); }
 }
+
+#undef KVTRIM_LEVELS_HERE

@@ -8,6 +8,13 @@ namespace probes::KVTRIM_TARGET {
 using namespace kvtrim;
 using namespace kvtrim::simd::KVTRIM_TARGET;
 
+// Elements without a store of their own would become slow, not wrong: kernels/convert.inl goes one by one then.
+template <class Element>
+concept stored = requires(Element* to, floats x) {
+    store(to, x);
+};
+static_assert(stored<float> && stored<bf16> && stored<f16>);
+
 // out [lanes] = fn(x [lanes]) of the vectors that begin there.
 template <class Fn>
 std::vector<float> of(const std::vector<float>& in, Fn fn) {

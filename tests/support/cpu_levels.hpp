@@ -2,12 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The CPU levels of this machine, and one of them for the length of a scope.
+// The CPU levels, those of this machine, and one of them for the length of a scope.
 
 #include "support/catch.hpp"
 
 #include <kvtrim/simd/cpu_level.hpp>
 
+#include <cstring>
 #include <vector>
 
 namespace support {
@@ -25,12 +26,19 @@ class cpu_level_guard {
     kvtrim::cpu_level before_;
 };
 
-inline std::vector<kvtrim::cpu_level> cpu_levels() {
+// The levels of all architectures, the lowest first: as many as have a name.
+inline std::vector<kvtrim::cpu_level> all_cpu_levels() {
     std::vector<kvtrim::cpu_level> levels;
-    for (const auto level : {kvtrim::cpu_level::portable, kvtrim::cpu_level::neon_bf16,
-                             kvtrim::cpu_level::avx2, kvtrim::cpu_level::avx512, kvtrim::cpu_level::amx}) {
-        if (kvtrim::detail::detect_cpu_level(level) == level) { levels.push_back(level); }
+    while (std::strcmp(kvtrim::name_of(static_cast<kvtrim::cpu_level>(levels.size())), "unknown") != 0) {
+        levels.push_back(static_cast<kvtrim::cpu_level>(levels.size()));
     }
+    return levels;
+}
+
+// Those of this machine.
+inline std::vector<kvtrim::cpu_level> cpu_levels() {
+    std::vector<kvtrim::cpu_level> levels = all_cpu_levels();
+    std::erase_if(levels, [](auto level) { return kvtrim::detail::detect_cpu_level(level) != level; });
     return levels;
 }
 

@@ -47,6 +47,11 @@ class random {
         for (int i = 0; i < 12; ++i) { total += uniform(); }
         return total;
     }
+    std::vector<float> normals(index_t count) {
+        std::vector<float> values(static_cast<std::size_t>(count));
+        for (float& x : values) { x = static_cast<float>(normal()); }
+        return values;
+    }
     // [low, high], both included
     index_t between(index_t low, index_t high) {
         return low + static_cast<index_t>(bits() % static_cast<std::uint64_t>(high - low + 1));

@@ -17,6 +17,7 @@
 //
 // 32 heads x 32 queries x 131072 tokens of float would be 512 MiB; the fold holds lanes x tokens.
 
+#include <kvtrim/kernels/raise_to_pooled.hpp>
 #include <kvtrim/kernels/window_kernels.hpp>
 
 #include <algorithm>
@@ -44,9 +45,27 @@ struct attention_head {
     }
 };
 
+namespace detail {
+
+// Calls fn(query_head_in_group, row_begin, row_end) for each query head that has some of the rows [first_row, first_row + rows),
+// which are numbered query_head_in_group * queries + query; its own of them are [row_begin, row_end), counted from first_row.
+template <class Fn>
+void for_each_query_head(index_t first_row, index_t rows, index_t queries, Fn&& fn) {
+    for (index_t begin = 0; begin < rows;) {
+        const index_t query_head = (first_row + begin) / queries;
+        const index_t end = std::min(rows, (query_head + 1) * queries - first_row);
+        fn(query_head, begin, end);
+        begin = end;
+    }
+}
+
+} // namespace detail
+
 /// Attention of `query_rows` rows to the candidates [first, first + tokens), with up to halo() further
 /// candidates on either side (fewer at the ends of the row).
 struct attention_tile {
+    static constexpr index_t most_query_rows = kernels::tile_query_rows; ///< of any tile or row group
+
     const float* attention;   ///< [before + tokens + after, query_rows]
     const float* row_weights; ///< [query_rows] what weigh_rows() wrote; null without it
     index_t query_rows;       ///< rows of this tile
@@ -67,15 +86,16 @@ struct attention_tile {
                                                       sums);
     }
 
+    /// best [tokens] = max(best, pooled attention), by vectors: the highest over the rows of weights [query_rows] times the sum
+    /// of a row's attention to the columns at most `half` away, for half <= halo(). Neither weights nor best is negative.
+    void raise_to_pooled(index_t half, const float* weights, float* best) const {
+        kernels::raise_to_pooled(column(0), tokens, before, after, half, query_rows, weights, best);
+    }
+
     /// Calls fn(query_head_in_group, row_begin, row_end) for each query head present in this tile.
     template <class Fn>
     void for_each_query_head(Fn&& fn) const {
-        for (index_t begin = 0; begin < query_rows;) {
-            const index_t query_head = (first_row + begin) / head.queries;
-            const index_t end = std::min(query_rows, (query_head + 1) * head.queries - first_row);
-            fn(query_head, begin, end);
-            begin = end;
-        }
+        detail::for_each_query_head(first_row, query_rows, head.queries, fn);
     }
 };
 

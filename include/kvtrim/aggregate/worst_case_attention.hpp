@@ -18,8 +18,6 @@
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/aggregate/pooling.hpp>
-#include <kvtrim/kernels/raise_to_pooled.hpp>
-#include <kvtrim/kernels/tile_tokens.hpp>
 
 #include <cmath>
 
@@ -51,8 +49,8 @@ struct worst_case_attention {
     template <class RowGroup>
     void weigh_rows(const RowGroup& group, std::span<float> weights) const {
         const index_t columns = group.head.candidates;
-        const index_t half = std::min(halo(), columns); // a wider window has no more columns
-        double missing[kernels::tile_query_rows] = {};  // mass of the windows beyond the ends
+        const index_t half = std::min(halo(), columns);       // a wider window has no more columns
+        double missing[attention_tile::most_query_rows] = {}; // mass of the windows beyond the ends
         const auto add_missing = [&](index_t begin, index_t end) {
             for (index_t c = begin; c < end; ++c) {
                 const auto windows = static_cast<double>(std::max<index_t>(0, half - c) +
@@ -77,8 +75,7 @@ struct worst_case_attention {
         float* worst = accumulators.data() + tile.first;
         float* total = accumulators.data() + tile.head.candidates + tile.first;
         tile.add_row_sums(0, tile.query_rows, total);
-        kernels::raise_to_pooled(tile.column(0), tile.tokens, tile.before, tile.after, halo(),
-                                 tile.query_rows, tile.row_weights, worst);
+        tile.raise_to_pooled(halo(), tile.row_weights, worst);
     }
 
     /// Writes importance and attention [candidates] from accumulators [lanes, candidates].

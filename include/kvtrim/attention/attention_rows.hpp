@@ -173,10 +173,7 @@ class attention_rows {
     [[nodiscard]] index_t query_head(index_t row) const {
         return kv_head_ * group_size_ + (first_row_ + row) / queries_;
     }
-    [[nodiscard]] float sink_logit(index_t row) const {
-        if (options_.sink_logits.empty()) { return kernels::masked_logit; }
-        return options_.sink_logits[static_cast<std::size_t>(query_head(row))];
-    }
+    [[nodiscard]] float sink_logit(index_t row) const { return options_.sink_logit_of(query_head(row)); }
 
     // The sink logit's part of the row's sum.
     [[nodiscard]] double sink_term(index_t row) const {
@@ -185,10 +182,7 @@ class attention_rows {
                                  static_cast<double>(at(maximum_, row)));
     }
 
-    [[nodiscard]] float scale() const {
-        return options_.scale > 0 ? options_.scale
-                                  : 1.0f / detail::math::sqrt(static_cast<float>(in_.head_dim()));
-    }
+    [[nodiscard]] float scale() const { return options_.scale_for(in_.head_dim()); }
 
     // Packs the queries, read through the keys' tile. Floats are scaled here, so that products are logits; bf16 is not.
     void load_queries() {

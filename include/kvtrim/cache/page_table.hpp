@@ -14,8 +14,8 @@
 // row r is
 // slot  indices[indptr[r] + t / page_tokens] * page_tokens + t % page_tokens  of the pool.
 //
-// Tables are not trusted: validate() and validate_row() check them in O(rows + pages named), once for each table that
-// enters.
+// Tables are not trusted: validate() checks them in O(rows + pages named), validate_rows() some of their rows; once for each
+// table that enters.
 
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/core/any_index.hpp>

@@ -72,7 +72,7 @@ void store_paged(T* pool, const page_layout& layout, std::span<const std::int32_
                  index_t count, index_t head_dim, const float* tile) {
     for_each_run(pool, layout, pages, first, count, [&](T* rows, index_t i, index_t run) {
         for (index_t t = 0; t < run; ++t) {
-            simd::narrow(tile + (i + t) * head_dim, head_dim, rows + t * layout.token_stride);
+            kernels::narrow(tile + (i + t) * head_dim, head_dim, rows + t * layout.token_stride);
         }
     });
 }

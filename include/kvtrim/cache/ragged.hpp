@@ -18,13 +18,41 @@
 
 namespace KVTRIM_NAMESPACE {
 
-/// A row_source (cache/row_source.hpp) whose heads follow each other, each with a length of its own.
-template <element T>
-class ragged {
+/// How a row_source (cache/row_source.hpp) reads and writes rows of which those of a head follow each other without gaps: the base
+/// of Rows, which has row(head, token), the first element of a row, and extent(2), its length.
+template <class Rows, element T>
+class consecutive_rows {
   public:
     /// The element in memory.
     using element_type = T;
 
+    /// Bytes of a row.
+    [[nodiscard]] index_t row_bytes() const { return length() * static_cast<index_t>(sizeof(T)); }
+    /// Rows [first, ...) of a head where they lie.
+    [[nodiscard]] element_rows<std::remove_const_t<T>> rows_in_place(index_t head, index_t first,
+                                                                     index_t) const {
+        return {self().row(head, first), length()};
+    }
+    /// Copies rows [first, first + count) of a head to tile [count, row length], as floats or as elements T.
+    template <class Out>
+    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
+        copy_rows(rows_in_place(head, first, count), count, length(), tile);
+    }
+    /// Writes tile [count, row length] to rows [first, first + count) of a head, rounded to T.
+    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
+        requires(detail::indexes_writable_elements<strided<T, 3>>) {
+        kernels::narrow(tile, count * length(), self().row(head, first));
+    }
+
+  private:
+    [[nodiscard]] const Rows& self() const { return static_cast<const Rows&>(*this); }
+    [[nodiscard]] index_t length() const { return self().extent(2); }
+};
+
+/// A row_source whose heads follow each other, each with a length of its own.
+template <element T>
+class ragged : public consecutive_rows<ragged<T>, T> {
+  public:
     /// The view is empty, and validate() says why, for offsets that do not start at 0 or decrease, a head_dim that is negative or
     /// more than memory can hold, rows without data. O(heads).
     ragged(T* data, std::span<const std::int32_t> offsets, index_t head_dim)
@@ -50,14 +78,12 @@ class ragged {
         const auto h = static_cast<std::size_t>(head);
         return offsets_[h + 1] - offsets_[h];
     }
-    /// Bytes of a row.
-    [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
     /// The bytes of all rows, one after the other.
     [[nodiscard]] std::array<strided_bytes, 1> memory() const {
         return std::array{strided_bytes{.first = data_,
                                         .extents = {1, 1, offsets_.back(), 1},
-                                        .strides = {0, 0, row_bytes(), 0},
-                                        .bytes = row_bytes()}};
+                                        .strides = {0, 0, this->row_bytes(), 0},
+                                        .bytes = this->row_bytes()}};
     }
     /// Whether the rows or their offsets share a byte with other memory.
     [[nodiscard]] bool overlaps(const strided_bytes& other) const {
@@ -75,22 +101,6 @@ class ragged {
     [[nodiscard]] std::span<const std::int32_t> offsets() const { return offsets_; }
     /// The first row of head 0.
     [[nodiscard]] T* data_handle() const { return data_; }
-
-    /// Rows [first, ...) of a head where they lie.
-    [[nodiscard]] element_rows<std::remove_const_t<T>> rows_in_place(index_t head, index_t first,
-                                                                     index_t) const {
-        return {row(head, first), head_dim_};
-    }
-    /// Copies rows [first, first + count) of a head to tile [count, head_dim], as floats or as elements T.
-    template <class Out>
-    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
-        copy_rows(rows_in_place(head, first, count), count, head_dim_, tile);
-    }
-    /// Writes tile [count, head_dim] to rows [first, first + count) of a head, rounded to T.
-    void store_rows(index_t head, index_t first, index_t count, const float* tile) const
-        requires(detail::indexes_writable_elements<strided<T, 3>>) {
-        simd::narrow(tile, count * head_dim_, row(head, first));
-    }
 
   private:
     [[nodiscard]] status check() const {

@@ -24,7 +24,7 @@
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/saturated.hpp>
 #include <kvtrim/core/workspace.hpp>
-#include <kvtrim/simd/convert.hpp>
+#include <kvtrim/kernels/convert.hpp>
 
 namespace KVTRIM_NAMESPACE {
 
@@ -37,7 +37,7 @@ void copy_rows(const element_rows<T>& rows, index_t count, index_t length, Out* 
         if constexpr (std::is_same_v<T, Out>) {
             std::copy_n(rows.row(t), elements, tile);
         } else {
-            simd::widen(rows.row(t), elements, tile);
+            kernels::widen(rows.row(t), elements, tile);
         }
     }
 }
@@ -82,7 +82,7 @@ void copy_channels(const T* base, index_t row_stride, index_t step, index_t coun
                 float tokens[most];
                 const index_t some = std::min(most, count - t);
                 if (row_stride == 1) {
-                    simd::widen(base + t, some, tokens);
+                    kernels::widen(base + t, some, tokens);
                 } else {
                     for (index_t i = 0; i < some; ++i) { tokens[i] = to_float(base[(t + i) * row_stride]); }
                 }
@@ -148,7 +148,7 @@ void store_rows(const V& view, index_t head, index_t first, index_t count, const
                 view.data_handle() + head * static_cast<index_t>(view.stride(0)) + first * row_stride;
             if (step == 1) {
                 for (index_t t = 0; t < count; ++t) {
-                    simd::narrow(tile + t * length, length, base + t * row_stride);
+                    kernels::narrow(tile + t * length, length, base + t * row_stride);
                 }
                 return;
             }

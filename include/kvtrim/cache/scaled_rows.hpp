@@ -23,9 +23,9 @@
 
 #include <kvtrim/cache/strided_bytes.hpp>
 #include <kvtrim/cache/tensor_view.hpp>
+#include <kvtrim/kernels/convert.hpp>
 #include <kvtrim/kernels/encode.hpp>
 #include <kvtrim/kernels/scale_codes.hpp>
-#include <kvtrim/simd/convert.hpp>
 
 #include <array>
 #include <cstddef>
@@ -92,7 +92,7 @@ class scaled_rows {
             if constexpr (std::is_same_v<code, std::int8_t>) {
                 kernels::scale_codes(row(head, t), length, by, tile);
             } else {
-                simd::widen(row(head, t), length, tile);
+                kernels::widen(row(head, t), length, tile);
                 kernels::scale_codes(static_cast<const float*>(tile), length, by, tile);
             }
         }

@@ -31,6 +31,7 @@
 // Source: FFY0/AdaKV@efe4e2e copies the whole flat cache for each generated token.
 // Memory: 12 bytes per KV head. Cost: append O(kv_heads).
 
+#include <kvtrim/cache/ragged.hpp>
 #include <kvtrim/compact/check_plan.hpp>
 #include <kvtrim/compact/moved_views.hpp>
 
@@ -217,13 +218,11 @@ class flat_cache {
     status validity_;
 };
 
-/// One of the arrays of a flat_cache, as a cache to be scored (row_source) and cut (compact_in_place). The table
+/// One of the arrays of a flat_cache, as a cache to be scored (row_source), written (row_store) and cut (compact_in_place). The table
 /// must outlive it; make a new view when it was spread over other memory.
 template <element T>
-class flat_rows {
+class flat_rows : public consecutive_rows<flat_rows<T>, T> {
   public:
-    using element_type = T; ///< what a row consists of
-
     /// Memory for cache.capacity() rows. The view is empty, and validate() says why, for a cache that is not valid, a negative
     /// head_dim, more elements than memory can hold, rows without data.
     flat_rows(T* data, const flat_cache& cache, index_t head_dim)
@@ -241,8 +240,6 @@ class flat_rows {
         return r == 0 ? cache_->kv_heads() : r == 1 ? cache_->longest_row() : head_dim_;
     }
     [[nodiscard]] index_t rows(index_t head) const { return cache_->rows(head); } ///< of a head; not checked
-    /// What a row occupies.
-    [[nodiscard]] index_t row_bytes() const { return head_dim_ * static_cast<index_t>(sizeof(T)); }
     /// A token's row of a head; not checked.
     [[nodiscard]] T* row(index_t head, index_t token) const {
         return data_ + cache_->row(head, token) * head_dim_;
@@ -254,21 +251,11 @@ class flat_rows {
     [[nodiscard]] strided_bytes memory(index_t rows) const {
         return {.first = data_,
                 .extents = {1, 1, rows, 1},
-                .strides = {0, 0, row_bytes(), 0},
-                .bytes = row_bytes(),
+                .strides = {0, 0, this->row_bytes(), 0},
+                .bytes = this->row_bytes(),
                 .table = cache_};
     }
 
-    /// Rows from `first` on, in place; for read_rows().
-    [[nodiscard]] element_rows<std::remove_const_t<T>> rows_in_place(index_t head, index_t first,
-                                                                     index_t) const {
-        return {row(head, first), head_dim_};
-    }
-    /// Copies rows [first, first + count) to tile, as floats or as they are.
-    template <class Out>
-    void load_rows(index_t head, index_t first, index_t count, Out* tile) const {
-        copy_rows(rows_in_place(head, first, count), count, head_dim_, tile);
-    }
     /// Moves a row of a head to another place in it; for compact_in_place.
     void move_row(index_t head, index_t from, index_t to) const {
         move(cache_->row(head, from), cache_->row(head, to), 1);

@@ -7,7 +7,7 @@
 //
 // Cost: one pass, which ends with the first run that has one.
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 #include <algorithm>
 #include <cstddef>

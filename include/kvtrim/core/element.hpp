@@ -15,7 +15,7 @@
 // Numerics: widening is exact, NaN and infinities included. Narrowing rounds to nearest, ties to even;
 // f16 overflows to infinity. Under denormals-are-zero, f16 subnormals (below 6.2e-5) may read as zero.
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 #include <bit>
 #include <concepts>
@@ -104,7 +104,9 @@ struct element_traits<f16> {
 /// The compiler's own half precision.
 template <>
 struct element_traits<_Float16> {
+    /// Exact.
     static constexpr float to_float(_Float16 x) { return static_cast<float>(x); }
+    /// Rounded to nearest, ties to even.
     static constexpr _Float16 from_float(float x) { return static_cast<_Float16>(x); }
 };
 #endif

@@ -9,7 +9,8 @@
 //                pinned     |                                               | rollback tail
 //
 // Protection is a pair of ranges, never a score: a protected token can not lose a tie, overflow or be
-// multiplied away. Budgets are integers; a ratio becomes one in kept_tokens(), and nowhere else.
+// multiplied away. Budgets are integers; a ratio becomes one in kept_tokens(), or by kvpress' rule in
+// kept_tokens_kvpress().
 
 #include <kvtrim/core/math.hpp>
 #include <kvtrim/core/saturated.hpp>
@@ -70,6 +71,18 @@ struct attention_options {
     float soft_cap = 0;                      ///< logit = cap * tanh(logit / cap); 0: none
     index_t sliding_window = 0;              ///< a query sees this many newest rows, itself included; 0: all
     std::span<const float> sink_logits = {}; ///< [q_heads] logits without a value; empty or -infinity: none
+
+    /// The scale of a layer's logits: 1 / sqrt(head_dim) unless one is given.
+    template <class Float = float>
+    [[nodiscard]] Float scale_for(index_t head_dim) const {
+        if (scale > 0) { return static_cast<Float>(scale); }
+        return 1 / detail::math::sqrt(static_cast<Float>(std::max<index_t>(1, head_dim)));
+    }
+    /// The sink logit of a query head, which is not checked; -infinity where it has none.
+    [[nodiscard]] float sink_logit_of(index_t q_head) const {
+        return sink_logits.empty() ? -std::numeric_limits<float>::infinity()
+                                   : sink_logits[static_cast<std::size_t>(q_head)];
+    }
 };
 
 /// Returns invalid_parameter for a scale or soft cap that is negative or not finite, a negative window, a sink logit that is

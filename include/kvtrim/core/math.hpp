@@ -5,7 +5,7 @@
 // sqrt, exp, abs, floor, round, fmax and isfinite, as the compiler's own, for the headers that every plan includes: <cmath> brings
 // its special functions along, and with them a thirtieth of the time that a file takes which plans snapkv. Others include <cmath>.
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 namespace KVTRIM_NAMESPACE::detail::math {
 

@@ -6,7 +6,7 @@
 //
 // span's own constructor for containers asks the concepts of ranges: 30 ms of compilation for every element type.
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 #include <span>
 #include <vector>

@@ -24,7 +24,7 @@
 // so that reading it reads nothing, and its validate() says why. Calls that take views ask them first. An object whose
 // constructor got a wrong number is empty likewise, and every call on it answers that status.
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 #include <cstdint>
 

@@ -11,8 +11,8 @@
 //     s = policy.plan(layer(keys, values).with_queries(q).with_output_projection(norms.view()), ...);
 //     s = norms.compact(plan);                                                        // the cache was cut
 //
-// A value: copies are forks; save() and restore() work (core/save.hpp). With AVX-512 the norms are bit for bit those
-// of a single pass; the portable products may differ in the last bits where their tiles are cut otherwise.
+// A value: copies are forks; save() and restore() work (core/save.hpp). A row's norm depends on no other row, so the norms are
+// bit for bit those of a single pass.
 // Cost: that of the norms of the new tokens. Memory: 4 bytes per token and KV head.
 
 #include <kvtrim/decode/token_rows.hpp>

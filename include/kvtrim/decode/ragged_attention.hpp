@@ -36,8 +36,6 @@
 #include <kvtrim/decode/decode_parts.hpp>
 #include <kvtrim/kernels/decode_tile.hpp>
 
-#include <cmath>
-
 namespace KVTRIM_NAMESPACE {
 
 namespace detail {
@@ -59,10 +57,8 @@ class part_attention {
     part_attention(const Inputs& in, const attention_options& attention, workspace& scratch)
         : in_(in), head_dim_(in.head_dim()), value_dim_(extent(in.values, 2)),
           group_size_(extent(in.queries, 0) / in.kv_heads()),
-          queries_(extent(in.queries, 1)), rules_{attention.scale > 0
-                                                      ? attention.scale
-                                                      : 1.0f / std::sqrt(static_cast<float>(head_dim_)),
-                                                  attention.soft_cap, attention.sliding_window} {
+          queries_(extent(in.queries, 1)), rules_{attention.scale_for(head_dim_), attention.soft_cap,
+                                                  attention.sliding_window} {
         tiles_ = scratch.take<float>(queries_ * tiles_per_query() * tile_floats());
         shared_ = scratch.take<float>(Tile::shared_floats());
         key_tile_ = scratch.take<key_element>(Tile::max_keys * head_dim_);
@@ -241,19 +237,14 @@ template <class Inputs, class Output, class Executor = serial_executor>
                                    });
     if (!s.ok()) { return s; }
 
-    using value = std::remove_cvref_t<decltype(*out.data_handle())>;
     const index_t group_size = q_heads / in.kv_heads();
     for (index_t h = 0; h < q_heads; ++h) {
         const index_t g = h / group_size;
         const detail::decode_parts parts(in.tokens(g), queries, attention.sliding_window);
-        const float sink = attention.sink_logits.empty() ? kernels::masked_logit
-                                                         : attention.sink_logits[static_cast<std::size_t>(h)];
         for (index_t i = 0; i < queries; ++i) {
-            const float log_sum =
-                detail::merge_parts(found, g, parts.count(), i * group_size + h % group_size, sink, row);
-            for (index_t d = 0; d < found.value_dim; ++d) {
-                out(h, i, d) = element_traits<value>::from_float(row[static_cast<std::size_t>(d)]);
-            }
+            const float log_sum = detail::merge_parts(
+                found, g, parts.count(), i * group_size + h % group_size, attention.sink_logit_of(h), row);
+            store_rows(out, h, i, 1, row.data());
             if (!log_sum_exp.empty()) { log_sum_exp[static_cast<std::size_t>(h * queries + i)] = log_sum; }
         }
     }

@@ -9,8 +9,10 @@
 //   rows kept                             [q_heads, window + rollback, head_dim], a ring
 //
 // The scores of every window scorer are functions of the newest queries and the keys in the cache. So a prompt that
-// came in chunks of any sizes, the last perhaps shorter than the window, is scored bit for bit as if it had come in
-// one piece, and a policy that needs a window (SnapKV, Ada-KV, CriticalKV, DefensiveKV, TOVA) works during generation.
+// came in chunks of any sizes, the last perhaps shorter than the window, is scored as if it had come in one piece, and a
+// policy that needs a window (SnapKV, Ada-KV, CriticalKV, DefensiveKV, TOVA) works during generation. Scores are the same bit
+// for bit where the ring keeps the queries exactly; but at levels amx and neon_bf16, which multiply bf16 queries and keys as
+// such, those of bf16 queries need recent_queries<bf16>: as floats they are multiplied as floats, the same within rounding.
 //
 //     queries.append(chunk);                                  // [q_heads, n, head_dim], after each forward
 //     layer(keys, values).with_queries(queries.view());       // oldest to newest, at most `window`
@@ -20,7 +22,7 @@
 // and rollback(rejected) undoes them; the ring then shows what it would have shown without them.
 //
 // A value: copies are forks; save() and restore() work (core/save.hpp). Cost: one copy of each query.
-// Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory.
+// Numerics: T = float keeps what any view gives, f16 and bf16 keep such queries exactly in half the memory, others rounded.
 
 #include <kvtrim/cache/check_outputs.hpp>
 #include <kvtrim/cache/layer.hpp>
@@ -47,8 +49,14 @@ class recent_queries {
         : shape_{q_heads, window, head_dim, saturated_sum(window, rollback_tokens), 0, 0},
           validity_(shape_.validate()) {
         if (!validity_.ok()) { shape_ = {}; }
-        rows_.resize(static_cast<std::size_t>(shape_.elements()));
+        allocate();
     }
+
+    recent_queries(const recent_queries&) = default;       ///< a fork
+    recent_queries(recent_queries&&) = default;            ///< takes the memory
+    recent_queries& operator=(recent_queries&&) = default; ///< takes the memory
+    /// A fork; where an allocation throws this is as it was.
+    recent_queries& operator=(const recent_queries& other) { return *this = recent_queries(other); }
 
     /// Why this object is not valid, or ok.
     [[nodiscard]] status validate() const { return validity_; }
@@ -128,7 +136,7 @@ class recent_queries {
             held() > capacity() || !in.holds<T>(shape_.elements(), 1)) {
             return false;
         }
-        rows_.resize(static_cast<std::size_t>(shape_.elements()));
+        allocate();
         return in.get(std::span(rows_));
     }
 
@@ -167,25 +175,31 @@ class recent_queries {
         return (head * capacity() + slot) * head_dim();
     }
 
+    void allocate() {
+        rows_.resize(static_cast<std::size_t>(shape_.elements()));
+        if (!std::is_same_v<T, float> && !rows_.empty()) {
+            query_.resize(static_cast<std::size_t>(head_dim()));
+        }
+    }
+
     template <class Queries>
-    void store(const Queries& chunk, index_t head, index_t first, index_t count, T* out) const {
-        if constexpr (std::is_same_v<T, float> || is_made_of<Queries, T>) {
+    void store(const Queries& chunk, index_t head, index_t first, index_t count, T* out) {
+        if constexpr (std::is_same_v<T, float>) {
             load_rows(chunk, head, first, count, out);
         } else {
-            static_assert(tensor_view<Queries, 3>,
-                          "kvtrim: these queries are read as floats: keep them in recent_queries<float>");
-            for (index_t i = 0; i < count; ++i) {
-                for (index_t d = 0; d < head_dim(); ++d) {
-                    *out++ = element_traits<T>::from_float(to_float(at(chunk, head, first + i, d)));
-                }
+            if constexpr (std::is_same_v<stored_element<Queries>, T>) {
+                if (keeps<T>(chunk)) { return load_rows(chunk, head, first, count, out); }
+            }
+            for (index_t i = first; i < first + count; ++i, out += head_dim()) {
+                kernels::narrow(read_rows(chunk, head, i, 1, query_.data()).data, head_dim(), out);
             }
         }
     }
 
-    // [q_heads, capacity, head_dim]; first, so that assigning a copy throws before all changes
-    std::vector<T> rows_;
+    std::vector<T> rows_; // [q_heads, capacity, head_dim]
     shape shape_;
     status validity_;
+    std::vector<float> query_{}; // [head_dim] of a query that is rounded to T
 };
 
 /// Queries of a ring in their order, as floats.

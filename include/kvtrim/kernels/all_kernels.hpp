@@ -4,6 +4,7 @@
 
 // The families of kernels that are the same for every engine's elements, for compiled.hpp. Users of one family include its own header.
 
+#include <kvtrim/kernels/bound_kernels.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/kernels/projection_kernels.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>

@@ -16,9 +16,9 @@
 // on ARM: BFMMLA's order of elements would have to be packed anew for each key tile, which was not tried.
 
 #include <kvtrim/core/element.hpp>
+#include <kvtrim/core/region.hpp>
 #include <kvtrim/kernels/bf16_rows.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
-#include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
 

@@ -14,7 +14,7 @@
 // Cost per attend: 8 * keys * (head_dim + value_dim) flops. Measured: see bench/NOTES.md.
 
 #include <kvtrim/core/element_rows.hpp>
-#include <kvtrim/kernels/panel_product.hpp>
+#include <kvtrim/kernels/logits.hpp>
 #include <kvtrim/simd/choose.hpp>
 #include <kvtrim/simd/prefetch.hpp>
 

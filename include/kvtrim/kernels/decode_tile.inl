@@ -77,19 +77,18 @@ KVTRIM_INLINE void decode_logits(const Key* const* rows, index_t next, index_t h
 // Raises the maximum of each query to `found`, at most the largest float, and returns it. sum and out are rescaled to it.
 inline floats raise_queries(const decode_tile& tile, floats found) {
     const floats old = load(tile.maximum);
-    const floats highest = min(max(found, old), broadcast(largest_logit));
-    const mask higher = greater(highest, old);
-    if (!any(higher)) { return highest; }
-    float factors[lanes]; // 1 where the maximum stays: computed, 2^0 would round each time
-    store(factors, select(higher, binary_weight_of(old, highest), broadcast(1.0f)));
+    const raised_maximum raised(old, found);
+    if (!any(raised.rose)) { return raised.highest; }
+    float factors[lanes];
+    store(factors, raised.rescale(binary_weight_of(old, raised.highest)));
     for (index_t r = 0; r < 4; ++r) {
         tile.sum[r] *= static_cast<double>(factors[r]);
         for (float* o = tile.out_of(r); o != tile.out_of(r + 1); o += lanes) {
             store(o, load(o) * broadcast(factors[r]));
         }
     }
-    store(tile.maximum, highest);
-    return highest;
+    store(tile.maximum, raised.highest);
+    return raised.highest;
 }
 
 // Turns logits into weights 2^(logit - maximum), in place, and adds them to the sums.

@@ -29,6 +29,7 @@
 
 #include <kvtrim/kernels/quant_blocks.hpp>
 #include <kvtrim/kernels/scale_codes.hpp>
+#include <kvtrim/kernels/vector_loops.hpp>
 
 #include <algorithm>
 #include <bit>

@@ -15,8 +15,6 @@
 
 #include <kvtrim/simd/simd.hpp>
 
-#include <limits>
-
 namespace KVTRIM_NAMESPACE::kernels {
 
 /// A matrix operand: element (i, k) is data[i * row + k * step].
@@ -31,20 +29,6 @@ struct panel_out {
     float* data;     ///< element (0, 0)
     index_t row;     ///< floats from row to row
     index_t columns; ///< at most those of a panel
-};
-
-/// The logit of a key that a query does not see.
-inline constexpr float masked_logit = -std::numeric_limits<float>::infinity();
-/// Logits of +infinity count as this.
-inline constexpr float largest_logit = std::numeric_limits<float>::max();
-/// Factors between natural logarithms and those to base 2.
-inline constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
-
-/// How logits are made of products, and which of them a query at cache row p sees: t <= p, p - t < sliding_window.
-struct logit_rules {
-    float scale;            ///< of the products
-    float soft_cap;         ///< 0: none
-    index_t sliding_window; ///< 0: all
 };
 
 } // namespace KVTRIM_NAMESPACE::kernels

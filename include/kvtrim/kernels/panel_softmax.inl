@@ -57,20 +57,18 @@ struct panel_softmax {
     // Raises the maximum to `found`, at most the largest float, and returns it. sum and out are rescaled to it.
     [[nodiscard]] KVTRIM_INLINE floats raise(index_t lane, floats found) const {
         const floats old = load(maximum + lane);
-        const floats highest = min(max(found, old), broadcast(largest_logit));
-        const mask higher = greater(highest, old);
-        if (!any(higher)) { return highest; }
-        // Lanes that have seen no key have sums of 0, so any factor is right. Lanes whose maximum stays get exactly 1,
-        // because a computed 2^0 would round each time that another lane's maximum rises.
-        const floats factor = select(higher, binary_weight_of(old, highest), broadcast(1.0f));
+        const raised_maximum raised(old, found);
+        if (!any(raised.rose)) { return raised.highest; }
+        // Lanes that have seen no key have sums of 0, so any factor is right.
+        const floats factor = raised.rescale(binary_weight_of(old, raised.highest));
         float factors[lanes];
         store(factors, factor);
         for (index_t r = 0; r < lanes; ++r) { sum[lane + r] *= static_cast<double>(factors[r]); }
         for (float* o = out + lane; o != out + lane + value_dim * panel_columns; o += panel_columns) {
             store(o, load(o) * factor);
         }
-        store(maximum + lane, highest);
-        return highest;
+        store(maximum + lane, raised.highest);
+        return raised.highest;
     }
 
     // Adds the weights of a key tile, summed in float.

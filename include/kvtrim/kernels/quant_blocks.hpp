@@ -16,9 +16,9 @@
 // Numerics: a scale has 11 bits and a code at most 8, so that the product is exact and only the sum with m rounds. The
 // floats are those of ggml, bit for bit, at every level, whether a compiler fuses product and sum or not.
 
-#include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
 #include <kvtrim/simd/prefetch.hpp>
+#include <kvtrim/simd/simd.hpp>
 
 #include <array>
 #include <cstddef>

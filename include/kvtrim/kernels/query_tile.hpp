@@ -22,7 +22,9 @@
 // its value is not finite); a NaN or infinite value of one that it sees makes only the channels that it is in NaN or infinite.
 // Cost per attend: 2 * rows * keys * (head_dim + value_dim) flops, rows * keys exponentials. Measured: see bench/NOTES.md.
 
+#include <kvtrim/kernels/logits.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
+#include <kvtrim/kernels/vector_loops.hpp>
 
 #include <cmath>
 

@@ -2,12 +2,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// Reductions and elementwise steps on rows of floats, for scorers without queries and for pruning.
+// Reductions and elementwise steps on rows of floats, for scorers without queries.
 //
 // Numerics: float where nothing else is said; sums in the lanes of four vectors, in an order that
 // depends on the length alone, so that equal rows give equal results at any address.
 
-#include <kvtrim/kernels/panel_product.hpp>
+#include <kvtrim/kernels/logits.hpp>
+#include <kvtrim/kernels/vector_loops.hpp>
 #include <kvtrim/simd/choose.hpp>
 #include <kvtrim/simd/prefetch.hpp>
 
@@ -39,20 +40,6 @@ struct row_kernels {
     void (*weigh_row)(float* row, index_t count, float added, const float* weights);
     /// row i *= factors[i], in place; rows without gaps.
     void (*scale_rows)(float* rows, index_t count, index_t length, const float* factors);
-    /// out [count] = the unbiased standard deviation over the elements of (row i - low) * scale, 0 for one element; low and
-    /// scale [length]. In double.
-    void (*deviations)(const float* rows, index_t stride, index_t count, index_t length, const double* low,
-                       const double* scale, double* out);
-    /// The bounds of `count` rows: maximum, minimum [length], folded with what is there unless these rows are the first. NaN
-    /// elements count as absent: without a number maximum < minimum.
-    void (*fold_bounds)(const float* rows, index_t stride, index_t count, index_t length, bool are_first,
-                        float* maximum, float* minimum);
-    /// Bounds without a number become 0.
-    void (*clear_empty_bounds)(index_t length, float* maximum, float* minimum);
-    /// The largest <q, k> over all q between q_minimum and q_maximum and all k between k_minimum and k_maximum, channel by
-    /// channel [channels]: the best of the four corners.
-    float (*corner_bound)(const float* q_maximum, const float* q_minimum, const float* k_maximum,
-                          const float* k_minimum, index_t channels);
     /// A row of conditioned logits becomes exp(x - max) / sum; a row of masked logits becomes zeros.
     void (*softmax)(float* row, index_t count);
 };
@@ -96,12 +83,6 @@ inline void condition_logits(float* logits, index_t count, float soft_cap) {
 /// sums [query_rows] += the sum over tokens of tile [tokens, query_rows]. Float within the tile.
 inline void add_over_tokens(const float* tile, index_t tokens, index_t query_rows, double* sums) {
     active_row_kernels().add_over_rows(tile, query_rows, tokens, query_rows, nullptr, sums);
-}
-
-/// The largest <q, k> of queries and keys within these bounds [channels].
-[[nodiscard]] inline float corner_bound(const float* q_maximum, const float* q_minimum,
-                                        const float* k_maximum, const float* k_minimum, index_t channels) {
-    return active_row_kernels().corner_bound(q_maximum, q_minimum, k_maximum, k_minimum, channels);
 }
 
 /// Softmax of conditioned logits, in place; a row of masked logits becomes zeros.

@@ -117,74 +117,6 @@ inline void scale_rows(float* rows, index_t count, index_t length, const float* 
     }
 }
 
-// The sum of step(position, doubles) over all elements.
-template <class Step>
-KVTRIM_INLINE double sum_of_doubles(index_t length, const Step& step) {
-    doubles sum[4] = {};
-    index_t d = 0;
-    for (; d + 4 * double_lanes <= length; d += 4 * double_lanes) {
-        KVTRIM_UNROLL
-        for (index_t v = 0; v < 4; ++v) { sum[v] += step(d + v * double_lanes, all_doubles{}); }
-    }
-    for (; d + double_lanes <= length; d += double_lanes) { sum[0] += step(d, all_doubles{}); }
-    const doubles lanes_of = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    double total = 0;
-    KVTRIM_UNROLL
-    for (index_t i = 0; i < double_lanes; ++i) { total += lanes_of[i]; }
-    for (; d < length; ++d) { total += step(d, one_double{}); }
-    return total;
-}
-
-inline void deviations(const float* rows, index_t stride, index_t count, index_t length, const double* low,
-                       const double* scale, double* out) {
-    const auto channels = static_cast<double>(length);
-    for (index_t i = 0; i < count; ++i) {
-        const float* const row = rows + i * stride;
-        const auto scaled = [&](index_t d, auto some) KVTRIM_INLINED {
-            return (some.load(row + d) - some.load(low + d)) * some.load(scale + d);
-        };
-        const double mean = sum_of_doubles(length, scaled) / channels;
-        const double squares = sum_of_doubles(length, [&](index_t d, auto some) KVTRIM_INLINED {
-            const auto distance = scaled(d, some) - mean;
-            return distance * distance;
-        });
-        out[i] = length > 1 ? std::sqrt(squares / (channels - 1)) : 0.0 * squares; // NaN stays NaN
-    }
-}
-
-inline void fold_bounds(const float* rows, index_t stride, index_t count, index_t length, bool are_first,
-                        float* maximum, float* minimum) {
-    for_each_vector(length, [&](index_t c, auto some) KVTRIM_INLINED {
-        floats high = are_first ? broadcast(masked_logit) : some.load(maximum + c);
-        floats low = are_first ? broadcast(-masked_logit) : some.load(minimum + c);
-        for (index_t t = 0; t < count; ++t) { // max and min give their second operand for NaN
-            const floats x = some.load(rows + t * stride + c);
-            high = max(x, high);
-            low = min(x, low);
-        }
-        some.store(maximum + c, high);
-        some.store(minimum + c, low);
-    });
-}
-
-inline void clear_empty_bounds(index_t length, float* maximum, float* minimum) {
-    for_each_vector(length, [&](index_t c, auto some) KVTRIM_INLINED {
-        const floats high = some.load(maximum + c), low = some.load(minimum + c), zero = broadcast(0.0f);
-        const auto is_empty = greater(low, high);
-        some.store(maximum + c, select(is_empty, zero, high));
-        some.store(minimum + c, select(is_empty, zero, low));
-    });
-}
-
-inline float corner_bound(const float* q_maximum, const float* q_minimum, const float* k_maximum,
-                          const float* k_minimum, index_t channels) {
-    return sum_of_elements<true>(channels, [&](floats sum, index_t d, auto some) KVTRIM_INLINED {
-        const floats q_high = some.load(q_maximum + d), q_low = some.load(q_minimum + d);
-        const floats k_high = some.load(k_maximum + d), k_low = some.load(k_minimum + d);
-        return sum + max(max(q_high * k_high, q_high * k_low), max(q_low * k_high, q_low * k_low));
-    });
-}
-
 inline void softmax(float* row, index_t count) {
     float highest = masked_logit;
     for (index_t i = 0; i < count; ++i) { highest = std::max(highest, row[i]); }
@@ -202,9 +134,7 @@ inline void softmax(float* row, index_t count) {
     });
 }
 
-inline constexpr row_kernels row_table{dots,         add_absolute, condition_logits, add_over_rows,
-                                       add_row,      add_squares,  raise_row,        weigh_row,
-                                       scale_rows,   deviations,   fold_bounds,      clear_empty_bounds,
-                                       corner_bound, softmax};
+inline constexpr row_kernels row_table{dots,        add_absolute, condition_logits, add_over_rows, add_row,
+                                       add_squares, raise_row,    weigh_row,        scale_rows,    softmax};
 
 } // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

@@ -7,8 +7,8 @@
 // A turn is two rows [pairs] of cosines and sines in double. Two turns are combined by angle addition while a row is
 // rotated, and rounded to float once; the row itself is float.
 
-#include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/simd/choose.hpp>
+#include <kvtrim/simd/simd.hpp>
 
 namespace KVTRIM_NAMESPACE::kernels {
 

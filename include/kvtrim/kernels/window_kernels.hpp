@@ -15,9 +15,11 @@
 
 #include <kvtrim/kernels/amx_products.hpp>
 #include <kvtrim/kernels/bfmmla_products.hpp>
+#include <kvtrim/kernels/logits.hpp>
 #include <kvtrim/kernels/panel_product.hpp>
 #include <kvtrim/kernels/soon_read.hpp>
 #include <kvtrim/kernels/tile_tokens.hpp>
+#include <kvtrim/kernels/vector_loops.hpp>
 #include <kvtrim/simd/choose.hpp>
 
 namespace KVTRIM_NAMESPACE::kernels {

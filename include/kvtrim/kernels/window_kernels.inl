@@ -131,11 +131,9 @@ inline void raise_maximum(const float* tile, index_t tokens, index_t rows, float
     for (index_t r = 0; r < rows; r += lanes) {
         const first_lanes some(std::min(lanes, rows - r));
         const floats old = some.load(maximum + r), found = some.load(rescale + r);
-        const floats raised = min(max(found, old), broadcast(largest_logit));
-        // Exactly 1 where the maximum stays: a computed 2^0 would round each time.
-        const floats factor = select(greater(raised, old), weight_of(old, raised), broadcast(1.0f));
-        some.store(maximum + r, raised);
-        some.store(rescale + r, factor);
+        const raised_maximum raised(old, found);
+        some.store(maximum + r, raised.highest);
+        some.store(rescale + r, raised.rescale(weight_of(old, raised.highest)));
     }
 }
 

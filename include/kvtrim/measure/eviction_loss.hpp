@@ -24,7 +24,8 @@
 
 #include <kvtrim/attention/attention_rows.hpp>
 #include <kvtrim/cache/read_rows.hpp>
-#include <kvtrim/kernels/row_statistics.hpp>
+#include <kvtrim/kernels/product_kernels.hpp>
+#include <kvtrim/kernels/row_kernels.hpp>
 #include <kvtrim/plan/keep_plan.hpp>
 
 #include <cmath>
@@ -149,8 +150,12 @@ void measure_projected(const Inputs& in, index_t queries, const std::vector<floa
         const auto add_norms = [&](const float_rows& rows, index_t count) {
             std::fill(norms.begin(), norms.end(), 0.0f);
             for (index_t c = 0; c < hidden; c += step) {
-                kernels::add_projected_l1(rows.data, rows.stride, count, w.data + c, w.stride, value_dim,
-                                          std::min(step, hidden - c), product.data(), norms.data());
+                const index_t columns = std::min(step, hidden - c);
+                kernels::active_product_kernels().multiply({rows.data, rows.stride, 1}, count,
+                                                           {w.data + c, w.stride, 1}, value_dim, columns,
+                                                           product.data(), columns);
+                kernels::active_row_kernels().add_absolute(product.data(), columns, count, columns,
+                                                           norms.data());
             }
         };
         add_norms({d, value_dim}, queries);

@@ -5,7 +5,7 @@
 // The scores of one layer's candidates in memory of their own, kept from call to call: what policy.score() fills.
 //
 //   offsets [kv_heads + 1], importance [candidates], attention [candidates] or none, protected_mass [kv_heads]
-//   column c of row g is cache row first_candidate(g) + c                          as in plan/token_scores.hpp
+//   column c of row g is the candidate c of KV head g                              as in plan/token_scores.hpp
 //
 // For engines that select by themselves, or fold the scores of several layers or heads before selection
 // (compact/cell_scores.hpp, policy/plan_pages.hpp). Nothing allocates once the largest layer was seen.

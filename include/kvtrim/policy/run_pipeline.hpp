@@ -16,30 +16,14 @@
 // tokens alone, whatever its scorer says of the window. Errors leave every plan as it was.
 // Memory: the scores of all layers, tables of 6 numbers a row, and the scratch of the largest stage.
 
+#include <kvtrim/policy/plan_progress.hpp>
 #include <kvtrim/policy/score_layers.hpp>
 
 #include <algorithm>
 #include <limits>
 #include <numeric>
 
-namespace KVTRIM_NAMESPACE {
-
-/// The moments at which a policy calls its observer, with what is known by then.
-enum class plan_stage : std::uint8_t { scored, allocated, selected };
-
-/// What an observer is called with.
-struct plan_progress {
-    plan_stage stage;                 ///< which moment it is
-    const token_scores& scores;       ///< of the layer, or of all layers
-    std::span<const index_t> budgets; ///< candidates per row, from `allocated` on
-};
-
-/// The observer that does nothing.
-struct no_observer {
-    void operator()(const plan_progress&) const {} ///< ignores it
-};
-
-namespace detail {
+namespace KVTRIM_NAMESPACE::detail {
 
 template <class Stage>
 [[nodiscard]] index_t stage_bytes(const Stage& stage, index_t rows, index_t candidates) {
@@ -205,6 +189,4 @@ template <class Policy, class Inputs, class Executor, class Observer>
     return {};
 }
 
-} // namespace detail
-
-} // namespace KVTRIM_NAMESPACE
+} // namespace KVTRIM_NAMESPACE::detail

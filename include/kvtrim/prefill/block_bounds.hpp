@@ -15,7 +15,7 @@
 #include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/core/saturated.hpp>
-#include <kvtrim/kernels/row_kernels.hpp>
+#include <kvtrim/kernels/bound_kernels.hpp>
 
 namespace KVTRIM_NAMESPACE {
 
@@ -89,7 +89,7 @@ template <class View>
 void bound_block(const View& view, index_t head, index_t begin, index_t end, float* tile, float* maximum,
                  float* minimum) {
     const index_t head_dim = extent(view, 2);
-    const auto& steps = kernels::active_row_kernels();
+    const auto& steps = kernels::active_bound_kernels();
     for (index_t t = begin; t < end; t += bounds_tile_rows) {
         const index_t count = std::min(bounds_tile_rows, end - t);
         const float_rows rows = read_rows(view, head, t, count, tile);

@@ -22,6 +22,8 @@
 // Cost: mid_query 4 * head_dim flops per segment, block and query head; corner_query about 8 * head_dim.
 
 #include <kvtrim/cache/layer.hpp>
+#include <kvtrim/core/eviction_request.hpp>
+#include <kvtrim/kernels/bound_kernels.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/kernels/row_kernels.hpp>
 #include <kvtrim/prefill/block_bounds.hpp>
@@ -106,8 +108,7 @@ void block_logits(const Estimator& estimator, const criticality_options& options
                   const block_bounds& keys, index_t group_size, index_t kv_head, index_t first_segment,
                   index_t segments, index_t blocks, float* logits, float* spare) {
     const index_t count = segments * blocks;
-    const float scale =
-        options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(keys.head_dim));
+    const float scale = attention_options{.scale = options.scale}.scale_for(keys.head_dim);
     const bool maximum = options.group == group_reduction::maximum;
     const float weight =
         options.group == group_reduction::mean ? scale / static_cast<float>(group_size) : scale;

@@ -17,7 +17,8 @@
 // and values are read in place where they are contiguous floats, else decoded a tile at a time. Work is handed out per
 // (KV head, segment), the last segments first, since they are the longest.
 //
-// bf16 queries, keys and values, all in strided views, are multiplied by AMX where the machine has it; all else as floats.
+// Queries, keys and values that all are bf16 rows in memory by the types of their views (is_made_of, cache/row_source.hpp: strided,
+// filled, ragged and paged ones) are multiplied by AMX where the machine has it; all else as floats.
 //
 // Source: the step is online softmax, arXiv:1805.02867, as in FlashAttention-2, arXiv:2307.08691.
 // Numerics: kernels/query_tile.hpp; float accumulation whatever the elements. With AMX the weights are rounded to bf16,
@@ -34,8 +35,6 @@
 #include <kvtrim/kernels/with_query_tile.hpp>
 #include <kvtrim/plan/prune_plan.hpp>
 
-#include <cmath>
-
 namespace KVTRIM_NAMESPACE {
 
 namespace detail {
@@ -50,9 +49,9 @@ class segment_attention {
                       std::span<float> log_sum_exp, workspace& scratch)
         : in_(in), attention_(attention), out_(out), log_sum_exp_(log_sum_exp), head_dim_(in.head_dim()),
           value_dim_(extent(in.values, 2)), max_keys_(Tile::max_keys(head_dim_)),
-          group_size_(extent(in.queries, 0) / in.kv_heads()),
-          rules_{attention.scale > 0 ? attention.scale : 1.0f / std::sqrt(static_cast<float>(head_dim_)),
-                 attention.soft_cap, attention.sliding_window} {
+          group_size_(extent(in.queries, 0) / in.kv_heads()), rules_{attention.scale_for(head_dim_),
+                                                                     attention.soft_cap,
+                                                                     attention.sliding_window} {
         tiles_ = scratch.take<float>(tiles_per_pass() * tile_floats());
         shared_ = scratch.take<float>(Tile::shared_floats(head_dim_, value_dim_));
         key_tile_ = scratch.take<element>(max_keys_ * head_dim_);
@@ -105,10 +104,8 @@ class segment_attention {
         for_each_tile([&](Tile& tile, index_t query_head, kernels::query_range queries) {
             load_rows(in_.queries, query_head, queries.first_position - chunk_begin_, queries.count,
                       query_rows_.data());
-            const float sink = attention_.sink_logits.empty()
-                                   ? kernels::masked_logit
-                                   : attention_.sink_logits[static_cast<std::size_t>(query_head)];
-            tile.begin(query_rows_.data(), head_dim_, queries.count, sink, rules_);
+            tile.begin(query_rows_.data(), head_dim_, queries.count, attention_.sink_logit_of(query_head),
+                       rules_);
         });
     }
 
@@ -160,26 +157,8 @@ class segment_attention {
                                    ? nullptr
                                    : log_sum_exp_.data() + query_head * extent(in_.queries, 1) + first;
             tile.finish(queries.count, out_rows_.data(), lse);
-            store(query_head, first, queries.count);
+            store_rows(out_, query_head, first, queries.count, out_rows_.data());
         });
-    }
-
-    void store(index_t query_head, index_t first, index_t count) {
-        using value = std::remove_cvref_t<decltype(*out_.data_handle())>;
-        const auto step = static_cast<index_t>(out_.stride(2));
-        for (index_t r = 0; r < count; ++r) {
-            value* const row = &out_(query_head, first + r, index_t{0});
-            const float* const from = out_rows_.data() + r * value_dim_;
-            if constexpr (std::is_same_v<value, float>) {
-                if (step == 1) {
-                    std::copy_n(from, value_dim_, row);
-                    continue;
-                }
-            }
-            for (index_t d = 0; d < value_dim_; ++d) {
-                row[d * step] = element_traits<value>::from_float(from[d]);
-            }
-        }
     }
 
     const Inputs& in_;

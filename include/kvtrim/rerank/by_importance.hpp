@@ -14,7 +14,7 @@
 // A token that must stay gets importance +infinity, which no finite score and no norm can outrank. by_importance
 // needs neither.
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 namespace KVTRIM_NAMESPACE {
 

@@ -19,8 +19,8 @@
 
 #include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/kernels/convert.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
-#include <kvtrim/simd/convert.hpp>
 
 #include <array>
 #include <span>
@@ -66,7 +66,7 @@ void combine_head(const Up& w_uv, const W& w_o, index_t head, const combined_pro
                                                        {right.data + c, right.stride, 1}, value_dim, columns,
                                                        product, columns);
             for (index_t r = 0; r < rows; ++r) {
-                simd::narrow(product + r * columns, columns, out + (l + r) * hidden + c);
+                kernels::narrow(product + r * columns, columns, out + (l + r) * hidden + c);
             }
         }
     }

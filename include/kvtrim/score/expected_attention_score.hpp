@@ -134,7 +134,7 @@ struct expected_attention_score {
         for (index_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
             expected_logits(in, request.attention, kv_head, h, seen, memory);
             const std::span<const float> logits = memory.logits.first(static_cast<std::size_t>(seen.size()));
-            const float own_sink = sink_logit(request, h);
+            const float own_sink = request.attention.sink_logit_of(h);
             float largest = own_sink;
             for (const float l : logits) { largest = std::max(largest, l); }
             if (largest == kernels::masked_logit) { continue; } // the query sees no token
@@ -148,19 +148,11 @@ struct expected_attention_score {
         }
     }
 
-    static float sink_logit(const eviction_request& request, index_t q_head) {
-        if (request.attention.sink_logits.empty()) { return kernels::masked_logit; }
-        return request.attention.sink_logits[static_cast<std::size_t>(q_head)];
-    }
-
     template <class Inputs>
     void expected_logits(const Inputs& in, const attention_options& options, index_t kv_head, index_t q_head,
                          token_range seen, const head_scratch& memory) const {
         const index_t dim = in.head_dim();
-        const double scale = options.scale > 0
-                                 ? static_cast<double>(options.scale)
-                                 : 1.0 / std::sqrt(static_cast<double>(std::max<index_t>(1, dim)));
-        expect_query(q_head, scale, memory);
+        expect_query(q_head, options.scale_for<double>(dim), memory);
         const kernels::projection_kernels& steps = kernels::active_projection_kernels();
         const kernels::row_kernels& rows = kernels::active_row_kernels();
         if (use_covariance) { steps.pack(memory.matrix.data(), dim, 0, dim, dim, dim, memory.packed.data()); }

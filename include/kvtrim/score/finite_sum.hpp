@@ -7,8 +7,8 @@
 // Numerics: double, in four sums so that the additions do not wait for each other; their order depends on the length alone.
 // Cost: one pass.
 
+#include <kvtrim/core/region.hpp>
 #include <kvtrim/core/status.hpp>
-#include <kvtrim/simd/region.hpp>
 
 #include <cmath>
 #include <span>

@@ -26,7 +26,8 @@
 #include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/core/eviction_request.hpp>
 #include <kvtrim/core/for_each_item.hpp>
-#include <kvtrim/kernels/row_kernels.hpp>
+#include <kvtrim/kernels/bound_kernels.hpp>
+#include <kvtrim/kernels/deviations.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 #include <cmath>
@@ -138,9 +139,9 @@ struct lag_score {
         take_extremes(view, head, first + lag, memory);
         for_each_tile(view, head, {first, first + lag}, memory.rows,
                       [&](index_t t, index_t count, const float_rows& rows) {
-                          kernels::active_row_kernels().deviations(
-                              rows.data, rows.stride, count, extent(view, 2), memory.low.data(),
-                              memory.scale.data(), memory.spread.data() + (t - first));
+                          kernels::deviations(rows.data, rows.stride, count, extent(view, 2),
+                                              memory.low.data(), memory.scale.data(),
+                                              memory.spread.data() + (t - first));
                       });
         double largest = 0;
         for (const double s : memory.spread) { largest = std::fmax(largest, s); }
@@ -160,7 +161,7 @@ struct lag_score {
         const auto length = static_cast<std::size_t>(extent(view, 2));
         for_each_tile(view, head, {first, first + lag}, memory.rows,
                       [&](index_t t, index_t count, const float_rows& rows) {
-                          kernels::active_row_kernels().fold_bounds(
+                          kernels::active_bound_kernels().fold_bounds(
                               rows.data, rows.stride, count, extent(view, 2), t == first,
                               memory.maximum.data(), memory.minimum.data());
                       });

@@ -9,9 +9,12 @@
 //
 // W_O is [q_heads, head_dim, hidden]; a torch weight [hidden, q_heads * head_dim] is the strided view
 // {head_dim, 1, q_heads * head_dim}. Both allocate their storage; their views are what is passed as the output projection.
-// Cost: Gram 2 * q_heads * head_dim^2 * hidden flops; packing reads and writes W_O once.
+// Query heads are handed out to an executor's workers, which does not change a bit.
+// Cost: Gram 2 * q_heads * head_dim^2 * hidden flops; packing reads and writes W_O once. While they are made, a worker has a
+// copy of a head (Gram) or of 8 rows (packing) as floats.
 
 #include <kvtrim/cache/read_rows.hpp>
+#include <kvtrim/core/for_each_item.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/kernels/projection_kernels.hpp>
 
@@ -58,29 +61,41 @@ template <cache_view W>
     return {};
 }
 
+// Calls fn(q_head, tile) for every query head, with memory for so many floats that the call has alone.
+template <class Executor, class Fn>
+[[nodiscard]] status for_each_projected_head(index_t q_heads, index_t floats, Executor& ex, Fn&& fn) {
+    workspace counting = workspace::counting();
+    static_cast<void>(counting.take<float>(floats));
+    growing_workspace memory;
+    workspace scratch = memory.of_bytes(for_each_item_bytes(ex, q_heads, counting.needed_bytes()));
+    return for_each_item(q_heads, counting.needed_bytes(), scratch, ex,
+                         [&](index_t h, workspace& own) { fn(h, own.take<float>(floats).data()); });
+}
+
 } // namespace detail
 
 /// G_h of every query head, prepared once per layer and kept by the engine.
 class gram_projection {
   public:
     /// W_O [q_heads, head_dim, hidden]. Allocates q_heads * head_dim^2 floats. The object is empty, and validate() says why, for
-    /// a W_O that is not valid, or whose heads have different numbers of rows.
-    template <cache_view W>
-    explicit gram_projection(const W& w_o) : validity_(detail::validate_to_prepare(w_o)) {
+    /// a W_O that is not valid, or whose heads have different numbers of rows, or an executor that calls nothing.
+    template <cache_view W, class Executor = serial_executor>
+    explicit gram_projection(const W& w_o, Executor&& ex = {}) : validity_(detail::validate_to_prepare(w_o)) {
         if (!validity_.ok()) { return; }
         q_heads_ = extent(w_o, 0);
         head_dim_ = extent(w_o, 1);
         const index_t hidden = extent(w_o, 2);
         gram_.assign(static_cast<std::size_t>(q_heads_ * head_dim_ * head_dim_), 0.0f);
-        std::vector<float> tile(static_cast<std::size_t>(head_dim_ * hidden));
-        for (index_t h = 0; h < q_heads_; ++h) {
-            const float_rows w = read_rows(w_o, h, 0, head_dim_, tile.data());
-            const index_t step = kernels::tile_hidden(head_dim_);
-            for (index_t c = 0; c < hidden; c += step) {
-                kernels::add_gram(w.data + c, w.stride, head_dim_, std::min(step, hidden - c),
-                                  gram_.data() + h * head_dim_ * head_dim_);
-            }
-        }
+        validity_ =
+            detail::for_each_projected_head(q_heads_, head_dim_ * hidden, ex, [&](index_t h, float* tile) {
+                const float_rows w = read_rows(w_o, h, 0, head_dim_, tile);
+                const index_t step = kernels::tile_hidden(head_dim_);
+                for (index_t c = 0; c < hidden; c += step) {
+                    kernels::add_gram(w.data + c, w.stride, head_dim_, std::min(step, hidden - c),
+                                      gram_.data() + h * head_dim_ * head_dim_);
+                }
+            });
+        if (!validity_.ok()) { q_heads_ = head_dim_ = 0; }
     }
 
     /// Why this object is not valid, or ok.
@@ -165,19 +180,21 @@ class packed_projection {
   public:
     /// W_O [q_heads, head_dim, hidden]. Allocates as many floats, rows padded to 32 columns; for a W_O of bf16 as many
     /// elements of it instead, rows and columns padded, where the steps multiply bf16 (levels amx and neon_bf16). The steps outlive this
-    /// object. Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows.
-    template <cache_view W>
+    /// object. Not valid, and empty: a W_O that is not, or whose heads have different numbers of rows, an executor that calls nothing.
+    template <cache_view W, class Executor = serial_executor>
     explicit packed_projection(
-        const W& w_o, const kernels::projection_kernels& steps = kernels::active_projection_kernels())
+        const W& w_o, const kernels::projection_kernels& steps = kernels::active_projection_kernels(),
+        Executor&& ex = {})
         : validity_(detail::validate_to_prepare(w_o)) {
         if (!validity_.ok()) { return; }
         view_ = {nullptr, nullptr, extent(w_o, 0), extent(w_o, 1), extent(w_o, 2), &steps};
-        std::vector<float> tile(static_cast<std::size_t>(detail::packed_rows_at_once * view_.hidden));
         const auto pack_all = [&](auto pack, auto& packed, index_t elements) {
             packed.resize(static_cast<std::size_t>(view_.q_heads * elements));
-            for (index_t h = 0; h < view_.q_heads; ++h) {
-                detail::pack_head(w_o, h, pack, tile.data(), packed.data() + h * elements);
-            }
+            validity_ = detail::for_each_projected_head(
+                view_.q_heads, detail::packed_rows_at_once * view_.hidden, ex, [&](index_t h, float* tile) {
+                    detail::pack_head(w_o, h, pack, tile, packed.data() + h * elements);
+                });
+            if (!validity_.ok()) { view_ = {}; }
         };
         if constexpr (is_made_of<W, bf16>) {
             if (steps.pack_bf16 != nullptr) {

@@ -12,12 +12,12 @@
 // text and kept in a file, serves every sequence (score/trig_series_score.hpp). Plain data: the fields are the whole state.
 //
 // Source: TriAttention, arXiv:2604.04921. Departure: a query that is not finite is left out.
-// Cost: q_heads * tokens * head_dim. Numerics: sums in double. Memory: 12 * q_heads * head_dim bytes. No workspace but a
-// tile of queries.
+// Cost: q_heads * tokens * head_dim. Numerics: sums in double. Memory: 12 * q_heads * head_dim bytes. Workspace: a tile of
+// queries per worker.
 
 #include <kvtrim/cache/read_rows.hpp>
 #include <kvtrim/cache/rope.hpp>
-#include <kvtrim/core/workspace.hpp>
+#include <kvtrim/core/for_each_item.hpp>
 
 #include <algorithm>
 #include <array>
@@ -86,19 +86,17 @@ struct query_pair_means {
                                 static_cast<double>(count);
     }
 
-    /// Bytes of workspace for add(); 0 for means that are not valid.
-    [[nodiscard]] index_t workspace_bytes() const {
-        if (!validate().ok()) { return 0; }
-        workspace counting = workspace::counting();
-        static_cast<void>(row_tile(head_dim, counting));
-        return counting.needed_bytes();
+    /// Bytes of workspace for add() at the full width of this executor; 0 for means that are not valid.
+    template <class Executor = serial_executor>
+    [[nodiscard]] index_t workspace_bytes(const Executor& ex = {}) const {
+        return validate().ok() ? for_each_item_bytes(ex, q_heads, row_tile::bytes(head_dim)) : 0;
     }
 
     /// Adds queries [q_heads, queries, head_dim], before RoPE. Returns what validate() says, of the queries too,
     /// invalid_parameter for another shape, rows_differ for heads of different numbers of queries, or workspace_too_small;
     /// with nothing added.
-    template <cache_view Queries>
-    [[nodiscard]] status add(const Queries& queries, workspace& scratch) {
+    template <cache_view Queries, class Executor = serial_executor>
+    [[nodiscard]] status add(const Queries& queries, workspace& scratch, Executor&& ex = {}) {
         if (const status s = validate(); !s.ok()) { return s; }
         if (const status s = kvtrim::validate(queries); !s.ok()) { return s; }
         const index_t rows = extent(queries, 1);
@@ -109,15 +107,12 @@ struct query_pair_means {
         if (!kvtrim::detail::heads_have_rows(queries, rows)) {
             return {errc::rows_differ, "query_pair_means: every head must have the same number of queries"};
         }
-        const workspace::frame frame(scratch);
-        const row_tile tile(head_dim, scratch);
-        if (!scratch.fits()) { return scratch.too_small(); }
-        for (index_t h = 0; h < q_heads; ++h) {
+        return for_each_item(q_heads, row_tile::bytes(head_dim), scratch, ex, [&](index_t h, workspace& own) {
+            const row_tile tile(head_dim, own);
             for_each_tile(queries, h, {0, rows}, tile, [&](index_t, index_t count, const float_rows& q) {
                 for (index_t i = 0; i < count; ++i) { add_query(h, q.data + i * q.stride); }
             });
-        }
-        return {};
+        });
     }
 
   private:

@@ -245,7 +245,6 @@ class replay_scores {
   private:
     friend status add_pass(replay_scores&, const replay_scores&, index_t, float); // score/add_pass.hpp
     static constexpr std::uint32_t tag = 0x31704B54;
-    static constexpr index_t kept_logit_bytes = index_t{48} << 20; // as in score/window_attention.hpp
     [[nodiscard]] static status valid_size(index_t kv_heads, index_t tokens) {
         constexpr index_t most = std::numeric_limits<keep_plan::table_index>::max();
         if (kv_heads < 0 || tokens < 0 ||
@@ -264,31 +263,27 @@ class replay_scores {
             static_cast<std::size_t>(offsets_[static_cast<std::size_t>(kv_head)]),
             static_cast<std::size_t>(tokens(kv_head)));
     }
-    // Logits that are kept of one row group, within the bound.
-    template <class Inputs>
-    [[nodiscard]] index_t logit_floats(const Inputs& in) const {
-        return std::min(kernels::tile_query_rows * in.longest_row(),
-                        kept_logit_bytes / static_cast<index_t>(sizeof(float)) / kv_heads());
-    }
     template <class Inputs, class Executor>
     [[nodiscard]] index_t bytes_of(const Inputs& in, const Executor& ex) const {
-        return for_each_item_bytes(ex, kv_heads(),
-                                   detail::token_loss_bytes(in, loss_, longest_row(), logit_floats(in)));
+        return kept_logits(in, 0, kept_logits::default_bytes).workspace_bytes(ex, [&](workspace& counting) {
+            detail::take_loss_scratch(in, loss_, longest_row(), counting);
+        });
     }
 
     // seen(g): what the queries of head g see.
     template <class Inputs, class Executor, class Seen>
     [[nodiscard]] status add_seen(const Inputs& in, const attention_options& attention, workspace& scratch,
                                   Executor& ex, Seen&& seen) {
-        const index_t floats = logit_floats(in);
-        return for_each_item(kv_heads(), detail::token_loss_bytes(in, loss_, longest_row(), floats), scratch,
-                             ex, [&](index_t g, workspace& own) {
-                                 const observed_by what = seen(g);
-                                 const auto scored =
-                                     row(g).subspan(static_cast<std::size_t>(what.candidates.begin),
-                                                    static_cast<std::size_t>(what.candidates.size()));
-                                 detail::add_losses(in, attention, loss_, g, what, 0, floats, scored, own);
-                             });
+        return kept_logits(in, 0, kept_logits::default_bytes)
+            .for_each_head(
+                scratch, ex,
+                [&](workspace& counting) { detail::take_loss_scratch(in, loss_, longest_row(), counting); },
+                [&](index_t g, std::span<float> kept, workspace& own) {
+                    const observed_by what = seen(g);
+                    const auto scored = row(g).subspan(static_cast<std::size_t>(what.candidates.begin),
+                                                       static_cast<std::size_t>(what.candidates.size()));
+                    detail::add_losses(in, attention, loss_, g, what, 0, kept, scored, own);
+                });
     }
 
     template <class Inputs>

@@ -18,8 +18,9 @@
 // Cost: the logits twice or three times (once where they are kept), and two products more of the same size for o and <v, o>.
 // Workspace: O(tokens) per KV head, and kept_logit_bytes. Numerics: float. A query whose output is not finite is left out.
 
+#include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/attention/attention_rows.hpp>
-#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/attention/kept_logits.hpp>
 #include <kvtrim/kernels/eviction_errors.hpp>
 #include <kvtrim/kernels/product_kernels.hpp>
 #include <kvtrim/kernels/projection_kernels.hpp>
@@ -155,16 +156,6 @@ class token_losses {
 
     // ---- Of outputs ----
 
-    template <class Fn>
-    void for_each_query_head(const attention_rows<Inputs>& rows, Fn&& fn) const {
-        for (index_t begin = 0; begin < rows.current_rows();) {
-            const index_t head = (rows.first_row() + begin) / rows.queries();
-            const index_t end = std::min(rows.current_rows(), (head + 1) * rows.queries() - rows.first_row());
-            fn(head, begin, end);
-            begin = end;
-        }
-    }
-
     [[nodiscard]] const float* gram(index_t head) const {
         const index_t dim = extent(in_.values, 2);
         if constexpr (has_gram<Inputs>) {
@@ -217,11 +208,12 @@ class token_losses {
         }
         const float* turned = outputs_.data();
         if constexpr (has_metric) {
-            for_each_query_head(rows, [&](index_t head, index_t begin, index_t end) {
-                kernels::active_product_kernels().multiply({outputs_.data() + begin * dim, dim, 1},
-                                                           end - begin, {gram(head), dim, 1}, dim, dim,
-                                                           turned_.data() + begin * dim, dim);
-            });
+            for_each_query_head(
+                rows.first_row(), count, rows.queries(), [&](index_t head, index_t begin, index_t end) {
+                    kernels::active_product_kernels().multiply({outputs_.data() + begin * dim, dim, 1},
+                                                               end - begin, {gram(head), dim, 1}, dim, dim,
+                                                               turned_.data() + begin * dim, dim);
+                });
             turned = turned_.data();
         }
         for (index_t r = 0; r < count; ++r) {
@@ -237,12 +229,13 @@ class token_losses {
         const index_t dim = extent(in_.values, 2), count = rows.current_rows();
         const float_rows v = read_rows(in_.values, kv_head_, first, tokens, values_.data());
         steps.logits(v.data, v.stride, tokens, packed_.data(), count, dim, 0.0f, products_.data(), {});
-        for_each_query_head(rows, [&](index_t head, index_t begin, index_t end) {
-            const float* const squares =
-                squares_.data() + (has_metric ? head * range_.size() : 0) + (first - range_.begin);
-            kernels::eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
-                                     squares_of_outputs_.data());
-        });
+        for_each_query_head(
+            rows.first_row(), count, rows.queries(), [&](index_t head, index_t begin, index_t end) {
+                const float* const squares =
+                    squares_.data() + (has_metric ? head * range_.size() : 0) + (first - range_.begin);
+                kernels::eviction_errors(tile, products_.data(), tokens, count, begin, end, squares,
+                                         squares_of_outputs_.data());
+            });
     }
 
     const Inputs& in_;
@@ -260,26 +253,21 @@ class token_losses {
     std::span<float> panel_, norms_, gram_, w_o_; // of the metric
 };
 
-// Workspace of one KV head's losses for so many rows in the range.
+// Takes the scratch of add_losses() for so many rows in the range.
 template <class Inputs>
-[[nodiscard]] index_t token_loss_bytes(const Inputs& in, token_loss loss, index_t rows,
-                                       index_t logit_floats) {
-    workspace counting = workspace::counting();
-    static_cast<void>(counting.take<float>(logit_floats));
+void take_loss_scratch(const Inputs& in, token_loss loss, index_t rows, workspace& counting) {
     const attention_rows attention(in, {}, 0, 0, 0, observed_by{0, {0, 0}}, counting);
     static_cast<void>(token_losses<Inputs>(in, loss, 0, {0, rows}, 0, attention.tile_tokens(), counting));
-    return counting.needed_bytes();
 }
 
 // losses [range] of one KV head's tokens fold in those of the queries that see rows as `seen` says; squares of them where the
-// loss is an output's. scratch: token_loss_bytes().
+// loss is an output's.
 template <class Inputs>
 void add_losses(const Inputs& in, const attention_options& options, token_loss loss, index_t kv_head,
-                const observed_by& seen, index_t newest, index_t logit_floats, std::span<float> losses,
+                const observed_by& seen, index_t newest, std::span<float> kept, std::span<float> losses,
                 workspace& scratch) {
-    const auto logits = scratch.take<float>(logit_floats);
     attention_rows rows(in, options, kv_head, newest, 0, seen, scratch);
-    rows.keep_logits_in(logits);
+    rows.keep_logits_in(kept);
     token_losses<Inputs>(in, loss, kv_head, seen.candidates, seen.nearest, rows.tile_tokens(), scratch)
         .add(rows, losses);
 }
@@ -289,9 +277,9 @@ void add_losses(const Inputs& in, const attention_options& options, token_loss l
 /// The scorer over the observation window: the newest queries of the prompt.
 struct single_eviction {
     token_loss loss = token_loss::output_square_sum; ///< what a score is
-    index_t newest_queries = 0;                   ///< use only this many newest of the given queries; 0: all
-    index_t kept_logit_bytes = index_t{48} << 20; ///< as in score/window_attention.hpp
-    static constexpr bool writes_attention = false; ///< whether score() also writes attention
+    index_t newest_queries = 0; ///< use only this many newest of the given queries; 0: all
+    index_t kept_logit_bytes = kept_logits::default_bytes; ///< as in score/window_attention.hpp
+    static constexpr bool writes_attention = false;        ///< whether score() also writes attention
 
     /// Returns window_exceeds_tokens, heads_not_divisible or invalid_parameter.
     template <class Inputs>
@@ -311,8 +299,9 @@ struct single_eviction {
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
         if (!validate(in, request).ok()) { return 0; }
-        return for_each_item_bytes(ex, in.kv_heads(),
-                                   detail::token_loss_bytes(in, loss, in.longest_row(), logit_floats(in)));
+        return logits(in).workspace_bytes(ex, [&](workspace& counting) {
+            detail::take_loss_scratch(in, loss, in.longest_row(), counting);
+        });
     }
 
     /// Writes the importance of every candidate. Returns what validate_scoring() says or workspace_too_small, with none written.
@@ -320,17 +309,17 @@ struct single_eviction {
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
         if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        const index_t floats = logit_floats(in);
         const index_t queries =
             newest_queries > 0 ? std::min(newest_queries, extent(in.queries, 1)) : extent(in.queries, 1);
-        return for_each_item(
-            in.kv_heads(), detail::token_loss_bytes(in, loss, in.longest_row(), floats), scratch, ex,
-            [&](index_t g, workspace& own) {
+        return logits(in).for_each_head(
+            scratch, ex,
+            [&](workspace& counting) { detail::take_loss_scratch(in, loss, in.longest_row(), counting); },
+            [&](index_t g, std::span<float> kept, workspace& own) {
                 const observed_by seen{in.tokens(g) - request.protect.rollback_tokens - queries,
                                        candidates(request.protect, in.tokens(g))};
                 const auto losses = out.importance_rows().row(g);
                 std::fill(losses.begin(), losses.end(), 0.0f);
-                detail::add_losses(in, request.attention, loss, g, seen, newest_queries, floats, losses, own);
+                detail::add_losses(in, request.attention, loss, g, seen, newest_queries, kept, losses, own);
                 if (loss == token_loss::attention_maximum) { return; }
                 const index_t heads =
                     loss == token_loss::output_square_sum ? extent(in.queries, 0) / in.kv_heads() : 1;
@@ -339,11 +328,9 @@ struct single_eviction {
     }
 
   private:
-    // Logits that are kept of one row group, within the bound.
     template <class Inputs>
-    [[nodiscard]] index_t logit_floats(const Inputs& in) const {
-        return std::min(kernels::tile_query_rows * in.longest_row(),
-                        kept_logit_bytes / static_cast<index_t>(sizeof(float)) / in.kv_heads());
+    [[nodiscard]] kept_logits logits(const Inputs& in) const {
+        return {in, newest_queries, kept_logit_bytes};
     }
 };
 

@@ -20,7 +20,7 @@
 
 #include <kvtrim/aggregate/attention_tile.hpp>
 #include <kvtrim/attention/attention_rows.hpp>
-#include <kvtrim/core/for_each_item.hpp>
+#include <kvtrim/attention/kept_logits.hpp>
 #include <kvtrim/plan/token_scores.hpp>
 
 namespace KVTRIM_NAMESPACE {
@@ -36,9 +36,8 @@ struct window_attention {
     /// How query heads and queries are folded into one score.
     [[no_unique_address]] Aggregator aggregator = {};
     index_t newest_queries = 0; ///< use only this many newest of the given queries; 0: all (TOVA: 1)
-    /// Most memory for logits, of all threads; 0: compute them twice. 48 MiB hold three quarters of a KV head's 128 query
-    /// rows at 131072 tokens, and leave room below 64 MiB for all else.
-    index_t kept_logit_bytes = index_t{48} << 20;
+    /// Most memory for logits, of all workers (attention/kept_logits.hpp); 0: compute them twice.
+    index_t kept_logit_bytes = kept_logits::default_bytes;
 
     /// whether score() also writes attention
     static constexpr bool writes_attention = Aggregator::writes_attention;
@@ -64,11 +63,8 @@ struct window_attention {
     [[nodiscard]] index_t workspace_bytes(const Inputs& in, const eviction_request& request,
                                           const Executor& ex = {}) const {
         if (!validate(in, request).ok()) { return 0; }
-        const index_t workers = worker_count(ex, in.kv_heads());
-        workspace counting = workspace::counting();
-        static_cast<void>(counting.take<std::byte>(
-            saturated_product(workers, worker_bytes(in, request, logit_floats(in, workers)))));
-        return counting.needed_bytes();
+        return logits(in).workspace_bytes(ex,
+                                          [&](workspace& counting) { take_scratch(in, request, counting); });
     }
 
     /// Writes importance (and attention if writes_attention, and protected_mass where asked for).
@@ -77,16 +73,11 @@ struct window_attention {
     [[nodiscard]] status score(const Inputs& in, const eviction_request& request, const token_scores& out,
                                workspace& scratch, Executor& ex) const {
         if (const status s = validate_scoring(*this, in, request, out); !s.ok()) { return s; }
-        // As many workers as the memory holds, each with its share of the bound on logits.
-        index_t workers = worker_count(ex, in.kv_heads());
-        index_t bytes = worker_bytes(in, request, logit_floats(in, workers));
-        while (workers > 1 && saturated_product(workers, bytes) > scratch.free_bytes()) {
-            bytes = worker_bytes(in, request, logit_floats(in, --workers));
-        }
-        const index_t floats = logit_floats(in, workers);
-        return for_each_item(in.kv_heads(), bytes, scratch, ex, [&](index_t g, workspace& own) {
-            score_head(in, request, g, out, own.take<float>(floats), own);
-        });
+        return logits(in).for_each_head(
+            scratch, ex, [&](workspace& counting) { take_scratch(in, request, counting); },
+            [&](index_t g, std::span<float> kept, workspace& own) {
+                score_head(in, request, g, out, kept, own);
+            });
     }
 
   private:
@@ -99,14 +90,9 @@ struct window_attention {
     template <class Inputs>
     static constexpr index_t weight_floats = weighs_rows<Inputs> ? kernels::tile_query_rows : 0;
 
-    // Logits that one of `workers` keeps: all of a row group, within its share of the bound.
     template <class Inputs>
-    [[nodiscard]] index_t logit_floats(const Inputs& in, index_t workers) const {
-        const index_t queries = extent(in.queries, 1);
-        const index_t rows = extent(in.queries, 0) / in.kv_heads() *
-                             (newest_queries > 0 ? std::min(newest_queries, queries) : queries);
-        const index_t of_head = std::min(rows, kernels::tile_query_rows) * in.longest_row();
-        return std::min(of_head, kept_logit_bytes / static_cast<index_t>(sizeof(float)) / workers);
+    [[nodiscard]] kept_logits logits(const Inputs& in) const {
+        return {in, newest_queries, kept_logit_bytes};
     }
 
     // A pooling kernel wider than the row reads no more columns than there are, and its sums are the same.
@@ -115,23 +101,19 @@ struct window_attention {
         return std::clamp<index_t>(aggregator.halo(), 0, in.longest_row());
     }
 
+    // What a worker takes beside the logits.
     template <class Inputs>
-    [[nodiscard]] index_t worker_bytes(const Inputs& in, const eviction_request& request,
-                                       index_t floats) const {
-        workspace counting = workspace::counting();
-        static_cast<void>(counting.take<float>(floats));
+    void take_scratch(const Inputs& in, const eviction_request& request, workspace& counting) const {
         const attention_rows rows(in, request, 0, newest_queries, halo(in), counting);
-        static_cast<void>(
-            counting.template take<float>(aggregator.lanes(rows.group_size()) * in.longest_row()));
-        static_cast<void>(counting.template take<float>(weight_floats<Inputs>));
-        return counting.needed_bytes();
+        static_cast<void>(counting.take<float>(aggregator.lanes(rows.group_size()) * in.longest_row()));
+        static_cast<void>(counting.take<float>(weight_floats<Inputs>));
     }
 
     template <class Inputs>
     void score_head(const Inputs& in, const eviction_request& request, index_t kv_head,
-                    const token_scores& out, std::span<float> logits, workspace& scratch) const {
+                    const token_scores& out, std::span<float> kept, workspace& scratch) const {
         attention_rows rows(in, request, kv_head, newest_queries, halo(in), scratch);
-        rows.keep_logits_in(logits);
+        rows.keep_logits_in(kept);
         const token_range range = rows.candidate_range();
         const auto accumulators = scratch.take<float>(aggregator.lanes(rows.group_size()) * range.size());
         const auto weights = scratch.take<float>(weight_floats<Inputs>);

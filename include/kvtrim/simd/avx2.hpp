@@ -5,8 +5,8 @@
 // Eight lanes of AVX2 with FMA and F16C. What each primitive means is said in simd/simd.hpp.
 
 #include <kvtrim/core/fp8.hpp>
+#include <kvtrim/core/region.hpp>
 #include <kvtrim/core/status.hpp>
-#include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
 #include <array>

@@ -119,13 +119,12 @@ KVTRIM_INLINE floats load(const f8_e4m3* from) {
 KVTRIM_INLINE floats load(const std::int8_t* from) {
     return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bits_of(from)));
 }
-KVTRIM_INLINE floats from_nibbles(__m128i codes) {
-    const __m128i centred = _mm_sub_epi8(_mm_and_si128(codes, _mm_set1_epi8(15)), _mm_set1_epi8(8));
-    return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, centred));
-}
-KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
-    to[0] = from_nibbles(bits_of(from));
-    to[1] = from_nibbles(_mm_srli_epi16(bits_of(from), 4));
+KVTRIM_INLINE void load_nibbles(const std::uint8_t* from,
+                                floats* to) { // by a table, of whose places four bits count
+    const floats values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    const __m512i places = _mm512_maskz_cvtepu8_epi32(0xffff, bits_of(from));
+    to[0] = _mm512_maskz_permutexvar_ps(0xffff, places, values);
+    to[1] = _mm512_maskz_permutexvar_ps(0xffff, _mm512_maskz_srli_epi32(0xffff, places, 4), values);
 }
 using avx2::look_up; // sixteen bytes at a time as well
 KVTRIM_INLINE void store(f16* to, floats x) {

@@ -13,7 +13,7 @@
 // signal frames larger by 8 KiB. A process that must not request it sets KVTRIM_CPU_LEVEL=avx512 and calls neither
 // best_cpu_level() nor set_cpu_level().
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 #include <cstdint>
 #include <cstdlib>

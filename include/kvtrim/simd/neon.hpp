@@ -5,8 +5,8 @@
 // Four lanes of NEON, which every aarch64 has. What each primitive means is said in simd/simd.hpp.
 
 #include <kvtrim/core/fp8.hpp>
+#include <kvtrim/core/region.hpp>
 #include <kvtrim/core/status.hpp>
-#include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
 #include <array>

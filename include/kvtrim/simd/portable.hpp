@@ -7,8 +7,8 @@
 // What each primitive means is said in simd/simd.hpp. Numerics: fma rounds twice.
 
 #include <kvtrim/core/fp8.hpp>
+#include <kvtrim/core/region.hpp>
 #include <kvtrim/core/status.hpp>
-#include <kvtrim/simd/region.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -175,6 +175,15 @@ KVTRIM_INLINE void look_up(const std::int8_t* table, std::int8_t* places) {
 KVTRIM_INLINE void store(bf16* to, floats x) { // as element_traits<bf16>
     const uints bits = reinterpret_cast<uints>(x), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     store_high(to, reinterpret_cast<ints>(bits & 0x7fffffffu) > 0x7f800000 ? bits | 0x400000u : rounded);
+}
+KVTRIM_INLINE void store(f16* to, floats x) { // as element_traits<f16>
+    const uints bits = reinterpret_cast<uints>(x), magnitude = bits & 0x7fffffffu;
+    const uints normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
+    const uints small = reinterpret_cast<uints>(reinterpret_cast<floats>(magnitude) + 0.5f) & 0x7ffu;
+    const auto size = reinterpret_cast<ints>(magnitude);
+    const uints finite = size < 0x38800000 ? small : normal;
+    const uints special = size > 0x7f800000 ? uints{} + 0x7e00u : uints{} + 0x7c00u;
+    store_high(to, ((size < 0x477ff000 ? finite : special) | (bits >> 16 & 0x8000u)) << 16);
 }
 KVTRIM_INLINE floats broadcast(f16 x) {
     return broadcast(to_float(x));

@@ -4,7 +4,7 @@
 
 // Hints that memory will be read soon: nothing changes but time, and no address faults.
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 namespace KVTRIM_NAMESPACE::simd {
 

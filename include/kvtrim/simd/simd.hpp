@@ -37,7 +37,7 @@
 //                                           first n lanes, the others reading 0 and writing nothing
 //
 // Kernels are written once with these primitives, in a .inl file that simd/for_each_target.inl includes for each target. A new
-// target is a header here, included below; its region and the tag of its namespace in simd/region.hpp; a section in
+// target is a header here, included below; its region and the tag of its namespace in core/region.hpp; a section in
 // simd/for_each_target.inl; a level, its detection and its name in simd/cpu_level.hpp; a line in simd/choose.hpp. What is the same
 // in all targets, from uints on, is simd/common.inl; simd/four_lanes.inl and simd/load_first_of_two.inl are for the targets
 // that they fit.

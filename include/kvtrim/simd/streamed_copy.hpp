@@ -6,7 +6,7 @@
 // not read before it is written. On x86-64 by SSE2. Elsewhere, and to addresses that are no multiple of 16, they are plain
 // copies: the language has no such store.
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 #include <cstddef>
 #include <cstdint>

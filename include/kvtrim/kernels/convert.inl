@@ -1,7 +1,9 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-namespace KVTRIM_NAMESPACE::simd::KVTRIM_TARGET {
+namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
+
+using namespace simd::KVTRIM_TARGET;
 
 // Calls step(position) for whole vectors, sixteen elements at a time and then one vector, and returns the position behind
 // them: of the instructions of a loop over single vectors of four, more than half would be the loop's own.
@@ -34,4 +36,4 @@ void narrow_row(const float* from, index_t count, T* to) {
     for (; i < count; ++i) { to[i] = element_traits<T>::from_float(from[i]); }
 }
 
-} // namespace KVTRIM_NAMESPACE::simd::KVTRIM_TARGET
+} // namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET

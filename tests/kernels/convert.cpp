@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/simd/convert.hpp>
+#include <kvtrim/kernels/convert.hpp>
 
 #include "support/cpu_levels.hpp"
 
@@ -39,7 +39,7 @@ void check_all_patterns() {
     for (std::size_t i = 0; i < from.size(); ++i) { from[i].bits = static_cast<std::uint16_t>(i); }
     support::at_each_cpu_level([&] {
         std::vector<float> to(from.size());
-        simd::widen(from.data(), 65536, to.data());
+        kernels::widen(from.data(), 65536, to.data());
         int wrong = 0;
         for (std::size_t i = 0; i < from.size(); ++i) {
             const double expected = value_of(from[i]);
@@ -68,7 +68,7 @@ TEST_CASE("widen: any count from any address, and nothing behind it is written",
         for (index_t count = 0; count <= 67; ++count) {
             for (const index_t begin : {0, 1, 5}) {
                 std::vector<float> to(80, -1e9f);
-                simd::widen(from.data() + begin, count, to.data() + begin);
+                kernels::widen(from.data() + begin, count, to.data() + begin);
                 for (index_t i = 0; i < 80; ++i) {
                     const bool inside = i >= begin && i < begin + count;
                     const float expected = inside ? static_cast<float>(i) - 40.0f : -1e9f;
@@ -106,7 +106,7 @@ void check_against_trait() {
     std::vector<T> got(floats.size());
     support::at_each_cpu_level([&] {
         const char* const level = name_of(active_cpu_level());
-        simd::narrow(floats.data(), static_cast<index_t>(floats.size()), got.data());
+        kernels::narrow(floats.data(), static_cast<index_t>(floats.size()), got.data());
         index_t wrong = 0;
         for (std::size_t i = 0; i < floats.size(); ++i) {
             const T expected = element_traits<T>::from_float(floats[i]);
@@ -129,12 +129,12 @@ TEST_CASE("narrow: it writes exactly count elements", "[kernels]") {
     const std::vector<float> ones(40, 1.0f);
     for (const index_t count : {0, 1, 15, 16, 17, 33}) {
         std::vector<bf16> got(40, bf16{0});
-        simd::narrow(ones.data(), count, got.data());
+        kernels::narrow(ones.data(), count, got.data());
         for (index_t i = 0; i < 40; ++i) {
             CHECK(got[static_cast<std::size_t>(i)].bits == (i < count ? 0x3f80 : 0));
         }
     }
     std::vector<double> wide(3);
-    simd::narrow(ones.data(), 3, wide.data()); // any element with from_float
+    kernels::narrow(ones.data(), 3, wide.data()); // any element with from_float
     CHECK(wide == std::vector<double>(3, 1.0));
 }

@@ -1,7 +1,7 @@
 // Copyright (c) kvtrim authors
 // SPDX-License-Identifier: MIT
 
-#include <kvtrim/simd/region.hpp>
+#include <kvtrim/core/region.hpp>
 
 #include <kvtrim/plan/keep_plan.hpp>
 
@@ -14,7 +14,7 @@
 #define SPELLED(tag) SPELLED_(tag)
 
 TEST_CASE("names carry the version, what their file is compiled for, and whether kernels are compiled apart",
-          "[simd]") {
+          "[core]") {
     const std::string tag = SPELLED(KVTRIM_NAMESPACE_TAG);
     const std::string name = typeid(kvtrim::keep_plan).name(); // N6kvtrim6v0_2_09keep_planE
     CHECK(name.find(std::to_string(tag.size()) + tag) != std::string::npos);

@@ -9,10 +9,10 @@
 #include <kvtrim/simd/choose.hpp>
 #include <kvtrim/simd/simd.hpp>
 
-#define KVTRIM_BODY <kvtrim/simd/convert.inl>
+#define KVTRIM_BODY <kvtrim/kernels/convert.inl>
 #include <kvtrim/simd/for_each_target.inl>
 
-namespace KVTRIM_NAMESPACE::simd {
+namespace KVTRIM_NAMESPACE::kernels {
 
 /// to [count] = the floats of elements [count], exact; double is rounded.
 template <class T>
@@ -26,4 +26,4 @@ void narrow(const float* from, index_t count, T* to) {
     (KVTRIM_CHOOSE(active_cpu_level(), narrow_row<T>))(from, count, to);
 }
 
-} // namespace KVTRIM_NAMESPACE::simd
+} // namespace KVTRIM_NAMESPACE::kernels
