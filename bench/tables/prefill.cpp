@@ -204,6 +204,10 @@ double estimate_seconds(const prompt<T>& data, const Policy& policy, const kvtri
     constexpr index_t panel = 8;
     const kvtrim::segment_grid grid = kvtrim::grid_of(policy.options, chunk, data.tokens);
     const kvtrim::segment_range pruned = kvtrim::pruned_segments(policy.options, chunk, grid);
+    if (pruned.begin >= pruned.end) {
+        throw std::runtime_error(
+            fmt::format("a prompt of {} tokens is too short: no segment is pruned", data.tokens));
+    }
     const index_t blocks = grid.allowed_blocks(pruned.end - 1);
     const auto floats = [](index_t count) { return std::vector<float>(static_cast<std::size_t>(count)); };
     auto q_high = floats(q_heads * grid.segments() * head_dim), q_low = q_high;
@@ -344,7 +348,7 @@ void print_table(const std::string& element, const std::vector<index_t>& lengths
 
 } // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
     CLI::App app{
         "CritiPrefill against dense attention, one layer of the Llama-3.1-8B shape, as a Markdown table"};
     std::vector<index_t> lengths{8192, 16384, 32768, 65536, 131072};
@@ -378,4 +382,7 @@ int main(int argc, char** argv) {
         }
     }
     return 0;
+} catch (const std::exception& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 1;
 }

@@ -184,8 +184,7 @@ TEST_CASE("projection_kernels of bf16: what is packed unpacks to the same rows, 
 }
 
 TEST_CASE("projection_kernels of bf16: levels without such products leave bf16 to be widened", "[kernels]") {
-    for (const auto level :
-         {cpu_level::portable, cpu_level::neon_bf16, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
+    for (const auto level : support::all_cpu_levels()) {
         const bool has_products = support::has_bf16_products(level);
         const kernels::projection_kernels& steps = kernels::projection_kernels_of(level);
         CAPTURE(name_of(level));

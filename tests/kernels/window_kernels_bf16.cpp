@@ -166,8 +166,7 @@ TEST_CASE("window_kernels of bf16: a broken key spoils its own logits and no oth
 }
 
 TEST_CASE("window_kernels of bf16: levels without such products leave bf16 to be widened", "[kernels]") {
-    for (const auto level :
-         {cpu_level::portable, cpu_level::neon_bf16, cpu_level::avx2, cpu_level::avx512, cpu_level::amx}) {
+    for (const auto level : support::all_cpu_levels()) {
         const bool has_products = support::has_bf16_products(level);
         const kernels::window_kernels& steps = kernels::window_kernels_of<bf16>(level);
         CAPTURE(name_of(level));
