@@ -6,8 +6,8 @@
 // vectors for f16, bf16 and fp8 where a target loads and stores them, else one by one. A NaN stays a NaN; its bits may differ
 // between levels.
 
+#include <kvtrim/kernels/vector_loops.hpp>
 #include <kvtrim/simd/choose.hpp>
-#include <kvtrim/simd/simd.hpp>
 
 #define KVTRIM_BODY <kvtrim/kernels/convert.inl>
 #include <kvtrim/simd/for_each_target.inl>

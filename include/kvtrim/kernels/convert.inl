@@ -5,19 +5,6 @@ namespace KVTRIM_NAMESPACE::kernels::KVTRIM_TARGET {
 
 using namespace simd::KVTRIM_TARGET;
 
-// Calls step(position) for whole vectors, sixteen elements at a time and then one vector, and returns the position behind
-// them: of the instructions of a loop over single vectors of four, more than half would be the loop's own.
-template <class Step>
-KVTRIM_INLINE index_t for_whole_vectors(index_t count, const Step& step) {
-    index_t i = 0;
-    for (; i + 16 <= count; i += 16) {
-        KVTRIM_UNROLL
-        for (index_t v = 0; v < 16; v += lanes) { step(i + v); }
-    }
-    for (; i + lanes <= count; i += lanes) { step(i); }
-    return i;
-}
-
 template <class T>
 void widen_row(const T* from, index_t count, float* to) {
     index_t i = 0;

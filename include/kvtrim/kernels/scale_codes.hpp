@@ -9,8 +9,8 @@
 // Codes are signed bytes, or floats that were widened before. Numerics: one rounded difference, one rounded product; the
 // same at every level. A zero point that is an integer costs no rounding.
 
+#include <kvtrim/kernels/vector_loops.hpp>
 #include <kvtrim/simd/choose.hpp>
-#include <kvtrim/simd/simd.hpp>
 
 namespace KVTRIM_NAMESPACE::kernels {
 

@@ -11,12 +11,11 @@ KVTRIM_INLINE void scale_row_by(const Code* codes, index_t count, const code_sca
     const float* const scales = by.scale;
     const float* const zeros = by.zero;
     const floats scale = broadcast(scales[0]), zero = broadcast(HasZero ? zeros[0] : 0.0f);
-    index_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
-        floats x = load(codes + i);
-        if constexpr (HasZero) { x = x - (PerChannel ? load(zeros + i) : zero); }
-        store(to + i, (PerChannel ? load(scales + i) : scale) * x);
-    }
+    index_t i = for_whole_vectors(count, [&](index_t at) KVTRIM_INLINED {
+        floats x = load(codes + at);
+        if constexpr (HasZero) { x = x - (PerChannel ? load(zeros + at) : zero); }
+        store(to + at, (PerChannel ? load(scales + at) : scale) * x);
+    });
     for (; i < count; ++i) {
         const index_t s = PerChannel ? i : 0;
         to[i] = scales[s] * (static_cast<float>(codes[i]) - (HasZero ? zeros[s] : 0.0f));
