@@ -33,18 +33,17 @@ inline void multiply_add(index_t steps) {
 }
 inline constexpr register_loop float_products{4'000'000, 2.0 * product_registers* lanes, multiply_add};
 
-inline constexpr index_t powers_at_once =
-    lanes == 16 ? 16 : 4; // more do not fit beside the polynomial's registers
+// More do not fit beside the polynomial's registers.
+inline constexpr index_t powers_at_once = lanes == 16 ? 16 : 4;
 
+// Each power is of the one before, negative again.
 inline void exponentiate(index_t steps) {
     registers<powers_at_once> powers;
     KVTRIM_UNROLL
     for (floats& power : powers) { power = broadcast(-half); }
     for (index_t i = 0; i < steps; ++i) {
         KVTRIM_UNROLL
-        for (floats& power : powers) {
-            power = exp2(broadcast(0.0F) - power);
-        } // of what it was, negative again
+        for (floats& power : powers) { power = exp2(broadcast(0.0F) - power); }
     }
     use(powers);
 }

@@ -104,9 +104,6 @@ KVTRIM_INLINE void add_products(const kvtrim::block_q8_0& block, const float* x,
 // Codes of four bits, c: an element is d c + m, and without a minimum d (c - 8).
 template <class Block>
 KVTRIM_INLINE void add_products(const Block& block, const float* x, floats (&sums)[2]) {
-    constexpr bool has_minimum = requires {
-        block.minimum;
-    };
     const floats scale = broadcast(block.scale);
     registers<32 / lanes> codes;
     load_nibbles(block.codes.data(), codes); // c - 8
@@ -114,7 +111,7 @@ KVTRIM_INLINE void add_products(const Block& block, const float* x, floats (&sum
     KVTRIM_UNROLL
     for (index_t i = 1; i < 32 / lanes; ++i) { products = fma(codes[i], load(x + i * lanes), products); }
     sums[0] = fma(scale, products, sums[0]);
-    if constexpr (has_minimum) { // d c + m = d (c - 8) + (8 d + m)
+    if constexpr (requires { block.minimum; }) { // d c + m = d (c - 8) + (8 d + m)
         floats total = load(x);
         KVTRIM_UNROLL
         for (index_t i = 1; i < 32 / lanes; ++i) { total = total + load(x + i * lanes); }

@@ -15,7 +15,5 @@
 
 #include <type_traits>
 
-namespace KVTRIM_NAMESPACE::kernels {} // namespace KVTRIM_NAMESPACE::kernels
-
 #define KVTRIM_BODY <kvtrim/kernels/vector_loops.inl>
 #include <kvtrim/simd/for_each_target.inl>

@@ -5,8 +5,8 @@
 // How many of a row's highest scores it takes to sum to a given mass, in linear time.
 //
 // Method: the digits of the scores' ordered bits, highest first: each pass sums the scores by their next digit and finds the
-// digit at which the mass is reached. Among equal scores the number is a division. Scores that are negative or NaN count as zero. Numerics: sums in double; the answer may differ from a
-// sequential sum only where that lies within rounding of the mass.
+// digit at which the mass is reached. Among equal scores the number is a division. Scores that are negative or NaN count as zero.
+// Numerics: sums in double; the answer may differ from a sequential sum only where that lies within rounding of the mass.
 // Cost: three reads of the row; 32 KiB of histogram on the stack.
 
 #include <kvtrim/plan/find_top_k.hpp>

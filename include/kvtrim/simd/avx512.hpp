@@ -119,8 +119,8 @@ KVTRIM_INLINE floats load(const f8_e4m3* from) {
 KVTRIM_INLINE floats load(const std::int8_t* from) {
     return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bits_of(from)));
 }
-KVTRIM_INLINE void load_nibbles(const std::uint8_t* from,
-                                floats* to) { // by a table, of whose places four bits count
+// By a table, of whose places four bits count.
+KVTRIM_INLINE void load_nibbles(const std::uint8_t* from, floats* to) {
     const floats values = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
     const __m512i places = _mm512_maskz_cvtepu8_epi32(0xffff, bits_of(from));
     to[0] = _mm512_maskz_permutexvar_ps(0xffff, places, values);
